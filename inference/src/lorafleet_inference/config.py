@@ -1,0 +1,89 @@
+"""One frozen config object for the pod. The CLI parses, this checks; nothing changes it after the start."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lorafleet_contract.names import ADMIN_PORT, CACHE_DIR, CREDENTIALS_DIR, PUBLIC_PORT, VOLUMES_DIR
+from lorafleet_contract.sources import AdapterSource
+from lorafleet_inference.errors import ConfigError
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+GIB = 1 << 30
+RANK_PAGE = 8
+"""Ranks in a page of adapter memory."""
+KV_BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine process is started with."""
+
+    model: str
+    """A folder with config.json and safetensors weights; a hub id is downloaded to the cache before the engine starts."""
+    device: DeviceChoice = "auto"
+    dtype: DtypeChoice = "auto"
+    max_model_len: int | None = None
+    """Tokens of prompt and answer; None: what the model's config says."""
+    max_batch_tokens: int = 2048
+    """Token budget of a step."""
+    max_batch_requests: int = 256
+    max_resident_adapters: int = 32
+    max_rank: int = 64
+    kv_cache_memory_bytes: int | None = None
+    """None: on CPU 1 GiB; on CUDA what is free after weights and adapters, less a reserve."""
+    host_cache_bytes: int = 4 * GIB
+    prefix_caching: bool = True
+    load_on_demand: bool = True
+    num_threads: int | None = None
+    """CPU threads of torch; None: the cores this process may use."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "--max-model-len": self.max_model_len is None or self.max_model_len >= 1,
+            "--max-batch-tokens": self.max_batch_tokens >= 1,
+            "--max-batch-requests": self.max_batch_requests >= 1,
+            "--max-resident-adapters": self.max_resident_adapters >= 1,
+            "--max-rank": 1 <= self.max_rank <= 256,
+            "--kv-cache-memory": self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes > 0,
+            "--host-cache": self.host_cache_bytes > 0,
+            "--num-threads": self.num_threads is None or self.num_threads >= 1,
+        }
+        for option, legal in checks.items():
+            if not legal:
+                raise ConfigError(option, "out of range")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What `lorafleet-inference serve` runs with."""
+
+    engine: EngineConfig
+    served_name: str
+    adapters: tuple[tuple[str, str], ...] = ()
+    """(name, source) of `--adapter NAME=SOURCE`: a folder, `hf:REPO[@REVISION]` or `s3://BUCKET/PREFIX`."""
+    adapter_sources: tuple[AdapterSource, ...] = ()
+    """Declared sources: the allow-list of the admin API."""
+    host: str = "0.0.0.0"
+    port: int = PUBLIC_PORT
+    admin_host: str = "0.0.0.0"
+    admin_port: int = ADMIN_PORT
+    admin_token_file: Path | None = None
+    """None: the admin API listens on loopback only, without a token."""
+    pod_name: str = "local"
+    cache_dir: Path = field(default_factory=lambda: Path(CACHE_DIR))
+    disk_cache_bytes: int = 20 * GIB
+    volumes_dir: Path = field(default_factory=lambda: Path(VOLUMES_DIR))
+    credentials_dir: Path = field(default_factory=lambda: Path(CREDENTIALS_DIR))
+    max_waiting_requests: int = 1024
+    """More are answered 429."""
+    adapter_hold_seconds: float = 30.0
+    """How long a request waits for its adapter before 503."""
+    drain_timeout_seconds: float = 60.0
+    ready_timeout_seconds: float = 120.0
+    """After this, a pod whose first catalogue has not become resident is ready all the same."""
+    wait_for_catalogue: bool = False
+    """True under the operator: not ready before the first catalogue came (or the timeout)."""
+    vllm_lora_routes: bool = False
+    """Whether /v1/load_lora_adapter and /v1/unload_lora_adapter exist on the admin port."""

@@ -1,0 +1,230 @@
+"""The only things that cross between API process and engine process: typed messages, msgpack on a Unix socket.
+
+API -> engine: Submit, Cancel, RegisterAdapter, ReleaseAdapter, Shutdown.
+Engine -> API: EngineReady, Tokens, AdapterStatus, EngineStats, EngineFailed.
+
+Every Submit is answered by TokenEvents of which exactly one is terminal (`finish` is set), whatever the cause.
+Token ids are ints of the base model's vocabulary; times are seconds; sizes are bytes.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from lorafleet_contract.names import revision_of
+from lorafleet_contract.reasons import Reason
+
+
+class AdapterKey(msgspec.Struct, frozen=True, array_like=True):
+    """Identity of an adapter: its served name and the digest of its content."""
+
+    name: str
+    digest: str
+
+    @property
+    def revision(self) -> str:
+        """Short form of the digest, as in headers and status."""
+        return revision_of(self.digest)
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens of one request are chosen. `temperature` 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    """Beside the model's own end tokens."""
+    ignore_eos: bool = False
+    num_logprobs: int | None = None
+    """None: no log-probabilities. N >= 0: of the chosen token and of the N most likely ones."""
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Run one sequence. An adapter must have been registered before."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    adapter: AdapterKey | None
+    sampling: SamplingParams
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Stop a request: no more tokens are wanted. It still gets its terminal event. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class RegisterAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Make an adapter known; its files lie validated in `directory`, which stays until ReleaseAdapter was confirmed.
+
+    `resident`: load into device memory now and answer with AdapterStatus. Otherwise it is loaded when a request names it.
+    `pinned`: on-demand loads never evict it. Sent again with other flags, it changes them.
+    """
+
+    key: AdapterKey
+    directory: str
+    resident: bool
+    pinned: bool = False
+
+
+class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Forget an adapter: refuse new requests for it, let running ones end, free it, confirm with AdapterStatus(tier=None)."""
+
+    key: AdapterKey
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """End every request as cancelled and exit."""
+
+
+ToEngine = Submit | Cancel | RegisterAdapter | ReleaseAdapter | Shutdown
+
+
+class ModuleKind(StrEnum):
+    """What an adaptable module is."""
+
+    LINEAR = "linear"
+    """Weight [out, in]."""
+    CONV1D = "conv1d"
+    """transformers' Conv1D: weight [in, out]."""
+    EMBEDDING = "embedding"
+
+
+class ModuleFacts(msgspec.Struct, frozen=True):
+    """One module that an adapter may change; `name` as in `model.named_modules()`."""
+
+    name: str
+    kind: ModuleKind
+    in_features: int
+    out_features: int
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What validation and the API need to know of a base model, without its weights."""
+
+    architecture: str
+    model_type: str
+    num_layers: int
+    vocab_size: int
+    max_model_len: int
+    dtype: str
+    device: str
+    eos_token_ids: tuple[int, ...]
+    modules: tuple[ModuleFacts, ...]
+
+
+class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine set aside. A rank-r adapter takes ceil(r / rank_page) rank pages."""
+
+    num_kv_blocks: int
+    kv_block_tokens: int
+    kv_cache_bytes: int
+    max_resident_adapters: int
+    max_rank: int
+    rank_page: int
+    total_rank_pages: int
+    host_cache_bytes: int
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True):
+    """First message: the base is loaded and warmed up."""
+
+    facts: ModelFacts
+    budgets: EngineBudgets
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    """An end token or a stop token id."""
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities of one position: of the chosen token, and of the most likely ones."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
+class TokenEvent(msgspec.Struct, frozen=True):
+    """New tokens of one request and, in its last event, why it ended. An end token that stopped it is not among the tokens."""
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish: FinishReason | None = None
+    error: str | None = None
+    """With finish ERROR: one sentence for the client."""
+    reason: Reason | None = None
+    """With finish ERROR: set when the cause is the request's adapter."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose KV was found in the prefix cache; in the first event."""
+    queue_seconds: float | None = None
+    """Time from Submit to the first scheduled step; in the first event."""
+
+
+class Tokens(msgspec.Struct, frozen=True, tag=True):
+    """All events of one step."""
+
+    events: tuple[TokenEvent, ...]
+
+
+class DeviceTier(StrEnum):
+    """Where the engine holds an adapter."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
+class AdapterStatus(msgspec.Struct, frozen=True, tag=True):
+    """An adapter changed its tier, or loading it failed. Sent on every change and as the answer to register and release."""
+
+    key: AdapterKey
+    tier: DeviceTier | None
+    """None: released (or never accepted)."""
+    reason: Reason | None = None
+    """Set when a load failed."""
+    message: str = ""
+    rank_pages: int = 0
+    host_bytes: int = 0
+    load_seconds: float | None = None
+    """Duration of the load that this reports."""
+    loaded_from: DeviceTier | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Counters since start and gauges; sent at most twice a second while anything changes."""
+
+    num_running: int
+    num_waiting: int
+    num_kv_blocks_used: int
+    num_preemptions: int
+    num_steps: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_prefix_queried_tokens: int
+    num_prefix_hit_tokens: int
+    num_adapter_evictions: int
+    used_rank_pages: int
+    host_used_bytes: int
+    step_seconds: float
+    """Sum of step durations since start."""
+    running_adapters: tuple[str, ...]
+    waiting_adapters: tuple[str, ...]
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot go on; the process exits after this."""
+
+    message: str
+
+
+FromEngine = EngineReady | Tokens | AdapterStatus | EngineStats | EngineFailed

@@ -1,0 +1,139 @@
+"""All errors of the pod.
+
+InferenceError
+├── ConfigError           the process does not start; names the option
+├── RequestError          one request fails; carries HTTP status, code and field
+│   ├── InvalidValue            400  invalid_value
+│   ├── UnsupportedParameter    400  unsupported_parameter
+│   ├── ContextLengthExceeded   400  context_length_exceeded
+│   ├── ModelNotFound           404  model_not_found
+│   ├── RevisionNotFound        404  revision_not_found
+│   ├── AdapterFailed           424  adapter_failed           the adapter was refused; message gives the reason
+│   ├── Overloaded              429  overloaded               Retry-After
+│   ├── AdapterLoading          503  adapter_loading          Retry-After
+│   ├── PodDraining             503  draining                 Retry-After
+│   ├── EngineNotReady          503  not_ready                Retry-After
+│   └── EngineFailure           500  internal_error
+└── AdapterError          one adapter fails; carries a Reason of the contract; retryable by its Reason
+"""
+
+from typing import ClassVar
+
+from lorafleet_contract.openai import ErrorCode
+from lorafleet_contract.reasons import PASSING, Reason
+
+
+class InferenceError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(InferenceError):
+    """An option is missing, unknown or illegal; `option` names it as the user wrote it."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(f"{option}: {message}")
+        self.option = option
+
+
+class RequestError(InferenceError):
+    """One request fails with an OpenAI-shaped body."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL_ERROR
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidValue(RequestError):
+    """A field has a value that is not legal; `param` names it."""
+
+    status = 400
+    code = ErrorCode.INVALID_VALUE
+
+
+class UnsupportedParameter(RequestError):
+    """A field that would change the output is not honoured; `param` names it."""
+
+    status = 400
+    code = ErrorCode.UNSUPPORTED_PARAMETER
+
+
+class ContextLengthExceeded(RequestError):
+    """Prompt and requested tokens do not fit the model."""
+
+    status = 400
+    code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+class ModelNotFound(RequestError):
+    """No base model or adapter of that name."""
+
+    status = 404
+    code = ErrorCode.MODEL_NOT_FOUND
+
+
+class RevisionNotFound(RequestError):
+    """The adapter is known, the revision asked for is not."""
+
+    status = 404
+    code = ErrorCode.REVISION_NOT_FOUND
+
+
+class AdapterFailed(RequestError):
+    """The adapter is known and was refused or failed."""
+
+    status = 424
+    code = ErrorCode.ADAPTER_FAILED
+
+
+class Overloaded(RequestError):
+    """Too many requests wait."""
+
+    status = 429
+    code = ErrorCode.OVERLOADED
+
+
+class AdapterLoading(RequestError):
+    """The adapter is known and did not become answerable in time."""
+
+    status = 503
+    code = ErrorCode.ADAPTER_LOADING
+
+
+class PodDraining(RequestError):
+    """This pod is going away."""
+
+    status = 503
+    code = ErrorCode.DRAINING
+
+
+class EngineNotReady(RequestError):
+    """The base model is not loaded yet, or the engine was lost."""
+
+    status = 503
+    code = ErrorCode.NOT_READY
+
+
+class EngineFailure(RequestError):
+    """A step failed; the requests of its batch end with this."""
+
+    status = 500
+    code = ErrorCode.INTERNAL_ERROR
+
+
+class AdapterError(InferenceError):
+    """One adapter cannot be taken; others are untouched."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = message
+
+    @property
+    def retryable(self) -> bool:
+        """Whether trying the same thing again may succeed."""
+        return self.reason in PASSING
