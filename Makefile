@@ -1,0 +1,36 @@
+# Every target works on a fresh Debian 12 with Python 3.11, Go and root. NAME picks the local cluster, CLUSTER=current the kubeconfig at hand.
+NAME ?= demo
+CLUSTER ?= local
+PYTHON ?= python3
+VENV := .venv/bin
+export PYTHONDONTWRITEBYTECODE = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test check lint format env evaluate numerals lock charts images bench clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## a real Kubernetes with the fleet on it: nine languages of numbers from one base model
+	@$(PYTHON) tools/demo up --name $(NAME) --cluster $(CLUSTER)
+
+demo-down: ## take the demo away; only the cache stays
+	@$(PYTHON) tools/demo down --name $(NAME) --cluster $(CLUSTER)
+
+env: ## the Python environment in .venv
+	@$(PYTHON) tools/bootstrap.py
+
+test: env ## every test, in a cluster of its own
+	@$(VENV)/python -m pytest
+
+check: env lint ## the fast part: lint, and the tests without a cluster
+	@$(VENV)/python -m pytest -m "not cluster and not slow"
+
+lint: env ## ruff, mypy strict, import rules
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy contract/src operator/src gateway/src inference/src
+	@$(VENV)/lint-imports
+
+format: env ## let ruff lay out the code
+	@$(VENV)/ruff check --fix . ; $(VENV)/ruff format .
