@@ -81,9 +81,29 @@ class ServerConfig:
     adapter_hold_seconds: float = 30.0
     """How long a request waits for its adapter before 503."""
     drain_timeout_seconds: float = 60.0
+    drain_grace_seconds: float = 3.0
+    """After SIGTERM the pod is not ready at once but answers new requests for this long, until routers have heard."""
     ready_timeout_seconds: float = 120.0
     """After this, a pod whose first catalogue has not become resident is ready all the same."""
     wait_for_catalogue: bool = False
     """True under the operator: not ready before the first catalogue came (or the timeout)."""
     vllm_lora_routes: bool = False
     """Whether /v1/load_lora_adapter and /v1/unload_lora_adapter exist on the admin port."""
+    max_body_bytes: int = 32 << 20
+    """Larger requests are answered 413."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "--port": 0 <= self.port <= 65535,
+            "--admin-port": 0 <= self.admin_port <= 65535,
+            "--disk-cache": self.disk_cache_bytes > 0,
+            "--max-waiting-requests": self.max_waiting_requests >= 1,
+            "--adapter-hold-seconds": self.adapter_hold_seconds >= 0,
+            "--drain-timeout-seconds": self.drain_timeout_seconds >= 0,
+            "--drain-grace-seconds": self.drain_grace_seconds >= 0,
+            "--ready-timeout-seconds": self.ready_timeout_seconds >= 0,
+            "--max-body": self.max_body_bytes >= 1,
+        }
+        for option, legal in checks.items():
+            if not legal:
+                raise ConfigError(option, "out of range")

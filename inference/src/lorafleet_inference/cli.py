@@ -1,0 +1,128 @@
+"""`lorafleet-inference`: serve a base model with its adapters, validate an adapter, print a digest."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from lorafleet_contract.names import CREDENTIALS_DIR, revision_of
+from lorafleet_inference.config import EngineConfig, ServerConfig
+from lorafleet_inference.errors import AdapterError, ConfigError
+from lorafleet_inference.fetch import model_folder
+from lorafleet_inference.logs import set_up_logs
+from lorafleet_inference.options import add_options, default_cache_dir, read_values
+
+logger = logging.getLogger(__name__)
+USAGE_STATUS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 1 failed, 2 used wrongly."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except ConfigError as error:
+        sys.stderr.write(f"lorafleet-inference: {error}\n")
+        return USAGE_STATUS
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lorafleet-inference", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="run one pod", description="Serve a base model and its adapters.", allow_abbrev=False
+    )
+    add_options(serve)
+    serve.set_defaults(run=_serve)
+    validate = commands.add_parser(
+        "validate",
+        help="say whether the fleet will take an adapter",
+        description="Check an adapter against a base model without loading weights. Status 0: it will be taken.",
+        allow_abbrev=False,
+    )
+    validate.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of the adapter")
+    validate.add_argument("--model", required=True, metavar="PATH_OR_ID", help="folder or hub repository of the base")
+    validate.add_argument("--max-rank", type=int, default=EngineConfig(model="").max_rank, help="default: %(default)s")
+    validate.set_defaults(run=_validate)
+    digest = commands.add_parser("digest", help="print the content digest of an adapter folder", allow_abbrev=False)
+    digest.add_argument("path", metavar="PATH", type=Path)
+    digest.set_defaults(run=_digest)
+    return parser
+
+
+def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> ServerConfig:
+    """Return the configuration of `serve`, the base model downloaded if it was named by its repository.
+
+    Raises:
+        ConfigError: an option is missing, bad or unknown.
+    """
+    values = read_values(parsed, environment)
+    own = values.of(None)
+    set_up_logs(own.get("log_level", "info"), own.get("log_format", "text"))
+    if "model" not in own:
+        raise ConfigError("--model", "is required")
+    model: str = own["model"]
+    cache_dir: Path = own.get("cache_dir", default_cache_dir())
+    server = values.of(ServerConfig)
+    folder = model_folder(
+        model,
+        revision=own.get("model_revision"),
+        cache_dir=cache_dir,
+        credentials_dir=server.get("credentials_dir", Path(CREDENTIALS_DIR)),
+    )
+    name = own.get("served_name") or Path(model).resolve().name
+    engine = EngineConfig(model=str(folder), **values.of(EngineConfig))
+    return ServerConfig(engine=engine, served_name=name, cache_dir=cache_dir, **server)
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    config = serve_config(parsed, dict(os.environ))
+    from lorafleet_inference.server.app import serve  # noqa: PLC0415  --help and bad options answer at once
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(config))
+
+
+def _validate(parsed: argparse.Namespace) -> int:
+    from lorafleet_inference.adapters.digest import digest_of  # noqa: PLC0415
+    from lorafleet_inference.adapters.inspect import inspect_adapter  # noqa: PLC0415
+    from lorafleet_inference.model.facts import facts_of_folder  # noqa: PLC0415  it imports torch
+
+    folder = model_folder(
+        parsed.model,
+        revision=None,
+        cache_dir=default_cache_dir(),
+        credentials_dir=Path(CREDENTIALS_DIR),
+        weights=False,
+    )
+    try:
+        plan = inspect_adapter(parsed.adapter, facts_of_folder(folder), max_rank=parsed.max_rank)
+        digest = digest_of(parsed.adapter)
+    except AdapterError as error:
+        sys.stdout.write(f"refused: {error}\n")
+        return 1
+    facts = plan.facts
+    sys.stdout.write(
+        f"accepted: rank {facts.rank}, {len(plan.sites)} modules ({', '.join(facts.target_modules)}), "
+        f"{facts.size_bytes} bytes\ndigest {digest}\nrevision {revision_of(digest)}\n"
+    )
+    return 0
+
+
+def _digest(parsed: argparse.Namespace) -> int:
+    from lorafleet_inference.adapters.digest import digest_of  # noqa: PLC0415
+
+    try:
+        sys.stdout.write(f"{digest_of(parsed.path)}\n")
+    except AdapterError as error:
+        sys.stderr.write(f"lorafleet-inference: {error}\n")
+        return 1
+    return 0

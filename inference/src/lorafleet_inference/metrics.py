@@ -1,0 +1,260 @@
+"""All metrics of the pod in one table: name, kind, labels and meaning stand here and nowhere else.
+
+`docs/reference/metrics.md` is generated from TABLE. Counters and histograms are filled where things happen; gauges and
+counters of the engine are read from its last EngineStats when somebody scrapes. Every own metric has the label `base`,
+the served name of the base model. Histograms have no adapter label: a scrape happens up to 20 times a second.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, EngineReady, EngineStats
+
+MAX_ADAPTER_LABELS = 100
+"""Adapters that come later are counted together."""
+OTHER_ADAPTERS = "_other"
+
+REGISTRY = CollectorRegistry()
+LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
+
+Kind = Literal["counter", "gauge", "histogram"]
+PromT = TypeVar("PromT", Counter, Gauge, Histogram)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One line of the table; `labels` without `base`."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    meaning: str
+
+
+TABLE: list[Described] = []
+_base: list[str] = [""]
+
+
+def bind_base(name: str) -> None:
+    """Set the served name of the base model; once, before anything is counted."""
+    _base[0] = name
+
+
+class Family(Generic[PromT]):
+    """One metric; `of` gives its child for label values."""
+
+    def __init__(self, metric: PromT) -> None:
+        self._metric: PromT = metric
+        self._children: dict[tuple[str, ...], PromT] = {}
+
+    def of(self, *values: str) -> PromT:
+        """Return the child for these values, in the order of the table's labels."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._metric.labels(_base[0], *values)
+        return child
+
+
+def counter(name: str, meaning: str, *labels: str) -> Family[Counter]:
+    """Declare a counter; its name ends in `_total`."""
+    TABLE.append(Described(name, "counter", labels, meaning))
+    return Family(Counter(name, meaning, ("base", *labels), registry=REGISTRY))
+
+
+def gauge(name: str, meaning: str, *labels: str) -> Family[Gauge]:
+    """Declare a gauge."""
+    TABLE.append(Described(name, "gauge", labels, meaning))
+    return Family(Gauge(name, meaning, ("base", *labels), registry=REGISTRY))
+
+
+def histogram(name: str, meaning: str, *labels: str, buckets: tuple[float, ...]) -> Family[Histogram]:
+    """Declare a histogram."""
+    TABLE.append(Described(name, "histogram", labels, meaning))
+    return Family(Histogram(name, meaning, ("base", *labels), buckets=buckets, registry=REGISTRY))
+
+
+REQUESTS = counter(
+    "lorafleet_requests_total",
+    "Sequences that ended, by adapter and cause: stop, length, error, cancelled. Each choice of `n` counts.",
+    "adapter",
+    "finish",
+)
+PROMPT_TOKENS = counter("lorafleet_prompt_tokens_total", "Prompt tokens of accepted sequences.", "adapter")
+GENERATION_TOKENS = counter("lorafleet_generation_tokens_total", "Tokens generated.", "adapter")
+ERRORS = counter("lorafleet_errors_total", "Requests answered with an error, by its code.", "code")
+TIME_TO_FIRST_TOKEN = histogram(
+    "lorafleet_time_to_first_token_seconds",
+    "From the arrival of a request to its first token.",
+    buckets=LATENCY_BUCKETS,
+)
+INTER_TOKEN = histogram(
+    "lorafleet_inter_token_seconds",
+    "Between two tokens of a sequence, as they leave the engine.",
+    buckets=TOKEN_BUCKETS,
+)
+REQUEST_SECONDS = histogram(
+    "lorafleet_request_seconds", "From the arrival of a request to its end.", buckets=LATENCY_BUCKETS
+)
+QUEUE_SECONDS = histogram(
+    "lorafleet_queue_seconds", "From submission to the first step that computes the sequence.", buckets=LATENCY_BUCKETS
+)
+ADAPTER_LOAD_SECONDS = histogram(
+    "lorafleet_adapter_load_seconds",
+    "Loads of adapters into device memory, by the tier they came from: host, disk.",
+    "from",
+    buckets=LATENCY_BUCKETS,
+)
+ADAPTER_LOAD_FAILURES = counter(
+    "lorafleet_adapter_load_failures_total", "Loads that the engine refused or that failed, by reason.", "reason"
+)
+READY = gauge("lorafleet_ready", "1 while /ready answers 200, else 0.")
+
+
+class AdapterLabels:
+    """Names for the label `adapter`, at most MAX_ADAPTER_LABELS of them; the base itself has an empty one."""
+
+    def __init__(self, max_labels: int = MAX_ADAPTER_LABELS) -> None:
+        self._max_labels = max_labels
+        self._known: set[str] = set()
+
+    def of(self, key: AdapterKey | None) -> str:
+        """Return the label value of an adapter."""
+        if key is None:
+            return ""
+        if key.name not in self._known:
+            if len(self._known) >= self._max_labels:
+                return OTHER_ADAPTERS
+            self._known.add(key.name)
+        return key.name
+
+
+ADAPTER_LABELS = AdapterLabels()
+
+
+def _read(name: str, kind: Kind, meaning: str, *labels: str) -> str:
+    TABLE.append(Described(name, kind, labels, meaning))
+    return name
+
+
+RUNNING = _read("lorafleet_requests_running", "gauge", "Sequences in the running batch.")
+WAITING = _read("lorafleet_requests_waiting", "gauge", "Sequences that wait in the engine.")
+KV_USED = _read("lorafleet_kv_blocks_used", "gauge", "KV cache blocks in use.")
+KV_BLOCKS = _read("lorafleet_kv_blocks", "gauge", "KV cache blocks in all.")
+PREFIX_QUERIED = _read(
+    "lorafleet_prefix_cache_queried_tokens_total", "counter", "Prompt tokens looked up in the prefix cache."
+)
+PREFIX_HIT = _read("lorafleet_prefix_cache_hit_tokens_total", "counter", "Prompt tokens found in the prefix cache.")
+PREEMPTIONS = _read("lorafleet_preemptions_total", "counter", "Sequences set back to be computed again.")
+STEPS = _read("lorafleet_engine_steps_total", "counter", "Steps of the engine.")
+STEP_SECONDS = _read("lorafleet_engine_step_seconds_total", "counter", "Time spent in steps.")
+STEP_TOKENS = _read("lorafleet_engine_step_tokens_total", "counter", "Tokens computed: prefill, decode.", "phase")
+ADAPTERS = _read(
+    "lorafleet_adapters", "gauge", "Registered adapters by the engine's fastest tier: device, host, disk.", "tier"
+)
+EVICTIONS = _read("lorafleet_adapter_evictions_total", "counter", "Adapters that made room in device memory.")
+PAGES_USED = _read("lorafleet_rank_pages_used", "gauge", "Rank pages of adapter memory in use.")
+PAGES = _read("lorafleet_rank_pages", "gauge", "Rank pages of adapter memory in all.")
+HOST_USED = _read("lorafleet_host_cache_used_bytes", "gauge", "Host memory that holds adapters.")
+HOST_BYTES = _read("lorafleet_host_cache_limit_bytes", "gauge", "Host memory that may hold adapters.")
+VLLM_RUNNING = _read("vllm:num_requests_running", "gauge", "As lorafleet_requests_running, for inference gateways.")
+VLLM_WAITING = _read("vllm:num_requests_waiting", "gauge", "As lorafleet_requests_waiting, for inference gateways.")
+VLLM_KV_USAGE = _read("vllm:kv_cache_usage_perc", "gauge", "Share of the KV cache in use, 0 to 1.")
+VLLM_CACHE_CONFIG = _read(
+    "vllm:cache_config_info", "gauge", "1; the size of the KV cache in its labels.", "block_size", "num_gpu_blocks"
+)
+VLLM_LORA = _read(
+    "vllm:lora_requests_info",
+    "gauge",
+    "Unix time; adapters in device memory and those waited for, in one series that is replaced.",
+    "max_lora",
+    "running_lora_adapters",
+    "waiting_lora_adapters",
+)
+VLLM_LABEL = "model_name"
+"""What `vllm:*` series have instead of `base`."""
+
+
+class EngineCollector(Collector):
+    """Shows the engine's last statistics and where adapters are."""
+
+    def __init__(self, stats: Callable[[], EngineStats | None], ready: Callable[[], EngineReady | None]) -> None:
+        self._stats = stats
+        self._ready = ready
+        self._tiers: dict[AdapterKey, DeviceTier] = {}
+
+    def observe(self, status: AdapterStatus) -> None:
+        """Take note of a tier change; for `EngineClient.subscribe`."""
+        if status.tier is None:
+            self._tiers.pop(status.key, None)
+        else:
+            self._tiers[status.key] = status.tier
+        if status.reason is not None:
+            ADAPTER_LOAD_FAILURES.of(status.reason.value).inc()
+        elif status.load_seconds is not None:
+            ADAPTER_LOAD_SECONDS.of((status.loaded_from or DeviceTier.DISK).value).observe(status.load_seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families for one scrape."""
+        ready, stats = self._ready(), self._stats()
+        if ready is None:
+            return
+        budgets = ready.budgets
+        tiers = list(self._tiers.values())
+        yield from _family(ADAPTERS, *(((tier.value,), tiers.count(tier)) for tier in DeviceTier))
+        yield from _family(KV_BLOCKS, ((), budgets.num_kv_blocks))
+        yield from _family(PAGES, ((), budgets.total_rank_pages))
+        yield from _family(HOST_BYTES, ((), budgets.host_cache_bytes))
+        yield from _family(VLLM_CACHE_CONFIG, ((str(budgets.kv_block_tokens), str(budgets.num_kv_blocks)), 1))
+        yield from self._lora_info(budgets.max_resident_adapters, stats)
+        used = stats.num_kv_blocks_used if stats else 0
+        yield from _family(VLLM_RUNNING, ((), stats.num_running if stats else 0))
+        yield from _family(VLLM_WAITING, ((), stats.num_waiting if stats else 0))
+        yield from _family(VLLM_KV_USAGE, ((), used / max(1, budgets.num_kv_blocks)))
+        if stats is not None:
+            yield from _engine_families(stats)
+
+    def _lora_info(self, max_adapters: int, stats: EngineStats | None) -> Iterator[Metric]:
+        resident = {key.name for key, tier in self._tiers.items() if tier is DeviceTier.DEVICE}
+        waiting = stats.waiting_adapters if stats else ()
+        values = (str(max_adapters), ",".join(sorted(resident)), ",".join(sorted(waiting)))
+        yield from _family(VLLM_LORA, (values, time.time()))
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield nothing: registering must not need an engine."""
+        return iter(())
+
+
+def _engine_families(stats: EngineStats) -> Iterator[Metric]:
+    single = {
+        RUNNING: stats.num_running,
+        WAITING: stats.num_waiting,
+        KV_USED: stats.num_kv_blocks_used,
+        PREFIX_QUERIED: stats.num_prefix_queried_tokens,
+        PREFIX_HIT: stats.num_prefix_hit_tokens,
+        PREEMPTIONS: stats.num_preemptions,
+        STEPS: stats.num_steps,
+        STEP_SECONDS: stats.step_seconds,
+        EVICTIONS: stats.num_adapter_evictions,
+        PAGES_USED: stats.used_rank_pages,
+        HOST_USED: stats.host_used_bytes,
+    }
+    for name, value in single.items():
+        yield from _family(name, ((), value))
+    yield from _family(STEP_TOKENS, (("prefill",), stats.num_prefill_tokens), (("decode",), stats.num_decode_tokens))
+
+
+def _family(name: str, *samples: tuple[tuple[str, ...], float]) -> Iterator[Metric]:
+    described = next(line for line in TABLE if line.name == name)
+    labels = (VLLM_LABEL if name.startswith("vllm:") else "base", *described.labels)
+    kind = CounterMetricFamily if described.kind == "counter" else GaugeMetricFamily
+    family = kind(name, described.meaning, labels=labels)
+    for values, value in samples:
+        family.add_metric((_base[0], *values), value)
+    yield family

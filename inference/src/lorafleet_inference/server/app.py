@@ -1,0 +1,156 @@
+"""One pod's life: engine up, ports open, requests answered, drained, ended.
+
+The order at the end: not ready at once; for a grace time new requests are still answered, because whoever routes has
+not heard yet; then they are refused while running ones end; then the engine and the ports close.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import uuid
+from pathlib import Path
+
+from lorafleet_inference import metrics
+from lorafleet_inference.adapters.manager import AdapterManager
+from lorafleet_inference.config import ServerConfig
+from lorafleet_inference.engine.client import EngineClient
+from lorafleet_inference.errors import ConfigError, RequestError
+from lorafleet_inference.server.admin import admin_app
+from lorafleet_inference.server.generation import Admission
+from lorafleet_inference.server.listening import HttpServer, bind, http_server, url_of
+from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.public import public_app
+from lorafleet_inference.server.state import Phase, PodState
+from lorafleet_inference.text.files import TextFileError
+from lorafleet_inference.text.tokenizer import Text
+
+logger = logging.getLogger(__name__)
+LOST_ENGINE_GRACE_SECONDS = 1.0
+"""Time for the last errors to reach clients, and for a probe to see /health 503, before the process ends."""
+
+
+async def serve(config: ServerConfig) -> int:
+    """Run one pod until SIGTERM or SIGINT, or until its engine is lost; return the exit status.
+
+    Raises:
+        ConfigError: an option turned out to be impossible.
+    """
+    try:
+        text = Text.load(Path(config.engine.model))
+    except TextFileError as error:
+        raise ConfigError("--model", str(error)) from error
+    token = _read_token(config.admin_token_file)
+    admin_host = config.admin_host if token is not None else "127.0.0.1"
+    with (
+        bind(config.host, config.port, option="--port") as public_socket,
+        bind(admin_host, config.admin_port, option="--admin-port") as admin_socket,
+    ):
+        stop = _stop_signal()
+        metrics.bind_base(config.served_name)
+        engine = await EngineClient.start(config.engine)
+        try:
+            manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex)
+            pod = Pod(config, engine, manager, text, PodState(), Admission(config.max_waiting_requests))
+            servers = [
+                (http_server(public_app(pod)), public_socket),
+                (http_server(admin_app(manager, config, token)), admin_socket),
+            ]
+            return await _run(pod, servers, stop)
+        finally:
+            await engine.close()
+
+
+async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: asyncio.Event) -> int:
+    collector = metrics.EngineCollector(lambda: pod.engine.stats, lambda: pod.engine.facts)
+    metrics.REGISTRY.register(collector)
+    pod.engine.subscribe(collector.observe)
+    serving = [asyncio.ensure_future(server.serve(sockets=[listener])) for server, listener in servers]
+    life = asyncio.ensure_future(_live(pod, servers[0][1], stop))
+    lost = asyncio.ensure_future(_lost(pod))
+    try:
+        await asyncio.wait((life, lost, *serving), return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            life.result()
+            return 0
+        if lost.done():
+            logger.error("the engine was lost: %s", pod.state.failure)
+            await asyncio.sleep(LOST_ENGINE_GRACE_SECONDS)
+        return 1
+    finally:
+        life.cancel()
+        lost.cancel()
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(life, lost, *serving, return_exceptions=True)
+        await pod.manager.close()
+        metrics.REGISTRY.unregister(collector)
+
+
+async def _live(pod: Pod, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Bring the pod up, wait for the signal, drain."""
+    stopping = asyncio.ensure_future(stop.wait())
+    starting = asyncio.ensure_future(_start(pod, listener))
+    try:
+        await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await stopping
+            await _drain(pod)
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+
+
+async def _start(pod: Pod, listener: socket.socket) -> None:
+    url, config = url_of(listener), pod.config
+    logger.info("listening on %s, loading the base model %s", url, config.served_name)
+    try:
+        ready = await pod.engine.wait_ready()
+    except RequestError:
+        await asyncio.Future()  # the watch over the engine ends the process, with the reason
+        raise
+    await pod.manager.start()
+    pod.state.phase = Phase.SERVING
+    facts = ready.facts
+    logger.info("serving %s (%s, %s, %s)", config.served_name, facts.architecture, facts.dtype, facts.device)
+    example = f'{{"model": "{config.served_name}", "prompt": "Hello", "max_tokens": 16}}'
+    logger.info("try: curl %s/v1/completions -H 'content-type: application/json' -d '%s'", url, example)
+
+
+async def _lost(pod: Pod) -> None:
+    """Return when the engine is lost, having marked the pod."""
+    pod.state.failure = await asyncio.shield(pod.engine.failed)
+    pod.state.phase = Phase.FAILED
+
+
+async def _drain(pod: Pod) -> None:
+    config = pod.config
+    pod.state.phase = Phase.LEAVING
+    logger.info("told to end: draining %d requests", pod.state.num_in_flight)
+    await asyncio.sleep(config.drain_grace_seconds)
+    pod.state.phase = Phase.DRAINING
+    if not await pod.state.wait_idle(config.drain_timeout_seconds):
+        logger.warning("%d requests did not end within %.0f s", pod.state.num_in_flight, config.drain_timeout_seconds)
+
+
+def _stop_signal() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _read_token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError("--admin-token-file", f"cannot be read: {error.strerror}") from error
+    if not token:
+        raise ConfigError("--admin-token-file", "is empty")
+    return token

@@ -1,0 +1,108 @@
+"""Which fields of OpenAI's and neighbouring servers' requests are honoured, passed over, or refused by name.
+
+Honoured fields are those of the request models in `requests.py`. Everything else is looked up here: a field without
+effect on the output passes; one that would change it passes only with its neutral value; an unknown one is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from lorafleet_inference.errors import UnsupportedParameter
+
+PASSED: Mapping[str, str] = {
+    "user": "names the caller",
+    "metadata": "is stored by OpenAI, not used",
+    "store": "asks OpenAI to keep the answer",
+    "service_tier": "chooses OpenAI's price",
+    "safety_identifier": "names the caller",
+    "prompt_cache_key": "steers OpenAI's cache; ours needs no hint",
+    "prompt_cache_retention": "steers OpenAI's cache; ours needs no hint",
+    "prediction": "speeds up OpenAI's answer without changing it",
+    "parallel_tool_calls": "means nothing without tools",
+    "priority": "would order the queue, not change the answer",
+    "request_id": "names the request; use the header x-request-id",
+}
+"""Field -> why it has no effect on the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """A field that is not honoured, and the values with which it changes nothing."""
+
+    name: str
+    values: tuple[JsonValue, ...]
+    meaning: str
+    """What it would do, for the reference page."""
+
+
+NEUTRAL: Mapping[str, Neutral] = {
+    field.name: field
+    for field in (
+        Neutral("frequency_penalty", (0, 0.0), "penalise frequent tokens"),
+        Neutral("presence_penalty", (0, 0.0), "penalise tokens that occurred"),
+        Neutral("repetition_penalty", (1, 1.0), "penalise repetitions"),
+        Neutral("logit_bias", ({},), "bias single tokens"),
+        Neutral("min_p", (0, 0.0), "cut tokens far below the most likely one"),
+        Neutral("typical_p", (1, 1.0), "sample typical tokens"),
+        Neutral("min_tokens", (0,), "forbid an early end"),
+        Neutral("best_of", (1,), "choose among several answers"),
+        Neutral("use_beam_search", (False,), "search instead of sampling"),
+        Neutral("length_penalty", (1, 1.0), "weigh beams"),
+        Neutral("echo", (False,), "repeat the prompt in the answer"),
+        Neutral("suffix", ("",), "fill in before a suffix"),
+        Neutral("response_format", ({"type": "text"},), "force a format"),
+        Neutral("tools", ([],), "offer tools to the model"),
+        Neutral("tool_choice", ("none", "auto"), "make the model call a tool"),
+        Neutral("functions", ([],), "offer functions to the model"),
+        Neutral("function_call", ("none", "auto"), "make the model call a function"),
+        Neutral("modalities", (["text"],), "answer in other media"),
+        Neutral("audio", (), "answer in speech"),
+        Neutral("reasoning_effort", ("none",), "steer reasoning"),
+        Neutral("verbosity", ("medium",), "steer the length of answers"),
+        Neutral("web_search_options", (), "search the web"),
+        Neutral("guided_json", (), "force a JSON schema"),
+        Neutral("guided_regex", (), "force a regular expression"),
+        Neutral("guided_choice", (), "force one of several answers"),
+        Neutral("guided_grammar", (), "force a grammar"),
+        Neutral("structured_outputs", (), "force a format"),
+        Neutral("bad_words", ([],), "forbid words"),
+        Neutral("prompt_logprobs", (), "score the prompt"),
+        Neutral("return_token_ids", (False,), "answer with token ids"),
+        Neutral("skip_special_tokens", (True,), "show special tokens"),
+        Neutral("spaces_between_special_tokens", (True,), "space special tokens"),
+        Neutral("include_stop_str_in_output", (False,), "show the stop string"),
+        Neutral("truncate_prompt_tokens", (), "cut long prompts"),
+        Neutral("add_generation_prompt", (True,), "leave the assistant's turn unopened"),
+        Neutral("continue_final_message", (False,), "continue the last message"),
+        Neutral("add_special_tokens", (), "add or omit bos"),
+        Neutral("chat_template", (), "replace the chat template"),
+        Neutral("chat_template_kwargs", ({},), "pass variables to the chat template"),
+        Neutral("documents", ([],), "pass documents to the chat template"),
+        Neutral("adapter_source", (), "load an adapter from elsewhere"),
+        Neutral("adapter_id", (), "name the adapter; the field `model` does"),
+    )
+}
+
+
+def refuse_others(fields: Mapping[str, JsonValue]) -> None:
+    """Check the fields that the request models do not know; null counts as absent.
+
+    Raises:
+        UnsupportedParameter: one would change the output, or is unknown; `param` names it.
+    """
+    tools_off = fields.get("tool_choice") == "none"
+    for name, value in fields.items():
+        if value is None or name in PASSED or (tools_off and name == "tools"):
+            continue
+        neutral = NEUTRAL.get(name)
+        if neutral is None:
+            raise UnsupportedParameter(f"unknown field {name!r}", param=name)
+        if not any(_same(value, legal) for legal in neutral.values):
+            raise UnsupportedParameter(f"{name!r} is not supported: it would {neutral.meaning}", param=name)
+
+
+def _same(value: JsonValue, legal: JsonValue) -> bool:
+    """Compare as JSON does: `true` is not 1."""
+    return value == legal and isinstance(value, bool) == isinstance(legal, bool)

@@ -1,0 +1,186 @@
+"""HTTP below the API: bodies with a limit, OpenAI-shaped errors, server-sent events, clients that vanish."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from lorafleet_contract.openai import ErrorAnswer, ErrorBody, ErrorCode, error_type
+from lorafleet_inference.errors import RequestError
+from lorafleet_inference.metrics import ERRORS
+
+logger = logging.getLogger(__name__)
+_encoder = msgspec.json.Encoder()
+Headers = Mapping[str, str]
+
+
+class PayloadTooLarge(RequestError):
+    """The body is larger than the server takes."""
+
+    status = 413
+    code = ErrorCode.INVALID_VALUE
+
+
+def json_response(body: msgspec.Struct, *, status: int = 200, headers: Headers | None = None) -> Response:
+    """Return a JSON answer."""
+    return Response(_encoder.encode(body), status, headers, media_type="application/json")
+
+
+def error_body(message: str, *, status: int, code: str | None, param: str | None = None) -> bytes:
+    """Return `{"error": {…}}`."""
+    body = ErrorBody(message=message, type=error_type(status), param=param, code=code)
+    return ErrorAnswer(error=body).model_dump_json().encode()
+
+
+def error_response(error: RequestError, headers: Headers | None = None) -> Response:
+    """Return the answer for an error and count it."""
+    ERRORS.of(error.code.value).inc()
+    body = error_body(error.message, status=error.status, code=error.code.value, param=error.param)
+    extra = {}
+    if error.retry_after_seconds is not None:
+        extra["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    return Response(body, error.status, {**(headers or {}), **extra}, media_type="application/json")
+
+
+def error_event(error: RequestError) -> bytes:
+    """Return the server-sent event that ends a stream that had begun, and count the error."""
+    ERRORS.of(error.code.value).inc()
+    body = error_body(error.message, status=error.status, code=error.code.value, param=error.param)
+    return b"event: error\ndata: " + body + b"\n\n"
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body.
+
+    Raises:
+        PayloadTooLarge: more than `max_bytes`; the rest is not read.
+        ClientDisconnect: the client left first.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise PayloadTooLarge(f"the body has {declared} bytes; at most {max_bytes} are taken")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(f"the body has more than {max_bytes} bytes")
+    return bytes(body)
+
+
+class EventStream:
+    """Server-sent events to one client. The headers go out with the first event, so an earlier error has a status."""
+
+    def __init__(self, send: Send, headers: Headers) -> None:
+        self._send = send
+        self._headers = headers
+        self.started = False
+
+    async def start(self) -> None:
+        """Send the status line and the headers."""
+        self.started = True
+        named = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+            **self._headers,
+        }
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def event(self, body: msgspec.Struct) -> None:
+        """Send one event."""
+        if not self.started:
+            await self.start()
+        await self.raw(b"data: " + _encoder.encode(body) + b"\n\n")
+
+    async def raw(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, last: bytes = b"data: [DONE]\n\n") -> None:
+        """Send the last bytes and close the stream."""
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+class Exchange:
+    """One request and its answer, as a handler sees it."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.request = Request(scope, receive)
+        self.scope, self.receive, self.send = scope, receive, send
+        self.headers: dict[str, str] = {}
+        """Headers for whatever answer it becomes."""
+        self.stream: EventStream | None = None
+
+    def open_stream(self) -> EventStream:
+        """Answer with server-sent events."""
+        self.stream = EventStream(self.send, self.headers)
+        return self.stream
+
+    async def respond(self, response: Response) -> None:
+        """Answer at once."""
+        await response(self.scope, self.receive, self.send)
+
+    async def fail(self, error: RequestError) -> None:
+        """Answer with an error: as a status while that is possible, else as the last event of the stream."""
+        if self.stream is not None and self.stream.started:
+            await self.stream.end(error_event(error))
+        else:
+            await self.respond(error_response(error, self.headers))
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class Endpoint:
+    """An ASGI endpoint around a handler that reads its body first: errors become answers, a vanished client cancels it."""
+
+    def __init__(self, handler: Callable[[Exchange, bytes], Awaitable[None]], *, max_body_bytes: int) -> None:
+        self._handler = handler
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            body = await read_body(exchange.request, self._max_body_bytes)
+        except ClientDisconnect:
+            return
+        except RequestError as error:
+            await exchange.fail(error)
+            return
+        await _unless_disconnected(receive, self._answer(exchange, body))
+
+    async def _answer(self, exchange: Exchange, body: bytes) -> None:
+        try:
+            await self._handler(exchange, body)
+        except RequestError as error:
+            await exchange.fail(error)
+        except Exception:
+            logger.exception("a request failed unexpectedly")
+            await exchange.fail(RequestError("the server failed on this request"))
+
+
+async def _unless_disconnected(receive: Receive, work: Awaitable[None]) -> None:
+    """Run the work and cancel it when the client leaves; returns when the work has ended either way."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone = not working.done()
+        watching.cancel()
+        working.cancel()
+        results = await asyncio.gather(working, watching, return_exceptions=True)
+    if not gone and isinstance(results[0], BaseException):
+        raise results[0]
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,51 @@
+"""What every answer of the public port has: a request id, the pod's name, a line in the log."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lorafleet_contract.names import HEADER_ADAPTER, HEADER_POD
+
+logger = logging.getLogger("lorafleet_inference.access")
+REQUEST_ID = "x-request-id"
+_LEGAL_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/v1/routes"})
+"""Asked every few seconds by machines: logged at level debug."""
+
+
+class AnswerHeaders:
+    """ASGI middleware that adds x-request-id (the client's, if it sent a legal one) and x-lorafleet-pod."""
+
+    def __init__(self, app: ASGIApp, *, pod_name: str) -> None:
+        self._app = app
+        self._pod_name = pod_name.encode("latin-1", "replace")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status, adapter = time.perf_counter(), 0, ""
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _LEGAL_ID.match(given) else uuid.uuid4().hex
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, adapter
+            if message["type"] == "http.response.start":
+                status, adapter = message["status"], Headers(raw=message["headers"]).get(HEADER_ADAPTER, "")
+                own = [(REQUEST_ID.encode(), request_id.encode()), (HEADER_POD.encode(), self._pod_name)]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+            if logger.isEnabledFor(level):
+                seconds = time.perf_counter() - began
+                what = f"{scope['method']} {scope['path']}"
+                logger.log(level, "%s %s %.3fs %s id=%s", what, status or "gone", seconds, adapter or "-", request_id)

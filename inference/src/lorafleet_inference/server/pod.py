@@ -1,0 +1,78 @@
+"""What the handlers of the public port work with."""
+
+from dataclasses import dataclass
+
+from lorafleet_contract.names import HEADER_ADAPTER, HEADER_REVISION
+from lorafleet_inference.adapters.manager import AdapterManager, Lease
+from lorafleet_inference.config import ServerConfig
+from lorafleet_inference.engine.client import EngineClient
+from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.errors import ContextLengthExceeded, EngineNotReady, InvalidValue
+from lorafleet_inference.server.generation import Admission
+from lorafleet_inference.server.state import PodState
+from lorafleet_inference.text.tokenizer import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One of each."""
+
+    config: ServerConfig
+    engine: EngineClient
+    manager: AdapterManager
+    text: Text
+    state: PodState
+    admission: Admission
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The base model.
+
+        Raises:
+            EngineNotReady: it is not loaded yet.
+        """
+        ready = self.engine.facts
+        if ready is None:
+            raise EngineNotReady("the base model is still being loaded")
+        return ready.facts
+
+
+def lease_headers(lease: Lease) -> dict[str, str]:
+    """Return the headers that name the adapter and the revision of an answer; none for the base."""
+    if lease.key is None:
+        return {}
+    return {HEADER_ADAPTER: lease.key.name, HEADER_REVISION: lease.key.revision}
+
+
+def answer_length(num_prompt_tokens: int, max_new_tokens: int | None, facts: ModelFacts, *, prompt_field: str) -> int:
+    """Return how many tokens the answer may have.
+
+    Raises:
+        InvalidValue: the prompt is empty.
+        ContextLengthExceeded: prompt and answer do not fit the model.
+    """
+    if num_prompt_tokens == 0:
+        raise InvalidValue("the prompt has no tokens", param=prompt_field)
+    room = facts.max_model_len - num_prompt_tokens
+    wanted = room if max_new_tokens is None else max_new_tokens
+    if wanted < 1 or wanted > room:
+        asked = "at least 1 token" if max_new_tokens is None else f"{max_new_tokens} tokens"
+        raise ContextLengthExceeded(
+            f"the model's context has {facts.max_model_len} tokens; the prompt has {num_prompt_tokens}, and {asked} of "
+            f"answer were asked for",
+            param=prompt_field,
+        )
+    return wanted
+
+
+def check_token_ids(token_ids: list[int], facts: ModelFacts, *, field: str) -> None:
+    """Check that token ids are of the model's vocabulary.
+
+    Raises:
+        InvalidValue: one is not.
+    """
+    for token_id in token_ids:
+        if token_id >= facts.vocab_size:
+            raise InvalidValue(
+                f"{field}: token id {token_id} is not below the vocabulary's {facts.vocab_size}", param=field
+            )

@@ -1,0 +1,112 @@
+"""The public port: OpenAI's routes, health, metrics, and the routes document for gateways."""
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from lorafleet_contract.openai import ErrorCode
+from lorafleet_inference import metrics
+from lorafleet_inference.errors import InvalidValue, ModelNotFound, RequestError
+from lorafleet_inference.server.chat import Chat
+from lorafleet_inference.server.completions import Completions
+from lorafleet_inference.server.http import Endpoint, error_body, error_response, json_response
+from lorafleet_inference.server.middleware import AnswerHeaders
+from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.routes import routes_router
+from lorafleet_inference.server.state import Phase
+from lorafleet_inference.server.wire import Health, Model, ModelList
+
+
+def public_app(pod: Pod) -> FastAPI:
+    """Return the app of the public port."""
+    app = FastAPI(title="lorafleet", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    limit = pod.config.max_body_bytes
+    app.router.routes.extend(
+        [
+            Route("/v1/chat/completions", Endpoint(Chat(pod).handle, max_body_bytes=limit), methods=["POST"]),
+            Route("/v1/completions", Endpoint(Completions(pod).handle, max_body_bytes=limit), methods=["POST"]),
+        ]
+    )
+    _add_reads(app, pod)
+    app.include_router(routes_router(pod.manager))
+    _add_error_shapes(app)
+    app.add_middleware(AnswerHeaders, pod_name=pod.config.pod_name)
+    return app
+
+
+def not_ready_reason(pod: Pod) -> str | None:
+    """Return why /ready answers 503, None where it answers 200."""
+    if pod.state.phase is not Phase.SERVING:
+        return pod.state.failure or f"the pod is {pod.state.phase}"
+    return None if pod.manager.ready else pod.manager.ready_reason
+
+
+def _add_reads(app: FastAPI, pod: Pod) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        if pod.state.phase is Phase.FAILED:
+            return json_response(Health("failed", pod.state.failure), status=503)
+        return json_response(Health("ok"))
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        reason = not_ready_reason(pod)
+        metrics.READY.of().set(reason is None)
+        if reason is None:
+            return json_response(Health("ready"))
+        return json_response(Health("not ready", reason), status=503, headers={"retry-after": "2"})
+
+    @app.get("/metrics")
+    async def metrics_text() -> Response:
+        metrics.READY.of().set(not_ready_reason(pod) is None)
+        return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return json_response(ModelList(_models(pod)))
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        for entry in _models(pod):
+            if entry.id == name:
+                return json_response(entry)
+        raise ModelNotFound(f"no model {name!r}", param="model")
+
+
+def _models(pod: Pod) -> list[Model]:
+    max_model_len = pod.facts.max_model_len
+    return [
+        Model(entry.id, int(entry.created), entry.root, entry.parent, entry.revision, max_model_len)
+        for entry in pod.manager.models()
+    ]
+
+
+def _add_error_shapes(app: FastAPI) -> None:
+    @app.exception_handler(RequestError)
+    async def request_error(_: Request, error: RequestError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = str(first["loc"][-1])
+        return error_response(InvalidValue(f"{field}: {first['msg']}", param=field))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            message = f"there is nothing at {request.url.path}"
+        elif error.status_code == 405:
+            message = f"{request.url.path} does not take {request.method}"
+        else:
+            message = str(error.detail)
+        body = error_body(message, status=error.status_code, code=None)
+        return Response(body, error.status_code, error.headers, media_type="application/json")
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        body = error_body("the server failed on this request", status=500, code=ErrorCode.INTERNAL_ERROR.value)
+        return Response(body, 500, media_type="application/json")

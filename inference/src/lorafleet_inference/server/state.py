@@ -1,0 +1,68 @@
+"""Whether the pod takes requests, and how many it is answering."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from lorafleet_inference.errors import EngineNotReady, PodDraining
+
+RETRY_SECONDS = 2.0
+
+
+class Phase(StrEnum):
+    """How far the process is."""
+
+    STARTING = "starting"
+    """The base model is being loaded."""
+    SERVING = "serving"
+    LEAVING = "leaving"
+    """Told to end: not ready any more, new requests are still answered for the grace time."""
+    DRAINING = "draining"
+    """New requests are refused, running ones end."""
+    FAILED = "failed"
+    """The engine was lost."""
+
+
+class PodState:
+    """The phase, and the requests in flight."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.STARTING
+        self.failure = ""
+        """Why the phase is FAILED."""
+        self.num_in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request as in flight.
+
+        Raises:
+            EngineNotReady: the base is not loaded yet, or the engine was lost.
+            PodDraining: the pod is going away.
+        """
+        if self.phase is Phase.STARTING:
+            raise EngineNotReady("the base model is still being loaded", retry_after_seconds=RETRY_SECONDS)
+        if self.phase is Phase.FAILED:
+            raise EngineNotReady("the engine of this pod was lost", retry_after_seconds=RETRY_SECONDS)
+        if self.phase is Phase.DRAINING:
+            raise PodDraining("this pod is going away", retry_after_seconds=RETRY_SECONDS)
+        self.num_in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.num_in_flight -= 1
+            if not self.num_in_flight:
+                self._idle.set()
+
+    async def wait_idle(self, timeout_seconds: float) -> bool:
+        """Wait until nothing is in flight; False if something still is after the time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

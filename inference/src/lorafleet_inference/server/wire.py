@@ -1,0 +1,157 @@
+"""Bodies of OpenAI's answers, as structs that encode fast: a stream makes one for every token."""
+
+from typing import Literal
+
+import msgspec
+
+Finish = Literal["stop", "length"]
+
+
+class CachedTokens(msgspec.Struct, frozen=True):
+    """Part of `usage`."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of a request: each prompt counts once, the tokens of all choices add up."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """One likely token; `bytes` are its UTF-8 bytes, which may be half a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One token of the answer with the most likely ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """`logprobs` of a chat choice."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """`logprobs` of a completion choice; offsets count characters from the start of the answer's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """The assistant's message."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish
+
+
+class ChatCompletion(msgspec.Struct, frozen=True):
+    """JSON answer of /v1/chat/completions."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    """One choice of a chunk."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One event of a chat stream. `usage` stands only in the last one, if it was asked for."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    object: Literal["chat.completion.chunk"]
+    usage: Usage | None = None
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One answer, or of a stream what a chunk adds to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class Completion(msgspec.Struct, frozen=True, omit_defaults=True):
+    """JSON answer of /v1/completions, and each event of its stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    object: Literal["text_completion"]
+    usage: Usage | None = None
+
+
+class Model(msgspec.Struct, frozen=True):
+    """One entry of /v1/models; `root` is where it comes from, `parent` the base of an adapter."""
+
+    id: str
+    created: int
+    root: str
+    parent: str | None
+    revision: str | None
+    max_model_len: int
+    object: Literal["model"] = "model"
+    owned_by: Literal["lorafleet"] = "lorafleet"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """Answer of /v1/models."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Answer of /health and /ready."""
+
+    status: str
+    reason: str = ""

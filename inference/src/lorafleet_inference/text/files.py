@@ -1,0 +1,102 @@
+"""The small JSON and template files beside a model's or an adapter's weights, read with a size limit."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+MAX_FILE_BYTES = 32 << 20
+"""Larger than any tokenizer_config.json or chat template in use; a folder of a user's must not fill the memory."""
+
+
+class TextFileError(ValueError):
+    """A tokenizer or template file is missing, too large or not what its name says; the message names the file."""
+
+
+class NamedTemplate(BaseModel):
+    """One of several chat templates."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    template: str
+
+
+class SpecialToken(BaseModel):
+    """A token written out with its matching rules."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    content: str
+    lstrip: bool = False
+    normalized: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    special: bool = True
+
+
+class TokenizerConfig(BaseModel):
+    """What is read of tokenizer_config.json."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    bos_token: str | SpecialToken | None = None
+    eos_token: str | SpecialToken | None = None
+    unk_token: str | SpecialToken | None = None
+    sep_token: str | SpecialToken | None = None
+    pad_token: str | SpecialToken | None = None
+    cls_token: str | SpecialToken | None = None
+    mask_token: str | SpecialToken | None = None
+    added_tokens_decoder: dict[int, SpecialToken] = {}
+    chat_template: str | list[NamedTemplate] | None = None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """`bos_token`, `eos_token`, … as text, those that are set."""
+        named = {name: getattr(self, name) for name in SPECIAL_TOKEN_NAMES}
+        return {name: token_text(token) for name, token in named.items() if token is not None}
+
+
+SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def token_text(token: str | SpecialToken) -> str:
+    """Return the text of a token in either notation."""
+    return token if isinstance(token, str) else token.content
+
+
+def read_limited(path: Path) -> str | None:
+    """Return the UTF-8 text of a file, None where there is none.
+
+    Raises:
+        TextFileError: larger than MAX_FILE_BYTES, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if len(data) > MAX_FILE_BYTES:
+        raise TextFileError(f"{path.name} is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise TextFileError(f"{path.name} is not UTF-8 text") from error
+
+
+def read_tokenizer_config(directory: Path) -> TokenizerConfig | None:
+    """Return what a folder's tokenizer_config.json says, special tokens filled from special_tokens_map.json.
+
+    Raises:
+        TextFileError: a file is malformed.
+    """
+    text = read_limited(directory / "tokenizer_config.json")
+    if text is None:
+        return None
+    try:
+        config = TokenizerConfig.model_validate_json(text)
+        named = json.loads(read_limited(directory / "special_tokens_map.json") or "{}")
+        missing = {name: named[name] for name in SPECIAL_TOKEN_NAMES if name in named and getattr(config, name) is None}
+        return TokenizerConfig.model_validate({**config.model_dump(), **missing}) if missing else config
+    except (ValidationError, ValueError, TypeError) as error:
+        raise TextFileError(f"tokenizer_config.json or special_tokens_map.json is malformed: {error}") from error

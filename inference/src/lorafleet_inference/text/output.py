@@ -1,0 +1,67 @@
+"""From the engine's token events to what a client may see of one choice: text, log-probabilities, the end."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorafleet_inference.engine.messages import TokenEvent, TokenLogprobs
+from lorafleet_inference.text.detokenizer import Detokenizer
+from lorafleet_inference.text.stopping import StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class ShownToken:
+    """One token of the answer with its log-probabilities; `offset` is where its text begins, in characters."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What one event adds to the answer."""
+
+    text: str
+    tokens: tuple[ShownToken, ...]
+    """Empty unless log-probabilities were asked for."""
+    stopped: bool
+    """A stop string was met: nothing more will be shown."""
+
+
+class Output:
+    """Builds the visible answer of one choice. Tokens show together with their text, and not at all if it is cut off."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(stops)
+        self._pending: deque[ShownToken] = deque()
+        self._num_decoded = 0
+        self._num_shown = 0
+
+    def push(self, event: TokenEvent) -> Shown:
+        """Add the tokens of an event."""
+        text, met = "", False
+        logprobs = event.logprobs or (None,) * len(event.token_ids)
+        for token_id, entry in zip(event.token_ids, logprobs, strict=True):
+            if entry is not None:
+                self._pending.append(ShownToken(token_id, entry, self._num_decoded))
+            piece = self._detokenizer.push((token_id,))
+            self._num_decoded += len(piece)
+            stopped = self._stops.push(piece)
+            text += stopped.text
+            if stopped.met:
+                met = True
+                break
+        if not met and event.finish is not None:
+            rest = self._stops.push(self._detokenizer.finish())
+            text += rest.text + ("" if rest.met else self._stops.finish())
+            met = rest.met
+        self._num_shown += len(text)
+        return Shown(text, self._release(final=event.finish is not None and not met), stopped=met)
+
+    def _release(self, *, final: bool) -> tuple[ShownToken, ...]:
+        ready = []
+        while self._pending and (final or self._pending[0].offset < self._num_shown):
+            ready.append(self._pending.popleft())
+        return tuple(ready)

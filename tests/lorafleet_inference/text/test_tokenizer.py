@@ -1,0 +1,109 @@
+"""The tokenizer of a model folder behaves as transformers' own does."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tokenizers_made import byte_fallback, byte_level
+from transformers import PreTrainedTokenizerFast
+
+from lorafleet_inference.errors import InvalidValue
+from lorafleet_inference.text.chat import ChatTemplate
+from lorafleet_inference.text.files import TextFileError
+from lorafleet_inference.text.tokenizer import THREAD_CHARS, Text
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|user|>{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant:{% endif %}"
+)
+
+
+def folder(tmp_path: Path, config: dict[str, object], *, template_file: bool = False) -> Path:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    named = {
+        "bos_token": "<s>",
+        "eos_token": {"__type": "AddedToken", "content": "</s>", "special": True},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**named, **config}))
+    if template_file:
+        (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("config", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}])
+def test_bos_and_eos_are_added_as_transformers_adds_them(tmp_path: Path, config: dict[str, object]) -> None:
+    path = folder(tmp_path, config)
+    text, reference = Text.load(path), PreTrainedTokenizerFast.from_pretrained(path)
+    for sample in ("one two", "", "<|user|>hé 😀", "</s>"):
+        assert list(text.encode_now(sample, add_special_tokens=True)) == reference(sample)["input_ids"]
+        bare = reference(sample, add_special_tokens=False)["input_ids"]
+        assert list(text.encode_now(sample, add_special_tokens=False)) == bare
+
+
+async def test_long_texts_give_the_same_tokens(tmp_path: Path) -> None:
+    text = Text.load(folder(tmp_path, {}))
+    long = "seven eight " * THREAD_CHARS
+    assert await text.encode(long, add_special_tokens=True) == text.encode_now(long, add_special_tokens=True)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_chats_render_as_transformers_renders_them(tmp_path: Path, in_file: bool) -> None:
+    path = folder(tmp_path, {} if in_file else {"chat_template": TEMPLATE}, template_file=in_file)
+    text, reference = Text.load(path), PreTrainedTokenizerFast.from_pretrained(path)
+    messages = [{"role": "system", "content": "Count."}, {"role": "user", "content": "seven <b>&"}]
+    rendered = text.templates.find(None, None).render(messages)
+    expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == expected
+    assert (
+        list(text.encode_now(rendered, add_special_tokens=False))
+        == reference(expected, add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_an_adapter_may_bring_its_own_template(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    text = Text.load(folder(tmp_path / "base", {}, template_file=True))
+    own, plain = tmp_path / "own", tmp_path / "plain"
+    own.mkdir()
+    plain.mkdir()
+    (own / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{{ eos_token }}{{ messages[0]['content'] }}"})
+    )
+    messages = [{"role": "user", "content": "hi"}]
+    assert text.templates.find("sha256:1", own).render(messages) == "</s>hi"
+    assert text.templates.find("sha256:2", plain).render(messages) == text.templates.find(None, None).render(messages)
+
+
+def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
+    templates = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    text = Text.load(folder(tmp_path, {"chat_template": templates}))
+    assert text.templates.find(None, None).source == "plain"
+
+
+def test_without_a_template_chat_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    text = Text.load(folder(tmp_path, {}))
+    with pytest.raises(InvalidValue, match="/v1/completions"):
+        text.templates.find(None, None)
+
+
+@pytest.mark.parametrize("source", ["{{ raise_exception('roles must alternate') }}", "{{ 1 / 0 }}", "{% if %}"])
+def test_a_template_that_fails_fails_the_request(source: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        ChatTemplate(source, {}).render([{"role": "user", "content": "hi"}])
+    assert caught.value.param == "messages"
+
+
+def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TextFileError, match=r"tokenizer\.json"):
+        Text.load(tmp_path)
+
+
+def test_broken_tokenizer_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(TextFileError, match=r"tokenizer\.json"):
+        Text.load(tmp_path)
+    byte_fallback().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(TextFileError, match="tokenizer_config"):
+        Text.load(tmp_path)
