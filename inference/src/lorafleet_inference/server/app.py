@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import uuid
+from collections.abc import Coroutine
 from pathlib import Path
 
 from lorafleet_inference import metrics
@@ -66,7 +67,8 @@ async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: 
     metrics.REGISTRY.register(collector)
     pod.engine.subscribe(collector.observe)
     serving = [asyncio.ensure_future(server.serve(sockets=[listener])) for server, listener in servers]
-    life = asyncio.ensure_future(_live(pod, servers[0][1], stop))
+    url, admin_url = (url_of(listener) for _, listener in servers)
+    life = asyncio.ensure_future(_live(pod, _start(pod, url, admin_url), stop))
     lost = asyncio.ensure_future(_lost(pod))
     try:
         await asyncio.wait((life, lost, *serving), return_when=asyncio.FIRST_COMPLETED)
@@ -87,10 +89,10 @@ async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: 
         metrics.REGISTRY.unregister(collector)
 
 
-async def _live(pod: Pod, listener: socket.socket, stop: asyncio.Event) -> None:
+async def _live(pod: Pod, start: Coroutine[None, None, None], stop: asyncio.Event) -> None:
     """Bring the pod up, wait for the signal, drain."""
     stopping = asyncio.ensure_future(stop.wait())
-    starting = asyncio.ensure_future(_start(pod, listener))
+    starting = asyncio.ensure_future(start)
     try:
         await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -103,9 +105,9 @@ async def _live(pod: Pod, listener: socket.socket, stop: asyncio.Event) -> None:
         await asyncio.gather(starting, stopping, return_exceptions=True)
 
 
-async def _start(pod: Pod, listener: socket.socket) -> None:
-    url, config = url_of(listener), pod.config
-    logger.info("listening on %s, loading the base model %s", url, config.served_name)
+async def _start(pod: Pod, url: str, admin_url: str) -> None:
+    config = pod.config
+    logger.info("listening on %s (admin %s), loading %s", url, admin_url, config.served_name)
     try:
         ready = await pod.engine.wait_ready()
     except RequestError:

@@ -157,9 +157,10 @@ class Generation:
                         finish = ended
                     if shown.text or shown.tokens or ended:
                         yield ChoiceDelta(plan.index, shown.text, shown.tokens, ended)
-                    if ended:
+                    if shown.stopped:
                         return
-            raise EngineFailure("the engine ended this request without saying why")
+            if finish == "cancelled":
+                raise EngineFailure("the engine ended this request without saying why")
         finally:
             meter.end(finish)
 

@@ -234,12 +234,20 @@ def _parse(kind: type[RequestT], body: bytes) -> RequestT:
 
 def _as_request_error(error: ValidationError) -> RequestError:
     """Name the first offending field as a client writes it, never its value."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = errors[0]
     if first["type"] == "json_invalid":
         return InvalidValue(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    field = first["loc"][:1]
+    first = max((entry for entry in errors if entry["loc"][:1] == field), key=lambda entry: _depth(entry["loc"]))
     path = _field_path(first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     return InvalidValue(f"{path}: {message}" if path else message, param=path or None)
+
+
+def _depth(location: tuple[int | str, ...]) -> int:
+    """Return how deep a place is: of a union's complaints, the deepest is about the member that was meant."""
+    return len(_field_path(location).replace("[", ".").split("."))
 
 
 def _field_path(location: tuple[int | str, ...]) -> str:

@@ -1,0 +1,111 @@
+"""Every error has its status, its code and OpenAI's shape; others are untouched by it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from support.pod import ServedPod, serve
+from support.tiny_llama import MAX_MODEL_LEN, make_adapter
+
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "one two"}], "max_tokens": 4, "temperature": 0}
+
+CASES = [
+    ({"model": "green"}, 404, "model_not_found", "model"),
+    ({"extra_headers": {"x-lorafleet-revision": "0" * 12}}, 404, "revision_not_found", None),
+    ({"temperature": 3}, 400, "invalid_value", "temperature"),
+    ({"frequency_penalty": 1}, 400, "unsupported_parameter", "frequency_penalty"),
+    ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format"),
+    ({"extra_body": {"typo": 1}}, 400, "unsupported_parameter", "typo"),
+    ({"max_tokens": MAX_MODEL_LEN}, 400, "context_length_exceeded", "messages"),
+    (
+        {"messages": [{"role": "user", "content": "one " * 2 * MAX_MODEL_LEN}]},
+        400,
+        "context_length_exceeded",
+        "messages",
+    ),
+    ({"extra_body": {"stop_token_ids": [10**6]}}, 400, "invalid_value", "stop_token_ids"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("fields", "status", "code", "param"), CASES, ids=[f"{case[2]}-{case[3]}" for case in CASES])
+def test_bad_requests(
+    *, client: OpenAI, fields: dict[str, Any], status: int, code: str, param: str, stream: bool
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(**{"model": "red", **ASK, **fields}, stream=stream)
+    error = caught.value
+    assert (error.status_code, error.code) == (status, code)
+    assert error.param == param or param is None
+    assert error.response.headers["x-lorafleet-pod"] == "pod-1"
+
+
+def test_a_prompt_that_is_too_long_is_told_the_numbers(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=rf"{MAX_MODEL_LEN} tokens.*prompt has 3"):
+        client.completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=MAX_MODEL_LEN)
+
+
+@pytest.mark.parametrize("prompt", [[10**6], "", [[]]])
+def test_bad_prompts(client: OpenAI, pod: ServedPod, prompt: Any) -> None:
+    answer = httpx.post(f"{pod.url}/v1/completions", json={"model": "tiny", "prompt": prompt}, trust_env=False)
+    if prompt == "":
+        assert answer.status_code == 200  # the tokenizer begins every text with bos
+    else:
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/v1/chat/completions", b"{", 400),
+        ("POST", "/v1/chat/completions", b"", 400),
+        ("GET", "/v1/chat/completions", b"", 405),
+        ("POST", "/v1/nothing", b"{}", 404),
+        ("GET", "/v1/models/green", b"", 404),
+        ("GET", "/v1/routes?after=x", b"", 400),
+    ],
+)
+def test_errors_below_the_api_have_the_shape_too(
+    pod: ServedPod, method: str, path: str, body: bytes, status: int
+) -> None:
+    answer = httpx.request(method, f"{pod.url}{path}", content=body, trust_env=False)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_bodies_that_are_too_large_and_queues_that_are_too_long(base_folder: Path) -> None:
+    with serve(base_folder, "--max-body=1Ki", "--max-waiting-requests=2") as pod, pod.openai() as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(model="tiny", prompt="x" * 2000)
+        assert caught.value.status_code == 413
+        with pytest.raises(openai.RateLimitError) as limited:
+            client.completions.create(model="tiny", prompt="x", n=3)
+        assert limited.value.code == "overloaded"
+        assert int(limited.value.response.headers["retry-after"]) >= 1
+        assert len(client.completions.create(model="tiny", prompt="x", n=2).choices) == 2
+
+
+def test_an_adapter_that_was_refused_says_why_and_harms_nobody(base_folder: Path, tmp_path: Path) -> None:
+    make_adapter(base_folder, tmp_path / "good", rank=4, seed=3)
+    make_adapter(base_folder, tmp_path / "wide", rank=32, seed=3)
+    adapters = {"good": tmp_path / "good", "wide": tmp_path / "wide", "lost": tmp_path / "nowhere"}
+    with serve(base_folder, "--max-rank=16", adapters=adapters) as pod, pod.openai() as client:
+        for name, reason in (("wide", "RankTooHigh"), ("lost", "ArtifactNotFound")):
+            with pytest.raises(openai.APIStatusError, match=reason) as caught:
+                client.chat.completions.create(model=name, **ASK)
+            assert (caught.value.status_code, caught.value.code) == (424, "adapter_failed")
+        assert client.chat.completions.create(model="good", **ASK).choices[0].finish_reason
+        assert {model.id for model in client.models.list()} >= {"tiny", "good"}
+
+
+def test_nothing_of_prompts_is_logged(pod: ServedPod, client: OpenAI) -> None:
+    secret = "xyzzy plugh"
+    client.completions.create(model="red", prompt=secret, max_tokens=1)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="red", prompt=secret, max_tokens=0)
+    assert "xyzzy" not in pod.logs
+    assert json.dumps(secret) not in pod.logs

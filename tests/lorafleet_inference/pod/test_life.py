@@ -1,0 +1,159 @@
+"""Start, clients that leave, draining, a lost engine, options that are wrong."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from support.pod import SOURCES, ServedPod, serve, start
+
+LONG = {"prompt": "one two three", "max_tokens": 200, "temperature": 0, "extra_body": {"ignore_eos": True}}
+RUNNING = 'lorafleet_requests_running{base="tiny"}'
+
+
+def until(condition: Callable[[], bool], what: str, timeout_seconds: float = 20) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+async def ask_without_end(client: openai.AsyncOpenAI) -> None:
+    while True:
+        await client.completions.create(model="tiny", prompt="x", max_tokens=1)
+
+
+def children(process_id: int) -> list[int]:
+    """Processes that a process has started, and theirs."""
+    found = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    return [child for text in found for child in (int(text), *children(int(text)))]
+
+
+def test_a_pod_lives_before_it_is_ready(base_folder: Path) -> None:
+    with serve(base_folder, wait_ready=False) as pod:
+        assert pod.get("/health").status_code == 200
+        early = pod.get("/ready")
+        if early.status_code == 503:
+            assert early.json()["reason"]
+            assert early.headers["retry-after"]
+            with pod.openai() as client, pytest.raises(openai.APIStatusError) as caught:
+                client.completions.create(model="tiny", prompt="x")
+            assert caught.value.code == "not_ready"
+        pod.wait_for("/ready", 200)
+        assert "curl http" in pod.logs
+
+
+def test_a_client_that_leaves_cancels_its_request(pod: ServedPod) -> None:
+    cancelled = 'lorafleet_requests_total{adapter="red",base="tiny",finish="cancelled"}'
+    body = {"model": "red", "prompt": "one", "max_tokens": 250, "ignore_eos": True, "temperature": 0}
+    for stream in (True, False):
+        before = pod.metric(cancelled)
+        with (
+            httpx.Client(trust_env=False) as http,
+            http.stream("POST", f"{pod.url}/v1/completions", json={**body, "stream": True}) as answer,
+        ):
+            next(answer.iter_lines())
+        until(lambda before=before: pod.metric(cancelled) > before, f"not cancelled, stream {stream}")
+    before = pod.metric(cancelled)
+    with httpx.Client(trust_env=False, timeout=0.15) as http, pytest.raises(httpx.ReadTimeout):
+        http.post(f"{pod.url}/v1/completions", json={**body, "n": 16})
+    until(lambda: pod.metric(cancelled) >= before + 16, "not cancelled without a stream")
+    until(lambda: pod.metric(RUNNING) == 0, "the engine goes on")
+
+
+async def test_sigterm_lets_streams_end_and_refuses_new_requests(base_folder: Path) -> None:
+    with serve(base_folder, "--served-name=tiny") as pod:
+        async with pod.async_openai() as client:
+            stream = await client.completions.create(model="tiny", stream=True, **LONG)
+            first = await anext(aiter(stream))
+            pod.terminate()
+            await asyncio.to_thread(pod.wait_for, "/ready", 503)
+            with pytest.raises(openai.APIStatusError) as caught:
+                await ask_without_end(client)
+            assert caught.value.code == "draining"
+            chunks = [first, *[chunk async for chunk in stream]]
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert await asyncio.to_thread(pod.wait_ended) == 0
+
+
+def test_new_requests_are_answered_during_the_grace_time(base_folder: Path) -> None:
+    with serve(base_folder, "--served-name=tiny", "--drain-grace-seconds=1") as pod, pod.openai() as client:
+        pod.terminate()
+        pod.wait_for("/ready", 503)
+        assert client.completions.create(model="tiny", prompt="x", max_tokens=1).choices
+        assert pod.wait_ended() == 0
+
+
+def test_streams_that_outlast_the_drain_timeout_are_cut(base_folder: Path) -> None:
+    with serve(base_folder, "--served-name=tiny", "--drain-timeout-seconds=0") as pod, pod.openai() as client:
+        stream = client.completions.create(model="tiny", stream=True, **{**LONG, "max_tokens": 240}, n=16)
+        next(iter(stream))
+        pod.terminate()
+        assert pod.wait_ended() == 0
+        assert "did not end" in pod.logs
+
+
+def test_a_lost_engine_ends_streams_and_the_process(base_folder: Path) -> None:
+    with serve(base_folder, "--served-name=tiny") as pod, pod.openai() as client:
+        stream = client.completions.create(model="tiny", stream=True, **LONG)
+        next(iter(stream))
+        for process_id in children(pod.process.pid):
+            os.kill(process_id, signal.SIGKILL)
+        with pytest.raises(openai.APIError):
+            list(stream)
+        assert pod.get("/health").status_code == 503
+        assert pod.wait_ended() == 1
+        assert "the engine was lost" in pod.logs
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "named"),
+    [
+        (["--model=/nowhere"], {}, "--model"),
+        ([], {}, "--model"),
+        (["--max-rank=300"], {"LORAFLEET_MODEL": "BASE"}, "--max-rank"),
+        (["--max-rank=many"], {"LORAFLEET_MODEL": "BASE"}, "--max-rank"),
+        ([], {"LORAFLEET_MODEL": "BASE", "LORAFLEET_MAX_RNAK": "8"}, "LORAFLEET_MAX_RNAK"),
+        (["--mdoel=x"], {}, "--mdoel"),
+        (["--model=x", "--admin-token-file=/nowhere"], {"LORAFLEET_MODEL": "BASE"}, ""),
+    ],
+)
+def test_wrong_options_end_the_process_and_are_named(
+    base_folder: Path, options: list[str], env: dict[str, str], named: str
+) -> None:
+    with start(
+        *options, env={name: str(base_folder) if value == "BASE" else value for name, value in env.items()}
+    ) as pod:
+        assert pod.wait_ended() == 2
+        assert named in pod.logs
+        assert "Traceback" not in pod.logs
+
+
+def test_a_taken_port_is_named(pod: ServedPod, base_folder: Path) -> None:
+    port = pod.url.rsplit(":", 1)[1]
+    with start(f"--model={base_folder}", "--host=127.0.0.1", f"--port={port}", "--admin-port=0") as second:
+        assert second.wait_ended() == 2
+        assert f"--port: cannot listen on 127.0.0.1 port {port}" in second.logs
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lorafleet_inference", *arguments]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+def test_validate_and_digest_on_the_command_line(base_folder: Path, adapter_folders: dict[str, Path]) -> None:
+    taken = run("validate", str(adapter_folders["red"]), "--model", str(base_folder))
+    assert (taken.returncode, taken.stdout.split()[0]) == (0, "accepted:"), taken.stderr
+    digest = run("digest", str(adapter_folders["red"])).stdout.strip()
+    assert f"digest {digest}" in taken.stdout
+    refused = run("validate", str(adapter_folders["blue"]), "--model", str(base_folder), "--max-rank=4")
+    assert (refused.returncode, "RankTooHigh" in refused.stdout) == (1, True)
+    assert run("digest", "/nowhere").returncode == 1

@@ -1,0 +1,129 @@
+"""What a scrape shows of the engine."""
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.engine.messages import (
+    AdapterKey,
+    AdapterStatus,
+    DeviceTier,
+    EngineBudgets,
+    EngineReady,
+    EngineStats,
+    ModelFacts,
+)
+from lorafleet_inference.metrics import REGISTRY, TABLE, AdapterLabels, EngineCollector, bind_base
+
+FACTS = ModelFacts(
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    num_layers=2,
+    vocab_size=400,
+    max_model_len=128,
+    dtype="float32",
+    device="cpu",
+    eos_token_ids=(1,),
+    modules=(),
+)
+BUDGETS = EngineBudgets(
+    num_kv_blocks=200,
+    kv_block_tokens=16,
+    kv_cache_bytes=1 << 20,
+    max_resident_adapters=8,
+    max_rank=64,
+    rank_page=8,
+    total_rank_pages=64,
+    host_cache_bytes=1 << 30,
+)
+STATS = EngineStats(
+    num_running=3,
+    num_waiting=2,
+    num_kv_blocks_used=50,
+    num_preemptions=1,
+    num_steps=9,
+    num_prefill_tokens=100,
+    num_decode_tokens=40,
+    num_prefix_queried_tokens=64,
+    num_prefix_hit_tokens=32,
+    num_adapter_evictions=4,
+    used_rank_pages=6,
+    host_used_bytes=4096,
+    step_seconds=1.5,
+    running_adapters=("roman",),
+    waiting_adapters=("german",),
+)
+ROMAN, FRENCH = AdapterKey("roman", "sha256:" + "a" * 64), AdapterKey("french", "sha256:" + "b" * 64)
+
+
+def scrape(collector: EngineCollector) -> dict[tuple[str, ...], float]:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {
+        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_gateways_find_the_five_series_they_read() -> None:
+    bind_base("numerals")
+    collector = EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS))
+    collector.observe(AdapterStatus(ROMAN, DeviceTier.DEVICE, load_seconds=0.1, loaded_from=DeviceTier.HOST))
+    collector.observe(AdapterStatus(FRENCH, DeviceTier.DEVICE))
+    collector.observe(AdapterStatus(FRENCH, DeviceTier.HOST))
+    series = scrape(collector)
+    base = "model_name=numerals"
+    assert series["vllm:num_requests_running", base] == 3
+    assert series["vllm:num_requests_waiting", base] == 2
+    assert series["vllm:kv_cache_usage_perc", base] == 0.25
+    assert series["vllm:cache_config_info", "block_size=16", base, "num_gpu_blocks=200"] == 1
+    lora = [key for key in series if key[0] == "vllm:lora_requests_info"]
+    assert lora == [
+        (
+            "vllm:lora_requests_info",
+            "max_lora=8",
+            base,
+            "running_lora_adapters=roman",
+            "waiting_lora_adapters=german",
+        )
+    ]
+    assert series["lorafleet_adapters", "base=numerals", "tier=device"] == 1
+    assert series["lorafleet_adapters", "base=numerals", "tier=host"] == 1
+
+
+def test_released_adapters_are_no_longer_counted() -> None:
+    collector = EngineCollector(lambda: None, lambda: EngineReady(FACTS, BUDGETS))
+    collector.observe(AdapterStatus(ROMAN, DeviceTier.DEVICE))
+    collector.observe(AdapterStatus(ROMAN, None))
+    collector.observe(AdapterStatus(FRENCH, None, reason=Reason.RANK_TOO_HIGH))
+    assert not any(value for key, value in scrape(collector).items() if key[0] == "lorafleet_adapters")
+
+
+def test_before_the_base_is_loaded_there_is_nothing_to_show() -> None:
+    assert scrape(EngineCollector(lambda: None, lambda: None)) == {}
+
+
+def test_own_names_carry_units_and_kinds() -> None:
+    names = [line.name for line in TABLE]
+    assert len(names) == len(set(names))
+    for line in TABLE:
+        if line.name.startswith("vllm:"):
+            continue
+        assert line.name.startswith("lorafleet_")
+        assert line.name.endswith("_total") == (line.kind == "counter")
+        assert line.kind != "histogram" or line.name.endswith(("_seconds", "_bytes", "_tokens"))
+
+
+def test_everything_that_is_exposed_stands_in_the_table() -> None:
+    collector = EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS))
+    exposed = {family.name for family in [*REGISTRY.collect(), *collector.collect()]}
+    known = {line.name.removesuffix("_total") for line in TABLE}
+    assert {name.removesuffix("_total") for name in exposed} <= known
+
+
+def test_adapters_beyond_the_bound_are_counted_together() -> None:
+    labels = AdapterLabels(max_labels=1)
+    assert [labels.of(key) for key in (None, ROMAN, FRENCH, ROMAN)] == ["", "roman", "_other", "roman"]

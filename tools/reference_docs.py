@@ -1,0 +1,72 @@
+"""Writes the generated tables of the pod's reference pages: `python tools/reference_docs.py`; a test keeps them true."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lorafleet_inference import metrics, options
+from lorafleet_inference.server import fields, requests
+
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+
+
+def metrics_table() -> str:
+    lines = ["| name | type | labels | meaning |", "|---|---|---|---|"]
+    for line in metrics.TABLE:
+        own = metrics.VLLM_LABEL if line.name.startswith("vllm:") else "base"
+        labels = ", ".join(f"`{label}`" for label in (own, *line.labels))
+        lines.append(f"| `{line.name}` | {line.kind} | {labels} | {line.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def honoured_table() -> str:
+    chat, completion = requests.ChatRequest.model_fields, requests.CompletionRequest.model_fields
+    lines = ["| field | chat | completions |", "|---|---|---|"]
+    rows = (
+        (name, *("yes" if name in kind else "" for kind in (chat, completion))) for name in sorted({*chat, *completion})
+    )
+    lines += [f"| `{name}` | {in_chat} | {in_completions} |" for name, in_chat, in_completions in rows]
+    return "\n".join(lines) + "\n"
+
+
+def passed_table() -> str:
+    lines = ["| field | why it changes nothing |", "|---|---|"]
+    lines += [f"| `{name}` | it {reason} |" for name, reason in sorted(fields.PASSED.items())]
+    return "\n".join(lines) + "\n"
+
+
+def refused_table() -> str:
+    lines = ["| field | accepted only as | it would |", "|---|---|---|"]
+    for name, field in sorted(fields.NEUTRAL.items()):
+        values = dict.fromkeys(
+            str(value).replace("'", '"').replace("True", "true").replace("False", "false") for value in field.values
+        )
+        lines.append(f"| `{name}` | {', '.join(f'`{value}`' for value in values) or 'absent'} | {field.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "metrics.md": {"metrics": metrics_table},
+    "cli.md": {"options": options.describe},
+    "api.md": {"honoured": honoured_table, "passed": passed_table, "refused": refused_table},
+}
+
+
+def rendered(page: str) -> str:
+    """Return a page with its tables as they should be."""
+    text = (REFERENCE / page).read_text()
+    for name, table in TABLES[page].items():
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+        head, rest = text.split(begin, 1)
+        _, tail = rest.split(end, 1)
+        text = head + begin + "\n" + table() + "\n" + end + tail
+    return text
+
+
+def main() -> None:
+    for page in TABLES:
+        (REFERENCE / page).write_text(rendered(page))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
