@@ -97,7 +97,18 @@ def test_streams_that_outlast_the_drain_timeout_are_cut(base_folder: Path) -> No
         next(iter(stream))
         pod.terminate()
         assert pod.wait_ended() == 0
-        assert "did not end" in pod.logs
+        assert "are cut" in pod.logs
+
+
+def test_a_second_signal_ends_at_once(base_folder: Path) -> None:
+    with serve(base_folder, "--served-name=tiny", "--drain-timeout-seconds=600") as pod, pod.openai() as client:
+        stream = client.completions.create(model="tiny", stream=True, **{**LONG, "max_tokens": 240}, n=64)
+        next(iter(stream))
+        pod.process.send_signal(signal.SIGINT)
+        pod.wait_for("/ready", 503)
+        pod.process.send_signal(signal.SIGINT)
+        assert pod.wait_ended() == 0
+        assert "are cut" in pod.logs
 
 
 def test_a_lost_engine_ends_streams_and_the_process(base_folder: Path) -> None:

@@ -48,11 +48,11 @@ async def test_long_texts_give_the_same_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_file", [True, False])
-def test_chats_render_as_transformers_renders_them(tmp_path: Path, in_file: bool) -> None:
+async def test_chats_render_as_transformers_renders_them(tmp_path: Path, in_file: bool) -> None:
     path = folder(tmp_path, {} if in_file else {"chat_template": TEMPLATE}, template_file=in_file)
     text, reference = Text.load(path), PreTrainedTokenizerFast.from_pretrained(path)
     messages = [{"role": "system", "content": "Count."}, {"role": "user", "content": "seven <b>&"}]
-    rendered = text.templates.find(None, None).render(messages)
+    rendered = (await text.templates.find(None, None)).render(messages)
     expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered == expected
     assert (
@@ -61,7 +61,7 @@ def test_chats_render_as_transformers_renders_them(tmp_path: Path, in_file: bool
     )
 
 
-def test_an_adapter_may_bring_its_own_template(tmp_path: Path) -> None:
+async def test_an_adapter_may_bring_its_own_template(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     text = Text.load(folder(tmp_path / "base", {}, template_file=True))
     own, plain = tmp_path / "own", tmp_path / "plain"
@@ -71,20 +71,22 @@ def test_an_adapter_may_bring_its_own_template(tmp_path: Path) -> None:
         json.dumps({"chat_template": "{{ eos_token }}{{ messages[0]['content'] }}"})
     )
     messages = [{"role": "user", "content": "hi"}]
-    assert text.templates.find("sha256:1", own).render(messages) == "</s>hi"
-    assert text.templates.find("sha256:2", plain).render(messages) == text.templates.find(None, None).render(messages)
+    assert (await text.templates.find("sha256:1", own)).render(messages) == "</s>hi"
+    assert (await text.templates.find("sha256:2", plain)).render(messages) == (
+        await text.templates.find(None, None)
+    ).render(messages)
 
 
-def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
+async def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
     templates = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     text = Text.load(folder(tmp_path, {"chat_template": templates}))
-    assert text.templates.find(None, None).source == "plain"
+    assert (await text.templates.find(None, None)).source == "plain"
 
 
-def test_without_a_template_chat_is_refused_with_the_way_out(tmp_path: Path) -> None:
+async def test_without_a_template_chat_is_refused_with_the_way_out(tmp_path: Path) -> None:
     text = Text.load(folder(tmp_path, {}))
     with pytest.raises(InvalidValue, match="/v1/completions"):
-        text.templates.find(None, None)
+        await text.templates.find(None, None)
 
 
 @pytest.mark.parametrize("source", ["{{ raise_exception('roles must alternate') }}", "{{ 1 / 0 }}", "{% if %}"])

@@ -5,6 +5,7 @@ not heard yet; then they are refused while running ones end; then the engine and
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -31,6 +32,29 @@ LOST_ENGINE_GRACE_SECONDS = 1.0
 """Time for the last errors to reach clients, and for a probe to see /health 503, before the process ends."""
 
 
+class StopSignals:
+    """SIGTERM and SIGINT: the first one asks to drain, the second one to end at once."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.told_again = asyncio.Event()
+        self.by_router = False
+        """Whether whoever routes has to hear of the end: not when a person pressed Ctrl-C."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._told, number)
+
+    def _told(self, number: signal.Signals) -> None:
+        if self.told.is_set():
+            self.told_again.set()
+        self.by_router = number == signal.SIGTERM
+        self.told.set()
+
+    async def wait_again(self, timeout_seconds: float) -> None:
+        """Wait for the second signal, at most for a time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.told_again.wait(), timeout_seconds)
+
+
 async def serve(config: ServerConfig) -> int:
     """Run one pod until SIGTERM or SIGINT, or until its engine is lost; return the exit status.
 
@@ -47,7 +71,7 @@ async def serve(config: ServerConfig) -> int:
         bind(config.host, config.port, option="--port") as public_socket,
         bind(admin_host, config.admin_port, option="--admin-port") as admin_socket,
     ):
-        stop = _stop_signal()
+        stop = StopSignals()
         metrics.bind_base(config.served_name)
         engine = await EngineClient.start(config.engine)
         try:
@@ -62,7 +86,7 @@ async def serve(config: ServerConfig) -> int:
             await engine.close()
 
 
-async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: asyncio.Event) -> int:
+async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: StopSignals) -> int:
     collector = metrics.EngineCollector(lambda: pod.engine.stats, lambda: pod.engine.facts)
     metrics.REGISTRY.register(collector)
     pod.engine.subscribe(collector.observe)
@@ -75,6 +99,9 @@ async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: 
         if life.done():
             life.result()
             return 0
+        for ended in serving:
+            if ended.done() and (error := ended.exception()) is not None:
+                logger.error("a port was lost: %s", error)
         if lost.done():
             logger.error("the engine was lost: %s", pod.state.failure)
             await asyncio.sleep(LOST_ENGINE_GRACE_SECONDS)
@@ -89,16 +116,16 @@ async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: 
         metrics.REGISTRY.unregister(collector)
 
 
-async def _live(pod: Pod, start: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+async def _live(pod: Pod, start: Coroutine[None, None, None], stop: StopSignals) -> None:
     """Bring the pod up, wait for the signal, drain."""
-    stopping = asyncio.ensure_future(stop.wait())
+    stopping = asyncio.ensure_future(stop.told.wait())
     starting = asyncio.ensure_future(start)
     try:
         await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
             await stopping
-            await _drain(pod)
+            await _drain(pod, stop)
     finally:
         starting.cancel()
         stopping.cancel()
@@ -127,23 +154,19 @@ async def _lost(pod: Pod) -> None:
     pod.state.phase = Phase.FAILED
 
 
-async def _drain(pod: Pod) -> None:
+async def _drain(pod: Pod, stop: StopSignals) -> None:
     config = pod.config
     pod.state.phase = Phase.LEAVING
     logger.info("told to end: draining %d requests", pod.state.num_in_flight)
-    await asyncio.sleep(config.drain_grace_seconds)
+    await stop.wait_again(config.drain_grace_seconds if stop.by_router else 0)
     pod.state.phase = Phase.DRAINING
-    if not await pod.state.wait_idle(config.drain_timeout_seconds):
-        logger.warning("%d requests did not end within %.0f s", pod.state.num_in_flight, config.drain_timeout_seconds)
-
-
-def _stop_signal() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+    idle = asyncio.ensure_future(pod.state.wait_idle(config.drain_timeout_seconds))
+    again = asyncio.ensure_future(stop.told_again.wait())
+    await asyncio.wait((idle, again), return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
+    again.cancel()
+    if pod.state.num_in_flight:
+        logger.warning("%d requests did not end in time and are cut", pod.state.num_in_flight)
 
 
 def _read_token(path: Path | None) -> str | None:

@@ -45,7 +45,7 @@ class Chat:
             async with await self._pod.manager.lease(request.model, revision) as lease:
                 exchange.headers.update(lease_headers(lease))
                 text = self._pod.text
-                template = text.templates.find(lease.key.digest if lease.key else None, lease.directory)
+                template = await text.templates.find(lease.key.digest if lease.key else None, lease.directory)
                 prompt = await text.encode(template.render(messages), add_special_tokens=False)
                 answer = _Answer(self._pod, request, len(prompt))
                 generation = Generation(self._pod.engine, self._pod.admission, answer.id, lease.key, arrived)

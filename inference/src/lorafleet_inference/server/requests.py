@@ -15,6 +15,8 @@ MAX_TOP_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 INT64 = 1 << 63
+LOWEST_TEMPERATURE = 1e-5
+"""Dividing logits by less overflows; it is as good as greedy."""
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -128,7 +130,7 @@ class GenerationRequest(_Strict):
         """Return how one choice is sampled. Choice i of a seeded request draws with seed + i; `top_p` 0 is greedy."""
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=self.temperature if self.top_p > 0 else 0.0,
+            temperature=self.temperature if self.top_p > 0 and self.temperature > LOWEST_TEMPERATURE else 0.0,
             top_p=self.top_p if self.top_p > 0 else 1.0,
             top_k=self.top_k if self.top_k > 0 else None,
             seed=None if self.seed is None else (self.seed + choice) % INT64,

@@ -1,5 +1,6 @@
 """Chat templates: messages to prompt text, with the model's template or an adapter's own."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,24 +68,26 @@ class ChatTemplates:
         self._cache: OrderedDict[str, ChatTemplate | None] = OrderedDict()
         self._max_cached = max_cached
 
-    def find(self, digest: str | None, directory: Path | None) -> ChatTemplate:
+    async def find(self, digest: str | None, directory: Path | None) -> ChatTemplate:
         """Return the template for an adapter (its own where its folder has one) or, with no digest, for the base.
 
         Raises:
             InvalidValue: there is none, or the adapter's is malformed.
         """
-        template = self._of_adapter(digest, directory) if digest is not None and directory is not None else None
+        template = None
+        if digest is not None and directory is not None:
+            template = await self._of_adapter(digest, directory)
         template = template or self._base
         if template is None:
             raise InvalidValue("this model has no chat template: use /v1/completions", param="messages")
         return template
 
-    def _of_adapter(self, digest: str, directory: Path) -> ChatTemplate | None:
+    async def _of_adapter(self, digest: str, directory: Path) -> ChatTemplate | None:
         if digest in self._cache:
             self._cache.move_to_end(digest)
             return self._cache[digest]
         try:
-            source = read_template_source(directory)
+            source = await asyncio.to_thread(read_template_source, directory)
         except TextFileError as error:
             raise InvalidValue(f"the adapter's own chat template cannot be read: {error}", param="model") from error
         template = None if source is None else ChatTemplate(source, self._special_tokens)
