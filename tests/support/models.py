@@ -1,0 +1,154 @@
+"""Tiny random models and adapters, and what transformers + PEFT answer with them, one request at a time.
+
+Weights are drawn with initializer_range 0.2: at the usual 0.02 the logits of a tiny model lie so close together that
+many greedy tokens are ties.
+"""
+
+import atexit
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig
+
+VOCABULARY = 211
+MAX_MODEL_LEN = 256
+_COMMON = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+_ROPE = {
+    **_COMMON,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_MODEL_LEN,
+}
+FAMILIES: Mapping[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**_ROPE),
+    "mistral": MistralConfig(**_ROPE, sliding_window=24),
+    "gemma": GemmaConfig(**_ROPE, head_dim=16),
+    "gpt2": GPT2Config(**_COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=MAX_MODEL_LEN),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """A random adapter to make."""
+
+    rank: int = 8
+    targets: str | tuple[str, ...] = "all-linear"
+    seed: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """More fields of LoraConfig; `lora_alpha` is twice the rank unless named here."""
+
+
+@cache
+def _root() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="lorafleet-models-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
+
+
+@cache
+def model_folder(family: str) -> Path:
+    """Return the folder of a tiny random model of one of FAMILIES; made once in a process."""
+    return save_model(FAMILIES[family], _root() / family)
+
+
+def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path:
+    """Save a random model of this config, without a tokenizer, and return the folder."""
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def save_adapter(base: Path, folder: Path, spec: AdapterSpec) -> Path:
+    """Save a random adapter on the model in `base`, strong enough to change most tokens, and return its folder."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    options = {"lora_alpha": 2 * spec.rank, **spec.options}
+    if type(model).__name__.startswith("GPT2"):
+        options.setdefault("fan_in_fan_out", True)
+    targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that it renames
+        peft = get_peft_model(model, LoraConfig(r=spec.rank, target_modules=targets, task_type="CAUSAL_LM", **options))
+    generator = torch.Generator().manual_seed(spec.seed)
+    with torch.no_grad():
+        for name, parameter in sorted(peft.named_parameters()):
+            if "lora_" in name:
+                parameter.normal_(std=0.25 / spec.rank**0.5, generator=generator)
+    peft.save_pretrained(folder)
+    return folder
+
+
+def mixed_adapters(family: str) -> dict[str, Path]:
+    """Return folders of adapters of odd and different ranks, with rsLoRA, patterns and partial targets among them."""
+    base = model_folder(family)
+    attention, wide = (("c_attn",), "mlp.c_fc") if family == "gpt2" else (("q_proj", "v_proj"), "down_proj")
+    specs = {
+        "seven": AdapterSpec(rank=7, seed=1),
+        "sixteen": AdapterSpec(rank=16, seed=2),
+        "one": AdapterSpec(rank=1, seed=3, options={"lora_alpha": 3}),
+        "rslora": AdapterSpec(rank=9, seed=4, options={"use_rslora": True, "lora_alpha": 5}),
+        "patterns": AdapterSpec(rank=5, seed=5, options={"rank_pattern": {wide: 12}, "alpha_pattern": {wide: 30}}),
+        "attention": AdapterSpec(rank=8, targets=attention, seed=6),
+        "one-layer": AdapterSpec(rank=24, targets=attention, seed=7, options={"layers_to_transform": [1]}),
+    }
+    folders = {}
+    for name, spec in specs.items():
+        folder = _root() / f"{family}-adapters" / name
+        folders[name] = folder if folder.exists() else save_adapter(base, folder, spec)
+    return folders
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What transformers (+ PEFT) say for one prompt, greedily."""
+
+    token_ids: tuple[int, ...]
+    gaps: tuple[float, ...]
+    """Of the two best logits at each position."""
+    first_logprobs: torch.Tensor
+    """[vocabulary] float32: of the first generated position."""
+
+
+class Reference:
+    """transformers + PEFT in float32, one request at a time."""
+
+    def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
+        self._base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self._adapted = {
+            name: PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder
+            ).eval()
+            for name, folder in adapters.items()
+        }
+
+    @torch.inference_mode()
+    def generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> Truth:
+        """Greedy tokens of one prompt with one adapter; end tokens do not stop it."""
+        model = self._base if adapter is None else self._adapted[adapter]
+        out = model.generate(
+            input_ids=torch.tensor([list(prompt)]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=num_tokens,
+            min_new_tokens=None,
+            eos_token_id=None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        best = [step[0].float().topk(2).values for step in out.logits]
+        return Truth(
+            token_ids=tuple(out.sequences[0, len(prompt) :].tolist()),
+            gaps=tuple(float(two[0] - two[1]) for two in best),
+            first_logprobs=out.logits[0][0].float().log_softmax(-1),
+        )
