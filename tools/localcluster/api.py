@@ -57,6 +57,10 @@ class Api:
         conditions = json.loads(body).get("status", {}).get("conditions", [])
         return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
+    def controllers_ready(self) -> bool:
+        """Whether the controllers work: pods need the service account that one of them makes."""
+        return self._call("GET", "/api/v1/namespaces/default/serviceaccounts/default")[0] == 200
+
     def allow_dns(self) -> bool:
         """Let the DNS server read what it answers from; True once that is so."""
         roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles"

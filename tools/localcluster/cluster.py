@@ -247,6 +247,8 @@ def missing(layout: Layout) -> str | None:
         return "its API server does not answer"
     if not api.node_ready(layout.node_name):
         return "its node is not Ready"
+    if not api.controllers_ready():
+        return "its controllers do not work yet"
     if resolve(layout.node_address, "kubernetes.default.svc.cluster.local") != layout.api_service_address:
         return "its DNS server does not answer"
     if not listens(layout.api_service_address, 443):

@@ -87,7 +87,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     if not sys.stdin.readline():
         return
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    prepare_network()
     components = [
         Component(
             name=item["name"],
@@ -130,6 +130,15 @@ def prepare_mounts(plan: dict[str, dict[str, str]]) -> None:
         mount("-t", "tmpfs", "-o", "mode=755", "lorafleet", path)
     for path, source in plan["bound"].items():
         mount("--bind", source, path)
+
+
+def prepare_network() -> None:
+    """Let the node route for its pods."""
+    settings = Path("/proc/sys/net/ipv4")
+    (settings / "ip_forward").write_text("1")
+    for device in (settings / "conf").iterdir():
+        # A Service without endpoints answers "refused": redirects would use up the rate of such answers, and the caller would hang.
+        (device / "send_redirects").write_text("0")
 
 
 def mount(*arguments: str) -> None:
