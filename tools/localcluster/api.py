@@ -77,7 +77,9 @@ class Api:
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
         context = ssl.create_default_context(cafile=str(self.authority))
-        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler({})
+        )
         try:
             with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
                 return answer.status, answer.read()

@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+from localcluster.errors import LocalClusterError
+
 UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
@@ -37,9 +39,15 @@ def delegate(folder: Path) -> None:
 
 
 def remove_cgroups(path: str, timeout_seconds: float = 10) -> None:
-    """Remove the cgroup and all below it; the last processes may still be leaving."""
+    """Remove the cgroup and all below it; the last processes may still be leaving.
+
+    Raises:
+        LocalClusterError: they do not leave in time.
+    """
     deadline = time.monotonic() + timeout_seconds
-    while any([_remove(hierarchy / path) for hierarchy in hierarchies()]) and time.monotonic() < deadline:
+    while left := [hierarchy for hierarchy in hierarchies() if _remove(hierarchy / path)]:
+        if time.monotonic() > deadline:
+            raise LocalClusterError(f"cgroup {path} of {left[0]} is still in use; run `down` again.")
         time.sleep(0.05)
     for hierarchy in hierarchies():
         with contextlib.suppress(OSError):

@@ -70,14 +70,17 @@ def check_kernel() -> str | None:
     if version < MIN_KERNEL:
         return f"The kernel is too old ({platform.release()}); Linux {MIN_KERNEL[0]}.{MIN_KERNEL[1]} or newer is needed, as in Debian 12."
     filesystems = Path("/proc/filesystems").read_text().split()
-    if "overlay" not in filesystems and subprocess.run(["modprobe", "overlay"], check=False, capture_output=True).returncode != 0:
+    if (
+        "overlay" not in filesystems
+        and subprocess.run(["modprobe", "overlay"], check=False, capture_output=True).returncode != 0
+    ):
         return "The kernel has no overlay file system; load it with `modprobe overlay`."
     return None
 
 
 def parse_kernel(release: str) -> tuple[int, int]:
     """Return (major, minor) of a kernel release such as 6.1.0-38-amd64."""
-    major, minor = release.split("-")[0].split(".")[:2]
+    major, minor = release.split("-", maxsplit=1)[0].split(".")[:2]
     return int(major), int("".join(character for character in minor if character.isdigit()))
 
 
@@ -102,7 +105,10 @@ def check_namespaces() -> str | None:
     if not shutil.which("unshare"):
         return None  # installed on the way
     done = subprocess.run(
-        ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "true"], check=False, capture_output=True, text=True
+        ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "true"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         return f"This root may not make namespaces ({done.stderr.strip()}); in a container, run it with `--privileged`."
@@ -117,11 +123,15 @@ def check_go() -> str | None:
 def check_disk(packages: list[Artifact]) -> str | None:
     """Room for what is not in the cache yet, and for the cluster."""
     needed = missing_bytes(packages)
-    for folder, num_bytes, what in ((cache_root(), needed, "the cache"), (STATE_ROOT, STATE_BYTES, "the cluster's state")):
+    for folder, num_bytes, what in (
+        (cache_root(), needed, "the cache"),
+        (STATE_ROOT, STATE_BYTES, "the cluster's state"),
+    ):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free
         if free < num_bytes:
-            return f"{folder} needs {num_bytes / GIB:.0f} GiB of free disk for {what} and has {free / GIB:.1f}; make room{_or_elsewhere(folder)}."
+            have = f"{folder} has {free / GIB:.1f} GiB of free disk, and {num_bytes / GIB:.0f} GiB are needed"
+            return f"{have} for {what}; make room{_or_elsewhere(folder)}."
     return None
 
 

@@ -57,7 +57,11 @@ def run_command(parsed: argparse.Namespace) -> int:
         case "deps":
             cluster.prepare_dependencies()
             described = cluster.describe()
-            print(json.dumps({key: described[key] for key in ("inference_dependencies", "operator_dependencies")}, indent=1))
+            print(
+                json.dumps(
+                    {key: described[key] for key in ("inference_dependencies", "operator_dependencies")}, indent=1
+                )
+            )
         case "exec":
             words = cluster.enter(*parsed.words)
             os.execvp(words[0], words)

@@ -17,13 +17,15 @@ from localcluster.errors import LocalClusterError
 from localcluster.gobuild import programs
 from localcluster.images import PYTHON_IMAGE, pause_image, python_image
 from localcluster.layout import Allocations, Layout, check_name
-from localcluster.machine import Node, foreign_routes, remove_covered_folders, wait_until
+from localcluster.machine import Node, foreign_routes, make_covered_folders, remove_covered_folders, wait_until
 from localcluster.paths import DEFAULT_NAME, cache_root, env_file
 from localcluster.plan import write_plan
 from localcluster.progress import Note, Progress, run
 
 READY_SECONDS = 120
 REPAIR_SECONDS = 30
+COMPLETE = "complete"
+"""File of the state that a cluster has once it was ready; names the base image that it holds."""
 
 
 class Description(TypedDict):
@@ -41,6 +43,7 @@ class Description(TypedDict):
     api_url: str
     node_name: str
     node_address: str
+    host_address: str
     network: str
     service_network: str
     pod_network: str
@@ -85,14 +88,13 @@ class Cluster:
         install_missing(lambda text: self._progress.say("machine", text))
         prepared = self._prepare()
         with lock(f"cluster-{self.name}"):
-            layout = self._allocations.claim(self.name, foreign_routes(self._allocations))
-            node = Node(layout)
-            if node.supervisor() is not None:
-                if wait_until(lambda: not missing(layout), REPAIR_SECONDS):
-                    self._progress.say("cluster", f"{self.name} is running")
-                    self._write_env(layout)
-                    return
-                self._progress.say("cluster", f"{self.name} runs but {missing(layout)}; starting it anew")
+            with lock("machine"):
+                layout = self._allocations.claim(self.name, foreign_routes(self._allocations))
+                make_covered_folders()
+            if self._keep(layout, prepared):
+                self._progress.say("cluster", f"{self.name} is running")
+                self._write_env(layout)
+                return
             self._progress.step("cluster", lambda note: self._start(layout, prepared, note))
             self._write_env(layout)
 
@@ -108,8 +110,9 @@ class Cluster:
             shutil.rmtree(layout.state, ignore_errors=True)
             if layout.state.exists():
                 shutil.rmtree(layout.state)
-            if self._allocations.release(self.name):
-                remove_covered_folders()
+            with lock("machine"):
+                if self._allocations.release(self.name):
+                    remove_covered_folders()
             self._progress.say("cluster", f"{self.name} is gone; the cache in {cache_root()} stays")
 
     def _write_env(self, layout: Layout) -> None:
@@ -120,8 +123,7 @@ class Cluster:
 
     def prepare_dependencies(self) -> None:
         """Fill the folders with the Python packages for pods."""
-        for artifact in _dependencies(lambda text: self._progress.say("packages", text)):
-            artifact.prepare()
+        self._progress.step("Python packages", prepare_dependencies)
 
     def enter(self, *command: str) -> list[str]:
         """Return a command line that runs among the node's own processes."""
@@ -154,6 +156,7 @@ class Cluster:
             "api_url": layout.api_url if layout else "",
             "node_name": layout.node_name if layout else "",
             "node_address": str(layout.node_address) if layout else "",
+            "host_address": str(layout.host_address) if layout else "",
             "network": str(layout.network) if layout else "",
             "service_network": str(layout.services) if layout else "",
             "pod_network": str(layout.pods) if layout else "",
@@ -165,7 +168,9 @@ class Cluster:
     def _layout(self) -> Layout:
         layout = self._allocations.find(self.name)
         if layout is None:
-            raise LocalClusterError(f"Cluster {self.name} does not exist; `python3 tools/localcluster up --name {self.name}` makes it.")
+            raise LocalClusterError(
+                f"Cluster {self.name} does not exist; `python3 tools/localcluster up --name {self.name}` makes it."
+            )
         return layout
 
     def _prepare(self) -> Prepared:
@@ -175,32 +180,50 @@ class Cluster:
             "Kubernetes": lambda note: programs(note).prepare(),
             "base image": lambda note: python_image(note).prepare(),
             "container runtime": lambda note: tools.append(container_tools(note)),
-            "Python packages": lambda note: [artifact.prepare() for artifact in _dependencies(note)][0],
+            "Python packages": prepare_dependencies,
         }
         done = self._progress.side_by_side(steps)
         built, image = done["Kubernetes"], done["base image"]
-        assert built is not None and image is not None
+        assert built is not None
+        assert image is not None
         return Prepared(built, image, tools[0])
+
+    def _keep(self, layout: Layout, prepared: Prepared) -> bool:
+        """Whether a running cluster may stay as it is; its supervisor mends what ends, which takes seconds."""
+        node = Node(layout)
+        if node.supervisor() is None:
+            return False
+        held = read_or_none(layout.state / COMPLETE)
+        if held is None:
+            return False  # an interrupted start
+        if not wait_until(lambda: not missing(layout), REPAIR_SECONDS):
+            self._progress.say("cluster", f"{self.name} runs but {missing(layout)}; starting it again")
+            return False
+        if held != prepared.image.name:
+            import_images(node, prepared, [prepared.image / "image.tar"])
+            (layout.state / COMPLETE).write_text(prepared.image.name)
+        return True
 
     def _start(self, layout: Layout, prepared: Prepared, note: Note) -> None:
         """Start from what the last run left, as after a reboot; if that does not work, or it never was ready, from nothing."""
-        complete = layout.state / "complete"
+        complete = layout.state / COMPLETE
         if complete.exists():
             note("starting again with what it held")
             self._launch(layout, prepared)
             if wait_until(lambda: not missing(layout), READY_SECONDS / 2):
+                complete.write_text(prepared.image.name)
                 return
             self._progress.say("cluster", f"it does not come back ({missing(layout)}); starting from nothing")
         note("starting")
         Node(layout).stop()
         shutil.rmtree(layout.state, ignore_errors=True)
         self._launch(layout, prepared)
-        supervised = Node(layout)
-        if not wait_until(lambda: not missing(layout), READY_SECONDS, lambda: supervised.supervisor() is None):
+        node = Node(layout)
+        if not wait_until(lambda: not missing(layout), READY_SECONDS, lambda: node.supervisor() is None):
             raise LocalClusterError(
-                f"The cluster is not ready after {READY_SECONDS} s: {missing(layout)}; its logs are in {layout.state}/logs."
+                f"The cluster is not ready after {READY_SECONDS} s: {missing(layout)}; its logs are in {node.logs}."
             )
-        complete.touch()
+        complete.write_text(prepared.image.name)
 
     def _launch(self, layout: Layout, prepared: Prepared) -> None:
         """Write what the components read, start them and give them the images."""
@@ -254,6 +277,20 @@ def missing(layout: Layout) -> str | None:
     if not listens(layout.api_service_address, 443):
         return "its Services are not reachable"
     return None
+
+
+def read_or_none(path: Path) -> str | None:
+    """Return a file's text, or None when there is none."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def prepare_dependencies(note: Note) -> None:
+    """Fill the folders for pods, one after the other: they share most downloads."""
+    for artifact in _dependencies(note):
+        artifact.prepare()
 
 
 def _dependencies(note: Note) -> list[Artifact]:

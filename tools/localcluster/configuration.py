@@ -30,7 +30,13 @@ def write_configuration(layout: Layout, tools: ContainerTools, certificates: Pat
         (state / folder).mkdir(parents=True, exist_ok=True)
     (state / "pki").chmod(0o700)
     if not (state / "pki" / "complete").exists():
-        names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
+        names = [
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ]
         addresses = [str(layout.node_address), str(layout.api_service_address), "127.0.0.1"]
         run([certificates, state / "pki", *addresses, *names])
         write_tokens(layout)
@@ -100,13 +106,21 @@ disable_apparmor = true
 bin_dir = "{tools.cni_folder}"
 conf_dir = "{layout.state}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "overlayfs"
+snapshotter = "{snapshotter(layout.state)}"
 default_runtime_name = "runc"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 SystemdCgroup = false
 """
+
+
+def snapshotter(folder: Path) -> str:
+    """Return the way containerd keeps image layers: overlays, unless the folder's own file system is one already (as in a container)."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    parents = {str(path) for path in (folder, *folder.parents)}
+    kinds = {fields[1]: fields[2] for fields in mounts if fields[1] in parents}
+    return "native" if kinds.get(max(kinds, key=len, default="/")) == "overlay" else "overlayfs"
 
 
 def cni_list(layout: Layout) -> str:
@@ -117,7 +131,9 @@ def cni_list(layout: Layout) -> str:
         "ranges": [[{"subnet": str(layout.pods)}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
-    return json.dumps({"cniVersion": "0.4.0", "name": "lorafleet", "plugins": [{"type": "ptp", "ipMasq": False, "ipam": ipam}]})
+    return json.dumps(
+        {"cniVersion": "0.4.0", "name": "lorafleet", "plugins": [{"type": "ptp", "ipMasq": False, "ipam": ipam}]}
+    )
 
 
 def kubelet_configuration(layout: Layout) -> str:

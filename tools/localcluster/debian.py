@@ -87,12 +87,16 @@ def unpacked(packages: tuple[str, ...], note: Note) -> Artifact:
             run(["dpkg", "-x", package, folder])
         shutil.rmtree(downloads)
 
-    return Artifact("debian", content_key(" ".join(packages), platform.machine(), platform.freedesktop_os_release()["ID"]), build)
+    return Artifact(
+        "debian", content_key(" ".join(packages), platform.machine(), platform.freedesktop_os_release()["ID"]), build
+    )
 
 
 def install_missing(note: Note) -> None:
     """Install the small tools that the machine must have itself."""
-    packages = sorted({package for program, package in INSTALLED.items() if not shutil.which(program, path=SYSTEM_PATH)})
+    packages = sorted(
+        {package for program, package in INSTALLED.items() if not shutil.which(program, path=SYSTEM_PATH)}
+    )
     if not packages:
         return
     need_apt(tuple(packages))
@@ -113,4 +117,6 @@ def need_apt(packages: tuple[str, ...]) -> None:
         LocalClusterError: it has none.
     """
     if not shutil.which("apt-get", path=SYSTEM_PATH):
-        raise LocalClusterError(f"This machine has no apt-get; install {', '.join(packages)} by its own means and run again.")
+        raise LocalClusterError(
+            f"This machine has no apt-get; install {', '.join(packages)} by its own means and run again."
+        )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import bootstrap
+
 from localcluster.artifacts import Artifact, content_key
 from localcluster.paths import CHECKOUT
 from localcluster.progress import Note, run

@@ -19,7 +19,15 @@ PYTHON_IMAGE = "docker.io/library/lorafleet-python:local"
 PAUSE_IMAGE = "docker.io/library/lorafleet-pause:local"
 SUITE = "bookworm"
 PACKAGES = ("ca-certificates", "libgomp1", "python3")
-UNNEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists", "var/log")
+UNNEEDED = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    "var/log",
+)
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -64,7 +72,15 @@ def debootstrap(root: Path, note: Note) -> None:
 def apt_mirror() -> str | None:
     """Return the mirror that this machine uses for the suite, if it is the same Debian."""
     done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", f"Codename: {SUITE}", "Created-By: Packages", "Label: Debian"],
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            f"Codename: {SUITE}",
+            "Created-By: Packages",
+            "Label: Debian",
+        ],
         check=False,
         capture_output=True,
         text=True,
@@ -77,8 +93,8 @@ def slim(root: Path) -> None:
     for path in UNNEEDED:
         shutil.rmtree(root / path, ignore_errors=True)
         (root / path).mkdir(parents=True)
-    for path in (root / "etc" / "resolv.conf", root / "etc" / "hostname"):
-        path.unlink(missing_ok=True)
+    for name in ("resolv.conf", "hostname"):
+        (root / "etc" / name).unlink(missing_ok=True)
 
 
 def pause_image(program: Path, target: Path) -> None:
@@ -98,7 +114,10 @@ def write_image(layer: Path, target: Path, name: str, config: Mapping[str, objec
         "architecture": ARCHITECTURES[platform.machine()],
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
-        "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"], **config},
+        "config": {
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"],
+            **config,
+        },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "lorafleet localcluster"}],
     }
@@ -107,7 +126,7 @@ def write_image(layer: Path, target: Path, name: str, config: Mapping[str, objec
     manifest = [{"Config": config_name, "RepoTags": [name], "Layers": [f"{digest}/layer.tar"]}]
     with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as archive:
         archive.add(layer, arcname=f"{digest}/layer.tar")
-        for file_name, content_bytes in ((config_name, encoded), ("manifest.json", json.dumps(manifest).encode())):
+        for file_name, blob in ((config_name, encoded), ("manifest.json", json.dumps(manifest).encode())):
             entry = tarfile.TarInfo(file_name)
-            entry.size = len(content_bytes)
-            archive.addfile(entry, io.BytesIO(content_bytes))
+            entry.size = len(blob)
+            archive.addfile(entry, io.BytesIO(blob))

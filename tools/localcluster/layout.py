@@ -25,7 +25,8 @@ NAME_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,18}[a-z0-9])?")
 class Layout:
     """Everything that keeps two clusters on one machine apart.
 
-    `number` picks a /20 of `WHOLE_RANGE`: its first /30 links the machine and the node, Services lie in its second /22, pods in its upper /21.
+    `number` picks a /20 of `WHOLE_RANGE`: its first /30 links the machine and the node, Services lie in its second
+    /22, pods in its upper /21.
     """
 
     name: str

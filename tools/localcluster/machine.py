@@ -1,4 +1,4 @@
-"""What a cluster puts on the machine: one process with namespaces of its own, one network device, one cgroup; and how each goes away again."""
+"""What a cluster puts on the machine: a process with namespaces of its own, a network device, a cgroup; and how each goes."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from localcluster.cgroups import make_cgroups, remove_cgroups
 from localcluster.errors import LocalClusterError
 from localcluster.layout import Allocations, Layout, foreign_networks
 from localcluster.paths import PACKAGE
-from localcluster.plan import RESOLVED_BY_COMPONENTS
+from localcluster.plan import COVERED_FOLDERS
 from localcluster.progress import run
 
 T = TypeVar("T")
@@ -81,14 +81,23 @@ class Node:
             LocalClusterError: the machine refuses namespaces or devices.
         """
         self.stop()
-        for folder in RESOLVED_BY_COMPONENTS:
-            Path(folder).mkdir(parents=True, exist_ok=True)
         make_cgroups(self._layout.cgroup)
         log = self.logs / "supervisor.log"
         with log.open("a") as output:
             parent = subprocess.Popen(
-                ["unshare", *NAMESPACES, "--ipc", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave"]
-                + [sys.executable, "-I", str(PACKAGE / "supervisor.py"), str(plan)],
+                [
+                    *(
+                        "unshare",
+                        *NAMESPACES,
+                        "--ipc",
+                        "--fork",
+                        "--kill-child",
+                        "--mount-proc",
+                        "--propagation",
+                        "slave",
+                    ),
+                    *(sys.executable, "-I", str(PACKAGE / "supervisor.py"), str(plan)),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -102,7 +111,8 @@ class Node:
             supervisor = None if pid is None else read_process(pid)
             if supervisor is None:
                 raise LocalClusterError(
-                    f"The node could not get namespaces of its own: {log.read_text().strip()}; this needs a real root (or a privileged container)."
+                    f"The node could not get namespaces of its own: {log.read_text().strip()};"
+                    " this needs a real root, or a privileged container."
                 )
             record = {"pid": supervisor.pid, "started_ticks": supervisor.started_ticks}
             self._record.write_text(json.dumps(record))
@@ -122,7 +132,9 @@ class Node:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(supervisor.pid, signal.SIGKILL)
             if not wait_until(lambda: not supervisor.alive(), 30):
-                raise LocalClusterError(f"Process {supervisor.pid} does not end; look at it with `cat /proc/{supervisor.pid}/stack`.")
+                raise LocalClusterError(
+                    f"Process {supervisor.pid} does not end; look at it with `cat /proc/{supervisor.pid}/stack`."
+                )
         self._record.unlink(missing_ok=True)
         if Path(f"/sys/class/net/{self._layout.host_device}").exists():
             with contextlib.suppress(LocalClusterError):  # it goes with its other end
@@ -137,7 +149,9 @@ class Node:
         """
         supervisor = self.supervisor()
         if supervisor is None:
-            raise LocalClusterError(f"Cluster {self._layout.name} does not run; start it with `python3 tools/localcluster up`.")
+            raise LocalClusterError(
+                f"Cluster {self._layout.name} does not run; start it with `python3 tools/localcluster up`."
+            )
         return ["nsenter", "--target", str(supervisor.pid), *NAMESPACES, "--", *map(str, command)]
 
     def resident_bytes(self) -> dict[str, int]:
@@ -166,7 +180,16 @@ class Node:
             [*inside, "link", "set", "eth0", "up"],
             # Processes of the node itself reach ClusterIPs only when a route exists before the packet filter rewrites them.
             [*inside, "route", "add", str(layout.services), "via", str(layout.host_address)],
-            ["ip", "route", "add", str(layout.network), "via", str(layout.node_address), "src", str(layout.host_address)],
+            [
+                "ip",
+                "route",
+                "add",
+                str(layout.network),
+                "via",
+                str(layout.node_address),
+                "src",
+                str(layout.host_address),
+            ],
         ):
             run(command)
 
@@ -188,8 +211,14 @@ def foreign_routes(allocations: Allocations) -> list[IPv4Network]:
     return foreign_networks(json.loads(run(["ip", "-4", "-json", "route", "show", "table", "all"]) or "[]"), own)
 
 
+def make_covered_folders() -> None:
+    """Make the folders that a node covers with its own."""
+    for folder in COVERED_FOLDERS:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
 def remove_covered_folders() -> None:
-    """Remove the empty folders that only served to be covered in a node."""
-    for folder in RESOLVED_BY_COMPONENTS:
+    """Remove them again, now that no node runs: under a running one this would take its own folders away."""
+    for folder in COVERED_FOLDERS:
         with contextlib.suppress(OSError):
             Path(folder).rmdir()

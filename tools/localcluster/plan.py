@@ -7,9 +7,16 @@ from pathlib import Path
 from localcluster.debian import ContainerTools
 from localcluster.layout import Layout
 
-RESOLVED_BY_COMPONENTS = ("/var/lib/cni", "/var/lib/kubelet", "/var/log/containers")
+COVERED_FOLDERS = ("/var/lib/cni", "/var/lib/kubelet", "/var/log/containers")
 """Folders that components use whatever their configuration says. They must exist on the machine to be covered in the node."""
-KERNEL_SETTINGS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes")
+KERNEL_SETTINGS = (
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
 """What kubelet sets for the whole machine when it starts; in the node it writes to a copy."""
 
 
@@ -34,7 +41,7 @@ def write_plan(layout: Layout, tools: ContainerTools, programs: Path) -> Path:
             copy.write_text(real.read_text())
             bound[str(real)] = str(copy)
     content = {
-        "empty_folders": ["/run", *(folder for folder in RESOLVED_BY_COMPONENTS if folder not in bound)],
+        "empty_folders": ["/run", *(folder for folder in COVERED_FOLDERS if folder not in bound)],
         "bound": bound,
         "components": [asdict(component) for component in plan_components(layout, tools, programs)],
     }
@@ -128,7 +135,12 @@ def controller_manager(layout: Layout) -> list[str]:
 
 def scheduler(layout: Layout) -> list[str]:
     """One instance, no election, no port."""
-    return [f"--kubeconfig={layout.state}/kube-scheduler.kubeconfig", "--leader-elect=false", "--secure-port=0", "--profiling=false"]
+    return [
+        f"--kubeconfig={layout.state}/kube-scheduler.kubeconfig",
+        "--leader-elect=false",
+        "--secure-port=0",
+        "--profiling=false",
+    ]
 
 
 def kubelet(layout: Layout) -> list[str]:

@@ -51,6 +51,9 @@ class Progress:
         thread.start()
         try:
             result = action(note)
+        except BaseException:
+            self.say(name, f"failed after {elapsed(begin)}")
+            raise
         finally:
             done.set()
             thread.join()

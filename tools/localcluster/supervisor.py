@@ -1,8 +1,8 @@
 """The first process of a cluster's node: it lives in namespaces of its own, starts the components and starts again what ends.
 
-Run as `python3 supervisor.py PLAN`, where PLAN is a JSON file that `plan.py` describes. It waits for one line on stdin before it starts
-anything, because the other end of the node's network link is made by its parent. When it ends, by whatever cause, the kernel ends every process
-of the node, and the node's mounts, network devices and packet filter rules go with them.
+Run as `python3 supervisor.py PLAN`, where PLAN is a JSON file that `plan.py` writes. It waits for one line on stdin before
+it starts anything, because its parent makes the other end of the node's network link. When it ends, by whatever cause, the
+kernel ends every process of the node, and the node's mounts, network devices and packet filter rules go with them.
 """
 
 import json
@@ -124,7 +124,7 @@ def reap(components: list[Component]) -> None:
 
 
 def prepare_mounts(plan: dict[str, dict[str, str]]) -> None:
-    """Put private folders where components write outside their configuration, and private files over the kernel settings that kubelet changes."""
+    """Cover what components write outside their configuration, and the kernel settings that kubelet changes, with private copies."""
     mount("--make-rshared", "/")
     for path in plan["empty_folders"]:
         mount("-t", "tmpfs", "-o", "mode=755", "lorafleet", path)
