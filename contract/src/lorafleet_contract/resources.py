@@ -8,10 +8,13 @@ from pydantic import Field, model_validator
 
 from lorafleet_contract.admin import Residency, ServedName
 from lorafleet_contract.base import Observed, Wire
+from lorafleet_contract.names import revision_of
 from lorafleet_contract.sources import (
+    AdapterFacts,
     AdapterSource,
     Digest,
     HubRepo,
+    ResolvedSource,
     SecretRef,
     SourceFile,
     SourceRef,
@@ -91,6 +94,7 @@ class BaseModelSpec(Observed):
     allowed_namespaces: list[str] = []
     """Namespaces other than its own whose LoraAdapters may name this base; `*` is all."""
     suspend: bool = False
+    """While true, Deployment, Services and budget stay as they are; adapters go on being managed."""
 
 
 class PlacementMode(StrEnum):
@@ -155,8 +159,10 @@ class Condition(Wire):
 
 
 class ArtifactStatus(Wire):
-    """What the desired revision is made of."""
+    """What a revision is made of: with it alone a pod can be told to load the revision, without asking the source again."""
 
+    source: SourceRef
+    """The reference in spec that was resolved; another one in spec means another artifact."""
     digest: Digest
     revision: str
     size_bytes: int
@@ -165,6 +171,30 @@ class ArtifactStatus(Wire):
     resolved_revision: str | None = None
     """The hub commit, where the source has commits."""
     files: list[SourceFile] = []
+
+    @classmethod
+    def of(cls, source: SourceRef, resolved: ResolvedSource) -> Self:
+        """Return what status keeps of a resolved reference."""
+        return cls(
+            source=source,
+            digest=resolved.digest,
+            revision=revision_of(resolved.digest),
+            size_bytes=resolved.facts.size_bytes,
+            rank=resolved.facts.rank,
+            target_modules=resolved.facts.target_modules,
+            resolved_revision=resolved.ref.revision,
+            files=resolved.files,
+        )
+
+    @property
+    def resolved(self) -> ResolvedSource:
+        """What catalogues carry."""
+        return ResolvedSource(
+            ref=self.source.model_copy(update={"revision": self.resolved_revision}),
+            digest=self.digest,
+            files=self.files,
+            facts=AdapterFacts(rank=self.rank, size_bytes=self.size_bytes, target_modules=self.target_modules),
+        )
 
 
 class PlacementStatus(Wire):
@@ -204,12 +234,45 @@ class AdapterStatus(Observed):
     artifact: ArtifactStatus | None = None
     stable_artifact: ArtifactStatus | None = None
     """As `artifact`, of the stable revision, while it is another one."""
-    stable_source: SourceRef | None = None
-    """The resolved reference of the stable revision: what a restarted pod is told to load."""
     placements: list[PlacementStatus] = []
     placements_truncated: int | None = None
     replicas: AdapterReplicas = AdapterReplicas()
     history: list[HistoryEntry] = []
+    conditions: list[Condition] = []
+
+
+class BaseCapacity(Wire):
+    """Sums over pods that answer."""
+
+    adapter_slots: int = 0
+    assigned_adapter_slots: int = 0
+    rank_pages: int = 0
+    assigned_rank_pages: int = 0
+    catalogue_bytes: int = 0
+    """Size of all adapters of the base together."""
+
+
+class AdapterCounts(Wire):
+    """LoraAdapters that name a base."""
+
+    desired: int = 0
+    ready: int = 0
+    failed: int = 0
+
+
+class BaseModelStatus(Observed):
+    """Status of a BaseModelDeployment."""
+
+    observed_generation: int | None = None
+    served_name: str | None = None
+    """None when another resource has the name."""
+    replicas: int = 0
+    ready_replicas: int = 0
+    updated_replicas: int = 0
+    selector: str | None = None
+    url: str | None = None
+    capacity: BaseCapacity = BaseCapacity()
+    adapters: AdapterCounts = AdapterCounts()
     conditions: list[Condition] = []
 
 
@@ -232,6 +295,7 @@ class BaseModelResource(Observed):
 
     metadata: ObjectMeta
     spec: BaseModelSpec
+    status: BaseModelStatus = BaseModelStatus()
 
     @property
     def served_name(self) -> str:
