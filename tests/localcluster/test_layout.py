@@ -68,18 +68,21 @@ def test_routes_of_the_machine_count_unless_they_are_ours_or_too_wide_to_mean_it
 
 
 def test_a_name_keeps_its_number_until_it_is_released(tmp_path):
-    table = Allocations(tmp_path / "root")
+    shared = tmp_path / "a" / "shared"
+    table = Allocations(tmp_path / "root", [shared])
     assert table.claim("demo", []).number == 0
     assert table.claim("test", []).number == 1
     assert table.claim("demo", []).node_address == IPv4Address("198.18.0.2")
     assert table.names() == ["demo", "test"]
-    assert not table.release("demo")
+    table.release("demo")
     assert table.find("demo") is None
     assert table.claim("other", []).number == 0
-    assert not table.release("other")
-    assert table.release("test")
+    table.release("other")
+    assert shared.exists()
+    table.release("test")
+    assert not shared.exists()
     assert not (tmp_path / "root").exists()
-    assert table.release("test")
+    table.release("test")
 
 
 def test_a_lost_table_is_read_from_the_clusters_folders(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from localcluster.api import Api, listens, resolve
-from localcluster.artifacts import Artifact, lock
+from localcluster.artifacts import Artifact
 from localcluster.checks import check_machine
 from localcluster.configuration import write_configuration
 from localcluster.debian import ContainerTools, container_tools, install_missing
@@ -17,13 +17,14 @@ from localcluster.errors import LocalClusterError
 from localcluster.gobuild import programs
 from localcluster.images import PYTHON_IMAGE, pause_image, python_image
 from localcluster.layout import Allocations, Layout, check_name
-from localcluster.machine import Node, foreign_routes, make_covered_folders, remove_covered_folders, wait_until
+from localcluster.machine import Node, foreign_routes, only_one, wait_until
 from localcluster.paths import DEFAULT_NAME, cache_root, env_file
-from localcluster.plan import write_plan
+from localcluster.plan import COVERED_FOLDERS, write_plan
 from localcluster.progress import Note, Progress, run
 
 READY_SECONDS = 120
 REPAIR_SECONDS = 30
+OWN_LINES = ("export PATH=", "export KUBECONFIG=")
 COMPLETE = "complete"
 """File of the state that a cluster has once it was ready; names the base image that it holds."""
 
@@ -68,7 +69,7 @@ class Cluster:
         check_name(name)
         self.name = name
         self._progress = progress or Progress()
-        self._allocations = Allocations()
+        self._allocations = Allocations(shared_folders=map(Path, COVERED_FOLDERS))
 
     def check(self) -> None:
         """Say what this machine lacks, in one sentence each.
@@ -87,10 +88,8 @@ class Cluster:
         self.check()
         install_missing(lambda text: self._progress.say("machine", text))
         prepared = self._prepare()
-        with lock(f"cluster-{self.name}"):
-            with lock("machine"):
-                layout = self._allocations.claim(self.name, foreign_routes(self._allocations))
-                make_covered_folders()
+        with only_one(self.name, self._say_waiting):
+            layout = self._allocations.claim(self.name, foreign_routes(self._allocations))
             if self._keep(layout, prepared):
                 self._progress.say("cluster", f"{self.name} is running")
                 self._write_env(layout)
@@ -100,7 +99,7 @@ class Cluster:
 
     def down(self) -> None:
         """Remove the cluster with all it holds; the cache stays."""
-        with lock(f"cluster-{self.name}"):
+        with only_one(self.name, self._say_waiting):
             env_file(self.name).unlink(missing_ok=True)
             layout = self._allocations.find(self.name)
             if layout is None:
@@ -110,16 +109,15 @@ class Cluster:
             shutil.rmtree(layout.state, ignore_errors=True)
             if layout.state.exists():
                 shutil.rmtree(layout.state)
-            with lock("machine"):
-                if self._allocations.release(self.name):
-                    remove_covered_folders()
+            self._allocations.release(self.name)
             self._progress.say("cluster", f"{self.name} is gone; the cache in {cache_root()} stays")
 
     def _write_env(self, layout: Layout) -> None:
-        """Write .local/env of the checkout."""
+        """Write .local/env of the checkout; lines that others added, for what runs on the cluster, stay while it does."""
         path = env_file(layout.name)
         path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(self.environment()) + "\n")
+        others = [line for line in (read_or_none(path) or "").splitlines() if not line.startswith(OWN_LINES)]
+        path.write_text("\n".join([*self.environment(), *others]) + "\n")
 
     def prepare_dependencies(self) -> None:
         """Fill the folders with the Python packages for pods."""
@@ -164,6 +162,9 @@ class Cluster:
             "logs": str(layout.state / "logs") if layout else "",
             "resident_bytes": node.resident_bytes() if node else {},
         }
+
+    def _say_waiting(self) -> None:
+        self._progress.say("cluster", f"waiting for another command on {self.name} to end")
 
     def _layout(self) -> Layout:
         layout = self._allocations.find(self.name)

@@ -1,5 +1,6 @@
 """What a cluster's name and number decide: addresses, devices, folders, cgroup. Pure, except for the table of numbers in use."""
 
+import contextlib
 import fcntl
 import ipaddress
 import json
@@ -134,10 +135,14 @@ def choose_number(taken: Iterable[int], foreign: Iterable[IPv4Network]) -> int:
 
 
 class Allocations:
-    """The table of clusters and their numbers, shared by all processes of the machine."""
+    """The table of clusters and their numbers, shared by all processes of the machine.
 
-    def __init__(self, root: Path = STATE_ROOT) -> None:
+    `shared_folders` exist while any cluster does: every node covers them with its own, and would lose those if they went.
+    """
+
+    def __init__(self, root: Path = STATE_ROOT, shared_folders: Iterable[Path] = ()) -> None:
         self._root = root
+        self._shared_folders = tuple(shared_folders)
         self._file = root / "allocations.json"
 
     def find(self, name: str) -> Layout | None:
@@ -161,23 +166,24 @@ class Allocations:
             if name not in table:
                 table[name] = choose_number(table.values(), foreign)
                 self._write(table)
+            for folder in self._shared_folders:
+                folder.mkdir(parents=True, exist_ok=True)
             return Layout(name, table[name], self._root)
 
-    def release(self, name: str) -> bool:
-        """Give the number back; True when no cluster is left, and the root folder is then gone too."""
+    def release(self, name: str) -> None:
+        """Give the number back; after the last one the table and the shared folders are gone."""
         if not self._root.exists():
-            return True
+            return
         with self._locked():
             table = self._read()
             table.pop(name, None)
             if table:
                 self._write(table)
-                return False
+                return
             self._file.unlink(missing_ok=True)
-            for folder in (self._root / "clusters", self._root):
-                if folder.exists() and not any(folder.iterdir()):
+            for folder in (*self._shared_folders, self._root / "clusters", self._root):
+                with contextlib.suppress(OSError):  # what holds something is not ours
                     folder.rmdir()
-            return True
 
     def _read(self) -> dict[str, int]:
         try:

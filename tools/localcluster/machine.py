@@ -1,13 +1,15 @@
 """What a cluster puts on the machine: a process with namespaces of its own, a network device, a cgroup; and how each goes."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -17,7 +19,6 @@ from localcluster.cgroups import make_cgroups, remove_cgroups
 from localcluster.errors import LocalClusterError
 from localcluster.layout import Allocations, Layout, foreign_networks
 from localcluster.paths import PACKAGE
-from localcluster.plan import COVERED_FOLDERS
 from localcluster.progress import run
 
 T = TypeVar("T")
@@ -211,14 +212,23 @@ def foreign_routes(allocations: Allocations) -> list[IPv4Network]:
     return foreign_networks(json.loads(run(["ip", "-4", "-json", "route", "show", "table", "all"]) or "[]"), own)
 
 
-def make_covered_folders() -> None:
-    """Make the folders that a node covers with its own."""
-    for folder in COVERED_FOLDERS:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def only_one(name: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keep other processes of the machine from changing that cluster meanwhile; calls `waiting` once if another does.
 
-
-def remove_covered_folders() -> None:
-    """Remove them again, now that no node runs: under a running one this would take its own folders away."""
-    for folder in COVERED_FOLDERS:
-        with contextlib.suppress(OSError):
-            Path(folder).rmdir()
+    A name in the kernel, not a file: it goes with its holder and leaves nothing behind.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as holder:
+        announced = False
+        while True:
+            try:
+                holder.bind(f"\0lorafleet-cluster-{name}")
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            if not announced:
+                waiting()
+                announced = True
+            time.sleep(0.1)
+        yield
