@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster.artifacts import Artifact, content_key
+from localcluster.artifacts import Artifact, content_key, lock
 from localcluster.errors import LocalClusterError
 from localcluster.progress import Note, run
 
@@ -78,11 +78,12 @@ def unpacked(packages: tuple[str, ...], note: Note) -> Artifact:
         need_apt(packages)
         downloads = folder / "downloads"
         downloads.mkdir()
-        try:
-            run([*APT, "download", *packages], folder=downloads)
-        except LocalClusterError:
-            run([*APT, "update"])
-            run([*APT, "download", *packages], folder=downloads)
+        with lock("apt"):
+            try:
+                run([*APT, "download", *packages], folder=downloads)
+            except LocalClusterError:
+                run([*APT, "update"])
+                run([*APT, "download", *packages], folder=downloads)
         for package in sorted(downloads.glob("*.deb")):
             run(["dpkg", "-x", package, folder])
         shutil.rmtree(downloads)
