@@ -5,12 +5,14 @@ Needs nothing but Python 3.11 or newer: uv is taken from PATH, else unpacked, pi
 lock, the interpreter or a pyproject.toml changed; an interrupted run is repaired by the next.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,8 +78,18 @@ def install_pip() -> None:
     """Debian's python3 comes without pip."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         sys.exit("lorafleet needs uv or pip. On Debian 12: apt-get install python3-pip")
-    run("apt-get", "update", "-qq")
-    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "python3-pip")
+    with apt_lock():
+        run("apt-get", "update", "-qq")
+        run("apt-get", "install", "-y", "-qq", "-o", "DPkg::Lock::Timeout=120", "--no-install-recommends", "python3-pip")
+
+
+@contextlib.contextmanager
+def apt_lock() -> Iterator[None]:
+    """Let one of our tools at a time use apt, which refuses to run twice."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run(*command: str) -> None:

@@ -8,7 +8,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster.artifacts import Artifact, content_key, lock
+import bootstrap
+
+from localcluster.artifacts import Artifact, content_key
 from localcluster.errors import LocalClusterError
 from localcluster.progress import Note, run
 
@@ -78,7 +80,7 @@ def unpacked(packages: tuple[str, ...], note: Note) -> Artifact:
         need_apt(packages)
         downloads = folder / "downloads"
         downloads.mkdir()
-        with lock("apt"):
+        with bootstrap.apt_lock():
             try:
                 run([*APT, "download", *packages], folder=downloads)
             except LocalClusterError:
@@ -104,11 +106,12 @@ def install_missing(note: Note) -> None:
     note(f"installing {', '.join(packages)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     command = [*APT, "install", "-y", "--no-install-recommends", *packages]
-    try:
-        run(command, environment=environment)
-    except LocalClusterError:
-        run([*APT, "update"])
-        run(command, environment=environment)
+    with bootstrap.apt_lock():
+        try:
+            run(command, environment=environment)
+        except LocalClusterError:
+            run([*APT, "update"])
+            run(command, environment=environment)
 
 
 def need_apt(packages: tuple[str, ...]) -> None:

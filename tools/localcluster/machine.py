@@ -153,7 +153,7 @@ class Node:
             raise LocalClusterError(
                 f"Cluster {self._layout.name} does not run; start it with `python3 tools/localcluster up`."
             )
-        return ["nsenter", "--target", str(supervisor.pid), *NAMESPACES, "--", *map(str, command)]
+        return ["nsenter", "--target", str(supervisor.pid), *NAMESPACES, "--root", "--", *map(str, command)]
 
     def resident_bytes(self) -> dict[str, int]:
         """Return the resident memory of each component that runs."""
