@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,11 @@ def test_nodes_side_by_side(nodes):
         Node(first).enter("ip", "-brief", "address"), check=True, capture_output=True, text=True
     ).stdout
     assert f"{first.node_address}/30" in addresses
+
+    for _ in range(20):  # more than the kernel refuses in a second unless told to
+        with socket.socket() as channel, pytest.raises(ConnectionRefusedError):
+            channel.settimeout(0.9)
+            channel.connect((str(first.services[9]), 80))
 
     os.kill(sleepers[0], signal.SIGKILL)
     assert wait_until(lambda: sleeper_of(first) not in {None, sleepers[0]}, 10), "it was not started again"

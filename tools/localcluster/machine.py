@@ -171,26 +171,24 @@ class Node:
     def _link(self, pid: int) -> None:
         """Make the link between machine and node, and the machine's one route to the cluster."""
         layout = self._layout
-        inside = ["nsenter", "--target", str(pid), "--net", "ip"]
+        enter = ["nsenter", "--target", str(pid), "--net"]
+        inside = [*enter, "ip"]
+        node, services = str(layout.node_address), str(layout.services)
+        filtering = [*enter, "iptables", "-w", "-A"]
+        refusal = ["-d", services, "-j", "REJECT"]
         for command in (
             ["ip", "link", "add", layout.host_device, "type", "veth", "peer", "name", "eth0", "netns", str(pid)],
             ["ip", "address", "add", f"{layout.host_address}/30", "dev", layout.host_device],
             ["ip", "link", "set", layout.host_device, "up"],
             [*inside, "link", "set", "lo", "up"],
-            [*inside, "address", "add", f"{layout.node_address}/30", "dev", "eth0"],
+            [*inside, "address", "add", f"{node}/30", "dev", "eth0"],
             [*inside, "link", "set", "eth0", "up"],
             # Processes of the node itself reach ClusterIPs only when a route exists before the packet filter rewrites them.
-            [*inside, "route", "add", str(layout.services), "via", str(layout.host_address)],
-            [
-                "ip",
-                "route",
-                "add",
-                str(layout.network),
-                "via",
-                str(layout.node_address),
-                "src",
-                str(layout.host_address),
-            ],
+            [*inside, "route", "add", services, "via", str(layout.host_address)],
+            # What kube-proxy has not rewritten by then is refused; else a connection made too early would hang, not fail.
+            [*filtering, "FORWARD", *refusal],
+            [*filtering, "OUTPUT", *refusal],
+            ["ip", "route", "add", str(layout.network), "via", node, "src", str(layout.host_address)],
         ):
             run(command)
 

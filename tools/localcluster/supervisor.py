@@ -133,12 +133,11 @@ def prepare_mounts(plan: dict[str, dict[str, str]]) -> None:
 
 
 def prepare_network() -> None:
-    """Let the node route for its pods."""
+    """Let the node route for its pods, and refuse every connection that it refuses."""
     settings = Path("/proc/sys/net/ipv4")
     (settings / "ip_forward").write_text("1")
-    for device in (settings / "conf").iterdir():
-        # A Service without endpoints answers "refused": redirects would use up the rate of such answers, and the caller would hang.
-        (device / "send_redirects").write_text("0")
+    # The kernel's default is one refusal a second and caller; the connections in between would hang.
+    (settings / "icmp_ratelimit").write_text("0")
 
 
 def mount(*arguments: str) -> None:
