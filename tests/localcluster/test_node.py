@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from localcluster.cgroups import hierarchies
+from localcluster.debian import install_missing
 from localcluster.errors import LocalClusterError
 from localcluster.layout import Layout
 from localcluster.machine import Node, Process, children_of, read_process, wait_until
@@ -23,6 +24,7 @@ LAST_NUMBERS = (30, 31)
 def nodes(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("needs root, as the local cluster does")
+    install_missing(lambda _: None)
     made = [Layout(f"node-{number}", number, tmp_path) for number in LAST_NUMBERS]
     for layout in made:
         (layout.state / "logs").mkdir(parents=True)
@@ -59,9 +61,8 @@ def test_nodes_side_by_side(nodes):
     assert f"{first.node_address}/30" in addresses
 
     for _ in range(20):  # more than the kernel refuses in a second unless told to
-        with socket.socket() as channel, pytest.raises(ConnectionRefusedError):
-            channel.settimeout(0.9)
-            channel.connect((str(first.services[9]), 80))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((str(first.services[9]), 80), timeout=0.9)
 
     os.kill(sleepers[0], signal.SIGKILL)
     assert wait_until(lambda: sleeper_of(first) not in {None, sleepers[0]}, 10), "it was not started again"
