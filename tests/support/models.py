@@ -8,7 +8,8 @@ import atexit
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -62,6 +63,14 @@ def model_folder(family: str) -> Path:
     return save_model(FAMILIES[family], _root() / family)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft asks transformers for a name that is being renamed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path:
     """Save a random model of this config, without a tokenizer, and return the folder."""
     torch.manual_seed(seed)
@@ -76,8 +85,7 @@ def save_adapter(base: Path, folder: Path, spec: AdapterSpec) -> Path:
     if type(model).__name__.startswith("GPT2"):
         options.setdefault("fan_in_fan_out", True)
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that it renames
+    with _quiet():
         peft = get_peft_model(model, LoraConfig(r=spec.rank, target_modules=targets, task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(spec.seed)
     with torch.no_grad():
@@ -124,12 +132,13 @@ class Reference:
 
     def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
         self._base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        self._adapted = {
-            name: PeftModel.from_pretrained(
-                AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder
-            ).eval()
-            for name, folder in adapters.items()
-        }
+        with _quiet():
+            self._adapted = {
+                name: PeftModel.from_pretrained(
+                    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder
+                ).eval()
+                for name, folder in adapters.items()
+            }
 
     @torch.inference_mode()
     def generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> Truth:

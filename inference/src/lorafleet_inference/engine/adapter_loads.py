@@ -1,0 +1,252 @@
+"""The life of adapters in the engine: registered, loaded by a thread beside the steps, evicted, released.
+
+The thread reads and copies; every decision is taken on the engine's own thread, between two steps.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.adapters.types import AdapterPlan
+from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
+from lorafleet_inference.engine.residency import NoRoomEver, NoRoomYet, Residency
+from lorafleet_inference.errors import AdapterError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class HostSlab(Protocol):
+    """An adapter in host memory."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+
+
+class AdapterDevice(Protocol):
+    """Where adapters are read and copied: the model runner, seen from here."""
+
+    def load_slab(self, plan: AdapterPlan) -> HostSlab:
+        """Read an adapter from disk; raises AdapterError."""
+
+    def slab_bytes(self, rank: int) -> int:
+        """Size of the slab of an adapter of this rank."""
+
+    def install(self, key: AdapterKey, pages: tuple[int, ...], slab: HostSlab) -> None:
+        """Copy a slab to pages of the device."""
+
+    def remove(self, key: AdapterKey) -> None:
+        """Forget an adapter of the device."""
+
+
+@dataclass(slots=True)
+class _Adapter:
+    directory: Path
+    resident: bool
+    pinned: bool
+    plan: AdapterPlan | None = None
+    """None until it is inspected."""
+    slab: HostSlab | None = None
+    """While it is kept on the host."""
+    busy: bool = False
+    """The thread works on it."""
+    leaving: bool = False
+    """Released: no new requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The waiting requests of an adapter have to end."""
+
+    key: AdapterKey
+    reason: Reason
+    message: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What changed."""
+
+    statuses: list[AdapterStatus] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+class AdapterLoads:
+    """Owns what is known of each adapter. `post` hands a finished job back to the engine's thread, to be called there."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        device: AdapterDevice,
+        inspect: Callable[[Path], AdapterPlan],
+        rank_page: int,
+        post: Callable[[Callable[[], Outcome]], None],
+    ) -> None:
+        self.residency = residency
+        self._device = device
+        self._inspect = inspect
+        self._rank_page = rank_page
+        self._post = post
+        self._adapters: dict[AdapterKey, _Adapter] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self.held: set[AdapterKey] = set()
+        """Adapters of which nothing new may start, so that a waiting one gets their room."""
+
+    def accepts(self, key: AdapterKey) -> bool:
+        """Whether requests may name the adapter."""
+        return key in self._adapters and not self._adapters[key].leaving
+
+    def register(self, message: RegisterAdapter) -> Outcome:
+        """Make an adapter known, or change its flags."""
+        key, known = message.key, self._adapters.get(message.key)
+        if known is not None:
+            known.resident, known.pinned, known.leaving = message.resident, message.pinned, False
+            if known.plan is None:
+                return Outcome()  # the inspection under way answers
+            self.residency.pin(key, message.pinned)
+            return Outcome() if self._must_come(key) else Outcome([self._status(key)])
+        adapter = _Adapter(Path(message.directory), message.resident, message.pinned, busy=True)
+        self._adapters[key] = adapter
+        self._run(lambda: self._inspect(adapter.directory), lambda found: self._inspected(key, found))
+        return Outcome()
+
+    def release(self, key: AdapterKey) -> Outcome:
+        """Take no new requests; `free_released` does the rest when the last one has ended."""
+        if key not in self._adapters:
+            return Outcome([AdapterStatus(key, None)])
+        self._adapters[key].leaving = True
+        return Outcome()
+
+    def free_released(self, has_work: Callable[[AdapterKey], bool]) -> Outcome:
+        """Free released adapters that nothing uses."""
+        outcome = Outcome()
+        for key in [key for key, one in self._adapters.items() if one.leaving and not one.busy and not has_work(key)]:
+            del self._adapters[key]
+            self.held.discard(key)
+            if key in self.residency:
+                self.residency.release(key)
+            self._device.remove(key)
+            outcome.statuses.append(AdapterStatus(key, None))
+        return outcome
+
+    def start_loads(
+        self, waiting: list[AdapterKey], in_use: set[AdapterKey], service: Callable[[AdapterKey], float]
+    ) -> Outcome:
+        """Begin the loads that are wanted and have room; `waiting`: adapters that requests wait for, in their order."""
+        outcome = Outcome()
+        self.held.clear()
+        asked = [key for key in waiting if key in self._adapters]
+        wanted = asked + [key for key, one in self._adapters.items() if one.resident and key not in set(waiting)]
+        for key in wanted:
+            adapter = self._adapters[key]
+            if adapter.busy or adapter.plan is None or self.residency.pages(key):
+                continue
+            room = self.residency.make_room(key, in_use, on_demand=key in waiting, service=service)
+            match room:
+                case NoRoomEver(message):
+                    outcome.statuses.append(self._failed(key, Reason.OUT_OF_MEMORY, message))
+                    outcome.refused.append(Refused(key, Reason.OUT_OF_MEMORY, message))
+                case NoRoomYet(busy):
+                    if key in asked and not self.held:
+                        self.held.update(busy)
+                    break  # who comes later must not take what this one waits for
+                case _:
+                    for other in room.evicted:
+                        self._device.remove(other)
+                        self._adapters[other].resident = False
+                        outcome.statuses.append(self._status(other))
+                    self._load(key, adapter, room.pages)
+        return outcome
+
+    def close(self) -> None:
+        """Let the thread finish what it does."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _must_come(self, key: AdapterKey) -> bool:
+        return self._adapters[key].resident and key not in self.residency.on_device
+
+    def _inspected(self, key: AdapterKey, found: AdapterPlan | AdapterError) -> Outcome:
+        adapter = self._adapters[key]
+        adapter.busy = False
+        if isinstance(found, AdapterError):
+            return self._refuse(key, found)
+        adapter.plan = found
+        self.residency.register(
+            key,
+            num_pages=max(1, -(-found.rank // self._rank_page)),
+            num_bytes=self._device.slab_bytes(found.rank),
+            pinned=adapter.pinned,
+        )
+        return Outcome() if adapter.resident else Outcome([self._status(key)])
+
+    def _refuse(self, key: AdapterKey, error: AdapterError) -> Outcome:
+        """Inspection failed: the adapter is not known any more."""
+        del self._adapters[key]
+        status = AdapterStatus(key, None, error.reason, error.message)
+        return Outcome([status], [Refused(key, error.reason, error.message)])
+
+    def _load(self, key: AdapterKey, adapter: _Adapter, pages: tuple[int, ...]) -> None:
+        adapter.busy = True
+        plan, kept, began = adapter.plan, adapter.slab, time.monotonic()
+        assert plan is not None
+
+        def copy() -> HostSlab:
+            slab = self._device.load_slab(plan) if kept is None else kept
+            self._device.install(key, pages, slab)
+            return slab
+
+        source = DeviceTier.DISK if kept is None else DeviceTier.HOST
+        self._run(copy, lambda done: self._loaded(key, done, source, time.monotonic() - began))
+
+    def _loaded(self, key: AdapterKey, done: HostSlab | AdapterError, source: DeviceTier, seconds: float) -> Outcome:
+        adapter = self._adapters[key]
+        adapter.busy = False
+        if isinstance(done, AdapterError):
+            self.residency.give_up_room(key)
+            status = self._failed(key, done.reason, done.message)
+            return Outcome([status], [Refused(key, done.reason, done.message)])
+        self.residency.arrived(key)
+        outcome = Outcome()
+        keep, leaving = self.residency.keep_on_host(key)
+        adapter.slab = done if keep else None
+        for other in leaving:
+            self._adapters[other].slab = None
+            outcome.statuses.append(self._status(other))
+        outcome.statuses.append(self._status(key, seconds, source))
+        return outcome
+
+    def _failed(self, key: AdapterKey, reason: Reason, message: str) -> AdapterStatus:
+        self._adapters[key].resident = False
+        return AdapterStatus(key, self.residency.tier(key), reason, message)
+
+    def _status(
+        self, key: AdapterKey, load_seconds: float | None = None, loaded_from: DeviceTier | None = None
+    ) -> AdapterStatus:
+        return AdapterStatus(
+            key,
+            self.residency.tier(key),
+            rank_pages=len(self.residency.pages(key)),
+            host_bytes=self.residency.host_bytes_of(key),
+            load_seconds=load_seconds,
+            loaded_from=loaded_from,
+        )
+
+    def _run(self, job: Callable[[], T], done: Callable[[T | AdapterError], Outcome]) -> None:
+        def run() -> None:
+            result: T | AdapterError
+            try:
+                result = job()
+            except AdapterError as error:
+                result = error
+            except Exception as error:  # noqa: BLE001  an adapter must never end the engine
+                logger.exception("an adapter could not be loaded")
+                result = AdapterError(Reason.LOAD_FAILED, f"{type(error).__name__}: {error}")
+            self._post(lambda: done(result))
+
+        self._thread.submit(run)

@@ -1,0 +1,241 @@
+"""The API process's side of the engine: starts it, submits to it, hears from it. Imports no torch."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Self, TypeVar
+
+import msgspec
+
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.channel import StartEngine, frame, messages_from
+from lorafleet_inference.engine.messages import (
+    AdapterKey,
+    AdapterStatus,
+    Cancel,
+    DeviceTier,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    FinishReason,
+    FromEngine,
+    RegisterAdapter,
+    ReleaseAdapter,
+    Shutdown,
+    Submit,
+    ToEngine,
+    TokenEvent,
+    Tokens,
+)
+from lorafleet_inference.errors import EngineFailure
+from lorafleet_inference.logs import JsonFormatter
+
+_AnswerT = TypeVar("_AnswerT")
+CLOSE_SECONDS = 10.0
+"""After that an engine that was told to end is killed."""
+
+
+class EngineClient:
+    """One engine process. Made by `start`; every method is for the event loop that started it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
+        self._process = process
+        self._writer = writer
+        self._ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
+        self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._streams: dict[str, asyncio.Queue[TokenEvent]] = {}
+        self._arrivals: dict[AdapterKey, list[tuple[bool, asyncio.Future[AdapterStatus]]]] = {}
+        """Calls of `register` that wait; with whether they wait for the device."""
+        self._releases: dict[AdapterKey, list[asyncio.Future[None]]] = {}
+        self._listeners: list[Callable[[AdapterStatus], None]] = []
+        self._stats: EngineStats | None = None
+        self._last_words: str | None = None
+        self._closing = False
+        self._listening: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> Self:
+        """Spawn the engine process and return at once; it loads the base model meanwhile."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "lorafleet_inference.engine.process",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        client = cls(process, writer)
+        assert process.stdin is not None
+        with contextlib.suppress(ConnectionError):  # a process that died already is found by `_listen`
+            process.stdin.write(msgspec.json.encode(_start_message(config)))
+            process.stdin.close()
+        client._listening = asyncio.create_task(client._listen(reader))
+        return client
+
+    async def wait_ready(self) -> EngineReady:
+        """Wait for the base model.
+
+        Raises:
+            EngineFailure: the engine ended first; with its last words.
+        """
+        await asyncio.wait((self._ready, self._failed), return_when=asyncio.FIRST_COMPLETED)
+        if self._ready.done():
+            return self._ready.result()
+        raise EngineFailure(self._failed.result())
+
+    @property
+    def facts(self) -> EngineReady | None:
+        """What the engine said when it was ready; None before."""
+        return self._ready.result() if self._ready.done() else None
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """The last counters that came."""
+        return self._stats
+
+    @property
+    def failed(self) -> asyncio.Future[str]:
+        """Done when the engine is lost, with its last words; never by `close`."""
+        return self._failed
+
+    async def submit(self, message: Submit) -> AsyncGenerator[TokenEvent, None]:
+        """Run one sequence and yield its events; the last one is terminal. Closing early cancels it."""
+        queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        assert message.request_id not in self._streams, "request ids are unique"
+        if self._failed.done():
+            yield _lost(message.request_id, self._failed.result())
+            return
+        self._streams[message.request_id] = queue
+        ended = False
+        try:
+            self._send(message)
+            while not ended:
+                event = await queue.get()
+                ended = event.finish is not None
+                yield event
+        finally:
+            self._streams.pop(message.request_id, None)
+            if not ended:
+                self._send(Cancel(message.request_id))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; its stream ends with CANCELLED."""
+        self._send(Cancel(request_id))
+
+    async def register(self, key: AdapterKey, directory: Path, *, resident: bool, pinned: bool) -> AdapterStatus:
+        """Make an adapter known and, if `resident`, wait until it is on the device.
+
+        A refusal or a failed load is an answer with its reason; `tier` None means that the engine does not know it.
+
+        Raises:
+            EngineFailure: the engine was lost.
+        """
+        for release in self._releases.pop(key, []):
+            if not release.done():  # known again: nothing is left to wait for
+                release.set_result(None)
+        answer: asyncio.Future[AdapterStatus] = asyncio.get_running_loop().create_future()
+        self._arrivals.setdefault(key, []).append((resident, answer))
+        self._send(RegisterAdapter(key, str(directory), resident, pinned))
+        return await self._answer(answer)
+
+    async def release(self, key: AdapterKey) -> None:
+        """Forget an adapter; returns when its requests have ended and its memory is free.
+
+        Raises:
+            EngineFailure: the engine was lost.
+        """
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._releases.setdefault(key, []).append(answer)
+        self._send(ReleaseAdapter(key))
+        await self._answer(answer)
+
+    def subscribe(self, on_status: Callable[[AdapterStatus], None]) -> None:
+        """Call back on every change of an adapter's tier."""
+        self._listeners.append(on_status)
+
+    async def close(self) -> None:
+        """End the engine process."""
+        self._closing = True
+        self._send(Shutdown())
+        try:
+            await asyncio.wait_for(self._process.wait(), CLOSE_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        if self._listening is not None:
+            await self._listening
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def _answer(self, answer: asyncio.Future[_AnswerT]) -> _AnswerT:
+        await asyncio.wait((answer, self._failed), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise EngineFailure(self._failed.result())
+
+    def _send(self, message: ToEngine) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        async for message in messages_from(reader):
+            self._hear(message)
+        code = await self._process.wait()
+        words = self._last_words or f"the engine process ended with status {code}"
+        for request_id, queue in self._streams.items():
+            queue.put_nowait(_lost(request_id, words))
+        if not self._closing:
+            self._failed.set_result(words)
+
+    def _hear(self, message: FromEngine) -> None:
+        match message:
+            case Tokens(events):
+                for event in events:
+                    stream = self._streams.get(event.request_id)
+                    if stream is not None:
+                        stream.put_nowait(event)
+            case AdapterStatus():
+                self._hear_status(message)
+            case EngineStats():
+                self._stats = message
+            case EngineReady():
+                self._ready.set_result(message)
+            case EngineFailed(words):
+                self._last_words = words
+
+    def _hear_status(self, status: AdapterStatus) -> None:
+        there = status.tier is DeviceTier.DEVICE or status.tier is None or status.reason is not None
+        waiting = self._arrivals.pop(status.key, [])
+        answered = [answer for for_device, answer in waiting if there or not for_device]
+        left = [(for_device, answer) for for_device, answer in waiting if for_device and not there]
+        if left:
+            self._arrivals[status.key] = left
+        for answer in answered:
+            if not answer.done():
+                answer.set_result(status)
+        if status.tier is None:
+            for release in self._releases.pop(status.key, []):
+                if not release.done():
+                    release.set_result(None)
+        for listener in self._listeners:
+            listener(status)
+
+
+def _lost(request_id: str, words: str) -> TokenEvent:
+    return TokenEvent(request_id, finish=FinishReason.ERROR, error=words)
+
+
+def _start_message(config: EngineConfig) -> StartEngine:
+    """The engine process logs as this one does."""
+    handlers = logging.getLogger().handlers
+    as_json = any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+    level = logging.getLevelName(logging.getLogger("lorafleet_inference").getEffectiveLevel())
+    return StartEngine(config=config, log_level=level, log_format="json" if as_json else "text")

@@ -1,0 +1,267 @@
+"""The engine: one thread that drains messages, plans a step, executes it, commits it and publishes what came of it."""
+
+import logging
+import queue
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.adapters.types import AdapterPlan
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.adapter_loads import AdapterDevice, AdapterLoads, Outcome
+from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.messages import (
+    AdapterStatus,
+    Cancel,
+    EngineBudgets,
+    EngineReady,
+    EngineStats,
+    FinishReason,
+    FromEngine,
+    ModelFacts,
+    RegisterAdapter,
+    ReleaseAdapter,
+    Shutdown,
+    Submit,
+    ToEngine,
+    TokenEvent,
+    Tokens,
+)
+from lorafleet_inference.engine.plan import StepPlan, StepResult
+from lorafleet_inference.engine.residency import Residency
+from lorafleet_inference.engine.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+STATS_SECONDS = 0.5
+Posted = Callable[[], Outcome]
+Inbox = queue.SimpleQueue[ToEngine | Posted]
+"""Messages of the API process, and finished jobs of the loader thread."""
+
+
+class StepFailed(Exception):
+    """A step failed for a reason that nobody foresaw; the engine cannot go on."""
+
+
+class Runner(AdapterDevice, Protocol):
+    """What computes: the model runner, seen from here."""
+
+    facts: ModelFacts
+    budgets: EngineBudgets
+
+    def execute(self, plan: StepPlan, seed_of: Callable[[str], int]) -> StepResult:
+        """Compute a step; `seed_of` gives the seed of a request that has none of its own."""
+
+
+class _Clocks:
+    """When requests came, and how long they waited, until it is told in their first event."""
+
+    def __init__(self) -> None:
+        self._submitted: dict[str, float] = {}
+        self._waited: dict[str, float] = {}
+
+    def submitted(self, request_id: str) -> None:
+        self._submitted[request_id] = time.monotonic()
+
+    def scheduled(self, request_id: str) -> None:
+        self._waited[request_id] = time.monotonic() - self._submitted.pop(request_id)
+
+    def stamp(self, event: TokenEvent) -> TokenEvent:
+        if event.finish is not None:
+            self._submitted.pop(event.request_id, None)
+        waited = self._waited.pop(event.request_id, None)
+        return event if waited is None else msgspec.structs.replace(event, queue_seconds=waited)
+
+
+class Engine:
+    """Owns scheduler, residency and counters; `runner` computes, `send` hands messages to the API process."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        inspect: Callable[[Path], AdapterPlan],
+        send: Callable[[FromEngine], None],
+        inbox: Inbox,
+    ) -> None:
+        budgets, facts = runner.budgets, runner.facts
+        self._inbox = inbox
+        self._runner = runner
+        self._send = send
+        self._blocks = BlockManager(
+            budgets.num_kv_blocks, budgets.kv_block_tokens, prefix_caching=config.prefix_caching
+        )
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_batch_tokens=config.max_batch_tokens,
+            max_batch_requests=config.max_batch_requests,
+            max_model_len=facts.max_model_len,
+            eos_token_ids=facts.eos_token_ids,
+        )
+        self._residency = Residency(
+            num_pages=budgets.total_rank_pages,
+            max_resident=budgets.max_resident_adapters,
+            host_bytes=budgets.host_cache_bytes,
+        )
+        self._loads = AdapterLoads(self._residency, runner, inspect, budgets.rank_page, self._inbox.put)
+        self._events: list[TokenEvent] = []
+        self._statuses: list[AdapterStatus] = []
+        self._clocks = _Clocks()
+        self._seeds: dict[str, int] = {}
+        self._counts = dict.fromkeys(("steps", "preempted", "prefill", "decode", "queried", "hit"), 0)
+        self._step_seconds = 0.0
+        self._last_stats: EngineStats | None = None
+        self._last_stats_time = 0.0
+        self._ended = False
+
+    def run(self) -> None:
+        """Serve until Shutdown.
+
+        Raises:
+            StepFailed: after the requests of the step were ended with errors.
+        """
+        self._send(EngineReady(self._runner.facts, self._runner.budgets))
+        plan = StepPlan()
+        while not self._ended:
+            self.drain(wait=not plan.items)
+            plan = self.step()
+            self.publish()
+        self._loads.close()
+
+    def step(self) -> StepPlan:
+        """Plan, execute and commit one step; an empty plan means that there is nothing to compute now."""
+        plan = self._scheduler.plan(self._residency.on_device, self._loads.held)
+        self._count(plan)
+        if plan.items:
+            began = time.monotonic()
+            result = self._execute(plan)
+            self._events += self._scheduler.commit(plan, result)
+            self._step_seconds += time.monotonic() - began
+        return plan
+
+    def drain(self, *, wait: bool) -> None:
+        """Take in all that has come, waiting for the first if asked to, and start what loads are wanted."""
+        try:
+            one = self._inbox.get(block=wait, timeout=self._until_stats())
+            while True:
+                self._take(one)
+                one = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+        busy = self._scheduler.running_adapters()
+        self._settle(self._loads.start_loads(self._scheduler.waiting_adapters(), busy, self._scheduler.service))
+        self._settle(self._loads.free_released(self._scheduler.has_work))
+
+    def publish(self) -> None:
+        """Send what has happened: adapters first, so that a request never hears of one that is not told yet."""
+        for status in self._statuses:
+            self._send(status)
+        if self._events:
+            for event in self._events:
+                if event.finish is not None:
+                    self._seeds.pop(event.request_id, None)
+            self._send(Tokens(tuple(self._clocks.stamp(event) for event in self._events)))
+        self._statuses, self._events = [], []
+        if time.monotonic() - self._last_stats_time >= STATS_SECONDS:
+            stats = self._stats()
+            if stats != self._last_stats:
+                self._send(stats)
+                self._last_stats = stats
+            self._last_stats_time = time.monotonic()
+
+    def _until_stats(self) -> float | None:
+        """Seconds until the last change has to be told; None when it was."""
+        if self._last_stats is not None and self._stats() == self._last_stats:
+            return None
+        return max(0.0, self._last_stats_time + STATS_SECONDS - time.monotonic())
+
+    def _take(self, message: ToEngine | Posted) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Cancel(request_id):
+                event = self._scheduler.cancel(request_id)
+                self._events += [] if event is None else [event]
+            case RegisterAdapter():
+                self._settle(self._loads.register(message))
+            case ReleaseAdapter(key):
+                self._settle(self._loads.release(key))
+            case Shutdown():
+                self._events += self._scheduler.cancel_all()
+                self._ended = True
+            case _:
+                self._settle(message())
+
+    def _submit(self, request: Submit) -> None:
+        if request.adapter is not None and not self._loads.accepts(request.adapter):
+            self._events.append(
+                TokenEvent(
+                    request.request_id,
+                    finish=FinishReason.ERROR,
+                    error=f"adapter {request.adapter.name} is not known to the engine",
+                    reason=Reason.NOT_FOUND,
+                )
+            )
+            return
+        refused = self._scheduler.submit(request)
+        if refused is not None:
+            self._events.append(refused)
+            return
+        self._seeds[request.request_id] = secrets.randbits(64)
+        self._clocks.submitted(request.request_id)
+
+    def _settle(self, outcome: Outcome) -> None:
+        self._statuses += outcome.statuses
+        for refused in outcome.refused:
+            self._events += self._scheduler.fail_adapter(refused.key, refused.reason, refused.message)
+        for status in outcome.statuses:
+            if status.tier is None:
+                self._scheduler.forget(status.key)
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        for adapter in {item.adapter for item in plan.items}:
+            if adapter is not None:
+                self._residency.use(adapter)
+        try:
+            return self._runner.execute(plan, self._seeds.__getitem__)
+        except Exception as error:
+            message = f"the engine failed in a step: {type(error).__name__}: {error}"
+            self._events += self._scheduler.fail([item.request_id for item in plan.items], message)
+            self.publish()
+            raise StepFailed(message) from error
+
+    def _count(self, plan: StepPlan) -> None:
+        for request_id in plan.first_scheduled:
+            self._clocks.scheduled(request_id)
+        decode = sum(item.decode for item in plan.items)
+        counts = self._counts
+        counts["steps"] += bool(plan.items)
+        counts["preempted"] += len(plan.preempted)
+        counts["decode"] += decode
+        counts["prefill"] += plan.num_tokens - decode
+        counts["queried"] += plan.num_queried_tokens
+        counts["hit"] += plan.num_hit_tokens
+
+    def _stats(self) -> EngineStats:
+        counts = self._counts
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_kv_blocks_used=self._blocks.num_used,
+            num_preemptions=counts["preempted"],
+            num_steps=counts["steps"],
+            num_prefill_tokens=counts["prefill"],
+            num_decode_tokens=counts["decode"],
+            num_prefix_queried_tokens=counts["queried"],
+            num_prefix_hit_tokens=counts["hit"],
+            num_adapter_evictions=self._residency.num_evictions,
+            used_rank_pages=self._residency.num_used_pages,
+            host_used_bytes=self._residency.host_used_bytes,
+            step_seconds=self._step_seconds,
+            running_adapters=tuple(sorted(one.name for one in self._scheduler.running_adapters())),
+            waiting_adapters=tuple(sorted(one.name for one in self._scheduler.waiting_adapters())),
+        )

@@ -1,0 +1,56 @@
+"""What the scheduler hands to whoever computes, and what it gets back."""
+
+from dataclasses import dataclass, field
+
+from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class StepItem:
+    """Tokens of one sequence to compute in a step: those at positions `start` and up."""
+
+    request_id: str
+    adapter: AdapterKey | None
+    start: int
+    token_ids: tuple[int, ...]
+    blocks: tuple[int, ...]
+    """KV blocks of the sequence, from position 0 to at least the last token of the step."""
+    sample: SamplingParams | None
+    """Set when the last token's logits choose the next token, whose position is `start + len(token_ids)`."""
+    decode: bool = False
+    """Whether this continues an answer by its last token."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. Empty when nothing can be computed now."""
+
+    items: tuple[StepItem, ...] = ()
+    first_scheduled: tuple[str, ...] = ()
+    """Requests that are computed for the first time."""
+    preempted: tuple[str, ...] = ()
+    """Requests that lost their blocks and wait again."""
+    num_queried_tokens: int = 0
+    """Tokens of sequences that start in this step, looked up in the prefix cache."""
+    num_hit_tokens: int = 0
+    """Those of them that were found there."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(len(item.token_ids) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A chosen token."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The chosen tokens of a step, by request id; one for each item with `sample`."""
+
+    sampled: dict[str, Sampled] = field(default_factory=dict)

@@ -1,0 +1,65 @@
+"""The engine process: `python -m lorafleet_inference.engine.process FD`, started by EngineClient.
+
+FD is its end of a socket pair; standard input gives StartEngine as JSON. When the API process goes, it goes.
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from functools import partial
+
+import msgspec
+
+from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.engine.channel import EngineEnd, StartEngine
+from lorafleet_inference.engine.core import Engine, Inbox, StepFailed
+from lorafleet_inference.engine.messages import EngineFailed, Shutdown
+from lorafleet_inference.errors import InferenceError
+from lorafleet_inference.logs import set_up_logs
+from lorafleet_inference.model.loader import load_model
+from lorafleet_inference.model.runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Load the model and serve; return the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    start = msgspec.json.decode(sys.stdin.buffer.read(), type=StartEngine)
+    set_up_logs(start.log_level, start.log_format)
+    end = EngineEnd(socket.socket(fileno=int(arguments[0])))
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(end, inbox), name="receiver", daemon=True).start()
+    try:
+        runner = ModelRunner(load_model(start.config), start.config)
+        inspect = partial(inspect_adapter, model=runner.facts, max_rank=start.config.max_rank)
+        Engine(runner, start.config, inspect, end.send, inbox).run()
+    except (InferenceError, StepFailed) as error:
+        logger.exception("the engine ends")
+        end.send(EngineFailed(str(error)))
+        return 1
+    except Exception as error:
+        logger.exception("the engine ends")
+        end.send(EngineFailed(f"{type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+def _receive(end: EngineEnd, inbox: Inbox) -> None:
+    """Pass messages on. Without an API process nobody wants an answer, not even of the step that runs."""
+    try:
+        for message in end.messages():
+            inbox.put(message)
+            if isinstance(message, Shutdown):
+                return
+    finally:
+        if not end.told_to_end:
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""Which adapters lie in device memory and on the host, and who goes when there is no room. Pure: it counts, others copy.
+
+Device memory is rows of one rank each; RANK_PAGE rows are a page, and a rank-r adapter takes ceil(r / RANK_PAGE) of them.
+An adapter leaves the device only when it is neither pinned nor in use, the least recently used first, and only after it
+is certain that the newcomer fits.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from lorafleet_inference.engine.messages import AdapterKey, DeviceTier
+
+
+@dataclass(slots=True)
+class _Entry:
+    num_pages: int
+    num_bytes: int
+    pinned: bool
+    pages: tuple[int, ...] = ()
+    arrived: bool = False
+    """Whether the pages hold the weights; False while they are copied."""
+    on_host: bool = False
+    device_used: int = 0
+    host_used: int = 0
+    """Ticks of the last use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Pages that were set aside for an adapter, and the adapters that left the device for it."""
+
+    pages: tuple[int, ...]
+    evicted: tuple[AdapterKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoomYet:
+    """Room comes when these adapters have no running requests any more."""
+
+    in_use: tuple[AdapterKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoomEver:
+    """The adapter does not fit beside the pinned ones."""
+
+    message: str
+
+
+class Residency:
+    """Owns the pages of the device and the bytes of the host."""
+
+    def __init__(self, *, num_pages: int, max_resident: int, host_bytes: int) -> None:
+        self.num_pages = num_pages
+        self._max_resident = max_resident
+        self._host_bytes = host_bytes
+        self._entries: dict[AdapterKey, _Entry] = {}
+        self._free_pages = set(range(num_pages))
+        self._on_device: set[AdapterKey] = set()
+        self._tick = 0
+        self.num_evictions = 0
+
+    @property
+    def on_device(self) -> Collection[AdapterKey]:
+        """Adapters that can be computed with; a live view."""
+        return self._on_device
+
+    @property
+    def num_used_pages(self) -> int:
+        """Pages that are taken."""
+        return self.num_pages - len(self._free_pages)
+
+    @property
+    def host_used_bytes(self) -> int:
+        """Bytes of the slabs that are kept on the host."""
+        return sum(entry.num_bytes for entry in self._entries.values() if entry.on_host)
+
+    def __contains__(self, key: AdapterKey) -> bool:
+        return key in self._entries
+
+    def register(self, key: AdapterKey, *, num_pages: int, num_bytes: int, pinned: bool) -> None:
+        """Make an adapter known."""
+        self._entries[key] = _Entry(num_pages, num_bytes, pinned)
+
+    def pin(self, key: AdapterKey, pinned: bool) -> None:  # noqa: FBT001
+        """Change whether on-demand loads may evict it."""
+        self._entries[key].pinned = pinned
+
+    def tier(self, key: AdapterKey) -> DeviceTier:
+        """Return where the adapter is nearest."""
+        if key in self._on_device:
+            return DeviceTier.DEVICE
+        return DeviceTier.HOST if self._entries[key].on_host else DeviceTier.DISK
+
+    def pages(self, key: AdapterKey) -> tuple[int, ...]:
+        """Return the pages of an adapter that is on the device or on its way there."""
+        return self._entries[key].pages
+
+    def host_bytes_of(self, key: AdapterKey) -> int:
+        """Return the bytes that its slab takes on the host; 0 if there is none."""
+        entry = self._entries[key]
+        return entry.num_bytes if entry.on_host else 0
+
+    def use(self, key: AdapterKey) -> None:
+        """An adapter was computed with."""
+        self._entries[key].device_used = self._entries[key].host_used = self._now()
+
+    def make_room(
+        self, key: AdapterKey, in_use: Collection[AdapterKey], *, on_demand: bool, service: Callable[[AdapterKey], float]
+    ) -> Room | NoRoomYet | NoRoomEver:
+        """Set pages aside, evicting what has to go; nothing changes unless the answer is Room.
+
+        `in_use`: adapters of running requests. `on_demand`: a request asks, so pinned adapters stay; an administrator's
+        load evicts no pinned ones either. `service` tells whom to wait for: the most served ones.
+        """
+        entry = self._entries[key]
+        assert not entry.pages, "the adapter has its pages already"
+        holders = [other for other, one in self._entries.items() if one.pages]
+        pinned = [other for other in holders if self._entries[other].pinned]
+        if not self._fits(entry, [other for other in holders if other not in pinned]):
+            asked = "a request asks for" if on_demand else "was asked to be resident"
+            return NoRoomEver(
+                f"{key.name} {asked}: it needs {entry.num_pages} of {self.num_pages} rank pages and one of "
+                f"{self._max_resident} places, and pinned adapters hold "
+                f"{sum(len(self._entries[other].pages) for other in pinned)} pages and {len(pinned)} places"
+            )
+        idle = [other for other in holders if other in self._on_device and other not in in_use and other not in pinned]
+        idle.sort(key=lambda other: self._entries[other].device_used)
+        leaving = self._fewest(entry, idle)
+        if leaving is None:
+            busy = [other for other in holders if other not in idle and other not in pinned]
+            busy.sort(key=service, reverse=True)
+            waited = next(busy[:count] for count in range(1, len(busy) + 1) if self._fits(entry, idle + busy[:count]))
+            return NoRoomYet(tuple(waited))
+        for other in leaving:
+            self._leave_device(other)
+        self.num_evictions += len(leaving)
+        entry.pages = self._take_pages(entry.num_pages)
+        return Room(entry.pages, tuple(leaving))
+
+    def arrived(self, key: AdapterKey) -> None:
+        """The weights lie in the pages."""
+        self._entries[key].arrived = True
+        self._on_device.add(key)
+        self.use(key)
+
+    def give_up_room(self, key: AdapterKey) -> None:
+        """The load failed."""
+        self._leave_device(key)
+
+    def keep_on_host(self, key: AdapterKey) -> tuple[bool, tuple[AdapterKey, ...]]:
+        """Return whether the slab may stay on the host, and whose slabs leave it for that."""
+        entry = self._entries[key]
+        if entry.on_host or entry.num_bytes > self._host_bytes:
+            return entry.on_host, ()
+        others = sorted((one for one in self._entries if self._entries[one].on_host), key=self._last_on_host)
+        leaving: list[AdapterKey] = []
+        used = self.host_used_bytes
+        for other in others:
+            if used + entry.num_bytes <= self._host_bytes:
+                break
+            self._entries[other].on_host = False
+            used -= self._entries[other].num_bytes
+            leaving.append(other)
+        entry.on_host, entry.host_used = True, self._now()
+        return True, tuple(leaving)
+
+    def release(self, key: AdapterKey) -> None:
+        """Forget an adapter that nobody uses and nobody copies."""
+        self._leave_device(key)
+        del self._entries[key]
+
+    def _fits(self, entry: _Entry, leaving: Collection[AdapterKey]) -> bool:
+        num_pages = len(self._free_pages) + sum(len(self._entries[other].pages) for other in leaving)
+        num_resident = sum(bool(one.pages) for one in self._entries.values()) - len(leaving)
+        return num_pages >= entry.num_pages and num_resident < self._max_resident
+
+    def _fewest(self, entry: _Entry, idle: list[AdapterKey]) -> list[AdapterKey] | None:
+        """The least recently used ones that have to leave, none that need not; None if all together are too few."""
+        count = next((count for count in range(len(idle) + 1) if self._fits(entry, idle[:count])), None)
+        if count is None:
+            return None
+        leaving = idle[:count]
+        for other in list(leaving):
+            rest = [one for one in leaving if one != other]
+            if self._fits(entry, rest):
+                leaving = rest
+        return leaving
+
+    def _take_pages(self, num_pages: int) -> tuple[int, ...]:
+        """Neighbouring pages if there are any, since those are read without gathering."""
+        free = sorted(self._free_pages)
+        run = next(
+            (free[at : at + num_pages] for at in range(len(free) - num_pages + 1)
+             if free[at + num_pages - 1] - free[at] == num_pages - 1),
+            free[:num_pages],
+        )  # fmt: skip
+        self._free_pages -= set(run)
+        return tuple(run)
+
+    def _leave_device(self, key: AdapterKey) -> None:
+        entry = self._entries[key]
+        self._free_pages |= set(entry.pages)
+        entry.pages, entry.arrived = (), False
+        self._on_device.discard(key)
+
+    def _last_on_host(self, key: AdapterKey) -> int:
+        return self._entries[key].host_used
+
+    def _now(self) -> int:
+        self._tick += 1
+        return self._tick

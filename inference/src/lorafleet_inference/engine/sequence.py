@@ -1,0 +1,113 @@
+"""One request on its way through the scheduler, and the queues of those that wait. Pure."""
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.engine.block_manager import BlockHash
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent
+from lorafleet_inference.engine.plan import Sampled, StepItem
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request and how far it is. Waiting: no blocks, nothing computed. Running: blocks."""
+
+    request: Submit
+    arrival: int
+    token_ids: list[int]
+    """Prompt and answer so far."""
+    num_computed: int = 0
+    """Tokens whose KV lies in the blocks."""
+    blocks: list[int] = field(default_factory=list)
+    hashes: list[BlockHash] = field(default_factory=list)
+    """Of the full, computed blocks."""
+    num_cached: int | None = None
+    """Prompt tokens found in the prefix cache when it first ran; None before."""
+    spoke: bool = False
+    """Whether an event was made."""
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request."""
+        return self.request.request_id
+
+    @property
+    def adapter(self) -> AdapterKey | None:
+        """Whose weights it needs beside the base's."""
+        return self.request.adapter
+
+    @property
+    def num_pending(self) -> int:
+        """Known tokens that are not computed."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_answer(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    def item(self, num_tokens: int, num_blocks: int) -> StepItem:
+        """Return its next tokens for a step."""
+        end = self.num_computed + num_tokens
+        last = end == len(self.token_ids)
+        return StepItem(
+            self.request_id,
+            self.adapter,
+            self.num_computed,
+            tuple(self.token_ids[self.num_computed : end]),
+            tuple(self.blocks[:num_blocks]),
+            self.request.sampling if last else None,
+            decode=last and num_tokens == 1 and self.num_answer > 0,
+        )
+
+    def event(
+        self,
+        sampled: Sampled | None = None,
+        finish: FinishReason | None = None,
+        error: str | None = None,
+        reason: Reason | None = None,
+    ) -> TokenEvent:
+        """Return its next event."""
+        num_cached = 0 if self.spoke else self.num_cached or 0
+        self.spoke = True
+        return TokenEvent(
+            self.request_id,
+            token_ids=() if sampled is None else (sampled.token_id,),
+            logprobs=None if sampled is None or sampled.logprobs is None else (sampled.logprobs,),
+            finish=finish,
+            error=error,
+            reason=reason,
+            num_cached_tokens=num_cached,
+        )
+
+
+class WaitingQueues:
+    """Waiting sequences by adapter, in the order of arrival."""
+
+    def __init__(self) -> None:
+        self._queues: dict[AdapterKey | None, list[Sequence]] = {}
+
+    def __iter__(self) -> Iterator[AdapterKey | None]:
+        """Adapters that have some."""
+        return iter(self._queues)
+
+    def first(self, adapter: AdapterKey | None) -> Sequence:
+        """The one that waits longest."""
+        return self._queues[adapter][0]
+
+    def of(self, adapter: AdapterKey) -> tuple[Sequence, ...]:
+        """All of one adapter."""
+        return tuple(self._queues.get(adapter, ()))
+
+    def add(self, sequence: Sequence) -> None:
+        """Put one in its place by arrival, also one that ran before."""
+        insort(self._queues.setdefault(sequence.adapter, []), sequence, key=lambda one: one.arrival)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take one out."""
+        queue = self._queues[sequence.adapter]
+        queue.remove(sequence)
+        if not queue:
+            del self._queues[sequence.adapter]

@@ -1,0 +1,1 @@
+"""transformers' own model code under our batch: loading, paged attention, LoRA, sampling."""

@@ -1,0 +1,205 @@
+"""Attention over paged KV, plugged into transformers' attention interface.
+
+Axes: H query heads, G key-value heads, R = H / G, D head width of keys, E of values, T tokens of the batch, N tokens of KV,
+B decoding sequences. transformers calls `attend` once a layer with rotated, unrepeated keys; what it wrote to the pages in
+earlier steps is read back from there. The metadata of a step stands in a context, because some families drop keyword
+arguments on their way.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+from transformers import AttentionInterface
+
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.model.batch import FlatBatch, Span
+
+NAME = "lorafleet_paged"
+DECODE_GROUP = 64
+"""At most so many decoding sequences are gathered together; sorted by length, so that little is padded."""
+
+
+@dataclass(slots=True)
+class LayerKV:
+    """Pages of one layer."""
+
+    keys: torch.Tensor
+    """[num_blocks, KV_BLOCK_TOKENS, G, D], in the model's dtype, on the device."""
+    values: torch.Tensor
+    """[num_blocks, KV_BLOCK_TOKENS, G, E], likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a probe saw of a layer's attention."""
+
+    num_kv_heads: int
+    key_width: int
+    value_width: int
+    sliding_window: int | None
+    causal: bool
+
+
+@dataclass(slots=True)
+class Probe:
+    """Instead of attending, write down what each layer asks for; answers zeros."""
+
+    calls: list[tuple[int, LayerShape]] = field(default_factory=list)
+    """(layer index, shape), in the order of the calls."""
+
+
+class PagedStep:
+    """One step's way through the pages."""
+
+    def __init__(self, layers: list[LayerKV], batch: FlatBatch) -> None:
+        self.layers = layers
+        self.slots = batch.slots
+        device = batch.slots.device
+        self.prefills = [_Prefill(span, device) for span in batch.spans if span.end - span.begin > 1]
+        decodes = sorted((span for span in batch.spans if span.end - span.begin == 1), key=lambda span: span.start)
+        self.decodes = [
+            _Decode(decodes[at : at + DECODE_GROUP], device) for at in range(0, len(decodes), DECODE_GROUP)
+        ]
+
+
+class _Prefill:
+    """Several tokens of one sequence."""
+
+    def __init__(self, span: Span, device: torch.device) -> None:
+        self.begin, self.end, self.num_known = span.begin, span.end, span.num_known
+        self.blocks = torch.tensor(span.blocks, device=device)
+        self._queries = torch.arange(span.start, span.num_known, device=device)[:, None]
+        self._keys = torch.arange(span.num_known, device=device)[None, :]
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """[tokens, N] bool: which keys each token sees."""
+        if window not in self._masks:
+            seen = self._keys <= self._queries
+            self._masks[window] = seen if window is None else seen & (self._keys > self._queries - window)
+        return self._masks[window]
+
+
+class _Decode:
+    """One token each of several sequences."""
+
+    def __init__(self, spans: list[Span], device: torch.device) -> None:
+        longest = max(len(span.blocks) for span in spans)
+        # unused places of the table name block 0, whose keys the mask hides
+        table = [list(span.blocks) + [0] * (longest - len(span.blocks)) for span in spans]
+        self.rows = torch.tensor([span.begin for span in spans], device=device)
+        self.blocks = torch.tensor(table, device=device)
+        self._last = torch.tensor([[span.start] for span in spans], device=device)
+        self._keys = torch.arange(longest * KV_BLOCK_TOKENS, device=device)[None, :]
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """[B, 1, 1, N] bool: which keys each token sees."""
+        if window not in self._masks:
+            seen = self._keys <= self._last
+            mask = seen if window is None else seen & (self._keys > self._last - window)
+            self._masks[window] = mask[:, None, None, :]
+        return self._masks[window]
+
+
+_current: list[PagedStep | Probe] = []
+
+
+@contextmanager
+def attending(step: PagedStep | Probe) -> Iterator[None]:
+    """While this is open, `attend` works for this step."""
+    assert not _current, "one step at a time"
+    _current.append(step)
+    try:
+        yield
+    finally:
+        _current.clear()
+
+
+def register() -> None:
+    """Make the name known to transformers; more than once does no harm."""
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001  made from positions here
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Write keys and values to their pages and attend over all known ones of each token's sequence.
+
+    query [1, H, T, D], key [1, G, T, D], value [1, G, T, E]; returns [1, T, H, E].
+    """
+    step = _current[0]
+    layer_idx = int(module.layer_idx)
+    _, heads, tokens, _ = query.shape
+    out = query.new_zeros(1, tokens, heads, value.shape[-1])
+    if isinstance(step, Probe):
+        causal = bool(getattr(module, "is_causal", True))
+        shape = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], sliding_window, causal)
+        step.calls.append((layer_idx, shape))
+        return out, None
+    pages = step.layers[layer_idx]
+    pages.keys.flatten(0, 1)[step.slots] = key[0].transpose(0, 1)
+    pages.values.flatten(0, 1)[step.slots] = value[0].transpose(0, 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    extras = _Extras(scale, softcap, s_aux)
+    for one in step.prefills:
+        keys = pages.keys[one.blocks].flatten(0, 1)[: one.num_known].transpose(0, 1)
+        values = pages.values[one.blocks].flatten(0, 1)[: one.num_known].transpose(0, 1)
+        done = _attend(query[:, :, one.begin : one.end], keys[None], values[None], one.mask(sliding_window), extras)
+        out[:, one.begin : one.end] = done.transpose(1, 2)
+    for many in step.decodes:
+        keys = pages.keys[many.blocks].flatten(1, 2).transpose(1, 2)
+        values = pages.values[many.blocks].flatten(1, 2).transpose(1, 2)
+        queries = query[0, :, many.rows].transpose(0, 1)[:, :, None]
+        out[0, many.rows] = _attend(queries, keys, values, many.mask(sliding_window), extras)[:, :, 0]
+    return out, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    scale: float
+    softcap: float | None
+    sinks: torch.Tensor | None
+    """[H]"""
+
+
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, extras: _Extras
+) -> torch.Tensor:
+    """query [B, H, T, D], keys [B, G, N, D], values [B, G, N, E], mask broadcasts to [B, 1, T, N]; returns [B, H, T, E].
+
+    Query heads that share a key head become more rows of it, so that keys are never repeated.
+    """
+    batch, heads, tokens, width = query.shape
+    groups = keys.shape[1]
+    repeats = heads // groups
+    rows = query.reshape(batch, groups, repeats * tokens, width)
+    if tokens > 1 and repeats > 1:
+        mask = mask.repeat(repeats, 1)
+    if extras.softcap is None and extras.sinks is None:
+        done = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=extras.scale)
+        return done.reshape(batch, heads, tokens, -1)
+    scores = rows @ keys.transpose(-1, -2) * extras.scale
+    if extras.softcap is not None:
+        scores = torch.tanh(scores / extras.softcap) * extras.softcap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if extras.sinks is None:
+        weights = scores.float().softmax(-1)
+    else:
+        sinks = extras.sinks.view(1, groups, repeats, 1, 1).expand(batch, -1, -1, tokens, 1)
+        with_sink = torch.cat([scores.float(), sinks.reshape(batch, groups, -1, 1).float()], dim=-1)
+        weights = with_sink.softmax(-1)[..., :-1]
+    return (weights.to(values.dtype) @ values).reshape(batch, heads, tokens, -1)

@@ -1,0 +1,89 @@
+"""The flat batch: all tokens of a step in one row.
+
+Axes: T tokens of the step, S sequences of the step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.engine.plan import StepItem
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `begin` to `end` of the batch belong to one sequence; the first is at position `start` of it."""
+
+    begin: int
+    end: int
+    start: int
+    blocks: tuple[int, ...]
+
+    @property
+    def num_known(self) -> int:
+        """Tokens of the sequence whose KV is there after the step."""
+        return self.start + self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens `begin` to `end` of the batch use this adapter."""
+
+    begin: int
+    end: int
+    adapter: AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """What one forward pass needs."""
+
+    items: tuple[StepItem, ...]
+    """In the order of the batch: neighbours share an adapter, so that each adapter is one segment."""
+    input_ids: torch.Tensor
+    """[1, T] int64, on the device."""
+    position_ids: torch.Tensor
+    """[1, T] int64, on the device."""
+    slots: torch.Tensor
+    """[T] int64, on the device: where the KV of each token goes, block * KV_BLOCK_TOKENS + offset."""
+    spans: tuple[Span, ...]
+    segments: tuple[Segment, ...]
+    sampled_rows: torch.Tensor
+    """[num sampled] int64, on the device: rows whose logits are needed, in the order of the items."""
+
+
+def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
+    """Lay out the items of a step."""
+    ordered = sorted(items, key=lambda item: ("", "") if item.adapter is None else (item.adapter.name, item.adapter.digest))
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    spans: list[Span] = []
+    segments: list[Segment] = []
+    rows: list[int] = []
+    for item in ordered:
+        begin, end = len(token_ids), len(token_ids) + len(item.token_ids)
+        token_ids += item.token_ids
+        for position in range(item.start, item.start + len(item.token_ids)):
+            positions.append(position)
+            slots.append(item.blocks[position // KV_BLOCK_TOKENS] * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS)
+        spans.append(Span(begin, end, item.start, item.blocks))
+        if item.adapter is not None:
+            if segments and segments[-1].adapter == item.adapter:
+                segments[-1] = Segment(segments[-1].begin, end, item.adapter)
+            else:
+                segments.append(Segment(begin, end, item.adapter))
+        if item.sample is not None:
+            rows.append(end - 1)
+    return FlatBatch(
+        items=tuple(ordered),
+        input_ids=torch.tensor([token_ids], dtype=torch.int64, device=device),
+        position_ids=torch.tensor([positions], dtype=torch.int64, device=device),
+        slots=torch.tensor(slots, dtype=torch.int64, device=device),
+        spans=tuple(spans),
+        segments=tuple(segments),
+        sampled_rows=torch.tensor(rows, dtype=torch.int64, device=device),
+    )

@@ -1,0 +1,62 @@
+"""What validation and the API need to know of a model, read from its module tree; no weights are needed for it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind
+
+
+def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> ModelFacts:
+    """Read the facts of a model; one on the meta device is enough.
+
+    `modules` are the linear layers that LoRA is computed for: all but the output head and layers inside experts.
+    `max_model_len` shortens what the config says.
+    """
+    text = model.config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", None) or max_model_len or 2048)
+    return ModelFacts(
+        architecture=type(model).__name__,
+        model_type=text.model_type,
+        num_layers=text.num_hidden_layers,
+        vocab_size=text.vocab_size,
+        max_model_len=min(longest, max_model_len or longest),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+        eos_token_ids=_eos_token_ids(model.generation_config, text),
+        modules=tuple(_modules(model)),
+    )
+
+
+def facts_of_folder(path: Path) -> ModelFacts:
+    """Read the facts of a saved model from its config alone, without loading weights."""
+    config = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model_facts(model)
+
+
+def _modules(model: PreTrainedModel) -> list[ModuleFacts]:
+    head = model.get_output_embeddings()
+    found = []
+    for name, module in model.named_modules():
+        if module is head or ".experts." in name:
+            continue
+        if type(module) is torch.nn.Linear:
+            found.append(ModuleFacts(name, ModuleKind.LINEAR, module.in_features, module.out_features))
+        elif type(module) is Conv1D:
+            found.append(ModuleFacts(name, ModuleKind.CONV1D, module.weight.shape[0], module.weight.shape[1]))
+    return found
+
+
+def _eos_token_ids(generation: GenerationConfig | None, config: Any) -> tuple[int, ...]:
+    ids = generation.eos_token_id if generation is not None and generation.eos_token_id is not None else None
+    ids = config.eos_token_id if ids is None else ids
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)

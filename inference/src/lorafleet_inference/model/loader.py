@@ -1,0 +1,169 @@
+"""Loads a base model and refuses, by name, what would be computed wrongly."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.errors import ConfigError
+from lorafleet_inference.model.attention import NAME, LayerShape, Probe, attending, register
+from lorafleet_inference.model.facts import model_facts
+
+PROBE_TOKENS = 5
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that was probed."""
+
+    model: PreTrainedModel
+    facts: ModelFacts
+    shapes: tuple[LayerShape, ...]
+    """By layer."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, KV and adapters."""
+        return self.model.dtype
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, by affinity and by the quota of its cgroup."""
+    cores = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.is_file():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Load the weights and probe the model.
+
+    Raises:
+        ConfigError: the folder holds no model that can be served; names the architecture and the cause.
+    """
+    torch.set_num_threads(config.num_threads or usable_cores())
+    device = _device(config)
+    register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model,
+            dtype=_dtype(config, device),
+            attn_implementation=NAME,
+            use_safetensors=True,
+            device_map=None if device.type == "cpu" else {"": device},
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError("--model", f"{_architecture(config.model)} cannot be loaded: {error}") from error
+    return check_model(model.eval(), max_model_len=config.max_model_len)
+
+
+def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> LoadedModel:
+    """Probe a model that was loaded with our attention.
+
+    Raises:
+        ConfigError: its attention, its rotary embedding or its layers would be computed wrongly.
+    """
+    facts = model_facts(model, max_model_len=max_model_len)
+    if not model._can_set_attn_implementation():  # noqa: SLF001  transformers has no public name for it
+        raise _refused(facts, "its attention is not written against transformers' attention interface")
+    _check_rope(model.config.get_text_config(), facts)
+    shapes = _probe(model, facts)
+    _check_windows(model.config.get_text_config(), facts, shapes)
+    return LoadedModel(model, facts, shapes)
+
+
+def _refused(facts: ModelFacts, why: str) -> ConfigError:
+    return ConfigError("--model", f"{facts.architecture} is not supported: {why}")
+
+
+def _architecture(model: str) -> str:
+    try:
+        names = AutoConfig.from_pretrained(model).architectures
+    except (OSError, ValueError):
+        return model
+    return names[0] if names else model
+
+
+def _device(config: EngineConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device", "cuda was asked for and no CUDA device is usable")
+    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> Any:
+    if config.dtype == "auto":
+        return "auto" if device.type == "cuda" else torch.float32
+    return getattr(torch, config.dtype)
+
+
+@torch.inference_mode()
+def _probe(model: PreTrainedModel, facts: ModelFacts) -> tuple[LayerShape, ...]:
+    """Run a few tokens and see that every layer attends through us and every adaptable module sees every token."""
+    seen: Counter[str] = Counter()
+    hooks = []
+    for module in facts.modules:
+
+        def count(_: Any, args: tuple[torch.Tensor, ...], name: str = module.name) -> None:
+            seen[name] += args[0].numel() // args[0].shape[-1]
+
+        hooks.append(model.get_submodule(module.name).register_forward_pre_hook(count))
+    probe = Probe()
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % facts.vocab_size
+    positions = torch.arange(PROBE_TOKENS, device=model.device)[None]
+    with attending(probe):
+        model(input_ids=ids, position_ids=positions, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    layers = [layer for layer, _ in probe.calls]
+    if sorted(layers) != list(range(facts.num_layers)):
+        raise _refused(facts, f"{facts.num_layers} layers, but attention was called for {sorted(layers)}")
+    if not all(shape.causal for _, shape in probe.calls):
+        raise _refused(facts, "a layer attends to later tokens")
+    odd = [module.name for module in facts.modules if seen[module.name] != PROBE_TOKENS]
+    if odd:
+        raise _refused(facts, f"module {odd[0]} does not see each token once")
+    return tuple(shape for _, shape in sorted(probe.calls, key=lambda call: call[0]))
+
+
+def _check_rope(config: Any, facts: ModelFacts) -> None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(one for one in parameters.values() if isinstance(one, dict))]
+    original = getattr(config, "original_max_position_embeddings", None)
+    for one in kinds:
+        kind = one.get("rope_type")
+        limit = one.get("original_max_position_embeddings") or original or config.max_position_embeddings
+        if kind in _LENGTH_DEPENDENT_ROPE and facts.max_model_len > limit:
+            raise _refused(
+                facts,
+                f"its {kind} rotary embedding depends on the length of the sequence beyond {limit} tokens; "
+                f"--max-model-len {limit} serves it exactly",
+            )
+
+
+def _check_windows(config: Any, facts: ModelFacts, shapes: tuple[LayerShape, ...]) -> None:
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk is not None and facts.max_model_len > chunk:
+        raise _refused(facts, f"attention in chunks of {chunk} tokens; --max-model-len {chunk} serves it exactly")
+    window = getattr(config, "sliding_window", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False or facts.max_model_len <= window:
+        return
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(shapes)
+    for layer, (kind, shape) in enumerate(zip(kinds, shapes, strict=True)):
+        if kind == "sliding_attention" and shape.sliding_window is None:
+            raise _refused(facts, f"layer {layer} does not pass on its window; --max-model-len {window} serves it exactly")

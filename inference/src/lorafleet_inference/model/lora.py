@@ -1,0 +1,181 @@
+"""LoRA for a mixed batch: each token gets the delta of its own adapter, nothing is ever merged.
+
+Device memory is one pool of rows. Row r of an adapter holds, for every adaptable module, row r of A and column r of B
+(times the scale): so an adapter of rank r is r rows, one copy, and the true rank of each module is what is read.
+Axes: T tokens of the step, r ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
+from lorafleet_inference.config import RANK_PAGE
+from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
+from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.model.batch import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a module's A and B lie in a row."""
+
+    a: slice
+    b: slice
+
+
+class RowLayout:
+    """Which columns of a row belong to which module."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self.places: list[_Place] = []
+        self.index: dict[str, int] = {}
+        at = 0
+        for module in facts.modules:
+            middle, end = at + module.in_features, at + module.in_features + module.out_features
+            self.index[module.name] = len(self.places)
+            self.places.append(_Place(slice(at, middle), slice(middle, end)))
+            at = end
+        self.width = at
+        """Elements of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """An adapter on the host, laid out as on the device."""
+
+    rows: torch.Tensor
+    """[pages * RANK_PAGE, layout width], in the model's dtype, on the CPU; pinned where the device is CUDA."""
+    ranks: tuple[int, ...]
+    """True rank of each module, in the layout's order; 0 where the adapter has none."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return self.rows.numel() * self.rows.element_size()
+
+
+def num_pages_of(rank: int) -> int:
+    """Return the rank pages that an adapter of this rank takes."""
+    return max(1, -(-rank // RANK_PAGE))
+
+
+def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: bool) -> Slab:
+    """Read the tensors of a validated adapter.
+
+    Raises:
+        AdapterError: ARTIFACT_INVALID when the files are not what validation saw; OUT_OF_MEMORY.
+    """
+    ranks = [0] * len(layout.places)
+    try:
+        rows = torch.zeros(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
+        sites = {key: site for site in plan.sites for key in (site.a_key, site.b_key)}
+        for name in plan.files:
+            with safe_open(plan.directory / name, framework="pt") as file:
+                for key in sites.keys() & set(file.keys()):
+                    site = sites.pop(key)
+                    ranks[layout.index[site.module]] = site.rank
+                    _lay(rows, layout.places[layout.index[site.module]], site, key, file.get_tensor(key))
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(Reason.ARTIFACT_INVALID, f"{name} cannot be read: {error}") from error
+    except RuntimeError as error:
+        raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
+    if sites:
+        raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {min(sites)} is missing")
+    return Slab(rows, tuple(ranks))
+
+
+def _lay(rows: torch.Tensor, place: _Place, site: LoraSite, key: str, tensor: torch.Tensor) -> None:
+    columns = place.a if key == site.a_key else place.b
+    laid = tensor.float() if key == site.a_key else tensor.float().t() * site.scale
+    if laid.shape != (site.rank, columns.stop - columns.start):
+        raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {key} has shape {list(tensor.shape)}")
+    rows[: site.rank, columns] = laid.to(rows.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resident:
+    rows: slice | torch.Tensor
+    """Its rows in the pool: a slice where its pages are neighbours."""
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    begin: int
+    end: int
+    resident: _Resident
+
+
+class LoraBank:
+    """The pool of the device, and the modules that add from it."""
+
+    def __init__(self, model: torch.nn.Module, facts: ModelFacts, *, num_pages: int) -> None:
+        parameter = next(model.parameters())
+        self.layout = RowLayout(facts)
+        self._pool = torch.empty(
+            num_pages * RANK_PAGE, self.layout.width, dtype=parameter.dtype, device=parameter.device
+        )
+        self._resident: dict[AdapterKey, _Resident] = {}
+        self._parts: list[_Part] = []
+        self._num_tokens = 0
+        for module in facts.modules:
+            model.get_submodule(module.name).register_forward_hook(_Adder(self, module.name))
+
+    def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
+        """Copy a slab to pages that no step reads; safe beside a running step."""
+        index = torch.tensor([page * RANK_PAGE + row for page in pages for row in range(RANK_PAGE)])
+        first = int(index[0])
+        together = index.tolist() == list(range(first, first + len(index)))
+        rows: slice | torch.Tensor = slice(first, first + len(index)) if together else index.to(self._pool.device)
+        self._pool[rows] = slab.rows.to(self._pool.device)
+        self._resident[key] = _Resident(rows, slab.ranks)
+
+    def remove(self, key: AdapterKey) -> None:
+        """Forget an adapter; its pages are somebody else's now."""
+        self._resident.pop(key, None)
+
+    def begin_step(self, segments: Sequence[Segment], num_tokens: int) -> None:
+        """Say which tokens of the coming forward pass use which adapter."""
+        self._parts = [_Part(one.begin, one.end, self._resident[one.adapter]) for one in segments]
+        self._num_tokens = num_tokens
+
+    def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to y [.., out] each token's B A x, for x [.., in] of all tokens of the step. The one point of dispatch."""
+        if self._parts:
+            add_by_segment(self._pool, self.layout.places[module], module, self._parts, _rows(x, self._num_tokens), y)
+
+
+class _Adder:
+    """Forward hook of one module: so its weight, its name and its ties stay as they are."""
+
+    def __init__(self, bank: LoraBank, name: str) -> None:
+        self._bank = bank
+        self._module = bank.layout.index[name]
+
+    def __call__(self, _: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self._bank.add(self._module, args[0], output)
+
+
+def _rows(x: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    assert rows.shape[0] == num_tokens, "an adapted module saw other rows than the step's"
+    return rows
+
+
+def add_by_segment(
+    pool: torch.Tensor, place: _Place, module: int, parts: Sequence[_Part], x: torch.Tensor, y: torch.Tensor
+) -> None:
+    """The reference: two small products an adapter. x [T, in]; y [.., out] contiguous, changed in place."""
+    flat = y.view(-1, y.shape[-1])
+    for part in parts:
+        rank = part.resident.ranks[module]
+        if rank:
+            rows = part.resident.rows
+            rows = slice(rows.start, rows.start + rank) if isinstance(rows, slice) else rows[:rank]
+            low = x[part.begin : part.end] @ pool[rows, place.a].t()
+            flat[part.begin : part.end].addmm_(low, pool[rows, place.b])

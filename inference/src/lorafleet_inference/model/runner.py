@@ -1,0 +1,142 @@
+"""Runs one step: batch, forward pass, sampling."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from lorafleet_inference.adapters.types import AdapterPlan
+from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
+from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts
+from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
+from lorafleet_inference.errors import ConfigError
+from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
+from lorafleet_inference.model.batch import build_batch
+from lorafleet_inference.model.loader import LoadedModel
+from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
+from lorafleet_inference.model.sampler import Draw, sample
+
+CPU_KV_BYTES = GIB
+CUDA_RESERVE = 0.08
+"""Part of the device memory that stays free for activations that the warm-up did not see."""
+
+
+class ModelRunner:
+    """Owns the model, its KV pages and the adapter pool."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        self._model = loaded.model
+        self._device = loaded.device
+        self.facts: ModelFacts = loaded.facts
+        num_pages = config.max_resident_adapters * num_pages_of(config.max_rank)
+        self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages)
+        self._dtype = loaded.dtype
+        self._layers: list[LayerKV] = []
+        block_bytes = KV_BLOCK_TOKENS * loaded.dtype.itemsize * sum(
+            shape.num_kv_heads * (shape.key_width + shape.value_width) for shape in loaded.shapes
+        )
+        num_blocks = self._num_blocks(loaded, config, block_bytes)
+        self._layers = _pages(loaded, num_blocks)
+        self.budgets = EngineBudgets(
+            num_kv_blocks=num_blocks,
+            kv_block_tokens=KV_BLOCK_TOKENS,
+            kv_cache_bytes=num_blocks * block_bytes,
+            max_resident_adapters=config.max_resident_adapters,
+            max_rank=config.max_rank,
+            rank_page=RANK_PAGE,
+            total_rank_pages=num_pages,
+            host_cache_bytes=config.host_cache_bytes,
+        )
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan, seed_of: Callable[[str], int]) -> StepResult:
+        """Compute a step; `seed_of` gives the seed of a request that has none of its own."""
+        batch = build_batch(plan.items, self._device)
+        self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
+        with attending(PagedStep(self._layers, batch)):
+            logits = self._model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                logits_to_keep=batch.sampled_rows,
+            ).logits
+        sampled = [item for item in batch.items if item.sample is not None]
+        if not sampled:
+            return StepResult()
+        tokens = sample(logits[0], [_draw(item, seed_of) for item in sampled])
+        return StepResult({item.request_id: token for item, token in zip(sampled, tokens, strict=True)})
+
+    def load_slab(self, plan: AdapterPlan) -> Slab:
+        """Read an adapter from disk; runs beside steps."""
+        return load_slab(plan, self._bank.layout, self._dtype, pin=self._device.type == "cuda")
+
+    def slab_bytes(self, rank: int) -> int:
+        """Return the size of the slab of an adapter of this rank."""
+        return num_pages_of(rank) * RANK_PAGE * self._bank.layout.width * self._dtype.itemsize
+
+    def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
+        """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""
+        self._bank.install(key, pages, slab)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def remove(self, key: AdapterKey) -> None:
+        """Forget an adapter of the device."""
+        self._bank.remove(key)
+
+    def _num_blocks(self, loaded: LoadedModel, config: EngineConfig, block_bytes: int) -> int:
+        useful = config.max_batch_requests * -(-self.facts.max_model_len // KV_BLOCK_TOKENS)
+        if config.kv_cache_memory_bytes is not None:
+            num_bytes = config.kv_cache_memory_bytes
+        elif self._device.type == "cuda":
+            self._layers = _pages(loaded, -(-config.max_batch_tokens // KV_BLOCK_TOKENS))
+            num_bytes = self._free_after_warm_up(config)
+        else:
+            num_bytes = CPU_KV_BYTES
+        num_blocks = min(num_bytes // block_bytes, useful)
+        if num_blocks < 1:
+            raise ConfigError("--kv-cache-memory", f"{num_bytes} bytes hold no block of {block_bytes} bytes")
+        return int(num_blocks)
+
+    def _free_after_warm_up(self, config: EngineConfig) -> int:
+        """Run the largest step and return what is free beside it."""
+        length = min(config.max_batch_tokens, self.facts.max_model_len)
+        blocks = tuple(range(-(-length // KV_BLOCK_TOKENS)))
+        item = StepItem("warm-up", None, 0, (0,) * length, blocks, None)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        self.execute(StepPlan((item,)), lambda _: 0)
+        activations = torch.cuda.max_memory_allocated(self._device) - before
+        self._layers = []
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self._device)
+        return int(free - activations - total * CUDA_RESERVE)
+
+
+def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:
+    return [
+        LayerKV(
+            _zeros((num_blocks, KV_BLOCK_TOKENS, shape.num_kv_heads, shape.key_width), loaded),
+            _zeros((num_blocks, KV_BLOCK_TOKENS, shape.num_kv_heads, shape.value_width), loaded),
+        )
+        for shape in loaded.shapes
+    ]
+
+
+def _zeros(shape: tuple[int, ...], loaded: LoadedModel) -> torch.Tensor:
+    """Zeros, not garbage: a hidden value must not be NaN, because nothing times NaN is NaN.
+
+    On the CPU by way of numpy, which lets the system hand out the memory when it is first touched.
+    """
+    if loaded.device.type != "cpu":
+        return torch.zeros(shape, dtype=loaded.dtype, device=loaded.device)
+    num_bytes = math.prod(shape) * loaded.dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(loaded.dtype).view(shape)
+
+
+def _draw(item: StepItem, seed_of: Callable[[str], int]) -> Draw:
+    assert item.sample is not None
+    seed = item.sample.seed
+    position = item.start + len(item.token_ids)
+    return Draw(item.sample, seed_of(item.request_id) if seed is None else seed, position)

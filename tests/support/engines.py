@@ -1,0 +1,87 @@
+"""An engine in the test's own process, driven step by step."""
+
+import queue
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from support.plans import plan_of
+
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.core import Engine, Inbox
+from lorafleet_inference.engine.messages import (
+    AdapterKey,
+    AdapterStatus,
+    DeviceTier,
+    FromEngine,
+    RegisterAdapter,
+    SamplingParams,
+    Submit,
+    TokenEvent,
+    Tokens,
+)
+from lorafleet_inference.model.loader import load_model
+from lorafleet_inference.model.runner import ModelRunner
+
+
+def key_of(name: str) -> AdapterKey:
+    """A key that only tests would use."""
+    return AdapterKey(name, "sha256:" + name.encode().hex().ljust(64, "0")[:64])
+
+
+class DrivenEngine:
+    """A real engine whose steps the test runs, and all that it said."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.said: list[FromEngine] = []
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.runner = ModelRunner(load_model(config), config)
+        self.engine = Engine(self.runner, config, plan_of, self.said.append, self.inbox)
+        self.max_step_tokens = 0
+        self.num_preempted = 0
+
+    def register(self, adapters: Mapping[str, Path], *, resident: bool = True) -> None:
+        """Register adapters and wait until they are where they were asked to be."""
+        for name, folder in adapters.items():
+            self.inbox.put(RegisterAdapter(key_of(name), str(folder), resident))
+        wanted = DeviceTier.DEVICE if resident else DeviceTier.DISK
+        deadline = time.monotonic() + 30
+        while {one.key.name for one in self.statuses() if one.tier == wanted} < set(adapters):
+            assert time.monotonic() < deadline, self.statuses()
+            self.step()
+
+    def step(self) -> None:
+        """One turn of the engine's loop; never blocks for long."""
+        self.engine.drain(wait=False)
+        plan = self.engine.step()
+        self.engine.publish()
+        self.max_step_tokens = max(self.max_step_tokens, plan.num_tokens)
+        self.num_preempted += len(plan.preempted)
+        if not plan.items:
+            time.sleep(0.001)
+
+    def submit(
+        self, request_id: str, adapter: str | None, prompt: Iterable[int], sampling: SamplingParams
+    ) -> None:
+        """Hand in a request."""
+        key = None if adapter is None else key_of(adapter)
+        self.inbox.put(Submit(request_id, tuple(prompt), key, sampling))
+
+    def run_until_ended(self, request_ids: Iterable[str], timeout_seconds: float = 120) -> None:
+        """Step until all these requests have their terminal event."""
+        wanted, deadline = set(request_ids), time.monotonic() + timeout_seconds
+        while wanted - {event.request_id for event in self.events() if event.finish is not None}:
+            assert time.monotonic() < deadline, wanted
+            self.step()
+
+    def statuses(self) -> list[AdapterStatus]:
+        """What was said of adapters."""
+        return [one for one in self.said if isinstance(one, AdapterStatus)]
+
+    def events(self) -> list[TokenEvent]:
+        """All events of requests so far."""
+        return [event for one in self.said if isinstance(one, Tokens) for event in one.events]
+
+    def tokens(self, request_id: str) -> tuple[int, ...]:
+        """The answer of a request."""
+        return tuple(token for event in self.events() if event.request_id == request_id for token in event.token_ids)
