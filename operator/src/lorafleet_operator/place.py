@@ -1,0 +1,146 @@
+"""Which adapter is resident on which pod: pure, deterministic, sticky, within each pod's slots and rank pages.
+
+Higher priority is served completely before lower. Within a priority, what is somewhere stays there; only then are
+missing places filled, by rendezvous hashing among the pods that are not already fuller than their fair share. So a new
+adapter moves nobody of its own or a higher priority, and a pod that goes away moves only what was on it.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+FAIR_SHARE: Final = 1.25
+"""A pod may take this multiple of the average number of adapters before others are preferred."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodBudget:
+    """What a pod has room for, less what is not the operator's."""
+
+    uid: str
+    slots: int
+    rank_pages: int
+    rank_page: int
+    """Ranks in a page."""
+    is_open: bool = True
+    """False: it does not answer now; what is on it stays there, nothing new is put there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One adapter that should be resident somewhere."""
+
+    name: str
+    rank: int
+    num_pods: int | None
+    """None: on all pods; 0: nowhere, it is loaded on demand."""
+    priority: int = 0
+    holders: frozenset[str] = frozenset()
+    """Pods on which it is resident now."""
+    other_rank: int | None = None
+    """Rank of a second revision that should be resident beside it while one replaces the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where each adapter is to be resident."""
+
+    pods: Mapping[str, frozenset[str]]
+    """Name -> uids of pods."""
+    beside: Mapping[str, frozenset[str]]
+    """Name -> uids of those pods that have room for its other revision too."""
+    missing: Mapping[str, int]
+    """Name -> how many pods it lacks, for want of room; names that lack none are left out."""
+
+
+class _Room:
+    """What is left on one pod."""
+
+    def __init__(self, budget: PodBudget) -> None:
+        self.uid = budget.uid
+        self.is_open = budget.is_open
+        self.slots = budget.slots
+        self.pages = budget.rank_pages
+        self.rank_page = budget.rank_page
+        self.num_placed = 0
+
+    def take(self, rank: int) -> bool:
+        """Take room for one adapter; False, and nothing taken, when there is none."""
+        pages = math.ceil(rank / self.rank_page)
+        if self.slots < 1 or self.pages < pages:
+            return False
+        self.slots -= 1
+        self.pages -= pages
+        self.num_placed += 1
+        return True
+
+
+def place(budgets: Iterable[PodBudget], wants: Iterable[Want]) -> Placement:
+    """Return where each adapter is to be resident.
+
+    The same arguments in any order give the same answer; the answer as holders gives the answer again.
+    """
+    rooms = [_Room(budget) for budget in sorted(budgets, key=lambda budget: budget.uid)]
+    ordered = sorted(wants, key=lambda want: (-want.priority, want.name))
+    placed: dict[str, set[str]] = {want.name: set() for want in ordered}
+    share = _fair_share(rooms, ordered)
+    for priority in sorted({want.priority for want in ordered}, reverse=True):
+        group = [want for want in ordered if want.priority == priority]
+        for want in group:
+            _keep(want, rooms, placed[want.name])
+        for want in group:
+            _fill(want, rooms, placed[want.name], share)
+    beside = _place_others(rooms, ordered, placed)
+    missing = {
+        want.name: lacking for want in ordered if (lacking := _num_wanted(want, rooms) - len(placed[want.name])) > 0
+    }
+    return Placement({name: frozenset(uids) for name, uids in placed.items()}, beside, missing)
+
+
+def rendezvous(name: str, uid: str) -> bytes:
+    """Return the weight of a pod for an adapter; the highest wins."""
+    return hashlib.sha256(f"{name}\0{uid}".encode()).digest()
+
+
+def _num_wanted(want: Want, rooms: Sequence[_Room]) -> int:
+    return len(rooms) if want.num_pods is None else min(want.num_pods, len(rooms))
+
+
+def _fair_share(rooms: Sequence[_Room], wants: Sequence[Want]) -> int:
+    total = sum(_num_wanted(want, rooms) for want in wants)
+    return math.ceil(FAIR_SHARE * total / len(rooms)) if rooms else 0
+
+
+def _by_weight(want: Want, rooms: Iterable[_Room]) -> list[_Room]:
+    return sorted(rooms, key=lambda room: rendezvous(want.name, room.uid), reverse=True)
+
+
+def _keep(want: Want, rooms: Sequence[_Room], placed: set[str]) -> None:
+    for room in _by_weight(want, (room for room in rooms if room.uid in want.holders)):
+        if len(placed) < _num_wanted(want, rooms) and room.take(want.rank):
+            placed.add(room.uid)
+
+
+def _fill(want: Want, rooms: Sequence[_Room], placed: set[str], share: int) -> None:
+    candidates = _by_weight(want, (room for room in rooms if room.is_open and room.uid not in placed))
+    # stable: those below their share first, each part still by weight
+    for room in sorted(candidates, key=lambda room: room.num_placed >= share):
+        if len(placed) >= _num_wanted(want, rooms):
+            return
+        if room.take(want.rank):
+            placed.add(room.uid)
+
+
+def _place_others(
+    rooms: Sequence[_Room], wants: Sequence[Want], placed: Mapping[str, set[str]]
+) -> dict[str, frozenset[str]]:
+    """Second revisions take what is left: for them nobody gives way."""
+    beside = {}
+    for want in wants:
+        if want.other_rank is not None:
+            beside[want.name] = frozenset(
+                room.uid for room in rooms if room.uid in placed[want.name] and room.take(want.other_rank)
+            )
+    return beside

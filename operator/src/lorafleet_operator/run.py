@@ -1,0 +1,161 @@
+"""The operator's life: ports open, Lease taken, everything listed, then events, passes and resyncs until the end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+from lorafleet_operator import metrics
+from lorafleet_operator.children import Children
+from lorafleet_operator.config import OperatorConfig
+from lorafleet_operator.errors import KubeError, KubeNotFound, WatchEnded
+from lorafleet_operator.execute import AdminClient, Executor
+from lorafleet_operator.handlers import EventSink, watch
+from lorafleet_operator.health import Health, serve_health
+from lorafleet_operator.keys import admin_key
+from lorafleet_operator.kube import KubeApi, connect
+from lorafleet_operator.lease import Lease
+from lorafleet_operator.queue import WorkQueue
+from lorafleet_operator.reconcile import Reconciler
+from lorafleet_operator.resolve import Resolver
+from lorafleet_operator.resync import Resync
+from lorafleet_operator.status import StatusWriter
+from lorafleet_operator.store import Store
+from lorafleet_operator.views import BaseKey
+from lorafleet_operator.watch import PodWatches
+from lorafleet_operator.workers import work
+
+logger = logging.getLogger(__name__)
+EVENT_DELAY_SECONDS = 0.03
+"""Events that come together make one pass."""
+
+
+async def run(config: OperatorConfig) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        OperatorError: something essential ended; the process is to be started again.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    health = Health()
+    close_health = await serve_health(health, config.http_port)
+    api = await connect()
+    lease = Lease(api, namespace=config.namespace, name=config.lease, pod_name=config.pod_name)
+    try:
+        await _until(stop, _lead(config, api, lease, health))
+    finally:
+        await lease.release()
+        metrics.LEADER.set(0)
+        await api.close()
+        await close_health()
+
+
+async def _until(stop: asyncio.Event, main: Coroutine[Any, Any, None]) -> None:
+    """Run `main` until it ends or the signal comes."""
+    task = asyncio.ensure_future(main)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return
+    task.result()
+
+
+async def _lead(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health) -> None:
+    await lease.acquire()
+    metrics.LEADER.set(1)
+    renewing = asyncio.create_task(lease.hold())
+    try:
+        leading = asyncio.create_task(_converge(config, api, lease, health))
+        try:
+            await asyncio.wait((renewing, leading), return_when=asyncio.FIRST_COMPLETED)
+            for task in (renewing, leading):
+                if task.done():
+                    task.result()
+        finally:
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+
+
+async def _converge(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health) -> None:
+    store: Store = Store()
+    queue: WorkQueue[BaseKey] = WorkQueue()
+
+    def wake(key: BaseKey, delay_seconds: float = EVENT_DELAY_SECONDS) -> None:
+        queue.add_after(key, delay_seconds)
+
+    key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
+    client = AdminClient()
+    resolver, watches = Resolver(client, wake), PodWatches(client, wake)
+    children = Children(api, engine_image=config.engine_image, key=key)
+    reconciler = Reconciler(
+        key=key,
+        lease=lease,
+        store=store,
+        queue=queue,
+        children=children,
+        executor=Executor(client),
+        resolver=resolver,
+        watches=watches,
+        writer=StatusWriter(api, store, reporter=lease.identity),
+    )
+    resync = Resync(api, config, store, children, reconciler, wake)
+    health.resync = resync
+    try:
+        await _patiently(resync.once)
+        logger.info("everything is listed; converging")
+        sink = EventSink(store, wake)
+        await _all_or_none(
+            watch(config, sink, api.configuration, lease.identity),
+            resync.for_ever(),
+            *(work(queue, reconciler) for _ in range(config.workers)),
+        )
+    finally:
+        health.resync = None
+        queue.close()
+        await resolver.close()
+        await watches.close()
+        await client.close()
+
+
+async def _patiently(call: Any) -> Any:
+    """Repeat a call while the API server is away.
+
+    Raises:
+        WatchEnded: a custom resource definition is missing.
+        KubeError: refused for good.
+    """
+    while True:
+        try:
+            return await call()
+        except KubeNotFound as error:
+            raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
+        except KubeError as error:
+            if not error.retryable:
+                raise
+            logger.warning("the API server is away: %s", error)
+            await asyncio.sleep(1)
+
+
+async def _all_or_none(*essentials: Coroutine[Any, Any, None]) -> None:
+    """Run things of which none may end; when one does, end the others and pass its error on."""
+    tasks = [asyncio.create_task(essential) for essential in essentials]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        raise WatchEnded("something essential ended")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,103 @@
+"""What the pure parts see: frozen pictures of the cluster and of pods."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from lorafleet_contract.admin import ObservedAdapter, Owner, PodState
+from lorafleet_contract.resources import AdapterResource, BaseModelResource
+
+BaseKey = tuple[str, str]
+"""(namespace, name) of a BaseModelDeployment: what is reconciled as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of a base as the API server has it."""
+
+    uid: str
+    name: str
+    ip: str | None
+    is_ready: bool
+    """Its Ready condition: Services send requests to it."""
+    is_leaving: bool
+    """It has a deletion timestamp, or has ended."""
+    is_running: bool
+    """Its engine container runs and has passed its startup probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPod:
+    """A pod and what it says of itself."""
+
+    pod: Pod
+    state: PodState | None
+    """None: it did not answer; nothing is known."""
+
+    @property
+    def uid(self) -> str:
+        """The pod's uid."""
+        return self.pod.uid
+
+    @property
+    def is_serving(self) -> bool:
+        """Requests reach it, and it says what it has."""
+        return self.pod.is_ready and not self.pod.is_leaving and self.state is not None and not self.state.draining
+
+    @property
+    def is_writable(self) -> bool:
+        """It can be told what to know."""
+        return not self.pod.is_leaving and self.state is not None and not self.state.draining
+
+    def own(self, name: str, revision: str) -> ObservedAdapter | None:
+        """Return the operator's entry of one revision, if the pod has it."""
+        return next((entry for entry in self.entries_of(name) if entry.revision == revision), None)
+
+    def entries_of(self, name: str) -> tuple[ObservedAdapter, ...]:
+        """Return the operator's entries of a served name."""
+        return tuple(e for e in self.entries if e.name == name and e.owner is Owner.OPERATOR)
+
+    @property
+    def entries(self) -> tuple[ObservedAdapter, ...]:
+        """All entries that it has, local ones too."""
+        return tuple(self.state.adapters) if self.state is not None else ()
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenResource:
+    """A resource that the API server took and that cannot be read."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    problem: str
+    body: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who has a served name."""
+
+    uid: str
+    title: str
+    """As people read it, e.g. `LoraAdapter team-a/french`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that is known of one base when it is reconciled, except what its pods say."""
+
+    key: BaseKey
+    base: BaseModelResource | None
+    """None when there is none, and when it is being deleted: its pods go with it."""
+    adapters: tuple[AdapterResource, ...]
+    """Those that name the base, sorted by (namespace, name); also those being deleted."""
+    pods: tuple[Pod, ...]
+    claims: dict[str, Claim]
+    """Served name -> who has it, over all bases and adapters of the cluster."""
+    broken: tuple[BrokenResource, ...]
+    are_orphans_known: bool
+    """Whether a name that no adapter has may be removed from pods: everything was listed more than once."""
+    now: datetime
