@@ -1,0 +1,50 @@
+"""Fixtures that more than one package's tests share."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from demo.fleet import diagnose
+from demo.profiles import load_profile
+from support.fleet import Fleet
+
+ROOT = Path(__file__).resolve().parent.parent
+CLUSTER = os.environ.get("LORAFLEET_TEST_CLUSTER", "test")
+"""A cluster of its own beside the demo's; set LORAFLEET_TEST_KEEP to leave it running for the next run."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cluster tests last: what is cheap fails first."""
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[Fleet]:
+    """What the README's first command leaves running, in a cluster of the tests' own."""
+    done = subprocess.run(["make", "demo", f"NAME={CLUSTER}"], cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    sys.stdout.write(done.stdout)
+    assert done.returncode == 0, f"make demo NAME={CLUSTER} failed:\n{done.stdout}"
+    command = [sys.executable, "tools/localcluster", "status", "--name", CLUSTER, "--json"]
+    status = json.loads(subprocess.run(command, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout)
+    profile = load_profile({**status, "cluster": "local", "name": CLUSTER})
+    env_file = ROOT / ".local" / ("env" if CLUSTER == "demo" else f"env-{CLUSTER}")
+    lines = shlex.split(env_file.read_text())
+    url = next(word.removeprefix("LORAFLEET_URL=") for word in lines if word.startswith("LORAFLEET_URL="))
+    yield Fleet(profile.kube, url, done.stdout)
+    if not os.environ.get("LORAFLEET_TEST_KEEP"):
+        subprocess.run(["make", "demo-down", f"NAME={CLUSTER}"], cwd=ROOT, check=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A failing cluster test prints what an engineer would look at first."""
+    report = yield
+    running = getattr(item, "funcargs", {}).get("fleet")
+    if report.when == "call" and report.failed and isinstance(running, Fleet):
+        report.sections.append(("the cluster", diagnose(running.kube)))
+    return report
