@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def fleet() -> Iterator[Fleet]:
     """What the README's first command leaves running, in a cluster of the tests' own."""
-    done = subprocess.run(["make", "demo", f"NAME={CLUSTER}"], cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = ["make", "demo", f"NAME={CLUSTER}"]
+    done = subprocess.run(command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     sys.stdout.write(done.stdout)
     assert done.returncode == 0, f"make demo NAME={CLUSTER} failed:\n{done.stdout}"
     command = [sys.executable, "tools/localcluster", "status", "--name", CLUSTER, "--json"]

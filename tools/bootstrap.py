@@ -26,8 +26,10 @@ NEEDED_BYTES = 12 << 30
 
 def main() -> None:
     """Make the environment, or leave it alone when it is up to date."""
-    if sys.version_info < (3, 11):
-        sys.exit(f"lorafleet needs Python 3.11 or newer; this is {sys.version.split()[0]}. On Debian 12: apt-get install python3")
+    if sys.version_info < (3, 11):  # noqa: UP036  whoever runs this may have an older one
+        sys.exit(
+            f"lorafleet needs Python 3.11 or newer; this is {sys.version.split()[0]}. On Debian 12: apt-get install python3"
+        )
     stamp = VENV / "lorafleet.stamp"
     key = fingerprint()
     with (ROOT / ".bootstrap.lock").open("w") as lock:
@@ -36,7 +38,10 @@ def main() -> None:
             return
         check_disk()
         uv = find_uv()
-        print("environment: installing the locked packages into .venv (about 5 GB, half a minute on a fast line)", flush=True)
+        print(
+            "environment: installing the locked packages into .venv (about 5 GB, half a minute on a fast line)",
+            flush=True,
+        )
         stamp.unlink(missing_ok=True)
         run(uv, "venv", "--quiet", "--clear", "--no-project", "--python", sys.executable, str(VENV))
         run(uv, "pip", "install", "--quiet", "--require-hashes", "-r", str(LOCK))
@@ -58,7 +63,9 @@ def check_disk() -> None:
     """Stop with one sentence when the packages cannot fit."""
     free = shutil.disk_usage(ROOT).free
     if free < NEEDED_BYTES and not VENV.exists():
-        sys.exit(f"lorafleet needs {NEEDED_BYTES >> 30} GiB of free disk for its packages; {ROOT} has {free / 2**30:.1f}.")
+        sys.exit(
+            f"lorafleet needs {NEEDED_BYTES >> 30} GiB of free disk for its packages; {ROOT} has {free / 2**30:.1f}."
+        )
 
 
 def find_uv() -> str:
@@ -70,7 +77,8 @@ def find_uv() -> str:
     if not binary.exists():
         if subprocess.run([sys.executable, "-m", "pip", "--version"], check=False, capture_output=True).returncode != 0:
             install_pip()
-        run(sys.executable, "-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--require-hashes", "--target", str(folder), "-r", str(UV_LOCK))
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--require-hashes")
+        run(*pip, "--target", str(folder), "-r", str(UV_LOCK))
     return str(binary)
 
 
@@ -80,7 +88,9 @@ def install_pip() -> None:
         sys.exit("lorafleet needs uv or pip. On Debian 12: apt-get install python3-pip")
     with apt_lock():
         run("apt-get", "update", "-qq")
-        run("apt-get", "install", "-y", "-qq", "-o", "DPkg::Lock::Timeout=120", "--no-install-recommends", "python3-pip")
+        run(
+            "apt-get", "install", "-y", "-qq", "-o", "DPkg::Lock::Timeout=120", "--no-install-recommends", "python3-pip"
+        )
 
 
 @contextlib.contextmanager

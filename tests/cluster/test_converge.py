@@ -1,5 +1,7 @@
 """What breaks comes back without help, and what is wrong stays where it is."""
 
+from typing import Any
+
 import pytest
 from support.fleet import NAMESPACE, SYSTEM, Fleet
 from support.waiting import wait_for
@@ -24,7 +26,11 @@ def test_changed_revision_is_switched_without_a_failed_request(fleet: Fleet) -> 
     assert not traffic.failed
     revisions = [a.revision for a in traffic.answers]
     assert set(revisions) <= {first, answer.revision}
-    wait_for("the old revision is unloaded", lambda: {p["revision"] for p in fleet.status("switching")["placements"]} == {answer.revision})
+
+    def placed() -> set[str]:
+        return {one["revision"] for one in fleet.status("switching")["placements"]}
+
+    wait_for("the old revision is unloaded", lambda: placed() == {answer.revision})
     fleet.delete("switching")
     assert fleet.ask("switching", 1).failure.startswith("404")
 
@@ -59,15 +65,19 @@ def test_bad_adapters_say_why_and_disturb_nobody(fleet: Fleet) -> None:
             fleet.delete(name)
 
 
+def is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
 def test_a_killed_pod_is_replaced_with_its_adapters(fleet: Fleet) -> None:
     """A new pod gets the catalogue and turns Ready only with its adapters; every adapter answers again."""
-    victim = sorted(fleet.engine_pods())[0]
+    victim = min(fleet.engine_pods())
     fleet.kube.kubectl("delete", "pod", victim, "-n", NAMESPACE, "--grace-period=0", "--force")
 
     def healed() -> bool:
         pods = fleet.engine_pods()
-        ready = [p for p in pods.values() if any(c["type"] == "Ready" and c["status"] == "True" for c in p["status"].get("conditions", []))]
-        return victim not in pods and len(ready) == len(pods) == 2
+        return victim not in pods and len(pods) == 2 and all(map(is_ready, pods.values()))
 
     wait_for("two ready pods again", healed, timeout_seconds=120, interval_seconds=1)
     for name in ("french", "german", "japanese", "binary", "hexadecimal"):
@@ -77,7 +87,7 @@ def test_a_killed_pod_is_replaced_with_its_adapters(fleet: Fleet) -> None:
 
 def test_a_restarted_container_gets_its_adapters_back(fleet: Fleet) -> None:
     """The engine process is killed inside its pod: same pod, new boot, same answers."""
-    victim = sorted(fleet.engine_pods())[0]
+    victim = min(fleet.engine_pods())
 
     def restarts() -> int:
         return int(fleet.engine_pods()[victim]["status"]["containerStatuses"][0]["restartCount"])
@@ -102,7 +112,9 @@ def test_a_killed_operator_takes_up_where_it_left(fleet: Fleet) -> None:
     fleet.adapter("leaving", {"name": "models", "path": "dutch"})
     fleet.wait_condition("leaving", "Ready", "True")
     fleet.kube.kubectl("scale", "deployment/lorafleet-operator", "-n", SYSTEM, "--replicas=0")
-    fleet.kube.kubectl("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "-n", SYSTEM, "--timeout=60s")
+    fleet.kube.kubectl(
+        "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "-n", SYSTEM, "--timeout=60s"
+    )
     fleet.kube.kubectl("delete", "lora", "leaving", "-n", NAMESPACE, "--wait=false")
     fleet.adapter("arriving", {"name": "bucket", "path": "italian"})
     assert all(fleet.ask(name, 314).right for name in STEADY)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cluster
 
 def test_readme_opens_with_the_two_commands() -> None:
     """Whoever reads the first screen types what these tests type."""
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     commands = [line.split("#")[0].strip() for block in blocks[:1] for line in block.splitlines() if line.strip()]
     assert commands == ["make demo", "make test"]
 
@@ -29,7 +29,8 @@ def test_every_adapter_answered_as_only_it_can(fleet: Fleet) -> None:
 def test_adapters_came_from_three_kinds_of_source(fleet: Fleet) -> None:
     """Volume, S3 and hub, each resolved to content."""
     items = fleet.kube.get("lora", "-n", NAMESPACE)["items"]
-    by_source = {item["spec"]["source"]["name"] for item in items if item["status"]["artifact"]["digest"].startswith("sha256:")}
+    resolved = [item for item in items if item["status"]["artifact"]["digest"].startswith("sha256:")]
+    by_source = {item["spec"]["source"]["name"] for item in resolved}
     assert by_source == {"models", "bucket", "hub"}
     hub = next(item for item in items if item["spec"]["source"]["name"] == "hub")
     assert re.fullmatch(r"[0-9a-f]{40}", hub["status"]["artifact"]["resolvedRevision"])
@@ -37,8 +38,10 @@ def test_adapters_came_from_three_kinds_of_source(fleet: Fleet) -> None:
 
 def test_curl_line_of_the_farewell_works(fleet: Fleet) -> None:
     """A reader's next step is the printed curl line."""
-    source = next(line.strip() for line in fleet.transcript.splitlines() if line.strip().startswith("source .local/env"))
-    curl = next(line.strip() for line in fleet.transcript.splitlines() if line.strip().startswith("curl -s $LORAFLEET_URL"))
-    printed = subprocess.run(["bash", "-ec", f"{source}; {curl}; kubectl get lora -n {NAMESPACE} >&2"], cwd=ROOT, check=True, text=True, capture_output=True)
+    lines = [line.strip() for line in fleet.transcript.splitlines()]
+    source = next(line for line in lines if line.startswith("source .local/env"))
+    curl = next(line for line in lines if line.startswith("curl -s $LORAFLEET_URL"))
+    script = f"{source}; {curl}; kubectl get lora -n {NAMESPACE} >&2"
+    printed = subprocess.run(["bash", "-ec", script], cwd=ROOT, check=True, text=True, capture_output=True)
     assert json.loads(printed.stdout)["choices"][0]["message"]["content"].strip() == "MCMLXXXVII"
     assert "roman" in printed.stderr

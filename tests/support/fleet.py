@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from demo.asking import Answer, Traffic, ask_each, keep_asking
 from demo.kube import Kube
-
 from support.waiting import wait_for
 
 NAMESPACE = "numerals"
@@ -35,23 +34,20 @@ class Fleet:
     def traffic(self, models: list[str]) -> Iterator[Traffic]:
         """Ask the models in the background while the block runs; the tally is complete when it ends."""
         tally = Traffic()
-        stop = threading.Event()
+        loop = asyncio.new_event_loop()
+        enough = asyncio.Event()
 
-        async def until_stopped() -> None:
-            enough = asyncio.Event()
-            asking = asyncio.create_task(keep_asking(self.url, models, enough))
-            while not stop.is_set():
-                await asyncio.sleep(0.05)
-            enough.set()
-            tally.answers.extend((await asking).answers)
+        def run() -> None:
+            tally.answers.extend(loop.run_until_complete(keep_asking(self.url, models, enough)).answers)
 
-        thread = threading.Thread(target=lambda: asyncio.run(until_stopped()))
+        thread = threading.Thread(target=run)
         thread.start()
         try:
             yield tally
         finally:
-            stop.set()
+            loop.call_soon_threadsafe(enough.set)
             thread.join()
+            loop.close()
 
     def adapter(self, name: str, source: dict[str, str], *, check: bool = True, **spec: Any) -> str:
         """Apply a LoraAdapter on the numerals base."""
@@ -76,14 +72,17 @@ class Fleet:
         """A condition of a LoraAdapter; empty when it has none of that type."""
         return next((c for c in self.status(name).get("conditions", []) if c["type"] == kind), {})
 
-    def wait_condition(self, name: str, kind: str, status: str, *, reason: str | None = None, timeout_seconds: float = 60) -> dict[str, Any]:
+    def wait_condition(
+        self, name: str, kind: str, status: str, *, reason: str | None = None, timeout_seconds: float = 60
+    ) -> dict[str, Any]:
         """Wait for a condition, judged at the current generation."""
 
         def look() -> dict[str, Any] | None:
             item = self.kube.get("lora", name, "-n", NAMESPACE)
             found = next((c for c in item.get("status", {}).get("conditions", []) if c["type"] == kind), {})
             current = item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"]
-            return found if current and found.get("status") == status and reason in (None, found.get("reason")) else None
+            wanted = found.get("status") == status and reason in (None, found.get("reason"))
+            return found if current and wanted else None
 
         try:
             return wait_for(f"lora/{name} {kind}={status} {reason or ''}", look, timeout_seconds=timeout_seconds)

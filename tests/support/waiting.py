@@ -7,7 +7,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(what: str, look: Callable[[], T | None], *, timeout_seconds: float = 60, interval_seconds: float = 0.2) -> T:
+def wait_for(
+    what: str, look: Callable[[], T | None], *, timeout_seconds: float = 60, interval_seconds: float = 0.2
+) -> T:
     """Return the first truthy value of `look`.
 
     Raises:
