@@ -38,5 +38,8 @@ format: env ## let ruff lay out the code
 lock: ## remake the locks in requirements/ (UPGRADE=1 takes newer versions)
 	@PATH="$$($(PYTHON) -c 'import sys; sys.path.insert(0, "tools"); import bootstrap, os; print(os.path.dirname(bootstrap.find_uv()))'):$$PATH" sh requirements/lock.sh $(if $(UPGRADE),--upgrade)
 
+charts: env ## remake what of the charts is made from crds/ and values.yaml
+	@$(VENV)/python tools/charts.py
+
 clean: ## remove the environment and what tools left in the checkout; the cache outside it stays
 	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,69 @@
+{{/* What the pods of operator and gateway have in common. */}}
+
+{{- define "lorafleet.podMetadata" -}}
+{{- $values := index .root.Values .component -}}
+labels:
+  {{- include "lorafleet.componentLabels" . | nindent 2 }}
+  {{- with $values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with $values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Fields of the pod spec beside containers. */}}
+{{- define "lorafleet.podSpec" -}}
+{{- $values := index .root.Values .component -}}
+serviceAccountName: {{ include "lorafleet.serviceAccountName" . }}
+automountServiceAccountToken: true
+enableServiceLinks: false
+securityContext:
+  {{- toYaml $values.podSecurityContext | nindent 2 }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.topologySpreadConstraints }}
+{{- $selector := dict "labelSelector" (dict "matchLabels" (include "lorafleet.selectorLabels" $ | fromYaml)) }}
+topologySpreadConstraints:
+  {{- range . }}
+  - {{- toYaml (merge (deepCopy .) (hasKey . "labelSelector" | ternary dict $selector)) | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- with $values.extraVolumes }}
+volumes:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Fields of the container that are the same for both. */}}
+{{- define "lorafleet.container" -}}
+{{- $values := index .root.Values .component -}}
+image: {{ include "lorafleet.image" . | quote }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+securityContext:
+  {{- toYaml $values.securityContext | nindent 2 }}
+resources:
+  {{- toYaml $values.resources | nindent 2 }}
+{{- with $values.extraVolumeMounts }}
+volumeMounts:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
