@@ -204,6 +204,7 @@ class PlacementStatus(Wire):
     pod_uid: str
     revision: str
     state: str
+    """An AdapterState, or Unknown while the pod does not say."""
     tier: str | None = None
     reason: str | None = None
     message: str | None = None
@@ -238,6 +239,8 @@ class AdapterStatus(Observed):
     placements_truncated: int | None = None
     replicas: AdapterReplicas = AdapterReplicas()
     history: list[HistoryEntry] = []
+    last_used: datetime | None = None
+    """The hour of the last request that a pod has told of."""
     conditions: list[Condition] = []
 
 

@@ -46,17 +46,17 @@ def budgets_of(base: BaseModelResource, pods: Sequence[ObservedPod]) -> list[Pod
     """Return the room on each pod that is to stay.
 
     A pod that does not answer yet is taken to be like the others, so that a new fleet is not placed on its first pod.
+    What is on a ready pod that does not answer stays there, and nothing new comes to it.
     """
     answered = next((pod.state.budgets for pod in pods if pod.state is not None), None)
     budgets = []
     for pod in pods:
-        if pod.pod.is_leaving or (pod.state is not None and pod.state.draining):
+        if pod.pod.is_leaving or pod.is_lost or (pod.state is not None and pod.state.draining):
             continue
         known = pod.state.budgets if pod.state is not None else answered
         slots, pages, page = _room(base, known)
         local = [e for e in pod.entries if e.owner is Owner.LOCAL and e.residency is Residency.RESIDENT]
         taken = sum(e.rank_pages or math.ceil((e.rank or 0) / page) for e in local)
-        # one that answered before, by its readiness, and does not now, is not given more until it does
         is_open = pod.state is not None or not pod.pod.is_ready
         budgets.append(PodBudget(pod.uid, slots - len(local), pages - taken, page, is_open))
     return budgets
@@ -96,16 +96,14 @@ def _num_pods(spec: PlacementSpec) -> int | None:
 
 
 def _holders(lineup: Lineup, pods: Sequence[ObservedPod]) -> frozenset[str]:
-    """Where it is resident: as pods say, else, for a pod that does not answer, as status said last."""
-    holders = set()
-    told = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
-    for pod in pods:
-        if pod.state is None:
-            if pod.uid in told:
-                holders.add(pod.uid)
-        elif any(entry.residency is Residency.RESIDENT for entry in pod.entries_of(lineup.name)):
-            holders.add(pod.uid)
-    return frozenset(holders)
+    """Where it is resident: as pods say, else, for a pod that does not say, as status said last."""
+    listed = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
+    return frozenset(
+        pod.uid
+        for pod in pods
+        if any(entry.residency is Residency.RESIDENT for entry in pod.entries_of(lineup.name))
+        or (not pod.has_been_told and pod.uid in listed)
+    )
 
 
 def entries_for(pod: ObservedPod, lineups: Iterable[Lineup], placement: Placement) -> list[CatalogueEntry]:

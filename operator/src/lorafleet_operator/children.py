@@ -49,14 +49,14 @@ class Children:
                 if child.kind == "Deployment" and body is not None:
                     facts = deployment_facts(body)
         except InvalidSpec as error:
-            return facts, ApplyProblem(Reason.INVALID_SPEC, str(error), is_final=True)
+            return facts, ApplyProblem(Reason.INVALID_SPEC, str(error))
         except NotOurs as error:
-            return facts, ApplyProblem(Reason.APPLY_FAILED, str(error), is_final=True)
+            return facts, ApplyProblem(Reason.APPLY_FAILED, str(error))
         except KubeError as error:
             if error.retryable:
                 raise
             # an object that was deleted to be made again, or an admission that may change its mind
-            return facts, ApplyProblem(Reason.APPLY_FAILED, error.message, is_final=True)
+            return facts, ApplyProblem(Reason.APPLY_FAILED, error.message)
         return facts, None
 
     async def _apply(self, child: Child, owner_uid: str) -> Json | None:

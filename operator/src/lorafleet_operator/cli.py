@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from lorafleet_operator.config import OperatorConfig, read_config
-from lorafleet_operator.errors import ConfigError, KubeError, OperatorError
+from lorafleet_operator.errors import ConfigError, OperatorError
 
 USAGE = "usage: lorafleet-operator run [OPTION …]      (lorafleet-operator run --help lists the options)\n"
 logger = logging.getLogger("lorafleet_operator")
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         asyncio.run(run(config))
-    except (OperatorError, KubeError) as error:
+    except OperatorError as error:
         logger.error("ending: %s", error)
         return 1
     return 0

@@ -1,20 +1,20 @@
 """Snapshots from the store: bodies become typed resources here and nowhere else."""
 
-import logging
 from collections.abc import Iterable
-from datetime import datetime
-from typing import Any, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, ENGINE_CONTAINER, LABEL_BASE
-from lorafleet_contract.resources import AdapterResource, BaseModelResource
+from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 from lorafleet_operator.store import Kind, Store
 from lorafleet_operator.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
 
 Json = dict[str, Any]
 R = TypeVar("R", bound=BaseModel)
-logger = logging.getLogger(__name__)
+COMING_UP: Final = timedelta(minutes=10)
+"""A pod that has not been ready for longer is not counted on for new adapters."""
 
 
 def base_key_of(kind: Kind, body: Json) -> BaseKey | None:
@@ -82,7 +82,7 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
         key=key,
         base=alive[-1] if alive else None,
         adapters=tuple(sorted(adapters, key=lambda adapter: (adapter.metadata.namespace, adapter.metadata.name))),
-        pods=tuple(sorted((pod_of(body) for body in _of_key(store, Kind.POD, key)), key=lambda pod: pod.name)),
+        pods=tuple(sorted((pod_of(body, now) for body in _of_key(store, Kind.POD, key)), key=lambda pod: pod.name)),
         claims=claims_of(store),
         broken=tuple(broken),
         are_orphans_known=store.num_lists[Kind.ADAPTER] >= 2,
@@ -90,21 +90,38 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
     )
 
 
-def pod_of(body: Json) -> Pod:
+def pod_of(body: Json, now: datetime) -> Pod:
     """Return what matters of a pod."""
     metadata, status = body["metadata"], body.get("status") or {}
-    containers = {c["name"]: c for c in status.get("containerStatuses") or []}
-    engine = containers.get(ENGINE_CONTAINER) or {}
-    conditions = {c["type"]: c["status"] for c in status.get("conditions") or []}
+    engine: Json = next((c for c in status.get("containerStatuses") or [] if c["name"] == ENGINE_CONTAINER), {})
+    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    ready, scheduled = conditions.get("Ready", {}), conditions.get("PodScheduled", {})
+    is_ready = ready.get("status") == "True"
+    created = datetime.fromisoformat(metadata["creationTimestamp"])
+    since = datetime.fromisoformat(ready["lastTransitionTime"]) if ready.get("lastTransitionTime") else created
     ended = status.get("phase") in ("Succeeded", "Failed")
     return Pod(
         uid=metadata["uid"],
         name=metadata["name"],
         ip=status.get("podIP"),
-        is_ready=conditions.get("Ready") == "True" and not ended,
+        is_ready=is_ready and not ended,
         is_leaving=bool(metadata.get("deletionTimestamp")) or ended,
         is_running="running" in (engine.get("state") or {}) and bool(engine.get("started")),
+        is_coming_up=not is_ready and scheduled.get("status") == "True" and now - since < COMING_UP,
+        template=(metadata.get("labels") or {}).get("pod-template-hash", ""),
+        created_at=created,
+        problem=_problem(engine, scheduled),
     )
+
+
+def _problem(engine: Json, scheduled: Json) -> str:
+    if scheduled.get("status") == "False":
+        said = scheduled
+    else:
+        said = (engine.get("state") or {}).get("waiting") or {}
+        if said.get("reason") in ("ContainerCreating", "PodInitializing"):
+            return ""
+    return ": ".join(part for part in (said.get("reason"), said.get("message")) if part)
 
 
 def _of_key(store: Store, kind: Kind, key: BaseKey) -> list[Json]:
@@ -119,9 +136,8 @@ def _parsed(bodies: Iterable[Json], model: type[R], kind: str, broken: list[Brok
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            metadata = body["metadata"]
-            identity = (kind, metadata["namespace"], metadata["name"], metadata["uid"], metadata.get("generation", 1))
-            broken.append(BrokenResource(*identity, problem=f"{where}: {first['msg']}", body=body))
+            meta = ObjectMeta.model_validate(body["metadata"])
+            broken.append(BrokenResource(kind, meta, f"{where}: {first['msg']}", body))
     return parsed
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +49,23 @@ class EventSink:
 
 
 def registry_of(sink: EventSink, connection: Callable[[], kopf.ConnectionInfo]) -> kopf.OperatorRegistry:
-    """Return a registry with one event handler for each kind."""
+    """Return a registry whose handlers pass events to the sink."""
     registry = kopf.OperatorRegistry()
 
-    @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await asyncio.to_thread(connection)
 
-    # a value that a handler returns is written into status, hence the explicit None
-    @kopf.on.event(GROUP, VERSION, Kind.BASE, registry=registry)
-    async def base(event: Any, **_: Any) -> None:
-        sink.take(Kind.BASE, event["type"], dict(event["object"]))
+    # kopf writes what a handler returns into status, hence None
+    def taker(kind: Kind) -> Callable[..., Awaitable[None]]:
+        async def take(event: Any, **_: Any) -> None:
+            sink.take(kind, event["type"], dict(event["object"]))
 
-    @kopf.on.event(GROUP, VERSION, Kind.ADAPTER, registry=registry)
-    async def adapter(event: Any, **_: Any) -> None:
-        sink.take(Kind.ADAPTER, event["type"], dict(event["object"]))
+        return take
 
-    @kopf.on.event("", "v1", "pods", labels={LABEL_BASE: kopf.PRESENT}, registry=registry)
-    async def pod(event: Any, **_: Any) -> None:
-        sink.take(Kind.POD, event["type"], dict(event["object"]))
-
+    kopf.on.login(registry=registry)(login)
+    for kind in (Kind.BASE, Kind.ADAPTER):
+        kopf.on.event(GROUP, VERSION, kind, id=kind, registry=registry)(taker(kind))
+    kopf.on.event("", "v1", Kind.POD, labels={LABEL_BASE: kopf.PRESENT}, registry=registry)(taker(Kind.POD))
     return registry
 
 
@@ -84,6 +81,7 @@ def settings_of() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 15
     settings.networking.request_timeout = 60
     settings.persistence.finalizer = f"{GROUP}/unused"
+    settings.process.ultimate_exiting_timeout = None  # the kubelet kills what does not end
     return settings
 
 
@@ -111,30 +109,31 @@ def _path(name: str | None) -> Path | None:
     return Path(name) if name else None
 
 
-async def watch(config: OperatorConfig, sink: EventSink, configuration: Configuration, identity: str) -> None:
-    """Watch until cancelled.
+async def watch(
+    config: OperatorConfig,
+    sink: EventSink,
+    configuration: Configuration,
+    identity: str,
+    *,
+    heed_signals: Callable[[], None],
+) -> None:
+    """Watch until cancelled. kopf takes SIGTERM and SIGINT for itself; `heed_signals` takes them back.
 
     Raises:
         WatchEnded: kopf gave up.
     """
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-    registry = registry_of(sink, lambda: connection_of(configuration))
-    where: dict[str, Any] = _scope(config.watch_namespaces)
+    others = asyncio.all_tasks()
     try:
-        await kopf.operator(
-            registry=registry,
+        tasks = await kopf.spawn_tasks(
+            registry=registry_of(sink, lambda: connection_of(configuration)),
             settings=settings_of(),
             standalone=True,
-            identity=kopf.PeeringIdentity(identity) if hasattr(kopf, "PeeringIdentity") else identity,
-            **where,
+            identity=identity,  # else kopf asks for a user name, and a container's user may have none
+            clusterwide=not config.watch_namespaces,
+            namespaces=config.watch_namespaces,
         )
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
+        heed_signals()
+        await kopf.run_tasks(tasks, ignored=others)
+    except Exception as error:
         raise WatchEnded(f"the watches ended: {type(error).__name__}: {error}") from error
     raise WatchEnded("the watches ended")
-
-
-def _scope(namespaces: Iterable[str]) -> dict[str, Any]:
-    names = list(namespaces)
-    return {"namespaces": names} if names else {"clusterwide": True}

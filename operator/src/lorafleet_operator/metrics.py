@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from lorafleet_contract.resources import AdapterCounts
+
 REGISTRY = CollectorRegistry()
 
 RECONCILES = Counter(
@@ -44,3 +46,12 @@ RESYNC_TIME = Gauge(
     registry=REGISTRY,
 )
 LEADER = Gauge("lorafleet_operator_leader", "1 while this process leads.", registry=REGISTRY)
+
+
+def count_adapters(base: tuple[str, str], counts: AdapterCounts) -> None:
+    """Set how many adapters of a base there are; a base without any has no series."""
+    for state, number in (("desired", counts.desired), ("ready", counts.ready), ("failed", counts.failed)):
+        if counts.desired:
+            ADAPTERS.labels(*base, state).set(number)
+        else:
+            ADAPTERS.remove(*base, state)

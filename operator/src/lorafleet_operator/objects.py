@@ -26,6 +26,13 @@ from lorafleet_operator.pod_template import pod_template
 Json = dict[str, Any]
 FRONT_PORT: Final = 80
 PROGRESS_SECONDS: Final = 3600
+KINDS: Final = {
+    "Secret": ("v1", "secrets"),
+    "Deployment": ("apps/v1", "deployments"),
+    "Service": ("v1", "services"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+}
+"""Kind -> API version and plural."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +89,8 @@ def _labels(base: BaseModelResource) -> dict[str, str]:
     }
 
 
-def _child(
-    base: BaseModelResource, version: str, kind: str, plural: str, name: str, content: Json, role: str | None = None
-) -> Child:
+def _child(base: BaseModelResource, kind: str, name: str, content: Json, *, role: str | None = None) -> Child:
+    version, plural = KINDS[kind]
     metadata = {
         "name": name,
         "namespace": base.metadata.namespace,
@@ -111,7 +117,7 @@ def admin_secret_name(base: BaseModelResource) -> str:
 def _secret(base: BaseModelResource, key: bytes) -> Child:
     token = base64.b64encode(admin_token(key, base.metadata.uid).encode()).decode()
     content = {"type": "Opaque", "data": {ADMIN_TOKEN_KEY: token}}
-    return _child(base, "v1", "Secret", "secrets", admin_secret_name(base), content)
+    return _child(base, "Secret", admin_secret_name(base), content)
 
 
 def _deployment(base: BaseModelResource, engine_image: str) -> Child:
@@ -126,7 +132,7 @@ def _deployment(base: BaseModelResource, engine_image: str) -> Child:
             "template": template,
         }
     }
-    return _child(base, "apps/v1", "Deployment", "deployments", base.metadata.name, content)
+    return _child(base, "Deployment", base.metadata.name, content)
 
 
 def _service(base: BaseModelResource, name: str, role: str) -> Child:
@@ -139,7 +145,7 @@ def _service(base: BaseModelResource, name: str, role: str) -> Child:
     }
     if role == ROLE_PODS:
         spec["clusterIP"] = "None"
-    return _child(base, "v1", "Service", "services", name, {"spec": spec}, role)
+    return _child(base, "Service", name, {"spec": spec}, role=role)
 
 
 def _disruption_budget(base: BaseModelResource) -> Child:
@@ -148,4 +154,4 @@ def _disruption_budget(base: BaseModelResource) -> Child:
         "selector": {"matchLabels": selector(base)},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
-    return _child(base, "policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", base.metadata.name, {"spec": spec})
+    return _child(base, "PodDisruptionBudget", base.metadata.name, {"spec": spec})

@@ -1,8 +1,9 @@
 """Which adapter is resident on which pod: pure, deterministic, sticky, within each pod's slots and rank pages.
 
 Higher priority is served completely before lower. Within a priority, what is somewhere stays there; only then are
-missing places filled, by rendezvous hashing among the pods that are not already fuller than their fair share. So a new
-adapter moves nobody of its own or a higher priority, and a pod that goes away moves only what was on it.
+missing places filled, by rendezvous hashing: first among pods that have room without anybody giving way, of those first
+among the ones that are not already fuller than their fair share. So a new adapter moves others only where nothing else is
+left and they are of a lower priority, and a pod that goes away moves only what was on it.
 """
 
 import hashlib
@@ -55,26 +56,37 @@ class Placement:
     """Name -> how many pods it lacks, for want of room; names that lack none are left out."""
 
 
-class _Room:
-    """What is left on one pod."""
+class _Space:
+    """Slots and rank pages that are left."""
 
     def __init__(self, budget: PodBudget) -> None:
-        self.uid = budget.uid
-        self.is_open = budget.is_open
         self.slots = budget.slots
         self.pages = budget.rank_pages
         self.rank_page = budget.rank_page
-        self.num_placed = 0
+
+    def fits(self, rank: int) -> bool:
+        """Whether there is room for one adapter."""
+        return self.slots >= 1 and self.pages >= math.ceil(rank / self.rank_page)
 
     def take(self, rank: int) -> bool:
         """Take room for one adapter; False, and nothing taken, when there is none."""
-        pages = math.ceil(rank / self.rank_page)
-        if self.slots < 1 or self.pages < pages:
+        if not self.fits(rank):
             return False
         self.slots -= 1
-        self.pages -= pages
-        self.num_placed += 1
+        self.pages -= math.ceil(rank / self.rank_page)
         return True
+
+
+class _Room(_Space):
+    """What is left on one pod beside what has been placed so far."""
+
+    def __init__(self, budget: PodBudget) -> None:
+        super().__init__(budget)
+        self.uid = budget.uid
+        self.is_open = budget.is_open
+        self.num_placed = 0
+        self.spare = _Space(budget)
+        """What would be left if everything stayed where it is."""
 
 
 def place(budgets: Iterable[PodBudget], wants: Iterable[Want]) -> Placement:
@@ -86,6 +98,8 @@ def place(budgets: Iterable[PodBudget], wants: Iterable[Want]) -> Placement:
     ordered = sorted(wants, key=lambda want: (-want.priority, want.name))
     placed: dict[str, set[str]] = {want.name: set() for want in ordered}
     share = _fair_share(rooms, ordered)
+    for want in ordered:
+        _reserve(want, rooms)
     for priority in sorted({want.priority for want in ordered}, reverse=True):
         group = [want for want in ordered if want.priority == priority]
         for want in group:
@@ -117,20 +131,40 @@ def _by_weight(want: Want, rooms: Iterable[_Room]) -> list[_Room]:
     return sorted(rooms, key=lambda room: rendezvous(want.name, room.uid), reverse=True)
 
 
+def _holding(want: Want, rooms: Sequence[_Room]) -> list[_Room]:
+    return _by_weight(want, (room for room in rooms if room.uid in want.holders))
+
+
+def _reserve(want: Want, rooms: Sequence[_Room]) -> None:
+    num_kept = 0
+    for room in _holding(want, rooms):
+        if num_kept < _num_wanted(want, rooms) and room.spare.take(want.rank):
+            num_kept += 1
+
+
 def _keep(want: Want, rooms: Sequence[_Room], placed: set[str]) -> None:
-    for room in _by_weight(want, (room for room in rooms if room.uid in want.holders)):
-        if len(placed) < _num_wanted(want, rooms) and room.take(want.rank):
-            placed.add(room.uid)
+    for room in _holding(want, rooms):
+        if len(placed) < _num_wanted(want, rooms):
+            _put(want, room, placed)
 
 
 def _fill(want: Want, rooms: Sequence[_Room], placed: set[str], share: int) -> None:
     candidates = _by_weight(want, (room for room in rooms if room.is_open and room.uid not in placed))
-    # stable: those below their share first, each part still by weight
-    for room in sorted(candidates, key=lambda room: room.num_placed >= share):
+    # stable: each part is still by weight
+    candidates.sort(key=lambda room: (not room.spare.fits(want.rank), room.num_placed >= share))
+    for room in candidates:
         if len(placed) >= _num_wanted(want, rooms):
             return
-        if room.take(want.rank):
-            placed.add(room.uid)
+        if _put(want, room, placed):
+            room.spare.take(want.rank)
+
+
+def _put(want: Want, room: _Room, placed: set[str]) -> bool:
+    if not room.take(want.rank):
+        return False
+    room.num_placed += 1
+    placed.add(room.uid)
+    return True
 
 
 def _place_others(

@@ -62,6 +62,23 @@ def changes_of(
     return [change for change in changes if change is not None]
 
 
+def resolvers_of(pods: Sequence[ObservedPod]) -> list[ObservedPod]:
+    """Return the pods that are best asked what a source is: those that declare the sources of the latest spec.
+
+    One that serves has its model up, which others may still be loading.
+    """
+    able = [pod for pod in pods if pod.is_writable]
+    if not able:
+        return []
+    newest = max(able, key=lambda pod: (pod.pod.created_at, pod.uid)).pod.template
+
+    def rank(pod: ObservedPod) -> tuple[bool, bool]:
+        return (pod.pod.template == newest, pod.is_serving)
+
+    best = max(rank(pod) for pod in able)
+    return sorted((pod for pod in able if rank(pod) == best), key=lambda pod: pod.pod.name)
+
+
 def released(plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None) -> list[Intent]:
     """Return the deleted adapters that no pod can hold any more.
 

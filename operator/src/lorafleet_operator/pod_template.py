@@ -15,7 +15,7 @@ from lorafleet_contract.names import (
     PUBLIC_PORT,
     VOLUMES_DIR,
 )
-from lorafleet_contract.resources import BaseModelResource
+from lorafleet_contract.resources import BaseModelResource, quantity_bytes
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.errors import InvalidSpec
 from lorafleet_operator.strategic import merge
@@ -199,8 +199,15 @@ def _volumes(base: BaseModelResource, admin_secret: str) -> tuple[list[Json], li
 
 
 def _cache(base: BaseModelResource) -> Json:
-    """The disk cache bounds adapters; a base model from a hub is downloaded beside it, of a size nobody declares."""
-    return {} if base.spec.model.hugging_face is not None else {"sizeLimit": base.spec.lora.disk_cache}
+    """The engine keeps to the disk cache; the kubelet evicts a pod that is a tenth and a gibibyte above it.
+
+    A base model from a hub is downloaded beside it, of a size that nobody declares: then there is no limit.
+    """
+    if base.spec.model.hugging_face is not None:
+        return {}
+    mebibytes = quantity_bytes(base.spec.lora.disk_cache) * 11 // 10 // 2**20 + 1024
+    # canonical, as the API server would write it: another form of the same would be applied again and again
+    return {"sizeLimit": f"{mebibytes // 1024}Gi" if mebibytes % 1024 == 0 else f"{mebibytes}Mi"}
 
 
 def _volume_name(kind: str, source: str) -> str:

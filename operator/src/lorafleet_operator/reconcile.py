@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Final
 
 from lorafleet_contract.admin import Residency
 from lorafleet_contract.names import FINALIZER
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import AdapterStatus, BaseModelResource
+from lorafleet_contract.resources import AdapterCounts, AdapterStatus, BaseCapacity, BaseModelResource
 from lorafleet_operator import events, metrics
 from lorafleet_operator.children import Children
 from lorafleet_operator.collect import snapshot_of
@@ -16,26 +17,24 @@ from lorafleet_operator.conditions import READY, condition_of
 from lorafleet_operator.diff import PodChange
 from lorafleet_operator.errors import KubeError
 from lorafleet_operator.execute import Executor
+from lorafleet_operator.first_catalogue import LOOK_SECONDS, FirstCatalogues
 from lorafleet_operator.intent import resolve_key
 from lorafleet_operator.lease import Lease
 from lorafleet_operator.objects import admin_token
-from lorafleet_operator.plan import Plan, changes_of, next_leave, plan_of, released
+from lorafleet_operator.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
 from lorafleet_operator.queue import WorkQueue
 from lorafleet_operator.resolve import Resolver
 from lorafleet_operator.status import StatusWriter
 from lorafleet_operator.store import Store
 from lorafleet_operator.summarise import adapter_status
-from lorafleet_operator.summarise_base import ApplyProblem, DeploymentFacts, base_status, capacity_of, counts_of
-from lorafleet_operator.views import BaseKey, ObservedPod, Snapshot
+from lorafleet_operator.summarise_base import BaseFacts, base_status, capacity_of, counts_of
+from lorafleet_operator.views import BaseKey, BrokenResource, ObservedPod, Snapshot
 from lorafleet_operator.watch import PodWatches
 
 logger = logging.getLogger(__name__)
 MAX_PARALLEL_WRITES: Final = 8
 ROLLING_LOOK_SECONDS: Final = 2.0
 """A Deployment tells its status a little after its pods have changed."""
-FIRST_CATALOGUE_SECONDS: Final = 15.0
-"""How long a new pod's first catalogue waits for sources that are being resolved: it is ready only with what is in it."""
-HOLD_LOOK_SECONDS: Final = 0.5
 
 
 class NotAllDone(Exception):
@@ -68,7 +67,7 @@ class Reconciler:
         self._watches = watches
         self._writer = writer
         self._retry_due: set[BaseKey] = set()
-        self._first_seen: dict[tuple[str, str], float] = {}
+        self._first_catalogues = FirstCatalogues()
 
     def retry_failures(self, keys: Iterable[BaseKey]) -> None:
         """At the next pass over each of these bases, let pods try again what failed for a passing reason."""
@@ -82,24 +81,29 @@ class Reconciler:
             NotAllDone: a pod did not take what it was told.
         """
         snapshot = snapshot_of(self._store, key, events.now())
-        for broken in snapshot.broken:
-            await self._writer.broken(broken, Reason.INVALID_SPEC)
+        await _together(self._tell_broken(broken) for broken in snapshot.broken)
         if snapshot.base is None:
             await self._without_base(snapshot)
         else:
             await self._with_base(snapshot, snapshot.base)
 
+    async def _tell_broken(self, broken: BrokenResource) -> None:
+        if broken.meta.deletion_timestamp is None:
+            await self._writer.broken(broken, Reason.INVALID_SPEC)
+        elif FINALIZER in broken.meta.finalizers:
+            # what pods know of it has no adapter any more, and leaves them like that
+            await self._writer.release(broken.meta)
+
     async def _without_base(self, snapshot: Snapshot) -> None:
         self._watches.sync(snapshot.key, (), "")
-        self._resolver.keep_only(snapshot.key, ())
+        self._resolver.want(snapshot.key, (), (), "")
         plan = plan_of(snapshot, (), {})
-        await self._tell_adapters(plan, (), snapshot)
+        statuses = await self._tell_adapters(plan, ())
         await self._release(plan, (), None)
-        for state in ("desired", "ready", "failed"):
-            metrics.ADAPTERS.labels(*snapshot.key, state).set(0)
+        metrics.count_adapters(snapshot.key, counts_of(statuses))
 
     async def _with_base(self, snapshot: Snapshot, base: BaseModelResource) -> None:
-        facts, problem = (None, None) if base.spec.suspend else await self._children.ensure(base)
+        deployment, problem = (None, None) if base.spec.suspend else await self._children.ensure(base)
         token = admin_token(self._key, base.metadata.uid)
         self._watches.sync(snapshot.key, snapshot.pods, token)
         pods = await self._executor.observe(snapshot.pods, token)
@@ -112,8 +116,9 @@ class Reconciler:
         )
         self._retry_due.discard(snapshot.key)
         done = await self._execute(snapshot.key, changes, token)
-        statuses = await self._tell_adapters(plan, pods, snapshot)
-        await self._tell_base(base, snapshot, plan, pods, statuses, facts, problem)
+        statuses = await self._tell_adapters(plan, pods)
+        facts = BaseFacts(deployment, problem, snapshot.pods, snapshot.claims.get(base.served_name))
+        await self._tell_base(base, facts, capacity_of(plan, pods), counts_of(statuses))
         await self._release(plan, pods, base)
         if (delay := next_leave(plan, pods, snapshot.now)) is not None:
             self._queue.add_after(snapshot.key, delay + 0.05)
@@ -126,51 +131,36 @@ class Reconciler:
             await self._lease.raise_fence(highest)
 
     def _resolve(self, snapshot: Snapshot, plan: Plan, pods: Sequence[ObservedPod], token: str) -> None:
-        wanted = [intent for intent in plan.intents if intent.needs_resolving]
-        self._resolver.keep_only(snapshot.key, [resolve_key(intent.adapter) for intent in wanted])
-        # the newest pod's sources are those of the spec; a ready one has its engine up
-        able = [pod for pod in pods if pod.is_writable]
-        able.sort(key=lambda pod: (not pod.is_serving, pod.pod.name))
-        for index, intent in enumerate(wanted):
-            if able:
-                pod = able[index % sum(p.is_serving for p in able)] if able[0].is_serving else able[index % len(able)]
-                assert pod.pod.ip is not None
-                self._resolver.want(resolve_key(intent.adapter), snapshot.key, pod.pod.ip, token)
+        keys = [resolve_key(intent.adapter) for intent in plan.intents if intent.needs_resolving]
+        ips = [pod.pod.ip for pod in resolvers_of(pods) if pod.pod.ip is not None]
+        self._resolver.want(snapshot.key, keys, ips, token)
 
     async def _hold(self, plan: Plan) -> None:
         """Finalizers first: what a pod is told, somebody has to take back."""
         unheld = [
-            intent.adapter
+            intent.adapter.metadata
             for intent in plan.intents
             if intent.artifacts and FINALIZER not in intent.adapter.metadata.finalizers
         ]
         await _together(self._writer.hold(adapter) for adapter in unheld)
 
     async def _execute(self, key: BaseKey, changes: Sequence[PodChange], token: str) -> bool:
-        loop = asyncio.get_running_loop()
-        now = []
-        for change in changes:
-            assert change.pod.state is not None
-            if change.pod.state.fence == 0 and self._resolver.num_running(key):
-                boot = (change.pod.uid, change.pod.state.boot_id)
-                if loop.time() - self._first_seen.setdefault(boot, loop.time()) < FIRST_CATALOGUE_SECONDS:
-                    self._queue.add_after(key, HOLD_LOOK_SECONDS)
-                    continue
-            now.append(change)
-        if not now:
+        is_resolving = self._resolver.num_running(key) > 0
+        due = self._first_catalogues.due(key, changes, is_resolving=is_resolving, now=time.monotonic())
+        if len(due) < len(changes):
+            self._queue.add_after(key, LOOK_SECONDS)
+        if not due:
             return True
         if not self._lease.is_held:
             return False
-        metrics.MOVES.inc(_num_moves(now))
-        done = await self._executor.execute(now, token, fence=self._lease.fence)
-        metrics.POD_WRITES.labels(result="ok" if done else "failed").inc(len(now))
-        for change in now:
-            if change.pod.state is not None:
-                self._first_seen.pop((change.pod.uid, change.pod.state.boot_id), None)
+        metrics.MOVES.inc(_num_moves(due))
+        done = await self._executor.execute(due, token, fence=self._lease.fence)
+        metrics.POD_WRITES.labels(result="ok" if done else "failed").inc(len(due))
         return done
 
-    async def _tell_adapters(self, plan: Plan, pods: Sequence[ObservedPod], snapshot: Snapshot) -> list[AdapterStatus]:
-        statuses = [adapter_status(lineup, pods, plan.placement, now=snapshot.now) for lineup in plan.lineups]
+    async def _tell_adapters(self, plan: Plan, pods: Sequence[ObservedPod]) -> list[AdapterStatus]:
+        now = events.now()  # not that of the snapshot: the old revision's grace begins when the new one is named
+        statuses = [adapter_status(lineup, pods, plan.placement, now=now) for lineup in plan.lineups]
         await _together(
             self._writer.adapter(lineup.intent.adapter, status)
             for lineup, status in zip(plan.lineups, statuses, strict=True)
@@ -179,36 +169,18 @@ class Reconciler:
         return statuses
 
     async def _tell_base(
-        self,
-        base: BaseModelResource,
-        snapshot: Snapshot,
-        plan: Plan,
-        pods: Sequence[ObservedPod],
-        statuses: Sequence[AdapterStatus],
-        facts: DeploymentFacts | None,
-        problem: ApplyProblem | None,
+        self, base: BaseModelResource, facts: BaseFacts, capacity: BaseCapacity, counts: AdapterCounts
     ) -> None:
-        counts = counts_of(statuses)
-        status = base_status(
-            base,
-            facts,
-            problem,
-            snapshot.pods,
-            snapshot.claims.get(base.served_name),
-            capacity=capacity_of(plan.budgets, pods, plan.lineups, plan.placement),
-            adapters=counts,
-            now=snapshot.now,
-        )
+        status = base_status(base, facts, capacity=capacity, adapters=counts, now=events.now())
         await self._writer.base(base, status)
-        for state, number in (("desired", counts.desired), ("ready", counts.ready), ("failed", counts.failed)):
-            metrics.ADAPTERS.labels(*snapshot.key, state).set(number)
+        metrics.count_adapters((base.metadata.namespace, base.metadata.name), counts)
         ready = condition_of(status.conditions, READY)
-        if facts is not None and problem is None and ready is not None and ready.reason == Reason.ROLLING_OUT:
-            self._queue.add_after(snapshot.key, ROLLING_LOOK_SECONDS)
+        if ready is not None and ready.reason == Reason.ROLLING_OUT:
+            self._queue.add_after((base.metadata.namespace, base.metadata.name), ROLLING_LOOK_SECONDS)
 
     async def _release(self, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None) -> None:
         await _together(
-            self._writer.release(intent.adapter)
+            self._writer.release(intent.adapter.metadata)
             for intent in released(plan, pods, base)
             if FINALIZER in intent.adapter.metadata.finalizers
         )

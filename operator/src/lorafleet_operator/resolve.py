@@ -2,18 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
-
-from pydantic import ValidationError
 
 from lorafleet_contract.admin import ResolveRequest
 from lorafleet_contract.reasons import PASSING, Reason
 from lorafleet_contract.resources import ArtifactStatus
 from lorafleet_operator import metrics
+from lorafleet_operator.admin_client import AdminClient
 from lorafleet_operator.errors import AdminError, PodRefused
-from lorafleet_operator.execute import AdminClient
 from lorafleet_operator.intent import ResolveFailure, ResolveKey
 from lorafleet_operator.views import BaseKey
 
@@ -29,6 +27,8 @@ FINAL_RETRY_SECONDS: Final = 300.0
 class _Work:
     base: BaseKey
     task: asyncio.Task[None] | None = None
+    ip: str = ""
+    """Of the pod that was asked last."""
     answer: ArtifactStatus | ResolveFailure | None = None
     num_failures: int = 0
     retry_at: float = 0.0
@@ -52,15 +52,30 @@ class Resolver:
         """Return how many sources of a base have been asked for and not answered even once."""
         return sum(w.base == base and w.answer is None and w.task is not None for w in self._work.values())
 
-    def want(self, key: ResolveKey, base: BaseKey, ip: str, token: str) -> None:
-        """Resolve a source on a pod, unless that is under way, done, or to be tried later."""
-        work = self._work.setdefault(key, _Work(base))
-        is_due = asyncio.get_running_loop().time() >= work.retry_at
-        if work.task is None and not isinstance(work.answer, ArtifactStatus) and is_due:
-            work.task = asyncio.create_task(self._resolve(key, work, ip, token))
+    def want(self, base: BaseKey, keys: Sequence[ResolveKey], ips: Sequence[str], token: str) -> None:
+        """Want exactly these sources of a base, from any of these pods.
 
-    def keep_only(self, base: BaseKey, wanted: Iterable[ResolveKey]) -> None:
-        """Forget what nobody of a base wants any more."""
+        What is under way on another pod begins anew; what has failed is tried again when its time has come.
+        """
+        self._keep_only(base, keys)
+        now = asyncio.get_running_loop().time()
+        for index, key in enumerate(keys):
+            work = self._work.setdefault(key, _Work(base))
+            if work.task is not None and work.ip in ips:
+                continue
+            if work.task is not None:
+                work.task.cancel()
+                work.task = None
+            if isinstance(work.answer, ArtifactStatus) or not ips:
+                continue
+            if now < work.retry_at:
+                self._wake(base, work.retry_at - now)
+                continue
+            # another pod the next time, another pod for the next one
+            work.ip = ips[(index + work.num_failures) % len(ips)]
+            work.task = asyncio.create_task(self._resolve(key, work, token))
+
+    def _keep_only(self, base: BaseKey, wanted: Iterable[ResolveKey]) -> None:
         keys = set(wanted)
         for key in [key for key, work in self._work.items() if work.base == base and key not in keys]:
             work = self._work.pop(key)
@@ -70,37 +85,43 @@ class Resolver:
     async def close(self) -> None:
         """End what is under way."""
         tasks = [work.task for work in self._work.values() if work.task is not None]
+        self._work.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _resolve(self, key: ResolveKey, work: _Work, ip: str, token: str) -> None:
+    async def _resolve(self, key: ResolveKey, work: _Work, token: str) -> None:
         request = ResolveRequest(source=key.source, expected_digest=key.digest)
-        retry_seconds: float | None = None
         try:
             async with self._slots:
-                answer = await self._client.resolve(ip, token, request)
-            work.answer = ArtifactStatus.of(key.source, answer.resolved)
-            metrics.RESOLVES.labels(result="ok").inc()
-        except (AdminError, ValidationError) as error:
-            work.answer = _failure(error)
-            metrics.RESOLVES.labels(result=work.answer.reason).inc()
-            retry_seconds = FINAL_RETRY_SECONDS
-            if work.answer.is_passing:
-                retry_seconds = min(FIRST_RETRY_SECONDS * 2.0 ** min(work.num_failures, 10), MAX_RETRY_SECONDS)
+                answer = await self._client.resolve(work.ip, token, request)
+        except AdminError as error:
+            failure = _failure(error)
+            work.answer = failure
+            work.retry_at = asyncio.get_running_loop().time() + _retry_seconds(failure, work.num_failures)
             work.num_failures += 1
-            logger.warning("%s/%s: a source is not resolved: %s", *work.base, error)
-        finally:
-            work.task = None
-        if retry_seconds is not None:
-            work.retry_at = asyncio.get_running_loop().time() + retry_seconds
-            self._wake(work.base, retry_seconds)
+            logger.warning("%s/%s: %s is not resolved: %s", *work.base, _words(key), error)
+        else:
+            work.answer = ArtifactStatus.of(key.source, answer.resolved)
+        work.task = None
+        metrics.RESOLVES.labels(result="ok" if isinstance(work.answer, ArtifactStatus) else work.answer.reason).inc()
         self._wake(work.base, 0)
 
 
-def _failure(error: AdminError | ValidationError) -> ResolveFailure:
+def _failure(error: AdminError) -> ResolveFailure:
     if isinstance(error, PodRefused):
         # the operator has seen that the base declares the source: an older pod does not know it yet
         is_passing = error.retryable or error.reason in {*PASSING, Reason.SOURCE_NOT_ALLOWED}
         return ResolveFailure(error.reason, error.message, is_passing=is_passing)
     return ResolveFailure(Reason.SOURCE_UNAVAILABLE, f"the pod did not answer: {error}", is_passing=True)
+
+
+def _retry_seconds(failure: ResolveFailure, num_failures: int) -> float:
+    if not failure.is_passing:
+        return FINAL_RETRY_SECONDS
+    return min(FIRST_RETRY_SECONDS * 2.0 ** min(num_failures, 10), MAX_RETRY_SECONDS)
+
+
+def _words(key: ResolveKey) -> str:
+    at = f"@{key.source.revision}" if key.source.revision else ""
+    return f"{key.source.name}:{key.source.repo or key.source.path}{at}"

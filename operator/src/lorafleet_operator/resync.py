@@ -26,6 +26,7 @@ class Resync:
         self,
         api: KubeApi,
         config: OperatorConfig,
+        *,
         store: Store,
         children: Children,
         reconciler: Reconciler,

@@ -8,10 +8,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 from lorafleet_operator import metrics
+from lorafleet_operator.admin_client import AdminClient
 from lorafleet_operator.children import Children
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.errors import KubeError, KubeNotFound, WatchEnded
-from lorafleet_operator.execute import AdminClient, Executor
+from lorafleet_operator.execute import Executor
 from lorafleet_operator.handlers import EventSink, watch
 from lorafleet_operator.health import Health, serve_health
 from lorafleet_operator.keys import admin_key
@@ -39,19 +40,23 @@ async def run(config: OperatorConfig) -> None:
         OperatorError: something essential ended; the process is to be started again.
     """
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _heed_signals(stop)
     health = Health()
     close_health = await serve_health(health, config.http_port)
     api = await connect()
     lease = Lease(api, namespace=config.namespace, name=config.lease, pod_name=config.pod_name)
     try:
-        await _until(stop, _lead(config, api, lease, health))
+        await _until(stop, _lead(config, api, lease, health, stop))
     finally:
         await lease.release()
         metrics.LEADER.set(0)
         await api.close()
         await close_health()
+
+
+def _heed_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 async def _until(stop: asyncio.Event, main: Coroutine[Any, Any, None]) -> None:
@@ -68,12 +73,12 @@ async def _until(stop: asyncio.Event, main: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-async def _lead(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health) -> None:
+async def _lead(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, stop: asyncio.Event) -> None:
     await lease.acquire()
     metrics.LEADER.set(1)
     renewing = asyncio.create_task(lease.hold())
     try:
-        leading = asyncio.create_task(_converge(config, api, lease, health))
+        leading = asyncio.create_task(_converge(config, api, lease, health, stop))
         try:
             await asyncio.wait((renewing, leading), return_when=asyncio.FIRST_COMPLETED)
             for task in (renewing, leading):
@@ -87,7 +92,7 @@ async def _lead(config: OperatorConfig, api: KubeApi, lease: Lease, health: Heal
         await asyncio.gather(renewing, return_exceptions=True)
 
 
-async def _converge(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health) -> None:
+async def _converge(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, stop: asyncio.Event) -> None:
     store: Store = Store()
     queue: WorkQueue[BaseKey] = WorkQueue()
 
@@ -109,14 +114,14 @@ async def _converge(config: OperatorConfig, api: KubeApi, lease: Lease, health: 
         watches=watches,
         writer=StatusWriter(api, store, reporter=lease.identity),
     )
-    resync = Resync(api, config, store, children, reconciler, wake)
+    resync = Resync(api, config, store=store, children=children, reconciler=reconciler, wake=wake)
     health.resync = resync
     try:
         await _patiently(resync.once)
         logger.info("everything is listed; converging")
         sink = EventSink(store, wake)
         await _all_or_none(
-            watch(config, sink, api.configuration, lease.identity),
+            watch(config, sink, api.configuration, lease.identity, heed_signals=lambda: _heed_signals(stop)),
             resync.for_ever(),
             *(work(queue, reconciler) for _ in range(config.workers)),
         )

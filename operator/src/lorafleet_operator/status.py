@@ -3,22 +3,18 @@
 import logging
 from typing import Final
 
-from lorafleet_contract.names import (
-    ADAPTER_KIND,
-    BASE_MODEL_KIND,
-    FINALIZER,
-    GROUP,
-    VERSION,
-)
+from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, FINALIZER, GROUP, VERSION
+from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import (
     AdapterResource,
     AdapterStatus,
     BaseModelResource,
     BaseModelStatus,
+    Condition,
     ObjectMeta,
 )
 from lorafleet_operator import events, metrics
-from lorafleet_operator.conditions import STALLED, progress_of, said, with_times
+from lorafleet_operator.conditions import READY, progress_of, said, with_times
 from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound
 from lorafleet_operator.kube import Json, KubeApi, collection
 from lorafleet_operator.store import Kind, Store
@@ -72,42 +68,44 @@ class StatusWriter:
         if event is not None:
             await events.post(self._api, KINDS[kind], meta, event, reporter=self._reporter)
 
-    async def broken(self, resource: BrokenResource, verdict_reason: str) -> None:
+    async def broken(self, resource: BrokenResource, reason: Reason) -> None:
         """Say of a resource that cannot be read why it cannot.
 
         Raises:
             KubeError: it could not be written.
         """
         kind = Kind.BASE if resource.kind == BASE_MODEL_KIND else Kind.ADAPTER
-        before = AdapterStatus.model_validate({"conditions": resource.body.get("status", {}).get("conditions", [])})
-        ready = said("Ready", False, verdict_reason, resource.problem)
+        before: Json = resource.body.get("status") or {}
+        conditions = [Condition.model_validate(condition) for condition in before.get("conditions", [])]
+        ready = said(READY, False, reason, resource.problem)
         verdicts = [ready, *progress_of(ready, is_stalled=True, is_waiting=False)]
-        if any(c.type == STALLED and c.message == resource.problem for c in before.conditions):
+        after = with_times(verdicts, conditions, generation=resource.meta.generation, now=events.now())
+        if after == conditions:
             return
-        conditions = with_times(verdicts, before.conditions, generation=resource.generation, now=events.now())
-        status = AdapterStatus(conditions=conditions).model_dump(
-            mode="json", by_alias=True, include={"conditions"}, exclude_none=True
-        )
-        meta = ObjectMeta(name=resource.name, namespace=resource.namespace, uid=resource.uid)
-        content = {"status": {**status, "observedGeneration": resource.generation}}
-        await self._apply(kind, meta, content, "/status", STATUS_MANAGER)
+        # the rest stays: gateways go on with what answers
+        content = {
+            **before,
+            "observedGeneration": resource.meta.generation,
+            "conditions": [c.model_dump(mode="json", by_alias=True, exclude_none=True) for c in after],
+        }
+        await self._apply(kind, resource.meta, {"status": content}, "/status", STATUS_MANAGER)
 
-    async def hold(self, resource: AdapterResource) -> None:
+    async def hold(self, adapter: ObjectMeta) -> None:
         """Put the finalizer on a LoraAdapter.
 
         Raises:
             KubeError: it could not be written.
         """
         content = {"metadata": {"finalizers": [FINALIZER]}}
-        await self._apply(Kind.ADAPTER, resource.metadata, content, "", FINALIZER_MANAGER)
+        await self._apply(Kind.ADAPTER, adapter, content, "", FINALIZER_MANAGER)
 
-    async def release(self, resource: AdapterResource) -> None:
+    async def release(self, adapter: ObjectMeta) -> None:
         """Take the finalizer off a LoraAdapter.
 
         Raises:
             KubeError: it could not be written.
         """
-        await self._apply(Kind.ADAPTER, resource.metadata, {}, "", FINALIZER_MANAGER)
+        await self._apply(Kind.ADAPTER, adapter, {}, "", FINALIZER_MANAGER)
 
     async def _apply(self, kind: Kind, meta: ObjectMeta, content: Json, sub: str, manager: str) -> bool:
         """Apply content to a resource; False when it is gone or another one by now."""

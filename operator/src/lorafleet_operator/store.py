@@ -35,11 +35,12 @@ class Store:
         return list(self._objects[kind].values())
 
     def put(self, kind: Kind, body: Json) -> bool:
-        """Take in a version of an object; return whether it is news."""
+        """Take in a version of an object, which belongs to the store from now on; return whether it is news."""
         uid = body["metadata"]["uid"]
         known = self._objects[kind].get(uid)
         if uid in self._tombstones or (known is not None and version_of(known) >= version_of(body)):
             return False
+        body["metadata"].pop("managedFields", None)  # half of the bytes, of no use here
         self._objects[kind][uid] = body
         return True
 

@@ -1,7 +1,7 @@
 """What is said of an adapter in its status. Pure: what pods showed, turned into words."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
@@ -22,6 +22,8 @@ from lorafleet_operator.views import ObservedPod
 
 MAX_PLACEMENTS: Final = 64
 MAX_PLACEMENT_MESSAGE: Final = 512
+UNKNOWN: Final = "Unknown"
+"""State of a placement on a pod that does not say what it has."""
 
 
 def adapter_status(
@@ -52,6 +54,7 @@ def adapter_status(
             desired=_num_desired(lineup, placement), resident=len(_residents(lineup, pods, placement))
         ),
         history=history_after(adapter, intent, published, now),
+        last_used=_last_used(lineup, pods),
         conditions=with_times(verdicts, adapter.status.conditions, generation=adapter.metadata.generation, now=now),
     )
 
@@ -117,12 +120,14 @@ def _resident(lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement)
     missing = placement.missing.get(lineup.name, 0)
     desired, resident = _num_desired(lineup, placement), len(_residents(lineup, pods, placement))
     if missing:
-        message = f"{missing} of {desired} pods have no room left; it is loaded there on demand"
+        message = f"resident on {resident} of {desired} pods; {missing} have no room left or do not answer"
         return said(RESIDENT, False, Reason.INSUFFICIENT_SLOTS, message)
     if desired == 0:
         return said(RESIDENT, False, Reason.NO_READY_PODS, "there is no pod to place it on")
     if resident < desired:
         return said(RESIDENT, False, Reason.LOADING, f"resident on {resident} of {desired} pods")
+    if spec.mode is PlacementMode.FIXED and desired < spec.replicas:
+        return said(RESIDENT, True, Reason.RESIDENT, f"resident on all pods: {desired}, of {spec.replicas} asked for")
     return said(RESIDENT, True, Reason.RESIDENT, f"resident on {desired} {'pod' if desired == 1 else 'pods'}")
 
 
@@ -154,19 +159,31 @@ def _judge(
         if any(pod.state is None for pod in ready):
             return None, Reason.NO_READY_PODS, "pods are ready and do not answer the operator", False
         return False, Reason.NO_READY_PODS, "the base has no ready pod", False
-    entries = [(pod, pod.own(intent.name, desired.revision)) for pod in serving]
-    failed = [(pod, entry) for pod, entry in entries if entry is not None and entry.state is AdapterState.FAILED]
-    if failed:
-        pod, entry = min(failed, key=lambda pair: (pair[1].reason in RETRIED, pair[0].pod.name))
-        return False, _word(entry.reason), f"{pod.pod.name}: {entry.message}", entry.reason not in RETRIED
-    num_answering = sum(entry is not None and entry.state is AdapterState.READY for _, entry in entries)
-    num_knowing = sum(entry is not None and entry.stable for _, entry in entries)
-    if published == desired.revision and num_answering and num_knowing == len(serving):
-        return True, Reason.SERVING, f"revision {desired.revision} answers", False
-    if num_answering == 0 and _can_never_load(lineup, serving):
-        return False, Reason.INSUFFICIENT_SLOTS, "no pod has room for it, and loadOnDemand is Disabled", True
+    num_answering = _num_answering(intent.name, desired.revision, serving)
+    failure = _failure_on(intent.name, desired.revision, serving)
+    if published == desired.revision and num_answering:
+        but = f"; not on {failure[0]}: {failure[1].reason}" if failure is not None else ""
+        return True, Reason.SERVING, f"revision {desired.revision} answers{but}", False
+    if failure is not None:
+        pod, entry = failure
+        return False, _word(entry.reason), f"{pod}: {entry.message}", entry.reason not in RETRIED
+    if lineup.is_on_demand_refused and _is_nowhere_placed(intent.name, desired.revision, serving):
+        message = f"no pod has room for revision {desired.revision}, and loadOnDemand is Disabled"
+        return False, Reason.INSUFFICIENT_SLOTS, message, True
     message = f"revision {desired.revision} is ready on {num_answering} of {len(serving)} pods"
     return False, Reason.LOADING, message, False
+
+
+def _failure_on(name: str, revision: str, pods: Sequence[ObservedPod]) -> tuple[str, ObservedAdapter] | None:
+    """Return a pod on which a revision has failed, and how; one that will not mend itself comes first."""
+    entries = [(pod.pod.name, pod.own(name, revision)) for pod in pods]
+    failed = [(pod, entry) for pod, entry in entries if entry is not None and entry.state is AdapterState.FAILED]
+    return min(failed, key=lambda pair: (pair[1].reason in RETRIED, pair[0]), default=None)
+
+
+def _is_nowhere_placed(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
+    entries = [pod.own(name, revision) for pod in pods]
+    return all(entry is not None and entry.residency is Residency.ON_DEMAND for entry in entries)
 
 
 def _judge_unresolved(lineup: Lineup, pods: Sequence[ObservedPod]) -> tuple[bool | None, Reason | str, str, bool]:
@@ -186,29 +203,48 @@ def _is_held_back(lineup: Lineup) -> bool:
     return desired is None or desired.source != adapter.spec.source or adapter.spec.digest not in (None, desired.digest)
 
 
-def _can_never_load(lineup: Lineup, serving: Sequence[ObservedPod]) -> bool:
-    """Whether every pod was told to load it on demand only: with demand refused, it stays out."""
-    main = lineup.main
-    entries = [pod.own(lineup.name, main.revision) if main is not None else None for pod in serving]
-    return lineup.is_on_demand_refused and all(e is not None and e.residency is Residency.ON_DEMAND for e in entries)
-
-
 def _placements(lineup: Lineup, pods: Sequence[ObservedPod]) -> list[PlacementStatus]:
-    """Where it is kept, and where it failed; what is only known is not listed."""
-    return [
-        PlacementStatus(
-            pod=pod.pod.name,
-            pod_uid=pod.uid,
-            revision=entry.revision,
-            state=entry.state,
-            tier=entry.tier,
-            reason=entry.reason or None,
-            message=entry.message[:MAX_PLACEMENT_MESSAGE] or None,
-        )
-        for pod in pods
-        for entry in sorted(pod.entries_of(lineup.name), key=lambda entry: entry.revision)
-        if entry.residency is Residency.RESIDENT or entry.state in (AdapterState.FAILED, AdapterState.DRAINING)
-    ]
+    """Where it is kept, and where it failed; what is only known is not listed.
+
+    What was kept on a pod that does not say now is still listed: so it is known where it was.
+    """
+    placements: list[PlacementStatus] = []
+    for pod in pods:
+        if pod.has_been_told:
+            entries = sorted(pod.entries_of(lineup.name), key=lambda entry: entry.revision)
+            placements.extend(_placement(pod, entry) for entry in entries if _is_worth_listing(entry))
+        elif not (pod.pod.is_leaving or pod.is_lost):
+            before = (p for p in lineup.intent.adapter.status.placements if p.pod_uid == pod.uid)
+            placements.extend(
+                PlacementStatus(pod=p.pod, pod_uid=p.pod_uid, revision=p.revision, state=UNKNOWN) for p in before
+            )
+    return placements
+
+
+def _is_worth_listing(entry: ObservedAdapter) -> bool:
+    return entry.residency is Residency.RESIDENT or entry.state in (AdapterState.FAILED, AdapterState.DRAINING)
+
+
+def _placement(pod: ObservedPod, entry: ObservedAdapter) -> PlacementStatus:
+    return PlacementStatus(
+        pod=pod.pod.name,
+        pod_uid=pod.uid,
+        revision=entry.revision,
+        state=entry.state,
+        tier=entry.tier,
+        reason=entry.reason or None,
+        message=entry.message[:MAX_PLACEMENT_MESSAGE] or None,
+    )
+
+
+def _last_used(lineup: Lineup, pods: Sequence[ObservedPod]) -> datetime | None:
+    """Return the hour of the last request that any pod tells of: finer times would be a status write a request."""
+    before = lineup.intent.adapter.status.last_used
+    told = [entry.last_used for pod in pods for entry in pod.entries_of(lineup.name) if entry.last_used is not None]
+    if not told or not lineup.intent.owns_name:
+        return before
+    hour = datetime.fromtimestamp(max(told) // 3600 * 3600, UTC)
+    return hour if before is None else max(before, hour)
 
 
 def _word(reason: str) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from lorafleet_contract.admin import ObservedAdapter, Owner, PodState
-from lorafleet_contract.resources import AdapterResource, BaseModelResource
+from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 
 BaseKey = tuple[str, str]
 """(namespace, name) of a BaseModelDeployment: what is reconciled as one."""
@@ -24,6 +24,13 @@ class Pod:
     """It has a deletion timestamp, or has ended."""
     is_running: bool
     """Its engine container runs and has passed its startup probe."""
+    is_coming_up: bool
+    """Not ready, but has a node, and has not been like this for long."""
+    template: str
+    """Which version of the pod template it was made from."""
+    created_at: datetime
+    problem: str
+    """Why its engine does not run, in the words of the scheduler or the kubelet; empty when they have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,16 @@ class ObservedPod:
         """It can be told what to know."""
         return not self.pod.is_leaving and self.state is not None and not self.state.draining
 
+    @property
+    def is_lost(self) -> bool:
+        """Neither it nor the kubelet says anything good of it: what should be resident on it goes elsewhere."""
+        return self.state is None and not self.pod.is_ready and not self.pod.is_coming_up
+
+    @property
+    def has_been_told(self) -> bool:
+        """What it says of its adapters means something: it answers, and had its first catalogue."""
+        return self.state is not None and self.state.fence > 0
+
     def own(self, name: str, revision: str) -> ObservedAdapter | None:
         """Return the operator's entry of one revision, if the pod has it."""
         return next((entry for entry in self.entries_of(name) if entry.revision == revision), None)
@@ -68,10 +85,7 @@ class BrokenResource:
     """A resource that the API server took and that cannot be read."""
 
     kind: str
-    namespace: str
-    name: str
-    uid: str
-    generation: int
+    meta: ObjectMeta
     problem: str
     body: dict[str, Any] = field(repr=False)
 

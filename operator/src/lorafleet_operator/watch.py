@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pydantic import ValidationError
-
+from lorafleet_operator.admin_client import AdminClient
 from lorafleet_operator.errors import AdminError
-from lorafleet_operator.execute import AdminClient
 from lorafleet_operator.views import BaseKey, Pod
 
 logger = logging.getLogger(__name__)
-FIRST_RETRY_SECONDS: Final = 0.3
-MAX_RETRY_SECONDS: Final = 5.0
+FIRST_RETRY_SECONDS: Final = 0.2
+MAX_RETRY_SECONDS: Final = 2.0
+NEWS_SECONDS: Final = 0.05
+"""After a poll that brought something: what a pod changes in a burst is asked for once."""
 IDLE_SECONDS: Final = 0.2
-"""Between two polls that brought nothing: a pod that does not wait must not be asked without a pause."""
+"""After a poll that brought nothing: a pod that does not wait must not be asked without a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class PodWatches:
         while True:
             try:
                 after = seen[1] if seen is not None else None
-                state = await self._client.state(address.ip, address.token, after=after)
-            except (AdminError, ValidationError) as error:
+                state = await self._client.changed_state(address.ip, address.token, after=after)
+            except AdminError as error:
                 if seen is not None:
                     logger.info("lost sight of a pod of %s/%s: %s", *address.base, error)
                     self._wake(address.base)
@@ -72,8 +72,8 @@ class PodWatches:
                 delay = min(delay * 2, MAX_RETRY_SECONDS)
                 continue
             delay = FIRST_RETRY_SECONDS
-            if (state.boot_id, state.generation) != seen:
+            is_news = (state.boot_id, state.generation) != seen
+            if is_news:
                 seen = (state.boot_id, state.generation)
                 self._wake(address.base)
-            else:
-                await asyncio.sleep(IDLE_SECONDS)
+            await asyncio.sleep(NEWS_SECONDS if is_news else IDLE_SECONDS)

@@ -5,7 +5,7 @@ import logging
 import time
 
 from lorafleet_operator import metrics
-from lorafleet_operator.errors import KubeError, OperatorError
+from lorafleet_operator.errors import OperatorError
 from lorafleet_operator.queue import WorkQueue
 from lorafleet_operator.reconcile import NotAllDone, Reconciler
 from lorafleet_operator.views import BaseKey
@@ -25,7 +25,7 @@ async def work(queue: WorkQueue[BaseKey], reconciler: Reconciler) -> None:
         except NotAllDone:
             metrics.RECONCILES.labels(result="partly").inc()
             queue.retry(key)
-        except (KubeError, OperatorError) as error:
+        except OperatorError as error:
             metrics.RECONCILES.labels(result="failed").inc()
             logger.warning("%s/%s: again in %.1f s: %s", *key, queue.retry(key), error)
         except Exception:  # a fault of ours in one base must not stop the others

@@ -1,0 +1,106 @@
+"""The admin API of pods over HTTP: what a pod answers becomes a typed document or a typed error, nothing else."""
+
+import time
+from typing import Final, TypeVar
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from lorafleet_contract import admin
+from lorafleet_contract.base import Wire
+from lorafleet_contract.names import ADMIN_PORT
+from lorafleet_operator import metrics
+from lorafleet_operator.errors import AdminError, PodRefused, PodUnreachable
+
+M = TypeVar("M", bound=BaseModel)
+CONNECT_SECONDS: Final = 3.0
+STATE_SECONDS: Final = 5.0
+WRITE_SECONDS: Final = 20.0
+RESOLVE_SECONDS: Final = 1800.0
+"""A pod may have to download an adapter to know its digest."""
+POLL_SECONDS: Final = 25.0
+MAX_ERROR_TEXT: Final = 300
+
+
+class AdminClient:
+    """Requests to the admin API of pods; owns its connections. All methods raise AdminError and nothing else."""
+
+    def __init__(self, *, port: int = ADMIN_PORT) -> None:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
+        self._port = port
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def state(self, ip: str, token: str, *, limit_seconds: float = STATE_SECONDS) -> admin.PodState:
+        """Return what a pod has."""
+        raw = await self._request("GET", ip, "/admin/v1/state", token, limit_seconds)
+        return _parsed(admin.PodState, raw)
+
+    async def changed_state(self, ip: str, token: str, *, after: int | None) -> admin.PodState:
+        """Return what a pod has once its generation exceeds `after`, or after a while; at once when that is None."""
+        query = {} if after is None else {"after": str(after), "wait_seconds": f"{POLL_SECONDS:.0f}"}
+        limit = STATE_SECONDS + (0 if after is None else POLL_SECONDS)
+        return _parsed(admin.PodState, await self._request("GET", ip, "/admin/v1/state", token, limit, query=query))
+
+    async def write(self, ip: str, token: str, write: admin.CatalogueWrite) -> None:
+        """Tell a pod what to know."""
+        await self._request("PUT", ip, "/admin/v1/adapters", token, WRITE_SECONDS, body=write)
+
+    async def resolve(self, ip: str, token: str, request: admin.ResolveRequest) -> admin.ResolveAnswer:
+        """Let a pod pin a reference to content."""
+        raw = await self._request("POST", ip, "/admin/v1/resolve", token, RESOLVE_SECONDS, body=request)
+        return _parsed(admin.ResolveAnswer, raw)
+
+    async def _request(
+        self,
+        method: str,
+        ip: str,
+        path: str,
+        token: str,
+        limit_seconds: float,
+        *,
+        query: dict[str, str] | None = None,
+        body: Wire | None = None,
+    ) -> bytes:
+        host = f"[{ip}]" if ":" in ip else ip
+        began = time.monotonic()
+        code = "none"
+        try:
+            async with self._session.request(
+                method,
+                f"http://{host}:{self._port}{path}",
+                params=query,
+                data=body.model_dump_json(by_alias=True, exclude_none=True) if body is not None else None,
+                headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=limit_seconds, sock_connect=CONNECT_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                code = str(response.status)
+                raw = await response.read()
+                if not 200 <= response.status < 300:
+                    raise _refusal(response.status, raw)
+                return raw
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise PodUnreachable(f"{method} {path}: {type(error).__name__} {error}".strip()) from error
+        finally:
+            verb = f"{'poll' if query else method.lower()} {path.rpartition('/')[2]}"
+            metrics.ADMIN_SECONDS.labels(verb=verb, code=code).observe(time.monotonic() - began)
+
+
+def _parsed(model: type[M], raw: bytes) -> M:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PodUnreachable(f"its answer is no {model.__name__}: {where}: {first['msg']}") from error
+
+
+def _refusal(status: int, raw: bytes) -> AdminError:
+    try:
+        error = admin.AdminError.model_validate_json(raw)
+    except ValidationError:
+        return PodUnreachable(f"{status}: {raw[:MAX_ERROR_TEXT].decode(errors='replace')}")
+    return PodRefused(status, error.reason, error.message, retryable=error.retryable)
