@@ -60,9 +60,7 @@ class DrivenEngine:
         if not plan.items:
             time.sleep(0.001)
 
-    def submit(
-        self, request_id: str, adapter: str | None, prompt: Iterable[int], sampling: SamplingParams
-    ) -> None:
+    def submit(self, request_id: str, adapter: str | None, prompt: Iterable[int], sampling: SamplingParams) -> None:
         """Hand in a request."""
         key = None if adapter is None else key_of(adapter)
         self.inbox.put(Submit(request_id, tuple(prompt), key, sampling))

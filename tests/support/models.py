@@ -116,17 +116,6 @@ def mixed_adapters(family: str) -> dict[str, Path]:
     return folders
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """What transformers (+ PEFT) say for one prompt, greedily."""
-
-    token_ids: tuple[int, ...]
-    gaps: tuple[float, ...]
-    """Of the two best logits at each position."""
-    first_logprobs: torch.Tensor
-    """[vocabulary] float32: of the first generated position."""
-
-
 class Reference:
     """transformers + PEFT in float32, one request at a time."""
 
@@ -141,23 +130,23 @@ class Reference:
             }
 
     @torch.inference_mode()
-    def generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> Truth:
-        """Greedy tokens of one prompt with one adapter; end tokens do not stop it."""
+    def score(self, adapter: str | None, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+        """Return the logits that choose each token of the answer, after the true tokens before: [answer, vocabulary]."""
         model = self._base if adapter is None else self._adapted[adapter]
+        ids = torch.tensor([[*prompt, *answer[:-1]]])
+        return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+
+    @torch.inference_mode()
+    def generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> tuple[int, ...]:
+        """Return the greedy answer; end tokens do not stop it."""
+        model = self._base if adapter is None else self._adapted[adapter]
+        ids = torch.tensor([list(prompt)])
         out = model.generate(
-            input_ids=torch.tensor([list(prompt)]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=num_tokens,
-            min_new_tokens=None,
             eos_token_id=None,
             pad_token_id=0,
-            return_dict_in_generate=True,
-            output_logits=True,
         )
-        best = [step[0].float().topk(2).values for step in out.logits]
-        return Truth(
-            token_ids=tuple(out.sequences[0, len(prompt) :].tolist()),
-            gaps=tuple(float(two[0] - two[1]) for two in best),
-            first_logprobs=out.logits[0][0].float().log_softmax(-1),
-        )
+        return tuple(out[0, len(prompt) :].tolist())

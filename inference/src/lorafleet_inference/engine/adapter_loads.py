@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan
@@ -19,26 +19,22 @@ from lorafleet_inference.errors import AdapterError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+SlabT = TypeVar("SlabT")
 
 
-class HostSlab(Protocol):
-    """An adapter in host memory."""
+class AdapterDevice(Protocol[SlabT]):
+    """Where adapters are read and copied: the model runner, seen from here. A slab is an adapter in host memory."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-
-
-class AdapterDevice(Protocol):
-    """Where adapters are read and copied: the model runner, seen from here."""
-
-    def load_slab(self, plan: AdapterPlan) -> HostSlab:
+    def load_slab(self, plan: AdapterPlan) -> SlabT:
         """Read an adapter from disk; raises AdapterError."""
 
-    def slab_bytes(self, rank: int) -> int:
-        """Size of the slab of an adapter of this rank."""
+    def num_pages(self, plan: AdapterPlan) -> int:
+        """Rank pages that an adapter takes."""
 
-    def install(self, key: AdapterKey, pages: tuple[int, ...], slab: HostSlab) -> None:
+    def slab_bytes(self, plan: AdapterPlan) -> int:
+        """Size of its slab."""
+
+    def install(self, key: AdapterKey, pages: tuple[int, ...], slab: SlabT) -> None:
         """Copy a slab to pages of the device."""
 
     def remove(self, key: AdapterKey) -> None:
@@ -46,18 +42,16 @@ class AdapterDevice(Protocol):
 
 
 @dataclass(slots=True)
-class _Adapter:
+class _Adapter(Generic[SlabT]):
     directory: Path
     resident: bool
     pinned: bool
     plan: AdapterPlan | None = None
     """None until it is inspected."""
-    slab: HostSlab | None = None
+    slab: SlabT | None = None
     """While it is kept on the host."""
     busy: bool = False
     """The thread works on it."""
-    leaving: bool = False
-    """Released: no new requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,57 +71,62 @@ class Outcome:
     refused: list[Refused] = field(default_factory=list)
 
 
-class AdapterLoads:
+class AdapterLoads(Generic[SlabT]):
     """Owns what is known of each adapter. `post` hands a finished job back to the engine's thread, to be called there."""
 
     def __init__(
         self,
         residency: Residency,
-        device: AdapterDevice,
+        device: AdapterDevice[SlabT],
         inspect: Callable[[Path], AdapterPlan],
-        rank_page: int,
         post: Callable[[Callable[[], Outcome]], None],
     ) -> None:
         self.residency = residency
         self._device = device
         self._inspect = inspect
-        self._rank_page = rank_page
         self._post = post
-        self._adapters: dict[AdapterKey, _Adapter] = {}
+        self._adapters: dict[AdapterKey, _Adapter[SlabT]] = {}
+        self._to_come: dict[AdapterKey, None] = {}
+        """Those that were asked to be resident and have no room yet, in the order of asking."""
+        self._leaving: set[AdapterKey] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self.held: set[AdapterKey] = set()
         """Adapters of which nothing new may start, so that a waiting one gets their room."""
 
     def accepts(self, key: AdapterKey) -> bool:
         """Whether requests may name the adapter."""
-        return key in self._adapters and not self._adapters[key].leaving
+        return key in self._adapters and key not in self._leaving
 
     def register(self, message: RegisterAdapter) -> Outcome:
         """Make an adapter known, or change its flags."""
         key, known = message.key, self._adapters.get(message.key)
-        if known is not None:
-            known.resident, known.pinned, known.leaving = message.resident, message.pinned, False
-            if known.plan is None:
-                return Outcome()  # the inspection under way answers
-            self.residency.pin(key, message.pinned)
-            return Outcome() if self._must_come(key) else Outcome([self._status(key)])
-        adapter = _Adapter(Path(message.directory), message.resident, message.pinned, busy=True)
-        self._adapters[key] = adapter
-        self._run(lambda: self._inspect(adapter.directory), lambda found: self._inspected(key, found))
-        return Outcome()
+        self._leaving.discard(key)
+        if known is None:
+            adapter = self._adapters[key] = _Adapter(
+                Path(message.directory), message.resident, message.pinned, busy=True
+            )
+            self._run(lambda: self._inspect(adapter.directory), lambda found: self._inspected(key, found))
+            return Outcome()
+        known.resident, known.pinned = message.resident, message.pinned
+        if known.plan is None:
+            return Outcome()  # the inspection under way answers
+        self.residency.pin(key, pinned=message.pinned)
+        return self._settle(key)
 
     def release(self, key: AdapterKey) -> Outcome:
         """Take no new requests; `free_released` does the rest when the last one has ended."""
         if key not in self._adapters:
             return Outcome([AdapterStatus(key, None)])
-        self._adapters[key].leaving = True
+        self._leaving.add(key)
+        self._to_come.pop(key, None)
         return Outcome()
 
     def free_released(self, has_work: Callable[[AdapterKey], bool]) -> Outcome:
         """Free released adapters that nothing uses."""
         outcome = Outcome()
-        for key in [key for key, one in self._adapters.items() if one.leaving and not one.busy and not has_work(key)]:
+        for key in [key for key in self._leaving if not self._adapters[key].busy and not has_work(key)]:
             del self._adapters[key]
+            self._leaving.remove(key)
             self.held.discard(key)
             if key in self.residency:
                 self.residency.release(key)
@@ -138,23 +137,26 @@ class AdapterLoads:
     def start_loads(
         self, waiting: list[AdapterKey], in_use: set[AdapterKey], service: Callable[[AdapterKey], float]
     ) -> Outcome:
-        """Begin the loads that are wanted and have room; `waiting`: adapters that requests wait for, in their order."""
+        """Begin the loads that are wanted and have room.
+
+        `waiting`: adapters that requests wait for, in their order. `in_use`: adapters of running requests. An adapter that
+        came for a waiting request stays until it was used, else two that wait for one place would drive each other out.
+        """
         outcome = Outcome()
         self.held.clear()
-        asked = [key for key in waiting if key in self._adapters]
-        wanted = asked + [key for key, one in self._adapters.items() if one.resident and key not in set(waiting)]
-        for key in wanted:
+        just_came = set(self.residency.unused).intersection(waiting)
+        for key in dict.fromkeys([*waiting, *self._to_come]):
             adapter = self._adapters[key]
             if adapter.busy or adapter.plan is None or self.residency.pages(key):
                 continue
-            room = self.residency.make_room(key, in_use, on_demand=key in waiting, service=service)
+            room = self.residency.make_room(key, in_use | just_came, service=service)
             match room:
                 case NoRoomEver(message):
                     outcome.statuses.append(self._failed(key, Reason.OUT_OF_MEMORY, message))
                     outcome.refused.append(Refused(key, Reason.OUT_OF_MEMORY, message))
                 case NoRoomYet(busy):
-                    if key in asked and not self.held:
-                        self.held.update(busy)
+                    if key in waiting:
+                        self.held.update(set(busy) - just_came)
                     break  # who comes later must not take what this one waits for
                 case _:
                     for other in room.evicted:
@@ -168,8 +170,13 @@ class AdapterLoads:
         """Let the thread finish what it does."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _must_come(self, key: AdapterKey) -> bool:
-        return self._adapters[key].resident and key not in self.residency.on_device
+    def _settle(self, key: AdapterKey) -> Outcome:
+        """Answer for an adapter that is where it was asked to be; else note that it has to come."""
+        if self._adapters[key].resident and key not in self.residency.on_device:
+            self._to_come[key] = None
+            return Outcome()
+        self._to_come.pop(key, None)
+        return Outcome([self._status(key)])
 
     def _inspected(self, key: AdapterKey, found: AdapterPlan | AdapterError) -> Outcome:
         adapter = self._adapters[key]
@@ -179,24 +186,26 @@ class AdapterLoads:
         adapter.plan = found
         self.residency.register(
             key,
-            num_pages=max(1, -(-found.rank // self._rank_page)),
-            num_bytes=self._device.slab_bytes(found.rank),
+            num_pages=self._device.num_pages(found),
+            num_bytes=self._device.slab_bytes(found),
             pinned=adapter.pinned,
         )
-        return Outcome() if adapter.resident else Outcome([self._status(key)])
+        return self._settle(key)
 
     def _refuse(self, key: AdapterKey, error: AdapterError) -> Outcome:
         """Inspection failed: the adapter is not known any more."""
         del self._adapters[key]
+        self._leaving.discard(key)
         status = AdapterStatus(key, None, error.reason, error.message)
         return Outcome([status], [Refused(key, error.reason, error.message)])
 
-    def _load(self, key: AdapterKey, adapter: _Adapter, pages: tuple[int, ...]) -> None:
+    def _load(self, key: AdapterKey, adapter: _Adapter[SlabT], pages: tuple[int, ...]) -> None:
         adapter.busy = True
+        self._to_come.pop(key, None)
         plan, kept, began = adapter.plan, adapter.slab, time.monotonic()
         assert plan is not None
 
-        def copy() -> HostSlab:
+        def copy() -> SlabT:
             slab = self._device.load_slab(plan) if kept is None else kept
             self._device.install(key, pages, slab)
             return slab
@@ -204,7 +213,7 @@ class AdapterLoads:
         source = DeviceTier.DISK if kept is None else DeviceTier.HOST
         self._run(copy, lambda done: self._loaded(key, done, source, time.monotonic() - began))
 
-    def _loaded(self, key: AdapterKey, done: HostSlab | AdapterError, source: DeviceTier, seconds: float) -> Outcome:
+    def _loaded(self, key: AdapterKey, done: SlabT | AdapterError, source: DeviceTier, seconds: float) -> Outcome:
         adapter = self._adapters[key]
         adapter.busy = False
         if isinstance(done, AdapterError):
@@ -212,6 +221,7 @@ class AdapterLoads:
             status = self._failed(key, done.reason, done.message)
             return Outcome([status], [Refused(key, done.reason, done.message)])
         self.residency.arrived(key)
+        self._to_come.pop(key, None)
         outcome = Outcome()
         keep, leaving = self.residency.keep_on_host(key)
         adapter.slab = done if keep else None
@@ -223,6 +233,7 @@ class AdapterLoads:
 
     def _failed(self, key: AdapterKey, reason: Reason, message: str) -> AdapterStatus:
         self._adapters[key].resident = False
+        self._to_come.pop(key, None)
         return AdapterStatus(key, self.residency.tier(key), reason, message)
 
     def _status(
@@ -244,7 +255,9 @@ class AdapterLoads:
                 result = job()
             except AdapterError as error:
                 result = error
-            except Exception as error:  # noqa: BLE001  an adapter must never end the engine
+            except MemoryError as error:
+                result = AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}")
+            except Exception as error:  # an adapter must never end the engine
                 logger.exception("an adapter could not be loaded")
                 result = AdapterError(Reason.LOAD_FAILED, f"{type(error).__name__}: {error}")
             self._post(lambda: done(result))

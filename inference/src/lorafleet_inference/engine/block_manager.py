@@ -6,8 +6,8 @@ is taken for something else, least recently used first. Only full blocks are sha
 
 import hashlib
 from array import array
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Iterable, Sequence
 
 from lorafleet_inference.engine.messages import AdapterKey
 
@@ -74,9 +74,11 @@ class BlockManager:
             found.append((block, chain))
         return found
 
-    def num_takable(self, shared: Iterable[int]) -> int:
-        """Return how many more blocks could be taken after `share(shared)`."""
-        return self.num_available - sum(self._references[block] == 0 for block in shared)
+    def num_takable(self, shared: Collection[int], released: Iterable[Sequence[int]] = ()) -> int:
+        """Return how many blocks could be taken after releasing the blocks of some sequences and `share(shared)`."""
+        given_up = Counter(block for blocks in released for block in blocks)
+        freed = sum(self._references[block] == count and block not in shared for block, count in given_up.items())
+        return self.num_available + freed - sum(self._references[block] == 0 for block in shared)
 
     def share(self, blocks: Iterable[int]) -> None:
         """Reference blocks that `match` returned."""

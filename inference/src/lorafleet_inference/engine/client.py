@@ -36,7 +36,7 @@ from lorafleet_inference.logs import JsonFormatter
 
 _AnswerT = TypeVar("_AnswerT")
 CLOSE_SECONDS = 10.0
-"""After that an engine that was told to end is killed."""
+"""After that an engine that was told to end, or that said that it ends, is killed."""
 
 
 class EngineClient:
@@ -47,6 +47,8 @@ class EngineClient:
         self._writer = writer
         self._ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done when nothing will come any more, whoever ended it."""
         self._streams: dict[str, asyncio.Queue[TokenEvent]] = {}
         self._arrivals: dict[AdapterKey, list[tuple[bool, asyncio.Future[AdapterStatus]]]] = {}
         """Calls of `register` that wait; with whether they wait for the device."""
@@ -85,10 +87,7 @@ class EngineClient:
         Raises:
             EngineFailure: the engine ended first; with its last words.
         """
-        await asyncio.wait((self._ready, self._failed), return_when=asyncio.FIRST_COMPLETED)
-        if self._ready.done():
-            return self._ready.result()
-        raise EngineFailure(self._failed.result())
+        return await self._answer(self._ready)
 
     @property
     def facts(self) -> EngineReady | None:
@@ -109,8 +108,8 @@ class EngineClient:
         """Run one sequence and yield its events; the last one is terminal. Closing early cancels it."""
         queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
         assert message.request_id not in self._streams, "request ids are unique"
-        if self._failed.done():
-            yield _lost(message.request_id, self._failed.result())
+        if self._gone.done():
+            yield _lost(message.request_id, self._gone.result())
             return
         self._streams[message.request_id] = queue
         ended = False
@@ -164,11 +163,7 @@ class EngineClient:
         """End the engine process."""
         self._closing = True
         self._send(Shutdown())
-        try:
-            await asyncio.wait_for(self._process.wait(), CLOSE_SECONDS)
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        await self._wait_ended()
         if self._listening is not None:
             await self._listening
         self._writer.close()
@@ -176,20 +171,35 @@ class EngineClient:
             await self._writer.wait_closed()
 
     async def _answer(self, answer: asyncio.Future[_AnswerT]) -> _AnswerT:
-        await asyncio.wait((answer, self._failed), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answer, self._gone), return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        raise EngineFailure(self._failed.result())
+        raise EngineFailure(self._gone.result())
+
+    async def _wait_ended(self) -> int:
+        """Wait for the process, which ends by itself or is made to; return its status."""
+        try:
+            return await asyncio.wait_for(self._process.wait(), CLOSE_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            return await self._process.wait()
 
     def _send(self, message: ToEngine) -> None:
         if not self._writer.is_closing():
             self._writer.write(frame(message))
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        async for message in messages_from(reader):
-            self._hear(message)
-        code = await self._process.wait()
+        try:
+            async for message in messages_from(reader):
+                self._hear(message)
+                if self._last_words is not None:
+                    break
+        except msgspec.MsgspecError as error:
+            self._last_words = f"what the engine sent cannot be read: {error}"
+            self._process.kill()
+        code = await self._wait_ended()
         words = self._last_words or f"the engine process ended with status {code}"
+        self._gone.set_result(words)
         for request_id, queue in self._streams.items():
             queue.put_nowait(_lost(request_id, words))
         if not self._closing:
@@ -215,7 +225,7 @@ class EngineClient:
         there = status.tier is DeviceTier.DEVICE or status.tier is None or status.reason is not None
         waiting = self._arrivals.pop(status.key, [])
         answered = [answer for for_device, answer in waiting if there or not for_device]
-        left = [(for_device, answer) for for_device, answer in waiting if for_device and not there]
+        left = [pair for pair in waiting if pair[0] and not there]
         if left:
             self._arrivals[status.key] = left
         for answer in answered:

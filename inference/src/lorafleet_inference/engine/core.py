@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -47,7 +47,7 @@ class StepFailed(Exception):
     """A step failed for a reason that nobody foresaw; the engine cannot go on."""
 
 
-class Runner(AdapterDevice, Protocol):
+class Runner(AdapterDevice[Any], Protocol):
     """What computes: the model runner, seen from here."""
 
     facts: ModelFacts
@@ -107,7 +107,7 @@ class Engine:
             max_resident=budgets.max_resident_adapters,
             host_bytes=budgets.host_cache_bytes,
         )
-        self._loads = AdapterLoads(self._residency, runner, inspect, budgets.rank_page, self._inbox.put)
+        self._loads = AdapterLoads(self._residency, runner, inspect, self._inbox.put)
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []
         self._clocks = _Clocks()
@@ -146,7 +146,7 @@ class Engine:
     def drain(self, *, wait: bool) -> None:
         """Take in all that has come, waiting for the first if asked to, and start what loads are wanted."""
         try:
-            one = self._inbox.get(block=wait, timeout=self._until_stats())
+            one = self._inbox.get(block=wait, timeout=self._until_stats() if wait else None)
             while True:
                 self._take(one)
                 one = self._inbox.get_nowait()

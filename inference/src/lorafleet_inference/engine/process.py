@@ -56,6 +56,8 @@ def _receive(end: EngineEnd, inbox: Inbox) -> None:
             inbox.put(message)
             if isinstance(message, Shutdown):
                 return
+    except Exception:
+        logger.exception("what the API process sent cannot be read")
     finally:
         if not end.told_to_end:
             os._exit(1)

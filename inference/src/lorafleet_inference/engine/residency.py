@@ -17,9 +17,6 @@ class _Entry:
     num_bytes: int
     pinned: bool
     pages: tuple[int, ...] = ()
-    arrived: bool = False
-    """Whether the pages hold the weights; False while they are copied."""
-    on_host: bool = False
     device_used: int = 0
     host_used: int = 0
     """Ticks of the last use."""
@@ -55,8 +52,14 @@ class Residency:
         self._max_resident = max_resident
         self._host_bytes = host_bytes
         self._entries: dict[AdapterKey, _Entry] = {}
+        self._holders: dict[AdapterKey, _Entry] = {}
+        """Those that have pages."""
+        self._hosted: dict[AdapterKey, _Entry] = {}
+        """Those whose slab is kept on the host."""
         self._free_pages = set(range(num_pages))
         self._on_device: set[AdapterKey] = set()
+        self._unused: set[AdapterKey] = set()
+        """On the device, and not computed with since they came."""
         self._tick = 0
         self.num_evictions = 0
 
@@ -66,6 +69,11 @@ class Residency:
         return self._on_device
 
     @property
+    def unused(self) -> Collection[AdapterKey]:
+        """Those of them that have not been computed with since they came; a live view."""
+        return self._unused
+
+    @property
     def num_used_pages(self) -> int:
         """Pages that are taken."""
         return self.num_pages - len(self._free_pages)
@@ -73,7 +81,7 @@ class Residency:
     @property
     def host_used_bytes(self) -> int:
         """Bytes of the slabs that are kept on the host."""
-        return sum(entry.num_bytes for entry in self._entries.values() if entry.on_host)
+        return sum(entry.num_bytes for entry in self._hosted.values())
 
     def __contains__(self, key: AdapterKey) -> bool:
         return key in self._entries
@@ -82,7 +90,7 @@ class Residency:
         """Make an adapter known."""
         self._entries[key] = _Entry(num_pages, num_bytes, pinned)
 
-    def pin(self, key: AdapterKey, pinned: bool) -> None:  # noqa: FBT001
+    def pin(self, key: AdapterKey, *, pinned: bool) -> None:
         """Change whether on-demand loads may evict it."""
         self._entries[key].pinned = pinned
 
@@ -90,7 +98,7 @@ class Residency:
         """Return where the adapter is nearest."""
         if key in self._on_device:
             return DeviceTier.DEVICE
-        return DeviceTier.HOST if self._entries[key].on_host else DeviceTier.DISK
+        return DeviceTier.HOST if key in self._hosted else DeviceTier.DISK
 
     def pages(self, key: AdapterKey) -> tuple[int, ...]:
         """Return the pages of an adapter that is on the device or on its way there."""
@@ -98,29 +106,27 @@ class Residency:
 
     def host_bytes_of(self, key: AdapterKey) -> int:
         """Return the bytes that its slab takes on the host; 0 if there is none."""
-        entry = self._entries[key]
-        return entry.num_bytes if entry.on_host else 0
+        return self._entries[key].num_bytes if key in self._hosted else 0
 
     def use(self, key: AdapterKey) -> None:
         """An adapter was computed with."""
+        self._unused.discard(key)
         self._entries[key].device_used = self._entries[key].host_used = self._now()
 
     def make_room(
-        self, key: AdapterKey, in_use: Collection[AdapterKey], *, on_demand: bool, service: Callable[[AdapterKey], float]
+        self, key: AdapterKey, in_use: Collection[AdapterKey], *, service: Callable[[AdapterKey], float]
     ) -> Room | NoRoomYet | NoRoomEver:
         """Set pages aside, evicting what has to go; nothing changes unless the answer is Room.
 
-        `in_use`: adapters of running requests. `on_demand`: a request asks, so pinned adapters stay; an administrator's
-        load evicts no pinned ones either. `service` tells whom to wait for: the most served ones.
+        `in_use`: adapters of running requests. `service` tells whom to wait for: the most served ones.
         """
         entry = self._entries[key]
         assert not entry.pages, "the adapter has its pages already"
-        holders = [other for other, one in self._entries.items() if one.pages]
-        pinned = [other for other in holders if self._entries[other].pinned]
+        holders = list(self._holders)
+        pinned = {other for other in holders if self._entries[other].pinned}
         if not self._fits(entry, [other for other in holders if other not in pinned]):
-            asked = "a request asks for" if on_demand else "was asked to be resident"
             return NoRoomEver(
-                f"{key.name} {asked}: it needs {entry.num_pages} of {self.num_pages} rank pages and one of "
+                f"adapter {key.name} needs {entry.num_pages} of {self.num_pages} rank pages and one of "
                 f"{self._max_resident} places, and pinned adapters hold "
                 f"{sum(len(self._entries[other].pages) for other in pinned)} pages and {len(pinned)} places"
             )
@@ -136,13 +142,14 @@ class Residency:
             self._leave_device(other)
         self.num_evictions += len(leaving)
         entry.pages = self._take_pages(entry.num_pages)
+        self._holders[key] = entry
         return Room(entry.pages, tuple(leaving))
 
     def arrived(self, key: AdapterKey) -> None:
         """The weights lie in the pages."""
-        self._entries[key].arrived = True
-        self._on_device.add(key)
         self.use(key)
+        self._on_device.add(key)
+        self._unused.add(key)
 
     def give_up_room(self, key: AdapterKey) -> None:
         """The load failed."""
@@ -151,28 +158,28 @@ class Residency:
     def keep_on_host(self, key: AdapterKey) -> tuple[bool, tuple[AdapterKey, ...]]:
         """Return whether the slab may stay on the host, and whose slabs leave it for that."""
         entry = self._entries[key]
-        if entry.on_host or entry.num_bytes > self._host_bytes:
-            return entry.on_host, ()
-        others = sorted((one for one in self._entries if self._entries[one].on_host), key=self._last_on_host)
+        if key in self._hosted or entry.num_bytes > self._host_bytes:
+            return key in self._hosted, ()
         leaving: list[AdapterKey] = []
         used = self.host_used_bytes
-        for other in others:
+        for other in sorted(self._hosted, key=lambda one: self._entries[one].host_used):
             if used + entry.num_bytes <= self._host_bytes:
                 break
-            self._entries[other].on_host = False
-            used -= self._entries[other].num_bytes
+            used -= self._hosted.pop(other).num_bytes
             leaving.append(other)
-        entry.on_host, entry.host_used = True, self._now()
+        self._hosted[key] = entry
+        entry.host_used = self._now()
         return True, tuple(leaving)
 
     def release(self, key: AdapterKey) -> None:
         """Forget an adapter that nobody uses and nobody copies."""
         self._leave_device(key)
+        self._hosted.pop(key, None)
         del self._entries[key]
 
     def _fits(self, entry: _Entry, leaving: Collection[AdapterKey]) -> bool:
         num_pages = len(self._free_pages) + sum(len(self._entries[other].pages) for other in leaving)
-        num_resident = sum(bool(one.pages) for one in self._entries.values()) - len(leaving)
+        num_resident = len(self._holders) - len(leaving)
         return num_pages >= entry.num_pages and num_resident < self._max_resident
 
     def _fewest(self, entry: _Entry, idle: list[AdapterKey]) -> list[AdapterKey] | None:
@@ -201,11 +208,10 @@ class Residency:
     def _leave_device(self, key: AdapterKey) -> None:
         entry = self._entries[key]
         self._free_pages |= set(entry.pages)
-        entry.pages, entry.arrived = (), False
+        entry.pages = ()
+        self._holders.pop(key, None)
         self._on_device.discard(key)
-
-    def _last_on_host(self, key: AdapterKey) -> int:
-        return self._entries[key].host_used
+        self._unused.discard(key)
 
     def _now(self) -> int:
         self._tick += 1

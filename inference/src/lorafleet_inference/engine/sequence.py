@@ -93,6 +93,9 @@ class WaitingQueues:
         """Adapters that have some."""
         return iter(self._queues)
 
+    def __contains__(self, adapter: AdapterKey | None) -> bool:
+        return adapter in self._queues
+
     def first(self, adapter: AdapterKey | None) -> Sequence:
         """The one that waits longest."""
         return self._queues[adapter][0]

@@ -9,7 +9,7 @@ arguments on their way.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -61,9 +61,7 @@ class PagedStep:
         device = batch.slots.device
         self.prefills = [_Prefill(span, device) for span in batch.spans if span.end - span.begin > 1]
         decodes = sorted((span for span in batch.spans if span.end - span.begin == 1), key=lambda span: span.start)
-        self.decodes = [
-            _Decode(decodes[at : at + DECODE_GROUP], device) for at in range(0, len(decodes), DECODE_GROUP)
-        ]
+        self.decodes = [_Decode(decodes[at : at + DECODE_GROUP], device) for at in range(0, len(decodes), DECODE_GROUP)]
 
 
 class _Prefill:
@@ -130,20 +128,23 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001  made from positions here
+    attention_mask: torch.Tensor | None = None,  # noqa: ARG001  made from positions here
+    *,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **_: Any,
+    key_bias: torch.Tensor | None = None,
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Write keys and values to their pages and attend over all known ones of each token's sequence.
 
-    query [1, H, T, D], key [1, G, T, D], value [1, G, T, E]; returns [1, T, H, E].
+    query [1, H, T, D], key [1, G, T, D], value [1, G, T, E]; returns [1, T, H, E]. `key_bias` [H, positions] is added to
+    the scaled scores of the key at each position (alibi).
     """
     step = _current[0]
-    layer_idx = int(module.layer_idx)
-    _, heads, tokens, _ = query.shape
+    layer_idx = cast("int", module.layer_idx)
+    heads, tokens = query.shape[1:3]
     out = query.new_zeros(1, tokens, heads, value.shape[-1])
     if isinstance(step, Probe):
         causal = bool(getattr(module, "is_causal", True))
@@ -154,7 +155,7 @@ def attend(
     pages.keys.flatten(0, 1)[step.slots] = key[0].transpose(0, 1)
     pages.values.flatten(0, 1)[step.slots] = value[0].transpose(0, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    extras = _Extras(scale, softcap, s_aux)
+    extras = _Extras(scale, softcap, s_aux, key_bias)
     for one in step.prefills:
         keys = pages.keys[one.blocks].flatten(0, 1)[: one.num_known].transpose(0, 1)
         values = pages.values[one.blocks].flatten(0, 1)[: one.num_known].transpose(0, 1)
@@ -174,6 +175,8 @@ class _Extras:
     softcap: float | None
     sinks: torch.Tensor | None
     """[H]"""
+    key_bias: torch.Tensor | None
+    """[H, positions]"""
 
 
 def _attend(
@@ -189,12 +192,19 @@ def _attend(
     rows = query.reshape(batch, groups, repeats * tokens, width)
     if tokens > 1 and repeats > 1:
         mask = mask.repeat(repeats, 1)
+    bias = None
+    if extras.key_bias is not None:
+        some = extras.key_bias[:, None, : keys.shape[2]].to(query.dtype).expand(-1, tokens, -1)
+        bias = some.reshape(1, groups, repeats * tokens, -1)
     if extras.softcap is None and extras.sinks is None:
-        done = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=extras.scale)
+        seen = mask if bias is None else bias.masked_fill(~mask, float("-inf"))
+        done = F.scaled_dot_product_attention(rows, keys, values, attn_mask=seen, scale=extras.scale)
         return done.reshape(batch, heads, tokens, -1)
     scores = rows @ keys.transpose(-1, -2) * extras.scale
     if extras.softcap is not None:
         scores = torch.tanh(scores / extras.softcap) * extras.softcap
+    if bias is not None:
+        scores = scores + bias
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     if extras.sinks is None:
         weights = scores.float().softmax(-1)

@@ -57,7 +57,9 @@ class FlatBatch:
 
 def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
     """Lay out the items of a step."""
-    ordered = sorted(items, key=lambda item: ("", "") if item.adapter is None else (item.adapter.name, item.adapter.digest))
+    ordered = sorted(
+        items, key=lambda item: ("", "") if item.adapter is None else (item.adapter.name, item.adapter.digest)
+    )
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []

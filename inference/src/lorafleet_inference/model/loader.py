@@ -166,4 +166,6 @@ def _check_windows(config: Any, facts: ModelFacts, shapes: tuple[LayerShape, ...
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(shapes)
     for layer, (kind, shape) in enumerate(zip(kinds, shapes, strict=True)):
         if kind == "sliding_attention" and shape.sliding_window is None:
-            raise _refused(facts, f"layer {layer} does not pass on its window; --max-model-len {window} serves it exactly")
+            raise _refused(
+                facts, f"layer {layer} does not pass on its window; --max-model-len {window} serves it exactly"
+            )

@@ -7,7 +7,6 @@ Axes: T tokens of the step, r ranks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,6 +72,9 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
     ranks = [0] * len(layout.places)
     try:
         rows = torch.zeros(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
+    except RuntimeError as error:  # what torch raises without memory
+        raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
+    try:
         sites = {key: site for site in plan.sites for key in (site.a_key, site.b_key)}
         for name in plan.files:
             with safe_open(plan.directory / name, framework="pt") as file:
@@ -82,8 +84,6 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
                     _lay(rows, layout.places[layout.index[site.module]], site, key, file.get_tensor(key))
     except (SafetensorError, OSError) as error:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{name} cannot be read: {error}") from error
-    except RuntimeError as error:
-        raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
     if sites:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {min(sites)} is missing")
     return Slab(rows, tuple(ranks))
@@ -147,7 +147,9 @@ class LoraBank:
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to y [.., out] each token's B A x, for x [.., in] of all tokens of the step. The one point of dispatch."""
         if self._parts:
-            add_by_segment(self._pool, self.layout.places[module], module, self._parts, _rows(x, self._num_tokens), y)
+            add_by_segment(
+                self._pool, self.layout.places[module], module, self._parts, x=_rows(x, self._num_tokens), y=y
+            )
 
 
 class _Adder:
@@ -168,7 +170,7 @@ def _rows(x: torch.Tensor, num_tokens: int) -> torch.Tensor:
 
 
 def add_by_segment(
-    pool: torch.Tensor, place: _Place, module: int, parts: Sequence[_Part], x: torch.Tensor, y: torch.Tensor
+    pool: torch.Tensor, place: _Place, module: int, parts: Sequence[_Part], *, x: torch.Tensor, y: torch.Tensor
 ) -> None:
     """The reference: two small products an adapter. x [T, in]; y [.., out] contiguous, changed in place."""
     flat = y.view(-1, y.shape[-1])

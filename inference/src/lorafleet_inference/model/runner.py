@@ -33,8 +33,10 @@ class ModelRunner:
         self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages)
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
-        block_bytes = KV_BLOCK_TOKENS * loaded.dtype.itemsize * sum(
-            shape.num_kv_heads * (shape.key_width + shape.value_width) for shape in loaded.shapes
+        block_bytes = (
+            KV_BLOCK_TOKENS
+            * loaded.dtype.itemsize
+            * sum(shape.num_kv_heads * (shape.key_width + shape.value_width) for shape in loaded.shapes)
         )
         num_blocks = self._num_blocks(loaded, config, block_bytes)
         self._layers = _pages(loaded, num_blocks)
@@ -71,9 +73,13 @@ class ModelRunner:
         """Read an adapter from disk; runs beside steps."""
         return load_slab(plan, self._bank.layout, self._dtype, pin=self._device.type == "cuda")
 
-    def slab_bytes(self, rank: int) -> int:
-        """Return the size of the slab of an adapter of this rank."""
-        return num_pages_of(rank) * RANK_PAGE * self._bank.layout.width * self._dtype.itemsize
+    def num_pages(self, plan: AdapterPlan) -> int:
+        """Return the rank pages that an adapter takes."""
+        return num_pages_of(plan.rank)
+
+    def slab_bytes(self, plan: AdapterPlan) -> int:
+        """Return the size of its slab."""
+        return num_pages_of(plan.rank) * RANK_PAGE * self._bank.layout.width * self._dtype.itemsize
 
     def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
         """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""

@@ -86,9 +86,7 @@ def _keep(scaled: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return kept
 
 
-def _logprobs(
-    logits: torch.Tensor, token_ids: Sequence[int], draws: Sequence[Draw]
-) -> list[TokenLogprobs | None]:
+def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], draws: Sequence[Draw]) -> list[TokenLogprobs | None]:
     """Of the model's own distribution, before temperature and filters."""
     answers: list[TokenLogprobs | None] = [None] * len(draws)
     wanted = [(row, draw.params.num_logprobs) for row, draw in enumerate(draws) if draw.params.num_logprobs is not None]
@@ -96,7 +94,9 @@ def _logprobs(
         return answers
     index = torch.tensor([row for row, _ in wanted], device=logits.device)
     table = logits[index].log_softmax(-1)
-    chosen = table.gather(-1, torch.tensor([[token_ids[row]] for row, _ in wanted], device=logits.device))[:, 0].tolist()
+    chosen = table.gather(-1, torch.tensor([[token_ids[row]] for row, _ in wanted], device=logits.device))[
+        :, 0
+    ].tolist()
     best = table.topk(min(max(number for _, number in wanted), table.shape[-1]), dim=-1)
     values, ids = best.values.tolist(), best.indices.tolist()
     for at, (row, number) in enumerate(wanted):

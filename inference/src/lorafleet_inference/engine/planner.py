@@ -1,0 +1,174 @@
+"""Chooses the tokens of a step under one budget that decode and chunked prefill share. Pure.
+
+A sequence is waiting (holds nothing) or running (holds blocks). Decode goes first; what is left of the budget goes to
+prompts, running and new ones, of the least served adapters.
+
+Progress: a sequence that lacks a block takes it from another running one, never from the oldest, which is served first
+and fits alone, because a request that could not is refused at the start. So the oldest one always comes to its end.
+
+Fairness: an adapter that has nothing running takes the place of one that has several.
+"""
+
+from collections.abc import Collection
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+from lorafleet_inference.engine.block_manager import BlockHash, BlockManager, chain_seed
+from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT, ServiceCounters
+from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.engine.plan import StepItem, StepPlan
+from lorafleet_inference.engine.running import Place, RunningSet
+from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A step in the making."""
+
+    room: int
+    """Tokens of the budget that are left."""
+    items: dict[str, StepItem] = field(default_factory=dict)
+    started: list[Sequence] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+
+
+class Planner:
+    """Owns who waits, who runs, and on which blocks.
+
+    At most `max_batch_requests` run, and no more than half of `max_batch_tokens`, so that decode leaves room for prompts.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, counters: ServiceCounters, *, max_batch_tokens: int, max_batch_requests: int
+    ) -> None:
+        self._blocks = blocks
+        self._counters = counters
+        self._max_batch_tokens = max_batch_tokens
+        self._max_running = min(max_batch_requests, max(1, max_batch_tokens // 2))
+        self.running = RunningSet(counters)
+        self.waiting = WaitingQueues()
+
+    def waiting_adapters(self) -> list[AdapterKey]:
+        """Adapters with waiting sequences, in the order in which they would start."""
+        return [adapter for adapter in sorted(self.waiting, key=self._turn) if adapter is not None]
+
+    def plan(self, on_device: Collection[AdapterKey], held: Collection[AdapterKey]) -> StepPlan:
+        """Choose the next step, as `Scheduler.plan` says."""
+        draft = _Draft(self._max_batch_tokens)
+        able = {one for one in self.waiting if one is None or (one in on_device and one not in held)}
+        self._claim_places(draft, able)
+        for sequence in self.running.decoding():
+            if draft.room and sequence.blocks:  # else it was preempted meanwhile
+                self._grow(draft, sequence)
+            if draft.room and sequence.blocks:
+                self._add(draft, sequence, draft.room)
+        self._fill(draft, able)
+        first = [sequence for sequence in draft.started if sequence.num_cached is None]
+        for sequence in first:
+            sequence.num_cached = sequence.num_computed
+        hits = [draft.items[sequence.request_id].start for sequence in draft.started]
+        return StepPlan(
+            items=tuple(draft.items.values()),
+            first_scheduled=tuple(sequence.request_id for sequence in first),
+            preempted=tuple(draft.preempted),
+            num_queried_tokens=sum(len(sequence.token_ids) for sequence in draft.started),
+            num_hit_tokens=sum(hits),
+        )
+
+    def leave(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and give its blocks back."""
+        if sequence.blocks:
+            self._stop(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def _turn(self, adapter: AdapterKey | None) -> Place:
+        return self.running.place(self.waiting.first(adapter))
+
+    def _claim_places(self, draft: _Draft, able: Collection[AdapterKey | None]) -> None:
+        """Every adapter has a right to one running sequence: where there is no room, adapters with several make way."""
+        newcomers = [adapter for adapter in able if adapter not in self.running.adapters]
+        for adapter in sorted(newcomers, key=self._turn):
+            sequence = self.waiting.first(adapter)
+            known = self._blocks.match(chain_seed(adapter), sequence.token_ids)
+            if self._fits(sequence, known):
+                continue  # it starts in its turn
+            candidates = [one for one in self.running.making_way() if one.request_id not in draft.items]
+            counts = range(1, len(candidates) + 1)
+            count = next((count for count in counts if self._fits(sequence, known, candidates[:count])), None)
+            if count is None:
+                return
+            for one in candidates[:count]:
+                self._preempt(draft, one)
+            self._start(draft, sequence, known)
+            # this step's decode keeps its room
+            self._add(draft, sequence, max(1, draft.room - len(self.running.decoding())))
+
+    def _fill(self, draft: _Draft, able: Collection[AdapterKey | None]) -> None:
+        """Give the room that is left to prompts, running and new ones, in their order.
+
+        Nobody overtakes a new one that does not fit yet, and none is started in a step that had to preempt.
+        """
+        prompts = [one for one in self.running if one.request_id not in draft.items]
+        starting = not draft.preempted
+        while draft.room:
+            running = min(prompts, key=self.running.place, default=None)
+            adapters = [one for one in able if one in self.waiting] if starting else []
+            waiting = self.waiting.first(min(adapters, key=self._turn)) if adapters else None
+            if running is not None and (waiting is None or self.running.place(running) < self.running.place(waiting)):
+                prompts.remove(running)
+                self._add(draft, running, draft.room)
+            elif waiting is not None:
+                known = self._blocks.match(chain_seed(waiting.adapter), waiting.token_ids)
+                starting = self._fits(waiting, known)
+                if starting:
+                    self._start(draft, waiting, known)
+                    self._add(draft, waiting, draft.room)
+            else:
+                break
+
+    def _fits(self, sequence: Sequence, known: Many[tuple[int, BlockHash]], leaving: Collection[Sequence] = ()) -> bool:
+        """Whether a sequence could start beside the running ones, less those that leave."""
+        shared = [block for block, _ in known]
+        num_fresh = self._blocks.blocks_for(len(sequence.token_ids)) - len(shared)
+        takable = self._blocks.num_takable(shared, [one.blocks for one in leaving])
+        return len(self.running) - len(leaving) < self._max_running and num_fresh <= takable
+
+    def _start(self, draft: _Draft, sequence: Sequence, known: Many[tuple[int, BlockHash]]) -> None:
+        shared = [block for block, _ in known]
+        self._blocks.share(shared)
+        fresh = self._blocks.take(self._blocks.blocks_for(len(sequence.token_ids)) - len(shared))
+        assert fresh is not None, "counted just now"
+        sequence.blocks = shared + fresh
+        sequence.hashes = [block_hash for _, block_hash in known]
+        sequence.num_computed = len(shared) * self._blocks.block_tokens
+        self.waiting.remove(sequence)
+        self.running.add(sequence)
+        draft.started.append(sequence)
+
+    def _grow(self, draft: _Draft, sequence: Sequence) -> None:
+        """Give a decoding sequence the block of its next token, preempting others, at last itself."""
+        while sequence.blocks:
+            num_fresh = self._blocks.blocks_for(sequence.num_computed + 1) - len(sequence.blocks)
+            fresh = self._blocks.take(max(num_fresh, 0))
+            if fresh is not None:
+                sequence.blocks += fresh
+                break
+            self._preempt(draft, self.running.victim(sequence, draft.items))
+
+    def _preempt(self, draft: _Draft, sequence: Sequence) -> None:
+        self._stop(sequence)
+        self.waiting.add(sequence)
+        draft.preempted.append(sequence.request_id)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._blocks.release(sequence.blocks)
+        sequence.blocks, sequence.hashes, sequence.num_computed = [], [], 0
+
+    def _add(self, draft: _Draft, sequence: Sequence, room: int) -> None:
+        num_tokens = min(sequence.num_pending, room)
+        item = sequence.item(num_tokens, self._blocks.blocks_for(sequence.num_computed + num_tokens))
+        self._counters.charge(sequence.adapter, num_tokens, ANSWER_WEIGHT if item.decode else PROMPT_WEIGHT)
+        draft.items[sequence.request_id] = item
+        draft.room -= num_tokens

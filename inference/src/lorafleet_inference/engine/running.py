@@ -1,0 +1,80 @@
+"""The sequences that hold blocks, and who of them gives way. Pure."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+from lorafleet_inference.engine.fairness import ServiceCounters
+from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.engine.sequence import Sequence
+
+Place = tuple[float, bool, int]
+"""Who comes first: the least served adapter, then one that has nothing running, then the earliest arrival."""
+
+
+class RunningSet:
+    """Running sequences."""
+
+    def __init__(self, counters: ServiceCounters) -> None:
+        self._counters = counters
+        self._sequences: list[Sequence] = []
+        self._num_of: Counter[AdapterKey | None] = Counter()
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._sequences)
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def adapters(self) -> Collection[AdapterKey | None]:
+        """Whose sequences they are; a live view."""
+        return self._num_of.keys()
+
+    def add(self, sequence: Sequence) -> None:
+        """One got its blocks."""
+        self._sequences.append(sequence)
+        self._num_of[sequence.adapter] += 1
+
+    def remove(self, sequence: Sequence) -> None:
+        """One lost its blocks."""
+        self._sequences.remove(sequence)
+        self._num_of[sequence.adapter] -= 1
+        if not self._num_of[sequence.adapter]:
+            del self._num_of[sequence.adapter]
+
+    def place(self, sequence: Sequence) -> Place:
+        """Return the order of a sequence, running or not."""
+        adapter = sequence.adapter
+        return self._counters.of(adapter), adapter in self._num_of, sequence.arrival
+
+    def decoding(self) -> list[Sequence]:
+        """Return those whose next token is the last known one: the oldest first, then in their order."""
+        oldest = self._oldest()
+        some = [one for one in self._sequences if one.num_pending == 1]
+        return sorted(some, key=lambda one: (one is not oldest, self.place(one)))
+
+    def victim(self, asking: Sequence, planned: Collection[str]) -> Sequence:
+        """Return who gives its blocks to the asking one: the latest of the most served adapter, never the oldest.
+
+        Sequences that have a place in the step keep theirs; if there is nobody else, the asking one gives way itself.
+        """
+        oldest = self._oldest()
+        others = [one for one in self._sequences if one not in (asking, oldest) and one.request_id not in planned]
+        return max(others, key=self.place, default=asking)
+
+    def making_way(self) -> list[Sequence]:
+        """Return those that give way to an adapter that has nothing running, the first one first.
+
+        One sequence of each adapter stays, and the oldest of all.
+        """
+        oldest = self._oldest()
+        left = self._num_of.copy()
+        leaving = []
+        for one in sorted(self._sequences, key=self.place, reverse=True):
+            if one is not oldest and left[one.adapter] > 1:
+                left[one.adapter] -= 1
+                leaving.append(one)
+        return leaving
+
+    def _oldest(self) -> Sequence | None:
+        return min(self._sequences, key=lambda one: one.arrival, default=None)
