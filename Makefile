@@ -41,5 +41,8 @@ lock: ## remake the locks in requirements/ (UPGRADE=1 takes newer versions)
 charts: env ## remake what of the charts is made from crds/ and values.yaml
 	@$(VENV)/python tools/charts.py
 
+images: ## the images of the Dockerfiles, with docker, podman or buildah; BASE=local where no registry is reached
+	@$(PYTHON) tools/images.py $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG)) $(if $(BASE),--base $(BASE)) $(IMAGES)
+
 clean: ## remove the environment and what tools left in the checkout; the cache outside it stays
 	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -79,26 +79,15 @@ class LocalProfile:
 
     def support_manifests(self) -> list[str]:
         """Volume first, then the servers; credentials are new each time they are made."""
-        existing = self.kube.kubectl(
-            "get", "secret", "bucket-credentials", "-n", "numerals", "--ignore-not-found", "-o", "name"
-        )
         values = {
             "models": ROOT / "models",
             "image": self.image,
             "deps": self.inference_dependencies,
             "deps_mount": DEPS_MOUNT,
             "source": ROOT,
-            "access_key": secrets.token_hex(10),
-            "secret_key": secrets.token_hex(20),
-            "hub_token": f"hf_{secrets.token_hex(17)}",
         }
-        manifests = [
-            Template((HERE / "local" / name).read_text()).substitute(values)
-            for name in ("storage.yaml", "sources.yaml")
-        ]
-        if existing:  # a second run keeps the credentials that running pods were started with
-            manifests[1] = "---".join(part for part in manifests[1].split("---\n") if "kind: Secret" not in part)
-        return manifests
+        storage = Template((HERE / "local" / "storage.yaml").read_text()).substitute(values)
+        return [storage, sources(self.kube, HERE / "local" / "sources.yaml", values)]
 
     def patch_base(self, base: dict[str, Any]) -> dict[str, Any]:
         """Engine pods run from the same mounts."""
@@ -143,13 +132,8 @@ class CurrentProfile:
 
     def support_manifests(self) -> list[str]:
         """The same servers from the image `demo-sources`, which carries the models."""
-        values = {
-            "image": f"{self.registry}/demo-sources:{self.tag}",
-            "access_key": secrets.token_hex(10),
-            "secret_key": secrets.token_hex(20),
-            "hub_token": f"hf_{secrets.token_hex(17)}",
-        }
-        return [Template((HERE / "current" / "sources.yaml").read_text()).substitute(values)]
+        values = {"image": f"{self.registry}/demo-sources:{self.tag}"}
+        return [sources(self.kube, HERE / "current" / "sources.yaml", values)]
 
     def patch_base(self, base: dict[str, Any]) -> dict[str, Any]:
         """Nothing: the example is what a platform engineer applies."""
@@ -204,6 +188,20 @@ def load_profile(description: dict[str, Any]) -> Profile:
         registry=description["registry"],
         tag=description["tag"],
     )
+
+
+def sources(kube: Kube, template: Path, values: dict[str, Any]) -> str:
+    """The servers' manifests; credentials are new when they are first made."""
+    credentials = {
+        "access_key": secrets.token_hex(10),
+        "secret_key": secrets.token_hex(20),
+        "hub_token": f"hf_{secrets.token_hex(17)}",
+    }
+    manifest = Template(template.read_text()).substitute(values, **credentials)
+    if kube.kubectl("get", "secret", "bucket-credentials", "-n", "numerals", "--ignore-not-found", "-o", "name"):
+        # a second run keeps what running pods were started with
+        return "---\n".join(part for part in manifest.split("---\n") if "kind: Secret" not in part)
+    return manifest
 
 
 def python_path() -> str:

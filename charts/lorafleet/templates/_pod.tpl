@@ -3,7 +3,11 @@
 {{- define "lorafleet.podMetadata" -}}
 {{- $values := index .root.Values .component -}}
 labels:
-  {{- include "lorafleet.componentLabels" . | nindent 2 }}
+  {{- include "lorafleet.selectorLabels" . | nindent 2 }}
+  app.kubernetes.io/part-of: lorafleet
+  {{- with .root.Values.commonLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
   {{- with $values.podLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
