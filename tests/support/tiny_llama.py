@@ -1,6 +1,7 @@
 """A tiny random Llama with a real tokenizer and chat template, and adapters on it that change every answer."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,10 +44,12 @@ def make_base(folder: Path) -> LlamaForCausalLM:
 def make_adapter(base: Path, folder: Path, *, rank: int, seed: int) -> None:
     """Save a random LoRA on all linear layers."""
     torch.manual_seed(seed)
-    model = get_peft_model(
-        LlamaForCausalLM.from_pretrained(base),
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is being renamed
+        model = get_peft_model(
+            LlamaForCausalLM.from_pretrained(base),
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:

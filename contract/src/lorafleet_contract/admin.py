@@ -190,10 +190,23 @@ class AdapterPut(Wire):
     pinned: bool = False
 
 
+class AdapterAnswer(Observed):
+    """200 of `GET /admin/v1/adapters/{name}`."""
+
+    revisions: list[ObservedAdapter]
+    local_failure: LocalFailure | None = None
+
+
 class DrainRequest(Wire):
     """`POST /admin/v1/drain`: stop accepting, finish what runs."""
 
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+
+class DrainAnswer(Observed):
+    """200 of drain: what was still running when the time was over."""
+
+    num_in_flight: int
 
 
 class RouteAdapter(Observed):

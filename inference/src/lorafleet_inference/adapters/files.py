@@ -27,7 +27,6 @@ TEXT_FILES = frozenset(
 """Tokenizer and template files: an adapter may bring its own chat template."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,8 @@ class FoundFile:
     size_bytes: int
     version_id: str | None = None
     """The S3 version that was listed, where the bucket keeps versions."""
+    tag: str = ""
+    """Differs where the content does: a blob id, an entity tag, a time of change."""
 
 
 def files_of_adapter(found: Iterable[FoundFile], *, where: str, max_bytes: int) -> tuple[FoundFile, ...]:

@@ -190,7 +190,7 @@ class Targets:
 
 
 def _pattern(field: str, value: str | list[str] | None) -> re.Pattern[str] | list[str] | None:
-    return _compiled(field, value) if isinstance(value, str) and value else value or None  # type: ignore[return-value]
+    return _compiled(field, value) if isinstance(value, str) and value else value or None
 
 
 def _matches(pattern: re.Pattern[str] | list[str], module: str) -> bool:

@@ -5,7 +5,6 @@ not heard yet; then they are refused while running ones end; then the engine and
 """
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
@@ -49,11 +48,6 @@ class StopSignals:
         self.by_router = number == signal.SIGTERM
         self.told.set()
 
-    async def wait_again(self, timeout_seconds: float) -> None:
-        """Wait for the second signal, at most for a time."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.told_again.wait(), timeout_seconds)
-
 
 async def serve(config: ServerConfig) -> int:
     """Run one pod until SIGTERM or SIGINT, or until its engine is lost; return the exit status.
@@ -76,10 +70,11 @@ async def serve(config: ServerConfig) -> int:
         engine = await EngineClient.start(config.engine)
         try:
             manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex)
-            pod = Pod(config, engine, manager, text, PodState(), Admission(config.max_waiting_requests))
+            state = PodState(manager.changes.bump)
+            pod = Pod(config, engine, manager, text, state, Admission(config.max_waiting_requests))
             servers = [
                 (http_server(public_app(pod)), public_socket),
-                (http_server(admin_app(manager, config, token)), admin_socket),
+                (http_server(admin_app(pod, token)), admin_socket),
             ]
             return await _run(pod, servers, stop)
         finally:
@@ -155,15 +150,14 @@ async def _lost(pod: Pod) -> None:
 
 
 async def _drain(pod: Pod, stop: StopSignals) -> None:
-    config = pod.config
-    pod.state.phase = Phase.LEAVING
     logger.info("told to end: draining %d requests", pod.state.num_in_flight)
-    await stop.wait_again(config.drain_grace_seconds if stop.by_router else 0)
-    pod.state.phase = Phase.DRAINING
-    idle = asyncio.ensure_future(pod.state.wait_idle(config.drain_timeout_seconds))
+    grace_seconds = pod.config.drain_grace_seconds if stop.by_router else 0.0
+    draining = asyncio.ensure_future(
+        pod.state.drain(grace_seconds=grace_seconds, timeout_seconds=pod.config.drain_timeout_seconds)
+    )
     again = asyncio.ensure_future(stop.told_again.wait())
-    await asyncio.wait((idle, again), return_when=asyncio.FIRST_COMPLETED)
-    idle.cancel()
+    await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
+    draining.cancel()
     again.cancel()
     if pod.state.num_in_flight:
         logger.warning("%d requests did not end in time and are cut", pod.state.num_in_flight)

@@ -31,7 +31,7 @@ def public_app(pod: Pod) -> FastAPI:
         ]
     )
     _add_reads(app, pod)
-    app.include_router(routes_router(pod.manager))
+    app.include_router(routes_router(pod))
     _add_error_shapes(app)
     app.add_middleware(AnswerHeaders, pod_name=pod.config.pod_name)
     return app

@@ -1,7 +1,7 @@
 """Whether the pod takes requests, and how many it is answering."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
@@ -25,15 +25,31 @@ class Phase(StrEnum):
 
 
 class PodState:
-    """The phase, and the requests in flight."""
+    """The phase, and the requests in flight; `on_change` is called when the phase has changed."""
 
-    def __init__(self) -> None:
-        self.phase = Phase.STARTING
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._phase = Phase.STARTING
+        self._on_change = on_change
         self.failure = ""
         """Why the phase is FAILED."""
         self.num_in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def phase(self) -> Phase:
+        """How far the process is."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self._phase = phase
+        self._on_change()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether whoever routes should go elsewhere for good."""
+        return self._phase in (Phase.LEAVING, Phase.DRAINING)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -57,6 +73,14 @@ class PodState:
             self.num_in_flight -= 1
             if not self.num_in_flight:
                 self._idle.set()
+
+    async def drain(self, *, grace_seconds: float, timeout_seconds: float) -> bool:
+        """Stop being ready; after the grace time refuse new requests; return whether all have ended in time."""
+        if self.phase is not Phase.DRAINING:
+            self.phase = Phase.LEAVING
+            await asyncio.sleep(grace_seconds)
+            self.phase = Phase.DRAINING
+        return await self.wait_idle(timeout_seconds)
 
     async def wait_idle(self, timeout_seconds: float) -> bool:
         """Wait until nothing is in flight; False if something still is after the time."""

@@ -1,0 +1,307 @@
+"""The adapters of one pod: who may use which revision, what is known, what is wanted."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafleet_contract.admin import (
+    CatalogueEntry,
+    CatalogueWrite,
+    LocalFailure,
+    ObservedAdapter,
+    Owner,
+    Residency,
+    RouteAdapter,
+)
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, SourceRef
+from lorafleet_inference.adapters.bringer import Bringer
+from lorafleet_inference.adapters.cache import NodeCache
+from lorafleet_inference.adapters.catalogue import Artifact, Catalogue, Entry
+from lorafleet_inference.adapters.changes import Generation
+from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.adapters.lease import Lease
+from lorafleet_inference.adapters.local import LocalAdapters
+from lorafleet_inference.adapters.sources.registry import Sources
+from lorafleet_inference.adapters.store import AdapterStore
+from lorafleet_inference.adapters.tracked import Phase, Tracked
+from lorafleet_inference.config import ServerConfig
+from lorafleet_inference.engine.client import EngineClient
+from lorafleet_inference.engine.messages import EngineReady
+from lorafleet_inference.errors import (
+    AdapterError,
+    AdapterFailed,
+    AdapterLoading,
+    ConfigError,
+    EngineNotReady,
+    ModelNotFound,
+    RequestError,
+    RevisionNotFound,
+)
+
+__all__ = ["AdapterManager", "Lease", "ListedModel"]
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """What /v1/models says of the base or of an adapter."""
+
+    id: str
+    created: float
+    root: str
+    parent: str | None
+    revision: str | None
+
+
+class AdapterManager:
+    """Owns catalogue, cache and leases of a pod. Made before the engine is ready; `start` when it is."""
+
+    def __init__(self, engine: EngineClient, config: ServerConfig, *, boot_id: str) -> None:
+        """Open the node cache.
+
+        Raises:
+            ConfigError: its folder cannot be written.
+        """
+        self.boot_id = boot_id
+        self.changes = Generation()
+        """Grows with everything that the admin state or the routes show."""
+        self.catalogue = Catalogue()
+        self._engine = engine
+        self._config = config
+        self._created = time.time()
+        self._sources = Sources(
+            config.adapter_sources, volumes_dir=config.volumes_dir, credentials_dir=config.credentials_dir
+        )
+        try:
+            self.cache = NodeCache.open(config.cache_dir, config.disk_cache_bytes)
+        except OSError as error:
+            raise ConfigError("--cache-dir", f"{config.cache_dir} cannot be used: {error.strerror}") from error
+        self._store = AdapterStore(self.cache, self._inspect, self._free_one)
+        self._bringer = Bringer(
+            engine, self._store, self._inspect, self.changes, load_on_demand=config.engine.load_on_demand
+        )
+        self._local = LocalAdapters(self.catalogue, self._bringer, self._store, self.changes)
+        self._first: Sequence[Entry] = ()
+        """Resident entries of the operator's first catalogue."""
+        self._is_ready = False
+        self._becoming_ready: asyncio.Task[None] | None = None
+        engine.subscribe(self._bringer.hear)
+
+    async def start(self) -> None:
+        """Begin with the adapters of the command line; the engine is ready."""
+        self._local.start(self._config.adapters, max_resident=self.engine_ready.budgets.max_resident_adapters)
+        self._becoming_ready = asyncio.create_task(self._become_ready())
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._becoming_ready is not None:
+            self._becoming_ready.cancel()
+            await asyncio.gather(self._becoming_ready, return_exceptions=True)
+        await self._local.close()
+        await self._bringer.close()
+        await self._store.close()
+
+    @property
+    def engine_ready(self) -> EngineReady:
+        """Facts and budgets of the engine.
+
+        Raises:
+            EngineNotReady: the base model is not loaded yet.
+        """
+        ready = self._engine.facts
+        if ready is None:
+            raise EngineNotReady("the base model is still being loaded", retry_after_seconds=RETRY_SECONDS)
+        return ready
+
+    @property
+    def ready(self) -> bool:
+        """Whether what the start asked for is there, or has failed, or took too long; once true, it stays."""
+        return self._is_ready
+
+    @property
+    def ready_reason(self) -> str:
+        """What `ready` waits for."""
+        if self._config.wait_for_catalogue and not self.catalogue.was_written:
+            return "the operator's first catalogue has not come"
+        waiting = self._local.waiting()
+        for entry in self._first:
+            tracked = self._bringer.tracked.get(entry.key)
+            if tracked is not None and not tracked.is_settled:
+                waiting.append(entry.name)
+        return f"adapters are being loaded: {', '.join(sorted(set(waiting))[:10])}" if waiting else ""
+
+    @property
+    def local_failures(self) -> list[LocalFailure]:
+        """Adapters of the command line that could not be resolved."""
+        return list(self._local.failures.values())
+
+    def observed(self) -> list[ObservedAdapter]:
+        """Return every revision as the admin API shows it."""
+        return [tracked.observed() for tracked in self._bringer.tracked.values()]
+
+    def routes(self) -> list[RouteAdapter]:
+        """Return the revisions that can be answered."""
+        return [tracked.route() for tracked in self._bringer.tracked.values() if tracked.is_answering]
+
+    def models(self) -> list[ListedModel]:
+        """Return the base and the adapters that can be asked by their names."""
+        base = self._config.served_name
+        listed = [ListedModel(base, self._created, self._config.engine.model, None, None)]
+        for tracked in self._bringer.tracked.values():
+            entry = tracked.entry
+            if entry.stable and entry.name != base and tracked.phase not in (Phase.FAILED, Phase.DRAINING):
+                root = f"{entry.artifact.source.name}:{entry.artifact.place.path}"
+                listed.append(ListedModel(entry.name, tracked.created, root, base, entry.key.revision))
+        return listed
+
+    async def lease(self, model: str, revision: str | None) -> Lease:
+        """Return the right to a revision of an adapter, the stable one if none is named, or to the base model.
+
+        A known adapter that is not in the engine is brought, and waited for up to --adapter-hold-seconds.
+
+        Raises:
+            ModelNotFound: nothing has this name.
+            RevisionNotFound: the adapter has no such revision.
+            AdapterLoading: it did not come in time.
+            AdapterFailed: it was refused or failed; the message says why.
+        """
+        if model == self._config.served_name:
+            if revision is not None:
+                raise RevisionNotFound(f"{model} is the base model and has no revisions")
+            return Lease(None)
+        seconds = self._config.adapter_hold_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._answerable(model, revision)
+        except TimeoutError:
+            raise AdapterLoading(
+                f"adapter {model} is on its way and did not come within {seconds:g} s",
+                retry_after_seconds=RETRY_SECONDS,
+            ) from None
+
+    async def _answerable(self, model: str, revision: str | None) -> Lease:
+        while True:
+            entry = self.catalogue.find(model, revision)
+            if entry is None:
+                await self._local.arrival(model)
+                entry = self.catalogue.find(model, revision)
+            if entry is None:
+                raise self._unknown(model, revision)
+            tracked = self._bringer.tracked[entry.key]
+            if tracked.is_answerable:
+                return tracked.take()
+            self._check_coming(tracked)
+            self._bringer.want(tracked)
+            await tracked.changed()
+
+    def _unknown(self, model: str, revision: str | None) -> RequestError:
+        if self.catalogue.revisions(model):
+            if revision is not None:
+                return RevisionNotFound(f"adapter {model} has no revision {revision} here")
+            return AdapterLoading(f"adapter {model} has no stable revision yet", retry_after_seconds=RETRY_SECONDS)
+        failure = self._local.failures.get(model)
+        if failure is None:
+            return ModelNotFound(f"no model {model!r}", param="model")
+        return AdapterFailed(f"adapter {model}: {failure.reason}: {failure.message}")
+
+    def _check_coming(self, tracked: Tracked) -> None:
+        name, error = tracked.entry.name, tracked.error
+        if error is not None:
+            message = f"adapter {name}: {error}"
+            if not error.retryable:
+                raise AdapterFailed(message)
+            raise AdapterLoading(message, retry_after_seconds=max(RETRY_SECONDS, tracked.retry_seconds))
+        is_kept_out = not self._config.engine.load_on_demand and tracked.entry.residency is Residency.ON_DEMAND
+        if is_kept_out or tracked.phase is Phase.REGISTERED:
+            raise AdapterLoading(
+                f"adapter {name} is not resident, and this pod does not load on demand",
+                retry_after_seconds=RETRY_SECONDS,
+            )
+
+    def write(self, write: CatalogueWrite) -> None:
+        """Take a catalogue of the operator.
+
+        Raises:
+            StaleWrite: it is older than the last accepted one.
+            Contradiction: two revisions of a name are stable.
+        """
+        is_first = not self.catalogue.was_written
+        changes = self.catalogue.write(
+            fence=write.fence,
+            generation=write.generation,
+            entries=[self._entry(entry) for entry in write.adapters],
+            removed=write.removed,
+        )
+        if is_first:
+            self._first = [entry for entry in changes.put if entry.residency is Residency.RESIDENT]
+        self._bringer.apply(changes, drain_seconds=write.drain_timeout_seconds)
+        self.changes.bump()
+
+    async def resolve(self, ref: SourceRef, expected_digest: Digest | None) -> ResolvedSource:
+        """Pin a reference to content, and judge it against the base.
+
+        Raises:
+            AdapterError: the source did not give it, or it is not taken.
+            EngineNotReady: there is no base to judge it against yet.
+        """
+        self.engine_ready  # noqa: B018  a download in vain is none
+        source, place = self._sources.of(ref)
+        artifact = await self._store.resolve(source, place, expected_digest)
+        pinned = ref.model_copy(update={"revision": artifact.place.revision})
+        return ResolvedSource(ref=pinned, digest=artifact.digest, files=list(artifact.files), facts=artifact.facts)
+
+    async def put_local(self, name: str, ref: SourceRef, *, pinned: bool) -> ObservedAdapter:
+        """Make content of a declared source answer to a name, in the place of what did before.
+
+        Raises:
+            AdapterError: it was refused or failed; what answered before still does.
+            NotOwned: the name is the operator's.
+        """
+        self._check_name(name)
+        source, place = self._sources.of(ref)
+        tracked = await self._local.put(name, source, place, pinned=pinned)
+        return tracked.observed()
+
+    async def remove_local(self, name: str, *, drain_seconds: float) -> bool:
+        """Remove a name when its requests have ended; False if nothing has it.
+
+        Raises:
+            NotOwned: the name is the operator's.
+        """
+        return await self._local.remove(name, drain_seconds=drain_seconds)
+
+    def _check_name(self, name: str) -> None:
+        if name == self._config.served_name:
+            raise AdapterError(Reason.NAME_CONFLICT, f"{name} is the name of the base model")
+
+    def _entry(self, entry: CatalogueEntry) -> Entry:
+        resolved = entry.source
+        source, place = self._sources.of(resolved.ref)
+        artifact = Artifact(resolved.digest, tuple(resolved.files), resolved.facts, source, place)
+        return Entry(
+            name=entry.name,
+            artifact=artifact,
+            owner=Owner.OPERATOR,
+            residency=entry.residency,
+            pinned=entry.pinned,
+            stable=entry.stable,
+        )
+
+    def _inspect(self, folder: Path) -> AdapterFacts:
+        ready = self.engine_ready
+        return inspect_adapter(folder, ready.facts, ready.budgets.max_rank).facts
+
+    async def _free_one(self) -> bool:
+        return await self._bringer.free_one()
+
+    async def _become_ready(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.ready_timeout_seconds):
+                while self.ready_reason:
+                    await self.changes.wait(self.changes.number, self._config.ready_timeout_seconds)
+        self._is_ready = True
+        self.changes.bump()

@@ -1,0 +1,184 @@
+"""The admin port: what the pod has, what it should have, for the operator and for people. Every error is an AdminError."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from lorafleet_contract import admin
+from lorafleet_contract.base import Wire
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.adapters.catalogue import Contradiction, NotOwned, StaleWrite
+from lorafleet_inference.errors import AdapterError, EngineNotReady
+from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.routes import After, WaitSeconds
+from lorafleet_inference.server.state import Phase
+
+_STATUS = {Reason.SOURCE_NOT_ALLOWED: 403, Reason.NOT_FOUND: 404, Reason.BAD_REQUEST: 400, Reason.NAME_CONFLICT: 409}
+"""HTTP status of a reason; passing ones are 503, others 422."""
+DrainSeconds = Annotated[float, Query(gt=0, le=3600)]
+
+
+def admin_app(pod: Pod, token: str | None) -> FastAPI:
+    """Return the app of the admin port; `token` None: nobody is asked for one."""
+    app = FastAPI(
+        title="lorafleet admin",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(_asks_for(token))],
+    )
+    _add_state(app, pod)
+    _add_names(app, pod)
+    _add_error_shapes(app)
+    return app
+
+
+def state_of(pod: Pod) -> admin.PodState:
+    """Return the state document as it is now.
+
+    Raises:
+        EngineNotReady: the base model is not loaded yet.
+    """
+    manager, ready, stats = pod.manager, pod.manager.engine_ready, pod.engine.stats
+    facts, budgets = ready.facts, ready.budgets
+    return admin.PodState(
+        boot_id=manager.boot_id,
+        generation=manager.changes.number,
+        fence=manager.catalogue.fence,
+        catalogue_generation=manager.catalogue.generation,
+        ready=manager.ready and pod.state.phase is Phase.SERVING,
+        draining=pod.state.is_leaving,
+        base=admin.BaseFacts(
+            served_name=pod.config.served_name,
+            max_model_len=facts.max_model_len,
+            dtype=facts.dtype,
+            device=facts.device,
+        ),
+        budgets=admin.Budgets(
+            max_resident_adapters=budgets.max_resident_adapters,
+            max_rank=budgets.max_rank,
+            rank_page=budgets.rank_page,
+            total_rank_pages=budgets.total_rank_pages,
+            used_rank_pages=stats.used_rank_pages if stats is not None else 0,
+            host_cache_bytes=budgets.host_cache_bytes,
+            host_used_bytes=stats.host_used_bytes if stats is not None else 0,
+            disk_cache_bytes=manager.cache.max_bytes,
+            disk_used_bytes=manager.cache.used_bytes,
+        ),
+        adapters=manager.observed(),
+        local_failures=manager.local_failures,
+    )
+
+
+def _add_state(app: FastAPI, pod: Pod) -> None:
+    @app.get("/admin/v1/state")
+    async def state(after: After = None, wait_seconds: WaitSeconds = 0.0) -> Response:
+        state_of(pod)  # before the base is loaded there is nothing to wait for
+        await pod.manager.changes.wait(after, wait_seconds)
+        return _answer(state_of(pod))
+
+    @app.put("/admin/v1/adapters")
+    async def write(body: admin.CatalogueWrite) -> Response:
+        state_of(pod)
+        pod.manager.write(body)
+        return _answer(state_of(pod))
+
+    @app.post("/admin/v1/resolve")
+    async def resolve(body: admin.ResolveRequest) -> Response:
+        return _answer(admin.ResolveAnswer(resolved=await pod.manager.resolve(body.source, body.expected_digest)))
+
+    @app.post("/admin/v1/drain")
+    async def drain(body: admin.DrainRequest) -> Response:
+        await pod.state.drain(grace_seconds=pod.config.drain_grace_seconds, timeout_seconds=body.timeout_seconds)
+        return _answer(admin.DrainAnswer(num_in_flight=pod.state.num_in_flight))
+
+
+def _add_names(app: FastAPI, pod: Pod) -> None:
+    @app.put("/admin/v1/adapters/{name}")
+    async def put(name: admin.ServedName, body: admin.AdapterPut) -> Response:
+        return _answer(await pod.manager.put_local(name, body.source, pinned=body.pinned))
+
+    @app.get("/admin/v1/adapters/{name}")
+    async def get(name: str) -> Response:
+        found = [one for one in pod.manager.observed() if one.name == name]
+        failures = [one for one in pod.manager.local_failures if one.name == name]
+        if not found and not failures:
+            raise _unknown(name)
+        return _answer(admin.AdapterAnswer(revisions=found, local_failure=failures[0] if failures else None))
+
+    @app.delete("/admin/v1/adapters/{name}")
+    async def delete(name: str, drain_timeout_seconds: DrainSeconds = 60.0) -> Response:
+        if not await pod.manager.remove_local(name, drain_seconds=drain_timeout_seconds):
+            raise _unknown(name)
+        return Response(status_code=204)
+
+
+def _unknown(name: str) -> AdapterError:
+    return AdapterError(Reason.NOT_FOUND, f"no adapter {name!r}")
+
+
+def _asks_for(token: str | None) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:
+        if token is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+            raise HTTPException(401, "a bearer token is needed, and this is not it", {"www-authenticate": "Bearer"})
+
+    return check
+
+
+def _answer(body: Wire, status: int = 200) -> Response:
+    return Response(body.model_dump_json(by_alias=True), status, media_type="application/json")
+
+
+def _error(reason: Reason, message: str, status: int, *, retryable: bool = False) -> Response:
+    return _answer(admin.AdminError(reason=reason, message=message, retryable=retryable), status)
+
+
+def _add_error_shapes(app: FastAPI) -> None:
+    @app.exception_handler(AdapterError)
+    async def adapter_error(_: Request, error: AdapterError) -> Response:
+        status = _STATUS.get(error.reason, 503 if error.retryable else 422)
+        return _error(error.reason, error.message, status, retryable=error.retryable)
+
+    @app.exception_handler(StaleWrite)
+    async def stale(_: Request, error: StaleWrite) -> Response:
+        return _error(Reason.STALE_FENCE, str(error), 409)
+
+    @app.exception_handler(NotOwned)
+    async def not_owned(_: Request, error: NotOwned) -> Response:
+        return _error(Reason.NOT_OWNED, str(error), 409)
+
+    @app.exception_handler(Contradiction)
+    async def contradiction(_: Request, error: Contradiction) -> Response:
+        return _error(Reason.BAD_REQUEST, str(error), 400)
+
+    @app.exception_handler(EngineNotReady)
+    async def not_ready(_: Request, error: EngineNotReady) -> Response:
+        return _error(Reason.PENDING, error.message, 503, retryable=True)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return _error(Reason.BAD_REQUEST, f"{where}: {first['msg']}", 400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 401:
+            answer = _error(Reason.UNAUTHORIZED, str(error.detail), 401)
+            answer.headers["www-authenticate"] = "Bearer"
+            return answer
+        reason = Reason.NOT_FOUND if error.status_code == 404 else Reason.BAD_REQUEST
+        return _error(reason, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        return _error(Reason.LOAD_FAILED, "the pod failed on this request; its log says why", 500, retryable=True)
