@@ -1,0 +1,176 @@
+"""All errors of the gateway.
+
+GatewayError
+├── ConfigError                 an option is bad; the process does not start
+├── WatchEnded                  an essential task ended; the process ends
+├── KubeError                   the API server did not do it
+│   ├── KubeExpired             410: too old to go on from; list again
+│   ├── KubeRefused             401, 403, 404…: RBAC or a missing definition
+│   └── KubeUnavailable         429, 5xx, no connection, timeout
+└── RequestError                one request fails; carries HTTP status, code, field and seconds for Retry-After
+    ├── InvalidRequest          400  invalid_value
+    ├── NotFound                404  without a code: no such path
+    ├── MethodNotAllowed        405  without a code
+    ├── ModelNotFound           404  model_not_found
+    ├── BodyTimeout             408  invalid_value
+    ├── BodyTooLarge            413  invalid_value
+    ├── AdapterFailed           424  adapter_failed        the adapter was refused; message gives the reason
+    ├── Overloaded              429  overloaded            Retry-After
+    ├── PodLost                 502  internal_error        a pod took the request and was lost
+    ├── AdapterLoading          503  adapter_loading       Retry-After
+    ├── NoReadyPod              503  not_ready             Retry-After
+    ├── Draining                503  draining              Retry-After
+    └── PodSilent               504  internal_error        a pod took the request and said nothing for too long
+"""
+
+from typing import ClassVar
+
+from lorafleet_contract.openai import ErrorCode
+
+
+class GatewayError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(GatewayError):
+    """An option is unknown or bad; `option` names it as the user wrote it."""
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"{option}: {problem}")
+        self.option = option
+
+
+class WatchEnded(GatewayError):
+    """Something without which the gateway grows blind has ended."""
+
+
+class KubeError(GatewayError):
+    """The API server did not do what it was asked."""
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
+        self.status = status
+        """HTTP code; 0 without an answer."""
+        self.reason = reason
+
+
+class KubeExpired(KubeError):
+    """410: the resourceVersion is too old."""
+
+
+class KubeRefused(KubeError):
+    """It will be refused again until somebody changes rights or definitions."""
+
+
+class KubeUnavailable(KubeError):
+    """Nothing is known; trying again may help."""
+
+    retryable = True
+
+
+class RequestError(GatewayError):
+    """One request fails with an OpenAI-shaped body."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[ErrorCode | None] = ErrorCode.INTERNAL_ERROR
+    retry_after_seconds: ClassVar[int | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(RequestError):
+    """The body or a header is not legal."""
+
+    status = 400
+    code = ErrorCode.INVALID_VALUE
+
+
+class NotFound(RequestError):
+    """There is nothing at this path."""
+
+    status = 404
+    code = None
+
+
+class MethodNotAllowed(RequestError):
+    """The path does not take this method."""
+
+    status = 405
+    code = None
+
+
+class ModelNotFound(RequestError):
+    """No base model or adapter of that name."""
+
+    status = 404
+    code = ErrorCode.MODEL_NOT_FOUND
+
+
+class BodyTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = ErrorCode.INVALID_VALUE
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than the gateway takes."""
+
+    status = 413
+    code = ErrorCode.INVALID_VALUE
+
+
+class AdapterFailed(RequestError):
+    """The adapter is known and was refused."""
+
+    status = 424
+    code = ErrorCode.ADAPTER_FAILED
+
+
+class Overloaded(RequestError):
+    """Too many requests are in flight in this gateway."""
+
+    status = 429
+    code = ErrorCode.OVERLOADED
+    retry_after_seconds = 1
+
+
+class PodLost(RequestError):
+    """The connection broke after a pod had taken the request."""
+
+    status = 502
+
+
+class AdapterLoading(RequestError):
+    """The adapter is known and no revision of it is answerable yet."""
+
+    status = 503
+    code = ErrorCode.ADAPTER_LOADING
+    retry_after_seconds = 2
+
+
+class NoReadyPod(RequestError):
+    """No pod can answer now."""
+
+    status = 503
+    code = ErrorCode.NOT_READY
+    retry_after_seconds = 2
+
+
+class Draining(RequestError):
+    """This gateway is going away."""
+
+    status = 503
+    code = ErrorCode.DRAINING
+    retry_after_seconds = 1
+
+
+class PodSilent(RequestError):
+    """A pod took the request and sent nothing for too long."""
+
+    status = 504

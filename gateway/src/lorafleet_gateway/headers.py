@@ -1,0 +1,83 @@
+"""Which headers go through. Pure."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Final
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from lorafleet_contract.names import HEADER_REVISION
+from lorafleet_gateway.errors import InvalidRequest
+
+REQUEST_ID: Final = "x-request-id"
+_LEGAL_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_LEGAL_REVISION: Final = re.compile(r"[0-9a-f]{12}")
+HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""They speak of one connection, not of the request."""
+_NOT_FOR_PODS: Final = HOP_BY_HOP | {"host", "content-length", "expect", "authorization", "cookie"}
+"""Beside these: what is set anew, and what a client tells the front door alone."""
+
+Given = CIMultiDictProxy[str]
+
+
+def request_id_of(given: Given) -> str:
+    """Return the client's request id if it is legal, else a new one."""
+    name = given.get(REQUEST_ID, "")
+    return name if _LEGAL_ID.fullmatch(name) else uuid.uuid4().hex
+
+
+def asked_revision(given: Given) -> str | None:
+    """Return the revision that a client insists on; None: the stable one.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    revision = given.get(HEADER_REVISION)
+    if revision is not None and not _LEGAL_REVISION.fullmatch(revision):
+        raise InvalidRequest(f"{HEADER_REVISION} has to be 12 hexadecimal digits", param=HEADER_REVISION)
+    return revision
+
+
+def for_pod(given: Given, *, request_id: str, revision: str | None) -> CIMultiDict[str]:
+    """Return the headers of a request to a pod."""
+    headers = _through(given, _NOT_FOR_PODS)
+    headers[REQUEST_ID] = request_id
+    if revision is not None:
+        headers[HEADER_REVISION] = revision
+    else:
+        headers.popall(HEADER_REVISION, None)
+    return headers
+
+
+def for_client(given: Given) -> CIMultiDict[str]:
+    """Return the headers of an answer to a client."""
+    return _through(given, HOP_BY_HOP)
+
+
+def _through(given: Given, dropped: frozenset[str]) -> CIMultiDict[str]:
+    named = {name.strip().lower() for value in given.getall("connection", ()) for name in value.split(",")}
+    kept = CIMultiDict[str]()
+    for name, value in given.items():
+        lower = name.lower()
+        if lower not in dropped and lower not in named:
+            kept.add(name, value)
+    return kept
+
+
+def retry_after(headers: Mapping[str, str], default: int) -> str:
+    """Return a pod's Retry-After, else a default."""
+    value = headers.get("retry-after", "")
+    return value if value.isdigit() else str(default)

@@ -1,0 +1,239 @@
+"""What the gateway knows of the cluster, as frozen pictures, and how API objects become them."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, TypeVar
+
+from pydantic import ValidationError
+
+from lorafleet_contract.base import Observed
+from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
+from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
+from lorafleet_gateway.kube import Json
+
+logger = logging.getLogger(__name__)
+BaseKey = tuple[str, str]
+"""(namespace, name) of a BaseModelDeployment."""
+READY: Final = "Ready"
+STALLED: Final = "Stalled"
+ModelT = TypeVar("ModelT", bound=Observed)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseView:
+    """A BaseModelDeployment."""
+
+    uid: str
+    key: BaseKey
+    name: str | None
+    """What requests put into `model`; None when another resource has the name."""
+    created: datetime
+    root: str
+    """Where the model comes from."""
+    loads_on_demand: bool
+    is_leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterView:
+    """A LoraAdapter."""
+
+    uid: str
+    base_key: BaseKey
+    name: str | None
+    created: datetime
+    root: str
+    revision: str | None
+    """The stable one: what the bare name means."""
+    is_refused: bool
+    """Nothing will change by itself."""
+    problem: str
+    """Why it is not Ready, `Reason: message`; empty when it is."""
+    is_leaving: bool
+
+
+Named = BaseView | AdapterView
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One pod in an EndpointSlice."""
+
+    uid: str
+    pod: str
+    url: str
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SliceView:
+    """An EndpointSlice of a base."""
+
+    uid: str
+    base_key: BaseKey
+    endpoints: tuple[Endpoint, ...]
+
+
+class _Meta(ObjectMeta):
+    creation_timestamp: datetime
+
+
+class _AdapterSource(Observed):
+    repo: str | None = None
+    path: str | None = None
+
+
+class _AdapterSpec(Observed):
+    base_model_ref: BaseModelRef
+    source: _AdapterSource = _AdapterSource()
+
+
+class _AdapterStatus(Observed):
+    served_name: str | None = None
+    stable_revision: str | None = None
+    conditions: list[Condition] = []
+
+
+class _Adapter(Observed):
+    """What is read of a LoraAdapter: no more, so that a newer spec does not take its adapter out of service."""
+
+    metadata: _Meta
+    spec: _AdapterSpec
+    status: _AdapterStatus = _AdapterStatus()
+
+
+class _Hub(Observed):
+    repo: str = ""
+
+
+class _Volume(Observed):
+    claim_name: str = ""
+    path: str = ""
+
+
+class _Model(Observed):
+    hugging_face: _Hub | None = None
+    volume: _Volume | None = None
+
+
+class _Lora(Observed):
+    load_on_demand: str = "Enabled"
+
+
+class _BaseSpec(Observed):
+    model: _Model = _Model()
+    lora: _Lora = _Lora()
+
+
+class _BaseStatus(Observed):
+    served_name: str | None = None
+
+
+class _Base(Observed):
+    metadata: _Meta
+    spec: _BaseSpec = _BaseSpec()
+    status: _BaseStatus = _BaseStatus()
+
+
+class _Conditions(Observed):
+    ready: bool | None = None
+    terminating: bool | None = None
+
+
+class _TargetRef(Observed):
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+class _Endpoint(Observed):
+    addresses: list[str]
+    conditions: _Conditions = _Conditions()
+    target_ref: _TargetRef = _TargetRef()
+
+
+class _Port(Observed):
+    name: str | None = None
+    port: int | None = None
+
+
+class _Slice(Observed):
+    metadata: _Meta
+    address_type: str = "IPv4"
+    endpoints: list[_Endpoint] | None = None
+    ports: list[_Port] | None = None
+
+
+def adapter_view(body: Json) -> AdapterView | None:
+    """Read a LoraAdapter; None when it cannot be read."""
+    adapter = _read(_Adapter, body)
+    if adapter is None:
+        return None
+    ref, status, meta = adapter.spec.base_model_ref, adapter.status, adapter.metadata
+    ready = next((c for c in status.conditions if c.type == READY), None)
+    problem = "" if ready is None or ready.status == "True" else f"{ready.reason}: {ready.message}"
+    return AdapterView(
+        uid=meta.uid,
+        base_key=(ref.namespace or meta.namespace, ref.name),
+        name=status.served_name,
+        created=meta.creation_timestamp,
+        root=adapter.spec.source.repo or adapter.spec.source.path or "",
+        revision=status.stable_revision,
+        is_refused=any(c.type == STALLED and c.status == "True" for c in status.conditions),
+        problem=problem,
+        is_leaving=meta.deletion_timestamp is not None,
+    )
+
+
+def base_view(body: Json) -> BaseView | None:
+    """Read a BaseModelDeployment; None when it cannot be read."""
+    base = _read(_Base, body)
+    if base is None:
+        return None
+    meta, model = base.metadata, base.spec.model
+    volume = model.volume or _Volume()
+    return BaseView(
+        uid=meta.uid,
+        key=(meta.namespace, meta.name),
+        name=base.status.served_name,
+        created=meta.creation_timestamp,
+        root=model.hugging_face.repo if model.hugging_face else f"{volume.claim_name}/{volume.path}".rstrip("/"),
+        loads_on_demand=base.spec.lora.load_on_demand == "Enabled",
+        is_leaving=meta.deletion_timestamp is not None,
+    )
+
+
+def slice_view(body: Json) -> SliceView | None:
+    """Read an EndpointSlice with the label of a base; None when it cannot be read or has no such label."""
+    found = _read(_Slice, body)
+    if found is None or LABEL_BASE not in found.metadata.labels or found.address_type not in ("IPv4", "IPv6"):
+        return None
+    port = next((p.port for p in found.ports or [] if p.name == "http" and p.port), PUBLIC_PORT)
+    return SliceView(
+        uid=found.metadata.uid,
+        base_key=(found.metadata.namespace, found.metadata.labels[LABEL_BASE]),
+        endpoints=tuple(_endpoint(endpoint, port) for endpoint in found.endpoints or [] if endpoint.addresses),
+    )
+
+
+def _endpoint(endpoint: _Endpoint, port: int) -> Endpoint:
+    address = endpoint.addresses[0]
+    host = f"[{address}]" if ":" in address else address
+    conditions = endpoint.conditions
+    return Endpoint(
+        uid=endpoint.target_ref.uid or f"{address}:{port}",
+        pod=endpoint.target_ref.name or address,
+        url=f"http://{host}:{port}",
+        # a Service that publishes addresses of pods that are not ready calls leaving ones ready too
+        is_ready=conditions.ready is not False and not conditions.terminating,
+    )
+
+
+def _read(model: type[ModelT], body: Json) -> ModelT | None:
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        meta = body.get("metadata", {})
+        logger.warning("cannot read %s %s/%s: %s", body.get("kind"), meta.get("namespace"), meta.get("name"), error)
+        return None
