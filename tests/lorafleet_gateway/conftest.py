@@ -77,7 +77,7 @@ class World:
                 ports=[{"name": "http", "port": pod.port}],
             )
 
-    async def open(self, **options: Any) -> httpx.AsyncClient:
+    async def open(self, *, waits: bool = True, **options: Any) -> httpx.AsyncClient:
         """Open the gateway and wait until it is ready."""
         config = GatewayConfig(host="127.0.0.1", port=0, **options)
         api = KubeApi(self.kube.configuration)
@@ -100,13 +100,18 @@ class World:
         self.stack.push_async_callback(end)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.client = await self.stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
-        await eventually("the gateway is ready", lambda: self.cluster.unready_reason() is None)
+        if waits:
+            await eventually("the gateway is ready", lambda: self.cluster is not None and not self.cluster.unready_reason())
         return self.client
 
     async def ask(self, model: str = "french", **request: Any) -> httpx.Response:
         assert self.client is not None
         headers = request.pop("headers", {})
         return await self.client.post("/v1/chat/completions", json={"model": model, **request}, headers=headers)
+
+    def num_reachable(self, base: str = BASE) -> int:
+        assert self.cluster is not None
+        return sum(pod.is_reachable for pod in self.cluster.fleet.of((NAMESPACE, base)))
 
     def knows(self, name: str) -> bool:
         assert self.cluster is not None

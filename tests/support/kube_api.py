@@ -141,6 +141,10 @@ class KubeDouble:
         self.num_watching += 1
         try:
             while True:
+                if self._cut != cut:
+                    assert request.transport is not None
+                    request.transport.abort()
+                    return response
                 if since < self.oldest:
                     await response.write(_line("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"}))
                     return response
@@ -150,10 +154,6 @@ class KubeDouble:
                     if change.type == "BOOKMARK" or selected.has(change.plural, change.body):
                         await response.write(_line(change.type, change.body))
                 if self._ended != ended:
-                    return response
-                if self._cut != cut:
-                    assert request.transport is not None
-                    request.transport.abort()
                     return response
                 await changed.wait()
         finally:

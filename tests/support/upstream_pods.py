@@ -42,6 +42,8 @@ class PodDouble:
     num_cancelled: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a generation request has ended, however."""
+    stop: Callable[[], Awaitable[None]] = field(default=None)  # type: ignore[assignment]
+    """Ends the process, so to speak: its port refuses from then on."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -153,6 +155,7 @@ async def pod_double(name: str) -> AsyncIterator[PodDouble]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     pod.port = runner.addresses[0][1]
+    pod.stop = runner.cleanup
     try:
         yield pod
     finally:

@@ -44,20 +44,17 @@ class Event:
     body: Json
 
 
-async def connect(service_account: Path = SERVICE_ACCOUNT) -> "KubeApi":
+async def connect() -> "KubeApi":
     """Return the API server of the cluster that this process runs in, else of the kubeconfig at hand.
-
-    Inside a cluster the token file is read at each request, so that a rotated token is used at once.
 
     Raises:
         KubeUnavailable: there is neither.
     """
     configuration = Configuration()
-    token_file = service_account / "token"
     try:
-        if token_file.is_file():
+        if (SERVICE_ACCOUNT / "token").is_file():
             kube_config.load_incluster_config(client_configuration=configuration, try_refresh_token=False)
-            configuration.refresh_api_key_hook = _token_reader(token_file)
+            use_token_file(configuration, SERVICE_ACCOUNT / "token")
         else:
             await kube_config.load_kube_config(client_configuration=configuration)
     except (kube_config.ConfigException, OSError) as error:
@@ -65,13 +62,16 @@ async def connect(service_account: Path = SERVICE_ACCOUNT) -> "KubeApi":
     return KubeApi(configuration)
 
 
-def _token_reader(token_file: Path) -> Any:
+def use_token_file(configuration: Any, token_file: Path) -> None:
+    """Read the token at each request (there are a few a minute), so that a rotated one is used at once."""
+
     def read(configuration: Any) -> None:
         with contextlib.suppress(OSError):  # while the kubelet swaps the file the last token is still good
             if token := token_file.read_text().strip():
                 configuration.api_key["BearerToken"] = f"Bearer {token}"
 
-    return read
+    configuration.refresh_api_key_hook = read
+    read(configuration)
 
 
 def collection(group_version: str, plural: str, namespace: str | None = None) -> str:

@@ -1,0 +1,108 @@
+"""Decisions over frozen pictures."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+from lorafleet_contract.admin import Tier
+from lorafleet_gateway.routing import SPILL_FACTOR, SPILL_FLOOR, Candidate, Decision, Why, decide
+
+uids = st.text("abcdef0123456789", min_size=1, max_size=4)
+candidates = st.builds(
+    Candidate,
+    uid=uids,
+    is_ready=st.booleans(),
+    is_reachable=st.booleans(),
+    tier=st.sampled_from([None, *Tier]),
+    outstanding=st.integers(0, 200),
+)
+pools = st.lists(candidates, max_size=8, unique_by=lambda c: c.uid)
+names = st.sampled_from(["french", "german", "roman"])
+CLASSES = {Tier.DEVICE: 0, Tier.HOST: 1, Tier.DISK: 2, Tier.SOURCE: 3, None: 3}
+
+
+def pod(uid: str, tier: Tier | None = None, outstanding: int = 0, *, ready: bool = True, reachable: bool = True) -> Candidate:
+    return Candidate(uid, ready, reachable, tier, outstanding)
+
+
+@given(names, pools, st.booleans(), st.booleans(), st.sets(uids))
+def test_a_pod_is_chosen_exactly_when_one_is_ready_and_has_not_refused(
+    name: str, pool: list[Candidate], is_adapter: bool, on_demand: bool, tried: set[str]
+) -> None:
+    decision = decide(name, pool, is_adapter=is_adapter, loads_on_demand=on_demand, tried=tried)
+    possible = {c.uid for c in pool if c.is_ready and c.uid not in tried}
+    assert (decision.uid in possible) if possible else (decision.uid is None)
+    if not possible:
+        ready = any(c.is_ready for c in pool)
+        assert decision.why is (Why.ALL_TRIED if ready else Why.NONE_READY if pool else Why.NO_PODS)
+
+
+@given(names, pools, st.booleans(), st.booleans())
+def test_silent_pods_are_the_last_resort(name: str, pool: list[Candidate], is_adapter: bool, on_demand: bool) -> None:
+    decision = decide(name, pool, is_adapter=is_adapter, loads_on_demand=on_demand)
+    chosen = next((c for c in pool if c.uid == decision.uid), None)
+    if chosen is not None and not chosen.is_reachable:
+        assert not any(c.is_ready and c.is_reachable for c in pool)
+
+
+@given(names, pools, st.booleans(), st.booleans(), st.randoms())
+def test_order_does_not_matter(name: str, pool: list[Candidate], is_adapter: bool, on_demand: bool, random: object) -> None:
+    shuffled = list(pool)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    first, second = (decide(name, p, is_adapter=is_adapter, loads_on_demand=on_demand) for p in (pool, shuffled))
+    assert first == second
+
+
+@given(names, pools, st.booleans())
+def test_nothing_nearer_is_passed_over_unless_it_is_too_busy(name: str, pool: list[Candidate], on_demand: bool) -> None:
+    decision = decide(name, pool, is_adapter=True, loads_on_demand=on_demand)
+    ready = [c for c in pool if c.is_ready]
+    asked = [c for c in ready if c.is_reachable] or ready
+    if not asked:
+        return
+    chosen = next(c for c in asked if c.uid == decision.uid)
+    limit = max(SPILL_FLOOR, SPILL_FACTOR * sum(c.outstanding for c in asked) / len(asked))
+    nearer = [c for c in asked if CLASSES[c.tier] < CLASSES[chosen.tier]]
+    assert all(c.outstanding >= limit for c in nearer)
+    if nearer:
+        assert on_demand
+        assert decision.why is Why.SPILL
+    else:
+        assert decision.why is (Why(chosen.tier.lower()) if chosen.tier else Why.UNLISTED)
+
+
+@given(names, st.lists(uids, min_size=2, max_size=8, unique=True), st.sampled_from([None, Tier.HOST, Tier.DISK]))
+def test_an_adapter_that_is_not_resident_stays_with_its_pod_when_others_come_and_go(
+    name: str, all_uids: list[str], tier: Tier | None
+) -> None:
+    everybody = [pod(uid, tier) for uid in all_uids]
+    home = decide(name, everybody, is_adapter=True).uid
+    for gone in all_uids:
+        left = [c for c in everybody if c.uid != gone]
+        if gone != home:
+            assert decide(name, left, is_adapter=True).uid == home
+
+
+def test_least_outstanding_among_pods_that_hold_it_on_the_device() -> None:
+    pool = [pod("a", Tier.DEVICE, 3), pod("b", Tier.DEVICE, 1), pod("c", Tier.HOST, 0), pod("d", None, 0)]
+    assert decide("french", pool, is_adapter=True) == Decision("b", Why.DEVICE)
+
+
+def test_least_outstanding_for_the_base_wherever_adapters_are() -> None:
+    pool = [pod("a", Tier.DEVICE, 3), pod("b", None, 1)]
+    assert decide("numerals", pool, is_adapter=False) == Decision("b", Why.BASE)
+
+
+def test_many_adapters_that_are_nowhere_spread_over_all_pods() -> None:
+    pool = [pod(f"pod-{i}") for i in range(4)]
+    homes = Counter(decide(f"adapter-{i}", pool, is_adapter=True).uid for i in range(400))
+    assert set(homes) == {c.uid for c in pool}
+    assert min(homes.values()) > 60
+
+
+def test_a_hot_adapter_spills_only_where_it_can_be_loaded() -> None:
+    pool = [pod("a", Tier.DEVICE, SPILL_FLOOR), pod("b", Tier.DISK, 0)]
+    assert decide("hot", pool, is_adapter=True, loads_on_demand=True) == Decision("b", Why.SPILL)
+    assert decide("hot", pool, is_adapter=True, loads_on_demand=False) == Decision("a", Why.DEVICE)
+    calm = [pod("a", Tier.DEVICE, SPILL_FLOOR - 1), pod("b", Tier.DISK, 0)]
+    assert decide("hot", calm, is_adapter=True, loads_on_demand=True) == Decision("a", Why.DEVICE)
