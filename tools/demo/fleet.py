@@ -21,6 +21,8 @@ EXAMPLES = ROOT / "examples" / "numerals"
 NUMBER = 1987
 NAMESPACE = "numerals"
 SYSTEM = "lorafleet-system"
+MAX_RESTARTS = 2
+"""A container that was started so often does not come."""
 
 
 def main() -> None:
@@ -96,7 +98,7 @@ def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seco
     """Wait until every adapter says Ready, telling how many do.
 
     Raises:
-        DemoError: not all are Ready in time; names each with its reason.
+        DemoError: not all are Ready in time, with each one's reason; or the pods they wait for cannot start.
     """
     deadline = time.monotonic() + timeout_seconds
     said = -1
@@ -117,6 +119,8 @@ def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seco
                 for n in waiting
             )
             raise DemoError(f"not Ready after {timeout_seconds:.0f} s: {reasons}")
+        if crashing := [name for name, (_, restarts) in pod_identities(kube).items() if restarts >= MAX_RESTARTS]:
+            raise DemoError(f"engine pods end again and again: {', '.join(crashing)}")
         time.sleep(0.5)
 
 
