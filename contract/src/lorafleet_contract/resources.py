@@ -332,8 +332,8 @@ def quantity_bytes(quantity: str) -> int:
         ValueError: not a quantity.
     """
     units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-    number = quantity.rstrip("kMGTi")
+    number = quantity.rstrip("kKMGTi")
     try:
         return int(float(number) * units[quantity[len(number) :]])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"not a quantity of bytes: {quantity!r}") from error
