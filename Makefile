@@ -39,10 +39,16 @@ lock: ## remake the locks in requirements/ (UPGRADE=1 takes newer versions)
 	@PATH="$$($(PYTHON) -c 'import sys; sys.path.insert(0, "tools"); import bootstrap, os; print(os.path.dirname(bootstrap.find_uv()))'):$$PATH" sh requirements/lock.sh $(if $(UPGRADE),--upgrade)
 
 charts: env ## remake what of the charts is made from crds/ and values.yaml
-	@$(VENV)/python tools/charts.py
+	@$(VENV)/python tools/chart_files.py
 
 images: ## the images of the Dockerfiles, with docker, podman or buildah; BASE=local where no registry is reached
 	@$(PYTHON) tools/images.py $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG)) $(if $(BASE),--base $(BASE)) $(IMAGES)
+
+numerals: env ## remake the demo model and its adapters in models/ (about 20 min on 2 cores)
+	@PYTHONPATH=tools nice -n 5 $(VENV)/python -m numerals train
+
+evaluate: env ## ask every model of the demo 500 numbers it never saw; URL=http://… asks a running API instead of starting one
+	@PYTHONPATH=tools $(VENV)/python -m numerals evaluate $(if $(URL),--url $(URL))
 
 clean: ## remove the environment and what tools left in the checkout; the cache outside it stays
 	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,231 @@
+"""What the chart makes, as the programs, the kubelet and an auditor read it."""
+
+from typing import Any
+
+import pytest
+from support.charts import CHART, Helm, Json, Rendered, nested
+
+from lorafleet_contract.names import ADMIN_PORT, LABEL_BASE, PUBLIC_PORT
+from lorafleet_gateway.config import GatewayConfig
+from lorafleet_gateway.config import read_config as read_gateway_config
+from lorafleet_operator.config import OperatorConfig
+from lorafleet_operator.config import read_config as read_operator_config
+
+COMPONENTS = ("operator", "gateway")
+
+
+@pytest.fixture(scope="module")
+def plain(helm: Helm) -> Rendered:
+    """The chart with no value set."""
+    return helm.render()
+
+
+def started(container: Json) -> tuple[list[str], dict[str, str]]:
+    """Arguments and environment that a container's program sees; fields of the pod stand for themselves."""
+    environment = {
+        variable["name"]: variable.get("value") or variable["valueFrom"]["fieldRef"]["fieldPath"]
+        for variable in container.get("env", [])
+    }
+    return container["args"][1:], environment
+
+
+def test_operator_is_started_with_options_that_it_has(plain: Rendered) -> None:
+    container = plain.container("operator")
+    assert [*container["command"], container["args"][0]] == ["python3", "-m", "lorafleet_operator", "run"]
+    assert read_operator_config(*started(container)) == OperatorConfig(
+        engine_image="lorafleet/inference:0.1.0",
+        namespace="metadata.namespace",
+        pod_name="metadata.name",
+        log_format="json",
+    )
+
+
+def test_gateway_is_started_with_options_that_it_has(plain: Rendered) -> None:
+    container = plain.container("gateway")
+    assert [*container["command"], container["args"][0]] == ["python3", "-m", "lorafleet_gateway", "serve"]
+    assert read_gateway_config(*started(container)) == GatewayConfig(
+        port=8000, drain_grace_seconds=5, drain_timeout_seconds=120, log_format="json"
+    )
+
+
+def test_values_reach_the_programs(helm: Helm) -> None:
+    rendered = helm.render(
+        {
+            "imageRegistry": "registry.example.com/team/",
+            "watchNamespaces": ["team-a", "team-b"],
+            "fullnameOverride": "lorafleet",
+            "operator": {
+                "resyncSeconds": 7.5,
+                "workers": 9,
+                "keySecret": "own-key",
+                "logLevel": "debug",
+                "extraArgs": ["--lease=other"],
+            },
+            "gateway": {"drainTimeoutSeconds": 300, "extraEnv": [{"name": "LORAFLEET_MAX_IN_FLIGHT", "value": "7"}]},
+        }
+    )
+    operator = read_operator_config(*started(rendered.container("operator")))
+    assert (operator.resync_seconds, operator.workers, operator.key_secret, operator.log_level) == (
+        7.5,
+        9,
+        "own-key",
+        "debug",
+    )
+    assert (operator.watch_namespaces, operator.lease) == (("team-a", "team-b"), "other")
+    assert operator.engine_image == "registry.example.com/team/lorafleet/inference:0.1.0"
+    assert rendered.container("operator")["image"] == "registry.example.com/team/lorafleet/operator:0.1.0"
+    gateway = read_gateway_config(*started(rendered.container("gateway")))
+    assert (gateway.watch_namespaces, gateway.max_in_flight) == (("team-a", "team-b"), 7)
+    assert rendered.pod("gateway")["terminationGracePeriodSeconds"] == 5 + 300 + 5
+
+
+def test_image_digest_wins(helm: Helm) -> None:
+    digest = "sha256:" + "a" * 64
+    rendered = helm.render(
+        nested("gateway.image", {"repository": "r.example.com:5000/gateway", "tag": "v1", "digest": digest})
+    )
+    assert rendered.container("gateway")["image"] == f"r.example.com:5000/gateway@{digest}"
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_pods_meet_the_restricted_standard(plain: Rendered, component: str) -> None:
+    pod, container = plain.pod(component), plain.container(component)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["enableServiceLinks"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "volumes"} & set(pod)
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+    assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_selectors_select_their_own_pods_only(plain: Rendered, component: str) -> None:
+    deployment = plain.one("Deployment", f"lorafleet-{component}")
+    labels = {
+        c: plain.one("Deployment", f"lorafleet-{c}")["spec"]["template"]["metadata"]["labels"] for c in COMPONENTS
+    }
+    labels["test"] = plain.one("Pod", "lorafleet-test")["metadata"]["labels"]
+    assert labels[component]["app.kubernetes.io/component"] == component
+    selectors = [deployment["spec"]["selector"]["matchLabels"]]
+    selectors += [item["spec"]["selector"] for item in plain.of("Service") if component in item["metadata"]["name"]]
+    selectors += [
+        item["spec"]["selector"]["matchLabels"]
+        for item in plain.of("PodDisruptionBudget")
+        if component in item["metadata"]["name"]
+    ]
+    selectors += [
+        entry["labelSelector"]["matchLabels"] for entry in plain.pod(component).get("topologySpreadConstraints", [])
+    ]
+    assert len(selectors) == {"operator": 1, "gateway": 4}[component]
+    for selector in selectors:
+        assert [c for c, found in labels.items() if selector.items() <= found.items()] == [component]
+
+
+def test_a_new_chart_version_alone_restarts_nothing(plain: Rendered) -> None:
+    for component in COMPONENTS:
+        labels = plain.one("Deployment", f"lorafleet-{component}")["spec"]["template"]["metadata"]["labels"]
+        assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(labels)
+
+
+def test_gateway_service_has_the_address_of_the_documentation(plain: Rendered) -> None:
+    service = plain.one("Service", "lorafleet-gateway")
+    assert service["metadata"]["namespace"] == "lorafleet-system"
+    assert service["spec"]["type"] == "ClusterIP"
+    port = service["spec"]["ports"][0]
+    assert (port["port"], port["targetPort"]) == (80, "http")
+    assert plain.container("gateway")["ports"] == [{"name": "http", "containerPort": 8000, "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize(
+    ("component", "live", "ready"), [("operator", "/healthz", "/readyz"), ("gateway", "/health", "/ready")]
+)
+def test_probes_are_those_of_the_programs(plain: Rendered, component: str, live: str, ready: str) -> None:
+    container = plain.container(component)
+    assert container["livenessProbe"]["httpGet"] == {"path": live, "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": ready, "port": "http"}
+    assert f"`{live}`" in (CHART.parents[1] / component / "README.md").read_text()
+
+
+def test_autoscaling_owns_the_number_of_gateways(helm: Helm) -> None:
+    rendered = helm.render(nested("gateway.autoscaling", {"enabled": True, "minReplicas": 3}))
+    assert "replicas" not in rendered.one("Deployment", "lorafleet-gateway")["spec"]
+    scaler = rendered.one("HorizontalPodAutoscaler", "lorafleet-gateway")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == "lorafleet-gateway"
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 10)
+
+
+def test_a_single_operator_has_no_budget_that_would_block_a_node(helm: Helm, plain: Rendered) -> None:
+    assert [item["metadata"]["name"] for item in plain.of("PodDisruptionBudget")] == ["lorafleet-gateway"]
+    two = helm.render(nested("operator.replicas", 2))
+    assert {item["metadata"]["name"] for item in two.of("PodDisruptionBudget")} == {
+        "lorafleet-gateway",
+        "lorafleet-operator",
+    }
+
+
+def test_all_namespaced_objects_name_their_namespace(helm: Helm) -> None:
+    """What GitOps tools apply without helm must land where it belongs."""
+    for item in helm.render(
+        {"monitoring": {"podMonitors": {"enabled": True}, "rules": {"enabled": True}, "dashboard": {"enabled": True}}}
+    ).objects:
+        if not item["kind"].startswith("Cluster"):
+            assert item["metadata"]["namespace"] == "lorafleet-system", item["kind"]
+
+
+def test_release_of_another_name_has_objects_of_its_own(helm: Helm) -> None:
+    names = {(item["kind"], item["metadata"]["name"]) for item in helm.render(release="second").objects}
+    assert ("Deployment", "second-lorafleet-operator") in names
+    assert not names & {(item["kind"], item["metadata"]["name"]) for item in helm.render().objects}
+
+
+def test_spread_constraints_of_others_keep_their_selector(helm: Helm) -> None:
+    own = {
+        "maxSkew": 1,
+        "topologyKey": "zone",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"a": "b"}},
+    }
+    pod = helm.render(nested("gateway.topologySpreadConstraints", [own])).pod("gateway")
+    assert pod["topologySpreadConstraints"] == [own]
+
+
+def test_only_the_operator_reaches_admin_ports(helm: Helm) -> None:
+    rendered = helm.render(nested("networkPolicy", {"enabled": True, "engineNamespaces": ["team-a", "team-b"]}))
+    policies = [item for item in rendered.of("NetworkPolicy") if item["metadata"]["name"] == "lorafleet-engines"]
+    assert [item["metadata"]["namespace"] for item in policies] == ["team-a", "team-b"]
+    for policy in policies:
+        assert policy["spec"]["podSelector"] == {"matchExpressions": [{"key": LABEL_BASE, "operator": "Exists"}]}
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
+        by_port = {entry["ports"][0]["port"]: entry["from"] for entry in policy["spec"]["ingress"]}
+        assert set(by_port) == {"admin", "http"}
+        assert [_component(peer) for peer in by_port["admin"]] == ["operator"]
+        assert [_component(peer) for peer in by_port["http"]] == ["gateway", None]
+    for component, port in (("operator", ADMIN_PORT), ("gateway", PUBLIC_PORT)):
+        egress = rendered.one("NetworkPolicy", f"lorafleet-{component}")["spec"]["egress"]
+        assert [entry["ports"] for entry in egress if "to" in entry] == [[{"port": port, "protocol": "TCP"}]]
+
+
+def _component(peer: Json) -> Any:
+    """Whose pods a peer of a policy is; None for other peers."""
+    labels = peer.get("podSelector", {}).get("matchLabels", {})
+    if labels:
+        assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "lorafleet-system"}}
+    return labels.get("app.kubernetes.io/component")
+
+
+def test_gateway_is_open_until_its_clients_are_named(helm: Helm) -> None:
+    closed = nested(
+        "networkPolicy", {"enabled": True, "engineNamespaces": ["a"], "gatewayFrom": [{"namespaceSelector": {}}]}
+    )
+    opened = nested("networkPolicy", {"enabled": True, "engineNamespaces": ["a"]})
+    assert helm.render(opened).one("NetworkPolicy", "lorafleet-gateway")["spec"]["ingress"] == [
+        {"ports": [{"port": "http"}]}
+    ]
+    peers = helm.render(closed).one("NetworkPolicy", "lorafleet-gateway")["spec"]["ingress"][0]["from"]
+    assert peers[0] == {"namespaceSelector": {}}
+    assert len(peers) == 2  # and Prometheus
