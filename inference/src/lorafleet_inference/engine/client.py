@@ -90,6 +90,11 @@ class EngineClient:
         return await self._answer(self._ready)
 
     @property
+    def pid(self) -> int:
+        """Id of the engine process."""
+        return self._process.pid
+
+    @property
     def facts(self) -> EngineReady | None:
         """What the engine said when it was ready; None before."""
         return self._ready.result() if self._ready.done() else None

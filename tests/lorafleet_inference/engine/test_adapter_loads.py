@@ -1,0 +1,236 @@
+"""Adapters come when they are wanted, answer for themselves, and never fail anybody else."""
+
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from support.engines import key_of
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.sources import AdapterFacts
+from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
+from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
+from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
+from lorafleet_inference.engine.residency import Residency
+from lorafleet_inference.errors import AdapterError
+
+MAX_RESIDENT = 2
+
+
+@dataclass
+class Memory:
+    """A device that holds slabs as text; folders named `bad…` fail in the way that their names say."""
+
+    held: dict[AdapterKey, str] = field(default_factory=dict)
+
+    def load_slab(self, plan: AdapterPlan) -> str:
+        if plan.directory.name == "bad-file":
+            raise AdapterError(Reason.ARTIFACT_INVALID, "a tensor is missing")
+        if plan.directory.name == "bad-memory":
+            raise MemoryError("too much")
+        if plan.directory.name == "bad-luck":
+            raise ZeroDivisionError("nobody foresaw it")
+        return plan.directory.name
+
+    def num_pages(self, plan: AdapterPlan) -> int:
+        return plan.rank
+
+    def slab_bytes(self, plan: AdapterPlan) -> int:
+        return 10
+
+    def install(self, key: AdapterKey, pages: tuple[int, ...], slab: str) -> None:
+        self.held[key] = slab
+
+    def remove(self, key: AdapterKey) -> None:
+        self.held.pop(key, None)
+
+
+def inspect(folder: Path) -> AdapterPlan:
+    if folder.name == "bad-config":
+        raise AdapterError(Reason.UNSUPPORTED_ADAPTER, "use_what")
+    site = LoraSite("m", 1, 1.0, "a", "b")
+    return AdapterPlan(folder, (site,), (), AdapterFacts(rank=1, size_bytes=1, target_modules=["m"]))
+
+
+class Bench:
+    """The loads of an engine whose steps compute nothing."""
+
+    def __init__(self) -> None:
+        self.posted: queue.SimpleQueue[Callable[[], Outcome]] = queue.SimpleQueue()
+        self.device = Memory()
+        residency = Residency(num_pages=10, max_resident=MAX_RESIDENT, host_bytes=35)
+        self.loads = AdapterLoads(residency, self.device, inspect, self.posted.put)
+        self.waiting: list[AdapterKey] = []
+        self.running: set[AdapterKey] = set()
+
+    def register(self, name: str, *, resident: bool = False, pinned: bool = False) -> Outcome:
+        return self.loads.register(RegisterAdapter(key_of(name), f"/{name}", resident, pinned))
+
+    def turn(self, *, finished_jobs: int = 0) -> Outcome:
+        """What a turn of the engine's loop does, after waiting for jobs of the thread."""
+        outcomes = [self.posted.get(timeout=10)() for _ in range(finished_jobs)]
+        outcomes.append(self.loads.start_loads(self.waiting, self.running, lambda _: 0.0))
+        outcomes.append(self.loads.free_released(lambda key: key in self.running or key in self.waiting))
+        return Outcome(
+            [one for each in outcomes for one in each.statuses], [one for each in outcomes for one in each.refused]
+        )
+
+    def bring(self, *names: str) -> None:
+        for name in names:
+            self.register(name, resident=True)
+            self.turn(finished_jobs=1)
+            self.turn(finished_jobs=1)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    one = Bench()
+    yield one
+    one.loads.close()
+
+
+def tiers(outcome: Outcome) -> list[tuple[str, DeviceTier | None]]:
+    return [(status.key.name, status.tier) for status in outcome.statuses]
+
+
+def test_a_registered_adapter_is_known_and_on_disk(bench: Bench) -> None:
+    assert bench.register("a") == Outcome()
+    assert tiers(bench.turn(finished_jobs=1)) == [("a", DeviceTier.DISK)]
+    assert bench.loads.accepts(key_of("a"))
+    assert not bench.device.held
+
+
+def test_a_resident_adapter_answers_when_it_is_there(bench: Bench) -> None:
+    bench.register("a", resident=True)
+    assert tiers(bench.turn(finished_jobs=1)) == []
+    outcome = bench.turn(finished_jobs=1)
+    assert tiers(outcome) == [("a", DeviceTier.DEVICE)]
+    assert outcome.statuses[0].loaded_from is DeviceTier.DISK
+    assert outcome.statuses[0].host_bytes == 10
+    assert bench.device.held == {key_of("a"): "a"}
+
+
+def test_a_waiting_request_brings_its_adapter_and_the_idle_one_leaves(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.register("c")
+    bench.turn(finished_jobs=1)
+    bench.waiting = [key_of("c")]
+    assert tiers(bench.turn()) == [("a", DeviceTier.HOST)]
+    assert ("c", DeviceTier.DEVICE) in tiers(bench.turn(finished_jobs=1))
+    assert set(bench.device.held) == {key_of("b"), key_of("c")}
+    bench.waiting = [key_of("a")]
+    bench.turn()
+    statuses = bench.turn(finished_jobs=1).statuses
+    assert [one.loaded_from for one in statuses if one.key == key_of("a")] == [DeviceTier.HOST]
+
+
+def test_adapters_in_use_stay_and_hold_nothing_new_until_there_is_room(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.register("c")
+    bench.turn(finished_jobs=1)
+    bench.waiting, bench.running = [key_of("c")], {key_of("a"), key_of("b")}
+    bench.turn()
+    assert bench.loads.held
+    assert set(bench.device.held) == {key_of("a"), key_of("b")}
+    bench.running = {key_of("b")}
+    assert tiers(bench.turn()) == [("a", DeviceTier.HOST)]
+    assert not bench.loads.held
+    bench.turn(finished_jobs=1)
+    assert key_of("c") in bench.device.held
+
+
+def test_two_that_wait_for_one_place_have_it_in_turns(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.loads.residency.pin(key_of("a"), pinned=True)
+    for name in ("c", "d"):
+        bench.register(name)
+        bench.turn(finished_jobs=1)
+    bench.waiting = [key_of("c"), key_of("d")]
+    bench.turn()
+    bench.turn(finished_jobs=1)
+    bench.turn()
+    assert key_of("c") in bench.device.held, "c has not been computed yet"
+    assert key_of("c") not in bench.loads.held
+    bench.loads.residency.use(key_of("c"))
+    bench.waiting = [key_of("d")]
+    bench.turn()
+    bench.turn(finished_jobs=1)
+    assert key_of("d") in bench.device.held
+
+
+def test_an_adapter_that_inspection_refuses_is_forgotten(bench: Bench) -> None:
+    bench.register("bad-config", resident=True)
+    outcome = bench.turn(finished_jobs=1)
+    assert outcome.statuses == [AdapterStatus(key_of("bad-config"), None, Reason.UNSUPPORTED_ADAPTER, "use_what")]
+    assert [one.key.name for one in outcome.refused] == ["bad-config"]
+    assert not bench.loads.accepts(key_of("bad-config"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bad-file", Reason.ARTIFACT_INVALID),
+        ("bad-memory", Reason.OUT_OF_MEMORY),
+        ("bad-luck", Reason.LOAD_FAILED),
+    ],
+)
+def test_a_load_that_fails_ends_its_requests_and_gives_its_room_back(bench: Bench, name: str, reason: Reason) -> None:
+    bench.bring("a")
+    bench.register(name)
+    bench.turn(finished_jobs=1)
+    bench.waiting = [key_of(name)]
+    bench.turn()
+    bench.waiting = []
+    outcome = bench.turn(finished_jobs=1)
+    assert [(one.key.name, one.reason) for one in outcome.refused] == [(name, reason)]
+    assert [(one.tier, one.reason) for one in outcome.statuses] == [(DeviceTier.DISK, reason)]
+    assert bench.loads.residency.num_used_pages == 1
+    assert set(bench.device.held) == {key_of("a")}
+    assert bench.turn() == Outcome(), "it is not tried again by itself"
+
+
+def test_an_adapter_that_does_not_fit_beside_pinned_ones_is_refused(bench: Bench) -> None:
+    bench.bring("a", "b")
+    for name in ("a", "b"):
+        bench.register(name, resident=True, pinned=True)
+    bench.register("c", resident=True)
+    outcome = bench.turn(finished_jobs=1)
+    assert [(one.key.name, one.reason) for one in outcome.refused] == [("c", Reason.OUT_OF_MEMORY)]
+
+
+def test_a_released_adapter_ends_its_requests_first(bench: Bench) -> None:
+    bench.bring("a")
+    bench.running = {key_of("a")}
+    assert bench.loads.release(key_of("a")) == Outcome()
+    assert not bench.loads.accepts(key_of("a"))
+    assert tiers(bench.turn()) == []
+    bench.running = set()
+    assert tiers(bench.turn()) == [("a", None)]
+    assert not bench.device.held
+    assert bench.loads.residency.num_used_pages == bench.loads.residency.host_used_bytes == 0
+
+
+def test_what_is_unknown_is_released_at_once(bench: Bench) -> None:
+    assert tiers(bench.loads.release(key_of("a"))) == [("a", None)]
+
+
+def test_a_released_adapter_can_be_registered_again_before_it_is_gone(bench: Bench) -> None:
+    bench.bring("a")
+    bench.running = {key_of("a")}
+    bench.loads.release(key_of("a"))
+    assert tiers(bench.register("a", resident=True)) == [("a", DeviceTier.DEVICE)]
+    bench.running = set()
+    assert tiers(bench.turn()) == []
+    assert bench.loads.accepts(key_of("a"))
+
+
+def test_being_asked_twice_loads_once(bench: Bench) -> None:
+    bench.register("a", resident=True)
+    bench.register("a", resident=True)
+    bench.turn(finished_jobs=1)
+    bench.register("a", resident=True)
+    assert tiers(bench.turn(finished_jobs=1)) == [("a", DeviceTier.DEVICE)]
+    assert bench.turn() == Outcome()
+    assert bench.posted.empty()

@@ -1,0 +1,152 @@
+"""The engine as a process of its own: it answers, and when it is lost, nobody waits for it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from support.engines import key_of
+from support.models import VOCABULARY, AdapterSpec, Reference, model_folder, save_adapter
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.client import EngineClient
+from lorafleet_inference.engine.messages import (
+    AdapterKey,
+    DeviceTier,
+    EngineStats,
+    FinishReason,
+    SamplingParams,
+    Submit,
+    TokenEvent,
+)
+from lorafleet_inference.errors import EngineFailure
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+PATIENCE_SECONDS = 180
+GREEDY = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
+
+
+@asynccontextmanager
+async def engine(**options: object) -> AsyncIterator[EngineClient]:
+    settings = {"model": str(model_folder("llama")), "device": "cpu", "num_threads": 1, **options}
+    client = await EngineClient.start(EngineConfig(**settings))  # type: ignore[arg-type]
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            yield client
+    finally:
+        await client.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[EngineClient]:
+    """An engine for tests that leave it as it was."""
+    async with engine() as client:
+        yield client
+
+
+async def answer(client: EngineClient, request: Submit) -> list[TokenEvent]:
+    return [event async for event in client.submit(request)]
+
+
+def tokens(events: list[TokenEvent]) -> tuple[int, ...]:
+    return tuple(token for event in events for token in event.token_ids)
+
+
+async def idle(client: EngineClient) -> EngineStats:
+    """The first counters that say that nothing runs."""
+    while True:
+        if client.stats is not None and client.stats.num_running == 0:
+            return client.stats
+        await asyncio.sleep(0.02)
+
+
+async def test_base_and_adapter_answer_side_by_side(shared: EngineClient, tmp_path: Path) -> None:
+    base = model_folder("llama")
+    folder = save_adapter(base, tmp_path / "adapter", AdapterSpec(rank=5))
+    reference = Reference(base, {"a": folder})
+    ready = await shared.wait_ready()
+    assert (ready.facts.num_layers, ready.facts.vocab_size) == (3, VOCABULARY)
+    status = await shared.register(key_of("a"), folder, resident=True, pinned=False)
+    assert (status.tier, status.reason, status.rank_pages) == (DeviceTier.DEVICE, None, 1)
+    prompt = (5, 6, 7)
+    with_adapter, with_base = await asyncio.gather(
+        answer(shared, Submit("r1", prompt, key_of("a"), GREEDY)), answer(shared, Submit("r2", prompt, None, GREEDY))
+    )
+    assert tokens(with_adapter) == reference.generate("a", prompt, 8)
+    assert tokens(with_base) == reference.generate(None, prompt, 8)
+    await shared.release(key_of("a"))
+    (refused,) = await answer(shared, Submit("r3", prompt, key_of("a"), GREEDY))
+    assert (refused.finish, refused.reason) == (FinishReason.ERROR, Reason.NOT_FOUND)
+
+
+async def test_a_refused_adapter_is_an_answer(shared: EngineClient, tmp_path: Path) -> None:
+    status = await shared.register(AdapterKey("empty", "sha256:0"), tmp_path, resident=True, pinned=False)
+    assert status.tier is None
+    assert status.reason is Reason.ARTIFACT_NOT_FOUND
+
+
+async def test_closing_a_stream_cancels_its_request(shared: EngineClient) -> None:
+    await shared.wait_ready()
+    stream = shared.submit(Submit("r1", (5, 6), None, LONG))
+    await anext(stream)
+    await stream.aclose()
+    other = shared.submit(Submit("r2", (5, 6), None, LONG))
+    await anext(other)
+    shared.cancel("r2")
+    assert [event.finish async for event in other][-1] is FinishReason.CANCELLED
+    assert (await idle(shared)).num_kv_blocks_used == 0
+
+
+async def test_when_the_engine_is_killed_every_request_gets_an_error() -> None:
+    async with engine() as client:
+        await client.wait_ready()
+        streams = [client.submit(Submit(f"r{number}", (5, 6), None, LONG)) for number in range(3)]
+        for stream in streams:
+            await anext(stream)
+        os.kill(client.pid, signal.SIGKILL)
+        for stream in streams:
+            assert [event.finish async for event in stream][-1] is FinishReason.ERROR
+        assert "status -9" in await client.failed
+        (late,) = await answer(client, Submit("late", (5, 6), None, GREEDY))
+        assert late.finish is FinishReason.ERROR
+        with pytest.raises(EngineFailure, match="status -9"):
+            await client.register(key_of("a"), Path("/nowhere"), resident=True, pinned=False)
+        with pytest.raises(EngineFailure, match="status -9"):
+            await client.release(key_of("a"))
+
+
+async def test_a_step_that_fails_ends_its_requests_and_the_engine() -> None:
+    async with engine() as client:
+        await client.wait_ready()
+        outside = client.submit(Submit("bad", (VOCABULARY + 5,), None, GREEDY))
+        (event,) = [event async for event in outside]
+        assert event.finish is FinishReason.ERROR
+        assert "the engine failed in a step: IndexError" in (event.error or "")
+        assert "the engine failed in a step: IndexError" in await client.failed
+
+
+async def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    async with engine(model=str(tmp_path)) as client:
+        with pytest.raises(EngineFailure, match="--model"):
+            await client.wait_ready()
+
+
+async def test_after_close_nothing_hangs_and_nothing_failed() -> None:
+    async with engine() as client:
+        await client.wait_ready()
+        stream = client.submit(Submit("r", (5, 6), None, LONG))
+        await anext(stream)
+    ends = [event.finish async for event in stream]
+    assert ends[-1] is FinishReason.CANCELLED
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        (late,) = await answer(client, Submit("late", (5, 6), None, GREEDY))
+        assert late.finish is FinishReason.ERROR
+        with pytest.raises(EngineFailure):
+            await client.register(key_of("a"), Path("/nowhere"), resident=False, pinned=False)
+    assert not client.failed.done()

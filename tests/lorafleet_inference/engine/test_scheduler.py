@@ -1,0 +1,157 @@
+"""Every accepted request ends exactly once, within the budget, however little memory there is."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.engines import key_of
+from support.simulation import EOS, Simulation, request
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason
+
+KEYS = (key_of("a"), key_of("b"), key_of("c"))
+MANY_STEPS = 2000
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 32),
+    num_blocks=st.integers(1, 14),
+    max_batch_tokens=st.integers(1, 24),
+    max_batch_requests=st.integers(1, 6),
+)
+def test_every_request_ends_once(seed: int, num_blocks: int, max_batch_tokens: int, max_batch_requests: int) -> None:
+    rng = random.Random(seed)
+    simulation = Simulation(
+        num_blocks=num_blocks,
+        max_batch_tokens=max_batch_tokens,
+        max_batch_requests=max_batch_requests,
+        max_model_len=40,
+        token=lambda request_id, position: EOS if random.Random(f"{seed}{request_id}{position}").random() < 0.1 else 2,
+    )
+    for number in range(30):
+        for _ in range(rng.randrange(3)):
+            name = f"r{len(simulation.stories)}"
+            adapter = rng.choice((None, *KEYS))
+            shared = rng.choice([None, 5])
+            simulation.submit(
+                request(name, adapter, num_prompt=rng.randrange(45), max_tokens=rng.randrange(1, 14), seed=shared)
+            )
+        if simulation.stories and rng.random() < 0.2:
+            simulation.cancel(rng.choice(list(simulation.stories)))
+        few = {*rng.sample(KEYS, 2), *simulation.scheduler.running_adapters()}
+        on_device = few if number % 3 == 0 else set(KEYS)
+        held = {key_of("a")} if rng.random() < 0.2 else set()
+        simulation.step(on_device, held)
+    for _ in range(MANY_STEPS):
+        if not simulation.scheduler.num_running + simulation.scheduler.num_waiting:
+            break
+        assert simulation.step(KEYS).items, "nothing is computed although requests wait"
+    assert all(story.ended for story in simulation.stories.values())
+    assert simulation.blocks.num_used == 0
+    for story in simulation.stories.values():
+        tokens = [token for event in story.events for token in event.token_ids]
+        finish = story.events[-1].finish
+        assert EOS not in tokens
+        assert (finish is FinishReason.CANCELLED) == story.cancelled
+        if finish is FinishReason.LENGTH:
+            num_prompt = len(story.request.prompt_token_ids)
+            assert len(tokens) == min(story.request.sampling.max_tokens, 40 - num_prompt)
+
+
+def test_prompts_are_cut_to_the_budget_beside_decode() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=8, max_batch_requests=4)
+    simulation.submit(request("first", num_prompt=3, max_tokens=9))
+    simulation.step()
+    simulation.submit(request("long", num_prompt=20))
+    sizes = []
+    for _ in range(3):
+        items = {item.request_id: len(item.token_ids) for item in simulation.step().items}
+        sizes.append((items["first"], items["long"]))
+    assert sizes == [(1, 7), (1, 7), (1, 6)]
+
+
+def test_a_known_prefix_is_not_computed_again() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=64, max_batch_requests=4)
+    simulation.submit(request("one", num_prompt=10, seed=1, max_tokens=1))
+    simulation.step()
+    simulation.submit(request("two", num_prompt=12, seed=1))
+    plan = simulation.step()
+    assert [item.start for item in plan.items] == [8]
+    assert (plan.num_queried_tokens, plan.num_hit_tokens) == (12, 8)
+    assert simulation.stories["two"].events[0].num_cached_tokens == 8
+
+
+def test_the_prefix_of_another_adapter_is_computed() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=64, max_batch_requests=4)
+    one, two = AdapterKey("x", "sha256:1"), AdapterKey("x", "sha256:2")
+    for name, adapter in (("one", one), ("two", two), ("base", None)):
+        simulation.submit(request(name, adapter, num_prompt=10, seed=1, max_tokens=1))
+        assert [item.start for item in simulation.step({one, two}).items] == [0]
+
+
+def test_memory_that_is_short_preempts_the_latest_and_all_end() -> None:
+    simulation = Simulation(num_blocks=6, max_batch_tokens=32, max_batch_requests=8)
+    for number in range(3):
+        simulation.submit(request(f"r{number}", num_prompt=7, max_tokens=12))
+    for _ in range(60):
+        simulation.step()
+    assert simulation.num_preempted > 0
+    ends = {name: story.times[-1] for name, story in simulation.stories.items()}
+    assert ends["r0"] == min(ends.values())
+    assert all(len(story.events) == 12 for story in simulation.stories.values())
+
+
+def test_a_request_that_never_fits_is_refused_at_once() -> None:
+    simulation = Simulation(num_blocks=4, max_batch_tokens=32, max_batch_requests=8)
+    simulation.submit(request("memory", num_prompt=10, max_tokens=20))
+    simulation.submit(request("context", num_prompt=64))
+    simulation.submit(request("empty", num_prompt=0))
+    for story in simulation.stories.values():
+        assert [event.finish for event in story.events] == [FinishReason.ERROR]
+    assert not simulation.step().items
+
+
+def test_a_waiting_adapter_holds_nobody_back() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=64, max_batch_requests=4)
+    for number in range(10):
+        simulation.submit(request(f"absent{number}", key_of("absent")))
+    simulation.submit(request("there", key_of("there")))
+    simulation.submit(request("base"))
+    assert {item.request_id for item in simulation.step({key_of("there")}).items} == {"there", "base"}
+
+
+def test_a_held_adapter_starts_nothing_new_and_ends_what_runs() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=64, max_batch_requests=4)
+    key = key_of("held")
+    simulation.submit(request("runs", key))
+    simulation.step({key})
+    simulation.submit(request("waits", key))
+    for _ in range(5):
+        simulation.step({key}, {key})
+    assert simulation.stories["runs"].ended
+    assert not simulation.stories["waits"].events
+    assert simulation.step({key}).first_scheduled == ("waits",)
+
+
+def test_an_adapter_that_failed_ends_its_waiting_requests_with_the_reason() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=64, max_batch_requests=4)
+    simulation.submit(request("waits", key_of("bad")))
+    simulation.submit(request("other", key_of("good")))
+    events = simulation.scheduler.fail_adapter(key_of("bad"), Reason.ARTIFACT_INVALID, "it is broken")
+    assert [(event.request_id, event.finish, event.reason) for event in events] == [
+        ("waits", FinishReason.ERROR, Reason.ARTIFACT_INVALID)
+    ]
+    assert not simulation.scheduler.has_work(key_of("bad"))
+    assert simulation.scheduler.has_work(key_of("good"))
+
+
+def test_cancelled_memory_is_free_at_the_next_step() -> None:
+    simulation = Simulation(num_blocks=4, max_batch_tokens=32, max_batch_requests=8)
+    simulation.submit(request("big", num_prompt=13, max_tokens=3))
+    simulation.step()
+    simulation.submit(request("next", num_prompt=13, max_tokens=3))
+    assert [item.request_id for item in simulation.step().items] == ["big"]
+    simulation.cancel("big")
+    assert [item.request_id for item in simulation.step().items] == ["next"]

@@ -1,0 +1,143 @@
+"""The scheduler driven without a model: tokens are drawn, time is counted in steps."""
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit, TokenEvent
+from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
+from lorafleet_inference.engine.scheduler import Scheduler
+
+EOS = 1
+BLOCK_TOKENS = 4
+
+
+@dataclass
+class Story:
+    """What happened to a request."""
+
+    request: Submit
+    submitted: int
+    events: list[TokenEvent] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    """The number of steps that had run at each event."""
+    cancelled: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event came."""
+        return bool(self.events) and self.events[-1].finish is not None
+
+    @property
+    def steps_to_first_token(self) -> int:
+        """Steps from Submit to the first event with a token."""
+        return (
+            next(time for time, event in zip(self.times, self.events, strict=True) if event.token_ids) - self.submitted
+        )
+
+
+class Simulation:
+    """A scheduler, and checks of every step that it plans."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        max_batch_tokens: int,
+        max_batch_requests: int,
+        max_model_len: int = 64,
+        token: Callable[[str, int], int] = lambda _, position: 2 + position % 5,
+    ) -> None:
+        self.blocks = BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=True)
+        self.budget = max_batch_tokens
+        self.max_batch_requests = max_batch_requests
+        self.scheduler = Scheduler(
+            self.blocks,
+            max_batch_tokens=max_batch_tokens,
+            max_batch_requests=max_batch_requests,
+            max_model_len=max_model_len,
+            eos_token_ids=(EOS,),
+        )
+        self.token = token
+        self.stories: dict[str, Story] = {}
+        self.num_steps = 0
+        self.num_preempted = 0
+        self._computed: dict[str, int] = {}
+
+    def submit(self, request: Submit) -> None:
+        """Hand in a request."""
+        self.stories[request.request_id] = Story(request, self.num_steps)
+        refused = self.scheduler.submit(request)
+        if refused is not None:
+            self.tell([refused])
+
+    def cancel(self, request_id: str) -> None:
+        """Cancel a request."""
+        event = self.scheduler.cancel(request_id)
+        assert (event is None) == self.stories[request_id].ended
+        if event is not None:
+            self.stories[request_id].cancelled = True
+            self.tell([event])
+
+    def step(self, on_device: Collection[AdapterKey] = (), held: Collection[AdapterKey] = ()) -> StepPlan:
+        """Plan, check and commit one step."""
+        plan = self.scheduler.plan(on_device, held)
+        self.blocks.check()
+        self._check(plan, on_device, held)
+        self.num_steps += 1
+        self.num_preempted += len(plan.preempted)
+        sampled = {
+            item.request_id: Sampled(self.token(item.request_id, item.start + len(item.token_ids)))
+            for item in plan.items
+            if item.sample is not None
+        }
+        self.tell(self.scheduler.commit(plan, StepResult(sampled)))
+        self.blocks.check()
+        return plan
+
+    def tell(self, events: Collection[TokenEvent]) -> None:
+        """Take events in."""
+        for event in events:
+            story = self.stories[event.request_id]
+            assert not story.ended, "an event after the terminal one"
+            story.events.append(event)
+            story.times.append(self.num_steps)
+
+    def _check(self, plan: StepPlan, on_device: Collection[AdapterKey], held: Collection[AdapterKey]) -> None:
+        assert plan.num_tokens <= self.budget
+        assert self.scheduler.num_running <= self.max_batch_requests
+        assert len({item.request_id for item in plan.items}) == len(plan.items)
+        for request_id in plan.preempted:
+            self._computed.pop(request_id, None)
+        fresh: set[int] = set()
+        for item in plan.items:
+            end = item.start + len(item.token_ids)
+            before = self._computed.get(item.request_id)
+            assert item.token_ids
+            assert before is None or item.start == before, "a token was computed twice or left out"
+            assert item.adapter is None or item.adapter in on_device
+            assert before is not None or item.adapter not in held
+            assert (len(item.blocks) - 1) * BLOCK_TOKENS < end <= len(item.blocks) * BLOCK_TOKENS
+            story = self.stories[item.request_id]
+            known = [*story.request.prompt_token_ids, *(one for event in story.events for one in event.token_ids)]
+            assert item.token_ids == tuple(known[item.start : end])
+            assert (item.sample is not None) == (end == len(known))
+            written = set(item.blocks[item.start // BLOCK_TOKENS :])
+            assert not written & fresh, "two sequences write to one block"
+            fresh |= written
+            self._computed[item.request_id] = end
+
+
+def request(
+    request_id: str,
+    adapter: AdapterKey | None = None,
+    *,
+    num_prompt: int = 3,
+    max_tokens: int = 4,
+    seed: int | None = None,
+) -> Submit:
+    """A request with a prompt of its own, or one that all of a seed share."""
+    draw = random.Random(request_id if seed is None else seed)
+    prompt = tuple(draw.randrange(2, 50) for _ in range(num_prompt))
+    return Submit(request_id, prompt, adapter, SamplingParams(max_tokens=max_tokens, temperature=0))
