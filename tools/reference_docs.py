@@ -1,9 +1,11 @@
-"""Writes the generated tables of the pod's reference pages: `python tools/reference_docs.py`; a test keeps them true."""
+"""Writes the generated tables of the reference pages of pod and gateway: `python tools/reference_docs.py`; a test keeps them true."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lorafleet_gateway import config as gateway_config
+from lorafleet_gateway import metrics as gateway_metrics
 from lorafleet_inference import metrics, options
 from lorafleet_inference.server import fields, requests
 
@@ -48,6 +50,8 @@ def refused_table() -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "metrics.md": {"metrics": metrics_table},
     "cli.md": {"options": options.describe},
+    "gateway-metrics.md": {"gateway-metrics": gateway_metrics.describe},
+    "../../gateway/README.md": {"options": gateway_config.describe},
     "api.md": {"honoured": honoured_table, "passed": passed_table, "refused": refused_table},
 }
 

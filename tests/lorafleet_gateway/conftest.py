@@ -8,6 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from support.kube_api import KubeDouble, kube_double
+from support.upstream_pods import REVISION, PodDouble, pod_double
+
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 from lorafleet_gateway.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
@@ -16,8 +19,6 @@ from lorafleet_gateway.pods import Fleet
 from lorafleet_gateway.server import FrontDoor, bind, open_port
 from lorafleet_gateway.state import State
 from lorafleet_gateway.upstream import Upstream
-from support.kube_api import KubeDouble, kube_double
-from support.upstream_pods import REVISION, PodDouble, pod_double
 
 NAMESPACE = "team"
 BASE = "numerals"
@@ -101,7 +102,9 @@ class World:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.client = await self.stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
         if waits:
-            await eventually("the gateway is ready", lambda: self.cluster is not None and not self.cluster.unready_reason())
+            await eventually(
+                "the gateway is ready", lambda: self.cluster is not None and not self.cluster.unready_reason()
+            )
         return self.client
 
     async def ask(self, model: str = "french", **request: Any) -> httpx.Response:

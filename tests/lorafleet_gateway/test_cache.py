@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lorafleet_gateway.cache import Cache
 
 
@@ -37,14 +38,17 @@ class Mirror:
             self.views[new.uid] = new
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "delete", "watch", "list", "look"])), max_size=40))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "delete", "watch", "list", "look"])), max_size=40
+    )
+)
 def test_it_ends_as_the_collection_is(steps: list[tuple[str, str]]) -> None:
     """History is written on one side; watch, lists and look-ups read it at any point on the other."""
     truth: dict[str, int] = {}
     log: list[tuple[str, dict[str, Any]]] = []
-    position, version, mirror = 0, 0, Mirror()
-    for uid, step in [*steps, ("a", "watch")]:
-        version += 1
+    position, mirror = 0, Mirror()
+    for version, (uid, step) in enumerate([*steps, ("a", "watch")], start=1):
         if step == "put":
             truth[uid] = version
             log.append(("put", body(uid, version)))

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from aiohttp import web
-from lorafleet_gateway.retry import MAX_BROKEN
 from support.upstream_pods import REVISION, PodDouble, breaking, refusing, streaming
+
+from lorafleet_gateway.retry import MAX_BROKEN
 
 from .conftest import World, eventually
 

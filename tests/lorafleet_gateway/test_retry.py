@@ -1,12 +1,13 @@
 """Which requests are offered again, and what the client is told if not."""
 
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway.errors import AdapterLoading, NoReadyPod, PodLost, PodSilent
 from lorafleet_gateway.outcomes import REFUSALS, Broken, NotTaken, Refusal, Silent, Unreachable
 from lorafleet_gateway.retry import Offers
 from lorafleet_gateway.routing import Why
-from multidict import CIMultiDict, CIMultiDictProxy
 
 
 def refusal(code: ErrorCode) -> Refusal:

@@ -4,6 +4,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lorafleet_contract.admin import Tier
 from lorafleet_gateway.routing import SPILL_FACTOR, SPILL_FLOOR, Candidate, Decision, Why, decide
 
@@ -21,7 +22,9 @@ names = st.sampled_from(["french", "german", "roman"])
 CLASSES = {Tier.DEVICE: 0, Tier.HOST: 1, Tier.DISK: 2, Tier.SOURCE: 3, None: 3}
 
 
-def pod(uid: str, tier: Tier | None = None, outstanding: int = 0, *, ready: bool = True, reachable: bool = True) -> Candidate:
+def pod(
+    uid: str, tier: Tier | None = None, outstanding: int = 0, *, ready: bool = True, reachable: bool = True
+) -> Candidate:
     return Candidate(uid, ready, reachable, tier, outstanding)
 
 
@@ -46,7 +49,9 @@ def test_silent_pods_are_the_last_resort(name: str, pool: list[Candidate], is_ad
 
 
 @given(names, pools, st.booleans(), st.booleans(), st.randoms())
-def test_order_does_not_matter(name: str, pool: list[Candidate], is_adapter: bool, on_demand: bool, random: object) -> None:
+def test_order_does_not_matter(
+    name: str, pool: list[Candidate], is_adapter: bool, on_demand: bool, random: object
+) -> None:
     shuffled = list(pool)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     first, second = (decide(name, p, is_adapter=is_adapter, loads_on_demand=on_demand) for p in (pool, shuffled))

@@ -57,7 +57,9 @@ class KubeDouble:
         old = self.objects.get(key)
         self.version += 1
         number = next(self._uids) if old is None else 0
-        metadata = dict(old["metadata"]) if old else {"name": name, "namespace": namespace, "uid": f"uid-{name}-{number}"}
+        metadata = (
+            dict(old["metadata"]) if old else {"name": name, "namespace": namespace, "uid": f"uid-{name}-{number}"}
+        )
         metadata.setdefault("creationTimestamp", (BORN + timedelta(seconds=number)).isoformat().replace("+00:00", "Z"))
         metadata["resourceVersion"] = str(self.version)
         metadata |= body.pop("metadata", {})

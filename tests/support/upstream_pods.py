@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,10 +79,8 @@ class PodDouble:
         if not self.publishes:
             return web.Response(status=500)
         if "after" in request.query and int(request.query["after"]) >= self.generation:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), float(request.query["wait_seconds"]))
-            except TimeoutError:
-                pass
         return web.json_response(self.document())
 
     async def generate(self, request: web.Request) -> web.StreamResponse:

@@ -1,6 +1,7 @@
 """The cluster as the gateway follows it: reflectors fill the directory, the directory tells the fleet which pods there are."""
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from lorafleet_gateway.views import BaseKey
 
 RESOURCES: Final = f"{GROUP}/{VERSION}"
 SLICES: Final = "endpointslices"
+_LEGAL_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+"""Of served names; no other can be found."""
 LOOKUP_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
 
@@ -85,6 +88,8 @@ class Cluster:
         try:
             return self.directory.target(name)
         except (ModelNotFound, AdapterFailed, AdapterLoading):
+            if not _LEGAL_NAME.fullmatch(name):
+                raise
             answered = await self.lookups.look_up(name)
         try:
             return self.directory.target(name)

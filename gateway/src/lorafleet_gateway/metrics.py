@@ -168,3 +168,12 @@ class ClusterCollector(Collector):
     def describe(self) -> Iterator[Metric]:
         """Yield nothing: registering must not need a cluster."""
         return iter(())
+
+
+def describe() -> str:
+    """Return the table of all metrics in Markdown, for docs/reference/gateway-metrics.md."""
+    lines = ["| name | type | labels | meaning |", "|---|---|---|---|"]
+    for line in TABLE:
+        labels = ", ".join(f"`{label}`" for label in line.labels)
+        lines.append(f"| `{line.name}` | {line.kind} | {labels} | {line.meaning} |")
+    return "\n".join(lines) + "\n"

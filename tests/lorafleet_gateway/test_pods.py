@@ -1,0 +1,146 @@
+"""What pods publish decides where requests go."""
+
+from support.upstream_pods import PodDouble, streaming
+
+from lorafleet_gateway.pods import PAUSE_SECONDS
+
+from .conftest import World, eventually
+
+
+async def three_pods(world: World) -> list[PodDouble]:
+    pods = [await world.pod(f"pod-{number}") for number in range(3)]
+    world.endpoints(*pods)
+    await world.open()
+    return pods
+
+
+def tier_of(world: World, pod: PodDouble, name: str = "french") -> str | None:
+    assert world.cluster is not None
+    found = next(p for p in world.cluster.fleet.all() if p.endpoint.uid == pod.uid)
+    return next((tier for (adapter, _), tier in found.tiers.items() if adapter == name), None)
+
+
+def said_ready(world: World, pod: PodDouble) -> bool:
+    assert world.cluster is not None
+    return next(p for p in world.cluster.fleet.all() if p.endpoint.uid == pod.uid).is_ready
+
+
+async def test_requests_follow_the_adapter(world: World) -> None:
+    for pod in await three_pods(world):
+        for other in world.pods:
+            other.tiers.clear()
+            other.hold("french", "Disk")
+        pod.hold("french", "Device")
+        await eventually(
+            "told", lambda pod=pod: all(tier_of(world, p) == ("Device" if p is pod else "Disk") for p in world.pods)
+        )
+        assert (await world.ask()).json() == {"pod": pod.name}
+
+
+async def test_host_memory_comes_before_disk(world: World) -> None:
+    pods = await three_pods(world)
+    for pod, tier in zip(pods, ("Disk", "Host", "Disk"), strict=True):
+        pod.hold("french", tier)
+    await eventually("told", lambda: all(tier_of(world, pod) is not None for pod in pods))
+    assert (await world.ask()).json() == {"pod": "pod-1"}
+
+
+async def test_an_adapter_that_is_nowhere_goes_to_one_pod_always(world: World) -> None:
+    await three_pods(world)
+    answers = {(await world.ask()).json()["pod"] for _ in range(6)}
+    assert len(answers) == 1
+
+
+async def test_a_pod_that_says_it_is_not_ready_gets_nothing(world: World) -> None:
+    pods = await three_pods(world)
+    for pod in pods[:2]:
+        pod.hold("french")
+    pods[0].draining = True
+    pods[0].changed()
+    pods[1].ready = False
+    pods[1].changed()
+    await eventually("told", lambda: not said_ready(world, pods[0]) and not said_ready(world, pods[1]))
+    assert (await world.ask()).json() == {"pod": "pod-2"}
+    pods[1].ready = True
+    pods[1].changed()
+    await eventually("told", lambda: said_ready(world, pods[1]))
+    assert (await world.ask()).json() == {"pod": "pod-1"}
+
+
+async def test_a_pod_that_does_not_say_what_it_holds_is_the_last_resort(world: World) -> None:
+    first, second = await world.pod("first"), await world.pod("second")
+    first.publishes = second.publishes = False
+    first.hold("french")
+    world.endpoints(first, second)
+    await world.open()
+    assert (await world.ask()).status_code == 200
+    second.publishes = True
+    await eventually("the second speaks", lambda: world.num_reachable() == 1)
+    assert (await world.ask()).json() == {"pod": "second"}
+    first.publishes = True
+    await eventually("the first speaks", lambda: world.num_reachable() == 2)
+    assert (await world.ask()).json() == {"pod": "first"}
+
+
+async def test_requests_of_others_count(world: World) -> None:
+    first, second = await world.pod("first"), await world.pod("second")
+    for pod in (first, second):
+        pod.hold("french")
+    first.num_running, first.num_waiting = 3, 2
+    world.endpoints(first, second)
+    await world.open()
+    assert {(await world.ask()).json()["pod"] for _ in range(4)} == {"second"}
+
+
+async def test_requests_of_this_gateway_count_while_they_run(world: World) -> None:
+    pods = await three_pods(world)
+    for pod in pods:
+        pod.hold("french")
+    await eventually("told", lambda: all(tier_of(world, pod) for pod in pods))
+    import asyncio
+
+    go_on = asyncio.Event()
+    for pod in pods:
+        pod.reply = streaming("data: 1\n\n", pause=go_on)
+    running = []
+    for number in range(6):
+        running.append(asyncio.create_task(world.ask()))
+        await eventually("it runs", lambda number=number: sum(len(pod.received) for pod in pods) == number + 1)
+    assert [len(pod.received) for pod in pods] == [2, 2, 2]
+    go_on.set()
+    await asyncio.gather(*running)
+
+
+async def test_a_restarted_container_is_heard_anew(world: World) -> None:
+    """Same pod, new boot, the same generation: what was known of the old boot is void."""
+    first, second = await world.pod("first"), await world.pod("second")
+    first.hold("french")
+    world.endpoints(first, second)
+    await world.open()
+    assert (await world.ask()).json() == {"pod": "first"}
+    first.boot = "boot-2"
+    first.tiers.clear()
+    second.hold("french")
+    await eventually("heard", lambda: tier_of(world, first) is None and tier_of(world, second) == "Device")
+    assert (await world.ask()).json() == {"pod": "second"}
+
+
+async def test_pods_come_and_go(world: World) -> None:
+    pods = await three_pods(world)
+    for pod in pods[1:]:
+        world.kube.delete("endpointslices", "team", f"numerals-pods-{pod.name}")
+    assert world.cluster is not None
+    await eventually("two are gone", lambda: len(world.cluster.fleet.all()) == 1)  # type: ignore[union-attr]
+    assert (await world.ask("numerals")).json() == {"pod": "pod-0"}
+    asked = pods[1].num_polls
+    await eventually("the one that is left is asked", lambda polls=pods[0].num_polls: pods[0].num_polls > polls + 1)
+    assert pods[1].num_polls == asked
+
+
+async def test_polls_are_long(world: World) -> None:
+    pods = await three_pods(world)
+    before = pods[0].num_polls
+    pods[1].changed()
+    await eventually("two rounds", lambda polls=pods[1].num_polls: pods[1].num_polls >= polls + 2)
+    assert pods[0].num_polls - before <= 2
+    assert PAUSE_SECONDS < 1
