@@ -1,0 +1,117 @@
+"""What an API server says of the charts, and what they made when the demo installed them."""
+
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from support.charts import CHART, Helm, Json, merged, nested
+from support.fleet import NAMESPACE, SYSTEM, Fleet
+from support.waiting import wait_for
+
+pytestmark = pytest.mark.cluster
+
+EVERYTHING: Json = merged(
+    nested("operator", {"replicas": 2, "priorityClassName": "system-cluster-critical", "nodeSelector": {"a": "b"}}),
+    nested(
+        "operator", {"tolerations": [{"key": "a", "operator": "Exists"}], "extraEnv": [{"name": "A", "value": "b"}]}
+    ),
+    nested("gateway", {"autoscaling": {"enabled": True}, "extraVolumes": [{"name": "a", "emptyDir": {}}]}),
+    nested("gateway", {"extraVolumeMounts": [{"name": "a", "mountPath": "/a"}], "service": {"type": "NodePort"}}),
+    nested("networkPolicy", {"enabled": True, "engineNamespaces": [NAMESPACE], "engineFrom": [{"podSelector": {}}]}),
+    nested("monitoring.dashboard.enabled", True),
+)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, EVERYTHING, {**EVERYTHING, "watchNamespaces": [NAMESPACE]}], ids=["plain", "everything", "watched"]
+)
+def test_api_server_takes_what_is_rendered(helm: Helm, fleet: Fleet, values: Json) -> None:
+    """Every field known, every object legal. Kinds of the Prometheus operator are not there to ask; the test's pod needs its account."""
+    objects = [item for item in helm.render(values, release="second").objects if item["kind"] != "Pod"]
+    assert len(objects) > 13
+    fleet.kube.kubectl(
+        "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(objects)
+    )
+
+
+@pytest.fixture(scope="module")
+def restricted(fleet: Fleet) -> Iterator[str]:
+    """A namespace that admits restricted pods only."""
+    name = "restricted"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    fleet.kube.apply(
+        yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    )
+    yield name
+    fleet.kube.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+def test_pods_are_admitted_where_only_restricted_ones_are(
+    helm: Helm, fleet: Fleet, restricted: str, component: str
+) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": component, "namespace": restricted}}
+    spec = {**helm.render().pod(component), "serviceAccountName": "default"}
+    ask = ("create", "--dry-run=server", "-o", "name", "-f", "-")
+    assert fleet.kube.kubectl(*ask, stdin=yaml.safe_dump({**pod, "spec": spec})) == f"pod/{component}\n"
+    worse = {**spec, "securityContext": {}}
+    assert fleet.kube.kubectl(*ask, stdin=yaml.safe_dump({**pod, "spec": worse}), check=False) == "", (
+        "the namespace enforces nothing"
+    )
+
+
+@pytest.mark.parametrize(("role", "may_create"), [("view", False), ("edit", True)])
+def test_users_of_the_cluster_roles_have_our_kinds(fleet: Fleet, role: str, may_create: bool) -> None:
+    user = f"chart-{role}"
+    fleet.kube.kubectl("create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", "-n", NAMESPACE)
+
+    def may(verb: str) -> bool:
+        question = ("auth", "can-i", verb, "loraadapters.lorafleet.io", f"--as={user}", "-n", NAMESPACE)
+        return fleet.kube.kubectl(*question, check=False).strip() == "yes"
+
+    wait_for(f"{role} may get", lambda: may("get"))
+    assert may("create") == may_create
+    fleet.kube.kubectl("delete", "rolebinding", user, "-n", NAMESPACE)
+
+
+def test_operator_may_do_what_it_must_and_no_more(fleet: Fleet) -> None:
+    account = f"system:serviceaccount:{SYSTEM}:lorafleet-operator"
+
+    def may(verb: str, what: str, namespace: str) -> bool:
+        return (
+            fleet.kube.kubectl("auth", "can-i", verb, what, f"--as={account}", "-n", namespace, check=False).strip()
+            == "yes"
+        )
+
+    assert may("patch", "deployments.apps", NAMESPACE)
+    assert may("get", "secrets/lorafleet-operator-key", SYSTEM)
+    assert not may("get", "secrets", NAMESPACE)
+    assert not may("list", "secrets", SYSTEM)
+    assert not may("delete", "pods", NAMESPACE)
+    assert not may("patch", "basemodeldeployments.lorafleet.io", NAMESPACE)
+
+
+def test_helm_test_passes(fleet: Fleet) -> None:
+    printed = fleet.kube.helm("test", "lorafleet", "-n", SYSTEM, "--logs")
+    assert "Succeeded" in printed
+    assert "/v1/models answers; models: " in printed
+    fleet.kube.kubectl("delete", "pod", "lorafleet-test", "-n", SYSTEM)
+
+
+def test_upgrade_with_the_same_values_changes_no_pod(fleet: Fleet) -> None:
+    def pods() -> set[str]:
+        return {
+            pod["metadata"]["uid"]
+            for pod in fleet.kube.get("pods", "-n", SYSTEM, "-l", "app.kubernetes.io/part-of=lorafleet")["items"]
+        }
+
+    before = pods()
+    fleet.kube.helm("upgrade", "lorafleet", str(CHART), "-n", SYSTEM, "--reuse-values", "--wait", "--timeout", "60s")
+    assert pods() == before
+
+
+def test_definitions_are_kept_by_helm(fleet: Fleet) -> None:
+    for name in ("basemodeldeployments", "loraadapters"):
+        crd = fleet.kube.get("crd", f"{name}.lorafleet.io")
+        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+        assert crd["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
