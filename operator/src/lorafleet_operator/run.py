@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
+from lorafleet_contract.names import ADMIN_PORT
 from lorafleet_operator import metrics
 from lorafleet_operator.admin_client import AdminClient
 from lorafleet_operator.children import Children
@@ -29,7 +30,9 @@ from lorafleet_operator.watch import PodWatches
 from lorafleet_operator.workers import work
 
 logger = logging.getLogger(__name__)
-EVENT_DELAY_SECONDS = 0.03
+T = TypeVar("T")
+Watching = Callable[[EventSink], Coroutine[Any, Any, None]]
+EVENT_DELAY_SECONDS: Final = 0.03
 """Events that come together make one pass."""
 
 
@@ -46,7 +49,7 @@ async def run(config: OperatorConfig) -> None:
     api = await connect()
     lease = Lease(api, namespace=config.namespace, name=config.lease, pod_name=config.pod_name)
     try:
-        await _until(stop, _lead(config, api, lease, health, stop))
+        await _until(stop, _wait_and_lead(config, api, lease, health, stop))
     finally:
         await lease.release()
         metrics.LEADER.set(0)
@@ -73,34 +76,40 @@ async def _until(stop: asyncio.Event, main: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-async def _lead(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, stop: asyncio.Event) -> None:
+async def _wait_and_lead(
+    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, stop: asyncio.Event
+) -> None:
+    """Wait for the Lease, then lead with kopf's watches."""
     await lease.acquire()
     metrics.LEADER.set(1)
-    renewing = asyncio.create_task(lease.hold())
-    try:
-        leading = asyncio.create_task(_converge(config, api, lease, health, stop))
-        try:
-            await asyncio.wait((renewing, leading), return_when=asyncio.FIRST_COMPLETED)
-            for task in (renewing, leading):
-                if task.done():
-                    task.result()
-        finally:
-            leading.cancel()
-            await asyncio.gather(leading, return_exceptions=True)
-    finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)
+
+    def watching(sink: EventSink) -> Coroutine[Any, Any, None]:
+        return watch(config, sink, api.configuration, lease.identity, heed_signals=lambda: _heed_signals(stop))
+
+    await lead(config, api, lease, health, watching)
 
 
-async def _converge(config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, stop: asyncio.Event) -> None:
-    store: Store = Store()
-    queue: WorkQueue[BaseKey] = WorkQueue()
+async def lead(
+    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, watching: Watching, *, port: int = ADMIN_PORT
+) -> None:
+    """Make the cluster what its resources say as long as the Lease is held; `watching` tells what happens between lists.
+
+    Raises:
+        OperatorError: something essential ended.
+    """
+    await _all_or_none(lease.hold(), _converge(config, api, lease, health, watching, port=port))
+
+
+async def _converge(
+    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, watching: Watching, *, port: int
+) -> None:
+    store, queue = Store(), WorkQueue[BaseKey]()
 
     def wake(key: BaseKey, delay_seconds: float = EVENT_DELAY_SECONDS) -> None:
         queue.add_after(key, delay_seconds)
 
     key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
-    client = AdminClient()
+    client = AdminClient(port=port)
     resolver, watches = Resolver(client, wake), PodWatches(client, wake)
     children = Children(api, engine_image=config.engine_image, key=key)
     reconciler = Reconciler(
@@ -117,14 +126,13 @@ async def _converge(config: OperatorConfig, api: KubeApi, lease: Lease, health: 
     resync = Resync(api, config, store=store, children=children, reconciler=reconciler, wake=wake)
     health.resync = resync
     try:
-        await _patiently(resync.once)
+        try:
+            await _patiently(resync.once)
+        except KubeNotFound as error:
+            raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
         logger.info("everything is listed; converging")
-        sink = EventSink(store, wake)
-        await _all_or_none(
-            watch(config, sink, api.configuration, lease.identity, heed_signals=lambda: _heed_signals(stop)),
-            resync.for_ever(),
-            *(work(queue, reconciler) for _ in range(config.workers)),
-        )
+        workers = (work(queue, reconciler) for _ in range(config.workers))
+        await _all_or_none(watching(EventSink(store, wake)), resync.for_ever(), *workers)
     finally:
         health.resync = None
         queue.close()
@@ -133,18 +141,15 @@ async def _converge(config: OperatorConfig, api: KubeApi, lease: Lease, health: 
         await client.close()
 
 
-async def _patiently(call: Any) -> Any:
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat a call while the API server is away.
 
     Raises:
-        WatchEnded: a custom resource definition is missing.
         KubeError: refused for good.
     """
     while True:
         try:
             return await call()
-        except KubeNotFound as error:
-            raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
         except KubeError as error:
             if not error.retryable:
                 raise

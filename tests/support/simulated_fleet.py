@@ -1,0 +1,277 @@
+"""A cluster without Kubernetes: an API server and pods in memory, all over HTTP, and the real operator between them.
+
+Only the watch is replaced: kopf and its traps are for tests on a real cluster.
+"""
+
+import asyncio
+import contextlib
+import copy
+import itertools
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from kubernetes.aio.client import ApiClient, Configuration
+from support.fake_kube import FakeKube
+from support.fake_pod import FakePod, Library
+
+from lorafleet_contract.names import LABEL_BASE
+from lorafleet_operator.config import OperatorConfig
+from lorafleet_operator.handlers import EventSink
+from lorafleet_operator.health import Health
+from lorafleet_operator.keys import admin_key
+from lorafleet_operator.kube import KubeApi
+from lorafleet_operator.lease import Lease
+from lorafleet_operator.objects import admin_token
+from lorafleet_operator.run import lead
+from lorafleet_operator.store import Kind
+
+Json = dict[str, Any]
+NAMESPACE = "team"
+SYSTEM = "system"
+BASE = "base"
+ADMIN_PORT = 18001
+CONFIG = OperatorConfig(engine_image="engine:1", namespace=SYSTEM, pod_name="operator-0", resync_seconds=30)
+API_VERSION = "lorafleet.io/v1alpha1"
+_addresses = itertools.count(1)
+"""Each pod of a test run has an address of its own on the loopback."""
+
+
+class Fleet:
+    """One base model in one namespace, its pods, and whoever operates it."""
+
+    def __init__(self, kube: FakeKube) -> None:
+        self.kube = kube
+        self.library = Library()
+        self.pods: dict[str, FakePod] = {}
+        """By name of the pod."""
+        self.operators: list[asyncio.Task[None]] = []
+        self.lease: Lease | None = None
+        self.health = Health()
+        self._drops_events = False
+
+    def base(self, name: str = BASE, namespace: str = NAMESPACE, **spec: Any) -> None:
+        """Apply a BaseModelDeployment."""
+        sources = [
+            {"name": "models", "volume": {"claimName": "models"}},
+            {"name": "hub", "huggingFace": {"repos": ["acme/*"]}},
+        ]
+        full = {"model": {"volume": {"claimName": "models"}}, "adapterSources": sources, "replicas": 1, **spec}
+        metadata = {"name": name, "namespace": namespace}
+        self.kube.put(
+            Kind.BASE, {"apiVersion": API_VERSION, "kind": "BaseModelDeployment", "metadata": metadata, "spec": full}
+        )
+
+    def adapter(
+        self,
+        name: str,
+        path: str | None = None,
+        *,
+        namespace: str = NAMESPACE,
+        base: Json | None = None,
+        created: str | None = None,
+        **spec: Any,
+    ) -> None:
+        """Apply a LoraAdapter."""
+        full = {"baseModelRef": base or {"name": BASE}, "source": {"name": "models", "path": path or name}, **spec}
+        metadata = {"name": name, "namespace": namespace, **({"creationTimestamp": created} if created else {})}
+        self.kube.put(
+            Kind.ADAPTER, {"apiVersion": API_VERSION, "kind": "LoraAdapter", "metadata": metadata, "spec": full}
+        )
+
+    def delete(self, name: str, namespace: str = NAMESPACE) -> None:
+        """Delete a LoraAdapter."""
+        self.kube.delete(Kind.ADAPTER, namespace, name)
+
+    def is_gone(self, name: str) -> bool:
+        """Whether a LoraAdapter is no more."""
+        return self.kube.find(Kind.ADAPTER, NAMESPACE, name) is None
+
+    def status(self, name: str, namespace: str = NAMESPACE) -> Json:
+        """Status of a LoraAdapter."""
+        status: Json = self.kube.get(Kind.ADAPTER, namespace, name)["status"]
+        return status
+
+    def condition(self, name: str, kind: str = "Ready", namespace: str = NAMESPACE) -> tuple[str, str]:
+        """Status and reason of a condition of a LoraAdapter at its current generation; ("", "") without one."""
+        body = self.kube.get(Kind.ADAPTER, namespace, name)
+        return _condition(body, kind)
+
+    def base_condition(self, kind: str = "Ready", name: str = BASE) -> tuple[str, str]:
+        """As `condition`, of the base."""
+        return _condition(self.kube.get(Kind.BASE, NAMESPACE, name), kind)
+
+    def event_reasons(self) -> list[str]:
+        """Reasons of all Events, sorted."""
+        return sorted(b["reason"] for (kind, _, _), b in self.kube.objects.items() if kind == "events")
+
+    def event_reasons(self) -> list[str]:
+        """Reasons of all Events, sorted."""
+        return sorted(b["reason"] for (kind, _, _), b in self.kube.objects.items() if kind == "events")
+
+    def is_ready(self, *names: str) -> bool:
+        """Whether all these adapters are Ready."""
+        return all(self.condition(name)[0] == "True" for name in names)
+
+    async def pod(self, base: str = BASE, **options: Any) -> FakePod:
+        """Start a pod of a base: scheduled, running, and ready once its first catalogue has settled."""
+        uid = self.kube.get(Kind.BASE, NAMESPACE, base)["metadata"]["uid"]
+        key = await admin_key(self.api, namespace=SYSTEM, name=CONFIG.key_secret)
+        pod = FakePod(self.library, token=admin_token(key, uid), **options)
+        name, number = f"{base}-{len(self.pods)}", next(_addresses)
+        ip = f"127.83.{number // 250}.{number % 250 + 1}"
+        await pod.listen(ip, public_port=None, admin_port=ADMIN_PORT)
+        self.pods[name] = pod
+        labels = {LABEL_BASE: base, "pod-template-hash": "1"}
+        metadata = {"name": name, "namespace": NAMESPACE, "uid": str(uuid.uuid4()), "labels": labels}
+        started = {"name": "engine", "started": True, "ready": False, "state": {"running": {}}}
+        status = {
+            "podIP": ip,
+            "phase": "Running",
+            "conditions": [_pod_condition("PodScheduled", "True"), _pod_condition("Ready", "False")],
+            "containerStatuses": [started],
+        }
+        self.kube.put(Kind.POD, {"metadata": metadata, "status": status})
+        pod.on_ready = lambda: self._set_ready(name, "True")
+        self.roll_out(base)
+        return pod
+
+    def restart(self, name: str) -> None:
+        """The engine of a pod starts anew: another boot, not ready until told."""
+        self._set_ready(name, "False")
+        self.pods[name].restart()
+
+    async def kill(self, name: str) -> None:
+        """A pod is gone, from the network and from the API server."""
+        await self.pods.pop(name).close()
+        self.kube.delete(Kind.POD, NAMESPACE, name)
+        self.roll_out(BASE)
+
+    def roll_out(self, base: str) -> None:
+        """What the Deployment's controller would write."""
+        deployment = self.kube.find("deployments", NAMESPACE, base)
+        if deployment is None:
+            return
+        pods = [
+            b
+            for (kind, _, _), b in self.kube.objects.items()
+            if kind == Kind.POD and b["metadata"]["labels"][LABEL_BASE] == base
+        ]
+        ready = sum(_condition(pod, "Ready")[0] == "True" for pod in pods)
+        counts = {
+            "replicas": len(pods),
+            "updatedReplicas": len(pods),
+            "availableReplicas": ready,
+            "readyReplicas": ready,
+        }
+        self.kube.put(
+            "deployments",
+            {**deployment, "status": {"observedGeneration": deployment["metadata"]["generation"], **counts}},
+        )
+
+    def _set_ready(self, name: str, status: str) -> None:
+        body = self.kube.get(Kind.POD, NAMESPACE, name)
+        conditions = [_pod_condition("PodScheduled", "True"), _pod_condition("Ready", status)]
+        self.kube.put(Kind.POD, {**body, "status": {**body["status"], "conditions": conditions}})
+        self.roll_out(body["metadata"]["labels"][LABEL_BASE])
+
+    @property
+    def api(self) -> KubeApi:
+        """A client of the API server."""
+        return self._api
+
+    async def operate(self, config: OperatorConfig = CONFIG) -> asyncio.Task[None]:
+        """Start an operator; it leads when it has the Lease."""
+        self.lease = Lease(self._api, namespace=SYSTEM, name=config.lease, pod_name=config.pod_name)
+        await self.lease.acquire()
+        task = asyncio.create_task(lead(config, self._api, self.lease, self.health, self._watching, port=ADMIN_PORT))
+        self.operators.append(task)
+        return task
+
+    async def end(self, operator: asyncio.Task[None]) -> None:
+        """End an operator as SIGTERM does."""
+        operator.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await operator
+        self.operators.remove(operator)
+        assert self.lease is not None
+        await self.lease.release()
+
+    @contextlib.contextmanager
+    def deaf(self) -> Any:
+        """Inside, no operator hears of any event."""
+        self._drops_events = True
+        yield
+        self._drops_events = False
+
+    async def _watching(self, sink: EventSink) -> None:
+        def hear(event: str, plural: str, body: Json) -> None:
+            if not self._drops_events and plural in tuple(Kind):
+                sink.take(Kind(plural), event, body)
+
+        self.kube.on_change.append(hear)
+        for (plural, _, _), body in list(self.kube.objects.items()):
+            hear("ADDED", plural, copy.deepcopy(body))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.kube.on_change.remove(hear)
+
+    async def open(self) -> None:
+        configuration = Configuration()
+        configuration.host = self.kube.url
+        self._api = KubeApi(ApiClient(configuration))
+
+    async def close(self) -> None:
+        for operator in list(self.operators):
+            operator.cancel()
+            await asyncio.gather(operator, return_exceptions=True)
+        for pod in self.pods.values():
+            await pod.close()
+        await self._api.close()
+
+
+@contextlib.asynccontextmanager
+async def simulated_fleet() -> AsyncIterator[Fleet]:
+    """An empty cluster; nobody operates it yet. At the end no pod may have seen what should never happen."""
+    kube = FakeKube()
+    await kube.start()
+    fleet = Fleet(kube)
+    await fleet.open()
+    try:
+        yield fleet
+    finally:
+        pods = list(fleet.pods.values())
+        await fleet.close()
+        await kube.stop()
+    assert [fault for pod in pods for fault in pod.faults] == []
+
+
+async def until(what: str, look: Callable[[], Any], *, seconds: float = 10) -> Any:
+    """Return the first truthy value of `look`.
+
+    Raises:
+        AssertionError: there was none in time.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not (value := look()):
+        assert asyncio.get_running_loop().time() < deadline, f"{what}: not after {seconds} s; last seen: {value!r}"
+        await asyncio.sleep(0.01)
+    return value
+
+
+def _condition(body: Json, kind: str) -> tuple[str, str]:
+    status = body.get("status", {})
+    found = next((c for c in status.get("conditions", []) if c["type"] == kind), None)
+    if (
+        found is None
+        or found.get("observedGeneration", body["metadata"]["generation"]) != body["metadata"]["generation"]
+    ):
+        return "", ""
+    return found["status"], found.get("reason", "")
+
+
+def _pod_condition(kind: str, status: str, *, age: timedelta = timedelta()) -> Json:
+    since = (datetime.now(UTC) - age).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": kind, "status": status, "lastTransitionTime": since}
