@@ -115,3 +115,11 @@ def test_definitions_are_kept_by_helm(fleet: Fleet) -> None:
         crd = fleet.kube.get("crd", f"{name}.lorafleet.io")
         assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
         assert crd["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+
+
+def test_notes_lead_on(fleet: Fleet) -> None:
+    """What helm printed at the end names objects that are there."""
+    notes = fleet.kube.helm("get", "notes", "lorafleet", "-n", SYSTEM)
+    assert f"http://lorafleet-gateway.{SYSTEM}.svc/v1" in notes
+    assert "rollout status deployment/lorafleet-operator" in notes
+    assert "were not found" not in notes  # the definitions are there
