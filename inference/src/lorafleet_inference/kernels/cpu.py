@@ -1,0 +1,174 @@
+"""The compiled kernels of the CPU, and how they are called.
+
+Compiling needs some seconds and a folder to keep the result in; loading it again about one. Where Numba cannot compile,
+`load_kernels` says so once and returns None, and plain torch computes everything.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels.team import Run, team
+
+logger = logging.getLogger(__name__)
+Int64s = np.ndarray[Any, np.dtype[np.int64]]
+TASKS_PER_THREAD = 4
+"""So many, at least, that no thread waits long for the last one."""
+NO_WINDOW = 1 << 62
+
+
+def load_kernels(cache_dir: Path | None) -> "CpuKernels | None":
+    """Load the kernels, compiling what is not in the cache. None for the folder: where Numba keeps things itself."""
+    began = time.monotonic()
+    try:
+        import numba  # noqa: PLC0415  half a second, and only the engine on a CPU needs it
+
+        if cache_dir is not None:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            numba.config.CACHE_DIR = str(cache_dir)
+        from lorafleet_inference.kernels import lora_rows, paged_decode  # noqa: PLC0415  compiles
+
+        kernels = CpuKernels(
+            run=team(),
+            decode={
+                torch.float32: paged_decode.decode_float32.address,
+                torch.bfloat16: paged_decode.decode_bfloat16.address,
+            },
+            lora_rows={torch.float32: lora_rows.lora_rows_float32.address},
+        )
+    except Exception as error:  # noqa: BLE001  whatever hinders it, the model can be served without
+        logger.warning("no CPU kernels, plain torch computes instead: %s: %s", type(error).__name__, error)
+        return None
+    logger.info("CPU kernels ready in %.1f s", time.monotonic() - began)
+    return kernels
+
+
+@dataclass(frozen=True, slots=True)
+class CpuKernels:
+    """Addresses of the compiled functions, by the dtype of what they read, and the threads that run them."""
+
+    run: Run
+    decode: dict[torch.dtype, int]
+    lora_rows: dict[torch.dtype, int]
+
+
+class PagedDecode:
+    """One token each of some sequences, prepared once for all layers of a step.
+
+    `rows[i]`: the row of sequence i's token; `starts[i]`: its position, the last that it sees; `blocks[i]`: its pages.
+    """
+
+    def __init__(
+        self, kernels: CpuKernels, rows: Sequence[int], starts: Sequence[int], blocks: Sequence[Sequence[int]]
+    ) -> None:
+        self._kernels = kernels
+        self._rows = np.array(rows, dtype=np.int64)
+        self._lasts = np.array(starts, dtype=np.int64)
+        self._tables = np.zeros((len(blocks), max(map(len, blocks))), dtype=np.int64)
+        for at, some in enumerate(blocks):
+            self._tables[at, : len(some)] = some
+        self._scratch = torch.empty(0)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+        key_bias: torch.Tensor | None = None,
+    ) -> None:
+        """Fill the sequences' rows of out.
+
+        query [H, T, D]; keys [num_blocks, G, KV_BLOCK_TOKENS, D], values [num_blocks, G, KV_BLOCK_TOKENS, E]; out [T, H, E]
+        float32, contiguous; sinks [H]; key_bias [H, positions]: added to the scaled scores of the key at each position.
+        """
+        from lorafleet_inference.kernels.paged_decode import scratch_floats  # noqa: PLC0415  there since load_kernels
+
+        heads, tokens, key_width = query.shape
+        groups, value_width = values.shape[1], values.shape[3]
+        num_sequences, table_width = self._tables.shape
+        threads = torch.get_num_threads()
+        num_spans = min(groups, -(-TASKS_PER_THREAD * threads // num_sequences))
+        span_groups = -(-groups // num_spans)
+        num_spans = -(-groups // span_groups)
+        floats = scratch_floats(span_groups * heads // groups, table_width, key_width, value_width)
+        if self._scratch.numel() < floats * threads:
+            self._scratch = torch.empty(floats * threads)
+        query = query.float().contiguous()
+        sinks = None if sinks is None else sinks.float().contiguous()
+        key_bias = None if key_bias is None else key_bias.float().contiguous()
+        factors = np.array([scale, softcap or 0.0], dtype=np.float32)
+        shared = np.zeros(2, dtype=np.int64)
+        assert all(one.is_contiguous() for one in (keys, values, out))
+        assert out.dtype == torch.float32
+        numbers = np.array(
+            [
+                shared.ctypes.data, shared.ctypes.data + 8, heads, tokens, key_width, value_width, groups, num_sequences,
+                table_width, NO_WINDOW if window is None else window, num_spans, span_groups, query.data_ptr(),
+                keys.data_ptr(), values.data_ptr(), out.data_ptr(), self._tables.ctypes.data, self._rows.ctypes.data,
+                self._lasts.ctypes.data, factors.ctypes.data, 0 if sinks is None else sinks.data_ptr(),
+                0 if key_bias is None else key_bias.data_ptr(), 0 if key_bias is None else key_bias.shape[1],
+                self._scratch.data_ptr(), floats,
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        self._kernels.run(self._kernels.decode[keys.dtype], numbers)
+
+
+class LoraRows:
+    """Tokens of a step whose deltas are added one by one, prepared once for all modules.
+
+    `token_rows[i]` is a row of x and y, `token_adapters[i]` an index into `pool_rows` and `ranks`; `pool_rows[a]` are the
+    rows of the pool that hold adapter a; `ranks[a][m]` is its rank at module m.
+    """
+
+    def __init__(
+        self,
+        kernels: CpuKernels,
+        token_rows: Sequence[int],
+        token_adapters: Sequence[int],
+        pool_rows: Sequence[Sequence[int]],
+        ranks: Sequence[Sequence[int]],
+    ) -> None:
+        self._kernels = kernels
+        self._token_rows = np.array(token_rows, dtype=np.int64)
+        self._token_adapters = np.array(token_adapters, dtype=np.int64)
+        self._pool_rows = np.zeros((len(pool_rows), max(map(len, pool_rows))), dtype=np.int64)
+        for at, some in enumerate(pool_rows):
+            self._pool_rows[at, : len(some)] = some
+        self._ranks = np.ascontiguousarray(np.array(ranks, dtype=np.int64).T)
+        self._touched = {module for module, some in enumerate(self._ranks) if some.any()}
+
+    def add(self, module: int, pool: torch.Tensor, column: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to y [T, out] the deltas for x [T, in]; the module's A begins at this column of the pool, B follows it."""
+        if module not in self._touched:
+            return
+        x = x.contiguous()
+        assert all(one.is_contiguous() for one in (pool, y))
+        task = np.zeros(1, dtype=np.int64)
+        numbers = np.array(
+            [
+                task.ctypes.data, len(self._token_rows), x.shape[1], y.shape[1], pool.data_ptr(), pool.shape[1], column,
+                x.data_ptr(), y.data_ptr(), self._token_rows.ctypes.data, self._token_adapters.ctypes.data,
+                self._ranks[module].ctypes.data, self._pool_rows.ctypes.data, self._pool_rows.shape[1],
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        self._kernels.run(self._kernels.lora_rows[pool.dtype], numbers)
+
+
+def covers(keys: torch.Tensor, kernels: CpuKernels | None) -> bool:
+    """Whether decoding over these pages is the kernels' work."""
+    return kernels is not None and keys.dtype in kernels.decode and keys.shape[2] == KV_BLOCK_TOKENS

@@ -1,0 +1,203 @@
+"""Attention of one token each of many sequences, straight over the pages that hold their keys and values.
+
+Axes: B sequences, H query heads, G key-value heads, R = H / G, D width of keys, E of values, P positions of a page,
+M pages of the longest sequence. Pages are [num_blocks, G, P, D]: those of one block lie together, so memory is read in
+its order; what the page after this one needs is fetched while this one is computed, because reading is what it costs.
+
+The work is cut into tasks, each some key-value heads of one sequence, which threads take in turn.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import cfunc, njit
+
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels.pointers import bfloat16_at, float32_at, int32_at, int64_at, load, prefetch, take_next
+
+P = KV_BLOCK_TOKENS
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums may be reordered; infinities keep their meaning."""
+F32 = np.float32
+LOWEST = F32(-3.0e38)
+
+# What a call is given, in order; from QUERY on mostly addresses, 0 where there is none.
+(TASK, THREAD, HEADS, TOKENS, KEY_WIDTH, VALUE_WIDTH, GROUPS, SEQUENCES, TABLE_WIDTH, WINDOW, SPANS, SPAN_GROUPS, QUERY,
+ KEYS, VALUES, OUT, TABLES, ROWS, LASTS, FACTORS, SINKS, KEY_BIAS, BIAS_WIDTH, SCRATCH, SCRATCH_FLOATS) = range(25)  # fmt: skip
+
+
+def scratch_floats(span_heads: int, table_width: int, key_width: int, value_width: int) -> int:
+    """Return the float32 that one thread needs: weights of its heads, a row of bits, queries, sums."""
+    return span_heads * (table_width * P + key_width + value_width) + table_width * P
+
+
+@njit(fastmath=FAST)
+def _scores(query: Any, page: Any, width: int, out: Any, next_page: int, page_bytes: int) -> None:
+    """Dot products of one query with the keys of a page: out [P]."""
+    for offset in range(0, page_bytes, 64):
+        prefetch(next_page + offset)
+    for at in range(0, P, 4):
+        a = at * width
+        b, c, d = a + width, a + 2 * width, a + 3 * width
+        s0, s1, s2, s3 = F32(0), F32(0), F32(0), F32(0)
+        for i in range(width):
+            s0 += query[i] * load(page, a + i)
+            s1 += query[i] * load(page, b + i)
+            s2 += query[i] * load(page, c + i)
+            s3 += query[i] * load(page, d + i)
+        out[at], out[at + 1], out[at + 2], out[at + 3] = s0, s1, s2, s3
+
+
+@njit(fastmath=FAST)
+def _add_values(weights: Any, page: Any, width: int, sums: Any, next_page: int, page_bytes: int) -> None:
+    """Add to sums [E] the values of a page, each times its weight."""
+    for offset in range(0, page_bytes, 64):
+        prefetch(next_page + offset)
+    for at in range(0, P, 4):
+        a = at * width
+        b, c, d = a + width, a + 2 * width, a + 3 * width
+        w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+        for i in range(width):
+            sums[i] += w0 * load(page, a + i) + w1 * load(page, b + i) + w2 * load(page, c + i) + w3 * load(page, d + i)
+
+
+@njit(fastmath=FAST)
+def _exponentials(row: Any, bits: Any, powers: Any, begin: int, end: int, top: float) -> Any:
+    """Replace row [begin, end) by exp(row - top) and return the sum; `bits` and `powers` are one scratch, by two types.
+
+    A polynomial for the fraction, bits of the exponent for the rest: a loop that the compiler turns into vectors.
+    """
+    for t in range(begin, end):
+        x = max((row[t] - top) * F32(1.4426950408889634), F32(-126.0))
+        whole = np.floor(x + F32(0.5))
+        f = x - whole
+        bits[t] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        y = F32(1.535336188319500e-4)
+        y = y * f + F32(1.339887440266574e-3)
+        y = y * f + F32(9.618437357674640e-3)
+        y = y * f + F32(5.550332471162809e-2)
+        y = y * f + F32(2.402264791363012e-1)
+        y = y * f + F32(6.931472028550421e-1)
+        row[t] = y * f + F32(1.0)
+    total = F32(0)
+    for t in range(begin, end):
+        row[t] *= powers[t]
+        total += row[t]
+    return total
+
+
+@njit(fastmath=FAST)
+def _cap(row: Any, begin: int, end: int, softcap: float) -> None:
+    for t in range(begin, end):
+        row[t] = softcap * np.tanh(row[t] / softcap)
+
+
+@njit(fastmath=FAST)
+def _weights(row: Any, bits: int, begin: int, end: int, size: int, has_sink: bool, sink: float) -> None:
+    """Softmax over row [begin, end), zero elsewhere in [0, size)."""
+    top = sink if has_sink else LOWEST
+    for t in range(begin, end):
+        top = max(top, row[t])
+    total = _exponentials(row, int32_at(bits), float32_at(bits), begin, end, top)
+    if has_sink:
+        total += np.exp(sink - top)
+    factor = F32(1.0) / total
+    for t in range(begin):
+        row[t] = F32(0)
+    for t in range(begin, end):
+        row[t] *= factor
+    for t in range(end, size):
+        row[t] = F32(0)
+
+
+@njit(fastmath=FAST)
+def _read_keys(
+    p: Any, keys: Any, page_bytes: int, table: int, num_pages: int, span: Any, queries: int, weights: int
+) -> None:
+    """Scores of all heads of a task with all pages of its sequence."""
+    tables, width, groups = int64_at(p[TABLES]), p[KEY_WIDTH], p[GROUPS]
+    first_group, num_groups = span
+    repeats, row_floats = p[HEADS] // groups, p[TABLE_WIDTH] * P
+    for j in range(num_pages):
+        block = p[KEYS] + (tables[table + j] * groups + first_group) * page_bytes
+        after = p[KEYS] + (tables[table + min(j + 1, num_pages - 1)] * groups + first_group) * page_bytes
+        for h in range(num_groups * repeats):
+            page = h // repeats * page_bytes
+            query, scores = float32_at(queries + 4 * h * width), float32_at(weights + 4 * (h * row_floats + j * P))
+            _scores(query, keys(block + page), width, scores, after + page, page_bytes if h % repeats == 0 else 0)
+
+
+@njit(fastmath=FAST)
+def _read_values(
+    p: Any, values: Any, page_bytes: int, table: int, num_pages: int, span: Any, weights: int, sums: int
+) -> None:
+    """Sums of values of all heads of a task over all pages of its sequence."""
+    tables, width, groups = int64_at(p[TABLES]), p[VALUE_WIDTH], p[GROUPS]
+    first_group, num_groups = span
+    repeats, row_floats = p[HEADS] // groups, p[TABLE_WIDTH] * P
+    for j in range(num_pages):
+        block = p[VALUES] + (tables[table + j] * groups + first_group) * page_bytes
+        after = p[VALUES] + (tables[table + min(j + 1, num_pages - 1)] * groups + first_group) * page_bytes
+        for h in range(num_groups * repeats):
+            page = h // repeats * page_bytes
+            some, total = float32_at(weights + 4 * (h * row_floats + j * P)), float32_at(sums + 4 * h * width)
+            _add_values(some, values(block + page), width, total, after + page, page_bytes if h % repeats == 0 else 0)
+
+
+@njit(fastmath=FAST)
+def _attend(p: Any, pages: Any, item: int) -> None:
+    """Tasks until none is left. `pages` makes typed pointers to pages; `item` is the bytes of an element there."""
+    heads, groups, span_groups = p[HEADS], p[GROUPS], p[SPAN_GROUPS]
+    key_width, value_width, row_floats = p[KEY_WIDTH], p[VALUE_WIDTH], p[TABLE_WIDTH] * P
+    repeats = heads // groups
+    rows, lasts, factors = int64_at(p[ROWS]), int64_at(p[LASTS]), float32_at(p[FACTORS])
+    weights = p[SCRATCH] + 4 * p[SCRATCH_FLOATS] * take_next(int64_at(p[THREAD]))
+    bits = weights + 4 * span_groups * repeats * row_floats
+    queries = bits + 4 * row_floats
+    sums = queries + 4 * span_groups * repeats * key_width
+    while True:
+        task = take_next(int64_at(p[TASK]))
+        if task >= p[SEQUENCES] * p[SPANS]:
+            return
+        sequence, first_group = task // p[SPANS], task % p[SPANS] * span_groups
+        span = (first_group, min(span_groups, groups - first_group))
+        first_head, num_heads = first_group * repeats, span[1] * repeats
+        row, last = rows[sequence], lasts[sequence]
+        seen = max(0, last + 1 - p[WINDOW])
+        table, begin, end = sequence * p[TABLE_WIDTH] + seen // P, seen % P, last + 1 - seen // P * P
+        num_pages = (end + P - 1) // P
+        for h in range(num_heads):
+            source = float32_at(p[QUERY] + 4 * ((first_head + h) * p[TOKENS] + row) * key_width)
+            query = float32_at(queries + 4 * h * key_width)
+            for i in range(key_width):
+                query[i] = source[i] * factors[0]
+        _read_keys(p, pages, item * P * key_width, table, num_pages, span, queries, weights)
+        for h in range(num_heads):
+            some = float32_at(weights + 4 * h * row_floats)
+            if factors[1] > 0:
+                _cap(some, begin, end, factors[1])
+            if p[KEY_BIAS] != 0:
+                bias = float32_at(p[KEY_BIAS] + 4 * ((first_head + h) * p[BIAS_WIDTH] + seen - begin))
+                for t in range(begin, end):
+                    some[t] += bias[t]
+            has_sink = p[SINKS] != 0
+            sink = float32_at(p[SINKS])[first_head + h] if has_sink else F32(0)
+            _weights(some, bits, begin, end, num_pages * P, has_sink, sink)
+        for i in range(num_heads * value_width):
+            float32_at(sums)[i] = F32(0)
+        _read_values(p, pages, item * P * value_width, table, num_pages, span, weights, sums)
+        out = float32_at(p[OUT] + 4 * (row * heads + first_head) * value_width)
+        for i in range(num_heads * value_width):
+            out[i] = float32_at(sums)[i]
+
+
+@cfunc("void(CPointer(int64))", cache=True)
+def decode_float32(p: Any) -> None:
+    """Entry for float32 pages."""
+    _attend(p, float32_at, 4)
+
+
+@cfunc("void(CPointer(int64))", cache=True)
+def decode_bfloat16(p: Any) -> None:
+    """Entry for bfloat16 pages."""
+    _attend(p, bfloat16_at, 2)
