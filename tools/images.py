@@ -63,7 +63,7 @@ def find_builder(wanted: str | None) -> Builder:
             and subprocess.run([program, "info"], check=False, capture_output=True).returncode == 0
         ):
             return Builder(program)
-    missing = f"{wanted} does not work here" if wanted else "neither docker nor podman nor buildah works here"
+    missing = f"{wanted} does not work here" if wanted else "Neither docker nor podman nor buildah works here"
     sys.exit(f"{missing}. On Debian: apt-get install buildah")
 
 
