@@ -151,7 +151,8 @@ class NodeCache:
                 download.folder.rename(self.root / name)
                 self._entries[name] = _Entry(num_bytes)
             self._reserved_bytes -= download.num_bytes
-        _sync_folder(self.root)
+        with contextlib.suppress(OSError):  # the files are safe; a lost rename is a download done again
+            _sync_folder(self.root)
 
     def abandon(self, download: Download, *, keep: bool) -> None:
         """End a download that is not complete; `keep` what came, so that another attempt goes on with it."""

@@ -25,6 +25,7 @@ TEXT_FILES = frozenset(
     }
 )
 """Tokenizer and template files: an adapter may bring its own chat template."""
+FILES = TEXT_FILES | {CONFIG, WEIGHTS}
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20
 
@@ -39,6 +40,8 @@ class FoundFile:
     """The S3 version that was listed, where the bucket keeps versions."""
     tag: str = ""
     """Differs where the content does: a blob id, an entity tag, a time of change."""
+    sha256: str | None = None
+    """What it must have, where that is known before it comes."""
 
 
 def files_of_adapter(found: Iterable[FoundFile], *, where: str, max_bytes: int) -> tuple[FoundFile, ...]:
@@ -59,7 +62,7 @@ def files_of_adapter(found: Iterable[FoundFile], *, where: str, max_bytes: int) 
                 f"{where} has its weights in {pickled} only, a pickle that could run code; save them as {WEIGHTS}",
             )
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{where} has no {WEIGHTS}")
-    files = tuple(file for name, file in sorted(by_name.items()) if name in TEXT_FILES or name in (CONFIG, WEIGHTS))
+    files = tuple(file for name, file in sorted(by_name.items()) if name in FILES)
     for file in files:
         limit = {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: max_bytes}.get(file.name, MAX_TEXT_BYTES)
         if not 0 < file.size_bytes <= limit:

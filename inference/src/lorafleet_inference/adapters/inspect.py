@@ -3,33 +3,21 @@
 Promises: what is accepted is computed exactly as PEFT computes it; anything else is refused with the field or tensor named.
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterFacts
 from lorafleet_inference.adapters.digest import UNLIMITED_BYTES, list_folder
 from lorafleet_inference.adapters.files import CONFIG, WEIGHTS, files_of_adapter
-from lorafleet_inference.adapters.headers import TensorFacts, read_header
+from lorafleet_inference.adapters.headers import read_header
 from lorafleet_inference.adapters.peft_config import ZERO_WHERE_MISSING, PeftConfig, Targets, read_config
-from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
-from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts
+from lorafleet_inference.adapters.tensors import ModuleTensors, Part, Tensor, by_module
+from lorafleet_inference.adapters.types import AdapterPlan, LoraSite, OwnParameter
+from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
 from lorafleet_inference.errors import AdapterError
 
 FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
-_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight$")
-"""peft writes `base_model.model.M.lora_A.weight`; older ones kept the adapter's name: `…lora_A.default.weight`."""
-HEAD_AND_EMBEDDINGS = frozenset({"lm_head", "embed_tokens", "embed_out", "wte", "wpe", "word_embeddings", "embed_in"})
-Part = Literal["A", "B"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    key: str
-    facts: TensorFacts
 
 
 def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan:
@@ -42,122 +30,156 @@ def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan
     files_of_adapter(list_folder(path), where=str(path), max_bytes=UNLIMITED_BYTES)
     config = read_config(path)
     targets = Targets(config)
-    tensors = _tensors_by_module(read_header(path / WEIGHTS))
-    modules = {module.name: module for module in model.modules}
-    _check_modules(tensors, modules, targets)
-    _check_targets(config, tensors, modules, targets)
-    sites = tuple(_site(modules[name], parts, targets, max_rank=max_rank) for name, parts in sorted(tensors.items()))
+    found = sorted(by_module(read_header(path / WEIGHTS)).values(), key=lambda one: one.name)
+    for tensors in found:
+        _check_dtypes(tensors)
+    lora = [tensors for tensors in found if tensors.is_lora]
+    inner = {module.name: module for module in model.modules}
+    side = {module.name: module for module in model.side_modules}
+    _check_modules(lora, inner, side, targets)
+    _check_targets(config, {tensors.name for tensors in lora}, inner, targets)
+    sites = [
+        _site(inner.get(tensors.name) or side[tensors.name], tensors, config, targets, max_rank=max_rank)
+        for tensors in lora
+    ]
+    own = _own_parameters(found, {one.name: one for one in model.whole_modules}, lora={one.name for one in lora})
     facts = AdapterFacts(
-        rank=max(site.rank for site in sites),
+        rank=max((site.rank for site in sites), default=0),
         size_bytes=(path / WEIGHTS).stat().st_size,
-        target_modules=sorted({site.module.rsplit(".", 1)[-1] for site in sites}),
+        target_modules=sorted({name.rsplit(".", 1)[-1] for name in (tensors.name for tensors in found)}),
         base_model_name=config.base_model_name_or_path,
     )
-    return AdapterPlan(path, sites, (WEIGHTS,), facts)
-
-
-def _tensors_by_module(header: Mapping[str, TensorFacts]) -> dict[str, dict[Part, _Tensor]]:
-    found: dict[str, dict[Part, _Tensor]] = {}
-    for key, facts in header.items():
-        match = _KEY.match(key)
-        if match is None:
-            _refuse_tensor(key)
-            continue
-        part: Part = "A" if match["part"] == "A" else "B"
-        parts = found.setdefault(match["module"], {})
-        if part in parts:
-            raise AdapterError(Reason.ARTIFACT_INVALID, f"tensors {parts[part].key} and {key} are of the same module")
-        parts[part] = _Tensor(key, facts)
-    if not found:
-        raise AdapterError(Reason.ARTIFACT_INVALID, f"{WEIGHTS} has no tensor of a LoRA")
-    return found
-
-
-def _refuse_tensor(key: str) -> None:
-    """Refuse a tensor that is no A or B of a linear layer; returns where PEFT passes it over and nothing is lost."""
-    if key.endswith(".base_layer.weight"):
-        return  # a copy of the base's own weight
-    if "lora_magnitude_vector" in key:
-        raise AdapterError(Reason.UNSUPPORTED_ADAPTER, f"tensor {key} is of a weight-decomposed adapter (use_dora)")
-    if "lora_embedding_" in key:
-        raise AdapterError(Reason.UNSUPPORTED_ADAPTER, f"tensor {key} adapts an embedding (target_modules)")
-    if key.endswith(".bias"):
-        raise AdapterError(Reason.UNSUPPORTED_ADAPTER, f"tensor {key} is a bias (bias, lora_bias)")
-    raise AdapterError(
-        Reason.UNSUPPORTED_ADAPTER,
-        f"tensor {key} is no LoRA matrix: it would replace a weight of the base (modules_to_save, save_embedding_layers)",
+    return AdapterPlan(
+        path,
+        tuple(site for site in sites if site.module in inner),
+        (WEIGHTS,),
+        facts,
+        side_sites=tuple(site for site in sites if site.module in side),
+        own=own,
     )
 
 
-def _check_modules(
-    tensors: Mapping[str, Mapping[Part, _Tensor]], modules: Mapping[str, ModuleFacts], targets: Targets
-) -> None:
-    for name, parts in tensors.items():
-        key = next(iter(parts.values())).key
-        if name not in modules:
-            if name.rsplit(".", 1)[-1] in HEAD_AND_EMBEDDINGS:
-                raise AdapterError(
-                    Reason.UNSUPPORTED_ADAPTER, f"tensor {key} adapts the head or an embedding (target_modules)"
-                )
-            if ".experts" in name:
-                raise AdapterError(Reason.UNSUPPORTED_ADAPTER, f"tensor {key} adapts experts (target_parameters)")
-            raise AdapterError(Reason.BASE_MODEL_MISMATCH, f"tensor {key}: the base has no module {name}")
-        if not targets.include(name, is_adaptable=True):
-            raise AdapterError(
-                Reason.ARTIFACT_INVALID,
-                f"tensor {key}: {CONFIG} does not target {name} (target_modules, exclude_modules, layers_to_transform), "
-                "so PEFT would pass it over",
-            )
-        if len(parts) != 2:
-            missing = "B" if "A" in parts else "A"
-            raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor lora_{missing} of {name} is missing beside {key}")
-
-
-def _check_targets(
-    config: PeftConfig,
-    tensors: Mapping[str, Mapping[Part, _Tensor]],
-    modules: Mapping[str, ModuleFacts],
-    targets: Targets,
-) -> None:
-    """A targeted module without tensors stays as its initialisation left it: unchanged, or unknown to all but PEFT."""
-    if config.init_lora_weights in ZERO_WHERE_MISSING:
-        return
-    for name in modules:
-        if name not in tensors and targets.include(name, is_adaptable=True):
-            raise AdapterError(
-                Reason.ARTIFACT_INVALID,
-                f"{name} is targeted and has no tensors, and init_lora_weights={config.init_lora_weights!r} is not zero",
-            )
-
-
-def _site(module: ModuleFacts, parts: Mapping[Part, _Tensor], targets: Targets, *, max_rank: int) -> LoraSite:
-    a, b = parts["A"], parts["B"]
-    for tensor in (a, b):
-        if len(tensor.facts.shape) != 2:
-            raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {tensor.key} has shape {list(tensor.facts.shape)}")
+def _check_dtypes(tensors: ModuleTensors) -> None:
+    for tensor in tensors.parts.values():
         if tensor.facts.dtype not in FLOATS:
             raise AdapterError(
                 Reason.UNSUPPORTED_ADAPTER,
                 f"tensor {tensor.key} has dtype {tensor.facts.dtype}; float32, float16, bfloat16 are taken",
             )
-    if a.facts.shape[1] != module.in_features:
-        _mismatch(a, 1, module.in_features)
-    if b.facts.shape[0] != module.out_features:
-        _mismatch(b, 0, module.out_features)
+
+
+def _check_modules(
+    lora: Sequence[ModuleTensors],
+    inner: Mapping[str, ModuleFacts],
+    side: Mapping[str, ModuleFacts],
+    targets: Targets,
+) -> None:
+    for tensors in lora:
+        if tensors.name not in inner and tensors.name not in side:
+            if ".experts" in tensors.name:
+                raise AdapterError(
+                    Reason.UNSUPPORTED_ADAPTER, f"tensor {tensors.key} adapts experts (target_parameters)"
+                )
+            raise AdapterError(
+                Reason.BASE_MODEL_MISMATCH, f"tensor {tensors.key}: the base has no module {tensors.name} to adapt"
+            )
+        if not targets.include(tensors.name, is_adaptable=tensors.name in inner):
+            raise AdapterError(
+                Reason.ARTIFACT_INVALID,
+                f"tensor {tensors.key}: {CONFIG} does not target {tensors.name} (target_modules, exclude_modules, "
+                "layers_to_transform), so PEFT would pass it over",
+            )
+
+
+def _check_targets(config: PeftConfig, names: set[str], modules: Mapping[str, ModuleFacts], targets: Targets) -> None:
+    """A targeted module without tensors stays as its initialisation left it: unchanged, or unknown to all but PEFT."""
+    if config.init_lora_weights in ZERO_WHERE_MISSING and not config.use_dora:
+        return
+    for name in modules:
+        if name not in names and targets.include(name, is_adaptable=True):
+            why = f"init_lora_weights={config.init_lora_weights!r} is not zero"
+            if config.use_dora:
+                why = "use_dora needs the magnitude of each"
+            raise AdapterError(Reason.ARTIFACT_INVALID, f"{name} is targeted and has no tensors, and {why}")
+
+
+def _site(
+    module: ModuleFacts, tensors: ModuleTensors, config: PeftConfig, targets: Targets, *, max_rank: int
+) -> LoraSite:
+    is_embedding = module.kind is ModuleKind.EMBEDDING
+    wanted = {Part.EMBEDDING_A, Part.EMBEDDING_B} if is_embedding else {Part.A, Part.B}
+    wanted |= {Part.MAGNITUDE} if config.use_dora else set()
+    wanted |= {Part.B_BIAS} if config.lora_bias else set()
+    _check_parts(tensors, wanted)
+    a = tensors.parts[Part.EMBEDDING_A if is_embedding else Part.A]
+    b = tensors.parts[Part.EMBEDDING_B if is_embedding else Part.B]
     rank = targets.rank(module.name)
+    for tensor in (a, b):
+        if len(tensor.facts.shape) != 2:
+            raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {tensor.key} has shape {list(tensor.facts.shape)}")
+    if a.facts.shape[1] != module.in_features:
+        _mismatch(a, (rank, module.in_features))
+    if b.facts.shape[0] != module.out_features:
+        _mismatch(b, (module.out_features, rank))
     if not a.facts.shape[0] == b.facts.shape[1] == rank:
         raise AdapterError(
             Reason.ARTIFACT_INVALID,
             f"tensors {a.key} {list(a.facts.shape)} and {b.key} {list(b.facts.shape)} are not of rank {rank}, "
             f"as {CONFIG} says (r, rank_pattern)",
         )
+    for part in (Part.MAGNITUDE, Part.B_BIAS):
+        if part in tensors.parts and tensors.parts[part].facts.shape != (module.out_features,):
+            _mismatch(tensors.parts[part], (module.out_features,))
     if rank > max_rank:
         raise AdapterError(Reason.RANK_TOO_HIGH, f"{module.name} has rank {rank}; this base serves up to {max_rank}")
-    return LoraSite(module.name, rank, targets.scale(module.name), a.key, b.key)
+    return LoraSite(
+        module.name,
+        rank,
+        targets.scale(module.name),
+        a.key,
+        b.key,
+        magnitude_key=tensors.key_of(Part.MAGNITUDE),
+        b_bias_key=tensors.key_of(Part.B_BIAS),
+    )
 
 
-def _mismatch(tensor: _Tensor, axis: int, expected: int) -> None:
+def _check_parts(tensors: ModuleTensors, wanted: set[Part]) -> None:
+    for part in sorted(wanted - tensors.parts.keys()):
+        raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {part} of {tensors.name} is missing beside {tensors.key}")
+    for part in sorted(tensors.parts.keys() - wanted - {Part.BIAS}):
+        raise AdapterError(
+            Reason.ARTIFACT_INVALID,
+            f"tensor {tensors.parts[part].key}: {CONFIG} does not speak of it (use_dora, lora_bias, modules_to_save), "
+            "so PEFT would pass it over",
+        )
+
+
+def _own_parameters(
+    found: Sequence[ModuleTensors], whole: Mapping[str, WholeFacts], *, lora: set[str]
+) -> tuple[OwnParameter, ...]:
+    """Parameters that replace the base's: PEFT puts every one that it finds into its place, whatever the config says."""
+    own = []
+    for tensors in found:
+        for part in (Part.WEIGHT, Part.BIAS):
+            if part not in tensors.parts:
+                continue
+            tensor = tensors.parts[part]
+            shapes = dict(whole[tensors.name].parameters) if tensors.name in whole else {}
+            if part not in shapes:
+                raise AdapterError(
+                    Reason.BASE_MODEL_MISMATCH if tensors.name not in whole else Reason.ARTIFACT_INVALID,
+                    f"tensor {tensor.key}: the base has no such parameter that an adapter may replace "
+                    "(modules_to_save, bias)",
+                )
+            if shapes[part] != tensor.facts.shape:
+                _mismatch(tensor, shapes[part])
+            assert part is Part.BIAS or tensors.name not in lora, "_check_parts refused it"
+            own.append(OwnParameter(tensors.name, part.value, tensor.key))
+    return tuple(own)
+
+
+def _mismatch(tensor: Tensor, expected: Sequence[int]) -> None:
     raise AdapterError(
         Reason.BASE_MODEL_MISMATCH,
-        f"tensor {tensor.key} has shape {list(tensor.facts.shape)}; the base needs {expected} on axis {axis}",
+        f"tensor {tensor.key} has shape {list(tensor.facts.shape)}; the base needs {list(expected)}",
     )

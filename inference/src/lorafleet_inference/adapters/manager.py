@@ -154,7 +154,7 @@ class AdapterManager:
         for tracked in self._bringer.tracked.values():
             entry = tracked.entry
             if entry.stable and entry.name != base and tracked.phase not in (Phase.FAILED, Phase.DRAINING):
-                root = f"{entry.artifact.source.name}:{entry.artifact.place.path}"
+                root = entry.artifact.source.show(entry.artifact.place)
                 listed.append(ListedModel(entry.name, tracked.created, root, base, entry.key.revision))
         return listed
 

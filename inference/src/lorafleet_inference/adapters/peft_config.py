@@ -37,6 +37,8 @@ class PeftConfig(BaseModel):
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     init_lora_weights: bool | str | None = True
+    use_dora: bool | None = False
+    lora_bias: bool | None = False
     base_model_name_or_path: str | None = None
 
 
@@ -64,10 +66,7 @@ REFUSED: Mapping[str, _Neutral] = {
     "peft_type": _Neutral(_one_of("LORA"), "is another kind of adapter than LoRA"),
     "task_type": _Neutral(_one_of(None, "CAUSAL_LM"), "is for another task than text generation"),
     "auto_mapping": _Neutral(lambda _: True, ""),
-    "bias": _Neutral(_one_of("none", None), "trains biases of the base"),
-    "use_dora": _Neutral(_empty, "needs weight-decomposed adapters (DoRA)"),
-    "lora_bias": _Neutral(_empty, "adds a bias to B"),
-    "modules_to_save": _Neutral(_empty, "replaces whole modules of the base"),
+    "ensure_weight_tying": _Neutral(_empty, "ties the head's and the embedding's changes"),
     "trainable_token_indices": _Neutral(_empty, "replaces rows of the embedding"),
     "target_parameters": _Neutral(_empty, "changes parameters that are not linear layers"),
     "layer_replication": _Neutral(_empty, "repeats layers of the base"),
@@ -86,9 +85,10 @@ REFUSED: Mapping[str, _Neutral] = {
 """Fields that would change the output and are not computed."""
 WITHOUT_EFFECT = frozenset(
     {"peft_version", "revision", "inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config",
-     "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying"}
+     "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "bias",
+     "modules_to_save"}
 )  # fmt: skip
-"""Fields that matter in training only, or only together with a refused one."""
+"""Fields that matter in training only, or only together with a refused one, or whose tensors say all (bias, modules_to_save)."""
 ZERO_WHERE_MISSING = frozenset({True, None, "gaussian", "eva", "mica", "lora_ga"})
 """Initialisations after which a targeted module without tensors changes nothing."""
 

@@ -44,7 +44,7 @@ class AdapterStore:
         self._slots = asyncio.Semaphore(MAX_PARALLEL)
         self._fetches: dict[str, asyncio.Task[Artifact]] = {}
         """Downloads under way, by what is downloaded; whoever wants the same one waits for it."""
-        self._resolved: dict[tuple[str, Listing], Artifact] = {}
+        self._resolved: dict[str, Artifact] = {}
         """What listings turned out to be."""
 
     async def close(self) -> None:
@@ -68,20 +68,19 @@ class AdapterStore:
         """
         source.check(place)
         listing = await _again(lambda: self.run(source.list_files, place))
-        files = files_of_adapter(listing.files, where=_shown(source, place), max_bytes=self.cache.max_bytes)
+        files = files_of_adapter(listing.files, where=source.show(place), max_bytes=self.cache.max_bytes)
         listing = replace(listing, files=files)
-        artifact = self._resolved.get((source.name, listing))
+        identity = f"{source.show(listing.place)} {listing!r}"
+        artifact = self._resolved.get(identity)
         if artifact is None:
-            artifact = await self._shared(
-                f"{source.name} {listing!r}", lambda key: self._fetch_new(key, source, listing)
-            )
+            artifact = await self._shared(identity, lambda key: self._fetch_new(key, source, listing))
             if len(self._resolved) >= MAX_REMEMBERED:
                 self._resolved.clear()
-            self._resolved[source.name, listing] = artifact
+            self._resolved[identity] = artifact
         if expected_digest not in (None, artifact.digest):
             raise AdapterError(
                 Reason.DIGEST_MISMATCH,
-                f"{_shown(source, place)} has {artifact.digest}, and {expected_digest} is expected",
+                f"{source.show(place)} has {artifact.digest}, and {expected_digest} is expected",
             )
         return artifact
 
@@ -128,17 +127,19 @@ class AdapterStore:
         return Artifact(digest, files, facts, source, listing.place)
 
     async def _fetch_pinned(self, identity: str, artifact: Artifact, *, may_evict: bool) -> Artifact:
-        files = tuple(FoundFile(file.path, file.size_bytes, file.version_id) for file in artifact.files)
+        files = tuple(
+            FoundFile(file.path, file.size_bytes, file.version_id, sha256=file.sha256)
+            for file in sorted(artifact.files, key=lambda file: file.path)
+        )
+        where = artifact.source.show(artifact.place)
+        if files_of_adapter(files, where=where, max_bytes=self.cache.max_bytes) != files:
+            raise AdapterError(Reason.ARTIFACT_INVALID, f"{where} was resolved to files that are no adapter's")
+        if digest_of_files(artifact.files) != artifact.digest:
+            raise AdapterError(Reason.DIGEST_MISMATCH, f"{where} was resolved to files of another digest")
         listing = Listing(artifact.place, files)
-        expected = {file.path: file for file in artifact.files}
         async with self._slots, self._download(identity, files, may_evict=may_evict) as download:
             for file in _small_first(listing):
-                hashed = await self._fetch_file(artifact.source, artifact.place, file, download)
-                if hashed.sha256 != expected[file.name].sha256:
-                    raise AdapterError(
-                        Reason.DIGEST_MISMATCH,
-                        f"{file.name} of {_shown(artifact.source, artifact.place)} is not what was resolved: it has changed",
-                    )
+                await self._fetch_file(artifact.source, artifact.place, file, download)
             await self.run(self._inspect, download.folder)
             await self.run(self.cache.commit, download, artifact.digest)
         return artifact
@@ -177,11 +178,15 @@ class AdapterStore:
             if hashed.size_bytes != file.size_bytes:
                 raise AdapterError(
                     Reason.SOURCE_UNAVAILABLE,
-                    f"{_shown(source, place)} gave {hashed.size_bytes} of the {file.size_bytes} bytes of {file.name}",
+                    f"{source.show(place)} gave {hashed.size_bytes} of the {file.size_bytes} bytes of {file.name}",
                 )
             return hashed
 
         hashed = await _again(fetch)
+        if file.sha256 not in (None, hashed.sha256):
+            raise AdapterError(
+                Reason.DIGEST_MISMATCH, f"{file.name} of {source.show(place)} is not what was resolved: it has changed"
+            )
         if file.name == CONFIG:  # what it says may make the weights unnecessary
             await self.run(read_config, download.folder)
         return hashed
@@ -189,11 +194,6 @@ class AdapterStore:
 
 def _small_first(listing: Listing) -> list[FoundFile]:
     return sorted(listing.files, key=lambda file: (file.name != CONFIG, file.size_bytes))
-
-
-def _shown(source: Source, place: Place) -> str:
-    revision = f"@{place.revision}" if place.revision else ""
-    return f"{source.name}:{place.path}{revision}"
 
 
 async def _again(attempt: Callable[[], Awaitable[T]]) -> T:

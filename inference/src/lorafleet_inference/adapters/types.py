@@ -17,6 +17,45 @@ class LoraSite:
     a_key: str
     b_key: str
     """Tensor names in the adapter's safetensors files. Of an embedding: A [rank, vocabulary], B [hidden, rank]."""
+    magnitude_key: str | None = None
+    """Of a weight-decomposed (DoRA) site: [out_features]; then each output is scaled to that norm of its row."""
+    b_bias_key: str | None = None
+    """Of a site with a bias on B: [out_features], scaled as B is."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnParameter:
+    """A parameter that the adapter has a copy of its own of (modules_to_save, trained biases)."""
+
+    module: str
+    """As in `named_modules()` of the base model."""
+    parameter: str
+    """`weight` or `bias`."""
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTensors:
+    """A and B of one linear map in one expert, or stacked for all: A [E * rank, in], B [out, rank * E] (expert-minor)."""
+
+    a_key: str
+    b_key: str
+    expert: int | None
+    """None: stacked."""
+    part: int | None = None
+    """Of a fused gate_up_proj whose halves were trained apart: 0 the gate, 1 the up half."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSite:
+    """A changed stacked parameter of experts: `W[e] += scale * B[e] A[e]`."""
+
+    module: str
+    parameter: str
+    """`gate_up_proj` or `down_proj`."""
+    rank: int
+    scale: float
+    tensors: tuple[ExpertTensors, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +68,12 @@ class AdapterPlan:
     files: tuple[str, ...]
     """Safetensors files, relative to the directory."""
     facts: AdapterFacts
+    side_sites: tuple[LoraSite, ...] = ()
+    """Of the input embedding and the output head."""
+    own: tuple[OwnParameter, ...] = ()
+    experts: tuple[ExpertSite, ...] = ()
 
     @property
     def rank(self) -> int:
-        """The largest rank of any site."""
+        """The largest rank of any of `sites`: how many rows it takes in adapter memory."""
         return max((site.rank for site in self.sites), default=0)

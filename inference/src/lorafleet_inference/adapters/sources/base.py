@@ -37,6 +37,9 @@ class Source(Protocol):
     def name(self) -> str:
         """As declared; for messages and labels."""
 
+    def show(self, place: Place) -> str:
+        """Name a place as a user would find it; for messages."""
+
     def check(self, place: Place) -> None:
         """Say whether the declaration allows a place; asks nobody.
 

@@ -1,37 +1,40 @@
 """Adapters in a folder: a mounted volume, or a place of the local disk. Nothing outside the root is read, also by links."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.adapters.files import FoundFile
+from lorafleet_inference.adapters.files import FILES, PICKLED, FoundFile
 from lorafleet_inference.adapters.sources.base import CHUNK_BYTES, Listing, Place, larger_than_listed
 from lorafleet_inference.errors import AdapterError
 
+SEEN = FILES | set(PICKLED)
+
 
 class FolderSource:
-    """A folder and what lies below it."""
+    """A folder and what lies below it; its own path may lead out of `boundary` no more than the paths in it."""
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path, *, boundary: Path | None = None) -> None:
         self.name = name
         self._root = root
+        self._boundary = root if boundary is None else boundary
+
+    def show(self, place: Place) -> str:
+        """Name a place in messages."""
+        return f"{self.name}:{place.path}"
 
     def check(self, place: Place) -> None:
-        """Every path below the root is allowed; that it stays there is seen when it is read."""
+        """Every path is allowed; that it stays below the root is seen when it is read."""
 
     def list_files(self, place: Place) -> Listing:
-        """Return the plain files of the folder at a place; links are followed as long as they stay below the root."""
+        """Return the plain files of the folder at a place; links are followed as long as they stay inside."""
         folder = self._root / place.path
-        try:
+        with self._errors(place):
             names = [name for name in os.listdir(folder) if (folder / name).is_file()]  # noqa: PTH208  plain names
-        except FileNotFoundError as error:
-            raise AdapterError(Reason.ARTIFACT_NOT_FOUND, f"{self.name} has no folder {_shown(place)}") from error
-        except NotADirectoryError as error:
-            raise AdapterError(Reason.ARTIFACT_NOT_FOUND, f"{_shown(place)} in {self.name} is no folder") from error
-        except OSError as error:
-            raise self._failed(place, error) from error
-        return Listing(place, tuple(self._found(place, name) for name in names))
+        return Listing(place, tuple(self._found(place, name) for name in names if name in SEEN))
 
     def fetch(self, place: Place, file: FoundFile, folder: Path) -> None:
         """Copy a file."""
@@ -49,26 +52,33 @@ class FolderSource:
             return FoundFile(name, status.st_size, tag=f"{status.st_mtime_ns}-{status.st_ino}")
 
     def _open(self, place: Place, name: str) -> BinaryIO:
-        """Open a file that really lies below the root: what was opened is asked, so no link can be changed in between."""
-        try:
+        """Open a file that really lies inside: what was opened is asked, so no link can be changed in between."""
+        with self._errors(place):
             file = (self._root / place.path / name).open("rb")
-        except FileNotFoundError as error:
-            raise AdapterError(Reason.ARTIFACT_NOT_FOUND, f"{_shown(place)} in {self.name} has no {name}") from error
-        except OSError as error:
-            raise self._failed(place, error) from error
         opened = Path(f"/proc/self/fd/{file.fileno()}").readlink()
-        if not opened.is_relative_to(self._root.resolve()):
+        if not opened.is_relative_to(self._boundary.resolve()):
             file.close()
-            raise AdapterError(
-                Reason.SOURCE_NOT_ALLOWED, f"{name} of {_shown(place)} in {self.name} leads out of the source"
-            )
+            raise AdapterError(Reason.SOURCE_NOT_ALLOWED, f"{name} of {self.show(place)} leads out of the source")
         return file
 
-    def _failed(self, place: Place, error: OSError) -> AdapterError:
-        if isinstance(error, PermissionError):
-            return AdapterError(Reason.UNAUTHORIZED, f"{_shown(place)} in {self.name} may not be read")
-        return AdapterError(Reason.SOURCE_UNAVAILABLE, f"{_shown(place)} in {self.name}: {error.strerror}")
+    @contextmanager
+    def _errors(self, place: Place) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise AdapterError(Reason.ARTIFACT_NOT_FOUND, f"{self.show(place)} is no folder of an adapter") from error
+        except PermissionError as error:
+            raise AdapterError(Reason.UNAUTHORIZED, f"{self.show(place)} may not be read") from error
+        except OSError as error:
+            raise AdapterError(Reason.SOURCE_UNAVAILABLE, f"{self.show(place)}: {error.strerror or error}") from error
 
 
-def _shown(place: Place) -> str:
-    return place.path or "its root"
+class LocalDisk(FolderSource):
+    """The whole disk of the machine: what a person names on the command line."""
+
+    def __init__(self) -> None:
+        super().__init__("disk", Path("/"))
+
+    def show(self, place: Place) -> str:
+        """Name a place in messages."""
+        return f"/{place.path}"

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterSource, SourceRef
 from lorafleet_inference.adapters.files import FoundFile
 from lorafleet_inference.adapters.sources.base import Listing, Place, Source
-from lorafleet_inference.adapters.sources.folder import FolderSource
-from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.adapters.sources.credentials import MountedSecret
+from lorafleet_inference.adapters.sources.folder import FolderSource, LocalDisk
+from lorafleet_inference.adapters.sources.hub import HubSource
+from lorafleet_inference.adapters.sources.s3 import S3Source
+from lorafleet_inference.errors import AdapterError, ConfigError
 
 
 class Undeclared:
@@ -16,6 +20,10 @@ class Undeclared:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def show(self, place: Place) -> str:
+        """Name a place in messages."""
+        return f"{self.name}:{place.path}"
 
     def check(self, _: Place) -> None:
         """Refuse."""
@@ -45,10 +53,44 @@ class Sources:
 
     def _source(self, declared: AdapterSource, volumes_dir: Path) -> Source:
         if declared.volume is not None:
-            return FolderSource(declared.name, volumes_dir / declared.name / declared.volume.path)
-        raise NotImplementedError
+            mount = volumes_dir / declared.name
+            return FolderSource(declared.name, mount / declared.volume.path.strip("/"), boundary=mount)
+        secret = MountedSecret(self._credentials_dir / declared.name)
+        if declared.hugging_face is not None:
+            hub = declared.hugging_face
+            _check_endpoint(declared.name, hub.endpoint)
+            return HubSource(declared.name, endpoint=hub.endpoint, repos=tuple(hub.repos), secret=secret)
+        assert declared.s3 is not None, "a declared source has one place"
+        bucket = declared.s3
+        _check_endpoint(declared.name, bucket.endpoint)
+        return S3Source(
+            declared.name,
+            bucket.bucket,
+            prefix=bucket.prefix,
+            endpoint=bucket.endpoint,
+            region=bucket.region,
+            secret=secret if bucket.credentials_secret_ref is not None else None,
+        )
 
 
 def ad_hoc(text: str) -> tuple[Source, Place]:
-    """Return the source and the place that `--adapter NAME=TEXT` means: a folder, `hf:REPO[@REVISION]` or `s3://…`."""
-    return FolderSource("--adapter", Path(text).absolute()), Place("")
+    """Return the source and the place that `--adapter NAME=TEXT` means: a folder, `hf:REPO[@REVISION]` or `s3://…`.
+
+    Raises:
+        AdapterError: BAD_REQUEST: it is none of these.
+    """
+    if text.startswith("hf:"):
+        repo, _, revision = text.removeprefix("hf:").partition("@")
+        return HubSource("hf", endpoint=None, secret=None), Place(repo, revision or None)
+    if text.startswith("s3://"):
+        bucket, _, path = text.removeprefix("s3://").partition("/")
+        if not bucket or not path.strip("/"):
+            raise AdapterError(Reason.BAD_REQUEST, f"{text} is not s3://BUCKET/PREFIX")
+        source = S3Source("s3", bucket, prefix="", endpoint=None, region=None, secret=None, shown=f"s3://{bucket}/")
+        return source, Place(path.strip("/"))
+    return LocalDisk(), Place(str(Path(text).absolute()).removeprefix("/"))
+
+
+def _check_endpoint(source: str, endpoint: str | None) -> None:
+    if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
+        raise ConfigError("--adapter-sources", f"source {source}: endpoint {endpoint!r} is no http or https URL")
