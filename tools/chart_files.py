@@ -1,6 +1,6 @@
 """Writes what of the charts is made from elsewhere: `make charts`; a test keeps it true.
 
-The CRD chart's templates come from crds/, the values table of docs/reference/chart.md from the comments of values.yaml.
+The CRD chart's templates come from crds/, the tables of docs/reference/chart.md from the comments of both values.yaml.
 """
 
 import json
@@ -18,7 +18,8 @@ CRD_TEMPLATES = ROOT / "charts" / "lorafleet-crds" / "templates"
 VALUES = ROOT / "charts" / "lorafleet" / "values.yaml"
 PAGE = ROOT / "docs" / "reference" / "chart.md"
 
-BEGIN, END = "<!-- generated: values -->\n", "<!-- end -->"
+PAGE_TABLES = {"values": VALUES, "crd-values": CRD_TEMPLATES.parent / "values.yaml"}
+"""Name of a table in the page -> what it is made from."""
 ANNOTATIONS = """\
   {{- if or .Values.keep .Values.annotations }}
   annotations:
@@ -95,18 +96,22 @@ def _lookup(document: Any, keys: list[str]) -> Any:
     return document
 
 
-def values_table() -> str:
+def values_table(path: Path) -> str:
     """Return the table of all values in Markdown."""
     lines = ["| value | default | meaning |", "|---|---|---|"]
-    lines += [f"| `{value.name}` | `{json.dumps(value.default)}` | {value.description} |" for value in values()]
+    lines += [f"| `{value.name}` | `{json.dumps(value.default)}` | {value.description} |" for value in values(path)]
     return "\n".join(lines) + "\n"
 
 
 def page() -> str:
-    """Return docs/reference/chart.md with the table as it should be."""
-    head, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{values_table()}\n{END}{tail}"
+    """Return docs/reference/chart.md with its tables as they should be."""
+    text = PAGE.read_text()
+    for name, path in PAGE_TABLES.items():
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+        head, rest = text.split(begin, 1)
+        _, tail = rest.split(end, 1)
+        text = f"{head}{begin}\n{values_table(path)}\n{end}{tail}"
+    return text
 
 
 def main() -> None:

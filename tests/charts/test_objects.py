@@ -126,6 +126,11 @@ def test_selectors_select_their_own_pods_only(plain: Rendered, component: str) -
         assert [c for c, found in labels.items() if selector.items() <= found.items()] == [component]
 
 
+def test_only_programs_that_ask_the_api_server_have_a_token(plain: Rendered) -> None:
+    assert [plain.pod(component)["automountServiceAccountToken"] for component in COMPONENTS] == [True, True]
+    assert plain.one("Pod", "lorafleet-test")["spec"]["automountServiceAccountToken"] is False
+
+
 def test_a_new_chart_version_alone_restarts_nothing(plain: Rendered) -> None:
     for component in COMPONENTS:
         labels = plain.one("Deployment", f"lorafleet-{component}")["spec"]["template"]["metadata"]["labels"]

@@ -17,11 +17,11 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* Fields of the pod spec beside containers. */}}
+{{/* Fields of the pod spec beside containers; noToken leaves the token of the ServiceAccount out. */}}
 {{- define "lorafleet.podSpec" -}}
 {{- $values := index .root.Values .component -}}
 serviceAccountName: {{ include "lorafleet.serviceAccountName" . }}
-automountServiceAccountToken: true
+automountServiceAccountToken: {{ not .noToken }}
 enableServiceLinks: false
 securityContext:
   {{- toYaml $values.podSecurityContext | nindent 2 }}
