@@ -236,6 +236,9 @@ def diagnose(kube: Kube) -> str:
         "engine log": lambda: kube.kubectl(
             "logs", "-n", NAMESPACE, "-l", "lorafleet.io/base", "--tail=40", check=False
         ),
+        "engine log before the last restart": lambda: kube.kubectl(
+            "logs", "-n", NAMESPACE, "-l", "lorafleet.io/base", "--tail=40", "--previous", check=False
+        ),
     }
     return "\n".join(f"--- {name}\n{look()}" for name, look in looks.items())
 
