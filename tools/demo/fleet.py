@@ -22,7 +22,7 @@ NUMBER = 1987
 NAMESPACE = "numerals"
 SYSTEM = "lorafleet-system"
 MAX_RESTARTS = 2
-"""A container that was started so often does not come."""
+"""A container that ended so often while we waited does not come."""
 
 
 def main() -> None:
@@ -100,8 +100,7 @@ def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seco
     Raises:
         DemoError: not all are Ready in time, with each one's reason; or the pods they wait for cannot start.
     """
-    deadline = time.monotonic() + timeout_seconds
-    said = -1
+    deadline, before, said = time.monotonic() + timeout_seconds, pod_identities(kube), -1
     while True:
         conditions = {
             item["metadata"]["name"]: condition(item, "Ready")
@@ -119,7 +118,8 @@ def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seco
                 for n in waiting
             )
             raise DemoError(f"not Ready after {timeout_seconds:.0f} s: {reasons}")
-        if crashing := [name for name, (_, restarts) in pod_identities(kube).items() if restarts >= MAX_RESTARTS]:
+        ended = {name: restarts - before.get(name, ("", 0))[1] for name, (_, restarts) in pod_identities(kube).items()}
+        if crashing := [name for name, times in ended.items() if times >= MAX_RESTARTS]:
             raise DemoError(f"engine pods end again and again: {', '.join(crashing)}")
         time.sleep(0.5)
 
