@@ -14,7 +14,7 @@ from lorafleet_operator.errors import AdminError, PodRefused, PodUnreachable
 
 M = TypeVar("M", bound=BaseModel)
 CONNECT_SECONDS: Final = 3.0
-STATE_SECONDS: Final = 5.0
+STATE_SECONDS: Final = 3.0
 WRITE_SECONDS: Final = 20.0
 RESOLVE_SECONDS: Final = 1800.0
 """A pod may have to download an adapter to know its digest."""

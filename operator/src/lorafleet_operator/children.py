@@ -26,9 +26,10 @@ class Children:
         self._engine_image = engine_image
         self._key = key
         self._ours: dict[str, str] = {}
-        """Path -> uid of the base that owns it, for objects that are known to be ours."""
+        """Path -> uid of the base that owns it."""
         self._applied: dict[str, str] = {}
         """Path -> hash of what was applied, until the next resync."""
+        self._generations: dict[str, int] = {}
 
     def forget_applied(self) -> None:
         """Apply everything again at the next occasion: somebody may have changed it."""
@@ -68,9 +69,11 @@ class Children:
             await self._check_ours(child, owner_uid)
         body = await self._api.apply(child.path, child.body, manager=MANAGED_BY)
         self._ours[child.path] = owner_uid
-        if self._applied.get(child.path) != mark:
-            logger.info("applied %s %s/%s", child.kind, child.body["metadata"]["namespace"], child.name)
         self._applied[child.path] = mark
+        generation = body["metadata"].get("generation", 0)
+        if self._generations.get(child.path) != generation:
+            self._generations[child.path] = generation
+            logger.info("applied %s %s/%s", child.kind, child.body["metadata"]["namespace"], child.name)
         return body
 
     async def _check_ours(self, child: Child, owner_uid: str) -> None:

@@ -81,6 +81,7 @@ def settings_of() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 15
     settings.networking.request_timeout = 60
     settings.persistence.finalizer = f"{GROUP}/unused"
+    settings.queueing.exit_timeout = 0.1  # handlers only take in: there is nothing to wait for at the end
     settings.process.ultimate_exiting_timeout = None  # the kubelet kills what does not end
     return settings
 

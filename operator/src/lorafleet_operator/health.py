@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lorafleet_operator import metrics
+from lorafleet_operator.errors import ConfigError
 from lorafleet_operator.resync import Resync
 
 MAX_RESYNC_AGE_SECONDS: Final = 300.0
@@ -36,7 +37,11 @@ class Health:
 
 
 async def serve_health(health: Health, port: int) -> Callable[[], "asyncio.Future[None]"]:
-    """Open the port and return what closes it."""
+    """Open the port and return what closes it.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         problem = health.problem()
@@ -54,5 +59,9 @@ async def serve_health(health: Health, port: int) -> Callable[[], "asyncio.Futur
     app.router.add_get("/metrics", metrics_page)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "0.0.0.0", port).start()
+    try:
+        await web.TCPSite(runner, "0.0.0.0", port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigError("--http-port", f"port {port} cannot be opened: {error.strerror or error}") from error
     return lambda: asyncio.ensure_future(runner.cleanup())

@@ -1,0 +1,78 @@
+"""Which adapters are taken: judged from the resources and the names of the cluster."""
+
+import pytest
+from support import operator_views as v
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_operator.accept import refusal_of
+from lorafleet_operator.views import Claim
+
+
+def reason(adapter, base, **more) -> Reason | None:
+    refusal = refusal_of(adapter, v.snapshot(adapter, base=base, **more))
+    return refusal.reason if refusal is not None else None
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"name": "models", "path": "french"}, None),
+        ({"name": "bucket", "path": "a/b"}, None),
+        ({"name": "hub", "repo": "acme/french"}, None),
+        ({"name": "hub", "repo": "acme/french", "revision": "main"}, None),
+        ({"name": "hub", "repo": "solo/one"}, None),
+        ({"name": "hub", "repo": "solo/two"}, Reason.SOURCE_NOT_ALLOWED),
+        ({"name": "hub", "repo": "acmeevil/french"}, Reason.SOURCE_NOT_ALLOWED),
+        ({"name": "hub", "repo": "acme"}, Reason.SOURCE_NOT_ALLOWED),
+        ({"name": "hub", "path": "acme/french"}, Reason.SOURCE_NOT_ALLOWED),
+        ({"name": "models", "repo": "acme/french"}, Reason.SOURCE_NOT_ALLOWED),
+        ({"name": "elsewhere", "path": "french"}, Reason.SOURCE_NOT_ALLOWED),
+    ],
+)
+def test_only_declared_sources(source: dict[str, str], expected: Reason | None) -> None:
+    assert reason(v.adapter(source=source), v.base()) == expected
+
+
+def test_hub_without_a_list_allows_every_repository() -> None:
+    base = v.base(adapterSources=[{"name": "hub", "huggingFace": {}}])
+    assert reason(v.adapter(source={"name": "hub", "repo": "any/one"}), base) is None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [([], Reason.BASE_NOT_ALLOWED), (["others"], Reason.BASE_NOT_ALLOWED), (["friends"], None), (["*"], None)],
+)
+def test_another_namespace_needs_to_be_allowed(allowed: list[str], expected: Reason | None) -> None:
+    assert reason(v.adapter(namespace="friends"), v.base(allowedNamespaces=allowed)) == expected
+
+
+def test_without_a_base_it_waits() -> None:
+    refusal = refusal_of(v.adapter(), v.snapshot(base=None))
+    assert refusal is not None
+    assert refusal.reason is Reason.BASE_NOT_FOUND
+    assert not refusal.is_final
+    assert refusal.keeps_serving
+    assert "team/base" in refusal.message
+
+
+def test_name_belongs_to_the_one_that_claims_it() -> None:
+    rival = {"french": Claim("uid-older", "LoraAdapter other/francais")}
+    refusal = refusal_of(v.adapter(), v.snapshot(base=v.base(), claims=rival))
+    assert refusal is not None
+    assert refusal.reason is Reason.NAME_CONFLICT
+    assert not refusal.keeps_serving
+    assert "LoraAdapter other/francais" in refusal.message
+
+
+def test_on_demand_needs_a_base_that_loads_on_demand() -> None:
+    placed = v.adapter(placement={"mode": "OnDemand"})
+    assert reason(placed, v.base()) is None
+    assert reason(placed, v.base(lora={"loadOnDemand": "Disabled"})) is Reason.INVALID_SPEC
+
+
+def test_source_that_is_not_declared_any_more_does_not_stop_what_serves() -> None:
+    gone = v.adapter(source={"name": "elsewhere", "path": "x"})
+    refusal = refusal_of(gone, v.snapshot(gone, base=v.base()))
+    assert refusal is not None
+    assert refusal.keeps_serving
+    assert reason(v.adapter(source={"name": "elsewhere", "path": "x"}, suspend=True), v.base()) is None

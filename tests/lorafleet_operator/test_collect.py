@@ -1,0 +1,133 @@
+"""From bodies to views: who has a name, what a pod is, and what is not readable."""
+
+from datetime import timedelta
+
+from support.operator_views import KEY, NOW
+
+from lorafleet_operator.collect import all_keys, base_key_of, claims_of, pod_of, rivals_of, snapshot_of
+from lorafleet_operator.store import Kind, Store
+
+
+def body(
+    name: str, *, namespace: str = "team", created: str = "2026-01-01T00:00:00Z", version: int = 1, **spec
+) -> dict:
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{namespace}-{name}", "creationTimestamp": created}
+    return {"metadata": {**metadata, "resourceVersion": str(version)}, "spec": spec}
+
+
+def adapter(name: str, **more) -> dict:
+    return body(name, baseModelRef={"name": "base"}, source={"name": "models", "path": "x"}, **more)
+
+
+def store_of(*adapters: dict, bases: tuple[dict, ...] = (), pods: tuple[dict, ...] = ()) -> Store:
+    store = Store()
+    for kind, bodies in ((Kind.ADAPTER, adapters), (Kind.BASE, bases), (Kind.POD, pods)):
+        for one in bodies:
+            store.put(kind, one)
+    return store
+
+
+def test_oldest_has_the_name_then_the_lower_uid() -> None:
+    young, old = adapter("b", servedName="x", created="2026-02-01T00:00:00Z"), adapter("c", servedName="x")
+    twin = adapter("a", servedName="x")
+    assert claims_of(store_of(young, old))["x"].uid == "uid-team-c"
+    assert claims_of(store_of(young, old, twin))["x"].uid == "uid-team-a"
+
+
+def test_bases_have_names_too() -> None:
+    base = body("base", created="2025-01-01T00:00:00Z", model={"volume": {"claimName": "m"}})
+    store = store_of(adapter("x", servedName="base"), bases=(base,))
+    assert claims_of(store)["base"].title == "BaseModelDeployment team/base"
+    assert rivals_of(store, base) == {KEY}
+
+
+def test_key_of_an_object_is_its_base() -> None:
+    other = body("x", baseModelRef={"name": "base", "namespace": "elsewhere"})
+    pod = {"metadata": {"name": "p", "namespace": "team", "uid": "u", "labels": {"lorafleet.io/base": "base"}}}
+    assert base_key_of(Kind.ADAPTER, adapter("a")) == KEY
+    assert base_key_of(Kind.ADAPTER, other) == ("elsewhere", "base")
+    assert base_key_of(Kind.POD, pod) == KEY
+    assert base_key_of(Kind.ADAPTER, body("x")) is None
+    assert all_keys(store_of(adapter("a"), other, pods=(pod,))) == {KEY, ("elsewhere", "base")}
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_there() -> None:
+    odd = body("odd", baseModelRef={"name": "base"}, source={"name": "models", "path": "../x"})
+    snapshot = snapshot_of(store_of(odd, adapter("fine")), KEY, NOW)
+    assert [a.metadata.name for a in snapshot.adapters] == ["fine"]
+    assert [b.meta.name for b in snapshot.broken] == ["odd"]
+    assert snapshot.broken[0].problem.startswith("spec.source.path")
+
+
+def test_unreadable_status_is_made_again() -> None:
+    fine = {**adapter("fine"), "status": {"artifact": {"source": {}}, "conditions": []}}
+    snapshot = snapshot_of(store_of(fine), KEY, NOW)
+    assert snapshot.broken == ()
+    assert snapshot.adapters[0].status.artifact is None
+
+
+def test_base_that_is_being_deleted_is_none() -> None:
+    base = body("base", model={"volume": {"claimName": "m"}})
+    base["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert snapshot_of(store_of(bases=(base,)), KEY, NOW).base is None
+
+
+def pod_body(
+    *,
+    ready: str = "False",
+    since: timedelta = timedelta(),
+    scheduled: str = "True",
+    state: dict | None = None,
+    **status,
+) -> dict:
+    at = (NOW - since).strftime("%Y-%m-%dT%H:%M:%SZ")
+    conditions = [
+        {"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable", "message": "0/1 nodes"},
+        {"type": "Ready", "status": ready, "lastTransitionTime": at},
+    ]
+    engine = {"name": "engine", "started": ready == "True", "state": state or {"running": {}}}
+    metadata = {"name": "p", "namespace": "team", "uid": "u", "creationTimestamp": at}
+    return {
+        "metadata": metadata,
+        "status": {"conditions": conditions, "containerStatuses": [engine], "podIP": "10.0.0.1", **status},
+    }
+
+
+def test_pod_is_counted_on_for_a_while() -> None:
+    assert pod_of(pod_body(), NOW).is_coming_up
+    assert not pod_of(pod_body(since=timedelta(minutes=11)), NOW).is_coming_up
+    assert not pod_of(pod_body(scheduled="False"), NOW).is_coming_up
+    assert not pod_of(pod_body(ready="True"), NOW).is_coming_up
+    assert pod_of(pod_body(ready="True"), NOW).is_ready
+
+
+def test_pod_that_has_ended_is_leaving() -> None:
+    assert pod_of(pod_body(ready="True", phase="Failed"), NOW).is_leaving
+    assert not pod_of(pod_body(ready="True", phase="Failed"), NOW).is_ready
+
+
+def test_pod_says_what_keeps_it() -> None:
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
+    assert pod_of(pod_body(state=waiting), NOW).problem == "CrashLoopBackOff: back-off 10s"
+    assert pod_of(pod_body(scheduled="False"), NOW).problem == "Unschedulable: 0/1 nodes"
+    assert pod_of(pod_body(state={"waiting": {"reason": "ContainerCreating"}}), NOW).problem == ""
+    assert pod_of(pod_body(), NOW).problem == ""
+
+
+def test_store_never_goes_back() -> None:
+    store = Store()
+    assert store.put(Kind.ADAPTER, adapter("a", version=5))
+    assert not store.put(Kind.ADAPTER, adapter("a", version=4))
+    assert not store.put(Kind.ADAPTER, adapter("a", version=5))
+    assert store.put(Kind.ADAPTER, adapter("a", version=10))
+    store.remove(Kind.ADAPTER, "uid-team-a")
+    assert not store.put(Kind.ADAPTER, adapter("a", version=11))
+
+
+def test_list_removes_only_what_was_known_before_it() -> None:
+    """What an event brought while the list was on its way is not taken for gone."""
+    store = store_of(adapter("old"), adapter("kept"))
+    before = store.uids(Kind.ADAPTER)
+    store.put(Kind.ADAPTER, adapter("new"))
+    store.replace(Kind.ADAPTER, [adapter("kept")], known_before=before)
+    assert {b["metadata"]["name"] for b in store.all(Kind.ADAPTER)} == {"kept", "new"}

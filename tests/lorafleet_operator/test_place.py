@@ -1,0 +1,170 @@
+"""Placement keeps to budgets, moves as little as it can, and never depends on an order."""
+
+import math
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorafleet_operator.place import Placement, PodBudget, Want, place
+
+QUICK = settings(max_examples=60, deadline=None)
+RANKS = st.sampled_from([4, 8, 16, 32, 64])
+
+
+@st.composite
+def pods(draw: st.DrawFn, *, min_size: int = 1) -> list[PodBudget]:
+    num = draw(st.integers(min_size, 6))
+    budget = st.tuples(st.integers(0, 6), st.integers(0, 20), st.sampled_from([4, 8, 16]), st.booleans())
+    return [PodBudget(f"pod-{i}", *draw(budget)) for i in range(num)]
+
+
+@st.composite
+def wants(draw: st.DrawFn, uids: list[str], *, max_size: int = 12) -> list[Want]:
+    num = draw(st.integers(0, max_size))
+    holders = st.frozensets(st.sampled_from([*uids, "gone"])) if uids else st.just(frozenset())
+    one = st.tuples(RANKS, st.none() | st.integers(0, 4), st.integers(0, 2), holders, st.none() | RANKS)
+    return [Want(f"a{i}", *draw(one)) for i in range(num)]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[PodBudget], list[Want]]:
+    budgets = draw(pods())
+    return budgets, draw(wants([budget.uid for budget in budgets]))
+
+
+def taken(budget: PodBudget, all_wants: list[Want], placement: Placement) -> tuple[int, int]:
+    """Slots and pages that a placement takes on a pod."""
+    ranks = [want.rank for want in all_wants if budget.uid in placement.pods[want.name]]
+    ranks += [want.other_rank or 0 for want in all_wants if budget.uid in placement.beside.get(want.name, ())]
+    return len(ranks), sum(math.ceil(rank / budget.rank_page) for rank in ranks)
+
+
+def hold(all_wants: list[Want], placement: Placement) -> list[Want]:
+    """The same wants after the placement has been carried out."""
+    return [
+        Want(want.name, want.rank, want.num_pods, want.priority, placement.pods[want.name], want.other_rank)
+        for want in all_wants
+    ]
+
+
+@given(problems())
+@QUICK
+def test_never_over_budget(problem: tuple[list[PodBudget], list[Want]]) -> None:
+    budgets, all_wants = problem
+    placement = place(budgets, all_wants)
+    for budget in budgets:
+        slots, pages = taken(budget, all_wants, placement)
+        assert slots <= max(budget.slots, 0)
+        assert pages <= max(budget.rank_pages, 0)
+    for want in all_wants:
+        assert placement.beside.get(want.name, frozenset()) <= placement.pods[want.name]
+
+
+@given(problems())
+@QUICK
+def test_never_more_pods_than_wanted_and_what_lacks_is_said(problem: tuple[list[PodBudget], list[Want]]) -> None:
+    budgets, all_wants = problem
+    placement = place(budgets, all_wants)
+    for want in all_wants:
+        wanted = len(budgets) if want.num_pods is None else min(want.num_pods, len(budgets))
+        assert len(placement.pods[want.name]) + placement.missing.get(want.name, 0) == wanted
+
+
+@given(problems(), st.randoms(use_true_random=False))
+@QUICK
+def test_order_of_arguments_means_nothing(problem: tuple[list[PodBudget], list[Want]], shuffler: random.Random) -> None:
+    budgets, all_wants = problem
+    expected = place(budgets, all_wants)
+    shuffler.shuffle(budgets)
+    shuffler.shuffle(all_wants)
+    assert place(budgets, all_wants) == expected
+
+
+@given(problems())
+@QUICK
+def test_what_was_carried_out_stays(problem: tuple[list[PodBudget], list[Want]]) -> None:
+    budgets, all_wants = problem
+    placement = place(budgets, all_wants)
+    assert place(budgets, hold(all_wants, placement)) == placement
+
+
+@given(problems())
+@QUICK
+def test_nothing_new_on_a_closed_pod(problem: tuple[list[PodBudget], list[Want]]) -> None:
+    budgets, all_wants = problem
+    placement = place(budgets, all_wants)
+    closed = {budget.uid for budget in budgets if not budget.is_open}
+    for want in all_wants:
+        assert placement.pods[want.name] & closed <= want.holders
+
+
+@given(problems(), RANKS, st.integers(0, 2))
+@QUICK
+def test_new_adapter_moves_nobody_where_somewhere_is_room(
+    problem: tuple[list[PodBudget], list[Want]], rank: int, priority: int
+) -> None:
+    """Whatever its priority: others give way only where nothing else is left."""
+    budgets, all_wants = problem
+    settled = hold(all_wants, place(budgets, all_wants))
+    before = place(budgets, [Want(w.name, w.rank, w.num_pods, w.priority, w.holders) for w in settled])
+    room = [
+        budget
+        for budget in budgets
+        if budget.is_open
+        and taken(budget, settled, Placement(before.pods, {}, {}))[0] < budget.slots
+        and taken(budget, settled, Placement(before.pods, {}, {}))[1] + math.ceil(rank / budget.rank_page)
+        <= budget.rank_pages
+    ]
+    new = Want("new", rank, 1, priority)
+    after = place(budgets, [*(Want(w.name, w.rank, w.num_pods, w.priority, w.holders) for w in settled), new])
+    if room:
+        assert len(after.pods["new"]) == 1
+        for want in settled:
+            assert after.pods[want.name] >= before.pods[want.name]
+
+
+@given(problems())
+@QUICK
+def test_nobody_lower_has_the_room_that_a_higher_one_lacks(problem: tuple[list[PodBudget], list[Want]]) -> None:
+    budgets, all_wants = problem
+    placement = place(budgets, all_wants)
+    plain = Placement(placement.pods, {}, {})
+    for want in all_wants:
+        equals = [other for other in all_wants if other.priority >= want.priority]
+        for budget in budgets:
+            if want.name in placement.missing and budget.is_open and budget.uid not in placement.pods[want.name]:
+                slots, pages = taken(budget, equals, plain)
+                assert slots + 1 > budget.slots or pages + math.ceil(want.rank / budget.rank_page) > budget.rank_pages
+
+
+@given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 5))
+@QUICK
+def test_pod_that_goes_moves_only_what_was_on_it(num_pods: int, num_wants: int, gone: int) -> None:
+    budgets = [PodBudget(f"pod-{i}", 100, 1000, 8) for i in range(num_pods)]
+    before = place(budgets, [Want(f"a{i}", 8, 1) for i in range(num_wants)])
+    left = [budget for budget in budgets if budget.uid != f"pod-{gone % num_pods}"]
+    held = [Want(f"a{i}", 8, 1, holders=before.pods[f"a{i}"]) for i in range(num_wants)]
+    after = place(left, held)
+    for want in held:
+        if f"pod-{gone % num_pods}" not in before.pods[want.name]:
+            assert after.pods[want.name] == before.pods[want.name]
+        assert len(after.pods[want.name]) == 1
+
+
+def test_adapters_spread_over_pods() -> None:
+    """None holds more than its fair share and a quarter."""
+    budgets = [PodBudget(f"pod-{i}", 500, 5000, 8) for i in range(4)]
+    placement = place(budgets, [Want(f"a{i}", 8, 1) for i in range(200)])
+    sizes = [sum(budget.uid in uids for uids in placement.pods.values()) for budget in budgets]
+    assert sum(sizes) == 200
+    assert max(sizes) <= 63
+
+
+def test_urgent_adapter_takes_the_place_of_another() -> None:
+    """Only where it must: everything is full."""
+    budgets = [PodBudget("pod-0", 1, 8, 8), PodBudget("pod-1", 1, 8, 8)]
+    held = [Want("a", 8, 1, holders=frozenset({"pod-0"})), Want("b", 8, 1, holders=frozenset({"pod-1"}))]
+    after = place(budgets, [*held, Want("urgent", 8, 1, priority=1)])
+    assert len(after.pods["urgent"]) == 1
+    assert sum(after.missing.values()) == 1

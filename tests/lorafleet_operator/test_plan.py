@@ -1,0 +1,257 @@
+"""From what is wanted and what pods say to what each pod is told."""
+
+from datetime import timedelta
+
+from support import operator_views as v
+from support.operator_views import NOW
+
+from lorafleet_contract.admin import AdapterState, Owner, Residency
+from lorafleet_contract.resources import AdapterResource, ArtifactStatus, BaseModelResource
+from lorafleet_operator.diff import PodChange
+from lorafleet_operator.intent import ResolveFailure, intents_of, resolve_key
+from lorafleet_operator.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
+from lorafleet_operator.views import ObservedPod
+
+OLD, NEW = v.artifact("french"), v.artifact("french-v2")
+P0, P1 = v.pod("p0"), v.pod("p1")
+
+
+def resolved(adapter: AdapterResource, artifact: ArtifactStatus) -> dict:
+    return {resolve_key(adapter): artifact}
+
+
+def told(
+    adapters: list[AdapterResource],
+    pods: list[ObservedPod],
+    *,
+    base: BaseModelResource | None = None,
+    resolutions: dict | None = None,
+    fence: int = 1,
+    retry: bool = False,
+    orphans_known: bool = True,
+) -> dict[str, PodChange]:
+    """By name of the pod, what it is told."""
+    snapshot = v.snapshot(*adapters, base=base or v.base(), orphans_known=orphans_known)
+    plan = plan_of(snapshot, pods, resolutions or {})
+    changes = changes_of(plan, snapshot, pods, fence=fence, retry_failed=retry)
+    return {change.pod.pod.name: change for change in changes}
+
+
+def names(change: PodChange) -> dict[str, tuple[str, bool]]:
+    """Revision -> residency and whether it is stable, of what is told."""
+    return {entry.digest[7:19]: (entry.residency.value, entry.stable) for entry in change.entries}
+
+
+def removed(change: PodChange) -> list[tuple[str, str, float]]:
+    return [
+        (ref.name, ref.revision, removal.drain_timeout_seconds)
+        for removal in change.removals
+        for ref in removal.revisions
+    ]
+
+
+def test_every_pod_knows_and_one_keeps() -> None:
+    adapter = v.adapter()
+    changes = told([adapter], [v.seen(pod=P0, fence=0), v.seen(pod=P1, fence=0)], resolutions=resolved(adapter, OLD))
+    kept = sorted(names(change)[OLD.revision] for change in changes.values())
+    assert kept == [("OnDemand", True), ("Resident", True)]
+    assert {change.why for change in changes.values()} == {"its first catalogue"}
+
+
+def test_nothing_to_say_is_nothing() -> None:
+    adapter = v.adapter(status=v.served("french"))
+    pods = [v.seen(v.entry("french"), pod=P0), v.seen(v.entry("french", residency=Residency.ON_DEMAND), pod=P1)]
+    assert told([adapter], pods) == {}
+
+
+def test_new_leader_and_new_boot_are_told_everything() -> None:
+    adapter = v.adapter(status=v.served("french"))
+    pods = [v.seen(v.entry("french"), pod=P0), v.seen(pod=P1, fence=0)]
+    changes = told([adapter], pods, fence=2)
+    assert changes["p0"].why == "a new leader"
+    assert changes["p1"].why == "its first catalogue"
+    assert all(len(change.entries) == 1 for change in changes.values())
+
+
+def test_empty_catalogue_is_told_too() -> None:
+    """Otherwise a pod without adapters would wait for one until its timeout."""
+    assert told([], [v.seen(pod=P0, fence=0)])["p0"].entries == ()
+
+
+def test_new_revision_comes_beside_the_old_one_which_stays_stable() -> None:
+    adapter = v.adapter(source={"name": "models", "path": "french-v2"}, status=v.served("french"))
+    change = told([adapter], [v.seen(v.entry("french"), pod=P0)], resolutions=resolved(adapter, NEW))["p0"]
+    assert names(change) == {NEW.revision: ("Resident", False)}
+    assert not change.removals
+
+
+def test_without_room_beside_the_new_one_is_loaded_on_demand() -> None:
+    adapter = v.adapter(source={"name": "models", "path": "french-v2"}, status=v.served("french"))
+    pods = [v.seen(v.entry("french"), pod=P0, slots=1)]
+    change = told([adapter], pods, resolutions=resolved(adapter, NEW))["p0"]
+    assert names(change) == {NEW.revision: ("OnDemand", False)}
+
+
+def test_name_moves_when_every_ready_pod_can_answer() -> None:
+    adapter = v.adapter(source={"name": "models", "path": "french-v2"}, status=v.served("french"))
+    old, new = v.entry("french"), v.entry("french-v2", stable=False)
+    demand = v.entry("french-v2", stable=False, residency=Residency.ON_DEMAND)
+    loading = v.entry("french-v2", stable=False, state=AdapterState.LOADING)
+    answers = resolved(adapter, NEW)
+    on_p1 = v.entry("french", residency=Residency.ON_DEMAND)
+    ready = told([adapter], [v.seen(old, new, pod=P0), v.seen(on_p1, demand, pod=P1)], resolutions=answers)
+    assert names(ready["p0"])[NEW.revision] == ("Resident", True)
+    assert names(ready["p1"])[NEW.revision] == ("OnDemand", True)
+    for waiting in (
+        [v.seen(old, loading, pod=P0), v.seen(on_p1, demand, pod=P1)],
+        [v.seen(old, new, pod=P0), v.seen(on_p1, pod=P1)],
+        [v.seen(old, new, pod=P0), v.silent(P1)],
+    ):
+        changes = told([adapter], waiting, resolutions=answers)
+        assert not any(names(c).get(NEW.revision, ("", False))[1] for c in changes.values())
+
+
+def after_switch(since: timedelta) -> AdapterResource:
+    history = [
+        {"revision": NEW.revision, "digest": NEW.digest, "since": (NOW - since).isoformat()},
+        {"revision": OLD.revision, "digest": OLD.digest, "since": (NOW - timedelta(days=1)).isoformat()},
+    ]
+    status = v.served("french-v2", history=history)
+    return v.adapter(source={"name": "models", "path": "french-v2"}, status=status, unload={"drainTimeoutSeconds": 7})
+
+
+def test_old_revision_stays_until_gateways_have_heard() -> None:
+    pods = [v.seen(v.entry("french", stable=False), v.entry("french-v2"), pod=P0)]
+    early, late = after_switch(timedelta(seconds=2)), after_switch(timedelta(seconds=10))
+    assert told([early], pods) == {}
+    assert removed(told([late], pods)["p0"]) == [("french", OLD.revision, 7.0)]
+    snapshot = v.snapshot(early, base=v.base())
+    assert next_leave(plan_of(snapshot, pods, {}), pods, NOW) == 4.0
+    snapshot = v.snapshot(late, base=v.base())
+    assert next_leave(plan_of(snapshot, pods, {}), pods, NOW) is None
+
+
+def test_nothing_is_removed_while_the_desired_revision_is_unknown() -> None:
+    adapter = v.adapter(source={"name": "models", "path": "elsewhere"}, status=v.served("french"))
+    pods = [v.seen(v.entry("french"), v.entry("odd", stable=False), pod=P0)]
+    assert told([adapter], pods) == {}
+
+
+def test_deleted_adapter_leaves_every_pod_with_its_drain_time() -> None:
+    adapter = v.adapter(status=v.served("french"), deleted=True, unload={"drainTimeoutSeconds": 9})
+    change = told([adapter], [v.seen(v.entry("french"), pod=P0)])["p0"]
+    assert removed(change) == [("french", OLD.revision, 9.0)]
+    draining = v.entry("french", state=AdapterState.DRAINING)
+    assert told([adapter], [v.seen(draining, pod=P0)]) == {}
+
+
+def test_orphan_leaves_only_when_everything_was_listed_twice() -> None:
+    pods = [v.seen(v.entry("nobody", "nobody"), pod=P0)]
+    assert told([], pods, orphans_known=False) == {}
+    assert [r[0] for r in removed(told([], pods)["p0"])] == ["nobody"]
+
+
+def test_local_adapters_are_not_ours() -> None:
+    adapter = v.adapter(status=v.served("french"))
+    pods = [v.seen(v.entry("other", owner=Owner.LOCAL), v.entry("mine", "mine", owner=Owner.LOCAL), pod=P0)]
+    assert told([adapter], pods) == {}
+
+
+def test_failures_are_told_again_where_that_may_help() -> None:
+    adapter = v.adapter(status=v.served("french"))
+
+    def again(reason: str, *, retry: bool) -> bool:
+        failed = v.entry("french", state=AdapterState.FAILED, reason=reason)
+        return bool(told([adapter], [v.seen(failed, pod=P0)], retry=retry))
+
+    assert again("DiskFull", retry=True)
+    assert again("SourceNotAllowed", retry=True)
+    assert not again("DiskFull", retry=False)
+    assert not again("BaseModelMismatch", retry=True)
+
+
+def test_pods_that_are_going_are_told_nothing() -> None:
+    adapter = v.adapter()
+    pods = [
+        v.seen(pod=v.pod("p0", leaving=True), fence=0),
+        v.seen(pod=P1, fence=0, draining=True),
+        v.silent(v.pod("p2")),
+    ]
+    assert told([adapter], pods, resolutions=resolved(adapter, OLD)) == {}
+
+
+def test_silent_pod_keeps_what_status_says_it_has() -> None:
+    """Until it has not been ready for so long that others take over."""
+    placements = [{"pod": "p1", "podUid": "uid-p1", "revision": OLD.revision, "state": "Ready"}]
+    adapter = v.adapter(status=v.served("french", placements=placements))
+    known = v.entry("french", residency=Residency.ON_DEMAND)
+    for pod in (P1, v.pod("p1", ready=False)):
+        assert told([adapter], [v.seen(known, pod=P0), v.silent(pod)]) == {}
+    restarted = told([adapter], [v.seen(known, pod=P0), v.seen(pod=v.pod("p1", ready=False), fence=0)])
+    assert names(restarted["p1"]) == {OLD.revision: ("Resident", True)}
+    lost = v.silent(v.pod("p1", ready=False, coming_up=False))
+    assert names(told([adapter], [v.seen(known, pod=P0), lost])["p0"]) == {OLD.revision: ("Resident", True)}
+
+
+def test_new_fleet_is_not_placed_on_its_first_pod() -> None:
+    adapters = [v.adapter(f"a{i}") for i in range(8)]
+    answers = {resolve_key(a): v.artifact(a.metadata.name) for a in adapters}
+    pods = [v.seen(pod=P0, fence=0), v.silent(v.pod("p1", ready=False))]
+    change = told(adapters, pods, resolutions=answers)["p0"]
+    assert 2 <= sum(entry.residency is Residency.RESIDENT for entry in change.entries) <= 5
+
+
+def plan(adapter: AdapterResource, pods: list[ObservedPod]) -> Plan:
+    return plan_of(v.snapshot(adapter, base=v.base()), pods, {})
+
+
+def test_finalizer_goes_when_no_pod_can_hold_it() -> None:
+    deleted = v.adapter(status=v.served("french"), deleted=True)
+    holding = v.seen(v.entry("french", state=AdapterState.DRAINING), pod=P0)
+    for pods, is_released in (
+        ([holding], False),
+        ([v.seen(pod=P0)], True),
+        ([v.silent(P0)], False),
+        ([v.silent(v.pod("p0", running=False, ready=False))], True),
+        ([v.silent(v.pod("p0", leaving=True))], True),
+        ([], True),
+    ):
+        assert bool(released(plan(deleted, pods), pods, v.base())) == is_released, pods
+    assert released(plan(deleted, [holding]), [holding], None)
+    assert not released(plan(v.adapter(), []), [], v.base())
+
+
+def test_sources_are_asked_of_pods_that_declare_them() -> None:
+    """Those of the newest template; of these, those that serve."""
+    old = v.seen(pod=v.pod("old", template="1", age_seconds=600))
+    new = v.seen(pod=v.pod("new", template="2", age_seconds=10))
+    starting = v.seen(pod=v.pod("starting", template="2", age_seconds=5, ready=False))
+    mute = v.silent(v.pod("mute", template="3", age_seconds=1))
+    assert [p.pod.name for p in resolvers_of([old, starting, new, mute])] == ["new"]
+    assert [p.pod.name for p in resolvers_of([old, starting])] == ["starting"]
+    assert [p.pod.name for p in resolvers_of([old, mute])] == ["old"]
+    assert resolvers_of([mute]) == []
+
+
+def test_lost_status_is_found_again_on_pods() -> None:
+    intents = intents_of(v.snapshot(v.adapter(), base=v.base()), [v.seen(v.entry("french"), pod=P0)], {})
+    assert intents[0].published == OLD.revision
+    assert intents[0].needs_resolving
+
+
+def test_suspended_adapter_is_what_its_status_says() -> None:
+    adapter = v.adapter(source={"name": "models", "path": "x"}, status=v.served("french"), suspend=True)
+    intent = intents_of(v.snapshot(adapter, base=v.base()), [], {})[0]
+    assert intent.desired == OLD
+    assert not intent.needs_resolving
+
+
+def test_pinned_digest_asks_for_another_resolution() -> None:
+    adapter = v.adapter(status=v.served("french"), digest=v.digest("other"))
+    snapshot = v.snapshot(adapter, base=v.base())
+    assert intents_of(snapshot, [], {})[0].needs_resolving
+    failure = ResolveFailure("DigestMismatch", "it has another", is_passing=False)
+    assert intents_of(snapshot, [], {resolve_key(adapter): failure})[0].failure == failure
+    assert not intents_of(v.snapshot(v.adapter(status=v.served("french"), digest=OLD.digest), base=v.base()), [], {})[
+        0
+    ].needs_resolving
