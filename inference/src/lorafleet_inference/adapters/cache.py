@@ -130,16 +130,13 @@ class NodeCache:
         return Download(folder, num_bytes)
 
     def commit(self, download: Download, digest: str) -> None:
-        """Make a complete download an entry, without folders in which a source kept notes.
+        """Make a complete download an entry.
 
         Raises:
             OSError: the disk failed; the download is still to be abandoned.
         """
         num_bytes = 0
         for path in download.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-                continue
             with path.open("rb") as file:
                 os.fsync(file.fileno())
                 num_bytes += os.fstat(file.fileno()).st_size

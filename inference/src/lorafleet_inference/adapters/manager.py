@@ -266,6 +266,14 @@ class AdapterManager:
         tracked = await self._local.put(name, source, place, pinned=pinned)
         return tracked.observed()
 
+    def ref_of(self, text: str) -> SourceRef:
+        """Return what a path, `s3://…` or hub repository means among the declared sources.
+
+        Raises:
+            AdapterError: SOURCE_NOT_ALLOWED: nothing.
+        """
+        return self._sources.ref_of(text)
+
     async def remove_local(self, name: str, *, drain_seconds: float) -> bool:
         """Remove a name when its requests have ended; False if nothing has it.
 

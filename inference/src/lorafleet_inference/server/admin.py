@@ -17,6 +17,7 @@ from lorafleet_inference.errors import AdapterError, EngineNotReady
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.routes import After, WaitSeconds
 from lorafleet_inference.server.state import Phase
+from lorafleet_inference.server.vllm_lora import vllm_lora_router
 
 _STATUS = {Reason.SOURCE_NOT_ALLOWED: 403, Reason.NOT_FOUND: 404, Reason.BAD_REQUEST: 400, Reason.NAME_CONFLICT: 409}
 """HTTP status of a reason; passing ones are 503, others 422."""
@@ -35,6 +36,8 @@ def admin_app(pod: Pod, token: str | None) -> FastAPI:
     )
     _add_state(app, pod)
     _add_names(app, pod)
+    if pod.config.vllm_lora_routes:
+        app.include_router(vllm_lora_router(pod))
     _add_error_shapes(app)
     return app
 

@@ -5,19 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, XetDownloadError
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import FoundFile
-from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Listing, Place
+from lorafleet_inference.adapters.sources.base import CHUNK_BYTES, TIMEOUT_SECONDS, Listing, Place, larger_than_listed
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.errors import AdapterError
-
-_NETWORK = (ConnectionError, TimeoutError, LocalEntryNotFoundError)
-DOWNLOADS = ".hub"
-"""Folder beside the files in which the client keeps broken-off downloads and its notes."""
 
 
 class HubSource:
@@ -26,7 +22,6 @@ class HubSource:
     def __init__(
         self, name: str, *, endpoint: str | None, repos: tuple[str, ...] = (), secret: MountedSecret | None
     ) -> None:
-        disable_progress_bars()
         self.name = name
         self._endpoint = endpoint
         self._repos = repos
@@ -59,21 +54,26 @@ class HubSource:
         return Listing(Place(place.path, info.sha), tuple(found))
 
     def fetch(self, place: Place, file: FoundFile, folder: Path) -> None:
-        """Download a file; the client goes on with what it has of it."""
-        target = folder / file.name
-        if target.is_file() and target.stat().st_size == file.size_bytes:
-            return
-        with self._errors(place):
-            path = hf_hub_download(
-                place.path,
-                file.name,
-                revision=place.revision,
-                local_dir=folder / DOWNLOADS,
-                endpoint=self._endpoint,
-                token=self._token(),
-                etag_timeout=TIMEOUT_SECONDS,
-            )
-        Path(path).replace(target)
+        """Download a file, from where an earlier call broke off. Not by `hf_hub_download`: it tries again for half a
+        minute by itself, and writes whatever comes.
+        """
+        url = hf_hub_url(place.path, file.name, revision=place.revision, endpoint=self._endpoint)
+        headers = {**build_hf_headers(token=self._token()), "accept-encoding": "identity"}
+        with (folder / file.name).open("ab") as target, self._errors(place):
+            begin = target.tell() if target.tell() <= file.size_bytes else target.truncate(0)
+            if begin == file.size_bytes:
+                return
+            if begin:
+                headers["range"] = f"bytes={begin}-"
+            with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
+                hf_raise_for_status(response)
+                if response.status_code != httpx.codes.PARTIAL_CONTENT:
+                    begin = target.truncate(0)
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    begin += len(chunk)
+                    if begin > file.size_bytes:
+                        raise larger_than_listed(file)
+                    target.write(chunk)
 
     def _token(self) -> str | bool | None:
         """The mounted one; none is sent to a declared hub without one; None: what the environment has."""
@@ -90,10 +90,7 @@ class HubSource:
             raise AdapterError(_reason(status), f"{self.show(place)}: the hub answered {status}") from error
         except HFValidationError as error:
             raise AdapterError(Reason.ARTIFACT_NOT_FOUND, f"{self.show(place)} is no name of a repository") from error
-        except (httpx.HTTPError, XetDownloadError, OSError) as error:
-            is_disk = isinstance(error, OSError) and error.errno is not None and not isinstance(error, _NETWORK)
-            if is_disk:
-                raise
+        except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
             kind = type(error).__name__
             raise AdapterError(
                 Reason.SOURCE_UNAVAILABLE, f"{self.show(place)}: the hub did not answer: {kind}"

@@ -1,11 +1,14 @@
 """Declared sources by name, and the sources that `serve --adapter` names: the one place that knows all kinds."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.sources import AdapterSource, SourceRef
+from lorafleet_contract.sources import AdapterSource, SourceRef, VolumePlace
 from lorafleet_inference.adapters.files import FoundFile
 from lorafleet_inference.adapters.sources.base import Listing, Place, Source
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
@@ -44,17 +47,50 @@ class Sources:
 
     def __init__(self, declared: Iterable[AdapterSource], *, volumes_dir: Path, credentials_dir: Path) -> None:
         self._credentials_dir = credentials_dir
-        self._declared = {source.name: self._source(source, volumes_dir) for source in declared}
+        self._volumes_dir = volumes_dir
+        self._places = tuple(declared)
+        self._declared = {source.name: self._source(source) for source in self._places}
 
     def of(self, ref: SourceRef) -> tuple[Source, Place]:
         """Return the declared source of a reference, or one that refuses everything, and the place in it."""
         source = self._declared.get(ref.name) or Undeclared(ref.name)
         return source, Place(ref.repo or ref.path or "", ref.revision)
 
-    def _source(self, declared: AdapterSource, volumes_dir: Path) -> Source:
+    def ref_of(self, text: str) -> SourceRef:
+        """Return the declared source and the place in it that a path, `s3://…` or hub repository lies in.
+
+        Raises:
+            AdapterError: SOURCE_NOT_ALLOWED: it lies in none.
+        """
+        for declared in self._places:
+            fields = self._place_in(declared, text)
+            if fields is None:
+                continue
+            with suppress(ValidationError):
+                return SourceRef(name=declared.name, **fields)
+        raise AdapterError(Reason.SOURCE_NOT_ALLOWED, f"{text!r} lies in no source that the base model declares")
+
+    def _place_in(self, declared: AdapterSource, text: str) -> dict[str, str | None] | None:
         if declared.volume is not None:
-            mount = volumes_dir / declared.name
-            return FolderSource(declared.name, mount / declared.volume.path.strip("/"), boundary=mount)
+            root = self._volume_root(declared.name, declared.volume)
+            return {"path": text.removeprefix(f"{root}/")} if text.startswith(f"{root}/") else None
+        if declared.s3 is not None:
+            prefix = f"s3://{declared.s3.bucket}/{declared.s3.prefix.strip('/')}".rstrip("/") + "/"
+            return {"path": text.removeprefix(prefix).strip("/")} if text.startswith(prefix) else None
+        repo, _, revision = text.removeprefix("hf:").partition("@")
+        try:
+            self._declared[declared.name].check(Place(repo))
+        except AdapterError:
+            return None
+        return {"repo": repo, "revision": revision or None}
+
+    def _volume_root(self, name: str, volume: VolumePlace) -> Path:
+        return self._volumes_dir / name / volume.path.strip("/")
+
+    def _source(self, declared: AdapterSource) -> Source:
+        if declared.volume is not None:
+            root = self._volume_root(declared.name, declared.volume)
+            return FolderSource(declared.name, root, boundary=self._volumes_dir / declared.name)
         secret = MountedSecret(self._credentials_dir / declared.name)
         if declared.hugging_face is not None:
             hub = declared.hugging_face
