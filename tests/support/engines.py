@@ -3,10 +3,10 @@
 import queue
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
-from support.plans import plan_of
-
+from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.core import Engine, Inbox
 from lorafleet_inference.engine.messages import (
@@ -36,7 +36,8 @@ class DrivenEngine:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
         self.runner = ModelRunner(load_model(config), config)
-        self.engine = Engine(self.runner, config, plan_of, self.said.append, self.inbox)
+        inspect = partial(inspect_adapter, model=self.runner.facts, max_rank=config.max_rank)
+        self.engine = Engine(self.runner, config, inspect, self.said.append, self.inbox)
         self.max_step_tokens = 0
         self.num_preempted = 0
 
@@ -45,8 +46,10 @@ class DrivenEngine:
         for name, folder in adapters.items():
             self.inbox.put(RegisterAdapter(key_of(name), str(folder), resident))
         wanted = DeviceTier.DEVICE if resident else DeviceTier.DISK
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while {one.key.name for one in self.statuses() if one.tier == wanted} < set(adapters):
+            refused = [one for one in self.statuses() if one.reason is not None]
+            assert not refused, refused
             assert time.monotonic() < deadline, self.statuses()
             self.step()
 

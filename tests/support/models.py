@@ -1,8 +1,4 @@
-"""Tiny random models and adapters, and what transformers + PEFT answer with them, one request at a time.
-
-Weights are drawn with initializer_range 0.2: at the usual 0.02 the logits of a tiny model lie so close together that
-many greedy tokens are ties.
-"""
+"""Makes tiny random models and adapters, and says what transformers + PEFT answer with them, one request at a time."""
 
 import atexit
 import shutil
@@ -10,44 +6,15 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig
+from support.families import FAMILIES, VOCABULARY, AdapterSpec, adapter_specs
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-VOCABULARY = 211
-MAX_MODEL_LEN = 256
-_COMMON = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-_ROPE = {
-    **_COMMON,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": MAX_MODEL_LEN,
-}
-FAMILIES: Mapping[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**_ROPE),
-    "mistral": MistralConfig(**_ROPE, sliding_window=24),
-    "gemma": GemmaConfig(**_ROPE, head_dim=16),
-    "gpt2": GPT2Config(**_COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=MAX_MODEL_LEN),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSpec:
-    """A random adapter to make."""
-
-    rank: int = 8
-    targets: str | tuple[str, ...] = "all-linear"
-    seed: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """More fields of LoraConfig; `lora_alpha` is twice the rank unless named here."""
+__all__ = ["VOCABULARY", "AdapterSpec", "Reference", "adapters_of", "model_folder", "save_adapter", "save_model"]
 
 
 @cache
@@ -60,27 +27,42 @@ def _root() -> Path:
 @cache
 def model_folder(family: str) -> Path:
     """Return the folder of a tiny random model of one of FAMILIES; made once in a process."""
-    return save_model(FAMILIES[family], _root() / family)
+    return save_model(FAMILIES[family].config, _root() / family)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """peft asks transformers for a name that is being renamed."""
+    """peft asks transformers for a name that is being renamed, and speaks of what it does with embeddings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings(
+            "ignore",
+            message=".*(save_embedding_layers|tie_word_embeddings|weight tying|tied|fan_in_fan_out|lora_bias|bias).*",
+        )
         yield
+
+
+def _load(base: Path) -> PreTrainedModel:
+    # sdpa everywhere: Falcon's alibi is added twice by the eager code
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
 def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path:
     """Save a random model of this config, without a tokenizer, and return the folder."""
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if name.endswith("bias"):  # they start as zeros, which would hide what is done to them
+                parameter.normal_(std=0.1, generator=generator)
+    model.save_pretrained(folder)
     return folder
 
 
 def save_adapter(base: Path, folder: Path, spec: AdapterSpec) -> Path:
     """Save a random adapter on the model in `base`, strong enough to change most tokens, and return its folder."""
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = _load(base)
     options = {"lora_alpha": 2 * spec.rank, **spec.options}
     if type(model).__name__.startswith("GPT2"):
         options.setdefault("fan_in_fan_out", True)
@@ -90,58 +72,51 @@ def save_adapter(base: Path, folder: Path, spec: AdapterSpec) -> Path:
     generator = torch.Generator().manual_seed(spec.seed)
     with torch.no_grad():
         for name, parameter in sorted(peft.named_parameters()):
-            if "lora_" in name:
+            if "lora_magnitude" in name:
+                parameter.mul_(1 + 0.3 * torch.rand(parameter.shape, generator=generator))
+            elif "lora_" in name:
                 parameter.normal_(std=0.25 / spec.rank**0.5, generator=generator)
-    peft.save_pretrained(folder)
+            elif "modules_to_save" in name or (options.get("bias") == "all" and name.endswith("bias")):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        with _quiet():
+            peft.save_pretrained(folder)
     return folder
 
 
-def mixed_adapters(family: str) -> dict[str, Path]:
-    """Return folders of adapters of odd and different ranks, with rsLoRA, patterns and partial targets among them."""
-    base = model_folder(family)
-    attention, wide = (("c_attn",), "mlp.c_fc") if family == "gpt2" else (("q_proj", "v_proj"), "down_proj")
-    specs = {
-        "seven": AdapterSpec(rank=7, seed=1),
-        "sixteen": AdapterSpec(rank=16, seed=2),
-        "one": AdapterSpec(rank=1, seed=3, options={"lora_alpha": 3}),
-        "rslora": AdapterSpec(rank=9, seed=4, options={"use_rslora": True, "lora_alpha": 5}),
-        "patterns": AdapterSpec(rank=5, seed=5, options={"rank_pattern": {wide: 12}, "alpha_pattern": {wide: 30}}),
-        "attention": AdapterSpec(rank=8, targets=attention, seed=6),
-        "one-layer": AdapterSpec(rank=24, targets=attention, seed=7, options={"layers_to_transform": [1]}),
+@cache
+def adapters_of(family: str) -> dict[str, Path]:
+    """Return folders of adapters of each kind that the family is tested with; made once in a process."""
+    root = _root() / f"{family}-adapters"
+    return {
+        name: save_adapter(model_folder(family), root / name, spec)
+        for name, spec in adapter_specs(FAMILIES[family]).items()
     }
-    folders = {}
-    for name, spec in specs.items():
-        folder = _root() / f"{family}-adapters" / name
-        folders[name] = folder if folder.exists() else save_adapter(base, folder, spec)
-    return folders
 
 
 class Reference:
     """transformers + PEFT in float32, one request at a time."""
 
     def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
-        self._base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        with _quiet():
-            self._adapted = {
-                name: PeftModel.from_pretrained(
-                    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder
-                ).eval()
-                for name, folder in adapters.items()
-            }
+        self._base = base
+        self._adapters = adapters
+        self._models: dict[str | None, torch.nn.Module] = {}
+        self._scores: dict[tuple[object, ...], torch.Tensor] = {}
 
     @torch.inference_mode()
     def score(self, adapter: str | None, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
         """Return the logits that choose each token of the answer, after the true tokens before: [answer, vocabulary]."""
-        model = self._base if adapter is None else self._adapted[adapter]
-        ids = torch.tensor([[*prompt, *answer[:-1]]])
-        return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+        key = (adapter, tuple(prompt), tuple(answer))
+        if key not in self._scores:
+            ids = torch.tensor([[*prompt, *answer[:-1]]])
+            logits = self._model(adapter)(input_ids=ids, use_cache=False).logits
+            self._scores[key] = logits[0, len(prompt) - 1 :].float()
+        return self._scores[key]
 
     @torch.inference_mode()
     def generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> tuple[int, ...]:
         """Return the greedy answer; end tokens do not stop it."""
-        model = self._base if adapter is None else self._adapted[adapter]
         ids = torch.tensor([list(prompt)])
-        out = model.generate(
+        out = self._model(adapter).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -150,3 +125,11 @@ class Reference:
             pad_token_id=0,
         )
         return tuple(out[0, len(prompt) :].tolist())
+
+    def _model(self, adapter: str | None) -> torch.nn.Module:
+        if adapter not in self._models:
+            model = _load(self._base)
+            with _quiet():
+                adapted = model if adapter is None else PeftModel.from_pretrained(model, self._adapters[adapter])
+            self._models[adapter] = adapted.eval()
+        return self._models[adapter]

@@ -4,20 +4,23 @@ Each answer is scored by the reference, token by token after the tokens before i
 the reference's own greedy answer is the same.
 """
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import support.families
 import torch
 from support.engines import DrivenEngine
-from support.models import FAMILIES, VOCABULARY, Reference, mixed_adapters, model_folder
+from support.families import FAMILIES, VOCABULARY
+from support.models import Reference, adapters_of, model_folder
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 
-NUM_TOKENS = 14
+NUM_TOKENS = 10
 TIE = 1e-3
 """Of the gap between the two best logits."""
 MAX_TIES = 0.01
@@ -34,6 +37,7 @@ class Case:
 
 @dataclass
 class Family:
+    made: support.families.Family
     base: Path
     adapters: dict[str, Path]
     cases: dict[str, Case]
@@ -48,18 +52,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+LENGTHS = (1, 33, 16, 2, 100, 17, 65, 300, 15, 32, 48)
+
+
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> Family:
-    base, adapters = model_folder(request.param), mixed_adapters(request.param)
+    base, adapters = model_folder(request.param), adapters_of(request.param)
     rng = random.Random(7)
-    shared = tuple(rng.randrange(2, VOCABULARY) for _ in range(48))
+    shared = tuple(rng.randrange(2, VOCABULARY) for _ in range(40))
+    lengths = itertools.cycle(LENGTHS)
     cases = {}
     for adapter in (None, *adapters):
-        lengths = (1, 2, 16, 17, 33, rng.randrange(40, 100))
-        prompts = [tuple(rng.randrange(2, VOCABULARY) for _ in range(length)) for length in lengths]
-        for number, prompt in enumerate([*prompts, shared, (*shared, 5, 6, 7)]):
+        prompts = [tuple(rng.randrange(2, VOCABULARY) for _ in range(next(lengths))) for _ in range(2)]
+        for number, prompt in enumerate([*prompts, (*shared, 5, 6, 7)]):
             cases[f"{adapter}-{number}"] = Case(adapter, prompt)
-    return Family(base, adapters, cases, Reference(base, adapters))
+    cases["again"] = Case(None, shared)
+    return Family(FAMILIES[request.param], base, adapters, cases, Reference(base, adapters))
 
 
 def check(engine: DrivenEngine, family: Family) -> None:
@@ -81,9 +89,9 @@ def check(engine: DrivenEngine, family: Family) -> None:
     assert num_ties <= MAX_TIES * NUM_TOKENS * len(family.cases)
 
 
-def serve_all(engine: DrivenEngine, family: Family) -> None:
+def serve_all(engine: DrivenEngine, family: Family, *, resident: bool = True) -> None:
     """Requests join while others run."""
-    engine.register(family.adapters)
+    engine.register(family.adapters, resident=resident)
     order = list(family.cases)
     random.Random(3).shuffle(order)
     for request_id in order:
@@ -93,35 +101,26 @@ def serve_all(engine: DrivenEngine, family: Family) -> None:
     engine.run_until_ended(order)
 
 
-def config(family: Family, **options: object) -> EngineConfig:
-    return EngineConfig(model=str(family.base), device="cpu", num_threads=1, max_batch_tokens=40, **options)  # type: ignore[arg-type]
+def engine_of(family: Family, **options: object) -> DrivenEngine:
+    settings = {"max_rank": 256, "max_batch_tokens": 40, "max_model_len": family.made.max_model_len, **options}
+    return DrivenEngine(EngineConfig(model=str(family.base), device="cpu", num_threads=1, **settings))  # type: ignore[arg-type]
 
 
 def test_a_mixed_batch_equals_peft(family: Family) -> None:
-    engine = DrivenEngine(config(family))
+    engine = engine_of(family)
     serve_all(engine, family)
     check(engine, family)
     assert engine.max_step_tokens == 40
     assert engine.num_preempted == 0
     assert any(event.num_cached_tokens for event in engine.events()), "the prefix cache was never used"
-    request_id = f"{next(iter(family.adapters))}-3"
-    case = family.cases[request_id]
-    assert engine.tokens(request_id) == family.reference.generate(case.adapter, case.prompt, NUM_TOKENS)
+    case = family.cases["rank-7-0"]
+    assert engine.tokens("rank-7-0") == family.reference.generate(case.adapter, case.prompt, NUM_TOKENS)
 
 
-def test_a_mixed_batch_under_preemption_equals_peft(family: Family) -> None:
-    per_block = DrivenEngine(config(family)).runner.budgets
-    block_bytes = per_block.kv_cache_bytes // per_block.num_kv_blocks
-    engine = DrivenEngine(config(family, kv_cache_memory_bytes=12 * block_bytes))
-    serve_all(engine, family)
+def test_short_of_memory_and_of_places_it_equals_peft_too(family: Family) -> None:
+    budgets = engine_of(family).runner.budgets
+    block_bytes = budgets.kv_cache_bytes // budgets.num_kv_blocks
+    engine = engine_of(family, kv_cache_memory_bytes=24 * block_bytes, max_resident_adapters=5)
+    serve_all(engine, family, resident=False)
     check(engine, family)
     assert engine.num_preempted > 0
-
-
-def test_few_device_places_are_shared_in_turns(family: Family) -> None:
-    engine = DrivenEngine(config(family, max_resident_adapters=2, max_rank=24))
-    engine.register(family.adapters, resident=False)
-    for request_id, case in family.cases.items():
-        engine.submit(request_id, case.adapter, case.prompt, GREEDY)
-    engine.run_until_ended(family.cases)
-    check(engine, family)

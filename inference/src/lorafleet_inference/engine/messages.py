@@ -102,6 +102,14 @@ class ModuleFacts(msgspec.Struct, frozen=True):
     out_features: int
 
 
+class WholeFacts(msgspec.Struct, frozen=True, array_like=True):
+    """A module whose parameters an adapter may replace by its own; it maps each token by itself."""
+
+    name: str
+    parameters: tuple[tuple[str, tuple[int, ...]], ...]
+    """(name, shape): `weight`, and `bias` where it has one."""
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What validation and the API need to know of a base model, without its weights."""
 
@@ -114,6 +122,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     eos_token_ids: tuple[int, ...]
     modules: tuple[ModuleFacts, ...]
+    """Linear layers that every token passes: what LoRA usually adapts."""
+    side_modules: tuple[ModuleFacts, ...] = ()
+    """The input embedding, and the output head, which sees sampled positions only."""
+    whole_modules: tuple[WholeFacts, ...] = ()
 
 
 class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):

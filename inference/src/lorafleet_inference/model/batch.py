@@ -51,6 +51,8 @@ class FlatBatch:
     """[T] int64, on the device: where the KV of each token goes, block * KV_BLOCK_TOKENS + offset."""
     spans: tuple[Span, ...]
     segments: tuple[Segment, ...]
+    head_segments: tuple[Segment, ...]
+    """As `segments`, over `sampled_rows`."""
     sampled_rows: torch.Tensor
     """[num sampled] int64, on the device: rows whose logits are needed, in the order of the items."""
 
@@ -65,6 +67,7 @@ def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
     slots: list[int] = []
     spans: list[Span] = []
     segments: list[Segment] = []
+    head_segments: list[Segment] = []
     rows: list[int] = []
     for item in ordered:
         begin, end = len(token_ids), len(token_ids) + len(item.token_ids)
@@ -73,13 +76,10 @@ def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
             positions.append(position)
             slots.append(item.blocks[position // KV_BLOCK_TOKENS] * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS)
         spans.append(Span(begin, end, item.start, item.blocks))
-        if item.adapter is not None:
-            if segments and segments[-1].adapter == item.adapter:
-                segments[-1] = Segment(segments[-1].begin, end, item.adapter)
-            else:
-                segments.append(Segment(begin, end, item.adapter))
+        _extend(segments, item.adapter, begin, end)
         if item.sample is not None:
             rows.append(end - 1)
+            _extend(head_segments, item.adapter, len(rows) - 1, len(rows))
     return FlatBatch(
         items=tuple(ordered),
         input_ids=torch.tensor([token_ids], dtype=torch.int64, device=device),
@@ -87,5 +87,14 @@ def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
         slots=torch.tensor(slots, dtype=torch.int64, device=device),
         spans=tuple(spans),
         segments=tuple(segments),
+        head_segments=tuple(head_segments),
         sampled_rows=torch.tensor(rows, dtype=torch.int64, device=device),
     )
+
+
+def _extend(segments: list[Segment], adapter: AdapterKey | None, begin: int, end: int) -> None:
+    """Add a segment, or lengthen the last one if it is of the same adapter; the base needs none."""
+    if adapter is not None and segments and segments[-1].adapter == adapter:
+        segments[-1] = Segment(segments[-1].begin, end, adapter)
+    elif adapter is not None:
+        segments.append(Segment(begin, end, adapter))

@@ -1,5 +1,6 @@
 """What validation and the API need to know of a model, read from its module tree; no weights are needed for it."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind
+from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
 
 
 def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> ModelFacts:
     """Read the facts of a model; one on the meta device is enough.
 
     `modules` are the linear layers that LoRA is computed for: all but the output head and layers inside experts.
+    `whole_modules` are leaves that map one tensor and have no parameters but weight and bias.
     `max_model_len` shortens what the config says.
     """
     text = model.config.get_text_config()
@@ -28,6 +30,8 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         device=model.device.type,
         eos_token_ids=_eos_token_ids(model.generation_config, text),
         modules=tuple(_modules(model)),
+        side_modules=tuple(_side_modules(model)),
+        whole_modules=tuple(_whole_modules(model)),
     )
 
 
@@ -47,10 +51,34 @@ def _modules(model: PreTrainedModel) -> list[ModuleFacts]:
     for name, module in model.named_modules():
         if module is head or ".experts." in name:
             continue
-        if type(module) is torch.nn.Linear:
+        if isinstance(module, torch.nn.Linear):
             found.append(ModuleFacts(name, ModuleKind.LINEAR, module.in_features, module.out_features))
         elif type(module) is Conv1D:
             found.append(ModuleFacts(name, ModuleKind.CONV1D, module.weight.shape[0], module.weight.shape[1]))
+    return found
+
+
+def _side_modules(model: PreTrainedModel) -> list[ModuleFacts]:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    found = []
+    for name, module in model.named_modules():
+        if module is embedding and isinstance(module, torch.nn.Embedding):
+            found.append(ModuleFacts(name, ModuleKind.EMBEDDING, module.num_embeddings, module.embedding_dim))
+        elif module is head and isinstance(module, torch.nn.Linear):
+            found.append(ModuleFacts(name, ModuleKind.LINEAR, module.in_features, module.out_features))
+    return found
+
+
+def _whole_modules(model: PreTrainedModel) -> list[WholeFacts]:
+    found = []
+    for name, module in model.named_modules():
+        parameters = dict(module.named_parameters(recurse=False))
+        if "weight" not in parameters or not parameters.keys() <= {"weight", "bias"} or any(module.children()):
+            continue
+        maps_one_tensor = len(inspect.signature(type(module).forward).parameters) == 2
+        if maps_one_tensor and "Router" not in type(module).__name__:
+            shapes = tuple((key, tuple(parameter.shape)) for key, parameter in parameters.items())
+            found.append(WholeFacts(name, shapes))
     return found
 
 

@@ -14,6 +14,7 @@ from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.model.attention import NAME, LayerShape, Probe, attending, register
 from lorafleet_inference.model.facts import model_facts
+from lorafleet_inference.model.families import PATCHES
 
 PROBE_TOKENS = 5
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -60,10 +61,11 @@ def load_model(config: EngineConfig) -> LoadedModel:
     device = _device(config)
     register()
     try:
+        is_patched = AutoConfig.from_pretrained(config.model).model_type in PATCHES
         model = AutoModelForCausalLM.from_pretrained(
             config.model,
             dtype=_dtype(config, device),
-            attn_implementation=NAME,
+            attn_implementation="eager" if is_patched else NAME,
             use_safetensors=True,
             device_map=None if device.type == "cpu" else {"": device},
         )
@@ -73,13 +75,16 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
 
 def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> LoadedModel:
-    """Probe a model that was loaded with our attention.
+    """Give a model of a family with a patch our attention, and probe it.
 
     Raises:
         ConfigError: its attention, its rotary embedding or its layers would be computed wrongly.
     """
     facts = model_facts(model, max_model_len=max_model_len)
-    if not model._can_set_attn_implementation():  # noqa: SLF001  transformers has no public name for it
+    patch = PATCHES.get(facts.model_type)
+    if patch is not None:
+        patch(model, facts.max_model_len)
+    elif not model._can_set_attn_implementation():  # noqa: SLF001  transformers has no public name for it
         raise _refused(facts, "its attention is not written against transformers' attention interface")
     _check_rope(model.config.get_text_config(), facts)
     shapes = _probe(model, facts)

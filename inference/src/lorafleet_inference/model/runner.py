@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
 from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import build_batch
+from lorafleet_inference.model.extras import Extras, ExtrasBank
+from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.sampler import Draw, sample
@@ -20,6 +23,14 @@ from lorafleet_inference.model.sampler import Draw, sample
 CPU_KV_BYTES = GIB
 CUDA_RESERVE = 0.08
 """Part of the device memory that stays free for activations that the warm-up did not see."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """An adapter in host memory."""
+
+    slab: Slab
+    extras: Extras
 
 
 class ModelRunner:
@@ -31,6 +42,7 @@ class ModelRunner:
         self.facts: ModelFacts = loaded.facts
         num_pages = config.max_resident_adapters * num_pages_of(config.max_rank)
         self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages)
+        self._extras = ExtrasBank(loaded.model)
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
         block_bytes = (
@@ -56,6 +68,7 @@ class ModelRunner:
         """Compute a step; `seed_of` gives the seed of a request that has none of its own."""
         batch = build_batch(plan.items, self._device)
         self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
+        self._extras.begin_step(batch.segments, batch.head_segments)
         with attending(PagedStep(self._layers, batch)):
             logits = self._model(
                 input_ids=batch.input_ids,
@@ -69,27 +82,38 @@ class ModelRunner:
         tokens = sample(logits[0], [_draw(item, seed_of) for item in sampled])
         return StepResult({item.request_id: token for item, token in zip(sampled, tokens, strict=True)})
 
-    def load_slab(self, plan: AdapterPlan) -> Slab:
+    @torch.inference_mode()
+    def load_slab(self, plan: AdapterPlan) -> HostAdapter:
         """Read an adapter from disk; runs beside steps."""
-        return load_slab(plan, self._bank.layout, self._dtype, pin=self._device.type == "cuda")
+        slab = load_slab(plan, self._bank.layout, self._dtype, pin=self._device.type == "cuda")
+        return HostAdapter(slab, load_extras(plan, self._model, self._dtype))
 
     def num_pages(self, plan: AdapterPlan) -> int:
-        """Return the rank pages that an adapter takes."""
-        return num_pages_of(plan.rank)
+        """Return the rank pages that an adapter takes.
+
+        What it holds beside rows lies outside of the pool and is charged in pages, so that memory stays bounded.
+        """
+        page_elements = RANK_PAGE * self._bank.layout.width
+        return num_pages_of(plan.rank) + -(-num_extra_elements(plan, self.facts) // page_elements)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
-        """Return the size of its slab."""
-        return num_pages_of(plan.rank) * RANK_PAGE * self._bank.layout.width * self._dtype.itemsize
+        """Return the size of an adapter in host memory."""
+        num_rows = num_pages_of(plan.rank) * RANK_PAGE
+        return (num_rows * self._bank.layout.width + num_extra_elements(plan, self.facts)) * self._dtype.itemsize
 
-    def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
+    @torch.inference_mode()
+    def install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
         """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""
-        self._bank.install(key, pages, slab)
+        num_row_pages = slab.slab.rows.shape[0] // RANK_PAGE
+        self._bank.install(key, pages[:num_row_pages], slab.slab)
+        self._extras.install(key, slab.extras)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter of the device."""
         self._bank.remove(key)
+        self._extras.remove(key)
 
     def _num_blocks(self, loaded: LoadedModel, config: EngineConfig, block_bytes: int) -> int:
         useful = config.max_batch_requests * -(-self.facts.max_model_len // KV_BLOCK_TOKENS)

@@ -1,0 +1,192 @@
+"""The model families that are tested, tiny, and the kinds of adapters that each is tested with.
+
+Weights are drawn with initializer_range 0.2: at the usual 0.02 the logits of a tiny model lie so close together that
+many greedy tokens are ties.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import (
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    Starcoder2Config,
+)
+
+VOCABULARY = 211
+MAX_MODEL_LEN = 336
+LONGROPE_LIMIT = 336
+"""Longer sequences of the longrope model would need other frequencies."""
+_COMMON = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+_SIZES = {
+    **_COMMON,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_MODEL_LEN,
+}
+_GQA = {**_SIZES, "num_key_value_heads": 2}
+_FALCON = {
+    **_COMMON,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_MODEL_LEN,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [2.0, 4.0, 6.0, 8.0],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A model to make, and what its modules are called."""
+
+    config: PreTrainedConfig
+    attention: tuple[str, ...] = ("q_proj", "v_proj")
+    wide: str = "down_proj"
+    head: str = "lm_head"
+    embedding: str = "embed_tokens"
+    norm: str = "model.norm"
+    max_model_len: int | None = None
+
+
+_OLD = {"attention": ("query_key_value",), "wide": "dense_4h_to_h", "embedding": "word_embeddings", "norm": "ln_f"}
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(LlamaConfig(**_GQA)),
+    "llama3-tied": Family(LlamaConfig(**_GQA, tie_word_embeddings=True, rope_parameters=_LLAMA3)),
+    "mistral": Family(MistralConfig(**_GQA, sliding_window=24)),
+    "mixtral": Family(MixtralConfig(**_GQA, num_local_experts=4, num_experts_per_tok=2, sliding_window=None), wide="o_proj"),
+    "gemma": Family(GemmaConfig(**_GQA, head_dim=16)),
+    "gemma2": Family(Gemma2Config(**_GQA, head_dim=16, query_pre_attn_scalar=16, sliding_window=24)),
+    "gemma3": Family(
+        Gemma3TextConfig(
+            **_GQA,
+            head_dim=16,
+            query_pre_attn_scalar=16,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )
+    ),
+    "phi": Family(PhiConfig(**_SIZES, partial_rotary_factor=0.5), wide="fc2", norm="final_layernorm"),
+    "phi3": Family(Phi3Config(**_GQA, sliding_window=24), attention=("qkv_proj",)),
+    "phi3-longrope": Family(
+        Phi3Config(
+            **{**_GQA, "max_position_embeddings": 4 * LONGROPE_LIMIT},
+            original_max_position_embeddings=LONGROPE_LIMIT,
+            rope_parameters=_LONGROPE,
+            sliding_window=None,
+        ),
+        attention=("qkv_proj",),
+        max_model_len=LONGROPE_LIMIT,
+    ),
+    "falcon-multi-query": Family(FalconConfig(**_FALCON, multi_query=True, alibi=False, bias=False), **_OLD),
+    "falcon-new-decoder": Family(
+        FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2, alibi=False, bias=False), **_OLD
+    ),
+    "falcon-alibi": Family(
+        FalconConfig(**_FALCON, multi_query=False, alibi=True, bias=True, parallel_attn=False), **_OLD
+    ),
+    "bloom": Family(BloomConfig(**_COMMON, hidden_size=32, n_layer=3, n_head=4), **_OLD),
+    "qwen2": Family(Qwen2Config(**_GQA)),
+    "qwen3": Family(Qwen3Config(**_GQA, head_dim=16)),
+    "qwen3-moe": Family(
+        Qwen3MoeConfig(**_GQA, head_dim=16, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2), wide="o_proj"
+    ),
+    "gpt2": Family(
+        GPT2Config(**_COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=MAX_MODEL_LEN),
+        attention=("c_attn",),
+        wide="mlp.c_fc",
+        embedding="wte",
+        norm="ln_f",
+    ),
+    "gpt-neox": Family(
+        GPTNeoXConfig(**_SIZES),
+        attention=("query_key_value",),
+        wide="dense_4h_to_h",
+        head="embed_out",
+        embedding="embed_in",
+        norm="final_layer_norm",
+    ),
+    "opt": Family(
+        OPTConfig(**{key: value for key, value in _SIZES.items() if key not in ("intermediate_size", "initializer_range")},
+                  init_std=0.2, ffn_dim=48, word_embed_proj_dim=32),
+        wide="fc2",
+        norm="decoder.final_layer_norm",
+    ),
+    "starcoder2": Family(Starcoder2Config(**_GQA, sliding_window=24, use_bias=True), wide="c_proj"),
+    "olmo2": Family(Olmo2Config(**_GQA)),
+    "cohere": Family(CohereConfig(**_GQA, logit_scale=0.25)),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """A random adapter to make."""
+
+    rank: int = 8
+    targets: str | tuple[str, ...] = "all-linear"
+    seed: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """More fields of LoraConfig; `lora_alpha` is twice the rank unless named here."""
+
+
+def adapter_specs(family: Family) -> dict[str, AdapterSpec]:
+    """Return an adapter of each kind."""
+    wide, attention = family.wide, family.attention
+    specs = {
+        "rank-1": AdapterSpec(rank=1, options={"lora_alpha": 3}),
+        "rank-7": AdapterSpec(rank=7),
+        "rank-16": AdapterSpec(rank=16),
+        "rank-256": AdapterSpec(rank=256, targets=attention, options={"lora_alpha": 64}),
+        "attention-only": AdapterSpec(targets=attention),
+        "one-layer": AdapterSpec(rank=24, targets=attention, options={"layers_to_transform": [1]}),
+        "rank-pattern": AdapterSpec(rank=5, options={"rank_pattern": {wide: 12}}),
+        "alpha-pattern": AdapterSpec(rank=5, options={"alpha_pattern": {wide: 30}}),
+        "rslora": AdapterSpec(rank=9, options={"use_rslora": True, "lora_alpha": 5}),
+        "dora": AdapterSpec(rank=6, options={"use_dora": True}),
+        "lora-bias": AdapterSpec(rank=4, options={"lora_bias": True}),
+        "bias": AdapterSpec(rank=4, options={"bias": "all"}),
+        "head": AdapterSpec(rank=5, targets=(*attention, family.head)),
+        "embedding": AdapterSpec(rank=3, targets=(*attention, family.embedding)),
+        "head-and-embedding-dora": AdapterSpec(
+            rank=3, targets=(wide, family.head, family.embedding), options={"use_dora": True}
+        ),
+        "saved-norm-and-head": AdapterSpec(rank=4, options={"modules_to_save": [family.norm, family.head]}),
+        "saved-embedding": AdapterSpec(rank=4, targets=attention, options={"modules_to_save": [family.embedding]}),
+    }
+    return {
+        name: AdapterSpec(spec.rank, spec.targets, number, spec.options)
+        for number, (name, spec) in enumerate(specs.items())
+    }
