@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 from demo.fleet import diagnose
 from demo.profiles import load_profile
+from hypothesis import HealthCheck, settings
 from support.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
+# a shared machine may be slow: time says nothing about an example
+settings.register_profile("house", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 CLUSTER = os.environ.get("LORAFLEET_TEST_CLUSTER", "test")
 """A cluster of its own beside the demo's; set LORAFLEET_TEST_KEEP to leave it running for the next run."""
 

@@ -3,12 +3,11 @@
 import math
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafleet_operator.place import Placement, PodBudget, Want, place
 
-QUICK = settings(max_examples=60, deadline=None)
 RANKS = st.sampled_from([4, 8, 16, 32, 64])
 
 
@@ -49,7 +48,6 @@ def hold(all_wants: list[Want], placement: Placement) -> list[Want]:
 
 
 @given(problems())
-@QUICK
 def test_never_over_budget(problem: tuple[list[PodBudget], list[Want]]) -> None:
     budgets, all_wants = problem
     placement = place(budgets, all_wants)
@@ -62,7 +60,6 @@ def test_never_over_budget(problem: tuple[list[PodBudget], list[Want]]) -> None:
 
 
 @given(problems())
-@QUICK
 def test_never_more_pods_than_wanted_and_what_lacks_is_said(problem: tuple[list[PodBudget], list[Want]]) -> None:
     budgets, all_wants = problem
     placement = place(budgets, all_wants)
@@ -72,7 +69,6 @@ def test_never_more_pods_than_wanted_and_what_lacks_is_said(problem: tuple[list[
 
 
 @given(problems(), st.randoms(use_true_random=False))
-@QUICK
 def test_order_of_arguments_means_nothing(problem: tuple[list[PodBudget], list[Want]], shuffler: random.Random) -> None:
     budgets, all_wants = problem
     expected = place(budgets, all_wants)
@@ -82,7 +78,6 @@ def test_order_of_arguments_means_nothing(problem: tuple[list[PodBudget], list[W
 
 
 @given(problems())
-@QUICK
 def test_what_was_carried_out_stays(problem: tuple[list[PodBudget], list[Want]]) -> None:
     budgets, all_wants = problem
     placement = place(budgets, all_wants)
@@ -90,7 +85,6 @@ def test_what_was_carried_out_stays(problem: tuple[list[PodBudget], list[Want]])
 
 
 @given(problems())
-@QUICK
 def test_nothing_new_on_a_closed_pod(problem: tuple[list[PodBudget], list[Want]]) -> None:
     budgets, all_wants = problem
     placement = place(budgets, all_wants)
@@ -100,7 +94,6 @@ def test_nothing_new_on_a_closed_pod(problem: tuple[list[PodBudget], list[Want]]
 
 
 @given(problems(), RANKS, st.integers(0, 2))
-@QUICK
 def test_new_adapter_moves_nobody_where_somewhere_is_room(
     problem: tuple[list[PodBudget], list[Want]], rank: int, priority: int
 ) -> None:
@@ -125,7 +118,6 @@ def test_new_adapter_moves_nobody_where_somewhere_is_room(
 
 
 @given(problems())
-@QUICK
 def test_nobody_lower_has_the_room_that_a_higher_one_lacks(problem: tuple[list[PodBudget], list[Want]]) -> None:
     budgets, all_wants = problem
     placement = place(budgets, all_wants)
@@ -139,7 +131,6 @@ def test_nobody_lower_has_the_room_that_a_higher_one_lacks(problem: tuple[list[P
 
 
 @given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 5))
-@QUICK
 def test_pod_that_goes_moves_only_what_was_on_it(num_pods: int, num_wants: int, gone: int) -> None:
     budgets = [PodBudget(f"pod-{i}", 100, 1000, 8) for i in range(num_pods)]
     before = place(budgets, [Want(f"a{i}", 8, 1) for i in range(num_wants)])

@@ -1,0 +1,145 @@
+"""The objects of a base, whole, against files: what a change of them does to pods is seen in review.
+
+`LORAFLEET_TEST_GOLDEN=write` writes the files anew.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from support import operator_views as v
+
+from lorafleet_contract.resources import BaseModelResource
+from lorafleet_operator.errors import InvalidSpec
+from lorafleet_operator.objects import admin_token, children
+from lorafleet_operator.pod_template import pod_template, serve_arguments
+
+GOLDEN = Path(__file__).parent / "golden"
+HUB = {
+    "servedName": "llama",
+    "model": {
+        "huggingFace": {
+            "repo": "acme/llama",
+            "revision": "0123456789012345678901234567890123456789",
+            "endpoint": "http://hub.example",
+            "credentialsSecretRef": {"name": "hub-token"},
+        }
+    },
+    "adapterSources": [
+        {
+            "name": "bucket",
+            "s3": {
+                "bucket": "adapters",
+                "prefix": "prod",
+                "endpoint": "http://s3.example",
+                "region": "eu-1",
+                "credentialsSecretRef": {"name": "s3-keys"},
+            },
+        },
+        {
+            "name": "hub",
+            "huggingFace": {
+                "endpoint": "http://hub.example",
+                "repos": ["acme/*"],
+                "credentialsSecretRef": {"name": "hub-token"},
+            },
+        },
+        {"name": "share", "volume": {"claimName": "adapters", "path": "prod"}},
+    ],
+    "engine": {
+        "image": "registry.example/engine:2",
+        "imagePullPolicy": "Always",
+        "device": "Cuda",
+        "dtype": "bfloat16",
+        "maxModelLen": 8192,
+        "maxBatchTokens": 4096,
+        "kvCacheMemory": "10Gi",
+        "args": ["--num-threads=4"],
+        "env": [{"name": "TOKENIZERS_PARALLELISM", "value": "false"}],
+    },
+    "lora": {
+        "maxResidentAdapters": 16,
+        "maxRank": 128,
+        "hostCache": "8Gi",
+        "diskCache": "50Gi",
+        "loadOnDemand": "Disabled",
+    },
+    "replicas": 3,
+    "drain": {"timeoutSeconds": 120},
+    "podTemplate": {
+        "metadata": {"labels": {"team": "nlp"}},
+        "spec": {
+            "nodeSelector": {"gpu": "l4"},
+            "containers": [{"name": "engine", "resources": {"requests": {"memory": "20Gi"}}}],
+            "volumes": [{"name": "cache", "hostPath": {"path": "/nvme/lorafleet"}}],
+        },
+    },
+}
+
+
+def documents(base: BaseModelResource) -> str:
+    made = [child.body for child in children(base, engine_image="registry.example/engine:1", key=b"k" * 32)]
+    return yaml.safe_dump_all(made, sort_keys=True, width=120)
+
+
+@pytest.mark.parametrize(("name", "spec"), [("volume", {}), ("hub", HUB)])
+def test_objects_are_as_on_file(name: str, spec: dict) -> None:
+    made, path = documents(v.base(**spec)), GOLDEN / f"{name}.yaml"
+    if os.environ.get("LORAFLEET_TEST_GOLDEN") == "write":
+        path.write_text(made)
+    assert made == path.read_text()
+
+
+def test_same_spec_makes_the_same_objects() -> None:
+    assert documents(v.base(**HUB)) == documents(v.base(**HUB))
+
+
+def test_token_is_of_the_base_and_the_key() -> None:
+    assert admin_token(b"k" * 32, "a") != admin_token(b"k" * 32, "b") != admin_token(b"l" * 32, "b")
+    assert len(admin_token(b"k" * 32, "a")) == 64
+
+
+def template(**spec) -> dict:
+    labels = {"lorafleet.io/base": "base"}
+    return pod_template(v.base(**spec), engine_image="engine:1", labels=labels, admin_secret="base-admin")
+
+
+def limits(**spec) -> dict:
+    return template(**spec)["spec"]["containers"][0].get("resources", {}).get("limits", {})
+
+
+def test_cuda_asks_for_a_device_unless_the_template_does() -> None:
+    amd = {"spec": {"containers": [{"name": "engine", "resources": {"limits": {"amd.com/gpu": "2", "cpu": "4"}}}]}}
+    assert limits() == {}
+    assert limits(engine={"device": "Cuda"}) == {"nvidia.com/gpu": "1"}
+    assert limits(engine={"device": "Cuda"}, podTemplate=amd) == {"amd.com/gpu": "2", "cpu": "4"}
+
+
+@pytest.mark.parametrize(
+    ("patch", "problem"),
+    [
+        ({"metadata": {"labels": {"lorafleet.io/base": "other"}}}, "lorafleet.io/base cannot be changed"),
+        ({"spec": {"containers": [{"name": "engine", "$patch": "delete"}]}}, "engine cannot be removed"),
+    ],
+)
+def test_template_cannot_take_away_what_pods_are_found_by(patch: dict, problem: str) -> None:
+    with pytest.raises(InvalidSpec, match=problem):
+        template(podTemplate=patch)
+
+
+def test_long_source_names_make_legal_and_different_volume_names() -> None:
+    names = ["a" * 62 + "x", "a" * 62 + "y"]
+    sources = [{"name": name, "volume": {"claimName": "c"}} for name in names]
+    volumes = [volume["name"] for volume in template(adapterSources=sources)["spec"]["volumes"]]
+    assert len(set(volumes)) == len(volumes)
+    assert all(len(name) <= 63 for name in volumes)
+
+
+def test_every_argument_is_an_option_of_serve() -> None:
+    """The engine stops at an option that it does not know."""
+    from lorafleet_inference.options import OPTIONS
+
+    known = {option.flag for option in OPTIONS} | {f"--no-{option.name}" for option in OPTIONS if option.is_flag}
+    for spec in ({}, HUB):
+        assert {argument.split("=")[0] for argument in serve_arguments(v.base(**spec))} <= known
