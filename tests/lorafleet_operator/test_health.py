@@ -1,0 +1,52 @@
+"""Probes and metrics, on a real port."""
+
+import socket
+import time
+
+import aiohttp
+import pytest
+
+from lorafleet_operator.errors import ConfigError
+from lorafleet_operator.health import MAX_RESYNC_AGE_SECONDS, Health, serve_health
+
+
+class Listed:
+    """What health wants to know of a resync."""
+
+    last = time.monotonic()
+    is_synced = False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_probes() -> None:
+    health, port = Health(), free_port()
+    close = await serve_health(health, port)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+
+        async def status(path: str) -> int:
+            async with session.get(path) as answer:
+                return answer.status
+
+        assert [await status(path) for path in ("/healthz", "/readyz", "/metrics")] == [200, 200, 200]
+        listed = Listed()
+        health.resync = listed
+        assert [await status(path) for path in ("/healthz", "/readyz")] == [200, 503]
+        listed.is_synced = True
+        assert await status("/readyz") == 200
+        listed.last = time.monotonic() - MAX_RESYNC_AGE_SECONDS - 1
+        assert await status("/healthz") == 503
+        async with session.get("/metrics") as answer:
+            assert "lorafleet_operator_reconciles_total" in await answer.text()
+    await close()
+
+
+async def test_taken_port_is_named() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--http-port: port {port} cannot be opened"):
+            await serve_health(Health(), port)
