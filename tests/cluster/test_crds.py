@@ -1,0 +1,286 @@
+"""What the API server makes of the two kinds: every rule accepted and refused, defaults, columns, scale, apply.
+
+Rules are asked by dry run, so that no operator acts on what is only a question. What has to exist is suspended, or names
+a base that there is none of.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from demo.kube import Kube
+from demo.progress import DemoError
+from support.fleet import Fleet
+from support.waiting import wait_for
+
+pytestmark = pytest.mark.cluster
+NAMESPACE = "crd-rules"
+Json = dict[str, Any]
+VOLUME = {"volume": {"claimName": "models"}}
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module")
+def kube(fleet: Fleet) -> Iterator[Kube]:
+    fleet.kube.kubectl("create", "namespace", NAMESPACE)
+    yield fleet.kube
+    fleet.kube.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+
+
+def body(kind: str, name: str, spec: Json) -> Json:
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": "lorafleet.io/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def base(name: str = "base", **spec: Any) -> Json:
+    full = {"model": VOLUME, "suspend": True, **spec}
+    return body("BaseModelDeployment", name, {key: value for key, value in full.items() if value is not None})
+
+
+def lora(name: str = "french", **spec: Any) -> Json:
+    full = {"baseModelRef": {"name": "nobody"}, "source": {"name": "models", "path": "french"}, **spec}
+    return body("LoraAdapter", name, {key: value for key, value in full.items() if value is not None})
+
+
+def ask(kube: Kube, document: Json) -> Json:
+    """What the object would be; raises DemoError with the server's words."""
+    made = kube.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=yaml.safe_dump(document))
+    found: Json = json.loads(made)
+    return found
+
+
+def apply(kube: Kube, document: Json, *, manager: str = "git") -> Json:
+    arguments = ["apply", "--server-side", f"--field-manager={manager}", "-o", "json", "-f", "-"]
+    found: Json = json.loads(kube.kubectl(*arguments, stdin=yaml.safe_dump(document)))
+    return found
+
+
+def source(**place: Any) -> Json:
+    return base(adapterSources=[{"name": "x", **place}])
+
+
+ACCEPTED = {
+    "base from a volume": base(),
+    "base from a hub": base(model={"huggingFace": {"repo": "acme/llama", "revision": "main", "credentialsSecretRef": {"name": "t"}}}),
+    "base from a folder of a volume": base(model={"volume": {"claimName": "models", "path": "a/b-c.d"}}),
+    "sources of all kinds": base(
+        adapterSources=[
+            {"name": "a", "volume": {"claimName": "c", "path": ""}},
+            {"name": "b", "s3": {"bucket": "abc", "prefix": "p/q", "endpoint": "http://s3", "region": "eu-1"}},
+            {"name": "c", "huggingFace": {"repos": ["acme/*", "solo/one"], "endpoint": "https://hub.example"}},
+            {"name": "d", "huggingFace": {}},
+        ]
+    ),
+    "engine with everything": base(
+        engine={
+            "image": "x",
+            "imagePullPolicy": "Never",
+            "device": "Cuda",
+            "dtype": "bfloat16",
+            "maxModelLen": 1,
+            "maxBatchTokens": 1,
+            "kvCacheMemory": "1.5Gi",
+            "args": ["--x"],
+            "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+        }
+    ),
+    "budget at its limits": base(lora={"maxResidentAdapters": 4096, "maxRank": 256, "loadOnDemand": "Disabled"}),
+    "any pod template": base(podTemplate={"spec": {"nodeSelector": {"a": "b"}, "anything": [1, {"x": None}]}}),
+    "all namespaces": base(allowedNamespaces=["*", "team-a"]),
+    "no pods": base(replicas=0),
+    "name of 50": base("b" * 50),
+    "adapter by path": lora(),
+    "adapter by repo": lora(source={"name": "hub", "repo": "acme/x", "revision": "v1"}),
+    "adapter of another namespace's base": lora(baseModelRef={"name": "b", "namespace": "other"}),
+    "adapter with a digest": lora(digest=DIGEST),
+    "adapter on all pods": lora(placement={"mode": "All", "pin": True, "priority": -5}),
+    "adapter on three pods": lora(placement={"mode": "Fixed", "replicas": 3}),
+    "adapter on demand": lora(placement={"mode": "OnDemand"}),
+    "long name with a served one": lora("a" * 64, servedName="short"),
+    "served name with dots": lora(servedName="a.b-c"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ACCEPTED)
+def test_accepted(kube: Kube, what: str) -> None:
+    asked = ACCEPTED[what]
+    assert ask(kube, asked)["metadata"]["name"] == asked["metadata"]["name"]
+
+
+REFUSED = {
+    "base without a model": (base(model=None), "spec.model: Required"),
+    "model of two kinds": (base(model={**VOLUME, "huggingFace": {"repo": "a/b"}}), "exactly one of huggingFace, volume"),
+    "model of none": (base(model={}), "exactly one of huggingFace, volume"),
+    "model folder above the volume": (base(model={"volume": {"claimName": "c", "path": "a/../b"}}), "no empty, '.' or '..' component"),
+    "model folder with a gap": (base(model={"volume": {"claimName": "c", "path": "a//b"}}), "no empty, '.' or '..' component"),
+    "bad repository": (base(model={"huggingFace": {"repo": "a/b/c"}}), "spec.model.huggingFace.repo"),
+    "endpoint that is no URL": (base(model={"huggingFace": {"repo": "a/b", "endpoint": "hub"}}), "endpoint"),
+    "name with a dot": (base("a.b"), "must be a DNS label"),
+    "name that begins with a digit": (base("1b"), "must be a DNS label"),
+    "name of 51": (base("b" * 51), "at most 50 characters"),
+    "bad served name": (base(servedName="Big"), "spec.servedName"),
+    "source of no kind": (source(), "exactly one of huggingFace, s3, volume"),
+    "source of two kinds": (source(s3={"bucket": "abc"}, huggingFace={}), "exactly one of huggingFace, s3, volume"),
+    "source with a bad name": (base(adapterSources=[{"name": "A", "huggingFace": {}}]), "adapterSources[0].name"),
+    "two sources of one name": (base(adapterSources=2 * [{"name": "a", "huggingFace": {}}]), "Duplicate value"),
+    "source folder above the volume": (source(volume={"claimName": "c", "path": "a/.."}), "no empty, '.' or '..' component"),
+    "bucket with capitals": (source(s3={"bucket": "Adapters"}), "bucket"),
+    "prefix with a leading slash": (source(s3={"bucket": "abc", "prefix": "/x"}), "prefix"),
+    "everybody's repositories": (source(huggingFace={"repos": ["*"]}), "repos"),
+    "unknown device": (base(engine={"device": "Gpu"}), "engine.device"),
+    "unknown number format": (base(engine={"dtype": "int4"}), "engine.dtype"),
+    "no tokens": (base(engine={"maxModelLen": 0}), "maxModelLen"),
+    "memory that is no quantity": (base(engine={"kvCacheMemory": "lots"}), "kvCacheMemory"),
+    "rank above 256": (base(lora={"maxRank": 257}), "lora.maxRank"),
+    "room for no adapter": (base(lora={"maxResidentAdapters": 0}), "lora.maxResidentAdapters"),
+    "cache that is no quantity": (base(lora={"diskCache": "-1Gi"}), "lora.diskCache"),
+    "negative replicas": (base(replicas=-1), "spec.replicas"),
+    "drain for ever": (base(drain={"timeoutSeconds": 3601}), "drain.timeoutSeconds"),
+    "bad namespace": (base(allowedNamespaces=["a_b"]), "allowedNamespaces"),
+    "unknown field of a base": (base(autoscaling={"minReplicas": 1}), "autoscaling"),
+    "adapter without a base": (lora(baseModelRef=None), "spec.baseModelRef: Required"),
+    "adapter without a source": (lora(source=None), "spec.source: Required"),
+    "path and repo": (lora(source={"name": "a", "path": "x", "repo": "y/z"}), "exactly one of repo, path"),
+    "neither path nor repo": (lora(source={"name": "a"}), "exactly one of repo, path"),
+    "revision of a path": (lora(source={"name": "a", "path": "x", "revision": "main"}), "revision goes with repo only"),
+    "path above the source": (lora(source={"name": "a", "path": "x/../../y"}), "no empty, '.' or '..' component"),
+    "absolute path": (lora(source={"name": "a", "path": "/etc"}), "spec.source.path"),
+    "short digest": (lora(digest="sha256:00"), "spec.digest"),
+    "replicas on all pods": (lora(placement={"mode": "All", "replicas": 2}), "replicas goes with mode Fixed only"),
+    "no replicas": (lora(placement={"replicas": 0}), "placement.replicas"),
+    "pinned on demand": (lora(placement={"mode": "OnDemand", "pin": True}), "pin does not go with mode OnDemand"),
+    "placement that is not there yet": (lora(placement={"mode": "Auto"}), "placement.mode"),
+    "long name without a served one": (lora("a" * 64), "at most 63 characters, or spec.servedName be given"),
+    "no time to drain": (lora(unload={"drainTimeoutSeconds": 0}), "drainTimeoutSeconds"),
+    "unknown field of an adapter": (lora(rollout={}), "rollout"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_in_words_that_help(kube: Kube, what: str) -> None:
+    asked, words = REFUSED[what]
+    with pytest.raises(DemoError) as error:
+        ask(kube, asked)
+    assert words in str(error.value)
+
+
+def test_defaults(kube: Kube) -> None:
+    spec = ask(kube, base(suspend=None, engine=None))["spec"]
+    assert spec.pop("model") == {"volume": {"claimName": "models"}}
+    assert spec == {
+        "engine": {"device": "Auto", "dtype": "auto"},
+        "lora": {
+            "maxResidentAdapters": 32,
+            "maxRank": 64,
+            "hostCache": "4Gi",
+            "diskCache": "20Gi",
+            "loadOnDemand": "Enabled",
+        },
+        "replicas": 1,
+        "drain": {"timeoutSeconds": 60},
+        "suspend": False,
+    }
+    spec = ask(kube, lora())["spec"]
+    assert spec["placement"] == {"mode": "Fixed", "pin": False, "priority": 0}
+    assert spec["unload"] == {"drainTimeoutSeconds": 60}
+    assert spec["suspend"] is False
+
+
+@pytest.mark.parametrize("document", [base(), lora()], ids=["base", "adapter"])
+def test_status_says_unknown_before_any_operator_has_looked(kube: Kube, document: Json) -> None:
+    """kstatus takes an object without a Ready condition for done."""
+    condition = ask(kube, document)["status"]["conditions"][0]
+    assert (condition["type"], condition["status"], condition["reason"]) == ("Ready", "Unknown", "Pending")
+
+
+def test_what_may_not_change(kube: Kube) -> None:
+    apply(kube, base("fixed", servedName="one"))
+    apply(kube, base("unnamed"))
+    apply(kube, lora("fixed"))
+    for document, words in (
+        (base("fixed", servedName="two"), "servedName is immutable"),
+        (base("fixed"), "servedName is immutable"),
+        (base("unnamed", servedName="one"), "servedName is immutable"),
+        (lora("fixed", servedName="one"), "servedName is immutable"),
+        (lora("fixed", baseModelRef={"name": "other"}), "baseModelRef is immutable"),
+        (lora("fixed", baseModelRef={"name": "nobody", "namespace": "x"}), "baseModelRef is immutable"),
+    ):
+        with pytest.raises(DemoError, match=words):
+            apply(kube, document)
+    apply(kube, lora("fixed", source={"name": "models", "path": "french-v2"}))
+
+
+def test_columns(kube: Kube) -> None:
+    apply(kube, base("columns"))
+    apply(kube, lora("columns"))
+
+    def header(kind: str, *more: str) -> list[str]:
+        return kube.kubectl("get", kind, "columns", "-n", NAMESPACE, *more).splitlines()[0].split()
+
+    assert header("bmd") == ["NAME", "REPLICAS", "UP", "ADAPTERS", "READY-ADAPTERS", "READY", "REASON", "AGE"]
+    assert header("bmd", "-o", "wide")[-3:] == ["URL", "SLOTS", "USED-SLOTS"]
+    assert header("lora") == ["NAME", "BASE", "MODEL", "REVISION", "RESIDENT", "READY", "REASON", "AGE"]
+    assert header("lora", "-o", "wide")[-5:] == ["SOURCE", "RANK", "DIGEST", "LAST-USED", "MESSAGE"]
+    assert "columns" in kube.kubectl("get", "llm", "-n", NAMESPACE, "-o", "name")
+
+
+def test_scale(kube: Kube) -> None:
+    apply(kube, base("scaled", replicas=2))
+    kube.kubectl("scale", "bmd/scaled", "-n", NAMESPACE, "--replicas=3")
+    assert kube.get("bmd", "scaled", "-n", NAMESPACE)["spec"]["replicas"] == 3
+    wait_for(
+        "the operator has said how its pods are found",
+        lambda: kube.get("bmd", "scaled", "-n", NAMESPACE)["status"].get("selector"),
+    )
+    path = f"/apis/lorafleet.io/v1alpha1/namespaces/{NAMESPACE}/basemodeldeployments/scaled/scale"
+    scale = json.loads(kube.kubectl("get", "--raw", path))
+    assert scale["spec"]["replicas"] == 3
+    assert scale["status"]["selector"] == "lorafleet.io/base=scaled"
+
+
+def test_adapters_are_found_by_their_base(kube: Kube) -> None:
+    apply(kube, lora("mine", baseModelRef={"name": "this-one"}))
+    apply(kube, lora("other"))
+    found = kube.kubectl(
+        "get", "lora", "-n", NAMESPACE, "--field-selector=spec.baseModelRef.name=this-one", "-o", "name"
+    )
+    assert found.split() == ["loraadapter.lorafleet.io/mine"]
+
+
+def test_apply_again_changes_nothing(kube: Kube) -> None:
+    """Also after the operator has written status and finalizers: GitOps sees no drift."""
+    document = base("again", adapterSources=[{"name": "a", "s3": {"bucket": "abc"}}])
+    first = apply(kube, document)
+    wait_for(
+        "the operator has looked", lambda: "observedGeneration" in kube.get("bmd", "again", "-n", NAMESPACE)["status"]
+    )
+    second = apply(kube, document)
+    assert second["metadata"]["generation"] == first["metadata"]["generation"] == 1
+    assert apply(kube, document)["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
+    assert second["spec"] == first["spec"]
+
+
+def test_sources_of_two_owners_are_merged_by_name(kube: Kube) -> None:
+    """A platform team and a tool of its own each own the sources that they list."""
+    name = "owners"
+    apply(kube, base(name, adapterSources=[{"name": "a", "s3": {"bucket": "abc"}}]), manager="git")
+    other = base(name, adapterSources=[{"name": "b", "huggingFace": {}}])
+    both = apply(kube, copy.deepcopy(other), manager="tool")["spec"]["adapterSources"]
+    assert [found["name"] for found in both] == ["a", "b"]
+    with pytest.raises(DemoError, match="conflict"):
+        apply(kube, base(name, adapterSources=[{"name": "a", "s3": {"bucket": "xyz"}}]), manager="tool")
+
+
+def test_status_is_a_subresource(kube: Kube) -> None:
+    """Whoever may write spec cannot say that something is ready."""
+    said = {**lora("liar"), "status": {"stableRevision": "0123456789ab"}}
+    assert "stableRevision" not in apply(kube, said).get("status", {})
+    wait_for("the operator says what is true", lambda: _reason(kube, "liar") == "BaseNotFound")
+
+
+def _reason(kube: Kube, name: str) -> str:
+    conditions = kube.get("lora", name, "-n", NAMESPACE)["status"]["conditions"]
+    return str(next(c["reason"] for c in conditions if c["type"] == "Ready"))
