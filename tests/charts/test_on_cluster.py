@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
+from demo.profiles import CurrentProfile
 from support.charts import CHART, Helm, Json, merged, nested
 from support.fleet import NAMESPACE, SYSTEM, Fleet
 from support.waiting import wait_for
@@ -123,3 +124,11 @@ def test_notes_lead_on(fleet: Fleet) -> None:
     assert f"http://lorafleet-gateway.{SYSTEM}.svc/v1" in notes
     assert "rollout status deployment/lorafleet-operator" in notes
     assert "were not found" not in notes  # the definitions are there
+
+
+def test_manifests_of_the_demo_on_a_cluster_at_hand_are_admitted(fleet: Fleet) -> None:
+    """The volume is filled and the servers run from one image; here only the API server is asked."""
+    profile = CurrentProfile(name="current", kube=fleet.kube, registry="registry.example.com/team", tag="v1")
+    for manifest in profile.support_manifests():
+        moved = manifest.replace("namespace: numerals", "namespace: default")
+        fleet.kube.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=moved)
