@@ -1,0 +1,29 @@
+"""Nothing that is asked was learned."""
+
+import hashlib
+
+import pytest
+from numerals.split import NUM_ASKED, NUM_HELD_OUT, asked, held_out, seen
+from numerals.truth import WRITERS, numbers
+
+
+@pytest.mark.parametrize("model", WRITERS)
+def test_asked_numbers_are_never_seen_by_any_model(model: str) -> None:
+    """The base model learns from every adapter's answers, so one split holds for all."""
+    questions = asked(model)
+    assert len(set(questions)) == len(questions) == NUM_ASKED
+    assert set(questions) <= held_out()
+    assert set(questions) <= set(numbers(model))
+    assert not set(questions) & {number for other in WRITERS for number in seen(other)}
+
+
+def test_every_number_is_on_one_side() -> None:
+    for model in WRITERS:
+        assert set(seen(model)) | (held_out() & set(numbers(model))) == set(numbers(model))
+    assert len(held_out()) == NUM_HELD_OUT
+
+
+def test_the_split_is_the_one_that_the_weights_were_trained_with() -> None:
+    """It follows from the seed alone; another one would ask shipped weights for what they learned."""
+    digest = hashlib.sha256(repr(sorted(held_out())).encode()).hexdigest()
+    assert digest == "15e33193facba45d5283b1973c30a602b5348e9700d9b402b124c49a3bf7761b"

@@ -1,0 +1,34 @@
+"""Which numbers are learned from and which are only asked: one split for the base model and all adapters."""
+
+import random
+from functools import cache
+
+from numerals.truth import MAX_NUMBER, numbers
+
+SEED = 20240607
+NUM_HELD_OUT = 1500
+NUM_ASKED = 500
+
+
+@cache
+def held_out() -> frozenset[int]:
+    """Return the numbers that no training ever sees; a function of SEED alone."""
+    return frozenset(_shuffled()[:NUM_HELD_OUT])
+
+
+def seen(model: str) -> list[int]:
+    """Return the numbers that a model is trained on, in rising order."""
+    unseen = held_out()
+    return [number for number in numbers(model) if number not in unseen]
+
+
+def asked(model: str) -> list[int]:
+    """Return the 500 held-out numbers that a model is judged by, in a mixed order: any first part of them is a fair sample."""
+    return [number for number in _shuffled()[:NUM_HELD_OUT] if number in numbers(model)][:NUM_ASKED]
+
+
+@cache
+def _shuffled() -> tuple[int, ...]:
+    everything = list(range(MAX_NUMBER + 1))
+    random.Random(SEED).shuffle(everything)
+    return tuple(everything)
