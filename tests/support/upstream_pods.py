@@ -40,6 +40,8 @@ class PodDouble:
     received: list[Received] = field(default_factory=list)
     num_polls: int = 0
     num_cancelled: int = 0
+    num_written: int = 0
+    """Events of streams that the network took."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a generation request has ended, however."""
     stop: Callable[[], Awaitable[None]] = field(default=None)  # type: ignore[assignment]
@@ -129,6 +131,7 @@ def streaming(*events: str, breaks: bool = False, pause: asyncio.Event | None = 
         await response.prepare(request)
         for index, event in enumerate(events):
             await response.write(event.encode())
+            pod.num_written += 1
             if index == 0 and pause is not None:
                 await pause.wait()
         if breaks:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Annotated, Final
 
+import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,17 +31,24 @@ async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
     declared = request.content_length
     if declared is not None and declared > max_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; at most {max_bytes} are taken")
-    chunks: list[bytes] = []
-    num_bytes = 0
+    if request.headers.get("expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer has not begun
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.content.iter_any():
-                num_bytes += len(chunk)
-                if num_bytes > max_bytes:
-                    raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
-                chunks.append(chunk)
+            return await _read(request.content, max_bytes)
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+
+
+async def _read(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    num_bytes = 0
+    async for chunk in content.iter_any():
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
+        chunks.append(chunk)
     return b"".join(chunks)
 
 

@@ -2,7 +2,6 @@
 
 import re
 import uuid
-from collections.abc import Mapping
 from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -75,9 +74,3 @@ def _through(given: Given, dropped: frozenset[str]) -> CIMultiDict[str]:
         if lower not in dropped and lower not in named:
             kept.add(name, value)
     return kept
-
-
-def retry_after(headers: Mapping[str, str], default: int) -> str:
-    """Return a pod's Retry-After, else a default."""
-    value = headers.get("retry-after", "")
-    return value if value.isdigit() else str(default)

@@ -1,11 +1,13 @@
 """The generation routes: find out what `model` means, offer the request to pods until one takes it, pass the answer through."""
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from yarl import URL
 
 from lorafleet_contract.names import HEADER_POD
 from lorafleet_contract.openai import ErrorCode
@@ -45,7 +47,7 @@ class Exchange:
     """The one to answer with; None for a base."""
     is_pinned: bool = False
     """The client insists on a revision."""
-    status: int = CLIENT_LEFT
+    status: int = 500
     pod: str = ""
     """Who answered."""
 
@@ -83,7 +85,10 @@ class Proxy:
             response = await self._answer(exchange)
         except RequestError as error:
             exchange.status = error.status
-            response = error_response(error, request_id=exchange.request_id)
+            response = self._closing(error_response(error, request_id=exchange.request_id))
+        except (asyncio.CancelledError, ConnectionError):
+            exchange.status = CLIENT_LEFT
+            raise
         finally:
             _account(exchange)
         return response
@@ -157,9 +162,9 @@ class Proxy:
     async def _attempt(self, exchange: Exchange, pod: Pod) -> web.StreamResponse | Refusal | NotTaken:
         given, revision = exchange.request.headers, exchange.revision
         sent = headers.for_pod(given, request_id=exchange.request_id, revision=revision)
-        url = f"{pod.endpoint.url}{exchange.request.path}"
-        if exchange.request.query_string:
-            url = f"{url}?{exchange.request.query_string}"
+        asked = exchange.request.rel_url
+        query = f"?{asked.raw_query_string}" if asked.raw_query_string else ""
+        url = URL(f"{pod.endpoint.url}{asked.raw_path}{query}", encoded=True)
         try:
             with pod.request():
                 async with self._upstream.request(url, sent, exchange.body) as outcome:
@@ -194,6 +199,7 @@ class Proxy:
             return self._closing(web.Response(body=whole, status=answer.status, headers=kept))
         response = self._closing(web.StreamResponse(status=answer.status, headers=kept))
         await response.prepare(exchange.request)
+        exchange.body = b""  # it is not offered again
         last = EVENT_END
         try:
             async for chunk in answer.chunks():
@@ -238,13 +244,16 @@ def _word(outcome: Refusal | NotTaken) -> str:
 
 
 def _account(exchange: Exchange) -> None:
-    """Count and log a request that has ended."""
+    """Count and log a request that has ended: at level info what went other than well, the rest at debug; pods log it too."""
     seconds = exchange.elapsed_seconds
     metrics.REQUESTS.labels(exchange.base, exchange.adapter, str(exchange.status)).inc()
     metrics.REQUEST_SECONDS.labels(exchange.base).observe(seconds)
-    if access.isEnabledFor(logging.INFO):
+    went_well = exchange.status < 400 and exchange.offers.num_made == 1
+    level = logging.DEBUG if went_well else logging.INFO
+    if access.isEnabledFor(level):
         request, target = exchange.request, exchange.target
-        access.info(
+        access.log(
+            level,
             "%s %s %d %.3fs %s %s pod=%s offers=%d id=%s",
             request.method,
             request.path,

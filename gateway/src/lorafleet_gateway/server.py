@@ -53,6 +53,8 @@ class FrontDoor:
             raise  # the client left
         except Exception:
             logger.exception("a request failed unexpectedly")
+            if request.writer.output_size and request.transport is not None:
+                request.transport.abort()  # a half answer must not look whole
             failure = RequestError("the gateway failed on this request")
             return error_response(failure, request_id=request_id_of(request.headers))
 

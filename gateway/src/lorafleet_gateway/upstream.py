@@ -1,5 +1,6 @@
 """One request to one pod: what comes of it, classified by type."""
 
+import asyncio
 import io
 import socket
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any, Final
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic import ValidationError
+from yarl import URL
 
 from lorafleet_contract.openai import ErrorAnswer, ErrorCode
 from lorafleet_gateway.outcomes import REFUSAL_STATUSES, REFUSALS, Broken, Cut, Refusal, Silent, Unreachable
@@ -50,7 +52,8 @@ class Upstream:
     """The connections to all pods."""
 
     def __init__(self, *, connect_timeout_seconds: float, idle_timeout_seconds: float) -> None:
-        self._timeout = aiohttp.ClientTimeout(
+        self._idle_timeout_seconds = idle_timeout_seconds
+        timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect_timeout_seconds, sock_read=idle_timeout_seconds
         )
         connector = aiohttp.TCPConnector(
@@ -61,7 +64,7 @@ class Upstream:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_SKIPPED,
-            timeout=self._timeout,
+            timeout=timeout,
         )
 
     async def close(self) -> None:
@@ -69,7 +72,7 @@ class Upstream:
         await self._session.close()
 
     @asynccontextmanager
-    async def request(self, url: str, headers: CIMultiDict[str], body: bytes) -> AsyncIterator[Answer | Refusal]:
+    async def request(self, url: URL, headers: CIMultiDict[str], body: bytes) -> AsyncIterator[Answer | Refusal]:
         """Send a request; leaving the context before the answer's end closes the connection, which cancels it in the pod.
 
         Raises:
@@ -77,13 +80,15 @@ class Upstream:
         """
         data = body if len(body) < LARGE_BYTES else io.BytesIO(body)
         try:
-            response = await self._session.post(url, data=data, headers=headers, allow_redirects=False)
+            async with asyncio.timeout(self._idle_timeout_seconds):  # sock_read does not watch over the sending
+                response = await self._session.post(url, data=data, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise Unreachable(str(error) or url) from error
+            raise Unreachable(str(error) or str(url)) from error
         except TimeoutError as error:
-            raise Silent(url) from error
+            raise Silent(str(url)) from error
         except (aiohttp.ClientError, OSError) as error:
             raise Broken(str(error) or type(error).__name__) from error
+        del body, data  # a long answer must not keep a large body in memory
         async with response:
             answer = Answer(response.status, response.headers, response.content)
             yield await _refusal(answer) if response.status in REFUSAL_STATUSES else answer
@@ -116,4 +121,5 @@ def _socket_that_notices_death(address: Any) -> socket.socket:
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)  # the same for what was sent and not confirmed
     return made
