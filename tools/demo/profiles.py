@@ -93,13 +93,11 @@ class LocalProfile:
         """Engine pods run from the same mounts."""
         patched = copy.deepcopy(base)
         patched["spec"]["engine"].update({"image": self.image, "imagePullPolicy": "Never"})
-        container = {
-            "name": "engine",
+        pod = patched["spec"]["podTemplate"]["spec"]
+        pod["volumes"] = volumes(self.inference_dependencies)
+        pod["containers"][0] |= {
             "env": [{"name": "PYTHONPATH", "value": python_path()}, {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}],
             "volumeMounts": mounts(),
-        }
-        patched["spec"]["podTemplate"] = {
-            "spec": {"containers": [container], "volumes": volumes(self.inference_dependencies)}
         }
         return patched
 
