@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import uvicorn
+
 from hubserver.app import hub_app
 from hubserver.repositories import Repositories
 

@@ -3,11 +3,13 @@
 import hmac
 from dataclasses import dataclass, field
 
-from hubserver.repositories import Commit, HubFile, Repositories
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from hubserver.repositories import Commit, HubFile, Repositories
 
 
 @dataclass
@@ -85,6 +87,10 @@ class _Cut(Response):
     def __init__(self, file: HubFile, num_bytes: int, headers: dict[str, str]) -> None:
         super().__init__(file.path.read_bytes()[:num_bytes], headers=headers)
         self.headers["content-length"] = str(file.size)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
 
 
 def _repo(request: Request) -> str:

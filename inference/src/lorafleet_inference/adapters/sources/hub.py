@@ -11,7 +11,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import FoundFile
-from lorafleet_inference.adapters.sources.base import CHUNK_BYTES, TIMEOUT_SECONDS, Listing, Place, larger_than_listed
+from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Listing, Place, larger_than_listed
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.errors import AdapterError
 
@@ -69,7 +69,7 @@ class HubSource:
                 hf_raise_for_status(response)
                 if response.status_code != httpx.codes.PARTIAL_CONTENT:
                     begin = target.truncate(0)
-                for chunk in response.iter_bytes(CHUNK_BYTES):
+                for chunk in response.iter_bytes():  # as they come: what a buffer holds is lost when it breaks off
                     begin += len(chunk)
                     if begin > file.size_bytes:
                         raise larger_than_listed(file)

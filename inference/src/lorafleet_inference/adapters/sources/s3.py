@@ -21,7 +21,7 @@ from botocore.exceptions import (
 )
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.adapters.files import FILES, FoundFile
+from lorafleet_inference.adapters.files import FILES, PICKLED, FoundFile
 from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Listing, Place
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.errors import AdapterError
@@ -83,11 +83,14 @@ class S3Source:
             )
             for entry in (entry for page in pages for entry in page.get("Contents", ())):
                 name = entry["Key"].removeprefix(prefix)
-                version = None
-                if name in FILES:
-                    head = client.head_object(Bucket=self._bucket, Key=entry["Key"], IfMatch=entry["ETag"])
-                    version = None if head.get("VersionId") == "null" else head.get("VersionId")
-                found.append(FoundFile(name, entry["Size"], version, entry["ETag"]))
+                if name in FILES:  # a listing tells neither versions nor, on every server, the same tags
+                    head = client.head_object(Bucket=self._bucket, Key=entry["Key"])
+                    version = head.get("VersionId")
+                    found.append(
+                        FoundFile(name, head["ContentLength"], None if version == "null" else version, head["ETag"])
+                    )
+                elif name in PICKLED:
+                    found.append(FoundFile(name, entry["Size"]))
         return Listing(place, tuple(found))
 
     def fetch(self, place: Place, file: FoundFile, folder: Path) -> None:
@@ -101,6 +104,10 @@ class S3Source:
         def part(begin: int) -> bytes:
             end = min(begin + PART_BYTES, file.size_bytes)
             answer = client.get_object(**request, Range=f"bytes={begin}-{end - 1}")
+            if file.tag not in ("", answer.get("ETag")):  # not every server honours IfMatch
+                raise AdapterError(
+                    Reason.SOURCE_UNAVAILABLE, f"{file.name} of {self.show(place)} has just been replaced"
+                )
             data: bytes = answer["Body"].read(end - begin + 1)
             if len(data) != end - begin:
                 raise AdapterError(
