@@ -20,7 +20,7 @@ MAX_ADAPTER_LABELS = 100
 """Adapters that come later are counted together."""
 OTHER_ADAPTERS = "_other"
 
-disable_created_metrics()  # a second series beside each counter that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter that nobody reads
 REGISTRY = CollectorRegistry()
 LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
@@ -115,6 +115,23 @@ ADAPTER_LOAD_SECONDS = histogram(
 ADAPTER_LOAD_FAILURES = counter(
     "lorafleet_adapter_load_failures_total", "Loads that the engine refused or that failed, by reason.", "reason"
 )
+ADAPTER_FETCH_SECONDS = histogram(
+    "lorafleet_adapter_fetch_seconds",
+    "Downloads of adapters to the node's disk, hashed and judged, by source.",
+    "source",
+    buckets=LATENCY_BUCKETS,
+)
+ADAPTER_FETCHED_BYTES = counter(
+    "lorafleet_adapter_fetched_bytes_total", "Bytes of adapters downloaded, by source.", "source"
+)
+ADAPTER_FETCH_FAILURES = counter(
+    "lorafleet_adapter_fetch_failures_total",
+    "Sources that did not give an adapter, and adapters that were refused, by source and reason.",
+    "source",
+    "reason",
+)
+DISK_USED = gauge("lorafleet_disk_cache_used_bytes", "Disk of the node that holds adapters.")
+DISK_BYTES = gauge("lorafleet_disk_cache_limit_bytes", "Disk of the node that may hold adapters.")
 READY = gauge("lorafleet_ready", "1 while /ready answers 200, else 0.")
 
 
