@@ -79,7 +79,7 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
         credentials_dir=server.get("credentials_dir", Path(CREDENTIALS_DIR)),
     )
     name = own.get("served_name") or Path(model).resolve().name
-    engine = EngineConfig(model=str(folder), **values.of(EngineConfig))
+    engine = EngineConfig(model=str(folder), kernel_cache=str(cache_dir / "kernels"), **values.of(EngineConfig))
     return ServerConfig(engine=engine, served_name=name, cache_dir=cache_dir, **server)
 
 

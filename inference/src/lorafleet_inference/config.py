@@ -38,6 +38,10 @@ class EngineConfig:
     load_on_demand: bool = True
     num_threads: int | None = None
     """CPU threads of torch; None: the cores this process may use."""
+    cpu_kernels: bool = True
+    """Whether what torch has no fast operation for on CPUs is compiled at the start."""
+    kernel_cache: str | None = None
+    """Folder that keeps the compiled code; None: where Numba keeps it by itself."""
 
     def __post_init__(self) -> None:
         checks = {

@@ -90,6 +90,7 @@ def test_every_configuration_value_has_an_option() -> None:
     settable = {(option.config, option.field) for option in OPTIONS}
     made = {
         (EngineConfig, "model"),
+        (EngineConfig, "kernel_cache"),
         (ServerConfig, "engine"),
         (ServerConfig, "served_name"),
         (ServerConfig, "cache_dir"),

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.team import Run, team
 
 logger = logging.getLogger(__name__)
@@ -24,15 +23,15 @@ TASKS_PER_THREAD = 4
 NO_WINDOW = 1 << 62
 
 
-def load_kernels(cache_dir: Path | None) -> "CpuKernels | None":
+def load_kernels(cache_dir: str | None) -> "CpuKernels | None":
     """Load the kernels, compiling what is not in the cache. None for the folder: where Numba keeps things itself."""
     began = time.monotonic()
     try:
         import numba  # noqa: PLC0415  half a second, and only the engine on a CPU needs it
 
         if cache_dir is not None:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            numba.config.CACHE_DIR = str(cache_dir)
+            Path(cache_dir).mkdir(parents=True, exist_ok=True)
+            numba.config.CACHE_DIR = cache_dir
         from lorafleet_inference.kernels import lora_rows, paged_decode  # noqa: PLC0415  compiles
 
         kernels = CpuKernels(
@@ -57,6 +56,14 @@ class CpuKernels:
     run: Run
     decode: dict[torch.dtype, int]
     lora_rows: dict[torch.dtype, int]
+
+    def can_decode(self, dtype: torch.dtype) -> bool:
+        """Whether `PagedDecode` reads pages of this dtype."""
+        return dtype in self.decode
+
+    def can_add_rows(self, dtype: torch.dtype) -> bool:
+        """Whether `LoraRows` reads a pool of this dtype."""
+        return dtype in self.lora_rows
 
 
 class PagedDecode:
@@ -92,10 +99,18 @@ class PagedDecode:
         """Fill the sequences' rows of out.
 
         query [H, T, D]; keys [num_blocks, G, KV_BLOCK_TOKENS, D], values [num_blocks, G, KV_BLOCK_TOKENS, E]; out [T, H, E]
-        float32, contiguous; sinks [H]; key_bias [H, positions]: added to the scaled scores of the key at each position.
+        contiguous; sinks [H]; key_bias [H, positions]: added to the scaled scores of the key at each position.
         """
         from lorafleet_inference.kernels.paged_decode import scratch_floats  # noqa: PLC0415  there since load_kernels
 
+        if out.dtype != torch.float32:
+            wide = torch.empty(out.shape)
+            self.attend(
+                query, keys, values, wide, scale=scale, window=window, softcap=softcap, sinks=sinks, key_bias=key_bias
+            )
+            rows = torch.from_numpy(self._rows)
+            out[rows] = wide[rows].to(out.dtype)
+            return
         heads, tokens, key_width = query.shape
         groups, value_width = values.shape[1], values.shape[3]
         num_sequences, table_width = self._tables.shape
@@ -112,7 +127,6 @@ class PagedDecode:
         factors = np.array([scale, softcap or 0.0], dtype=np.float32)
         shared = np.zeros(2, dtype=np.int64)
         assert all(one.is_contiguous() for one in (keys, values, out))
-        assert out.dtype == torch.float32
         numbers = np.array(
             [
                 shared.ctypes.data, shared.ctypes.data + 8, heads, tokens, key_width, value_width, groups, num_sequences,
@@ -167,8 +181,3 @@ class LoraRows:
             dtype=np.int64,
         )  # fmt: skip
         self._kernels.run(self._kernels.lora_rows[pool.dtype], numbers)
-
-
-def covers(keys: torch.Tensor, kernels: CpuKernels | None) -> bool:
-    """Whether decoding over these pages is the kernels' work."""
-    return kernels is not None and keys.dtype in kernels.decode and keys.shape[2] == KV_BLOCK_TOKENS

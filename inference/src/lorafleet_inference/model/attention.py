@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels.cpu import CpuKernels, PagedDecode
 from lorafleet_inference.model.batch import FlatBatch, Span
 
 NAME = "lorafleet_paged"
@@ -28,9 +29,9 @@ class LayerKV:
     """Pages of one layer."""
 
     keys: torch.Tensor
-    """[num_blocks, KV_BLOCK_TOKENS, G, D], in the model's dtype, on the device."""
+    """[num_blocks, G, KV_BLOCK_TOKENS, D], in the model's dtype, on the device."""
     values: torch.Tensor
-    """[num_blocks, KV_BLOCK_TOKENS, G, E], likewise."""
+    """[num_blocks, G, KV_BLOCK_TOKENS, E], likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,24 @@ class Probe:
 
 
 class PagedStep:
-    """One step's way through the pages."""
+    """One step's way through the pages. `kernels`: of the CPU, where there are any."""
 
-    def __init__(self, layers: list[LayerKV], batch: FlatBatch) -> None:
+    def __init__(self, layers: list[LayerKV], batch: FlatBatch, kernels: CpuKernels | None = None) -> None:
         self.layers = layers
-        self.slots = batch.slots
+        self.blocks = batch.slots // KV_BLOCK_TOKENS
+        self.offsets = batch.slots % KV_BLOCK_TOKENS
         device = batch.slots.device
         self.prefills = [_Prefill(span, device) for span in batch.spans if span.end - span.begin > 1]
         decodes = sorted((span for span in batch.spans if span.end - span.begin == 1), key=lambda span: span.start)
-        self.decodes = [_Decode(decodes[at : at + DECODE_GROUP], device) for at in range(0, len(decodes), DECODE_GROUP)]
+        self.decodes: list[_Decode] = []
+        self.compiled: PagedDecode | None = None
+        """Instead of `decodes`, where the kernels can read the pages."""
+        if decodes and kernels is not None and kernels.can_decode(layers[0].keys.dtype):
+            rows, starts = [span.begin for span in decodes], [span.start for span in decodes]
+            self.compiled = PagedDecode(kernels, rows, starts, [span.blocks for span in decodes])
+        else:
+            groups = range(0, len(decodes), DECODE_GROUP)
+            self.decodes = [_Decode(decodes[at : at + DECODE_GROUP], device) for at in groups]
 
 
 class _Prefill:
@@ -69,6 +79,8 @@ class _Prefill:
 
     def __init__(self, span: Span, device: torch.device) -> None:
         self.begin, self.end, self.num_known = span.begin, span.end, span.num_known
+        self.is_fresh = span.start == 0
+        """Whether all that it sees is computed in this step."""
         self.blocks = torch.tensor(span.blocks, device=device)
         self._queries = torch.arange(span.start, span.num_known, device=device)[:, None]
         self._keys = torch.arange(span.num_known, device=device)[None, :]
@@ -152,21 +164,40 @@ def attend(
         step.calls.append((layer_idx, shape))
         return out, None
     pages = step.layers[layer_idx]
-    pages.keys.flatten(0, 1)[step.slots] = key[0].transpose(0, 1)
-    pages.values.flatten(0, 1)[step.slots] = value[0].transpose(0, 1)
+    pages.keys[step.blocks, :, step.offsets] = key[0].transpose(0, 1)
+    pages.values[step.blocks, :, step.offsets] = value[0].transpose(0, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     extras = _Extras(scale, softcap, s_aux, key_bias)
     for one in step.prefills:
-        keys = pages.keys[one.blocks].flatten(0, 1)[: one.num_known].transpose(0, 1)
-        values = pages.values[one.blocks].flatten(0, 1)[: one.num_known].transpose(0, 1)
-        done = _attend(query[:, :, one.begin : one.end], keys[None], values[None], one.mask(sliding_window), extras)
+        if one.is_fresh:
+            keys, values = key[:, :, one.begin : one.end], value[:, :, one.begin : one.end]
+        else:
+            keys, values = (_known(one, some)[None] for some in (pages.keys, pages.values))
+        done = _attend(query[:, :, one.begin : one.end], keys, values, one.mask(sliding_window), extras)
         out[:, one.begin : one.end] = done.transpose(1, 2)
     for many in step.decodes:
-        keys = pages.keys[many.blocks].flatten(1, 2).transpose(1, 2)
-        values = pages.values[many.blocks].flatten(1, 2).transpose(1, 2)
+        keys = pages.keys[many.blocks].transpose(1, 2).flatten(2, 3)
+        values = pages.values[many.blocks].transpose(1, 2).flatten(2, 3)
         queries = query[0, :, many.rows].transpose(0, 1)[:, :, None]
         out[0, many.rows] = _attend(queries, keys, values, many.mask(sliding_window), extras)[:, :, 0]
+    if step.compiled is not None:
+        step.compiled.attend(
+            query[0],
+            pages.keys,
+            pages.values,
+            out[0],
+            scale=scale,
+            window=sliding_window,
+            softcap=softcap,
+            sinks=s_aux,
+            key_bias=key_bias,
+        )
     return out, None
+
+
+def _known(one: _Prefill, pages: torch.Tensor) -> torch.Tensor:
+    """[G, N, D] of the pages of one sequence."""
+    return pages[one.blocks].transpose(0, 1).flatten(1, 2)[:, : one.num_known]
 
 
 @dataclass(frozen=True, slots=True)

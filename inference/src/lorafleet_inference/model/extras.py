@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.batch import Segment
 
 
@@ -121,7 +122,10 @@ def _twin(module: torch.nn.Module, extra: Extra) -> torch.nn.Module | None:
     twin._forward_hooks = OrderedDict()  # noqa: SLF001
     twin._forward_pre_hooks = OrderedDict()  # noqa: SLF001
     vars(twin).pop("forward", None)  # a faster one, made for the base's weight
-    for name, tensor in (("weight", extra.weight), ("bias", extra.bias)):
+    for name, tensor in (
+        ("weight", plain_weight(module) if extra.weight is None else extra.weight),
+        ("bias", extra.bias),
+    ):
         if tensor is not None:
             twin._parameters[name] = torch.nn.Parameter(tensor, requires_grad=False)  # noqa: SLF001
     return twin

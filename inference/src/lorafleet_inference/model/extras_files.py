@@ -11,6 +11,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.extras import Extra, Extras
 
 Read = Callable[[str], torch.Tensor]
@@ -86,9 +87,7 @@ def _bias(module: torch.nn.Module) -> torch.Tensor | float:
 
 def _as_linear(module: torch.nn.Module) -> torch.Tensor:
     """The weight as [out, in], float32, on the CPU."""
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    weight = weight.detach().float().cpu()
+    weight = plain_weight(module).detach().float().cpu()
     return weight.t() if isinstance(module, Conv1D | torch.nn.Embedding) else weight
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import ConfigError
+from lorafleet_inference.kernels.packed import can_pack, pack_linears
 from lorafleet_inference.model.attention import NAME, LayerShape, Probe, attending, register
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
@@ -73,6 +74,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
         raise ConfigError("--model", f"{_architecture(config.model)} cannot be loaded: {error}") from error
     return check_model(model.eval(), max_model_len=config.max_model_len)
 
+    if config.cpu_kernels and device.type == "cpu" and can_pack():
+        pack_linears(model)
 
 def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> LoadedModel:
     """Give a model of a family with a patch our attention, and probe it.

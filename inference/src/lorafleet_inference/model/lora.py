@@ -16,7 +16,12 @@ from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
 from lorafleet_inference.config import RANK_PAGE
 from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
 from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
+from lorafleet_inference.model.memory import zeros
+
+MAX_SINGLES = 8
+"""Segments of more tokens are two products of matrices, which read the adapter's rows once for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ def _lay(rows: torch.Tensor, place: _Place, site: LoraSite, key: str, tensor: to
 class _Resident:
     rows: slice | torch.Tensor
     """Its rows in the pool: a slice where its pages are neighbours."""
+    row_numbers: tuple[int, ...]
+    """The same, one by one."""
     ranks: tuple[int, ...]
 
 
@@ -114,26 +121,29 @@ class _Part:
 class LoraBank:
     """The pool of the device, and the modules that add from it."""
 
-    def __init__(self, model: torch.nn.Module, facts: ModelFacts, *, num_pages: int) -> None:
+    def __init__(
+        self, model: torch.nn.Module, facts: ModelFacts, *, num_pages: int, kernels: CpuKernels | None = None
+    ) -> None:
         parameter = next(model.parameters())
         self.layout = RowLayout(facts)
-        self._pool = torch.empty(
-            num_pages * RANK_PAGE, self.layout.width, dtype=parameter.dtype, device=parameter.device
-        )
+        self._pool = zeros((num_pages * RANK_PAGE, self.layout.width), parameter.dtype, parameter.device)
+        self._kernels = kernels if kernels is not None and kernels.can_add_rows(parameter.dtype) else None
         self._resident: dict[AdapterKey, _Resident] = {}
         self._parts: list[_Part] = []
+        self._singles: LoraRows | None = None
+        """Instead of parts: the tokens of short segments, where there are kernels."""
         self._num_tokens = 0
         for module in facts.modules:
             model.get_submodule(module.name).register_forward_hook(_Adder(self, module.name))
 
     def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
         """Copy a slab to pages that no step reads; safe beside a running step."""
-        index = torch.tensor([page * RANK_PAGE + row for page in pages for row in range(RANK_PAGE)])
-        first = int(index[0])
-        together = index.tolist() == list(range(first, first + len(index)))
-        rows: slice | torch.Tensor = slice(first, first + len(index)) if together else index.to(self._pool.device)
+        numbers = tuple(page * RANK_PAGE + row for page in pages for row in range(RANK_PAGE))
+        first, length = numbers[0], len(numbers)
+        together = numbers == tuple(range(first, first + length))
+        rows = slice(first, first + length) if together else torch.tensor(numbers, device=self._pool.device)
         self._pool[rows] = slab.rows.to(self._pool.device)
-        self._resident[key] = _Resident(rows, slab.ranks)
+        self._resident[key] = _Resident(rows, numbers, slab.ranks)
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter; its pages are somebody else's now."""
@@ -141,15 +151,34 @@ class LoraBank:
 
     def begin_step(self, segments: Sequence[Segment], num_tokens: int) -> None:
         """Say which tokens of the coming forward pass use which adapter."""
-        self._parts = [_Part(one.begin, one.end, self._resident[one.adapter]) for one in segments]
+        parts = [_Part(one.begin, one.end, self._resident[one.adapter]) for one in segments]
+        short: list[_Part] = []
+        if self._kernels is not None:
+            short = [one for one in parts if one.end - one.begin <= MAX_SINGLES]
+            parts = [one for one in parts if one.end - one.begin > MAX_SINGLES]
+        self._parts, self._singles = parts, _singles(self._kernels, short)
         self._num_tokens = num_tokens
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to y [.., out] each token's B A x, for x [.., in] of all tokens of the step. The one point of dispatch."""
+        place = self.layout.places[module]
         if self._parts:
-            add_by_segment(
-                self._pool, self.layout.places[module], module, self._parts, x=_rows(x, self._num_tokens), y=y
-            )
+            add_by_segment(self._pool, place, module, self._parts, x=_rows(x, self._num_tokens), y=y)
+        if self._singles is not None:
+            self._singles.add(module, self._pool, place.a.start, _rows(x, self._num_tokens), y.view(-1, y.shape[-1]))
+
+
+def _singles(kernels: CpuKernels | None, parts: Sequence[_Part]) -> LoraRows | None:
+    if kernels is None or not parts:
+        return None
+    tokens = [(row, adapter) for adapter, part in enumerate(parts) for row in range(part.begin, part.end)]
+    return LoraRows(
+        kernels,
+        [row for row, _ in tokens],
+        [adapter for _, adapter in tokens],
+        [part.resident.row_numbers for part in parts],
+        [part.resident.ranks for part in parts],
+    )
 
 
 class _Adder:

@@ -1,10 +1,8 @@
 """Runs one step: batch, forward pass, sampling."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from lorafleet_inference.adapters.types import AdapterPlan
@@ -12,12 +10,14 @@ from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineCo
 from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts
 from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
 from lorafleet_inference.errors import ConfigError
+from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import build_batch
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
+from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.sampler import Draw, sample
 
 CPU_KV_BYTES = GIB
@@ -41,7 +41,8 @@ class ModelRunner:
         self._device = loaded.device
         self.facts: ModelFacts = loaded.facts
         num_pages = config.max_resident_adapters * num_pages_of(config.max_rank)
-        self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages)
+        self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
+        self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels)
         self._extras = ExtrasBank(loaded.model)
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
@@ -69,7 +70,7 @@ class ModelRunner:
         batch = build_batch(plan.items, self._device)
         self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
         self._extras.begin_step(batch.segments, batch.head_segments)
-        with attending(PagedStep(self._layers, batch)):
+        with attending(PagedStep(self._layers, batch, self._kernels)):
             logits = self._model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
@@ -145,24 +146,13 @@ class ModelRunner:
 
 
 def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:
+    def pages(num_heads: int, width: int) -> torch.Tensor:
+        return zeros((num_blocks, num_heads, KV_BLOCK_TOKENS, width), loaded.dtype, loaded.device)
+
     return [
-        LayerKV(
-            _zeros((num_blocks, KV_BLOCK_TOKENS, shape.num_kv_heads, shape.key_width), loaded),
-            _zeros((num_blocks, KV_BLOCK_TOKENS, shape.num_kv_heads, shape.value_width), loaded),
-        )
+        LayerKV(pages(shape.num_kv_heads, shape.key_width), pages(shape.num_kv_heads, shape.value_width))
         for shape in loaded.shapes
     ]
-
-
-def _zeros(shape: tuple[int, ...], loaded: LoadedModel) -> torch.Tensor:
-    """Zeros, not garbage: a hidden value must not be NaN, because nothing times NaN is NaN.
-
-    On the CPU by way of numpy, which lets the system hand out the memory when it is first touched.
-    """
-    if loaded.device.type != "cpu":
-        return torch.zeros(shape, dtype=loaded.dtype, device=loaded.device)
-    num_bytes = math.prod(shape) * loaded.dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(loaded.dtype).view(shape)
 
 
 def _draw(item: StepItem, seed_of: Callable[[str], int]) -> Draw:
