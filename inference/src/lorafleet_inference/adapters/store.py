@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,7 @@ from lorafleet_inference.adapters.files import CONFIG, FoundFile, files_of_adapt
 from lorafleet_inference.adapters.peft_config import read_config
 from lorafleet_inference.adapters.sources.base import Listing, Place, Source
 from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.metrics import ADAPTER_FETCH_FAILURES, ADAPTER_FETCH_SECONDS, ADAPTER_FETCHED_BYTES
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -36,10 +38,18 @@ Inspect = Callable[[Path], AdapterFacts]
 class AdapterStore:
     """The node cache and the ways into it. `free_one` lets one idle adapter go from the cache, False if there is none."""
 
-    def __init__(self, cache: NodeCache, inspect: Inspect, free_one: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        cache: NodeCache,
+        inspect: Inspect,
+        free_one: Callable[[], Awaitable[bool]],
+        *,
+        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
+    ) -> None:
         self.cache = cache
         self._inspect = inspect
         self._free_one = free_one
+        self._first_pause_seconds = first_pause_seconds
         self._threads = ThreadPoolExecutor(2 * MAX_PARALLEL, thread_name_prefix="adapter-io")
         self._slots = asyncio.Semaphore(MAX_PARALLEL)
         self._fetches: dict[str, asyncio.Task[Artifact]] = {}
@@ -67,7 +77,7 @@ class AdapterStore:
             AdapterError: the source did not give it, or it is not taken.
         """
         source.check(place)
-        listing = await _again(lambda: self.run(source.list_files, place))
+        listing = await self._again(lambda: self.run(source.list_files, place))
         files = files_of_adapter(listing.files, where=source.show(place), max_bytes=self.cache.max_bytes)
         listing = replace(listing, files=files)
         identity = f"{source.show(listing.place)} {listing!r}"
@@ -118,7 +128,7 @@ class AdapterStore:
             task.exception()  # known to whoever still waits
 
     async def _fetch_new(self, identity: str, source: Source, listing: Listing) -> Artifact:
-        async with self._slots, self._download(identity, listing.files, may_evict=True) as download:
+        async with self._slots, self._download(identity, source, listing.files, may_evict=True) as download:
             hashed = [await self._fetch_file(source, listing.place, file, download) for file in _small_first(listing)]
             facts = await self.run(self._inspect, download.folder)
             files = tuple(sorted(hashed, key=lambda file: file.path))
@@ -137,7 +147,7 @@ class AdapterStore:
         if digest_of_files(artifact.files) != artifact.digest:
             raise AdapterError(Reason.DIGEST_MISMATCH, f"{where} was resolved to files of another digest")
         listing = Listing(artifact.place, files)
-        async with self._slots, self._download(identity, files, may_evict=may_evict) as download:
+        async with self._slots, self._download(identity, artifact.source, files, may_evict=may_evict) as download:
             for file in _small_first(listing):
                 await self._fetch_file(artifact.source, artifact.place, file, download)
             await self.run(self._inspect, download.folder)
@@ -146,20 +156,24 @@ class AdapterStore:
 
     @contextlib.asynccontextmanager
     async def _download(
-        self, identity: str, files: tuple[FoundFile, ...], *, may_evict: bool
+        self, identity: str, source: Source, files: tuple[FoundFile, ...], *, may_evict: bool
     ) -> AsyncIterator[Download]:
         """Room on the disk for as long as the files come; the body commits."""
-        download = await self._begin(identity, sum(file.size_bytes for file in files), may_evict=may_evict)
+        num_bytes, began = sum(file.size_bytes for file in files), time.perf_counter()
         try:
-            yield download
-        except BaseException as error:
-            keep = isinstance(error, asyncio.CancelledError) or (
-                isinstance(error, AdapterError) and error.reason is Reason.SOURCE_UNAVAILABLE
-            )
-            self.cache.abandon(download, keep=keep)
-            if isinstance(error, OSError):
-                raise _disk_failed(error) from error
+            download = await self._begin(identity, num_bytes, may_evict=may_evict)
+            try:
+                yield download
+            except BaseException as error:
+                self.cache.abandon(download, keep=_goes_on(error))
+                if isinstance(error, OSError):
+                    raise _disk_failed(error) from error
+                raise
+        except AdapterError as error:
+            ADAPTER_FETCH_FAILURES.of(source.name, error.reason.value).inc()
             raise
+        ADAPTER_FETCH_SECONDS.of(source.name).observe(time.perf_counter() - began)
+        ADAPTER_FETCHED_BYTES.of(source.name).inc(num_bytes)
 
     async def _begin(self, identity: str, num_bytes: int, *, may_evict: bool) -> Download:
         while True:
@@ -182,7 +196,7 @@ class AdapterStore:
                 )
             return hashed
 
-        hashed = await _again(fetch)
+        hashed = await self._again(fetch)
         if file.sha256 not in (None, hashed.sha256):
             raise AdapterError(
                 Reason.DIGEST_MISMATCH, f"{file.name} of {source.show(place)} is not what was resolved: it has changed"
@@ -191,22 +205,28 @@ class AdapterStore:
             await self.run(read_config, download.folder)
         return hashed
 
+    async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try again after a pause that grows, as long as the source only does not answer."""
+        for number in range(1, MAX_ATTEMPTS):
+            try:
+                return await attempt()
+            except AdapterError as error:
+                if error.reason is not Reason.SOURCE_UNAVAILABLE:
+                    raise
+                logger.info("again soon: %s", error.message)
+            await asyncio.sleep(self._first_pause_seconds * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311  jitter
+        return await attempt()
+
 
 def _small_first(listing: Listing) -> list[FoundFile]:
     return sorted(listing.files, key=lambda file: (file.name != CONFIG, file.size_bytes))
 
 
-async def _again(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again after a pause that grows, as long as the source only does not answer."""
-    for number in range(1, MAX_ATTEMPTS):
-        try:
-            return await attempt()
-        except AdapterError as error:
-            if error.reason is not Reason.SOURCE_UNAVAILABLE:
-                raise
-            logger.info("again soon: %s", error.message)
-        await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311  jitter
-    return await attempt()
+def _goes_on(error: BaseException) -> bool:
+    """Whether another attempt may go on from what came before this ended it."""
+    return isinstance(error, asyncio.CancelledError) or (
+        isinstance(error, AdapterError) and error.reason is Reason.SOURCE_UNAVAILABLE
+    )
 
 
 def _disk_failed(error: OSError) -> AdapterError:

@@ -62,6 +62,8 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
     @app.get("/metrics")
     async def metrics_text() -> Response:
         metrics.READY.of().set(not_ready_reason(pod) is None)
+        metrics.DISK_USED.of().set(pod.manager.cache.used_bytes)
+        metrics.DISK_BYTES.of().set(pod.manager.cache.max_bytes)
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
