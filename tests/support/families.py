@@ -4,9 +4,10 @@ Weights are drawn with initializer_range 0.2: at the usual 0.02 the logits of a 
 many greedy tokens are ties.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import (
     BloomConfig,
@@ -78,16 +79,26 @@ class Family:
     head: str = "lm_head"
     embedding: str = "embed_tokens"
     norm: str = "model.norm"
+    linear: str | tuple[str, ...] = "all-linear"
+    """Where experts are fused, peft's all-linear would take in the router too."""
+    experts: tuple[str, str, str] | None = None
+    """What the gate, up and down maps of an expert were called before they were fused."""
     max_model_len: int | None = None
 
 
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _OLD = {"attention": ("query_key_value",), "wide": "dense_4h_to_h", "embedding": "word_embeddings", "norm": "ln_f"}
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(LlamaConfig(**_GQA)),
     "llama3-tied": Family(LlamaConfig(**_GQA, tie_word_embeddings=True, rope_parameters=_LLAMA3)),
     "mistral": Family(MistralConfig(**_GQA, sliding_window=24)),
-    "mixtral": Family(MixtralConfig(**_GQA, num_local_experts=4, num_experts_per_tok=2, sliding_window=None), wide="o_proj"),
+    "mixtral": Family(
+        MixtralConfig(**_GQA, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+        wide="o_proj",
+        linear=_PROJECTIONS,
+        experts=("w1", "w3", "w2"),
+    ),
     "gemma": Family(GemmaConfig(**_GQA, head_dim=16)),
     "gemma2": Family(Gemma2Config(**_GQA, head_dim=16, query_pre_attn_scalar=16, sliding_window=24)),
     "gemma3": Family(
@@ -122,7 +133,10 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": Family(Qwen2Config(**_GQA)),
     "qwen3": Family(Qwen3Config(**_GQA, head_dim=16)),
     "qwen3-moe": Family(
-        Qwen3MoeConfig(**_GQA, head_dim=16, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2), wide="o_proj"
+        Qwen3MoeConfig(**_GQA, head_dim=16, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2),
+        wide="o_proj",
+        linear=_PROJECTIONS,
+        experts=("gate_proj", "up_proj", "down_proj"),
     ),
     "gpt2": Family(
         GPT2Config(**_COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=MAX_MODEL_LEN),
@@ -147,7 +161,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "starcoder2": Family(Starcoder2Config(**_GQA, sliding_window=24, use_bias=True), wide="c_proj"),
     "olmo2": Family(Olmo2Config(**_GQA)),
-    "cohere": Family(CohereConfig(**_GQA, logit_scale=0.25)),
+    "cohere": Family(CohereConfig(**_GQA, logit_scale=1.0)),
 }  # fmt: skip
 
 
@@ -160,33 +174,44 @@ class AdapterSpec:
     seed: int = 1
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """More fields of LoraConfig; `lora_alpha` is twice the rank unless named here."""
+    rewrite: Literal["none", "old-peft", "old-experts"] = "none"
+    """How the saved files are changed into those of older releases."""
+
+
+BOTH_EXPERT_MAPS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def adapter_specs(family: Family) -> dict[str, AdapterSpec]:
     """Return an adapter of each kind."""
-    wide, attention = family.wide, family.attention
+    wide, attention, linear = family.wide, family.attention, family.linear
     specs = {
-        "rank-1": AdapterSpec(rank=1, options={"lora_alpha": 3}),
-        "rank-7": AdapterSpec(rank=7),
-        "rank-16": AdapterSpec(rank=16),
-        "rank-256": AdapterSpec(rank=256, targets=attention, options={"lora_alpha": 64}),
-        "attention-only": AdapterSpec(targets=attention),
-        "one-layer": AdapterSpec(rank=24, targets=attention, options={"layers_to_transform": [1]}),
-        "rank-pattern": AdapterSpec(rank=5, options={"rank_pattern": {wide: 12}}),
-        "alpha-pattern": AdapterSpec(rank=5, options={"alpha_pattern": {wide: 30}}),
-        "rslora": AdapterSpec(rank=9, options={"use_rslora": True, "lora_alpha": 5}),
-        "dora": AdapterSpec(rank=6, options={"use_dora": True}),
-        "lora-bias": AdapterSpec(rank=4, options={"lora_bias": True}),
-        "bias": AdapterSpec(rank=4, options={"bias": "all"}),
-        "head": AdapterSpec(rank=5, targets=(*attention, family.head)),
-        "embedding": AdapterSpec(rank=3, targets=(*attention, family.embedding)),
-        "head-and-embedding-dora": AdapterSpec(
-            rank=3, targets=(wide, family.head, family.embedding), options={"use_dora": True}
-        ),
-        "saved-norm-and-head": AdapterSpec(rank=4, options={"modules_to_save": [family.norm, family.head]}),
-        "saved-embedding": AdapterSpec(rank=4, targets=attention, options={"modules_to_save": [family.embedding]}),
+        "rank-1": AdapterSpec(1, linear, options={"lora_alpha": 3}),
+        "rank-7": AdapterSpec(7, linear),
+        "rank-16": AdapterSpec(16, linear),
+        "rank-256": AdapterSpec(256, attention, options={"lora_alpha": 64}),
+        "attention-only": AdapterSpec(8, attention),
+        "one-layer": AdapterSpec(24, attention, options={"layers_to_transform": [1]}),
+        "rank-pattern": AdapterSpec(5, linear, options={"rank_pattern": {wide: 12}}),
+        "alpha-pattern": AdapterSpec(5, linear, options={"alpha_pattern": {wide: 30}}),
+        "rslora": AdapterSpec(9, linear, options={"use_rslora": True, "lora_alpha": 5}),
+        "dora": AdapterSpec(6, linear, options={"use_dora": True}),
+        "lora-bias": AdapterSpec(4, linear, options={"lora_bias": True}),
+        "bias": AdapterSpec(4, linear, options={"bias": "all"}),
+        "head": AdapterSpec(5, (*attention, family.head)),
+        "embedding": AdapterSpec(3, (*attention, family.embedding)),
+        "head-and-embedding-dora": AdapterSpec(3, (wide, family.head, family.embedding), options={"use_dora": True}),
+        "saved-norm-and-head": AdapterSpec(4, linear, options={"modules_to_save": [family.norm, family.head]}),
+        "saved-embedding": AdapterSpec(4, attention, options={"modules_to_save": [family.embedding]}),
+        "old-peft": AdapterSpec(6, attention, rewrite="old-peft"),
     }
-    return {
-        name: AdapterSpec(spec.rank, spec.targets, number, spec.options)
-        for number, (name, spec) in enumerate(specs.items())
-    }
+    if family.experts is not None:
+        specs |= {
+            "experts": AdapterSpec(4, attention, options={"target_parameters": [*BOTH_EXPERT_MAPS]}),
+            "experts-down-rslora": AdapterSpec(
+                3, attention, options={"target_parameters": [BOTH_EXPERT_MAPS[1]], "use_rslora": True}
+            ),
+            "experts-apart": AdapterSpec(
+                4, attention, options={"target_parameters": [*BOTH_EXPERT_MAPS]}, rewrite="old-experts"
+            ),
+        }
+    return {name: dataclasses.replace(spec, seed=number) for number, (name, spec) in enumerate(specs.items())}

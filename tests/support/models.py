@@ -1,6 +1,7 @@
 """Makes tiny random models and adapters, and says what transformers + PEFT answer with them, one request at a time."""
 
 import atexit
+import json
 import shutil
 import tempfile
 import warnings
@@ -11,10 +12,22 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from support.families import FAMILIES, VOCABULARY, AdapterSpec, adapter_specs
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-__all__ = ["VOCABULARY", "AdapterSpec", "Reference", "adapters_of", "model_folder", "save_adapter", "save_model"]
+__all__ = [
+    "VOCABULARY",
+    "AdapterSpec",
+    "Reference",
+    "adapters_of",
+    "model_folder",
+    "save_adapter",
+    "save_model",
+    "served_as",
+]
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @cache
@@ -35,16 +48,22 @@ def _quiet() -> Iterator[None]:
     """peft asks transformers for a name that is being renamed, and speaks of what it does with embeddings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings(
-            "ignore",
-            message=".*(save_embedding_layers|tie_word_embeddings|weight tying|tied|fan_in_fan_out|lora_bias|bias).*",
-        )
+        for known in (
+            "save_embedding_layers",
+            "tied",
+            "tie_word_embeddings",
+            "fan_in_fan_out",
+            "bias",
+            "_pattern keys",
+        ):
+            warnings.filterwarnings("ignore", message=f".*{known}")
         yield
 
 
 def _load(base: Path) -> PreTrainedModel:
-    # sdpa everywhere: Falcon's alibi is added twice by the eager code
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa").eval()
+    # Falcon's eager code adds alibi twice
+    sdpa = {"attn_implementation": "sdpa"} if AutoConfig.from_pretrained(base).model_type == "falcon" else {}
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **sdpa).eval()
 
 
 def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path:
@@ -83,14 +102,60 @@ def save_adapter(base: Path, folder: Path, spec: AdapterSpec) -> Path:
     return folder
 
 
+def _as_old_peft(folder: Path) -> None:
+    """Name tensors and write the config as peft 0.3 did."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file({key.replace(".weight", ".default.weight"): tensor for key, tensor in tensors.items()}, folder / WEIGHTS)
+    config = json.loads((folder / CONFIG).read_text())
+    kept = ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights", "lora_alpha",
+            "lora_dropout", "modules_to_save", "peft_type", "r", "target_modules", "task_type")  # fmt: skip
+    (folder / CONFIG).write_text(json.dumps({key: config[key] for key in kept}))
+
+
+def _as_old_experts(folder: Path, maps: tuple[str, str, str]) -> None:
+    """Write random maps of each expert in place of the stacked ones, as before transformers fused experts."""
+    config = json.loads((folder / CONFIG).read_text())
+    tensors: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(5)
+    for key, tensor in load_file(folder / WEIGHTS).items():
+        if ".experts." not in key:
+            tensors[key] = tensor
+            continue
+        rank, (outer, inner) = config["r"], tensor.shape
+        is_up, is_a = ".base_layer." in key, "lora_A" in key
+        layer = key.split(".experts.")[0]
+        for name in maps[:2] if is_up else maps[2:]:
+            shape = (rank, inner) if is_a else (outer // (2 if is_up else 1), rank)
+            for expert in range(4):
+                old = f"{layer}.experts.{expert}.{name}.lora_{'A' if is_a else 'B'}.weight"
+                tensors[old] = torch.randn(shape, generator=generator) * 0.25 / rank**0.5
+    save_file(tensors, folder / WEIGHTS)
+    config |= {"target_modules": [*config["target_modules"], *maps], "target_parameters": None}
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
 @cache
 def adapters_of(family: str) -> dict[str, Path]:
     """Return folders of adapters of each kind that the family is tested with; made once in a process."""
     root = _root() / f"{family}-adapters"
-    return {
-        name: save_adapter(model_folder(family), root / name, spec)
-        for name, spec in adapter_specs(FAMILIES[family]).items()
-    }
+    folders = {}
+    for name, spec in adapter_specs(FAMILIES[family]).items():
+        folders[name] = save_adapter(model_folder(family), root / name, spec)
+        maps = FAMILIES[family].experts
+        if spec.rewrite == "old-experts" and maps is not None:
+            _as_old_experts(folders[name], maps)
+    return folders
+
+
+@cache
+def served_as(folder: Path, rewrite: str) -> Path:
+    """Return the folder that is served for one that PEFT judges: today's peft no longer reads what peft 0.3 wrote."""
+    if rewrite != "old-peft":
+        return folder
+    old = folder.with_name(f"{folder.name}-old")
+    shutil.copytree(folder, old)
+    _as_old_peft(old)
+    return old
 
 
 class Reference:

@@ -1,9 +1,12 @@
 """Tokens are drawn as a naive twin draws them, whatever else is in the batch."""
 
+import dataclasses
+import itertools
 import math
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,56 +15,118 @@ from hypothesis import strategies as st
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.model.sampler import Draw, sample, uniform
 
+EOS = 8
+
+
+def adjusted(logits: list[float], draw: Draw) -> list[float]:
+    params, answer = draw.params, draw.history[draw.num_prompt :]
+    out = list(logits)
+    for token, bias in params.logit_bias:
+        out[token] += bias
+    if params.uses_history:
+        for token in set(draw.history):
+            out[token] = (
+                out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
+            )
+            out[token] -= params.frequency_penalty * answer.count(token) + params.presence_penalty * (token in answer)
+    if draw.position - draw.num_prompt < params.min_tokens:
+        for token in (*params.stop_token_ids, *([] if params.ignore_eos else [EOS])):
+            out[token] = -math.inf
+    return out
+
+
+def kept(logits: list[float], params: SamplingParams) -> dict[int, float]:
+    """Weights of the tokens that may be drawn."""
+    scaled = [value / params.temperature for value in logits]
+    ranked = sorted(range(len(logits)), key=lambda token: (-scaled[token], token))[: params.top_k or len(logits)]
+    weights = {token: math.exp(scaled[token] - scaled[ranked[0]]) for token in ranked}
+    ranked = until(ranked, weights, params.top_p)
+    ranked = [token for token in ranked if weights[token] >= params.min_p]
+    total = sum(weights[token] for token in ranked)
+    logprobs = {token: math.log(weights[token] / total) for token in ranked if weights[token] > 0}
+    if params.typical_p < 1.0:
+        entropy = -sum(math.exp(value) * value for value in logprobs.values())
+        ranked = sorted(logprobs, key=lambda token: (abs(-logprobs[token] - entropy), token))
+        ranked = until(ranked, weights, params.typical_p)
+    return {token: weights[token] for token in ranked}
+
+
+def until(ranked: list[int], weights: dict[int, float], mass: float) -> list[int]:
+    """The first tokens that together have the mass; at least one."""
+    total, before, chosen = sum(weights[token] for token in ranked), 0.0, []
+    for token in ranked:
+        if mass >= 1.0 or before < mass or not chosen:
+            chosen.append(token)
+        before += weights[token] / total
+    return chosen
+
 
 def naive(logits: list[float], draw: Draw) -> int:
     """The definition, one token at a time."""
-    params = draw.params
-    if params.temperature == 0:
-        return max(range(len(logits)), key=lambda token: (logits[token], -token))
-    scaled = [value / params.temperature for value in logits]
-    ranked = sorted(range(len(logits)), key=lambda token: (-scaled[token], token))
-    ranked = ranked[: params.top_k or len(ranked)]
-    weights = {token: math.exp(scaled[token] - scaled[ranked[0]]) for token in ranked}
-    kept, before = [], 0.0
-    for token in ranked:
-        if before < params.top_p or not kept:
-            kept.append(token)
-        before += weights[token] / sum(weights.values())
-    total = sum(weights[token] for token in kept)
-    target = uniform(draw.seed, draw.position) * total
-    for token in sorted(kept):
+    wanted = adjusted(logits, draw)
+    if draw.params.temperature == 0:
+        return max(range(len(wanted)), key=lambda token: (wanted[token], -token))
+    weights = kept(wanted, draw.params)
+    target = uniform(draw.seed, draw.position) * sum(weights.values())
+    for token in sorted(weights):
         target -= weights[token]
         if target < 0:
             return token
-    return max(kept)
+    return max(weights)
 
 
+tokens = st.integers(0, 8)
 params = st.builds(
     SamplingParams,
     max_tokens=st.just(1),
     temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
-    top_p=st.sampled_from([1e-9, 0.25, 0.7, 0.95, 1.0]),
-    top_k=st.sampled_from([None, 1, 2, 5, 1000]),
+    top_p=st.sampled_from([1e-9, 0.25, 0.7, 0.95, 1.0, 1.0]),
+    top_k=st.sampled_from([None, None, 1, 2, 5, 1000]),
+    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.2, 1.0]),
+    typical_p=st.sampled_from([1.0, 1.0, 1e-9, 0.3, 0.9]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 0.7, 2.0]),
+    presence_penalty=st.sampled_from([0.0, -1.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.5, -0.5]),
+    logit_bias=st.lists(
+        st.tuples(tokens, st.sampled_from([-100.0, -1.0, 2.5])), max_size=3, unique_by=lambda p: p[0]
+    ).map(tuple),
+    stop_token_ids=st.lists(tokens, max_size=2).map(tuple),
+    ignore_eos=st.booleans(),
+    min_tokens=st.integers(0, 3),
 )
-draws = st.builds(Draw, params, seed=st.integers(-(1 << 63), (1 << 64) - 1), position=st.integers(0, 1 << 20))
-rows = st.lists(st.lists(st.floats(-8, 8, width=32), min_size=9, max_size=9), min_size=1, max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@st.composite
+def draws(draw: st.DrawFn) -> Draw:
+    prompt, answer = draw(st.lists(tokens, min_size=1, max_size=6)), draw(st.lists(tokens, max_size=6))
+    seed = draw(st.integers(-(1 << 63), (1 << 64) - 1))
+    return Draw(draw(params), seed, len(prompt) + len(answer), len(prompt), (*prompt, *answer))
+
+
+rows = st.lists(st.lists(st.integers(-64, 64).map(lambda n: n / 8), min_size=9, max_size=9), min_size=1, max_size=6)
+
+
+@settings(max_examples=400, deadline=None)
 @given(rows=rows, data=st.data())
 def test_every_row_is_what_the_naive_twin_draws_for_it_alone(rows: list[list[float]], data: st.DataObject) -> None:
-    wanted = [data.draw(draws) for _ in rows]
-    for row, draw, got in zip(rows, wanted, sample(torch.tensor(rows), wanted), strict=True):
-        expected = naive(row, draw)
-        if got.token_id != expected:  # float32 against float64 at the edge of a token's interval, or of top_p
-            nudged = {
-                naive(row, Draw(SamplingParams(max_tokens=1, temperature=draw.params.temperature, top_k=draw.params.top_k,
-                                               top_p=draw.params.top_p + epsilon), draw.seed, draw.position))
-                for epsilon in (-1e-6, 1e-6)
-            }  # fmt: skip
-            assert got.token_id in nudged, (expected, got, draw)
-        alone = sample(torch.tensor([row]), [draw])[0]
-        assert alone == got
+    wanted = [data.draw(draws()) for _ in rows]
+    for row, draw, got in zip(rows, wanted, sample(torch.tensor(rows), wanted, [EOS]), strict=True):
+        if got.token_id != naive(row, draw):  # float32 against float64: at an edge, either side will do
+            nudges = itertools.product((-1e-5, 0, 1e-5), repeat=3)
+            nudged = {naive(row, nudge(draw, *by)) for by in nudges}
+            assert got.token_id in nudged, (naive(row, draw), got, draw)
+        assert sample(torch.tensor([row]), [draw], [EOS])[0] == got
+
+
+def nudge(draw: Draw, top: float, least: float, typical: float) -> Draw:
+    """The same draw with thresholds a hair off."""
+    one = draw.params
+    top_p = one.top_p if one.top_p >= 1 else one.top_p + top
+    typical_p = one.typical_p if one.typical_p >= 1 else one.typical_p + typical
+    changed = msgspec.structs.replace(
+        one, top_p=top_p, typical_p=typical_p, min_p=one.min_p and one.min_p * (1 + least)
+    )
+    return dataclasses.replace(draw, params=changed)
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -119,3 +184,20 @@ def test_a_large_vocabulary_loses_no_token_to_rounding() -> None:
 def test_half_precision_logits_are_taken() -> None:
     draw = Draw(SamplingParams(max_tokens=1, temperature=0), random.randrange(9), 0)
     assert sample(torch.tensor([[0.0, 5.0]], dtype=torch.bfloat16), [draw])[0].token_id == 1
+
+
+def test_no_end_before_min_tokens() -> None:
+    likely_eos = torch.tensor([[0.0, 1.0, 9.0]])
+    asked = SamplingParams(max_tokens=9, temperature=0, min_tokens=2, stop_token_ids=(1,))
+    chosen = [sample(likely_eos, [Draw(asked, 0, position, 5)], [2])[0].token_id for position in (5, 6, 7)]
+    assert chosen == [0, 0, 2]
+
+
+def test_penalties_leave_logprobs_alone() -> None:
+    asked = SamplingParams(max_tokens=9, temperature=0, presence_penalty=5.0, num_logprobs=1)
+    logits = torch.tensor([[1.0, 2.0, 0.5]])
+    (got,) = sample(logits, [Draw(asked, 0, 2, 1, (0, 1))])
+    assert got.token_id == 0
+    assert got.logprobs is not None
+    assert got.logprobs.chosen == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
+    assert got.logprobs.top[0][0] == 1

@@ -17,7 +17,7 @@ CASES = [
     ({"model": "green"}, 404, "model_not_found", "model"),
     ({"extra_headers": {"x-lorafleet-revision": "0" * 12}}, 404, "revision_not_found", None),
     ({"temperature": 3}, 400, "invalid_value", "temperature"),
-    ({"frequency_penalty": 1}, 400, "unsupported_parameter", "frequency_penalty"),
+    ({"extra_body": {"best_of": 2}}, 400, "unsupported_parameter", "best_of"),
     ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format"),
     ({"extra_body": {"typo": 1}}, 400, "unsupported_parameter", "typo"),
     ({"max_tokens": MAX_MODEL_LEN}, 400, "context_length_exceeded", "messages"),

@@ -90,6 +90,14 @@ BAD_CHAT = [
     ({"top_p": -0.1}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
     ({"top_k": -2}, "top_k"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"typical_p": 0}, "typical_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": -2.5}, "frequency_penalty"),
+    ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"logit_bias": {"one": 1}}, "logit_bias.one"),
+    ({"min_tokens": -1}, "min_tokens"),
     ({"n": 0}, "n"),
     ({"n": 1000}, "n"),
     ({"seed": 1 << 63}, "seed"),
@@ -215,3 +223,18 @@ def test_no_json_breaks_the_reader(document: Any) -> None:
     for parse in (parse_chat, parse_completion):
         with suppress(InvalidValue, UnsupportedParameter):
             parse(body)
+
+
+def test_what_is_asked_of_sampling_reaches_the_engine() -> None:
+    asked = {
+        "min_p": 0.1,
+        "typical_p": 0.9,
+        "repetition_penalty": 1.2,
+        "presence_penalty": -1.0,
+        "frequency_penalty": 0.5,
+        "min_tokens": 3,
+    }
+    sampling = chat(**asked, logit_bias={"7": 2, "8": -100}).sampling(max_tokens=5, choice=0)
+    assert {name: getattr(sampling, name) for name in asked} == asked
+    assert sampling.logit_bias == ((7, 2.0), (8, -100.0))
+    assert chat(min_tokens=9).sampling(max_tokens=5, choice=0).min_tokens == 5

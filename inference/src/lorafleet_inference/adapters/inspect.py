@@ -9,6 +9,7 @@ from pathlib import Path
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterFacts
 from lorafleet_inference.adapters.digest import UNLIMITED_BYTES, list_folder
+from lorafleet_inference.adapters.experts import take_experts
 from lorafleet_inference.adapters.files import CONFIG, WEIGHTS, files_of_adapter
 from lorafleet_inference.adapters.headers import read_header
 from lorafleet_inference.adapters.peft_config import ZERO_WHERE_MISSING, PeftConfig, Targets, read_config
@@ -33,18 +34,19 @@ def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan
     found = sorted(by_module(read_header(path / WEIGHTS)).values(), key=lambda one: one.name)
     for tensors in found:
         _check_dtypes(tensors)
-    lora = [tensors for tensors in found if tensors.is_lora]
+    experts, rest = take_experts(found, model.experts, config, targets, max_rank=max_rank)
+    lora = [tensors for tensors in rest if tensors.is_lora]
     inner = {module.name: module for module in model.modules}
     side = {module.name: module for module in model.side_modules}
-    _check_modules(lora, inner, side, targets)
+    _check_modules(lora, inner, side, config, targets)
     _check_targets(config, {tensors.name for tensors in lora}, inner, targets)
     sites = [
         _site(inner.get(tensors.name) or side[tensors.name], tensors, config, targets, max_rank=max_rank)
         for tensors in lora
     ]
-    own = _own_parameters(found, {one.name: one for one in model.whole_modules}, lora={one.name for one in lora})
+    own = _own_parameters(rest, {one.name: one for one in model.whole_modules}, lora={one.name for one in lora})
     facts = AdapterFacts(
-        rank=max((site.rank for site in sites), default=0),
+        rank=max([0, *(site.rank for site in sites), *(site.rank for site in experts)]),
         size_bytes=(path / WEIGHTS).stat().st_size,
         target_modules=sorted({name.rsplit(".", 1)[-1] for name in (tensors.name for tensors in found)}),
         base_model_name=config.base_model_name_or_path,
@@ -56,6 +58,7 @@ def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan
         facts,
         side_sites=tuple(site for site in sites if site.module in side),
         own=own,
+        experts=experts,
     )
 
 
@@ -72,13 +75,15 @@ def _check_modules(
     lora: Sequence[ModuleTensors],
     inner: Mapping[str, ModuleFacts],
     side: Mapping[str, ModuleFacts],
+    config: PeftConfig,
     targets: Targets,
 ) -> None:
     for tensors in lora:
         if tensors.name not in inner and tensors.name not in side:
-            if ".experts" in tensors.name:
+            if config.target_parameters:
                 raise AdapterError(
-                    Reason.UNSUPPORTED_ADAPTER, f"tensor {tensors.key} adapts experts (target_parameters)"
+                    Reason.UNSUPPORTED_ADAPTER,
+                    f"tensor {tensors.key}: of target_parameters, only the weights of fused experts are computed",
                 )
             raise AdapterError(
                 Reason.BASE_MODEL_MISMATCH, f"tensor {tensors.key}: the base has no module {tensors.name} to adapt"

@@ -31,6 +31,7 @@ class PeftConfig(BaseModel):
     lora_alpha: float = Field(8, allow_inf_nan=False)
     use_rslora: bool = False
     target_modules: str | list[str] | None = None
+    target_parameters: list[str] | None = None
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
@@ -68,7 +69,6 @@ REFUSED: Mapping[str, _Neutral] = {
     "auto_mapping": _Neutral(lambda _: True, ""),
     "ensure_weight_tying": _Neutral(_empty, "ties the head's and the embedding's changes"),
     "trainable_token_indices": _Neutral(_empty, "replaces rows of the embedding"),
-    "target_parameters": _Neutral(_empty, "changes parameters that are not linear layers"),
     "layer_replication": _Neutral(_empty, "repeats layers of the base"),
     "megatron_config": _Neutral(_empty, "is for Megatron's layers"),
     "alora_invocation_tokens": _Neutral(_empty, "switches the adapter on in mid-sequence (aLoRA)"),

@@ -56,6 +56,7 @@ class ExpertSite:
     rank: int
     scale: float
     tensors: tuple[ExpertTensors, ...]
+    """One of all experts, or one each (of a fused weight two: rank is the sum of theirs)."""
 
 
 @dataclass(frozen=True, slots=True)

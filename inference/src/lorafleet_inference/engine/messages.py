@@ -34,12 +34,31 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
+    min_p: float = 0.0
+    """Tokens less likely than this part of the most likely one are left out."""
+    typical_p: float = 1.0
+    """Tokens whose surprise is nearest to the expected one are kept, up to this probability."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens of prompt and answer are divided by it, negative ones multiplied."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens of the answer."""
+    frequency_penalty: float = 0.0
+    """Likewise, for each time that the token occurs."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, added to its logit)."""
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     """Beside the model's own end tokens."""
     ignore_eos: bool = False
+    min_tokens: int = 0
+    """Before that many tokens of the answer, nothing that would end it is chosen."""
     num_logprobs: int | None = None
     """None: no log-probabilities. N >= 0: of the chosen token and of the N most likely ones."""
+
+    @property
+    def uses_history(self) -> bool:
+        """Whether earlier tokens change how the next one is chosen."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -110,6 +129,15 @@ class WholeFacts(msgspec.Struct, frozen=True, array_like=True):
     """(name, shape): `weight`, and `bias` where it has one."""
 
 
+class ExpertsFacts(msgspec.Struct, frozen=True, array_like=True):
+    """Fused experts of one layer, whose stacked weights an adapter may change."""
+
+    name: str
+    num_experts: int
+    parameters: tuple[tuple[str, int, int], ...]
+    """(name, in, out) of each stacked weight, in the order in which the module declares them."""
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What validation and the API need to know of a base model, without its weights."""
 
@@ -126,6 +154,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     side_modules: tuple[ModuleFacts, ...] = ()
     """The input embedding, and the output head, which sees sampled positions only."""
     whole_modules: tuple[WholeFacts, ...] = ()
+    experts: tuple[ExpertsFacts, ...] = ()
 
 
 class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,10 @@ class StepItem:
     """KV blocks of the sequence, from position 0 to at least the last token of the step."""
     sample: SamplingParams | None
     """Set when the last token's logits choose the next token, whose position is `start + len(token_ids)`."""
+    num_prompt: int = 0
+    """Tokens of the prompt, which the answer follows."""
+    history: tuple[int, ...] = ()
+    """All known tokens, where choosing the next one needs them (`SamplingParams.uses_history`)."""
     decode: bool = False
     """Whether this continues an answer by its last token."""
 

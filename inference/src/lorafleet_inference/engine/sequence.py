@@ -52,13 +52,16 @@ class Sequence:
         """Return its next tokens for a step."""
         end = self.num_computed + num_tokens
         last = end == len(self.token_ids)
+        sampling = self.request.sampling if last else None
         return StepItem(
             self.request_id,
             self.adapter,
             self.num_computed,
             tuple(self.token_ids[self.num_computed : end]),
             tuple(self.blocks[:num_blocks]),
-            self.request.sampling if last else None,
+            sampling,
+            num_prompt=len(self.request.prompt_token_ids),
+            history=tuple(self.token_ids) if sampling is not None and sampling.uses_history else (),
             decode=last and num_tokens == 1 and self.num_answer > 0,
         )
 

@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.kernels.packed import plain_weight
+from lorafleet_inference.model import experts
 from lorafleet_inference.model.batch import Segment
+from lorafleet_inference.model.experts import ExpertChange, ExpertLora
 
 
 @dataclass(slots=True)
@@ -35,19 +37,16 @@ class Extra:
     weight: torch.Tensor | None = None
     """Of the module's own copy, in the shape of the base's."""
     bias: torch.Tensor | None = None
-
-    @property
-    def num_elements(self) -> int:
-        """Elements of all its tensors."""
-        return sum(tensor.numel() for tensor in self._tensors().values())
+    up_a: torch.Tensor | None = None
+    """Of fused experts, as in `ExpertLora`."""
+    up_b: torch.Tensor | None = None
+    down_a: torch.Tensor | None = None
+    down_b: torch.Tensor | None = None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Extra":
         """Return what comes of its tensors."""
-        return Extra(**{name: change(tensor) for name, tensor in self._tensors().items()})
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: tensor for name, tensor in values.items() if tensor is not None}
+        return Extra(**{name: change(tensor) for name, tensor in values.items() if tensor is not None})
 
 
 Extras = Mapping[str, Extra]
@@ -87,6 +86,7 @@ class ExtrasBank:
     def begin_step(self, segments: Sequence[Segment], sampled: Sequence[Segment]) -> None:
         """Say which tokens, and which rows of the head, use which adapter in the coming forward pass."""
         self._changes = {}
+        experts.changes.clear()
         if not self._resident:
             return
         for one in segments:
@@ -96,7 +96,12 @@ class ExtrasBank:
 
     def _add(self, segment: Segment, wanted: Callable[[str], bool]) -> None:
         for name, (extra, twin) in self._resident.get(segment.adapter, {}).items():
-            if wanted(name):
+            if extra.up_a is not None or extra.down_a is not None:
+                if wanted(name):
+                    lora = ExpertLora(extra.up_a, extra.up_b, extra.down_a, extra.down_b)
+                    change_of_experts = ExpertChange(segment.begin, segment.end, lora)
+                    experts.changes.setdefault(self._modules[name], []).append(change_of_experts)
+            elif wanted(name):
                 change = _Change(segment.begin, segment.end, extra, twin)
                 self._changes.setdefault(name, []).append(change)
                 self._hook(name)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
+from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.packed import plain_weight
@@ -28,6 +28,11 @@ def num_extra_elements(plan: AdapterPlan, facts: ModelFacts) -> int:
     for site in (*plan.sites, *plan.side_sites):
         vectors = 2 * (site.magnitude_key is not None) + (site.b_bias_key is not None)
         total += vectors * widths[site.module][1]
+    stacks = {one.name: one for one in facts.experts}
+    for expert_site in plan.experts:
+        one = stacks[expert_site.module]
+        width = next(sum(rest) for name, *rest in one.parameters if name == expert_site.parameter)
+        total += one.num_experts * expert_site.rank * width
     for own in plan.own:
         total += torch.Size(whole[own.module, own.parameter]).numel()
     return total
@@ -40,7 +45,7 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
         AdapterError: ARTIFACT_INVALID when the files are not what validation saw.
     """
     sites = [site for site in plan.sites if site.magnitude_key is not None or site.b_bias_key is not None]
-    if not (sites or plan.side_sites or plan.own):
+    if not (sites or plan.side_sites or plan.own or plan.experts):
         return {}
     read = _reader(plan.directory, plan.files)
     own: dict[str, dict[str, torch.Tensor]] = {}
@@ -54,6 +59,13 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
         extras[site.module] = _of_site(site, module, read, biases.get(site.module), is_side=site in plan.side_sites)
     for name in biases.keys() - extras.keys():
         extras[name] = Extra(offset=biases[name] - _bias(model.get_submodule(name)))
+    for expert_site in plan.experts:
+        extra = extras.setdefault(expert_site.module, Extra())
+        a, b = _of_experts(expert_site, model.get_submodule(expert_site.module), read)
+        if expert_site.parameter == "down_proj":
+            extra.down_a, extra.down_b = a, b
+        else:
+            extra.up_a, extra.up_b = a, b
     return {name: extra.map(lambda tensor: tensor.to(dtype).contiguous()) for name, extra in extras.items()}
 
 
@@ -78,6 +90,30 @@ def _of_site(site: LoraSite, module: torch.nn.Module, read: Read, bias: torch.Te
     if isinstance(offset, torch.Tensor):
         extra.offset = offset
     return extra
+
+
+def _of_experts(site: ExpertSite, module: torch.nn.Module, read: Read) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A [E, r, in] and B [E, r, out], times the scale.
+
+    Of maps that were trained one by one, the halves of a fused weight each have rows of their own: A below A, and B in
+    blocks on the diagonal.
+    """
+    weight = getattr(module, site.parameter)
+    num_experts, num_out, num_in = weight.shape
+    first = site.tensors[0]
+    if first.expert is None:
+        a = read(first.a_key).reshape(num_experts, site.rank, num_in)
+        b = read(first.b_key).reshape(num_out, site.rank, num_experts).permute(2, 1, 0)
+        return a, b * site.scale
+    a, b = torch.zeros(num_experts, site.rank, num_in), torch.zeros(num_experts, site.rank, num_out)
+    num_parts = 1 + max(one.part or 0 for one in site.tensors)
+    rank, width = site.rank // num_parts, num_out // num_parts
+    for one in site.tensors:
+        part = one.part or 0
+        rows, columns = slice(part * rank, (part + 1) * rank), slice(part * width, (part + 1) * width)
+        a[one.expert, rows] = read(one.a_key)
+        b[one.expert, rows, columns] = read(one.b_key).t() * site.scale
+    return a, b
 
 
 def _bias(module: torch.nn.Module) -> torch.Tensor | float:

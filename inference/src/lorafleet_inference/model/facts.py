@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
+from lorafleet_inference.engine.messages import ExpertsFacts, ModelFacts, ModuleFacts, ModuleKind, WholeFacts
+from lorafleet_inference.model.experts import can_adapt
 
 
 def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> ModelFacts:
@@ -32,6 +33,7 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         modules=tuple(_modules(model)),
         side_modules=tuple(_side_modules(model)),
         whole_modules=tuple(_whole_modules(model)),
+        experts=tuple(_experts(model)),
     )
 
 
@@ -79,6 +81,16 @@ def _whole_modules(model: PreTrainedModel) -> list[WholeFacts]:
         if maps_one_tensor and "Router" not in type(module).__name__:
             shapes = tuple((key, tuple(parameter.shape)) for key, parameter in parameters.items())
             found.append(WholeFacts(name, shapes))
+    return found
+
+
+def _experts(model: PreTrainedModel) -> list[ExpertsFacts]:
+    found = []
+    for name, module in model.named_modules():
+        if can_adapt(module):
+            stacked = {key: value for key, value in module.named_parameters(recurse=False) if value.ndim == 3}
+            parameters = tuple((key, value.shape[2], value.shape[1]) for key, value in stacked.items())
+            found.append(ExpertsFacts(name, len(next(iter(stacked.values()))), parameters))
     return found
 
 

@@ -13,6 +13,7 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.kernels.packed import can_pack, pack_linears
+from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, LayerShape, Probe, attending, register
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
@@ -61,21 +62,23 @@ def load_model(config: EngineConfig) -> LoadedModel:
     torch.set_num_threads(config.num_threads or usable_cores())
     device = _device(config)
     register()
+    experts.register()
     try:
         is_patched = AutoConfig.from_pretrained(config.model).model_type in PATCHES
         model = AutoModelForCausalLM.from_pretrained(
             config.model,
             dtype=_dtype(config, device),
             attn_implementation="eager" if is_patched else NAME,
+            experts_implementation=experts.NAME,
             use_safetensors=True,
             device_map=None if device.type == "cpu" else {"": device},
         )
     except (OSError, ValueError) as error:
         raise ConfigError("--model", f"{_architecture(config.model)} cannot be loaded: {error}") from error
-    return check_model(model.eval(), max_model_len=config.max_model_len)
-
     if config.cpu_kernels and device.type == "cpu" and can_pack():
         pack_linears(model)
+    return check_model(model.eval(), max_model_len=config.max_model_len)
+
 
 def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> LoadedModel:
     """Give a model of a family with a patch our attention, and probe it.
@@ -155,8 +158,10 @@ def _check_rope(config: Any, facts: ModelFacts) -> None:
     original = getattr(config, "original_max_position_embeddings", None)
     for one in kinds:
         kind = one.get("rope_type")
+        if kind not in _LENGTH_DEPENDENT_ROPE:
+            continue
         limit = one.get("original_max_position_embeddings") or original or config.max_position_embeddings
-        if kind in _LENGTH_DEPENDENT_ROPE and facts.max_model_len > limit:
+        if facts.max_model_len > limit:
             raise _refused(
                 facts,
                 f"its {kind} rotary embedding depends on the length of the sequence beyond {limit} tokens; "

@@ -80,7 +80,7 @@ class ModelRunner:
         sampled = [item for item in batch.items if item.sample is not None]
         if not sampled:
             return StepResult()
-        tokens = sample(logits[0], [_draw(item, seed_of) for item in sampled])
+        tokens = sample(logits[0], [_draw(item, seed_of) for item in sampled], self.facts.eos_token_ids)
         return StepResult({item.request_id: token for item, token in zip(sampled, tokens, strict=True)})
 
     @torch.inference_mode()
@@ -159,4 +159,5 @@ def _draw(item: StepItem, seed_of: Callable[[str], int]) -> Draw:
     assert item.sample is not None
     seed = item.sample.seed
     position = item.start + len(item.token_ids)
-    return Draw(item.sample, seed_of(item.request_id) if seed is None else seed, position)
+    seed = seed_of(item.request_id) if seed is None else seed
+    return Draw(item.sample, seed, position, item.num_prompt, item.history)

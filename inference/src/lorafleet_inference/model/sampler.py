@@ -1,5 +1,8 @@
 """Chooses tokens from logits.
 
+What a request asks for comes in this order: `logit_bias`, penalties, `min_tokens` (`adjust.py`); then, unless it is
+greedy, temperature, `top_k`, `top_p`, `min_p`, `typical_p` (`truncate.py`), each over what the ones before have left.
+
 A draw depends on the request's seed and the position alone, never on what else is in the batch: it is one uniform number
 from a counter-based hash, put through the inverse of the cumulative distribution in token order.
 """
@@ -11,6 +14,8 @@ import torch
 
 from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled
+from lorafleet_inference.model.adjust import adjust
+from lorafleet_inference.model.truncate import truncate
 
 _MASK = (1 << 64) - 1
 
@@ -22,6 +27,10 @@ class Draw:
     params: SamplingParams
     seed: int
     position: int
+    num_prompt: int = 0
+    """So `position - num_prompt` tokens of the answer are known."""
+    history: tuple[int, ...] = ()
+    """All known tokens, where `params.uses_history`."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -37,14 +46,15 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
+def sample(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = ()) -> list[Sampled]:
     """Choose one token a row; logits [rows, vocabulary], any float dtype, on the device."""
     logits = logits.float()
-    chosen = logits.argmax(-1)
+    wanted = adjust(logits, draws, eos_token_ids)
+    chosen = wanted.argmax(-1)
     random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if random:
         index = torch.tensor(random, device=logits.device)
-        chosen[index] = _draw(logits[index], [draws[row] for row in random])
+        chosen[index] = _draw(wanted[index], [draws[row] for row in random])
     token_ids: list[int] = chosen.tolist()
     logprobs = _logprobs(logits, token_ids, draws)
     return [Sampled(token_id, one) for token_id, one in zip(token_ids, logprobs, strict=True)]
@@ -54,7 +64,7 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """logits [rows, vocabulary] float32; returns [rows] int64."""
     device = logits.device
     temperature = torch.tensor([draw.params.temperature for draw in draws], device=device)
-    scaled = _keep(logits / temperature[:, None], draws)
+    scaled = truncate(logits / temperature[:, None], [draw.params for draw in draws])
     # float64: over a large vocabulary a float32 sum would lose the unlikely tokens
     cumulative = scaled.softmax(-1, dtype=torch.float64).cumsum(-1)
     targets = torch.tensor([[uniform(draw.seed, draw.position)] for draw in draws], dtype=torch.float64, device=device)
@@ -63,40 +73,16 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return torch.searchsorted(cumulative, torch.minimum(targets * total, below), right=True)[:, 0]
 
 
-def _keep(scaled: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """Take out what top_k and then top_p leave out: [rows, vocabulary] with -inf there."""
-    size = scaled.shape[-1]
-    rows = [row for row, draw in enumerate(draws) if draw.params.top_k is not None or draw.params.top_p < 1.0]
-    if not rows:
-        return scaled
-    index = torch.tensor(rows, device=scaled.device)
-    some = [draws[row].params for row in rows]
-    ranked, order = scaled[index].sort(dim=-1, descending=True, stable=True)
-    top_k = torch.tensor([min(one.top_k or size, size) for one in some], device=scaled.device)
-    ranked[torch.arange(size, device=scaled.device)[None, :] >= top_k[:, None]] = float("-inf")
-    probabilities = ranked.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    top_p = torch.tensor([one.top_p for one in some], device=scaled.device)
-    dropped = before >= top_p[:, None]
-    dropped[:, 0] = False
-    dropped[top_p >= 1.0] = False
-    ranked[dropped] = float("-inf")
-    kept = scaled.clone()
-    kept[index] = torch.empty_like(ranked).scatter_(-1, order, ranked)
-    return kept
-
-
 def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], draws: Sequence[Draw]) -> list[TokenLogprobs | None]:
-    """Of the model's own distribution, before temperature and filters."""
+    """Of the model's own distribution, before all that the request asks for."""
     answers: list[TokenLogprobs | None] = [None] * len(draws)
     wanted = [(row, draw.params.num_logprobs) for row, draw in enumerate(draws) if draw.params.num_logprobs is not None]
     if not wanted:
         return answers
     index = torch.tensor([row for row, _ in wanted], device=logits.device)
     table = logits[index].log_softmax(-1)
-    chosen = table.gather(-1, torch.tensor([[token_ids[row]] for row, _ in wanted], device=logits.device))[
-        :, 0
-    ].tolist()
+    tokens = torch.tensor([[token_ids[row]] for row, _ in wanted], device=logits.device)
+    chosen = table.gather(-1, tokens)[:, 0].tolist()
     best = table.topk(min(max(number for _, number in wanted), table.shape[-1]), dim=-1)
     values, ids = best.values.tolist(), best.indices.tolist()
     for at, (row, number) in enumerate(wanted):

@@ -56,7 +56,8 @@ class Chat:
 
     def _plans(self, request: ChatRequest, prompt: tuple[int, ...]) -> list[ChoicePlan]:
         facts = self._pod.facts
-        check_token_ids(request.stop_token_ids, facts, field="stop_token_ids")
+        for field, token_ids in request.token_ids.items():
+            check_token_ids(token_ids, facts, field=field)
         max_tokens = answer_length(len(prompt), request.max_new_tokens, facts, prompt_field="messages")
         return [
             ChoicePlan(index, prompt, request.sampling(max_tokens=max_tokens, choice=index), new_prompt=index == 0)

@@ -52,7 +52,8 @@ class Completions:
 
     def _plans(self, request: CompletionRequest, prompts: Sequence[tuple[int, ...]]) -> list[ChoicePlan]:
         facts = self._pod.facts
-        check_token_ids(request.stop_token_ids, facts, field="stop_token_ids")
+        for field, token_ids in request.token_ids.items():
+            check_token_ids(token_ids, facts, field=field)
         plans: list[ChoicePlan] = []
         for prompt in prompts:
             max_tokens = answer_length(len(prompt), request.max_new_tokens, facts, prompt_field="prompt")

@@ -40,13 +40,6 @@ class Neutral:
 NEUTRAL: Mapping[str, Neutral] = {
     field.name: field
     for field in (
-        Neutral("frequency_penalty", (0, 0.0), "penalise frequent tokens"),
-        Neutral("presence_penalty", (0, 0.0), "penalise tokens that occurred"),
-        Neutral("repetition_penalty", (1, 1.0), "penalise repetitions"),
-        Neutral("logit_bias", ({},), "bias single tokens"),
-        Neutral("min_p", (0, 0.0), "cut tokens far below the most likely one"),
-        Neutral("typical_p", (1, 1.0), "sample typical tokens"),
-        Neutral("min_tokens", (0,), "forbid an early end"),
         Neutral("best_of", (1,), "choose among several answers"),
         Neutral("use_beam_search", (False,), "search instead of sampling"),
         Neutral("length_penalty", (1, 1.0), "weigh beams"),

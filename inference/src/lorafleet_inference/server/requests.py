@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.errors import InvalidValue, RequestError, UnsupportedParameter
@@ -12,6 +12,7 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 256
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 1024
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 INT64 = 1 << 63
@@ -20,6 +21,9 @@ LOWEST_TEMPERATURE = 1e-5
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0)]
+TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+"""A token id as the name of a JSON field."""
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class _Strict(BaseModel):
@@ -92,11 +96,18 @@ class GenerationRequest(_Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] = {}
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = []
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_STRINGS)] = []
     ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0)] = 0
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -110,6 +121,11 @@ class GenerationRequest(_Strict):
     def stops(self) -> tuple[str, ...]:
         """Stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def token_ids(self) -> dict[str, list[int]]:
+        """Token ids that have to be of the vocabulary, by the field that names them."""
+        return {"stop_token_ids": self.stop_token_ids, "logit_bias": [int(token) for token in self.logit_bias]}
 
     @property
     def include_usage(self) -> bool:
@@ -133,6 +149,13 @@ class GenerationRequest(_Strict):
             temperature=self.temperature if self.top_p > 0 and self.temperature > LOWEST_TEMPERATURE else 0.0,
             top_p=self.top_p if self.top_p > 0 else 1.0,
             top_k=self.top_k if self.top_k > 0 else None,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
+            min_tokens=min(self.min_tokens, max_tokens),
             seed=None if self.seed is None else (self.seed + choice) % INT64,
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,

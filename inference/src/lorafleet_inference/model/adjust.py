@@ -1,0 +1,55 @@
+"""Changes logits before a token is chosen, greedy or not: bias, penalties, no end before `min_tokens`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from lorafleet_inference.model.sampler import Draw
+
+
+def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequence[int]) -> torch.Tensor:
+    """Return logits [rows, vocabulary] as requests want them; the given ones stay as they are."""
+    biased = [(row, *pair) for row, draw in enumerate(draws) for pair in draw.params.logit_bias]
+    penalised = [row for row, draw in enumerate(draws) if draw.params.uses_history]
+    held = [
+        (row, token)
+        for row, draw in enumerate(draws)
+        if draw.position - draw.num_prompt < draw.params.min_tokens
+        for token in (*draw.params.stop_token_ids, *(() if draw.params.ignore_eos else eos_token_ids))
+    ]
+    if not (biased or penalised or held):
+        return logits
+    changed = logits.clone()
+    if biased:
+        rows, tokens, values = zip(*biased, strict=True)
+        changed.index_put_((_ids(rows, changed), _ids(tokens, changed)), changed.new_tensor(values), accumulate=True)
+    if penalised:
+        _penalise(changed, penalised, draws)
+    if held:
+        rows, tokens = zip(*held, strict=True)
+        changed[_ids(rows, changed), _ids(tokens, changed)] = float("-inf")
+    return changed
+
+
+def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:
+    """One entry for each distinct token of each history; changes logits in place."""
+    entries = []
+    for row in rows:
+        draw = draws[row]
+        params, answer = draw.params, Counter(draw.history[draw.num_prompt :])
+        for token in set(draw.history):
+            count = answer[token]
+            subtracted = params.frequency_penalty * count + params.presence_penalty * (count > 0)
+            entries.append((row, token, params.repetition_penalty, subtracted))
+    where_row, where_token, repetition, subtractions = zip(*entries, strict=True)
+    index = (_ids(where_row, logits), _ids(where_token, logits))
+    some, factor = logits[index], logits.new_tensor(repetition)
+    some = torch.where(some > 0, some / factor, some * factor)
+    logits[index] = some - logits.new_tensor(subtractions)
+
+
+def _ids(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=like.device)
