@@ -77,8 +77,10 @@ class Intent:
 
     @property
     def needs_resolving(self) -> bool:
-        """Whether a pod has to be asked what the source is now."""
-        return self.is_served and self.refusal is None and self.desired is None and not self.adapter.spec.suspend
+        """Whether it matters what the source is now: until status says it, the answer of a pod is all there is."""
+        if not self.is_served or self.refusal is not None or self.adapter.spec.suspend:
+            return False
+        return self.desired is None or self.desired != self.adapter.status.artifact
 
 
 def resolve_key(adapter: AdapterResource) -> ResolveKey:

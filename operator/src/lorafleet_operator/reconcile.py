@@ -14,6 +14,7 @@ from lorafleet_operator import events, metrics
 from lorafleet_operator.children import Children
 from lorafleet_operator.collect import snapshot_of
 from lorafleet_operator.conditions import READY, condition_of
+from lorafleet_operator.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.diff import PodChange
 from lorafleet_operator.errors import KubeError
 from lorafleet_operator.execute import Executor
@@ -68,6 +69,7 @@ class Reconciler:
         self._writer = writer
         self._retry_due: set[BaseKey] = set()
         self._first_catalogues = FirstCatalogues()
+        self._deferrals = Deferrals()
 
     def retry_failures(self, keys: Iterable[BaseKey]) -> None:
         """At the next pass over each of these bases, let pods try again what failed for a passing reason."""
@@ -98,7 +100,7 @@ class Reconciler:
         self._watches.sync(snapshot.key, (), "")
         self._resolver.want(snapshot.key, (), (), "")
         plan = plan_of(snapshot, (), {})
-        statuses = await self._tell_adapters(plan, ())
+        statuses = await self._tell_adapters(snapshot.key, plan, ())
         await self._release(plan, (), None)
         metrics.count_adapters(snapshot.key, counts_of(statuses))
 
@@ -116,7 +118,7 @@ class Reconciler:
         )
         self._retry_due.discard(snapshot.key)
         done = await self._execute(snapshot.key, changes, token)
-        statuses = await self._tell_adapters(plan, pods)
+        statuses = await self._tell_adapters(snapshot.key, plan, pods)
         facts = BaseFacts(deployment, problem, snapshot.pods, snapshot.claims.get(base.served_name))
         await self._tell_base(base, facts, capacity_of(plan, pods), counts_of(statuses))
         await self._release(plan, pods, base)
@@ -158,21 +160,23 @@ class Reconciler:
         metrics.POD_WRITES.labels(result="ok" if done else "failed").inc(len(due))
         return done
 
-    async def _tell_adapters(self, plan: Plan, pods: Sequence[ObservedPod]) -> list[AdapterStatus]:
+    async def _tell_adapters(self, key: BaseKey, plan: Plan, pods: Sequence[ObservedPod]) -> list[AdapterStatus]:
         now = events.now()  # not that of the snapshot: the old revision's grace begins when the new one is named
         statuses = [adapter_status(lineup, pods, plan.placement, now=now) for lineup in plan.lineups]
-        await _together(
-            self._writer.adapter(lineup.intent.adapter, status)
-            for lineup, status in zip(plan.lineups, statuses, strict=True)
-            if status != lineup.intent.adapter.status
-        )
+        pairs = zip((intent.adapter for intent in plan.intents), statuses, strict=True)
+        changed = [(adapter, status) for adapter, status in pairs if status != adapter.status]
+        due = self._deferrals.due(key, changed, now=time.monotonic())
+        if len(due) < len(changed):
+            self._queue.add_after(key, WAIT_SECONDS)
+        await _together(self._writer.adapter(adapter, status) for adapter, status in due)
         return statuses
 
     async def _tell_base(
         self, base: BaseModelResource, facts: BaseFacts, capacity: BaseCapacity, counts: AdapterCounts
     ) -> None:
         status = base_status(base, facts, capacity=capacity, adapters=counts, now=events.now())
-        await self._writer.base(base, status)
+        if status != base.status:
+            await self._writer.base(base, status)
         metrics.count_adapters((base.metadata.namespace, base.metadata.name), counts)
         ready = condition_of(status.conditions, READY)
         if ready is not None and ready.reason == Reason.ROLLING_OUT:

@@ -36,22 +36,20 @@ class StatusWriter:
         self._reporter = reporter
 
     async def adapter(self, resource: AdapterResource, status: AdapterStatus) -> None:
-        """Write the status of a LoraAdapter if it is another one.
+        """Write the status of a LoraAdapter.
 
         Raises:
             KubeError: it could not be written.
         """
-        if status != resource.status:
-            await self._write(Kind.ADAPTER, resource.metadata, resource.status, status)
+        await self._write(Kind.ADAPTER, resource.metadata, resource.status, status)
 
     async def base(self, resource: BaseModelResource, status: BaseModelStatus) -> None:
-        """Write the status of a BaseModelDeployment if it is another one.
+        """Write the status of a BaseModelDeployment.
 
         Raises:
             KubeError: it could not be written.
         """
-        if status != resource.status:
-            await self._write(Kind.BASE, resource.metadata, resource.status, status)
+        await self._write(Kind.BASE, resource.metadata, resource.status, status)
 
     async def _write(
         self,

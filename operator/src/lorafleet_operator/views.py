@@ -1,5 +1,6 @@
 """What the pure parts see: frozen pictures of the cluster and of pods."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -40,6 +41,15 @@ class ObservedPod:
     pod: Pod
     state: PodState | None
     """None: it did not answer; nothing is known."""
+    _own: Mapping[str, tuple[ObservedAdapter, ...]] = field(init=False, repr=False, compare=False)
+    """The operator's entries by served name: each adapter of a pass looks its own up."""
+
+    def __post_init__(self) -> None:
+        own: dict[str, list[ObservedAdapter]] = {}
+        for entry in self.entries:
+            if entry.owner is Owner.OPERATOR:
+                own.setdefault(entry.name, []).append(entry)
+        object.__setattr__(self, "_own", {name: tuple(entries) for name, entries in own.items()})
 
     @property
     def uid(self) -> str:
@@ -72,7 +82,7 @@ class ObservedPod:
 
     def entries_of(self, name: str) -> tuple[ObservedAdapter, ...]:
         """Return the operator's entries of a served name."""
-        return tuple(e for e in self.entries if e.name == name and e.owner is Owner.OPERATOR)
+        return self._own.get(name, ())
 
     @property
     def entries(self) -> tuple[ObservedAdapter, ...]:
