@@ -63,6 +63,7 @@ _LLAMA3 = {
 }
 _LONGROPE = {
     "rope_type": "longrope",
+    "factor": 4.0,
     "rope_theta": 10000.0,
     "short_factor": [1.0, 1.5, 2.0, 3.0],
     "long_factor": [2.0, 4.0, 6.0, 8.0],
@@ -178,6 +179,30 @@ class AdapterSpec:
     """How the saved files are changed into those of older releases."""
 
 
+KINDS: Mapping[str, str] = {
+    "rank-1": "all linear layers, rank 1",
+    "rank-7": "all linear layers, an odd rank",
+    "rank-16": "all linear layers, rank 16",
+    "rank-256": "attention, the largest rank",
+    "attention-only": "attention",
+    "one-layer": "`layers_to_transform`",
+    "rank-pattern": "`rank_pattern`",
+    "alpha-pattern": "`alpha_pattern`",
+    "rslora": "`use_rslora`",
+    "dora": "`use_dora`",
+    "lora-bias": "`lora_bias`",
+    "bias": '`bias="all"`',
+    "head": "LoRA on the output head",
+    "embedding": "LoRA on the input embedding",
+    "head-and-embedding-dora": "DoRA on both",
+    "saved-norm-and-head": "`modules_to_save` with the last norm and the output head",
+    "saved-embedding": "`modules_to_save` with the input embedding",
+    "old-peft": "names and config as peft 0.3 wrote them",
+    "experts": "`target_parameters` with both weights of fused experts",
+    "experts-down-rslora": "`target_parameters` with the down weights only, `use_rslora`",
+    "experts-apart": "saved one by one, before transformers fused experts",
+}
+"""Kind of adapter -> what it is."""
 BOTH_EXPERT_MAPS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
