@@ -18,7 +18,7 @@ from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
-from lorafleet_inference.model.memory import zeros
+from lorafleet_inference.model.memory import lazy_zeros
 
 MAX_SINGLES = 8
 """Segments of more tokens are two products of matrices, which read the adapter's rows once for all of them."""
@@ -126,7 +126,7 @@ class LoraBank:
     ) -> None:
         parameter = next(model.parameters())
         self.layout = RowLayout(facts)
-        self._pool = zeros((num_pages * RANK_PAGE, self.layout.width), parameter.dtype, parameter.device)
+        self._pool = lazy_zeros((num_pages * RANK_PAGE, self.layout.width), parameter.dtype, parameter.device)
         self._kernels = kernels if kernels is not None and kernels.can_add_rows(parameter.dtype) else None
         self._resident: dict[AdapterKey, _Resident] = {}
         self._parts: list[_Part] = []

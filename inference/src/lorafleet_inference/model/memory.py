@@ -1,4 +1,7 @@
-"""Large tensors that fill slowly."""
+"""Large tensors of zeros: a value that nobody wrote must not be NaN, because nothing times NaN is NaN.
+
+On the CPU they come from numpy, which asks the system for large pages.
+"""
 
 import math
 
@@ -7,10 +10,12 @@ import torch
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return zeros: a value that nobody wrote must not be NaN, because nothing times NaN is NaN.
+    """Return zeros whose memory is there from the start: a step that is the first to touch it would wait for it."""
+    return lazy_zeros(shape, dtype, device).zero_()
 
-    On the CPU by way of numpy: the system hands out the memory when it is first touched, in large pages where it can.
-    """
+
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros; on a CPU the system hands out the memory when it is first touched."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
