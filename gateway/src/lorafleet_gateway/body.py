@@ -34,6 +34,8 @@ async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
     if request.headers.get("expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer has not begun
+    if request.content.is_eof() and declared is not None:
+        return request.content.read_nowait()  # it came with the head, as most do
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await _read(request.content, max_bytes)

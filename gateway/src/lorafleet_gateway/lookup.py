@@ -41,7 +41,7 @@ class Lookups:
         task = self._running.get(name)
         if task is None:
             if not self._take_token():
-                metrics.LOOKUPS.labels("limited").inc()
+                metrics.LOOKUPS.of("limited").inc()
                 return True
             task = self._running[name] = asyncio.create_task(self._run(name))
         return await asyncio.shield(task)
@@ -53,10 +53,10 @@ class Lookups:
     async def _run(self, name: str) -> bool:
         try:
             num_found = await self._find(name)
-            metrics.LOOKUPS.labels("found" if num_found else "missing").inc()
+            metrics.LOOKUPS.of("found" if num_found else "missing").inc()
             answered = True
         except KubeError as error:
-            metrics.LOOKUPS.labels("failed").inc()
+            metrics.LOOKUPS.of("failed").inc()
             logger.warning("cannot look up the model %r: %s", name, error)
             answered = False
         finally:

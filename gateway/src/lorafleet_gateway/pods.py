@@ -171,7 +171,7 @@ class Fleet:
         what = str(error) or type(error).__name__
         logger.log(level, "pod %s of %s/%s does not say what it holds: %s", pod.endpoint.pod, *pod.base, what)
         if pod.endpoint.is_ready:
-            metrics.POLL_FAILURES.labels(metrics.BASES.of(pod.base[1])).inc()
+            metrics.POLL_FAILURES.of(metrics.BASES.of(pod.base[1])).inc()
         pod.is_reachable = False
 
 

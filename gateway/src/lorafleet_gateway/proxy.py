@@ -131,8 +131,8 @@ class Proxy:
             if decision.uid is None:
                 break
             if offers.last is not None:
-                metrics.RETRIES.labels(exchange.base, _word(offers.last)).inc()
-            metrics.ROUTED.labels(exchange.base, decision.why).inc()
+                metrics.RETRIES.of(exchange.base, _word(offers.last)).inc()
+            metrics.ROUTED.of(exchange.base, decision.why).inc()
             offers.made(decision.uid)
             outcome = await self._attempt(exchange, pods[decision.uid])
             if isinstance(outcome, web.StreamResponse):
@@ -174,7 +174,7 @@ class Proxy:
                     return await self._pass(exchange, outcome)
         except NotTaken as error:
             logger.info("pod %s was %s: %s", pod.endpoint.pod, error.reason, error)
-            metrics.UPSTREAM_ERRORS.labels(exchange.base, error.reason).inc()
+            metrics.UPSTREAM_ERRORS.of(exchange.base, error.reason).inc()
             pod.is_reachable = False  # until it answers the next poll
             return error
 
@@ -184,9 +184,9 @@ class Proxy:
         Raises:
             Broken: it ended before anything of it had reached the client.
         """
-        metrics.FIRST_BYTE_SECONDS.labels(exchange.base).observe(exchange.elapsed_seconds)
+        metrics.FIRST_BYTE_SECONDS.of(exchange.base).observe(exchange.elapsed_seconds)
         if answer.status >= 500:
-            metrics.UPSTREAM_ERRORS.labels(exchange.base, str(answer.status)).inc()
+            metrics.UPSTREAM_ERRORS.of(exchange.base, str(answer.status)).inc()
         kept = headers.for_client(answer.headers)
         kept.setdefault("server", SERVER)
         length = answer.headers.get("content-length", "")
@@ -217,7 +217,7 @@ class Proxy:
     ) -> None:
         """An answer broke off after its first byte: the client must not take it for a whole one."""
         logger.warning("pod %s broke off an answer: %s id=%s", exchange.pod, error, exchange.request_id)
-        metrics.UPSTREAM_ERRORS.labels(exchange.base, "cut").inc()
+        metrics.UPSTREAM_ERRORS.of(exchange.base, "cut").inc()
         if is_between_events and response.content_type == "text/event-stream":
             await response.write(error_event(PodLost("the pod that was answering was lost")))
             await response.write_eof()
@@ -246,8 +246,8 @@ def _word(outcome: Refusal | NotTaken) -> str:
 def _account(exchange: Exchange) -> None:
     """Count and log a request that has ended: at level info what went other than well, the rest at debug; pods log it too."""
     seconds = exchange.elapsed_seconds
-    metrics.REQUESTS.labels(exchange.base, exchange.adapter, str(exchange.status)).inc()
-    metrics.REQUEST_SECONDS.labels(exchange.base).observe(seconds)
+    metrics.REQUESTS.of(exchange.base, exchange.adapter, str(exchange.status)).inc()
+    metrics.REQUEST_SECONDS.of(exchange.base).observe(seconds)
     went_well = exchange.status < 400 and exchange.offers.num_made == 1
     level = logging.DEBUG if went_well else logging.INFO
     if access.isEnabledFor(level):

@@ -64,7 +64,7 @@ class Reflector:
             except KubeError as error:
                 reason = "broken"
                 self._failed(error)
-            metrics.WATCH_RESTARTS.labels(self.scope.kind, reason).inc()
+            metrics.WATCH_RESTARTS.of(self.scope.kind, reason).inc()
             await asyncio.sleep(self._pause())
 
     async def _list(self) -> None:
