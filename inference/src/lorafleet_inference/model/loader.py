@@ -19,6 +19,7 @@ from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
 
 PROBE_TOKENS = 5
+_NOT_OURS = "its attention is not written against transformers' attention interface"
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
@@ -75,6 +76,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
         )
     except (OSError, ValueError) as error:
         raise ConfigError("--model", f"{_architecture(config.model)} cannot be loaded: {error}") from error
+    except KeyError as error:  # a family that looks its attention up in a table of its own
+        if error.args != (NAME,):
+            raise
+        raise ConfigError("--model", f"{_architecture(config.model)} is not supported: {_NOT_OURS}") from error
     if config.cpu_kernels and device.type == "cpu" and can_pack():
         pack_linears(model)
     return check_model(model.eval(), max_model_len=config.max_model_len)
@@ -91,7 +96,7 @@ def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
     if patch is not None:
         patch(model, facts.max_model_len)
     elif not model._can_set_attn_implementation():  # noqa: SLF001  transformers has no public name for it
-        raise _refused(facts, "its attention is not written against transformers' attention interface")
+        raise _refused(facts, _NOT_OURS)
     _check_rope(model.config.get_text_config(), facts)
     shapes = _probe(model, facts)
     _check_windows(model.config.get_text_config(), facts, shapes)
