@@ -1,13 +1,16 @@
-"""Writes the generated tables of the reference pages of pod and gateway: `python tools/reference_docs.py`; a test keeps them true."""
+"""Writes the generated tables of the reference pages: `python tools/reference_docs.py`; a test keeps them true."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import crd_docs
+
 from lorafleet_gateway import config as gateway_config
 from lorafleet_gateway import metrics as gateway_metrics
 from lorafleet_inference import metrics, options
 from lorafleet_inference.server import fields, requests
+from lorafleet_operator import metrics as operator_metrics
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
@@ -48,6 +51,15 @@ def refused_table() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "crds.md": {
+        "bmd-spec": lambda: crd_docs.table("basemodeldeployments", "spec"),
+        "bmd-rules": lambda: crd_docs.rules("basemodeldeployments"),
+        "bmd-status": lambda: crd_docs.table("basemodeldeployments", "status"),
+        "lora-spec": lambda: crd_docs.table("loraadapters", "spec"),
+        "lora-rules": lambda: crd_docs.rules("loraadapters"),
+        "lora-status": lambda: crd_docs.table("loraadapters", "status"),
+    },
+    "operator.md": {"metrics": operator_metrics.describe},
     "metrics.md": {"metrics": metrics_table},
     "cli.md": {"options": options.describe},
     "gateway-metrics.md": {"gateway-metrics": gateway_metrics.describe},
