@@ -16,13 +16,13 @@ from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound, Lea
 from lorafleet_operator.kube import Json, KubeApi, collection
 
 logger = logging.getLogger(__name__)
-DURATION_SECONDS: Final = 8
+DURATION_SECONDS: Final = 15
 """A follower takes a Lease that has not changed for this long."""
-RENEW_DEADLINE_SECONDS: Final = 5.0
-"""A leader that has not renewed for this long stops; less than DURATION_SECONDS, so that two never lead."""
+RENEW_DEADLINE_SECONDS: Final = 10.0
+"""A leader that has not renewed for this long writes nothing more and ends, before a follower's DURATION_SECONDS are over."""
 RENEW_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 1.0
-REQUEST_SECONDS: Final = 2.0
+REQUEST_SECONDS: Final = 4.0
 GROUP_VERSION: Final = "coordination.k8s.io/v1"
 
 
