@@ -18,7 +18,14 @@ def test_flags_win_over_variables() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_every_option_reaches_the_configuration(option) -> None:
-    text = {"host": "::1", "watch-namespaces": "team", "max-body": "7Ki", "log-level": "debug", "log-format": "json"}
+    text = {
+        "host": "::1",
+        "watch-namespaces": "team",
+        "max-body": "7Ki",
+        "max-held-bodies": "7Gi",
+        "log-level": "debug",
+        "log-format": "json",
+    }
     given = text.get(option.name, "7")
     by_flag, by_variable = read_config([option.flag, given], {}), read_config([], {option.variable: given})
     assert by_flag == by_variable
@@ -35,6 +42,7 @@ def test_every_option_reaches_the_configuration(option) -> None:
         (["--log-level", "loud"], {}, "--log-level"),
         (["--idle-timeout-seconds", "nan"], {}, "--idle-timeout-seconds"),
         ([], {"LORAFLEET_MAX_BODY": "0"}, "LORAFLEET_MAX_BODY"),
+        (["--max-body", "1Gi"], {}, "--max-held-bodies"),
         ([], {"LORAFLEET_PROT": "8000"}, "LORAFLEET_PROT"),
     ],
 )

@@ -324,6 +324,32 @@ async def test_requests_in_flight_are_bounded(world: World) -> None:
     assert (await world.ask("numerals")).status_code == 200
 
 
+async def test_bodies_in_memory_are_bounded(world: World) -> None:
+    """Held until the answer begins; a long stream holds nothing."""
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    await world.open(max_body_bytes=1000, max_held_bytes=1500)
+    assert world.state is not None
+    go_on = asyncio.Event()
+
+    async def thinking(request: web.Request, pod: PodDouble, body: bytes) -> web.StreamResponse:
+        await go_on.wait()
+        return await streaming("data: 1\n\n", pause=asyncio.Event())(request, pod, body)
+
+    pod.reply = thinking
+    first = asyncio.create_task(world.ask("numerals", prompt="x" * 900))
+    await eventually("it is held", lambda: world.state.num_held_bytes > 900)  # type: ignore[union-attr]
+    answer = await world.ask("numerals", prompt="x" * 900)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+    go_on.set()
+    await eventually("it is let go", lambda: world.state.num_held_bytes == 0)  # type: ignore[union-attr]
+    assert world.state.num_in_flight == 1
+    pod.reply = None
+    assert (await world.ask("numerals", prompt="x" * 900)).status_code == 200
+    first.cancel()
+    await eventually("nothing is left", lambda: world.state.num_in_flight == world.state.num_held_bytes == 0)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -8,11 +8,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from lorafleet_contract.admin import Routes
-from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 from openai import AsyncOpenAI, NotFoundError
 from support.pod import ServedPod, serve
 from support.tiny_llama import make_adapter, make_base
+
+from lorafleet_contract.admin import Routes
+from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 
 from .conftest import NAMESPACE, World, eventually
 
@@ -29,7 +30,9 @@ def pods(tmp_path: Path) -> Iterator[list[ServedPod]]:
     red, blue = {"red": tmp_path / "red"}, {"blue": tmp_path / "blue"}
     with ExitStack() as stack:
         start = [
-            lambda: serve(base, "--served-name=tiny", "--pod-name=first", "--drain-grace-seconds=1", adapters={**red, **blue}),
+            lambda: serve(
+                base, "--served-name=tiny", "--pod-name=first", "--drain-grace-seconds=1", adapters={**red, **blue}
+            ),
             lambda: serve(base, "--served-name=tiny", "--pod-name=second", adapters=red),
         ]
         yield [stack.enter_context(made()) for made in start]
@@ -40,7 +43,11 @@ def routes_of(pod: ServedPod) -> Routes:
 
 
 def put_endpoint(world: World, name: str, pod: ServedPod) -> None:
-    endpoint = {"addresses": ["127.0.0.1"], "conditions": {"ready": True}, "targetRef": {"kind": "Pod", "name": name, "uid": name}}
+    endpoint = {
+        "addresses": ["127.0.0.1"],
+        "conditions": {"ready": True},
+        "targetRef": {"kind": "Pod", "name": name, "uid": name},
+    }
     world.kube.put(
         "endpointslices",
         NAMESPACE,
@@ -74,10 +81,14 @@ async def test_the_contract_as_both_sides_mean_it(world: World, pods: list[Serve
         answer = await openai.completions.with_raw_response.create(model=model, **ASKED)
         assert answer.parse().choices[0].text == expected
         assert answer.headers.get("x-lorafleet-revision") == revisions.get(model)
-        streamed = [chunk.choices[0].text async for chunk in await openai.completions.create(model=model, stream=True, **ASKED)]
+        streamed = [
+            chunk.choices[0].text async for chunk in await openai.completions.create(model=model, stream=True, **ASKED)
+        ]
         assert "".join(streamed) == expected
         assert len(streamed) > 3
-    assert (await openai.completions.with_raw_response.create(model="blue", **ASKED)).headers["x-lorafleet-pod"] == "first"
+    assert (await openai.completions.with_raw_response.create(model="blue", **ASKED)).headers[
+        "x-lorafleet-pod"
+    ] == "first"
     assert {model.id: model.max_model_len for model in (await openai.models.list()).data}.keys() == {  # type: ignore[attr-defined]
         "tiny", "red", "blue", "numerals", "french",
     }  # fmt: skip

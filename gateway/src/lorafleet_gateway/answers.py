@@ -18,7 +18,7 @@ def error_response(error: RequestError, *, request_id: str) -> web.Response:
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(error.retry_after_seconds)
     response = json_bytes(_error_body(error), status=error.status, headers=headers)
-    if error.status in (408, 413):
+    if error.status in (408, 413, 429):
         response.force_close()  # the rest of the body is not read
     return response
 

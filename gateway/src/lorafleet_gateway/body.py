@@ -8,6 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorafleet_gateway.errors import BodyTimeout, BodyTooLarge, InvalidRequest
+from lorafleet_gateway.state import Room
 
 BODY_SECONDS: Final = 60.0
 """How long a body may take to arrive."""
@@ -21,11 +22,12 @@ class _Wanted(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=512)]
 
 
-async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
+async def read_body(request: web.BaseRequest, max_bytes: int, room: Room) -> bytes:
     """Return the body.
 
     Raises:
         BodyTooLarge: more than `max_bytes`; the rest is not read.
+        Overloaded: there is no room for it.
         BodyTimeout: it took too long.
     """
     declared = request.content_length
@@ -35,21 +37,23 @@ async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer has not begun
     if request.content.is_eof() and declared is not None:
+        room.take(declared)
         return request.content.read_nowait()  # it came with the head, as most do
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read(request.content, max_bytes)
+            return await _read(request.content, max_bytes, room)
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
 
 
-async def _read(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
+async def _read(content: aiohttp.StreamReader, max_bytes: int, room: Room) -> bytes:
     chunks: list[bytes] = []
     num_bytes = 0
     async for chunk in content.iter_any():
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
             raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
+        room.take(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -118,9 +118,10 @@ class Cluster:
             heard[kind] = min(reflector.heard_at, heard.get(kind, reflector.heard_at))
         counts: dict[tuple[str, str], int] = {}
         adapters: dict[str, int] = {}
+        num_adapters = self.directory.num_adapters()
         for key in self.directory.base_keys():
             label = self.label_of(key)
-            adapters[label] = adapters.get(label, 0) + self.directory.num_adapters(key)
+            adapters[label] = adapters.get(label, 0) + num_adapters[key]
             for state in ("ready", "unreachable", "not_ready"):
                 counts.setdefault((label, state), 0)
             for pod in self.fleet.of(key):

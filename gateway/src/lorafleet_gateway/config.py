@@ -29,6 +29,7 @@ class GatewayConfig:
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all."""
     max_body_bytes: int = 32 << 20
+    max_held_bytes: int = 256 << 20
     max_in_flight: int = 4096
     max_attempts: int = 3
     retry_seconds: float = 30.0
@@ -126,6 +127,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("port", "PORT", "Port to listen on; 0 takes a free one.", _number(0, 65535), "port"),
     Option("watch-namespaces", "NAMES", "Namespaces to serve, separated by commas.", _names, "watch_namespaces", "all"),
     Option("max-body", "QUANTITY", "Largest request body.", _bytes, "max_body_bytes", "32Mi"),
+    Option("max-held-bodies", "QUANTITY", "Request bodies held in memory together; beyond that requests are answered 429.",
+           _bytes, "max_held_bytes", "256Mi"),
     Option("max-in-flight", "NUMBER", "Requests answered at the same time; more are answered 429.", _number(1, 1 << 20),
            "max_in_flight"),
     Option("max-attempts", "NUMBER", "Pods that one request is offered to.", _number(1, 16), "max_attempts"),
@@ -169,7 +172,10 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Gat
             values[option.field] = option.parse(text)
         except ValueError as error:
             raise ConfigError(written, str(error)) from None
-    return GatewayConfig(**values)
+    config = GatewayConfig(**values)
+    if config.max_held_bytes < config.max_body_bytes:
+        raise ConfigError("--max-held-bodies", "is less than --max-body: the largest body would never be taken")
+    return config
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Names, bases and endpoints of the cluster, kept current by caches; answers what a name means."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -94,9 +95,9 @@ class Directory:
         """Return the bases that exist or have endpoints."""
         return sorted({*self._bases, *self._slices})
 
-    def num_adapters(self, key: BaseKey) -> int:
-        """Return how many adapters of a base answer."""
-        return sum(isinstance(named, AdapterView) and named.base_key == key for named in self.models())
+    def num_adapters(self) -> Counter[BaseKey]:
+        """Return how many adapters of each base answer."""
+        return Counter(named.base_key for named in self.models() if isinstance(named, AdapterView))
 
     def endpoints(self, key: BaseKey) -> tuple[Endpoint, ...]:
         """Return the pods of a base; one that two slices name is ready when either says so."""

@@ -85,6 +85,7 @@ FIRST_BYTE_SECONDS = _histogram(
     "base",
 )
 IN_FLIGHT = _gauge("lorafleet_gateway_requests_in_flight", "Requests being answered.")
+HELD_BYTES = _gauge("lorafleet_gateway_held_body_bytes", "Bodies of requests whose answers have not begun.")
 ROUTED = _counter(
     "lorafleet_gateway_routed_total",
     "Requests sent to a pod, by why to this one: base, or where it held the adapter (device, host, disk, source, "

@@ -70,6 +70,10 @@ class Pod:
             outstanding=self.num_in_flight + self.num_others,
         )
 
+    def doubt(self) -> None:
+        """A request failed here: ask others first, until it says again what it holds."""
+        self.is_reachable = False
+
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count a request of this gateway as in flight here."""

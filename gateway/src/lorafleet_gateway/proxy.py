@@ -17,12 +17,12 @@ from lorafleet_gateway.body import model_of, read_body
 from lorafleet_gateway.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.directory import Target
-from lorafleet_gateway.errors import Draining, InvalidRequest, Overloaded, PodLost, RequestError
+from lorafleet_gateway.errors import InvalidRequest, PodLost, RequestError
 from lorafleet_gateway.outcomes import Broken, Cut, NotTaken, Refusal
 from lorafleet_gateway.pods import Pod
 from lorafleet_gateway.retry import Offers
 from lorafleet_gateway.routing import decide
-from lorafleet_gateway.state import Phase, State
+from lorafleet_gateway.state import Phase, Room, State
 from lorafleet_gateway.upstream import Answer, Upstream
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Exchange:
     began: float
     offers: Offers
     body: bytes = b""
+    room: Room | None = None
     target: Target | None = None
     revision: str | None = None
     """The one to answer with; None for a base."""
@@ -50,6 +51,12 @@ class Exchange:
     status: int = 500
     pod: str = ""
     """Who answered."""
+
+    def let_go(self) -> None:
+        """The request is not offered again: a long answer must not keep a large body in memory."""
+        self.body = b""
+        if self.room is not None:
+            self.room.give_back()
 
     @property
     def elapsed_seconds(self) -> float:
@@ -94,12 +101,8 @@ class Proxy:
         return response
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
-        if self._state.phase is Phase.DRAINING:
-            raise Draining("this gateway is going away")
-        if self._state.num_in_flight >= self._config.max_in_flight:
-            raise Overloaded(f"{self._config.max_in_flight} requests are in flight already")
-        with self._state.request():
-            exchange.body = await read_body(exchange.request, self._config.max_body_bytes)
+        with self._state.request() as exchange.room:
+            exchange.body = await read_body(exchange.request, self._config.max_body_bytes, exchange.room)
             await self._find_target(exchange, model_of(exchange.body))
             return await self._offer(exchange)
 
@@ -175,7 +178,7 @@ class Proxy:
         except NotTaken as error:
             logger.info("pod %s was %s: %s", pod.endpoint.pod, error.reason, error)
             metrics.UPSTREAM_ERRORS.of(exchange.base, error.reason).inc()
-            pod.is_reachable = False  # until it answers the next poll
+            pod.doubt()
             return error
 
     async def _pass(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
@@ -189,6 +192,7 @@ class Proxy:
             metrics.UPSTREAM_ERRORS.of(exchange.base, str(answer.status)).inc()
         kept = headers.for_client(answer.headers)
         kept.setdefault("server", SERVER)
+        kept.setdefault(headers.REQUEST_ID, exchange.request_id)
         length = answer.headers.get("content-length", "")
         if length.isdigit() and int(length) <= WHOLE_BYTES:
             try:
@@ -199,7 +203,7 @@ class Proxy:
             return self._closing(web.Response(body=whole, status=answer.status, headers=kept))
         response = self._closing(web.StreamResponse(status=answer.status, headers=kept))
         await response.prepare(exchange.request)
-        exchange.body = b""  # it is not offered again
+        exchange.let_go()
         last = EVENT_END
         try:
             async for chunk in answer.chunks():

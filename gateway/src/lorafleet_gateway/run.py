@@ -64,7 +64,7 @@ async def serve(config: GatewayConfig) -> None:
 async def _run(
     config: GatewayConfig, cluster: Cluster, upstream: Upstream, listener: socket.socket, stop: StopSignals
 ) -> None:
-    state = State()
+    state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
     collector = metrics.ClusterCollector(cluster.readings)
     metrics.REGISTRY.register(collector)
     door = FrontDoor(config, cluster, upstream, state)

@@ -95,7 +95,7 @@ class FrontDoor:
 
     async def _models(self, _: web.BaseRequest) -> web.Response:
         models = self._cluster.directory.models()
-        return json_response({"object": "list", "data": [described(model, self._cluster) for model in models]})
+        return json_response({"object": "list", "data": described(models, self._cluster)})
 
     async def _model(self, request: web.BaseRequest) -> web.Response:
         name = request.path.removeprefix(f"{MODELS_PATH}/")
@@ -105,7 +105,7 @@ class FrontDoor:
             model = self._cluster.directory.model(name)
         if model is None:
             raise ModelNotFound(f"the model {name!r} does not exist", param="model")
-        return json_response(described(model, self._cluster))
+        return json_response(described([model], self._cluster)[0])
 
 
 def bind(host: str, port: int) -> socket.socket:
