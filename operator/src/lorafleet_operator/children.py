@@ -29,11 +29,14 @@ class Children:
         """Path -> uid of the base that owns it."""
         self._applied: dict[str, str] = {}
         """Path -> hash of what was applied, until the next resync."""
+        self._settled: dict[str, DeploymentFacts] = {}
+        """Path -> what was said of a Deployment that had nothing left to do, until the next resync."""
         self._generations: dict[str, int] = {}
 
     def forget_applied(self) -> None:
         """Apply everything again at the next occasion: somebody may have changed it."""
         self._applied.clear()
+        self._settled.clear()
 
     async def ensure(self, base: BaseModelResource) -> tuple[DeploymentFacts | None, ApplyProblem | None]:
         """Make the objects of a base what its spec says.
@@ -47,8 +50,8 @@ class Children:
         try:
             for child in children(base, engine_image=self._engine_image, key=self._key):
                 body = await self._apply(child, base.metadata.uid)
-                if child.kind == "Deployment" and body is not None:
-                    facts = deployment_facts(body)
+                if child.kind == "Deployment":
+                    facts = self._facts(child.path, body, base.spec.replicas)
         except InvalidSpec as error:
             return facts, ApplyProblem(Reason.INVALID_SPEC, str(error))
         except NotOurs as error:
@@ -60,11 +63,23 @@ class Children:
             return facts, ApplyProblem(Reason.APPLY_FAILED, error.message)
         return facts, None
 
+    def _facts(self, path: str, body: Json | None, num_wanted: int) -> DeploymentFacts:
+        if body is None:
+            return self._settled[path]
+        facts = deployment_facts(body)
+        if facts.is_settled(num_wanted):
+            self._settled[path] = facts
+        return facts
+
     async def _apply(self, child: Child, owner_uid: str) -> Json | None:
-        """Apply one object; None when nothing has changed since it was applied last. A Deployment's status is always wanted."""
+        """Apply one object; None when nothing has changed since it was applied last.
+
+        A Deployment that has something left to do is applied again for its status: reading is not among our rights.
+        """
         mark = hashlib.sha256(json.dumps(child.body, sort_keys=True).encode()).hexdigest()
-        if self._applied.get(child.path) == mark and child.kind != "Deployment":
+        if self._applied.get(child.path) == mark and (child.kind != "Deployment" or child.path in self._settled):
             return None
+        self._settled.pop(child.path, None)
         if self._ours.get(child.path) != owner_uid:
             await self._check_ours(child, owner_uid)
         body = await self._api.apply(child.path, child.body, manager=MANAGED_BY)

@@ -45,6 +45,10 @@ class DeploymentFacts:
     is_overdue: bool = False
     """Its controller has given up waiting."""
 
+    def is_settled(self, num_wanted: int) -> bool:
+        """Whether its pods are what its spec says, as far as its controller knows."""
+        return self.is_observed and not self.failure and self.replicas == self.updated == self.available == num_wanted
+
 
 @dataclass(frozen=True, slots=True)
 class ApplyProblem:
@@ -189,8 +193,7 @@ def _judge(base: BaseModelResource, facts: BaseFacts) -> tuple[bool, Reason, str
     if deployment.failure:
         return False, Reason.ROLLING_OUT, deployment.failure + facts.pod_problem, deployment.is_overdue
     done = min(deployment.updated, deployment.available, facts.num_ready, wanted)
-    is_current = deployment.is_observed and deployment.replicas == wanted
-    if not is_current or done < wanted:
+    if not deployment.is_settled(wanted) or done < wanted:
         message = f"{done} of {wanted} pods are up to date and ready{facts.pod_problem}"
         return False, Reason.ROLLING_OUT, message, False
     return True, Reason.PODS_READY, f"{wanted} of {wanted} pods are ready", False
