@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from measure import environment, report
-from measure.models import SIZES, make_adapters, make_model
 from measure.scenarios import Setting, as_json, loading_gap, many_registered, throughput
+from measure.sizes import SIZES
 from measure.workload import Lengths
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "benchmarks"
@@ -25,6 +25,8 @@ NUM_STREAMS, NUM_LOADS = 8, 20
 def main(arguments: list[str] | None = None) -> None:
     """Measure what was asked for."""
     chosen = _parser().parse_args(arguments)
+    from measure.models import make_adapters, make_model  # noqa: PLC0415  --help and bad options answer at once
+
     model = make_model(chosen.size, chosen.cache, chosen.dtype)
     num_adapters = max(*chosen.adapters, 1)
     if "loading" in chosen.figures:

@@ -4,8 +4,6 @@ import json
 import random
 import shutil
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,25 +11,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from measure.sizes import SIZES
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Sizes of a Llama whose head is tied to its embedding."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-
-
-SIZES: Mapping[str, Size] = {
-    "tiny": Size(2, 64, 128, 4, 2, 512),
-    "124m": Size(12, 768, 2048, 12, 12, 50257),
-    "1b": Size(16, 2048, 8192, 32, 8, 128256),
-    "8b": Size(32, 4096, 14336, 32, 8, 128256),
-}
 MAX_MODEL_LEN = 2048
 DONE = "complete"
 """A file that is written last: a folder without it was interrupted."""

@@ -20,7 +20,7 @@ from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.memory import lazy_zeros
 
-MAX_SINGLES = 8
+MAX_SINGLES = 16
 """Segments of more tokens are two products of matrices, which read the adapter's rows once for all of them."""
 
 

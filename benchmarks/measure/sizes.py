@@ -1,0 +1,24 @@
+"""Sizes of the models that are measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Sizes of a Llama whose head is tied to its embedding."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(2, 64, 128, 4, 2, 512),
+    "124m": Size(12, 768, 2048, 12, 12, 50257),
+    "1b": Size(16, 2048, 8192, 32, 8, 128256),
+    "8b": Size(32, 4096, 14336, 32, 8, 128256),
+}

@@ -1,0 +1,37 @@
+"""The benchmark runs from end to end on a model of a moment; its page shows what its results hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARK = ROOT / "benchmarks" / "serving.py"
+SMALL = ("--size=tiny", "--requests=6", "--prompt-tokens=20", "--answer-tokens=6", "--repeats=1", "--threads=1")
+
+
+def test_a_small_run_from_end_to_end(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    options = ("--figures=throughput", "--adapters=2", "--baselines=", f"--cache={tmp_path}", f"--output={output}")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), *SMALL, *options], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(output.read_text())
+    (row,) = document["rows"]
+    assert (row["system"], row["num_adapters"]) == ("server", 2)
+    assert row["figures"]["tokens_per_second"] == pytest.approx(row["tokens_per_second_runs"][0], abs=0.1)
+    assert 0 < row["figures"]["ttft_p50_ms"] <= row["figures"]["ttft_p95_ms"]
+    assert row["peak_mib"] > 100
+    assert {"commit", "cpu", "cores", "torch"} <= document["environment"].keys()
+    assert "| lorafleet, over HTTP |" in done.stdout
+
+
+def test_an_unknown_figure_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--figures=thruoghput"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "'thruoghput' is none of" in done.stderr
