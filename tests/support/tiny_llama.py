@@ -1,11 +1,14 @@
 """A tiny random Llama with a real tokenizer and chat template, and adapters on it that change every answer."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file, save_file
 from support.tokenizers_made import byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -55,3 +58,16 @@ def make_adapter(base: Path, folder: Path, *, rank: int, seed: int) -> None:
             if "lora_" in name:
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)
+
+
+def vary_adapter(original: Path, folder: Path, *, seed: int) -> Path:
+    """Write a copy of an adapter with other random weights; quick enough for hundreds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    tensors = {
+        name: random.normal(scale=0.2, size=tensor.shape).astype(tensor.dtype)
+        for name, tensor in load_file(original / "adapter_model.safetensors").items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    shutil.copy(original / "adapter_config.json", folder / "adapter_config.json")
+    return folder

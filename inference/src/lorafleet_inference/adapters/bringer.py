@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Protocol
 
 from lorafleet_contract.admin import Residency, Tier
 from lorafleet_contract.reasons import Reason
@@ -12,8 +14,7 @@ from lorafleet_inference.adapters.catalogue import Changes, Entry
 from lorafleet_inference.adapters.changes import Generation
 from lorafleet_inference.adapters.store import AdapterStore, Inspect
 from lorafleet_inference.adapters.tracked import Phase, Tracked
-from lorafleet_inference.engine.client import EngineClient
-from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus
+from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, EngineReady
 from lorafleet_inference.errors import AdapterError, EngineFailure
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,28 @@ FIRST_RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 300.0
 
 
+class AdapterEngine(Protocol):
+    """The engine, as far as adapters go: EngineClient, seen from here."""
+
+    @property
+    def facts(self) -> EngineReady | None:
+        """What it said when it was ready."""
+
+    async def register(self, key: AdapterKey, directory: Path, *, resident: bool, pinned: bool) -> AdapterStatus:
+        """As EngineClient.register."""
+
+    async def release(self, key: AdapterKey) -> None:
+        """As EngineClient.release."""
+
+    def subscribe(self, on_status: Callable[[AdapterStatus], None]) -> None:
+        """As EngineClient.subscribe."""
+
+
 class Bringer:
     """Owns what is tracked, and every task that changes it."""
 
     def __init__(
-        self, engine: EngineClient, store: AdapterStore, inspect: Inspect, changes: Generation, *, load_on_demand: bool
+        self, engine: AdapterEngine, store: AdapterStore, inspect: Inspect, changes: Generation, *, load_on_demand: bool
     ) -> None:
         self.tracked: dict[AdapterKey, Tracked] = {}
         self._engine = engine

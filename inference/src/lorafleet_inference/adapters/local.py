@@ -27,12 +27,15 @@ _served_name = TypeAdapter(ServedName)
 class LocalAdapters:
     """Local entries of the catalogue, and why some could not become one."""
 
-    def __init__(self, catalogue: Catalogue, bringer: Bringer, store: AdapterStore, changes: Generation) -> None:
+    def __init__(
+        self, catalogue: Catalogue, bringer: Bringer, store: AdapterStore, changes: Generation, *, base_name: str
+    ) -> None:
         self.failures: dict[str, LocalFailure] = {}
         self._catalogue = catalogue
         self._bringer = bringer
         self._store = store
         self._changes = changes
+        self._base_name = base_name
         self._arrivals: dict[str, asyncio.Task[None]] = {}
         """Adapters of the start, by name, until they are resolved or have failed for good."""
         self._locks: dict[str, asyncio.Lock] = {}
@@ -41,9 +44,6 @@ class LocalAdapters:
         """Begin to bring adapters of the command line, as many resident ones as there is room for, in their order."""
         for index, (name, text) in enumerate(adapters):
             residency = Residency.RESIDENT if index < max_resident else Residency.ON_DEMAND
-            if name in self._arrivals:
-                self._failed(name, AdapterError(Reason.BAD_REQUEST, "the name was given twice"))
-                continue
             self._arrivals[name] = asyncio.create_task(self._arrive(name, text, residency))
 
     async def close(self) -> None:
@@ -71,6 +71,7 @@ class LocalAdapters:
             AdapterError: it was refused or failed; nothing has changed.
             NotOwned: the name is the operator's.
         """
+        self._check_name(name)
         self._check_owned(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             artifact = await self._store.resolve(source, place)
@@ -115,6 +116,15 @@ class LocalAdapters:
         self.failures.pop(entry.name, None)
         return tracked
 
+    def _check_name(self, name: str) -> None:
+        if name == self._base_name:
+            raise AdapterError(Reason.NAME_CONFLICT, f"{name} is the name of the base model")
+        try:
+            _served_name.validate_python(name)
+        except ValidationError:
+            message = f"{name!r} is no name for an adapter: up to 63 of a-z, 0-9, '-' and '.'"
+            raise AdapterError(Reason.BAD_REQUEST, message) from None
+
     def _check_owned(self, name: str) -> None:
         if self._catalogue.owner(name) is Owner.OPERATOR:
             raise NotOwned(f"{name} belongs to the operator")
@@ -134,12 +144,7 @@ class LocalAdapters:
             pause_seconds = min(2 * pause_seconds, MAX_RETRY_SECONDS)
 
     async def _resolve(self, name: str, text: str) -> Artifact:
-        try:
-            _served_name.validate_python(name)
-        except ValidationError as error:
-            raise AdapterError(
-                Reason.BAD_REQUEST, f"{name!r} is no name for an adapter: a DNS name in lower case"
-            ) from error
+        self._check_name(name)
         source, place = ad_hoc(text)
         return await self._store.resolve(source, place)
 

@@ -18,21 +18,19 @@ from lorafleet_contract.admin import (
 )
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, SourceRef
-from lorafleet_inference.adapters.bringer import Bringer
+from lorafleet_inference.adapters.bringer import AdapterEngine, Bringer
 from lorafleet_inference.adapters.cache import NodeCache
 from lorafleet_inference.adapters.catalogue import Artifact, Catalogue, Entry
 from lorafleet_inference.adapters.changes import Generation
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.adapters.local import LocalAdapters
-from lorafleet_inference.adapters.sources.registry import Sources
+from lorafleet_inference.adapters.sources.registry import Refusing, Sources
 from lorafleet_inference.adapters.store import AdapterStore
 from lorafleet_inference.adapters.tracked import Phase, Tracked
 from lorafleet_inference.config import ServerConfig
-from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.messages import EngineReady
 from lorafleet_inference.errors import (
-    AdapterError,
     AdapterFailed,
     AdapterLoading,
     ConfigError,
@@ -60,11 +58,11 @@ class ListedModel:
 class AdapterManager:
     """Owns catalogue, cache and leases of a pod. Made before the engine is ready; `start` when it is."""
 
-    def __init__(self, engine: EngineClient, config: ServerConfig, *, boot_id: str) -> None:
+    def __init__(self, engine: AdapterEngine, config: ServerConfig, *, boot_id: str) -> None:
         """Open the node cache.
 
         Raises:
-            ConfigError: its folder cannot be written.
+            ConfigError: its folder cannot be written, a declared source is impossible, or an adapter is given twice.
         """
         self.boot_id = boot_id
         self.changes = Generation()
@@ -73,6 +71,10 @@ class AdapterManager:
         self._engine = engine
         self._config = config
         self._created = time.time()
+        names = [name for name, _ in config.adapters]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError("--adapter", f"{name} is given twice")
         self._sources = Sources(
             config.adapter_sources, volumes_dir=config.volumes_dir, credentials_dir=config.credentials_dir
         )
@@ -84,7 +86,9 @@ class AdapterManager:
         self._bringer = Bringer(
             engine, self._store, self._inspect, self.changes, load_on_demand=config.engine.load_on_demand
         )
-        self._local = LocalAdapters(self.catalogue, self._bringer, self._store, self.changes)
+        self._local = LocalAdapters(
+            self.catalogue, self._bringer, self._store, self.changes, base_name=config.served_name
+        )
         self._first: Sequence[Entry] = ()
         """Resident entries of the operator's first catalogue."""
         self._is_ready = False
@@ -261,7 +265,6 @@ class AdapterManager:
             AdapterError: it was refused or failed; what answered before still does.
             NotOwned: the name is the operator's.
         """
-        self._check_name(name)
         source, place = self._sources.of(ref)
         tracked = await self._local.put(name, source, place, pinned=pinned)
         return tracked.observed()
@@ -282,13 +285,12 @@ class AdapterManager:
         """
         return await self._local.remove(name, drain_seconds=drain_seconds)
 
-    def _check_name(self, name: str) -> None:
-        if name == self._config.served_name:
-            raise AdapterError(Reason.NAME_CONFLICT, f"{name} is the name of the base model")
-
     def _entry(self, entry: CatalogueEntry) -> Entry:
         resolved = entry.source
         source, place = self._sources.of(resolved.ref)
+        if entry.name == self._config.served_name:
+            message = f"{entry.name} is the name of the base model"
+            source = Refusing(source.name, Reason.NAME_CONFLICT, message)
         artifact = Artifact(resolved.digest, tuple(resolved.files), resolved.facts, source, place)
         return Entry(
             name=entry.name,

@@ -7,17 +7,14 @@ hub repository.
 from typing import Annotated
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import PlainTextResponse, Response
 
-from lorafleet_contract.admin import ServedName
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.catalogue import NotOwned
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.server.http import error_body
 from lorafleet_inference.server.pod import Pod
-
-_served_name = TypeAdapter(ServedName)
 
 
 class LoadRequest(BaseModel):
@@ -51,7 +48,6 @@ def vllm_lora_router(pod: Pod) -> APIRouter:
         if body.is_3d_lora_weight:
             return _refused(400, "'is_3d_lora_weight' is not supported.")
         try:
-            _served_name.validate_python(name)
             if not body.load_inplace and _is_known(pod, name):
                 return _refused(
                     400,
@@ -59,8 +55,6 @@ def vllm_lora_router(pod: Pod) -> APIRouter:
                     "'load_inplace' to True.",
                 )
             await pod.manager.put_local(name, pod.manager.ref_of(body.lora_path), pinned=False)
-        except ValidationError:
-            return _refused(400, f"'{name}' is no name for an adapter: a DNS name in lower case")
         except (AdapterError, NotOwned) as error:
             is_missing = isinstance(error, AdapterError) and error.reason is Reason.ARTIFACT_NOT_FOUND
             return _refused(404 if is_missing else 400, f"Loading lora adapter '{name}' failed: {error}")

@@ -18,11 +18,13 @@ from lorafleet_inference.adapters.sources.s3 import S3Source
 from lorafleet_inference.errors import AdapterError, ConfigError
 
 
-class Undeclared:
-    """A source that nobody has declared: everything in it is refused."""
+class Refusing:
+    """A source that refuses everything, for a reason."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, reason: Reason, message: str) -> None:
         self.name = name
+        self._reason = reason
+        self._message = message
 
     def show(self, place: Place) -> str:
         """Name a place in messages."""
@@ -30,7 +32,7 @@ class Undeclared:
 
     def check(self, _: Place) -> None:
         """Refuse."""
-        raise AdapterError(Reason.SOURCE_NOT_ALLOWED, f"the base model declares no source {self.name!r}")
+        raise AdapterError(self._reason, self._message)
 
     def list_files(self, place: Place) -> Listing:
         """Refuse."""
@@ -53,7 +55,9 @@ class Sources:
 
     def of(self, ref: SourceRef) -> tuple[Source, Place]:
         """Return the declared source of a reference, or one that refuses everything, and the place in it."""
-        source = self._declared.get(ref.name) or Undeclared(ref.name)
+        source = self._declared.get(ref.name) or Refusing(
+            ref.name, Reason.SOURCE_NOT_ALLOWED, f"the base model declares no source {ref.name!r}"
+        )
         return source, Place(ref.repo or ref.path or "", ref.revision)
 
     def ref_of(self, text: str) -> SourceRef:
