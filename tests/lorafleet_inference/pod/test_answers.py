@@ -202,3 +202,18 @@ def test_routes_and_probes(pod: ServedPod) -> None:
     assert pod.get("/health").status_code == pod.get("/ready").status_code == 200
     routes = json.loads(pod.get("/v1/routes").text)
     assert {adapter["name"] for adapter in routes["adapters"]} == {"red", "blue"}
+
+
+def test_prompt_logprobs_have_vllms_form(client: OpenAI) -> None:
+    answer = client.completions.create(
+        model="red", prompt=[5, 6, 7], max_tokens=1, temperature=0, n=2, extra_body={"prompt_logprobs": 1}
+    )
+    for choice in answer.choices:
+        first, *rest = choice.to_dict()["prompt_logprobs"]  # type: ignore[misc]
+        assert first is None
+        for token_id, place in zip(("6", "7"), rest, strict=True):
+            assert 1 <= len(place) <= 2
+            assert place[token_id]["logprob"] <= max(one["logprob"] for one in place.values()) <= 0
+            assert isinstance(place[token_id]["decoded_token"], str)
+    plain = client.completions.create(model="red", prompt=[5, 6, 7], max_tokens=1)
+    assert "prompt_logprobs" not in plain.choices[0].to_dict()

@@ -54,6 +54,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Before that many tokens of the answer, nothing that would end it is chosen."""
     num_logprobs: int | None = None
     """None: no log-probabilities. N >= 0: of the chosen token and of the N most likely ones."""
+    prompt_logprobs: int | None = None
+    """Likewise, of the prompt's tokens. Then nothing is taken from the prefix cache."""
 
     @property
     def uses_history(self) -> bool:
@@ -200,6 +202,8 @@ class TokenEvent(msgspec.Struct, frozen=True):
     request_id: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of the prompt's tokens from the second on; in the first event, if they were asked for."""
     finish: FinishReason | None = None
     error: str | None = None
     """With finish ERROR: one sentence for the client."""

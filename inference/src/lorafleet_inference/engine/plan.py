@@ -17,6 +17,10 @@ class StepItem:
     """KV blocks of the sequence, from position 0 to at least the last token of the step."""
     sample: SamplingParams | None
     """Set when the last token's logits choose the next token, whose position is `start + len(token_ids)`."""
+    score: tuple[int, ...] = ()
+    """Tokens of the prompt whose log-probabilities are wanted: those that follow the step's first, second, … token."""
+    num_prompt_logprobs: int = 0
+    """How many of the most likely tokens beside each of `score`."""
     num_prompt: int = 0
     """Tokens of the prompt, which the answer follows."""
     history: tuple[int, ...] = ()
@@ -58,3 +62,5 @@ class StepResult:
     """The chosen tokens of a step, by request id; one for each item with `sample`."""
 
     sampled: dict[str, Sampled] = field(default_factory=dict)
+    scored: dict[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    """Likewise of items with `score`."""

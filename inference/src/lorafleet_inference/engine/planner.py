@@ -20,6 +20,9 @@ from lorafleet_inference.engine.plan import StepItem, StepPlan
 from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
 
+MAX_SCORED_TOKENS = 256
+"""Tokens of a step whose prompt is scored: each takes a row of logits over the whole vocabulary."""
+
 
 @dataclass(slots=True)
 class _Draft:
@@ -90,7 +93,7 @@ class Planner:
         newcomers = [adapter for adapter in able if adapter not in self.running.adapters]
         for adapter in sorted(newcomers, key=self._turn):
             sequence = self.waiting.first(adapter)
-            known = self._blocks.match(chain_seed(adapter), sequence.token_ids)
+            known = self._known(sequence)
             if self._fits(sequence, known):
                 continue  # it starts in its turn
             candidates = [one for one in self.running.making_way() if one.request_id not in draft.items]
@@ -119,13 +122,17 @@ class Planner:
                 prompts.remove(running)
                 self._add(draft, running, draft.room)
             elif waiting is not None:
-                known = self._blocks.match(chain_seed(waiting.adapter), waiting.token_ids)
+                known = self._known(waiting)
                 starting = self._fits(waiting, known)
                 if starting:
                     self._start(draft, waiting, known)
                     self._add(draft, waiting, draft.room)
             else:
                 break
+
+    def _known(self, sequence: Sequence) -> Many[tuple[int, BlockHash]]:
+        """Return the blocks of its prefix that need not be computed again; all must be where the prompt is scored."""
+        return () if sequence.is_scored else self._blocks.match(chain_seed(sequence.adapter), sequence.token_ids)
 
     def _fits(self, sequence: Sequence, known: Many[tuple[int, BlockHash]], leaving: Collection[Sequence] = ()) -> bool:
         """Whether a sequence could start beside the running ones, less those that leave."""
@@ -167,7 +174,7 @@ class Planner:
         sequence.blocks, sequence.hashes, sequence.num_computed = [], [], 0
 
     def _add(self, draft: _Draft, sequence: Sequence, room: int) -> None:
-        num_tokens = min(sequence.num_pending, room)
+        num_tokens = min(sequence.num_pending, room, MAX_SCORED_TOKENS if sequence.is_scored else room)
         item = sequence.item(num_tokens, self._blocks.blocks_for(sequence.num_computed + num_tokens))
         self._counters.charge(sequence.adapter, num_tokens, ANSWER_WEIGHT if item.decode else PROMPT_WEIGHT)
         draft.items[sequence.request_id] = item

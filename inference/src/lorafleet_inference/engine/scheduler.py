@@ -115,6 +115,9 @@ class Scheduler:
             sequence = self._sequences[item.request_id]
             sequence.num_computed += len(item.token_ids)
             self._publish(sequence)
+            if item.score:
+                # after a preemption all is computed and scored again
+                sequence.scored[item.start :] = result.scored[item.request_id]
             if item.sample is not None:
                 events.append(self._append(sequence, result.sampled[item.request_id]))
         return events

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, StepItem
 
 
@@ -25,6 +25,8 @@ class Sequence:
     """Of the full, computed blocks."""
     num_cached: int | None = None
     """Prompt tokens found in the prefix cache when it first ran; None before."""
+    scored: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens, where the request asks for them."""
     spoke: bool = False
     """Whether an event was made."""
 
@@ -48,11 +50,18 @@ class Sequence:
         """Tokens of the answer so far."""
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the prompt's log-probabilities are wanted and not all there yet."""
+        return self.request.sampling.prompt_logprobs is not None and not self.spoke
+
     def item(self, num_tokens: int, num_blocks: int) -> StepItem:
         """Return its next tokens for a step."""
         end = self.num_computed + num_tokens
         last = end == len(self.token_ids)
         sampling = self.request.sampling if last else None
+        num_prompt = len(self.request.prompt_token_ids)
+        score = self.token_ids[self.num_computed + 1 : min(end + 1, num_prompt)] if self.is_scored else ()
         return StepItem(
             self.request_id,
             self.adapter,
@@ -60,7 +69,9 @@ class Sequence:
             tuple(self.token_ids[self.num_computed : end]),
             tuple(self.blocks[:num_blocks]),
             sampling,
-            num_prompt=len(self.request.prompt_token_ids),
+            score=tuple(score),
+            num_prompt_logprobs=self.request.sampling.prompt_logprobs or 0,
+            num_prompt=num_prompt,
             history=tuple(self.token_ids) if sampling is not None and sampling.uses_history else (),
             decode=last and num_tokens == 1 and self.num_answer > 0,
         )
@@ -74,11 +85,13 @@ class Sequence:
     ) -> TokenEvent:
         """Return its next event."""
         num_cached = 0 if self.spoke else self.num_cached or 0
+        prompt_logprobs = tuple(self.scored) if self.is_scored else None
         self.spoke = True
         return TokenEvent(
             self.request_id,
             token_ids=() if sampled is None else (sampled.token_id,),
             logprobs=None if sampled is None or sampled.logprobs is None else (sampled.logprobs,),
+            prompt_logprobs=prompt_logprobs,
             finish=finish,
             error=error,
             reason=reason,

@@ -54,7 +54,10 @@ class FlatBatch:
     head_segments: tuple[Segment, ...]
     """As `segments`, over `sampled_rows`."""
     sampled_rows: torch.Tensor
-    """[num sampled] int64, on the device: rows whose logits are needed, in the order of the items."""
+    """[rows] int64, on the device: rows whose logits are needed, in the order of the items.
+
+    Of each item first those that score its prompt, then the one that chooses its next token.
+    """
 
 
 def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
@@ -77,9 +80,12 @@ def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
             slots.append(item.blocks[position // KV_BLOCK_TOKENS] * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS)
         spans.append(Span(begin, end, item.start, item.blocks))
         _extend(segments, item.adapter, begin, end)
+        num_before = len(rows)
+        rows += range(begin, begin + len(item.score))
         if item.sample is not None:
             rows.append(end - 1)
-            _extend(head_segments, item.adapter, len(rows) - 1, len(rows))
+        if len(rows) > num_before:
+            _extend(head_segments, item.adapter, num_before, len(rows))
     return FlatBatch(
         items=tuple(ordered),
         input_ids=torch.tensor([token_ids], dtype=torch.int64, device=device),

@@ -7,7 +7,7 @@ import torch
 
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
-from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts
+from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts, TokenLogprobs
 from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
 from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.kernels.cpu import load_kernels
@@ -18,7 +18,7 @@ from lorafleet_inference.model.extras_files import load_extras, num_extra_elemen
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
-from lorafleet_inference.model.sampler import Draw, sample
+from lorafleet_inference.model.sampler import Draw, logprobs_of, sample
 
 CPU_KV_BYTES = GIB
 CUDA_RESERVE = 0.08
@@ -77,11 +77,12 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=batch.sampled_rows,
             ).logits
+        logits, scored = _score(batch.items, logits[0])
         sampled = [item for item in batch.items if item.sample is not None]
         if not sampled:
-            return StepResult()
-        tokens = sample(logits[0], [_draw(item, seed_of) for item in sampled], self.facts.eos_token_ids)
-        return StepResult({item.request_id: token for item, token in zip(sampled, tokens, strict=True)})
+            return StepResult(scored=scored)
+        tokens = sample(logits, [_draw(item, seed_of) for item in sampled], self.facts.eos_token_ids)
+        return StepResult({item.request_id: token for item, token in zip(sampled, tokens, strict=True)}, scored)
 
     @torch.inference_mode()
     def load_slab(self, plan: AdapterPlan) -> HostAdapter:
@@ -153,6 +154,26 @@ def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:
         LayerKV(pages(shape.num_kv_heads, shape.key_width), pages(shape.num_kv_heads, shape.value_width))
         for shape in loaded.shapes
     ]
+
+
+def _score(
+    items: Sequence[StepItem], logits: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, tuple[TokenLogprobs, ...]]]:
+    """Return the rows [sampled, vocabulary] that choose a token, and what the other rows say of prompts."""
+    scored: dict[str, tuple[TokenLogprobs, ...]] = {}
+    if not any(item.score for item in items):
+        return logits, scored
+    chosen: list[int] = []
+    at = 0
+    for item in items:
+        if item.score:
+            rows = logits[at : at + len(item.score)].float()
+            scored[item.request_id] = tuple(logprobs_of(rows, item.score, item.num_prompt_logprobs))
+        at += len(item.score)
+        if item.sample is not None:
+            chosen.append(at)
+            at += 1
+    return logits[chosen], scored
 
 
 def _draw(item: StepItem, seed_of: Callable[[str], int]) -> Draw:

@@ -80,11 +80,17 @@ def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], draws: Sequence[Dr
     if not wanted:
         return answers
     index = torch.tensor([row for row, _ in wanted], device=logits.device)
-    table = logits[index].log_softmax(-1)
-    tokens = torch.tensor([[token_ids[row]] for row, _ in wanted], device=logits.device)
-    chosen = table.gather(-1, tokens)[:, 0].tolist()
-    best = table.topk(min(max(number for _, number in wanted), table.shape[-1]), dim=-1)
-    values, ids = best.values.tolist(), best.indices.tolist()
-    for at, (row, number) in enumerate(wanted):
-        answers[row] = TokenLogprobs(chosen[at], tuple(zip(ids[at][:number], values[at][:number], strict=True)))
+    most = max(number for _, number in wanted)
+    found = logprobs_of(logits[index], [token_ids[row] for row, _ in wanted], most)
+    for (row, number), one in zip(wanted, found, strict=True):
+        answers[row] = TokenLogprobs(one.chosen, one.top[:number])
     return answers
+
+
+def logprobs_of(logits: torch.Tensor, token_ids: Sequence[int], number: int) -> list[TokenLogprobs]:
+    """Return what each row says of its token and of the most likely ones; logits [rows, vocabulary] float32."""
+    table = logits.log_softmax(-1)
+    chosen = table.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    best = table.topk(min(number, table.shape[-1]), dim=-1)
+    rows = zip(chosen, best.indices.tolist(), best.values.tolist(), strict=True)
+    return [TokenLogprobs(own, tuple(zip(ids, values, strict=True))) for own, ids, values in rows]

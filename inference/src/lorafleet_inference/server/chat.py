@@ -8,7 +8,7 @@ from contextlib import aclosing
 from lorafleet_contract.names import HEADER_REVISION
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, json_response
-from lorafleet_inference.server.logprobs import chat_logprobs
+from lorafleet_inference.server.logprobs import chat_logprobs, prompt_logprobs
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids, lease_headers
 from lorafleet_inference.server.requests import ChatRequest, parse_chat
 from lorafleet_inference.server.wire import (
@@ -94,7 +94,9 @@ class _Answer:
             assert finish is not None, "the last delta of a choice says why it ended"
             tokens = [token for delta in shown for token in delta.tokens]
             message = ChatMessage("".join(delta.text for delta in shown))
-            choices.append(ChatChoice(index, message, self._logprobs(tokens), finish))
+            scored = generation.prompt_logprobs.get(0)
+            of_prompt = prompt_logprobs(plans[index].prompt_token_ids, scored, self._pod.text.pieces)
+            choices.append(ChatChoice(index, message, self._logprobs(tokens), finish, of_prompt))
         usage = generation.usage(self._num_prompt_tokens)
         body = ChatCompletion(self.id, self._created, self._request.model, choices, usage)
         await exchange.respond(json_response(body, headers=exchange.headers))

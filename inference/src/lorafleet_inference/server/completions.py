@@ -9,7 +9,7 @@ from lorafleet_contract.names import HEADER_REVISION
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, json_response
-from lorafleet_inference.server.logprobs import completion_logprobs
+from lorafleet_inference.server.logprobs import completion_logprobs, prompt_logprobs
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids, lease_headers
 from lorafleet_inference.server.requests import MAX_CHOICES, CompletionRequest, parse_completion
 from lorafleet_inference.server.wire import Completion, CompletionChoice, CompletionLogprobs
@@ -90,7 +90,10 @@ class _Answer:
         for index, shown in enumerate(parts):
             tokens = [token for delta in shown for token in delta.tokens]
             text = "".join(delta.text for delta in shown)
-            choices.append(CompletionChoice(index, text, self._logprobs(tokens), shown[-1].finish))
+            first = index - index % self._request.n
+            scored = generation.prompt_logprobs.get(first)
+            of_prompt = prompt_logprobs(plans[index].prompt_token_ids, scored, self._pod.text.pieces)
+            choices.append(CompletionChoice(index, text, self._logprobs(tokens), shown[-1].finish, of_prompt))
         usage = generation.usage(self._num_prompt_tokens)
         body = Completion(self.id, self._created, self._request.model, choices, "text_completion", usage)
         await exchange.respond(json_response(body, headers=exchange.headers))

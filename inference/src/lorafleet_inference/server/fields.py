@@ -61,7 +61,6 @@ NEUTRAL: Mapping[str, Neutral] = {
         Neutral("guided_grammar", (), "force a grammar"),
         Neutral("structured_outputs", (), "force a format"),
         Neutral("bad_words", ([],), "forbid words"),
-        Neutral("prompt_logprobs", (), "score the prompt"),
         Neutral("return_token_ids", (False,), "answer with token ids"),
         Neutral("skip_special_tokens", (True,), "show special tokens"),
         Neutral("spaces_between_special_tokens", (True,), "space special tokens"),

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from lorafleet_contract.reasons import PASSING
 from lorafleet_inference import metrics
 from lorafleet_inference.engine.client import EngineClient
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, SamplingParams, Submit, TokenEvent
+from lorafleet_inference.engine.messages import (
+    AdapterKey,
+    FinishReason,
+    SamplingParams,
+    Submit,
+    TokenEvent,
+    TokenLogprobs,
+)
 from lorafleet_inference.errors import AdapterFailed, AdapterLoading, EngineFailure, Overloaded, RequestError
 from lorafleet_inference.server.wire import CachedTokens, Finish, Usage
 from lorafleet_inference.text.output import Output, ShownToken
@@ -107,6 +114,8 @@ class Generation:
         self._num_waiting = 0
         self.num_completion_tokens = 0
         self.num_cached_tokens = 0
+        self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
+        """By the index of the first choice of each prompt, where they were asked for."""
 
     def usage(self, num_prompt_tokens: int) -> Usage:
         """Return what was used so far."""
@@ -146,6 +155,8 @@ class Generation:
                         self._num_waiting -= 1
                         self._admission.leave(1)
                         self.num_cached_tokens += event.num_cached_tokens if plan.new_prompt else 0
+                    if event.prompt_logprobs is not None:
+                        self.prompt_logprobs[plan.index] = event.prompt_logprobs
                     meter.tokens(event)
                     self.num_completion_tokens += len(event.token_ids)
                     if event.finish in (FinishReason.ERROR, FinishReason.CANCELLED):

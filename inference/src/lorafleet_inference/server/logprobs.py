@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from lorafleet_inference.server.wire import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+import msgspec
+
+from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.server.wire import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    PromptLogprobs,
+    PromptToken,
+    TokenLogprob,
+    TopLogprob,
+)
 from lorafleet_inference.text.output import ShownToken
 from lorafleet_inference.text.pieces import PieceTable
 
@@ -26,6 +36,19 @@ def completion_logprobs(tokens: Sequence[ShownToken], pieces: PieceTable) -> Com
         ],
         text_offset=[token.offset for token in tokens],
     )
+
+
+def prompt_logprobs(
+    token_ids: Sequence[int], scored: Sequence[TokenLogprobs] | None, pieces: PieceTable
+) -> PromptLogprobs | msgspec.UnsetType:
+    """Return `prompt_logprobs` of a choice, in vLLM's form; `scored`: from the second token on, None if not asked for."""
+    if scored is None:
+        return msgspec.UNSET
+    places: PromptLogprobs = [None]
+    for token_id, one in zip(token_ids[1:], scored, strict=True):
+        shown = {**dict(one.top), token_id: one.chosen}
+        places.append({str(key): PromptToken(_finite(value), _name(pieces.shown(key))) for key, value in shown.items()})
+    return places
 
 
 def _token(token: ShownToken, pieces: PieceTable) -> TokenLogprob:

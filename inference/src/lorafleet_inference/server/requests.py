@@ -106,6 +106,7 @@ class GenerationRequest(_Strict):
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = []
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_STRINGS)] = []
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
     stream: bool = False
@@ -115,6 +116,8 @@ class GenerationRequest(_Strict):
     def _stream_options_need_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream: true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs comes with the whole answer only; leave out stream")
         return self
 
     @property
@@ -160,6 +163,8 @@ class GenerationRequest(_Strict):
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             num_logprobs=self.num_logprobs,
+            # choices of one prompt have the same; the first one's are shown with each
+            prompt_logprobs=self.prompt_logprobs if choice == 0 else None,
         )
 
 
