@@ -48,6 +48,8 @@ def test_events_are_for_transitions() -> None:
     assert transition(waiting, waiting) is None
     assert transition(waiting, ready) == ("Normal", "Ready", "it is Serving")
     assert transition(ready, ready) is None
+    assert transition(ready, ready, has_switched=True) == ("Normal", "Ready", "it is Serving")
+    assert transition(ready, waiting, has_switched=True) == ("Normal", "Loading", "no longer Ready: it is Loading")
     assert transition(ready, waiting) == ("Normal", "Loading", "no longer Ready: it is Loading")
     assert transition(ready, stuck) == ("Warning", "UnsafeFormat", "it is UnsafeFormat")
     assert transition(stuck, stuck) is None

@@ -20,10 +20,12 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def transition(before: list[Condition], after: list[Condition]) -> tuple[str, str, str] | None:
+def transition(
+    before: list[Condition], after: list[Condition], *, has_switched: bool = False
+) -> tuple[str, str, str] | None:
     """Return type, reason and message of the Event that a change of conditions is worth, or None.
 
-    Worth one: Ready became True or ceased to be, and something needs a person.
+    Worth one: Ready became True or ceased to be, another revision answers (`has_switched`), something needs a person.
     """
     was, ready = condition_of(before, READY), condition_of(after, READY)
     if ready is None:
@@ -31,6 +33,8 @@ def transition(before: list[Condition], after: list[Condition]) -> tuple[str, st
     stalled, had_stalled = condition_of(after, STALLED), condition_of(before, STALLED)
     if stalled is not None and (had_stalled is None or had_stalled.reason != stalled.reason):
         return "Warning", stalled.reason, stalled.message
+    if has_switched and ready.status == "True":
+        return "Normal", "Ready", ready.message
     if ready.status != (was.status if was is not None else None):
         if ready.status == "True":
             return "Normal", "Ready", ready.message

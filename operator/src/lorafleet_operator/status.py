@@ -41,7 +41,8 @@ class StatusWriter:
         Raises:
             KubeError: it could not be written.
         """
-        await self._write(Kind.ADAPTER, resource.metadata, resource.status, status)
+        has_switched = resource.status.stable_revision != status.stable_revision
+        await self._write(Kind.ADAPTER, resource.metadata, resource.status, status, has_switched=has_switched)
 
     async def base(self, resource: BaseModelResource, status: BaseModelStatus) -> None:
         """Write the status of a BaseModelDeployment.
@@ -57,12 +58,14 @@ class StatusWriter:
         meta: ObjectMeta,
         before: AdapterStatus | BaseModelStatus,
         after: AdapterStatus | BaseModelStatus,
+        *,
+        has_switched: bool = False,
     ) -> None:
         content = after.model_dump(mode="json", by_alias=True, exclude_none=True)
         if not await self._apply(kind, meta, {"status": content}, "/status", STATUS_MANAGER):
             return
         metrics.STATUS_WRITES.labels(kind=KINDS[kind]).inc()
-        event = events.transition(before.conditions, after.conditions)
+        event = events.transition(before.conditions, after.conditions, has_switched=has_switched)
         if event is not None:
             await events.post(self._api, KINDS[kind], meta, event, reporter=self._reporter)
 
