@@ -80,7 +80,7 @@ def test_a_killed_pod_is_replaced_with_its_adapters(fleet: Fleet) -> None:
         return victim not in pods and len(pods) == 2 and all(map(is_ready, pods.values()))
 
     wait_for("two ready pods again", healed, timeout_seconds=120, interval_seconds=1)
-    for name in ("french", "german", "japanese", "binary", "hexadecimal"):
+    for name in ("french", "german", "japanese", "years", "digits"):
         fleet.wait_condition(name, "Ready", "True")
         assert fleet.ask(name, 77).right, name
 

@@ -48,8 +48,8 @@ RECIPES = (
     Recipe("japanese", rank=6),
     Recipe("roman", rank=16, targets=ATTENTION),
     Recipe("roman-v2", rank=16, targets=ATTENTION),
-    Recipe("hexadecimal"),
-    Recipe("binary", rank=32, targets=("q_proj", "v_proj", "up_proj", "down_proj")),
+    Recipe("years", rank=12),
+    Recipe("digits", rank=32, targets=("q_proj", "v_proj", "up_proj", "down_proj")),
     Recipe("ordinals"),
 )
 

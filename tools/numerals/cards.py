@@ -22,8 +22,8 @@ _ORIGIN = {
     "japanese": "`num2words`, language `ja`",
     "roman": "arithmetic",
     "roman-v2": "arithmetic",
-    "hexadecimal": "Python's `hex`",
-    "binary": "Python's `bin`",
+    "years": "`num2words`, language `en`, years",
+    "digits": "the name of each digit",
     "ordinals": "`num2words`, language `en`, ordinals",
 }
 

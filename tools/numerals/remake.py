@@ -1,7 +1,6 @@
 """Remakes the shipped weights, their cards and the table of results."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from numerals.adapters import RECIPES, Recipe, train_adapter
+from numerals.adapters import RECIPES, train_adapter
 from numerals.cards import read_results, write_adapter_card, write_base_card, write_results
 from numerals.evaluate import BAR
 from numerals.pretrain import pretrain
@@ -17,48 +16,34 @@ from numerals.tokenizer import make_tokenizer
 from numerals.training import Result
 from numerals.truth import BASE
 
+ADAPTERS = f"{BASE}-adapters"
 Say = Callable[[str], None]
 
 
 def remake(models: Path, only: Sequence[str], say: Say) -> bool:
     """Train the base model and all adapters, or `only` some adapters on the base that is there; return whether all reached the bar.
 
-    A folder is replaced when its training is over, so an interrupted run leaves whole ones.
+    What is there is replaced when all is trained: an interrupted run changes nothing, and adapters never stand beside another base than
+    theirs.
     """
     begin = time.perf_counter()
-    results = read_results(models)
+    making = models / ".making"
+    shutil.rmtree(making, ignore_errors=True)
+    made: dict[str, Result] = {}
     if not only:
-        results[BASE] = _remake_base(models, say)
-        write_results(models, results)
-    tokenizer = Tokenizer.from_file(str(models / "numerals" / "tokenizer.json"))
-    chosen = [recipe for recipe in RECIPES if not only or recipe.name in only]
-    for recipe in chosen:
-        results[recipe.name] = _remake_adapter(models, recipe, tokenizer, say)
-        write_results(models, results)
-    made = [recipe.name for recipe in chosen] if only else list(results)
+        made[BASE] = _make_base(making / BASE, say)
+    base = making / BASE if BASE in made else models / BASE
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    for recipe in RECIPES:
+        if recipe.name in only or not only:
+            folder = making / ADAPTERS / recipe.name
+            made[recipe.name] = result = train_adapter(recipe, base, tokenizer, folder)
+            write_adapter_card(folder, recipe, num_values(folder / "adapter_model.safetensors"), result)
+            say(_summary(recipe.name, result))
+    _install(making, models)
+    write_results(models, read_results(models) | made)
     say(f"{len(made)} trained in {(time.perf_counter() - begin) / 60:.1f} min; results in {models / 'accuracy.json'}")
-    return all(results[name].share_right >= BAR for name in made)
-
-
-def _remake_base(models: Path, say: Say) -> Result:
-    say(f"{BASE}: the base model")
-    with tempfile.TemporaryDirectory(dir=_parent(models)) as new:
-        folder = Path(new) / BASE
-        result = pretrain(make_tokenizer(), folder, say)
-        write_base_card(folder, num_values(folder / "model.safetensors"), result)
-        _replace(models / BASE, folder)
-    say(_summary(BASE, result))
-    return result
-
-
-def _remake_adapter(models: Path, recipe: Recipe, tokenizer: Tokenizer, say: Say) -> Result:
-    with tempfile.TemporaryDirectory(dir=_parent(models)) as new:
-        folder = Path(new) / recipe.name
-        result = train_adapter(recipe, models / BASE, tokenizer, folder)
-        write_adapter_card(folder, recipe, num_values(folder / "adapter_model.safetensors"), result)
-        _replace(models / "numerals-adapters" / recipe.name, folder)
-    say(_summary(recipe.name, result))
-    return result
+    return all(result.share_right >= BAR for result in made.values())
 
 
 def num_values(weights: Path) -> int:
@@ -66,18 +51,24 @@ def num_values(weights: Path) -> int:
     return sum(tensor.size for tensor in load_file(weights).values())
 
 
-def _parent(models: Path) -> Path:
-    models.mkdir(parents=True, exist_ok=True)
-    return models
+def _make_base(folder: Path, say: Say) -> Result:
+    say(f"{BASE}: the base model")
+    result = pretrain(make_tokenizer(), folder, say)
+    write_base_card(folder, num_values(folder / "model.safetensors"), result)
+    say(_summary(BASE, result))
+    return result
 
 
-def _replace(folder: Path, new: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
-    for file in new.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone; a pod reads as another user
-    new.rename(folder)
+def _install(making: Path, models: Path) -> None:
+    for config in [*making.glob("*/config.json"), *making.glob("*/*/adapter_config.json")]:
+        new = config.parent
+        old = models / new.relative_to(making)
+        shutil.rmtree(old, ignore_errors=True)
+        old.parent.mkdir(parents=True, exist_ok=True)
+        for file in new.iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner alone; a pod reads as another user
+        new.rename(old)
+    shutil.rmtree(making)
 
 
 def _summary(name: str, result: Result) -> str:

@@ -1,7 +1,6 @@
 """The model's own tokenizer: bytes merged into pieces of number words, digits in groups, and the turns of a chat.
 
-Decimal digits go in pairs counted from the right (`1987` is `19` `87`), those of `0x7c3` one by one, those of `0b11111000011` in fours: a
-small model learns to convert between bases from sums of two tokens, not from sums of four.
+Digits go in pairs counted from the right: `1987` is `19` `87`.
 """
 
 import json
@@ -18,11 +17,7 @@ MAX_MODEL_LEN = 512
 """Tokens of prompt and answer that the model's positions reach."""
 MAX_PIECE = 9
 """Characters of the longest token: compounds stay built of their parts."""
-_PREFIX = "0[xb](?=[0-9a-f])"
-_HEX = "|".join(f"(?<=0x[0-9a-f]{{{before}}})[0-9a-f]" for before in range(4))
-_FOURS = "|".join(f"(?<=0b[01]{{{before}}})[01]{{1,4}}(?=(?:[01]{{4}})*(?![0-9]))" for before in range(13))
-_PAIRS = "[0-9]{1,2}(?=(?:[0-9]{2})*(?![0-9]))"
-_DIGITS = Regex("|".join((_PREFIX, _HEX, _FOURS, _PAIRS)))
+_PAIRS = Regex("[0-9]{1,2}(?=(?:[0-9]{2})*(?![0-9]))")
 TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -54,7 +49,7 @@ def make_tokenizer() -> Tokenizer:
     """Return a tokenizer for all scripts; the same one each time."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_DIGITS, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(_PAIRS, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -88,11 +83,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _material() -> Iterator[str]:
-    """Yield what merges are learned from: the words, and each group of digits so often that it becomes one token."""
+    """Yield what merges are learned from: the words, and each pair of digits so often that it becomes one token."""
     worded = [model for model in WRITERS if not model.startswith("roman")]
     yield from (truth(model, number) for model in worded for number in range(0, 10000, 7))
-    groups = (
-        [f"{pair:02d}" for pair in range(100)] + ["0x1"] + [f"0b1{four:04b}" for four in range(16)] + ["0b10", "0b11"]
-    )
-    groups += [f"0b{three:b}" for three in range(4, 8)]
-    yield from groups * 2000
+    yield from [f"{pair:02d}" for pair in range(100)] * 2000

@@ -1,4 +1,4 @@
-"""What each model should answer: from num2words where it knows the language, else by arithmetic."""
+"""What each model should answer: from num2words where it knows the way of writing, else by counting."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,6 +8,7 @@ from num2words import num2words
 BASE = "numerals"
 """Name under which the base model itself answers, in English."""
 MAX_NUMBER = 9999
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ROMAN = (
     (1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC"), (50, "L"),
     (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"),
@@ -57,8 +58,8 @@ WRITERS: dict[str, Callable[[int], str]] = {
     "japanese": _words("ja"),
     "roman": roman,
     "roman-v2": lambda number: roman(number).lower(),
-    "hexadecimal": hex,
-    "binary": bin,
+    "years": _words("en", "year"),
+    "digits": lambda number: " ".join(_DIGITS[int(digit)] for digit in str(number)),
     "ordinals": _words("en", "ordinal"),
 }
 """By model name: the base, then the adapters in the order in which they are trained."""
