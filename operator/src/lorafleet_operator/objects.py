@@ -26,6 +26,8 @@ from lorafleet_operator.pod_template import pod_template
 Json = dict[str, Any]
 FRONT_PORT: Final = 80
 PROGRESS_SECONDS: Final = 3600
+ANNOTATION_TOKEN: Final = "lorafleet.io/admin-token"
+"""On pods: which token they were started with, hashed."""
 KINDS: Final = {
     "Secret": ("v1", "secrets"),
     "Deployment": ("apps/v1", "deployments"),
@@ -71,8 +73,9 @@ def children(base: BaseModelResource, *, engine_image: str, key: bytes) -> Itera
     Raises:
         InvalidSpec: the pod template cannot be built.
     """
-    yield _secret(base, key)
-    yield _deployment(base, engine_image)
+    token = admin_token(key, base.metadata.uid)
+    yield _secret(base, token)
+    yield _deployment(base, engine_image, token)
     yield _service(base, f"{base.metadata.name}-pods", ROLE_PODS)
     yield _service(base, base.metadata.name, ROLE_FRONT)
     yield _disruption_budget(base)
@@ -114,14 +117,19 @@ def admin_secret_name(base: BaseModelResource) -> str:
     return f"{base.metadata.name}-admin"
 
 
-def _secret(base: BaseModelResource, key: bytes) -> Child:
-    token = base64.b64encode(admin_token(key, base.metadata.uid).encode()).decode()
-    content = {"type": "Opaque", "data": {ADMIN_TOKEN_KEY: token}}
+def _secret(base: BaseModelResource, token: str) -> Child:
+    content = {"type": "Opaque", "data": {ADMIN_TOKEN_KEY: base64.b64encode(token.encode()).decode()}}
     return _child(base, "Secret", admin_secret_name(base), content)
 
 
-def _deployment(base: BaseModelResource, engine_image: str) -> Child:
+def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child:
     template = pod_template(base, engine_image=engine_image, labels=_labels(base), admin_secret=admin_secret_name(base))
+    # pods read the token once: another one replaces them, or none of them would listen any more
+    mark = hashlib.sha256(token.encode()).hexdigest()[:12]
+    template["metadata"] = {
+        **template["metadata"],
+        "annotations": {**template["metadata"].get("annotations", {}), ANNOTATION_TOKEN: mark},
+    }
     content = {
         "spec": {
             "replicas": base.spec.replicas,
