@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ def gaps(timeline: Timeline) -> list[float]:
 
 def middle(runs: Sequence[Figures]) -> Figures:
     """Return the median of each figure over the runs."""
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in Figures.__dataclass_fields__:
         values = [value for run in runs if (value := getattr(run, name)) is not None]
         columns[name] = median(values) if values else None

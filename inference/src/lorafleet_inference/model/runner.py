@@ -11,6 +11,7 @@ from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, Model
 from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
 from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.kernels.cpu import load_kernels
+from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import build_batch
 from lorafleet_inference.model.extras import Extras, ExtrasBank
@@ -85,6 +86,7 @@ class ModelRunner:
         return StepResult({item.request_id: token for item, token in zip(sampled, tokens, strict=True)}, scored)
 
     @torch.inference_mode()
+    @on_one_thread()
     def load_slab(self, plan: AdapterPlan) -> HostAdapter:
         """Read an adapter from disk; runs beside steps."""
         slab = load_slab(plan, self._bank.layout, self._dtype, pin=self._device.type == "cuda")
@@ -104,6 +106,7 @@ class ModelRunner:
         return (num_rows * self._bank.layout.width + num_extra_elements(plan, self.facts)) * self._dtype.itemsize
 
     @torch.inference_mode()
+    @on_one_thread()
     def install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
         """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""
         num_row_pages = slab.slab.rows.shape[0] // RANK_PAGE
