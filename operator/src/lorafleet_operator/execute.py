@@ -41,10 +41,13 @@ class Executor:
             try:
                 state = await self._client.state(pod.ip, token, limit_seconds=limit)
             except AdminError as error:
+                is_news = pod.is_ready and pod.uid not in self._silent
                 self._silent.add(pod.uid)
-                level = logging.WARNING if pod.is_ready else logging.DEBUG
+                level = logging.WARNING if is_news else logging.DEBUG
                 logger.log(level, "pod %s does not say what it has: %s", pod.name, error)
                 return ObservedPod(pod, None)
+        if pod.uid in self._silent and pod.is_ready:
+            logger.info("pod %s answers again", pod.name)
         self._silent.discard(pod.uid)
         return ObservedPod(pod, state)
 
