@@ -488,3 +488,22 @@ async def test_spec_is_never_written(fleet: Fleet) -> None:
     ]
     paths = {w for w in fleet.kube.writes if "lorafleet.io" in w}
     assert {p.rsplit("/", 1)[-1] for p in paths} == {"status", "french"}
+
+
+async def test_many_adapters_at_once_cost_few_writes(fleet: Fleet) -> None:
+    """A finalizer, an Event and about one status each; pods are told of them together."""
+    names = [f"a{number:03d}" for number in range(100)]
+    fleet.base()
+    await fleet.operate()
+    pod = await fleet.pod(slots=100)
+    await until("base", lambda: fleet.base_condition()[0] == "True")
+    before, told = len(fleet.kube.writes), len(pod.writes)
+    for name in names:
+        fleet.adapter(name)
+    await until("all ready", lambda: fleet.is_ready(*names), seconds=60)
+    statuses = [
+        write for write in fleet.kube.writes[before:] if "/loraadapters/" in write and write.endswith("/status")
+    ]
+    assert len(statuses) <= 2 * len(names)
+    assert len(pod.writes) - told <= 20
+    assert pod.num_resolved == len(names)
