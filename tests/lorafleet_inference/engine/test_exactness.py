@@ -55,7 +55,12 @@ def one_thread() -> Iterator[None]:
 LENGTHS = (1, 33, 16, 2, 100, 17, 65, 300, 15, 32, 48)
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+QUICK = ("gpt2", "llama", "mixtral")
+"""Families of `make check`; all together take minutes."""
+PARAMS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES)]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def family(request: pytest.FixtureRequest) -> Family:
     base, adapters = model_folder(request.param), adapters_of(request.param)
     rng = random.Random(7)
