@@ -47,7 +47,7 @@ RECIPES = (
     Recipe("portuguese", rank=4),
     Recipe("japanese", rank=6),
     Recipe("roman", rank=16, targets=ATTENTION),
-    Recipe("roman-v2", rank=16, targets=ATTENTION),
+    Recipe("roman-v2", rank=16, targets=ATTENTION, num_steps=300),
     Recipe("years", rank=12),
     Recipe("digits", rank=32, targets=("q_proj", "v_proj", "up_proj", "down_proj")),
     Recipe("ordinals"),
