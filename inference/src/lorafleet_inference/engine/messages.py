@@ -160,7 +160,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine set aside. A rank-r adapter takes ceil(r / rank_page) rank pages."""
+    """What the engine set aside. A rank-r adapter takes ceil(r / rank_page) rank pages.
+
+    More if it holds anything beside A and B of linear layers (head, embedding, saved modules, experts, DoRA's norms).
+    """
 
     num_kv_blocks: int
     kv_block_tokens: int
