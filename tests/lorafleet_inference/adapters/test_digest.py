@@ -1,6 +1,7 @@
 """The digest can be computed by hand, and changes with what counts and nothing else."""
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,11 @@ def test_what_is_no_adapter_has_no_digest(tmp_path: Path) -> None:
         with pytest.raises(AdapterError) as caught:
             digest_of(path)
         assert caught.value.reason is reason
+
+
+def test_the_shell_lines_of_the_documentation_print_the_digest(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "adapters.md").read_text()
+    script = next(block.split("```")[0] for block in page.split("```sh\n")[1:] if "sha256sum" in block)
+    folder = write_adapter(tmp_path / "one")
+    done = subprocess.run(["bash", "-ec", script], cwd=folder, check=True, capture_output=True, text=True)
+    assert f"sha256:{done.stdout.split()[0]}" == digest_of(folder)

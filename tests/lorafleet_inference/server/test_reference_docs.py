@@ -15,3 +15,21 @@ def test_every_error_code_is_explained() -> None:
 
     text = (reference_docs.REFERENCE / "api.md").read_text()
     assert not [code for code in ErrorCode if f"`{code}`" not in text]
+
+
+def test_every_reason_is_explained() -> None:
+    from lorafleet_contract.reasons import PASSING, Reason
+
+    rows = [
+        line for line in (reference_docs.REFERENCE / "reasons.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    by_reason = {line.split("`")[1]: line for line in rows}
+    assert set(by_reason) == {reason.value for reason in Reason}
+    assert {name for name, line in by_reason.items() if "| yes |" in line} == {reason.value for reason in PASSING}
+
+
+def test_every_file_of_an_adapter_is_named() -> None:
+    from lorafleet_inference.adapters.files import FILES
+
+    text = (reference_docs.REFERENCE / "adapters.md").read_text()
+    assert not [name for name in FILES if f"`{name}`" not in text]

@@ -1,13 +1,14 @@
 """The admin port: what the pod has, what it should have, for the operator and for people. Every error is an AdminError."""
 
 import hmac
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
@@ -26,19 +27,14 @@ DrainSeconds = Annotated[float, Query(gt=0, le=3600)]
 
 def admin_app(pod: Pod, token: str | None) -> FastAPI:
     """Return the app of the admin port; `token` None: nobody is asked for one."""
-    app = FastAPI(
-        title="lorafleet admin",
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
-        dependencies=[Depends(_asks_for(token))],
-    )
+    app = FastAPI(title="lorafleet admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_state(app, pod)
     _add_names(app, pod)
     if pod.config.vllm_lora_routes:
         app.include_router(vllm_lora_router(pod))
     _add_error_shapes(app)
+    if token is not None:
+        app.add_middleware(TokenGate, token=token)
     return app
 
 
@@ -126,15 +122,22 @@ def _unknown(name: str) -> AdapterError:
     return AdapterError(Reason.NOT_FOUND, f"no adapter {name!r}")
 
 
-def _asks_for(token: str | None) -> Callable[[Request], Awaitable[None]]:
-    async def check(request: Request) -> None:
-        if token is None:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-            raise HTTPException(401, "a bearer token is needed, and this is not it", {"www-authenticate": "Bearer"})
+class TokenGate:
+    """ASGI middleware: whatever is asked without the bearer token is answered 401."""
 
-    return check
+    def __init__(self, app: ASGIApp, *, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
+            await self._app(scope, receive, send)
+            return
+        refused = _error(Reason.UNAUTHORIZED, "a bearer token is needed, and this is not it", 401)
+        refused.headers["www-authenticate"] = "Bearer"
+        await refused(scope, receive, send)
 
 
 def _answer(body: Wire, status: int = 200) -> Response:
@@ -175,10 +178,6 @@ def _add_error_shapes(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 401:
-            answer = _error(Reason.UNAUTHORIZED, str(error.detail), 401)
-            answer.headers["www-authenticate"] = "Bearer"
-            return answer
         reason = Reason.NOT_FOUND if error.status_code == 404 else Reason.BAD_REQUEST
         return _error(reason, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
 
