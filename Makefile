@@ -38,6 +38,9 @@ format: env ## let ruff lay out the code
 lock: ## remake the locks in requirements/ (UPGRADE=1 takes newer versions)
 	@PATH="$$($(PYTHON) -c 'import sys; sys.path.insert(0, "tools"); import bootstrap, os; print(os.path.dirname(bootstrap.find_uv()))'):$$PATH" sh requirements/lock.sh $(if $(UPGRADE),--upgrade)
 
+bench: env ## how fast a pod serves beside PEFT and transformers; half an hour on a quiet machine (OPTIONS="--vllm --adapters 0,8")
+	@$(VENV)/python benchmarks/serving.py $(OPTIONS)
+
 charts: env ## remake what of the charts is made from crds/ and values.yaml
 	@$(VENV)/python tools/chart_files.py
 
