@@ -82,7 +82,7 @@ async def ask_each(url: str, models: list[str], number: int) -> list[Answer]:
 async def keep_asking(url: str, models: list[str], stop: asyncio.Event, *, num_clients: int = 4) -> Traffic:
     """Ask round-robin from several clients until `stop` is set; never gives up on a failure, it counts it."""
     traffic = Traffic()
-    numbers = itertools.cycle(range(100, 1000, 37))
+    numbers = itertools.cycle(range(137, 1000, 37))
     turn = itertools.cycle(models)
 
     async def one_client(client: httpx.AsyncClient) -> None:
