@@ -82,7 +82,7 @@ def test_a_killed_pod_is_replaced_with_its_adapters(fleet: Fleet) -> None:
     wait_for("two ready pods again", healed, timeout_seconds=120, interval_seconds=1)
     for name in ("french", "german", "japanese", "years", "digits"):
         fleet.wait_condition(name, "Ready", "True")
-        assert fleet.ask(name, 77).right, name
+        assert fleet.ask(name, 1987).right, name
 
 
 def test_a_restarted_container_gets_its_adapters_back(fleet: Fleet) -> None:
@@ -104,7 +104,7 @@ def test_a_restarted_container_gets_its_adapters_back(fleet: Fleet) -> None:
     )
     for name in STEADY:
         fleet.wait_condition(name, "Ready", "True")
-        assert fleet.ask(name, 42).right
+        assert fleet.ask(name, 1987).right
 
 
 def test_a_killed_operator_takes_up_where_it_left(fleet: Fleet) -> None:
@@ -117,7 +117,7 @@ def test_a_killed_operator_takes_up_where_it_left(fleet: Fleet) -> None:
     )
     fleet.kube.kubectl("delete", "lora", "leaving", "-n", NAMESPACE, "--wait=false")
     fleet.adapter("arriving", {"name": "bucket", "path": "italian"})
-    assert all(fleet.ask(name, 314).right for name in STEADY)
+    assert all(fleet.ask(name, 1987).right for name in STEADY)
     fleet.kube.kubectl("scale", "deployment/lorafleet-operator", "-n", SYSTEM, "--replicas=1")
     fleet.wait_condition("arriving", "Ready", "True", timeout_seconds=90)
     fleet.kube.kubectl("wait", "--for=delete", "lora/leaving", "-n", NAMESPACE, "--timeout=60s")
