@@ -45,7 +45,7 @@ CASES = [
     Case("up", "True PodsReady", "2 of 2 pods are ready", None),
     Case("none wanted", "True PodsReady", "0 of 0", None, DeploymentFacts(True, 0, 0, 0), (), spec={"replicas": 0}),
     Case("spec not seen yet", "False RollingOut", "2 of 2 pods", "Reconciling", DeploymentFacts(False, 2, 2, 2)),
-    Case("old pods left", "False RollingOut", "2 of 2 pods", "Reconciling", DeploymentFacts(True, 3, 2, 2)),
+    Case("old pods left", "False RollingOut", "and ready, 1 more to go", "Reconciling", DeploymentFacts(True, 3, 2, 2)),
     Case("one is not ready", "False RollingOut", "1 of 2 pods", "Reconciling", pods=(v.pod("p0"),)),
     Case("one crashes", "False RollingOut", "p1: CrashLoopBackOff", "Reconciling", pods=(v.pod("p0"), CRASHING)),
     Case("quota", "False RollingOut", "no quota", "Reconciling", DeploymentFacts(True, 0, 0, 0, "no quota"), ()),

@@ -8,7 +8,7 @@ OperatorError
 │   ├── KubeNotFound            404                                     no
 │   ├── KubeConflict            409                                     yes, after looking again
 │   ├── KubeInvalid             400, 422 and 500 of an apply            no: the object has to change
-│   └── KubeUnavailable         429, 5xx, no connection, timeout        yes
+│   └── KubeUnavailable         410, 429, 5xx, no connection, timeout   yes
 ├── NotOurs                     an object of that name belongs to somebody else
 ├── InvalidSpec                 a spec passed the API server and means nothing
 └── AdminError                  a pod did not do it

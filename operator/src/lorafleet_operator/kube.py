@@ -166,6 +166,7 @@ def _error(status: int, raw: bytes, *, is_apply: bool) -> KubeError:
     # an unknown field in an apply is answered 500 without a reason
     if status in (400, 422) or (status == 500 and is_apply and "field not declared in schema" in message):
         return KubeInvalid(status, reason, message)
-    if status == 429 or status >= 500:
+    # 410: the pages of a list grew too old
+    if status in (410, 429) or status >= 500:
         return KubeUnavailable(status, reason, message)
     return KubeError(status, reason, message)

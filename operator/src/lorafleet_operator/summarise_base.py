@@ -194,6 +194,7 @@ def _judge(base: BaseModelResource, facts: BaseFacts) -> tuple[bool, Reason, str
         return False, Reason.ROLLING_OUT, deployment.failure + facts.pod_problem, deployment.is_overdue
     done = min(deployment.updated, deployment.available, facts.num_ready, wanted)
     if not deployment.is_settled(wanted) or done < wanted:
-        message = f"{done} of {wanted} pods are up to date and ready{facts.pod_problem}"
+        surplus = f", {deployment.replicas - wanted} more to go" if deployment.replicas > wanted else ""
+        message = f"{done} of {wanted} pods are up to date and ready{surplus}{facts.pod_problem}"
         return False, Reason.ROLLING_OUT, message, False
     return True, Reason.PODS_READY, f"{wanted} of {wanted} pods are ready", False
