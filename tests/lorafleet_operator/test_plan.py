@@ -111,6 +111,19 @@ def test_name_moves_when_every_ready_pod_can_answer() -> None:
         assert not any(names(c).get(NEW.revision, ("", False))[1] for c in changes.values())
 
 
+def test_suspended_switch_stands_still() -> None:
+    artifacts = {
+        "artifact": NEW.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "stableArtifact": OLD.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+    status = v.served("french", **artifacts)
+    source = {"name": "models", "path": "french-v2"}
+    pods = [v.seen(v.entry("french"), v.entry("french-v2", stable=False), pod=P0)]
+    assert told([v.adapter(source=source, status=status, suspend=True)], pods) == {}
+    moved = told([v.adapter(source=source, status=status)], pods)["p0"]
+    assert names(moved)[NEW.revision] == ("Resident", True)
+
+
 def after_switch(since: timedelta) -> AdapterResource:
     history = [
         {"revision": NEW.revision, "digest": NEW.digest, "since": (NOW - since).isoformat()},

@@ -21,7 +21,7 @@ MAX_HISTORY: Final = 5
 def target_of(intent: Intent, pods: Sequence[ObservedPod]) -> str | None:
     """Return the revision that the bare name should mean on pods."""
     desired = intent.artifacts[0] if intent.artifacts else None
-    if desired is None or desired.revision == intent.published:
+    if desired is None or desired.revision == intent.published or intent.adapter.spec.suspend:
         return intent.published
     if intent.published is None or _may_switch(intent.name, desired.revision, pods):
         return desired.revision

@@ -148,7 +148,7 @@ def _judge(
         return False, Reason.DRAINING, "being unloaded", False
     if intent.refusal is not None:
         return False, intent.refusal.reason, intent.refusal.message, intent.refusal.is_final
-    if _is_held_back(lineup):
+    if _is_held_back(lineup, published):
         return False, Reason.SUSPENDED, "suspended: changes are not acted on", False
     desired = intent.desired
     if desired is None:
@@ -195,12 +195,14 @@ def _judge_unresolved(lineup: Lineup, pods: Sequence[ObservedPod]) -> tuple[bool
     return False, Reason.RESOLVING, "a pod is resolving the source", False
 
 
-def _is_held_back(lineup: Lineup) -> bool:
+def _is_held_back(lineup: Lineup, published: str | None) -> bool:
     """Whether suspension keeps something from happening."""
     adapter, desired = lineup.intent.adapter, lineup.intent.desired
     if not adapter.spec.suspend:
         return False
-    return desired is None or desired.source != adapter.spec.source or adapter.spec.digest not in (None, desired.digest)
+    if desired is None or desired.revision != published:
+        return True
+    return desired.source != adapter.spec.source or adapter.spec.digest not in (None, desired.digest)
 
 
 def _placements(lineup: Lineup, pods: Sequence[ObservedPod]) -> list[PlacementStatus]:
