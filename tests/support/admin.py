@@ -38,7 +38,7 @@ class Admin:
         Raises:
             Refused: it is not 2xx.
         """
-        answer = self.http.request(method, path, json=body, params=query)
+        answer = self.http.request(method, path, json=body, params=query or None)
         if not answer.is_success:
             raise Refused(answer.status_code, admin.AdminError.model_validate_json(answer.content))
         return answer.json() if answer.content else None

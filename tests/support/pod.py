@@ -20,7 +20,7 @@ SOURCES = [str(ROOT / part / "src") for part in ("contract", "inference")]
 START_SECONDS = 300.0
 END_SECONDS = 30.0
 KERNELS = Path(tempfile.gettempdir()) / f"lorafleet-test-kernels-{os.getuid()}"
-"""Compiled once for all pods of all runs; whoever compiled them is part of their key."""
+"""Compiled once for all pods of all runs."""
 LISTENING = re.compile(r"listening on (http://\S+) \(admin (http://\S+)\)")
 NUMERALS = ROOT / "models" / "numerals"
 NUMERALS_ADAPTERS = ROOT / "models" / "numerals-adapters"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from support.declared_pod import DeclaredPod, serve_declared
 from support.pod import ServedPod, serve
 from support.tiny_llama import make_adapter, make_base
 
@@ -28,6 +29,14 @@ def adapter_folders(base_folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def pod(base_folder: Path, adapter_folders: dict[str, Path]) -> Iterator[ServedPod]:
     with serve(base_folder, "--served-name=tiny", "--pod-name=pod-1", adapters=adapter_folders) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def declared(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeclaredPod]:
+    """A pod with declared sources and few places for adapters; each test uses names of its own."""
+    root = tmp_path_factory.mktemp("declared")
+    with serve_declared(base_folder, root, "--max-resident-adapters=6", "--vllm-lora-routes") as served:
         yield served
 
 
