@@ -107,3 +107,14 @@ def test_scores_far_apart_stay_finite(kernels: CpuKernels) -> None:
     query, out = torch.tensor([[[1.0, 0, 0, 0]]]), torch.empty(1, 1, KV_BLOCK_TOKENS)
     PagedDecode(kernels, [0], [2], [[0]]).attend(query, keys, values, out, scale=1.0)
     assert torch.allclose(out[0, 0, :3], torch.tensor([1e4, -1e4, 9.99e3]).softmax(0), atol=1e-6)
+
+
+def test_answers_in_the_dtype_that_is_asked_for(kernels: CpuKernels) -> None:
+    keys, values = (torch.randn(2, 2, KV_BLOCK_TOKENS, 32).bfloat16() for _ in range(2))
+    query = torch.randn(4, 3, 32).bfloat16()
+    wide, narrow = torch.zeros(3, 4, 32), torch.zeros(3, 4, 32, dtype=torch.bfloat16)
+    decode = PagedDecode(kernels, [2, 0], [9, 20], [[1], [0, 1]])
+    decode.attend(query, keys, values, wide, scale=0.2)
+    decode.attend(query, keys, values, narrow, scale=0.2)
+    assert torch.equal(narrow, wide.bfloat16())
+    assert (narrow[1] == 0).all()
