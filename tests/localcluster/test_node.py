@@ -39,8 +39,17 @@ def nodes(tmp_path):
 
 
 def sleeper_of(layout):
+    """Return the component's process id; while the node is being prepared, its supervisor has other children."""
     supervisor = Node(layout).supervisor()
-    return next(iter(children_of(supervisor.pid)), None) if supervisor else None
+    children = children_of(supervisor.pid) if supervisor else []
+    return next((pid for pid in children if command_of(pid).startswith(b"sleeper")), None)
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 @pytest.mark.cluster
