@@ -14,7 +14,8 @@ from peft.utils.other import get_pattern_key
 from support.adapter_files import write_adapter
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.adapters.peft_config import MAX_PATTERN_CHARACTERS, PeftConfig, Targets, read_config
+from lorafleet_inference.adapters.patterns import MAX_CHARACTERS, Patience
+from lorafleet_inference.adapters.peft_config import PeftConfig, Targets, read_config
 from lorafleet_inference.errors import AdapterError
 
 NAMES = [
@@ -132,7 +133,7 @@ def test_configs_that_cannot_be_understood_name_the_field(tmp_path: Path, text: 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"target_modules": "("}, {"rank_pattern": {"[": 1}}, {"alpha_pattern": {"a" * (MAX_PATTERN_CHARACTERS + 1): 1}}],
+    [{"target_modules": "("}, {"rank_pattern": {"[": 1}}, {"alpha_pattern": {"a" * (MAX_CHARACTERS + 1): 1}}],
 )
 def test_patterns_that_are_none_name_the_field(fields: dict[str, Any]) -> None:
     with pytest.raises(AdapterError, match=next(iter(fields))):
@@ -143,3 +144,24 @@ def test_a_huge_config_is_not_parsed(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "note": "x" * (2 << 20)}))
     with pytest.raises(AdapterError, match="more than"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(?:(?:\w|\w|\.)+)+\s", r"(?:.|.)*\d{9}", r"(.*?.*?.*?.*?.*?.*?.*?.*?.*?.*?.*?)\s"]
+)
+def test_a_pattern_that_takes_for_ever_is_stopped(pattern: str) -> None:
+    patience = Patience(0.05)
+    slow = patience.compile("rank_pattern", pattern)
+    with pytest.raises(AdapterError, match=r"rank_pattern: .* takes too long"):
+        slow.match("model.layers.0.self_attn.q_projjjjjjjjjjjjjjjjjjjjjjjjjjjj")
+    assert patience.seconds <= 0
+
+
+def test_long_patterns_of_well_known_trainers_pass() -> None:
+    pattern = (
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:q_proj|k_proj|v_proj|o_proj|"
+        r"gate_proj|up_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|down_proj)))"
+    )
+    theirs, ours = LoraConfig(target_modules=pattern), Targets(PeftConfig(peft_type="LORA", target_modules=pattern))
+    for name in NAMES:
+        assert ours.include(name, is_adaptable=True) == bool(check_target_module_exists(theirs, name))

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import CONFIG, MAX_CONFIG_BYTES
+from lorafleet_inference.adapters.patterns import Patience, Pattern
 from lorafleet_inference.errors import AdapterError
 
 ALL_LINEAR = "all-linear"
-MAX_PATTERN_CHARACTERS = 1000
 
 
 class PeftConfig(BaseModel):
@@ -146,15 +146,26 @@ class Targets:
 
     def __init__(self, config: PeftConfig) -> None:
         self._config = config
-        self._targets = _pattern("target_modules", config.target_modules)
-        self._excluded = _pattern("exclude_modules", config.exclude_modules)
-        self._ranks = _patterns("rank_pattern", config.rank_pattern or {})
-        self._alphas = _patterns("alpha_pattern", config.alpha_pattern or {})
+        patience = Patience()
+
+        def compiled(field: str, pattern: str) -> Pattern:
+            return patience.compile(f"{CONFIG}: {field}", pattern)
+
+        def names(field: str, value: str | list[str] | None) -> Pattern | list[str] | None:
+            return compiled(field, value) if isinstance(value, str) and value else value or None
+
+        def by_pattern(field: str, values: Mapping[str, Any] | None) -> list[tuple[Pattern, Any]]:
+            return [(compiled(field, rf"(.*\.)?({pattern})$"), value) for pattern, value in (values or {}).items()]
+
+        self._targets = names("target_modules", config.target_modules)
+        self._excluded = names("exclude_modules", config.exclude_modules)
+        self._ranks = by_pattern("rank_pattern", config.rank_pattern)
+        self._alphas = by_pattern("alpha_pattern", config.alpha_pattern)
         layers = config.layers_pattern or []
         self._layers = [
-            _compiled("layers_pattern", rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.")
+            compiled("layers_pattern", rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.")
             for pattern in ([layers] if isinstance(layers, str) else layers)
-        ] or [re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")]
+        ] or [compiled("layers_pattern", r".*?\.[^.]*\.(?P<index>\d+)\.")]
 
     def include(self, module: str, *, is_adaptable: bool) -> bool:
         """Whether the config targets a module; `is_adaptable`: a linear layer that is not the output head."""
@@ -164,7 +175,7 @@ class Targets:
             return is_adaptable
         if self._targets is None or not _matches(self._targets, module):
             return False
-        if isinstance(self._targets, re.Pattern) or module in self._targets:
+        if isinstance(self._targets, Pattern) or module in self._targets:
             return True
         return self._in_layers(module)
 
@@ -189,26 +200,7 @@ class Targets:
         return index == wanted if isinstance(wanted, int) else index in wanted
 
 
-def _pattern(field: str, value: str | list[str] | None) -> re.Pattern[str] | list[str] | None:
-    return _compiled(field, value) if isinstance(value, str) and value else value or None
-
-
-def _matches(pattern: re.Pattern[str] | list[str], module: str) -> bool:
-    if isinstance(pattern, re.Pattern):
+def _matches(pattern: Pattern | list[str], module: str) -> bool:
+    if isinstance(pattern, Pattern):
         return pattern.fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in pattern)
-
-
-def _patterns(field: str, values: Mapping[str, Any]) -> list[tuple[re.Pattern[str], Any]]:
-    return [(_compiled(field, rf"(.*\.)?({pattern})$"), value) for pattern, value in values.items()]
-
-
-def _compiled(field: str, pattern: str) -> re.Pattern[str]:
-    if len(pattern) > MAX_PATTERN_CHARACTERS:
-        raise AdapterError(
-            Reason.ARTIFACT_INVALID, f"{CONFIG}: {field}: a pattern has more than {MAX_PATTERN_CHARACTERS} characters"
-        )
-    try:
-        return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterError(Reason.ARTIFACT_INVALID, f"{CONFIG}: {field}: {pattern!r} is no pattern: {error}") from error
