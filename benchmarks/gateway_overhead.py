@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "contract" / "src")]
 
-from support.kube_api import kube_double
+from support.kube_api import kube_double  # noqa: E402
 
-from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
+from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE  # noqa: E402
 
 BODY = json.dumps({"model": "french", "messages": [{"role": "user", "content": "x" * 500}], "temperature": 0}).encode()
 ANSWER = json.dumps(
@@ -194,7 +194,7 @@ async def main() -> None:
     server = await asyncio.get_running_loop().create_server(TrivialPod, "127.0.0.1", 0)
     pod_port = server.sockets[0].getsockname()[1]
     print(
-        "| requests | connections | direct p50 ms | gateway p50 ms | added p50 ms | gateway p99 ms | gateway requests/s | CPU µs a request |"
+        "| requests | connections | direct p50 ms | gateway p50 ms | added p50 ms | gateway p99 ms | gateway answers/s | CPU µs each |"
     )
     print("|---|---|---|---|---|---|---|---|")
     async with gateway(pod_port, arguments.log_level) as (port, pid):
