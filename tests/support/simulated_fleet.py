@@ -106,10 +106,6 @@ class Fleet:
         """Reasons of all Events, sorted."""
         return sorted(b["reason"] for (kind, _, _), b in self.kube.objects.items() if kind == "events")
 
-    def event_reasons(self) -> list[str]:
-        """Reasons of all Events, sorted."""
-        return sorted(b["reason"] for (kind, _, _), b in self.kube.objects.items() if kind == "events")
-
     def is_ready(self, *names: str) -> bool:
         """Whether all these adapters are Ready."""
         return all(self.condition(name)[0] == "True" for name in names)
