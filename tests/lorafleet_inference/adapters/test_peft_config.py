@@ -146,7 +146,7 @@ def test_a_huge_config_is_not_parsed(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("pattern", [r"(?:.?){60}\d{9}", r"(?:.|.)*\d{9}", r"(.*?.*?.*?.*?.*?.*?.*?.*?.*?.*?.*?)\s"])
+@pytest.mark.parametrize("pattern", [r"(?:.|.)*\d{9}", r"(.*?.*?.*?.*?.*?.*?.*?.*?.*?.*?.*?)\s"])
 def test_a_pattern_that_takes_for_ever_is_stopped(pattern: str) -> None:
     patience = Patience(0.05)
     slow = patience.compile("rank_pattern", pattern)
