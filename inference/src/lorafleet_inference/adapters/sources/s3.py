@@ -136,7 +136,9 @@ class S3Source:
         credentials = self._credentials()
         with self._mutex:  # making one is slow and not safe beside another thread
             if self._made is None or self._made[0] != credentials:
-                self._made = credentials, self._new_client(credentials)
+                old, self._made = self._made, (credentials, self._new_client(credentials))
+                if old is not None:
+                    old[1].close()  # its idle connections; requests under way end on theirs
             return self._made[1]
 
     def _credentials(self) -> _Credentials:
