@@ -51,9 +51,22 @@ def hub_source(hub: ServedHub, tmp_path: Path, token: str = TOKEN) -> HubSource:
     return HubSource("hub", endpoint=hub.url, secret=secret(tmp_path / "hub-secret", token=token))
 
 
+OPENED: list[S3Source] = []
+"""Closed after each test."""
+
+
 def s3_source(s3: ServedS3, tmp_path: Path, *, key: str = SECRET_KEY, bucket: str = "models") -> S3Source:
     keys = secret(tmp_path / "s3-secret", accessKeyId=ACCESS_KEY, secretAccessKey=key)
-    return S3Source("bucket", bucket, prefix="team/", endpoint=s3.url, region=None, secret=keys)
+    source = S3Source("bucket", bucket, prefix="team/", endpoint=s3.url, region=None, secret=keys)
+    OPENED.append(source)
+    return source
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
 def reason_of(source: Source, place: Place) -> Reason:

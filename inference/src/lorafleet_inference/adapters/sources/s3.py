@@ -66,6 +66,12 @@ class S3Source:
         self._made: tuple[_Credentials, Any] | None = None
         self._mutex = threading.Lock()
 
+    def close(self) -> None:
+        """Close idle connections; requests under way end on theirs, and the next one opens new ones."""
+        made, self._made = self._made, None
+        if made is not None:
+            made[1].close()
+
     def show(self, place: Place) -> str:
         """Name a place in messages."""
         return f"{self._shown}{place.path}"
@@ -136,9 +142,8 @@ class S3Source:
         credentials = self._credentials()
         with self._mutex:  # making one is slow and not safe beside another thread
             if self._made is None or self._made[0] != credentials:
-                old, self._made = self._made, (credentials, self._new_client(credentials))
-                if old is not None:
-                    old[1].close()  # its idle connections; requests under way end on theirs
+                self.close()
+                self._made = credentials, self._new_client(credentials)
             return self._made[1]
 
     def _credentials(self) -> _Credentials:
