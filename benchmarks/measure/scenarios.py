@@ -199,6 +199,8 @@ async def _streams(
         place = {"source": {"name": SOURCE, "path": setting.adapters[at].name}}
         await put_json(pod.admin_url, f"/admin/v1/adapters/cold-{at}", place)
     took = loop.time() - began
+    if any(one.done() for one in running):
+        raise RuntimeError(f"a stream ended before the loads did, after {took:.1f} s: ask for longer answers")
     timelines: list[Timeline] = await asyncio.gather(*running)
     all_began = max(one.events[0] for one in timelines)
     longest = max(

@@ -29,6 +29,15 @@ def test_a_small_run_from_end_to_end(tmp_path: Path) -> None:
     assert "| lorafleet, over HTTP |" in done.stdout
 
 
+def test_the_page_shows_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from measure import report
+
+    document = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert report.page(text, document) == text, "run: python benchmarks/serving.py --page"
+
+
 def test_an_unknown_figure_is_named() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARK), "--figures=thruoghput"], check=False, capture_output=True, text=True
