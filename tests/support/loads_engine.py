@@ -18,6 +18,7 @@ from lorafleet_inference.engine.messages import (
     DeviceTier,
     EngineBudgets,
     EngineReady,
+    EngineStats,
     RegisterAdapter,
 )
 from lorafleet_inference.engine.residency import Residency
@@ -56,7 +57,8 @@ class LoadsEngine:
 
     def __init__(self, *, max_resident: int = 4) -> None:
         num_pages = max_resident * MAX_RANK // RANK_PAGE
-        self.facts = EngineReady(
+        self.stats: EngineStats | None = None
+        self.facts: EngineReady | None = EngineReady(
             base_facts(),
             EngineBudgets(
                 num_kv_blocks=8,

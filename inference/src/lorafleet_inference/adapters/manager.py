@@ -264,7 +264,9 @@ class AdapterManager:
         Raises:
             AdapterError: it was refused or failed; what answered before still does.
             NotOwned: the name is the operator's.
+            EngineNotReady: there is no base to judge it against yet.
         """
+        self.engine_ready  # noqa: B018  a download in vain is none
         source, place = self._sources.of(ref)
         tracked = await self._local.put(name, source, place, pinned=pinned)
         return tracked.observed()

@@ -1,0 +1,105 @@
+"""The admin app around a manager: before the base is loaded, while the pod drains, with and without a token."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from support.loads_engine import LoadsEngine
+
+from lorafleet_inference.adapters.manager import AdapterManager
+from lorafleet_inference.config import EngineConfig, ServerConfig
+from lorafleet_inference.errors import PodDraining
+from lorafleet_inference.server.admin import admin_app
+from lorafleet_inference.server.generation import Admission
+from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.routes import routes_router
+from lorafleet_inference.server.state import Phase, PodState
+
+
+def client(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pod", timeout=20)
+
+
+@pytest.fixture
+async def pod(tmp_path: Path) -> AsyncIterator[Pod]:
+    engine: Any = LoadsEngine()
+    config = ServerConfig(
+        engine=EngineConfig(model="/models/base"), served_name="base", cache_dir=tmp_path, drain_grace_seconds=0.05
+    )
+    manager = AdapterManager(engine, config, boot_id="boot")
+    state = PodState(manager.changes.bump)
+    nothing: Any = None
+    yield Pod(config, engine, manager, nothing, state, Admission(8))
+    await manager.close()
+    engine.close()
+
+
+async def test_before_the_base_is_loaded_everything_is_to_be_asked_again(pod: Pod) -> None:
+    engine: Any = pod.engine
+    engine.facts = None
+    source = {"source": {"name": "volume", "path": "red"}}
+    async with client(admin_app(pod, None)) as http:
+        for method, path, body in (
+            ("GET", "/admin/v1/state?after=1&wait_seconds=20", None),
+            ("PUT", "/admin/v1/adapters", {"fence": 1, "generation": 1}),
+            ("POST", "/admin/v1/resolve", source),
+            ("PUT", "/admin/v1/adapters/red", source),
+        ):
+            told = await http.request(method, path, json=body)
+            assert (told.status_code, told.json()["reason"], told.json()["retryable"]) == (503, "Pending", True), path
+    assert not pod.manager.catalogue.was_written
+
+
+async def test_draining_is_told_before_requests_are_refused(pod: Pod) -> None:
+    await pod.manager.start()
+    pod.state.phase = Phase.SERVING
+    public = FastAPI()
+    public.include_router(routes_router(pod))
+    async with client(admin_app(pod, None)) as http, client(public) as gateway:
+        generation = (await gateway.get("/v1/routes")).json()["generation"]
+        with pod.state.request():
+            polled = asyncio.create_task(gateway.get("/v1/routes", params={"after": generation, "wait_seconds": 20}))
+            draining = asyncio.create_task(http.post("/admin/v1/drain", json={"timeoutSeconds": 20}))
+            routes = (await polled).json()
+            assert routes["draining"] or (await gateway.get("/v1/routes")).json()["draining"]
+            with pod.state.request():
+                pass
+            while pod.state.phase is not Phase.DRAINING:
+                await pod.manager.changes.wait(pod.manager.changes.number, 20)
+            with pytest.raises(PodDraining), pod.state.request():
+                pass
+            assert not draining.done(), "a request still runs"
+        assert (await draining).json() == {"numInFlight": 0}
+        state = (await http.get("/admin/v1/state")).json()
+        assert (state["draining"], state["ready"]) == (True, False)
+
+
+async def test_a_drain_ends_with_its_time(pod: Pod) -> None:
+    pod.state.phase = Phase.SERVING
+    async with client(admin_app(pod, None)) as http:
+        with pod.state.request():
+            told = await http.post("/admin/v1/drain", json={"timeoutSeconds": 0.05})
+            assert told.json() == {"numInFlight": 1}
+
+
+async def test_a_token_is_asked_for_everywhere(pod: Pod) -> None:
+    async with client(admin_app(pod, "secret")) as http:
+        for headers in ({}, {"authorization": "Bearer secre"}, {"authorization": "Bearer sécret".encode("latin-1")}):
+            for path in ("/admin/v1/state", "/", "/docs", "/openapi.json"):
+                told = await http.get(path, headers=headers)
+                assert (told.status_code, told.headers["www-authenticate"]) == (401, "Bearer")
+        assert (await http.get("/admin/v1/state", headers={"authorization": "bearer secret"})).status_code == 200
+
+
+async def test_what_fails_in_us_is_an_admin_error_too(pod: Pod) -> None:
+    engine: Any = pod.engine
+    engine.facts = "broken"
+    app = admin_app(pod, None)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://pod") as http:
+        told = await http.get("/admin/v1/state")
+    assert (told.status_code, told.json()["reason"], told.json()["retryable"]) == (500, "LoadFailed", True)
