@@ -489,3 +489,14 @@ async def test_two_names_of_one_content_and_one_file(make_pod: MakePod) -> None:
         await pod.until("crimson is gone", lambda: pod.seen("crimson") is None)
         assert lease.directory is not None
         assert lease.directory.is_dir()
+
+
+async def test_what_a_person_puts_is_not_undone_by_the_start(make_pod: MakePod, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)  # a failure that may pass
+    pod = await make_pod(adapters=(("red", str(loop)),))
+    await pod.until("it failed", lambda: pod.manager.local_failures)
+    pod.adapter("red", seed=2)
+    put = await pod.manager.put_local("red", SourceRef(name="volume", path="red"), pinned=False)
+    assert not pod.manager.local_failures
+    assert [one.revision for one in pod.manager.observed()] == [put.revision]

@@ -75,6 +75,7 @@ class LocalAdapters:
         self._check_owned(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             artifact = await self._store.resolve(source, place)
+            self._give_up_arrival(name)
             before = self._catalogue.find(name, None)
             entry = Entry(name, artifact, Owner.LOCAL, pinned=pinned)
             if before is None or before.key == entry.key:
@@ -94,13 +95,12 @@ class LocalAdapters:
             NotOwned: the name is the operator's.
         """
         self._check_owned(name)
-        arrival = self._arrivals.pop(name, None)
-        if arrival is not None:
-            arrival.cancel()
-        was_failure = self.failures.pop(name, None) is not None
-        changes = self._catalogue.remove(name, Owner.LOCAL)
-        leaving = self._bringer.apply(changes, drain_seconds=drain_seconds)
-        self._changes.bump()
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            self._give_up_arrival(name)
+            was_failure = self.failures.pop(name, None) is not None
+            changes = self._catalogue.remove(name, Owner.LOCAL)
+            leaving = self._bringer.apply(changes, drain_seconds=drain_seconds)
+            self._changes.bump()
         await asyncio.gather(*leaving, return_exceptions=True)
         return bool(changes.removed) or was_failure
 
@@ -115,6 +115,12 @@ class LocalAdapters:
             raise error
         self.failures.pop(entry.name, None)
         return tracked
+
+    def _give_up_arrival(self, name: str) -> None:
+        """Somebody decided otherwise since the start."""
+        arrival = self._arrivals.pop(name, None)
+        if arrival is not None:
+            arrival.cancel()
 
     def _check_name(self, name: str) -> None:
         if name == self._base_name:

@@ -1,7 +1,7 @@
 """The adapters of one pod: who may use which revision, what is known, what is wanted."""
 
 import asyncio
-import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from lorafleet_inference.errors import (
 )
 
 __all__ = ["AdapterManager", "Lease", "ListedModel"]
+logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 
 
@@ -98,7 +99,9 @@ class AdapterManager:
     async def start(self) -> None:
         """Begin with the adapters of the command line; the engine is ready."""
         self._local.start(self._config.adapters, max_resident=self.engine_ready.budgets.max_resident_adapters)
-        self._becoming_ready = asyncio.create_task(self._become_ready())
+        self._is_ready = not self.ready_reason
+        if not self._is_ready:
+            self._becoming_ready = asyncio.create_task(self._become_ready())
 
     async def close(self) -> None:
         """End what is under way."""
@@ -311,9 +314,12 @@ class AdapterManager:
         return await self._bringer.free_one()
 
     async def _become_ready(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config.ready_timeout_seconds):
+        seconds = self._config.ready_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
                 while self.ready_reason:
-                    await self.changes.wait(self.changes.number, self._config.ready_timeout_seconds)
+                    await self.changes.wait(self.changes.number, seconds)
+        except TimeoutError:
+            logger.warning("ready after %g s, although %s", seconds, self.ready_reason)
         self._is_ready = True
         self.changes.bump()
