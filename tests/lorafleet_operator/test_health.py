@@ -13,8 +13,9 @@ from lorafleet_operator.health import MAX_RESYNC_AGE_SECONDS, Health, serve_heal
 class Listed:
     """What health wants to know of a resync."""
 
-    last = time.monotonic()
-    is_synced = False
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.is_synced = False
 
 
 def free_port() -> int:
