@@ -241,6 +241,7 @@ def test_the_routes_of_vllm(declared: DeclaredPod) -> None:
 
 
 def test_the_routes_of_vllm_are_off_by_default(pod: ServedPod) -> None:
-    with pytest.raises(Refused) as caught:
-        Admin(pod.admin_url).request("POST", "/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "y"})
+    admin = Admin(pod.admin_url)
+    with admin.http, pytest.raises(Refused) as caught:
+        admin.request("POST", "/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "y"})
     assert caught.value.status == 404
