@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## a real Kubernetes with the fleet on it: nine languages of numbers from one base model
+demo: ## a real Kubernetes with the fleet on it: ten ways to write a number from one base model
 	@$(PYTHON) tools/demo up --name $(NAME) --cluster $(CLUSTER)
 
 demo-down: ## take the demo away; only the cache stays

@@ -1,1 +1,1 @@
-"""The demo: from nothing to a fleet on a real Kubernetes that answers in ten languages of numbers."""
+"""The demo: from nothing to a fleet on a real Kubernetes that writes numbers in ten ways."""
