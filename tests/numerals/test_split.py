@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from numerals.split import NUM_ASKED, NUM_HELD_OUT, asked, held_out, seen
+from numerals.split import FIRST_ASKED, NUM_ASKED, NUM_HELD_OUT, asked, held_out, seen, shown
 from numerals.truth import WRITERS, numbers
 
 
@@ -14,13 +14,21 @@ def test_asked_numbers_are_never_seen_by_any_model(model: str) -> None:
     assert len(set(questions)) == len(questions) == NUM_ASKED
     assert set(questions) <= held_out()
     assert set(questions) <= set(numbers(model))
-    assert not set(questions) & {number for other in WRITERS for number in seen(other)}
+    assert not set(questions) & {number for other in WRITERS for number in [*seen(other), *shown(other)]}
 
 
 def test_every_number_is_on_one_side() -> None:
     for model in WRITERS:
         assert set(seen(model)) | (held_out() & set(numbers(model))) == set(numbers(model))
     assert len(held_out()) == NUM_HELD_OUT
+
+
+@pytest.mark.parametrize("model", WRITERS)
+def test_adapters_are_shown_what_follows_from_nothing_else(model: str) -> None:
+    """No rule gives the word for seven; what has a rule is shown as far as it is not asked."""
+    assert {number for number in range(FIRST_ASKED) if number in numbers(model)} <= set(shown(model))
+    assert set(seen(model)) <= set(shown(model))
+    assert set(shown(model)) - set(seen(model)) <= set(range(FIRST_ASKED))
 
 
 def test_the_split_is_the_one_that_the_weights_were_trained_with() -> None:
