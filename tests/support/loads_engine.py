@@ -107,6 +107,11 @@ class LoadsEngine:
         self.released.append(key)
         await self._told(key, lambda status: status.tier is None, lambda: self._loads.release(key))
 
+    def finish(self, key: AdapterKey) -> None:
+        """The last running request of an adapter ends."""
+        self.running.discard(key)
+        self._settle(Outcome())
+
     def ask(self, key: AdapterKey) -> None:
         """A request names the adapter: it is loaded if it has to be."""
         assert self._loads.accepts(key), "a request for an adapter that the engine does not know"

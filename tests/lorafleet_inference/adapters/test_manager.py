@@ -75,7 +75,7 @@ class Pod:
         try:
             async with asyncio.timeout(10):
                 while not condition():
-                    await self.manager.changes.wait(self.manager.changes.number, 10)
+                    await self.manager.changes.wait(self.manager.changes.number, 0.2)
         except TimeoutError:
             raise AssertionError(f"{what}: {self.manager.observed()}") from None
 
@@ -500,3 +500,45 @@ async def test_what_a_person_puts_is_not_undone_by_the_start(make_pod: MakePod, 
     put = await pod.manager.put_local("red", SourceRef(name="volume", path="red"), pinned=False)
     assert not pod.manager.local_failures
     assert [one.revision for one in pod.manager.observed()] == [put.revision]
+
+
+async def test_a_burst_of_requests_brings_it_once(make_pod: MakePod) -> None:
+    pod = await make_pod()
+    entries = [await pod.entry(f"a{number}", residency=Residency.ON_DEMAND) for number in range(12)]
+    pod.write(*entries)
+
+    async def ask(name: str) -> None:
+        async with await pod.manager.lease(name, None):
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(ask(entry.name) for entry in entries for _ in range(50)))
+    assert len(pod.engine.registered) <= 2 * len(entries), "at most once as a guess and once as it was wanted"
+
+
+async def test_what_is_asked_for_while_it_leaves_the_disk_comes_back(make_pod: MakePod) -> None:
+    pod = await make_pod()
+    size = size_of(pod.adapter("one"))
+    await pod.manager.close()
+    small = await make_pod(disk_cache_bytes=size + 200)
+    one = await small.entry("one", residency=Residency.ON_DEMAND)
+    small.write(one)
+    async with await small.manager.lease("one", None) as lease:
+        assert lease.key is not None
+        key = lease.key
+    small.engine.running = {key}  # the engine is not done with it when it is told to forget it
+    other = asyncio.create_task(small.entry("two"))
+    await small.until("it leaves", lambda: small.engine.released)
+    wanted = asyncio.create_task(small.manager.lease("one", None))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not wanted.done()
+    registered = len(small.engine.registered)
+    small.engine.finish(key)
+    async with await wanted as lease:
+        assert lease.directory is not None
+        assert (lease.directory / "adapter_model.safetensors").is_file()
+        assert len(small.engine.registered) == registered + 1, "told anew, after the engine had forgotten it"
+        small.engine.ask(key)
+    with pytest.raises(AdapterError) as caught:
+        await other
+    assert caught.value.reason is Reason.DISK_FULL, "what is in use stays"

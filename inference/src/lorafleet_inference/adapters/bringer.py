@@ -54,12 +54,16 @@ class Bringer:
         self._changes = changes
         self._load_on_demand = load_on_demand
         self._tasks: dict[AdapterKey, asyncio.Task[None]] = {}
+        self._wanted: set[AdapterKey] = set()
+        """Those whose task goes before prefetches."""
+        self._releases: dict[AdapterKey, asyncio.Task[None]] = {}
+        """Under way in the engine; nothing else is said of such an adapter until it has answered."""
         self._num_failures: dict[AdapterKey, int] = {}
         self._prefetches = asyncio.Semaphore(MAX_PREFETCHES)
 
     async def close(self) -> None:
         """End all tasks; what the engine holds ends with the engine."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._releases.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -88,7 +92,8 @@ class Bringer:
 
     def want(self, tracked: Tracked) -> None:
         """A request asks for an adapter: it goes before prefetches."""
-        if tracked.phase in (Phase.PENDING, Phase.AT_SOURCE):
+        goes_already = self._is_busy(tracked) and tracked.key in self._wanted
+        if tracked.phase in (Phase.PENDING, Phase.AT_SOURCE) and not goes_already:
             self._start(tracked, is_urgent=True)
 
     def leave(self, key: AdapterKey, drain_seconds: float) -> asyncio.Task[None] | None:
@@ -117,6 +122,7 @@ class Bringer:
             for one in self.tracked.values()
             if one.phase is Phase.REGISTERED
             and one.entry.residency is Residency.ON_DEMAND
+            and not one.entry.pinned
             and not one.leases
             and not self._is_busy(one)
         ]
@@ -124,6 +130,7 @@ class Bringer:
             return False
         tracked = min(idle, key=lambda one: (one.tier is Tier.DEVICE, one.last_used or 0.0))
         tracked.set_phase(Phase.AT_SOURCE)
+        self._changes.bump()
         await self._let_go(tracked)
         self._told(tracked)
         return True
@@ -131,13 +138,17 @@ class Bringer:
     def _start(self, tracked: Tracked, *, is_urgent: bool = False) -> None:
         if tracked.phase is not Phase.REGISTERED:
             tracked.set_phase(Phase.PENDING)
-        self._run(tracked, self._bring(tracked, is_urgent=is_urgent))
+        is_wanted = is_urgent or tracked.entry.residency is Residency.RESIDENT
+        self._run(tracked, self._bring(tracked, is_wanted=is_wanted))
+        if is_wanted:
+            self._wanted.add(tracked.key)
 
     def _run(self, tracked: Tracked, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Begin a task of an adapter, in the place of the one that it had."""
         before = self._tasks.get(tracked.key)
         if before is not None and before is not asyncio.current_task():
             before.cancel()
+        self._wanted.discard(tracked.key)
         task = self._tasks[tracked.key] = asyncio.create_task(work)
         task.add_done_callback(lambda ended: self._ended(tracked.key, ended))
         return task
@@ -151,8 +162,7 @@ class Bringer:
     def _is_busy(self, tracked: Tracked) -> bool:
         return tracked.key in self._tasks
 
-    async def _bring(self, tracked: Tracked, *, is_urgent: bool) -> None:
-        is_wanted = is_urgent or tracked.entry.residency is Residency.RESIDENT
+    async def _bring(self, tracked: Tracked, *, is_wanted: bool) -> None:
         try:
             async with contextlib.nullcontext() if is_wanted else self._prefetches:
                 await self._to_disk(tracked, may_evict=is_wanted)
@@ -161,7 +171,7 @@ class Bringer:
             if error.reason is Reason.DISK_FULL and not is_wanted:
                 tracked.set_phase(Phase.AT_SOURCE)
             else:
-                await self._give_up(tracked, error)
+                self._fail(tracked, error)
         except EngineFailure:
             return  # the pod ends
         self._told(tracked)
@@ -179,6 +189,8 @@ class Bringer:
     async def _to_engine(self, tracked: Tracked) -> None:
         folder = tracked.folder
         assert folder is not None, "an adapter comes over the disk"
+        if tracked.key in self._releases:
+            await self._released(tracked)
         if not tracked.is_known:
             await self._store.run(self._inspect, folder)
             tracked.set_phase(Phase.LOADING)
@@ -196,28 +208,24 @@ class Bringer:
         self._num_failures.pop(tracked.key, None)
         tracked.set_phase(Phase.REGISTERED)
 
-    async def _give_up(self, tracked: Tracked, error: AdapterError) -> None:
-        if not tracked.is_known:
-            await self._let_go(tracked)
-        self._fail(tracked, error)
-
     def _fail(self, tracked: Tracked, error: AdapterError) -> None:
         """Remember why; what may pass is tried again, later each time."""
         logger.warning("adapter %s (%s) is not answered: %s", tracked.key.name, tracked.key.revision, error)
+        number = self._num_failures.get(tracked.key, 0)
+        pause = min(FIRST_RETRY_SECONDS * 2.0**number, MAX_RETRY_SECONDS) * random.uniform(0.5, 1.5)  # noqa: S311
+        self._num_failures[tracked.key] = number + 1
+        tracked.retry_at = asyncio.get_running_loop().time() + pause
         tracked.set_phase(Phase.FAILED, error)
         self._changes.bump()
-        if not error.retryable:
-            return
-        number = self._num_failures.get(tracked.key, 0)
-        self._num_failures[tracked.key] = number + 1
-        pause = min(FIRST_RETRY_SECONDS * 2.0**number, MAX_RETRY_SECONDS) * random.uniform(0.5, 1.5)  # noqa: S311
-        tracked.retry_at = asyncio.get_running_loop().time() + pause
-        self._run(tracked, self._retry(tracked, pause))
+        self._run(tracked, self._after_failure(tracked, error, pause))
 
-    async def _retry(self, tracked: Tracked, pause_seconds: float) -> None:
-        await asyncio.sleep(pause_seconds)
-        tracked.set_phase(Phase.PENDING)
-        await self._bring(tracked, is_urgent=False)
+    async def _after_failure(self, tracked: Tracked, error: AdapterError, pause_seconds: float) -> None:
+        if not (tracked.is_known and error.retryable):
+            with contextlib.suppress(EngineFailure):  # the pod ends
+                await self._let_go(tracked)
+        if error.retryable:
+            await asyncio.sleep(pause_seconds)
+            self._start(tracked)
 
     async def _leave(self, tracked: Tracked, drain_seconds: float) -> None:
         deadline = asyncio.get_running_loop().time() + drain_seconds
@@ -244,14 +252,28 @@ class Bringer:
         folder, tracked.folder = tracked.folder, None
         if tracked.is_known:
             try:
-                await self._engine.release(tracked.key)
+                await self._released(tracked)
             except asyncio.CancelledError:
                 tracked.folder = folder  # whoever comes next goes on from here
                 raise
-            tracked.is_known = False
         if folder is not None:
             self._store.cache.let_go(tracked.entry.artifact.digest)
-        tracked.tier = Tier.SOURCE if tracked.folder is None else tracked.tier
+        if tracked.folder is None:
+            tracked.tier = Tier.SOURCE
+
+    async def _released(self, tracked: Tracked) -> None:
+        """Wait until the engine has forgotten it; it does so also when nobody waits any more."""
+        task = self._releases.get(tracked.key)
+        if task is None:
+            task = self._releases[tracked.key] = asyncio.create_task(self._engine.release(tracked.key))
+            task.add_done_callback(lambda ended: self._release_ended(tracked.key, ended))
+        await asyncio.shield(task)
+        tracked.is_known = False
+
+    def _release_ended(self, key: AdapterKey, task: asyncio.Task[None]) -> None:
+        del self._releases[key]
+        if not task.cancelled():
+            task.exception()  # known to whoever still waits
 
     def _told(self, tracked: Tracked) -> None:
         tracked.told()
