@@ -56,6 +56,14 @@ async def test_released_lease_is_taken_at_once(kube: FakeKube, api: KubeApi) -> 
     assert second.identity == kube.get("leases", "system", "lease")["spec"]["holderIdentity"]
 
 
+async def test_restarted_container_of_the_same_pod_leads_at_once(api: KubeApi) -> None:
+    """The process before it ended without releasing: it is dead, and its successor need not wait for its time to pass."""
+    killed, successor = lease(api, "op-0"), lease(api, "op-0")
+    await killed.acquire()
+    await asyncio.wait_for(successor.acquire(), 3)
+    assert successor.fence == killed.fence + 1
+
+
 async def test_lost_lease_ends_the_leader(kube: FakeKube, api: KubeApi) -> None:
     it = lease(api)
     await it.acquire()

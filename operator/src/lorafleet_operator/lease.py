@@ -34,6 +34,7 @@ class Lease:
         self._collection = collection(GROUP_VERSION, "leases", namespace)
         self._path = f"{self._collection}/{name}"
         self._name = name
+        self._pod_name = pod_name
         self.identity = f"{pod_name}_{uuid.uuid4().hex[:8]}"
         self._held: Json | None = None
         self._renewed = 0.0
@@ -61,7 +62,7 @@ class Lease:
                 if mark != seen:
                     seen, seen_at = mark, time.monotonic()
                     logger.info("the Lease is held by %s", mark[0] or "nobody")
-                if found is None or not mark[0] or time.monotonic() - seen_at > DURATION_SECONDS:
+                if found is None or self._is_free(mark[0]) or time.monotonic() - seen_at > DURATION_SECONDS:
                     await self._take(found)
                     logger.info("leading as %s with fence %d", self.identity, self.fence)
                     return
@@ -70,6 +71,10 @@ class Lease:
             except KubeError as error:
                 logger.warning("the Lease cannot be read or taken: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _is_free(self, holder: str) -> bool:
+        """Whether nobody leads: nobody has it, or a process of this pod that has ended, else this one would not run."""
+        return not holder or holder.rpartition("_")[0] == self._pod_name
 
     async def hold(self) -> None:
         """Renew until it fails.
