@@ -16,13 +16,16 @@ from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound, Lea
 from lorafleet_operator.kube import Json, KubeApi, collection
 
 logger = logging.getLogger(__name__)
-DURATION_SECONDS: Final = 15
-"""A follower takes a Lease that has not changed for this long."""
-RENEW_DEADLINE_SECONDS: Final = 10.0
+DURATION_SECONDS: Final = 30
+"""A follower takes a Lease that has not changed for this long.
+
+Long, because what serves goes on without a leader: a control plane that is starved for seconds must not cost a restart.
+"""
+RENEW_DEADLINE_SECONDS: Final = 20.0
 """A leader that has not renewed for this long writes nothing more and ends, before a follower's DURATION_SECONDS are over."""
 RENEW_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 1.0
-REQUEST_SECONDS: Final = 4.0
+REQUEST_SECONDS: Final = 6.0
 GROUP_VERSION: Final = "coordination.k8s.io/v1"
 
 
