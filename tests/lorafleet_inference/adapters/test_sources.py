@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from support.adapter_files import write_adapter
 from support.servers import ACCESS_KEY, SECRET_KEY, ServedHub, ServedS3, serve_hub, serve_s3
+from support.versioned_s3 import VersionedBucket, serve_versioned
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterSource
+from lorafleet_inference.adapters.files import FoundFile
 from lorafleet_inference.adapters.sources.base import Listing, Place, Source
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.adapters.sources.folder import FolderSource
@@ -258,6 +260,62 @@ class TestS3:
         assert reason_of(source, Place("red")) is Reason.UNAUTHORIZED
         secret(tmp_path / "s3-secret", secretAccessKey=SECRET_KEY)
         assert source.list_files(Place("red")).files
+
+
+@pytest.fixture
+def versioned() -> Iterator[VersionedBucket]:
+    with serve_versioned() as bucket:
+        bucket.put("team/red/adapter_config.json", b"first config")
+        bucket.put("team/red/adapter_model.safetensors", b"first weights")
+        yield bucket
+
+
+class TestVersionedS3:
+    def source(self, bucket: VersionedBucket, tmp_path: Path) -> S3Source:
+        keys = secret(tmp_path / "keys", accessKeyId=ACCESS_KEY, secretAccessKey=SECRET_KEY)
+        return S3Source("bucket", "models", prefix="team", endpoint=bucket.url, region=None, secret=keys)
+
+    def test_the_version_that_was_listed_is_read(self, versioned: VersionedBucket, tmp_path: Path) -> None:
+        source = self.source(versioned, tmp_path)
+        listing = source.list_files(Place("red"))
+        assert {file.version_id for file in listing.files} == {"v1"}
+        versioned.put("team/red/adapter_model.safetensors", b"SECOND WEIGHTS")
+        read = fetch_all(source, listing, tmp_path / "out")
+        assert read == {"adapter_config.json": b"first config", "adapter_model.safetensors": b"first weights"}
+        assert "v2" in {file.version_id for file in source.list_files(Place("red")).files}
+
+    def test_a_version_that_is_gone(self, versioned: VersionedBucket, tmp_path: Path) -> None:
+        file = FoundFile("adapter_config.json", 12, version_id="v9")
+        with pytest.raises(AdapterError) as caught:
+            self.source(versioned, tmp_path).fetch(Place("red"), file, tmp_path)
+        assert caught.value.reason is Reason.ARTIFACT_NOT_FOUND
+
+    def test_an_unversioned_object_must_be_the_one_that_was_listed(
+        self, versioned: VersionedBucket, tmp_path: Path
+    ) -> None:
+        file = FoundFile("adapter_config.json", 12, tag='"of another"')
+        with pytest.raises(AdapterError) as caught:
+            self.source(versioned, tmp_path).fetch(Place("red"), file, tmp_path)
+        assert (caught.value.reason, caught.value.retryable) == (Reason.SOURCE_UNAVAILABLE, True)
+
+    @pytest.mark.parametrize(
+        ("status", "code", "reason"),
+        [
+            (403, "AccessDenied", Reason.UNAUTHORIZED),
+            (403, "InvalidAccessKeyId", Reason.UNAUTHORIZED),
+            (400, "ExpiredToken", Reason.UNAUTHORIZED),
+            (404, "NoSuchBucket", Reason.ARTIFACT_NOT_FOUND),
+            (429, "TooManyRequests", Reason.SOURCE_UNAVAILABLE),
+            (500, "InternalError", Reason.SOURCE_UNAVAILABLE),
+            (503, "SlowDown", Reason.SOURCE_UNAVAILABLE),
+        ],
+    )
+    def test_codes(self, versioned: VersionedBucket, tmp_path: Path, *, status: int, code: str, reason: Reason) -> None:
+        versioned.fail = (status, code)
+        with pytest.raises(AdapterError, match=code) as caught:
+            self.source(versioned, tmp_path).list_files(Place("red"))
+        assert caught.value.reason is reason
+        assert len(versioned.asked) == 1, "the store decides whether to try again"
 
 
 DECLARED = [
