@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def fleet() -> Iterator[Fleet]:
     """What the README's first command leaves running, in a cluster of the tests' own."""
+    if not os.environ.get("LORAFLEET_TEST_KEEP"):  # an interrupted run, perhaps of another checkout, may have left one
+        subprocess.run(["make", "--silent", "demo-down", f"NAME={CLUSTER}"], cwd=ROOT, check=True)
     command = ["make", "demo", f"NAME={CLUSTER}"]
     done = subprocess.run(command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     sys.stdout.write(done.stdout)
