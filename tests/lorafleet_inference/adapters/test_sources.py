@@ -1,6 +1,8 @@
 """Folders, hubs and buckets: what each gives, what each refuses, and going on where a download broke off."""
 
 import dataclasses
+import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +71,10 @@ def _closed() -> Iterator[None]:
     yield
     while OPENED:
         OPENED.pop().close()
+    with warnings.catch_warnings():
+        # botocore leaves the connection of a refused request to the garbage collector, which warns in whatever test it runs
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def reason_of(source: Source, place: Place) -> Reason:
@@ -219,6 +225,7 @@ class TestHub:
             assert caught.value.reason is Reason.SOURCE_NOT_ALLOWED
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 class TestS3:
     def test_gives_the_files_of_an_adapter(self, s3: ServedS3, tmp_path: Path) -> None:
         source = s3_source(s3, tmp_path)
@@ -273,7 +280,8 @@ def versioned() -> Iterator[VersionedBucket]:
 class TestVersionedS3:
     def source(self, bucket: VersionedBucket, tmp_path: Path) -> S3Source:
         keys = secret(tmp_path / "keys", accessKeyId=ACCESS_KEY, secretAccessKey=SECRET_KEY)
-        return S3Source("bucket", "models", prefix="team", endpoint=bucket.url, region=None, secret=keys)
+        OPENED.append(S3Source("bucket", "models", prefix="team", endpoint=bucket.url, region=None, secret=keys))
+        return OPENED[-1]
 
     def test_the_version_that_was_listed_is_read(self, versioned: VersionedBucket, tmp_path: Path) -> None:
         source = self.source(versioned, tmp_path)
