@@ -228,6 +228,9 @@ class FullDisk:
     def list_files(self, place: Place) -> Listing:
         return Listing(place, (FoundFile("adapter_config.json", 10), FoundFile("adapter_model.safetensors", 10)))
 
+    def close(self) -> None:
+        pass
+
     def fetch(self, place: Place, file: FoundFile, folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

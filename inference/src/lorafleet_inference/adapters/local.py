@@ -152,7 +152,10 @@ class LocalAdapters:
     async def _resolve(self, name: str, text: str) -> Artifact:
         self._check_name(name)
         source, place = ad_hoc(text)
-        return await self._store.resolve(source, place)
+        try:
+            return await self._store.resolve(source, place)
+        finally:
+            source.close()
 
     def _take(self, name: str, artifact: Artifact, residency: Residency) -> None:
         try:

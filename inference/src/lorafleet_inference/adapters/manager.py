@@ -111,6 +111,7 @@ class AdapterManager:
         await self._local.close()
         await self._bringer.close()
         await self._store.close()
+        self._sources.close()
 
     @property
     def engine_ready(self) -> EngineReady:

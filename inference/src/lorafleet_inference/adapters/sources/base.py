@@ -64,6 +64,9 @@ class Source(Protocol):
             OSError: the folder cannot be written.
         """
 
+    def close(self) -> None:
+        """Let go of idle connections; what is asked later opens new ones."""
+
 
 def larger_than_listed(file: FoundFile) -> AdapterError:
     """Return the error for a file that grows beyond what was listed."""

@@ -46,6 +46,9 @@ class FolderSource:
                     raise larger_than_listed(file)
                 target.write(chunk)
 
+    def close(self) -> None:
+        """There is nothing to close."""
+
     def _found(self, place: Place, name: str) -> FoundFile:
         with self._open(place, name) as file:
             status = os.fstat(file.fileno())

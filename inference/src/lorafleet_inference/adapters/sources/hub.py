@@ -75,6 +75,9 @@ class HubSource:
                         raise larger_than_listed(file)
                     target.write(chunk)
 
+    def close(self) -> None:
+        """The client's connections are shared by all hubs."""
+
     def _token(self) -> str | bool | None:
         """The mounted one; none is sent to a declared hub without one; None: what the environment has."""
         if self._secret is None:

@@ -43,6 +43,9 @@ class Refusing:
         """Refuse."""
         self.check(place)
 
+    def close(self) -> None:
+        """There is nothing to close."""
+
 
 class Sources:
     """All sources of a pod."""
@@ -59,6 +62,11 @@ class Sources:
             ref.name, Reason.SOURCE_NOT_ALLOWED, f"the base model declares no source {ref.name!r}"
         )
         return source, Place(ref.repo or ref.path or "", ref.revision)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        for source in self._declared.values():
+            source.close()
 
     def ref_of(self, text: str) -> SourceRef:
         """Return the declared source and the place in it that a path, `s3://…` or hub repository lies in.

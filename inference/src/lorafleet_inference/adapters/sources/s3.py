@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,11 @@ class S3Source:
         def part(begin: int) -> bytes:
             end = min(begin + PART_BYTES, file.size_bytes)
             answer = client.get_object(**request, Range=f"bytes={begin}-{end - 1}")
-            if file.tag not in ("", answer.get("ETag")):  # not every server honours IfMatch
-                raise AdapterError(
-                    Reason.SOURCE_UNAVAILABLE, f"{file.name} of {self.show(place)} has just been replaced"
-                )
-            data: bytes = answer["Body"].read(end - begin + 1)
+            with closing(answer["Body"]) as body:
+                if file.tag not in ("", answer.get("ETag")):  # not every server honours IfMatch
+                    message = f"{file.name} of {self.show(place)} has just been replaced"
+                    raise AdapterError(Reason.SOURCE_UNAVAILABLE, message)
+                data: bytes = body.read(end - begin + 1)
             if len(data) != end - begin:
                 raise AdapterError(
                     Reason.SOURCE_UNAVAILABLE,
