@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lorafleet_inference.engine import allocator
 from measure import vllm_cpu
 from measure.client import ask_all, put_json, stream
 from measure.pod import MeasuredPod, serve
@@ -119,7 +120,8 @@ def _job(setting: Setting, num_adapters: int, repeats: int) -> Job:
 def _system(setting: Setting, num_adapters: int, system: str) -> Row:
     repeats = setting.repeats if system == "engine" else setting.baseline_repeats
     job = _job(setting, num_adapters, repeats)
-    done = _process([sys.executable, "-m", "measure.systems", system], job, dict(os.environ))
+    env = allocator.with_settings(os.environ, setting.device) if system == "engine" else dict(os.environ)
+    done = _process([sys.executable, "-m", "measure.systems", system], job, env)
     return _row(system, num_adapters, [Figures(**run) for run in done["runs"]], done["peak_bytes"])
 
 

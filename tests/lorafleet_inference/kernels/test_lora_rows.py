@@ -5,7 +5,7 @@ import torch
 
 from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 
-NUM_ADAPTERS, NUM_TOKENS = 6, 11
+NUM_ADAPTERS = 6
 RANKS = {
     "equal": [8] * NUM_ADAPTERS,
     "odd": [1, 2, 3, 5, 7, 13],
@@ -13,32 +13,34 @@ RANKS = {
     "missing modules": [0, 8, 0, 3, 1, 0],
     "nothing at all": [0] * NUM_ADAPTERS,
 }
-POPULARITY = {
-    "identical": [2] * NUM_TOKENS,
-    "uniform": [number % NUM_ADAPTERS for number in range(NUM_TOKENS)],
-    "distinct": list(range(NUM_ADAPTERS)),
-    "skewed": [0, 0, 0, 0, 0, 0, 1, 1, 1, 3, 5],
+SEGMENTS = {
+    "one token each": [1] * NUM_ADAPTERS,
+    "some": [4, 2, 3, 9, 5, 1],
+    "more than a block": [33, 1, 16, 17, 3, 40],
 }
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("popularity", POPULARITY)
+@pytest.mark.parametrize("segments", SEGMENTS)
 @pytest.mark.parametrize("widths", [(48, 32), (17, 5)])
-def test_equals_two_products_a_token(kernels: CpuKernels, ranks: str, popularity: str, widths: tuple[int, int]) -> None:
+def test_equals_two_products_a_token(kernels: CpuKernels, ranks: str, segments: str, widths: tuple[int, int]) -> None:
     torch.manual_seed(1)
     in_width, out_width = widths
-    column, pool_rows_each = 9, 256
+    column, pool_rows_each, gap = 9, 256, 2
     pool = torch.randn(NUM_ADAPTERS * pool_rows_each, column + in_width + out_width + 3)
     order = torch.randperm(len(pool)).tolist()
     pool_rows = [order[at * pool_rows_each : (at + 1) * pool_rows_each] for at in range(NUM_ADAPTERS)]
-    adapters = POPULARITY[popularity]
-    token_rows = torch.randperm(NUM_TOKENS)[: len(adapters)].tolist()
-    x, y = torch.randn(NUM_TOKENS, in_width), torch.randn(NUM_TOKENS, out_width)
+    bounds: list[tuple[int, int]] = []
+    for length in SEGMENTS[segments]:
+        begin = bounds[-1][1] + gap if bounds else 1  # between them are tokens of the base
+        bounds.append((begin, begin + length))
+    num_tokens = bounds[-1][1] + gap
+    x, y = torch.randn(num_tokens, in_width), torch.randn(num_tokens, out_width)
     right = y.double()
-    for row, adapter in zip(token_rows, adapters, strict=True):
+    for adapter, (begin, end) in enumerate(bounds):
         rows = pool[pool_rows[adapter][: RANKS[ranks][adapter]]].double()
-        low = rows[:, column : column + in_width] @ x[row].double()
-        right[row] += low @ rows[:, column + in_width : column + in_width + out_width]
-    both = LoraRows(kernels, token_rows, adapters, pool_rows, [[5, rank] for rank in RANKS[ranks]])
-    both.add(1, pool, column, x, y)
+        low = x[begin:end].double() @ rows[:, column : column + in_width].t()
+        right[begin:end] += low @ rows[:, column + in_width : column + in_width + out_width]
+    lora = LoraRows(kernels, bounds, pool_rows, [[5, rank] for rank in RANKS[ranks]])
+    lora.add(1, pool, column, x, y)
     assert torch.allclose(y.double(), right, rtol=1e-4, atol=1e-3)

@@ -24,6 +24,6 @@ def test_kernels_bring_no_threads_of_their_own(kernels: CpuKernels) -> None:
     weight = torch.randn(400, 400)
     assert (weight @ weight).isfinite().all()  # torch's team is there from now on
     before = system_threads()
-    rows = LoraRows(kernels, [0, 1], [0, 0], [[0]], [[1]])
+    rows = LoraRows(kernels, [(0, 2)], [[0]], [[1]])
     rows.add(0, torch.ones(1, 8), 0, torch.ones(2, 4), torch.zeros(2, 4))
     assert system_threads() == before

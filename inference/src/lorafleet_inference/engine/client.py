@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable
@@ -12,6 +13,7 @@ from typing import Self, TypeVar
 import msgspec
 
 from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.channel import StartEngine, frame, messages_from
 from lorafleet_inference.engine.messages import (
     AdapterKey,
@@ -71,6 +73,7 @@ class EngineClient:
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
+                env=allocator.with_settings(os.environ, config.device),
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         client = cls(process, writer)

@@ -142,23 +142,29 @@ class PagedDecode:
 
 
 class LoraRows:
-    """Tokens of a step whose deltas are added one by one, prepared once for all modules.
+    """Tokens of a step and their adapters, prepared once for all modules.
 
-    `token_rows[i]` is a row of x and y, `token_adapters[i]` an index into `pool_rows` and `ranks`; `pool_rows[a]` are the
-    rows of the pool that hold adapter a; `ranks[a][m]` is its rank at module m.
+    `segments[i]`: from which row of x and y, to before which, the tokens of one adapter lie; `pool_rows[i]`: the rows of
+    the pool that hold it; `ranks[i][m]`: its rank at module m.
     """
 
     def __init__(
         self,
         kernels: CpuKernels,
-        token_rows: Sequence[int],
-        token_adapters: Sequence[int],
+        segments: Sequence[tuple[int, int]],
         pool_rows: Sequence[Sequence[int]],
         ranks: Sequence[Sequence[int]],
     ) -> None:
+        from lorafleet_inference.kernels.lora_rows import BLOCK_TOKENS  # noqa: PLC0415  there since load_kernels
+
         self._kernels = kernels
-        self._token_rows = np.array(token_rows, dtype=np.int64)
-        self._token_adapters = np.array(token_adapters, dtype=np.int64)
+        blocks = [
+            (at, min(BLOCK_TOKENS, end - at), adapter)
+            for adapter, (begin, end) in enumerate(segments)
+            for at in range(begin, end, BLOCK_TOKENS)
+        ]
+        self._blocks = np.array(blocks, dtype=np.int64).reshape(-1, 3).T.copy()
+        """First rows, numbers of tokens, adapters."""
         self._pool_rows = np.zeros((len(pool_rows), max(map(len, pool_rows))), dtype=np.int64)
         for at, some in enumerate(pool_rows):
             self._pool_rows[at, : len(some)] = some
@@ -172,10 +178,11 @@ class LoraRows:
         x = x.contiguous()
         assert all(one.is_contiguous() for one in (pool, y))
         task = np.zeros(1, dtype=np.int64)
+        begins, counts, adapters = self._blocks
         numbers = np.array(
             [
-                task.ctypes.data, len(self._token_rows), x.shape[1], y.shape[1], pool.data_ptr(), pool.shape[1], column,
-                x.data_ptr(), y.data_ptr(), self._token_rows.ctypes.data, self._token_adapters.ctypes.data,
+                task.ctypes.data, len(begins), x.shape[1], y.shape[1], pool.data_ptr(), pool.shape[1], column,
+                x.data_ptr(), y.data_ptr(), begins.ctypes.data, counts.ctypes.data, adapters.ctypes.data,
                 self._ranks[module].ctypes.data, self._pool_rows.ctypes.data, self._pool_rows.shape[1],
             ],
             dtype=np.int64,

@@ -1,8 +1,9 @@
-"""LoRA of single tokens, straight from the rows of the adapter pool.
+"""LoRA of a mixed batch, straight from the rows of the adapter pool.
 
 A row of the pool holds, for each module, row r of A and after it column r of B. A token's delta is the sum over its
-adapter's rows of (A_r . x) B_r, so each row is read once, from its beginning to its end. Reading is what it costs: what
-the next rows need is fetched while these are computed. Threads take the tokens in turn.
+adapter's rows of (A_r . x) B_r, so each row is read once for up to BLOCK_TOKENS tokens, from its beginning to its end.
+Where an adapter has one token, reading is what it costs: what the next rows need is fetched while these are computed.
+Threads take the blocks in turn.
 """
 
 from typing import Any
@@ -14,14 +15,49 @@ from lorafleet_inference.kernels.pointers import float32_at, int64_at, prefetch,
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 F32 = np.float32
-# What a call is given, in order. Of token i of `num_tokens`: its row in x and y, its adapter. Of adapter a and this
-# module: its rank. Row r of adapter a lies in pool row `pool_rows[a * max_rank + r]`.
-(TASK, NUM_TOKENS, IN_WIDTH, OUT_WIDTH, POOL, POOL_WIDTH, COLUMN, X, Y, TOKEN_ROWS, TOKEN_ADAPTERS, RANKS, POOL_ROWS,
- MAX_RANK) = range(14)  # fmt: skip
+BLOCK_TOKENS = 16
+# What a call is given, in order. Block i: BLOCK_BEGINS[i] is the row in x and y of its first token, then its number of
+# tokens and their adapter. Of adapter a and this module: its rank. Row r of adapter a lies in pool row
+# `pool_rows[a * max_rank + r]`.
+(TASK, NUM_BLOCKS, IN_WIDTH, OUT_WIDTH, POOL, POOL_WIDTH, COLUMN, X, Y, BEGINS, COUNTS, ADAPTERS, RANKS, POOL_ROWS,
+ MAX_RANK) = range(15)  # fmt: skip
 
 
 @njit(fastmath=FAST)
-def _four(x: Any, y: Any, rows: Any, in_width: int, out_width: int) -> None:
+def _four_tokens(x: int, y: int, rows: Any, in_width: int, out_width: int) -> None:
+    """Four rows for four tokens: sixteen products for eight values read."""
+    a, b, c, d = float32_at(rows[0]), float32_at(rows[1]), float32_at(rows[2]), float32_at(rows[3])
+    x0, x1 = float32_at(x), float32_at(x + 4 * in_width)
+    x2, x3 = float32_at(x + 8 * in_width), float32_at(x + 12 * in_width)
+    a0 = b0 = c0 = d0 = a1 = b1 = c1 = d1 = a2 = b2 = c2 = d2 = a3 = b3 = c3 = d3 = F32(0)
+    for i in range(in_width):
+        a0 += x0[i] * a[i]
+        b0 += x0[i] * b[i]
+        c0 += x0[i] * c[i]
+        d0 += x0[i] * d[i]
+        a1 += x1[i] * a[i]
+        b1 += x1[i] * b[i]
+        c1 += x1[i] * c[i]
+        d1 += x1[i] * d[i]
+        a2 += x2[i] * a[i]
+        b2 += x2[i] * b[i]
+        c2 += x2[i] * c[i]
+        d2 += x2[i] * d[i]
+        a3 += x3[i] * a[i]
+        b3 += x3[i] * b[i]
+        c3 += x3[i] * c[i]
+        d3 += x3[i] * d[i]
+    y0, y1 = float32_at(y), float32_at(y + 4 * out_width)
+    y2, y3 = float32_at(y + 8 * out_width), float32_at(y + 12 * out_width)
+    for i in range(in_width, in_width + out_width):
+        y0[i - in_width] += a0 * a[i] + b0 * b[i] + c0 * c[i] + d0 * d[i]
+        y1[i - in_width] += a1 * a[i] + b1 * b[i] + c1 * c[i] + d1 * d[i]
+        y2[i - in_width] += a2 * a[i] + b2 * b[i] + c2 * c[i] + d2 * d[i]
+        y3[i - in_width] += a3 * a[i] + b3 * b[i] + c3 * c[i] + d3 * d[i]
+
+
+@njit(fastmath=FAST)
+def _one_token(x: Any, y: Any, rows: Any, in_width: int, out_width: int) -> None:
     """Four rows at once, so that y is read and written a quarter as often."""
     a, b, c, d = float32_at(rows[0]), float32_at(rows[1]), float32_at(rows[2]), float32_at(rows[3])
     s0, s1, s2, s3 = F32(0), F32(0), F32(0), F32(0)
@@ -35,7 +71,7 @@ def _four(x: Any, y: Any, rows: Any, in_width: int, out_width: int) -> None:
 
 
 @njit(fastmath=FAST)
-def _one(x: Any, y: Any, row: int, in_width: int, out_width: int) -> None:
+def _one_row(x: Any, y: Any, row: int, in_width: int, out_width: int) -> None:
     a = float32_at(row)
     s = F32(0)
     for i in range(in_width):
@@ -49,32 +85,51 @@ def _row(base: int, rows: Any, r: int, row_bytes: int) -> int:
     return base + rows[r] * row_bytes
 
 
+@njit
+def _block(x: int, y: int, count: int, rank: int, base: int, rows: Any, row_bytes: int, widths: Any) -> None:
+    """All rows of an adapter for neighbouring tokens; x and y are the addresses of the first one's."""
+    in_width, out_width = widths
+    x_bytes, y_bytes = 4 * in_width, 4 * out_width
+    fours, in_fours = rank // 4 * 4, count // 4 * 4
+    for r in range(0, fours, 4):
+        for after in range(r + 4, min(r + 8, rank)):
+            ahead = _row(base, rows, after, row_bytes)
+            for offset in range(0, x_bytes + y_bytes, 64):
+                prefetch(ahead + offset)
+        four = (
+            _row(base, rows, r, row_bytes),
+            _row(base, rows, r + 1, row_bytes),
+            _row(base, rows, r + 2, row_bytes),
+            _row(base, rows, r + 3, row_bytes),
+        )
+        for t in range(0, in_fours, 4):
+            _four_tokens(x + t * x_bytes, y + t * y_bytes, four, in_width, out_width)
+        for t in range(in_fours, count):
+            _one_token(float32_at(x + t * x_bytes), float32_at(y + t * y_bytes), four, in_width, out_width)
+    for r in range(fours, rank):
+        row = _row(base, rows, r, row_bytes)
+        for t in range(count):
+            _one_row(float32_at(x + t * x_bytes), float32_at(y + t * y_bytes), row, in_width, out_width)
+
+
 @cfunc("void(CPointer(int64))", cache=True)
 def lora_rows_float32(p: Any) -> None:
     """Entry for float32."""
     in_width, out_width, row_bytes = p[IN_WIDTH], p[OUT_WIDTH], 4 * p[POOL_WIDTH]
-    base, used_bytes = p[POOL] + 4 * p[COLUMN], 4 * (in_width + out_width)
-    token_rows, adapters, ranks = int64_at(p[TOKEN_ROWS]), int64_at(p[TOKEN_ADAPTERS]), int64_at(p[RANKS])
+    begins, counts = int64_at(p[BEGINS]), int64_at(p[COUNTS])
+    adapters, ranks = int64_at(p[ADAPTERS]), int64_at(p[RANKS])
     while True:
         task = take_next(int64_at(p[TASK]))
-        if task >= p[NUM_TOKENS]:
+        if task >= p[NUM_BLOCKS]:
             return
-        x = float32_at(p[X] + 4 * token_rows[task] * in_width)
-        y = float32_at(p[Y] + 4 * token_rows[task] * out_width)
-        rank = ranks[adapters[task]]
-        rows = int64_at(p[POOL_ROWS] + 8 * adapters[task] * p[MAX_RANK])
-        fours = rank // 4 * 4
-        for r in range(0, fours, 4):
-            for after in range(r + 4, min(r + 8, rank)):
-                ahead = _row(base, rows, after, row_bytes)
-                for offset in range(0, used_bytes, 64):
-                    prefetch(ahead + offset)
-            four = (
-                _row(base, rows, r, row_bytes),
-                _row(base, rows, r + 1, row_bytes),
-                _row(base, rows, r + 2, row_bytes),
-                _row(base, rows, r + 3, row_bytes),
-            )
-            _four(x, y, four, in_width, out_width)
-        for r in range(fours, rank):
-            _one(x, y, _row(base, rows, r, row_bytes), in_width, out_width)
+        adapter = adapters[task]
+        _block(
+            p[X] + 4 * begins[task] * in_width,
+            p[Y] + 4 * begins[task] * out_width,
+            counts[task],
+            ranks[adapter],
+            p[POOL] + 4 * p[COLUMN],
+            int64_at(p[POOL_ROWS] + 8 * adapter * p[MAX_RANK]),
+            row_bytes,
+            (in_width, out_width),
+        )

@@ -20,9 +20,6 @@ from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.memory import lazy_zeros
 
-MAX_SINGLES = 16
-"""Segments of more tokens are two products of matrices, which read the adapter's rows once for all of them."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -130,8 +127,8 @@ class LoraBank:
         self._kernels = kernels if kernels is not None and kernels.can_add_rows(parameter.dtype) else None
         self._resident: dict[AdapterKey, _Resident] = {}
         self._parts: list[_Part] = []
-        self._singles: LoraRows | None = None
-        """Instead of parts: the tokens of short segments, where there are kernels."""
+        self._compiled: LoraRows | None = None
+        """The same parts, where there are kernels."""
         self._num_tokens = 0
         for module in facts.modules:
             model.get_submodule(module.name).register_forward_hook(_Adder(self, module.name))
@@ -152,33 +149,26 @@ class LoraBank:
     def begin_step(self, segments: Sequence[Segment], num_tokens: int) -> None:
         """Say which tokens of the coming forward pass use which adapter."""
         parts = [_Part(one.begin, one.end, self._resident[one.adapter]) for one in segments]
-        short: list[_Part] = []
-        if self._kernels is not None:
-            short = [one for one in parts if one.end - one.begin <= MAX_SINGLES]
-            parts = [one for one in parts if one.end - one.begin > MAX_SINGLES]
-        self._parts, self._singles = parts, _singles(self._kernels, short)
+        self._parts, self._compiled = parts, None
+        if self._kernels is not None and parts:
+            self._compiled = LoraRows(
+                self._kernels,
+                [(part.begin, part.end) for part in parts],
+                [part.resident.row_numbers for part in parts],
+                [part.resident.ranks for part in parts],
+            )
         self._num_tokens = num_tokens
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to y [.., out] each token's B A x, for x [.., in] of all tokens of the step. The one point of dispatch."""
         place = self.layout.places[module]
-        if self._parts:
-            add_by_segment(self._pool, place, module, self._parts, x=_rows(x, self._num_tokens), y=y)
-        if self._singles is not None:
-            self._singles.add(module, self._pool, place.a.start, _rows(x, self._num_tokens), y.view(-1, y.shape[-1]))
-
-
-def _singles(kernels: CpuKernels | None, parts: Sequence[_Part]) -> LoraRows | None:
-    if kernels is None or not parts:
-        return None
-    tokens = [(row, adapter) for adapter, part in enumerate(parts) for row in range(part.begin, part.end)]
-    return LoraRows(
-        kernels,
-        [row for row, _ in tokens],
-        [adapter for _, adapter in tokens],
-        [part.resident.row_numbers for part in parts],
-        [part.resident.ranks for part in parts],
-    )
+        if not self._parts:
+            return
+        rows = _rows(x, self._num_tokens)
+        if self._compiled is not None:
+            self._compiled.add(module, self._pool, place.a.start, rows, y.view(-1, y.shape[-1]))
+        else:
+            add_by_segment(self._pool, place, module, self._parts, x=rows, y=y)
 
 
 class _Adder:
