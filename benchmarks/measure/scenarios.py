@@ -191,7 +191,7 @@ async def _streams(
     setting: Setting, pod: MeasuredPod, num_streams: int, num_loads: int, *, seed: int
 ) -> tuple[float, float]:
     """Return the longest gap after every stream began, in ms, and how long the loads took, in seconds."""
-    lengths = Lengths(setting.lengths.prompt, 6 * setting.lengths.answer, setting.lengths.vocabulary)
+    lengths = Lengths(setting.lengths.prompt, 10 * setting.lengths.answer, setting.lengths.vocabulary)
     asks = even(num_streams, 0, lengths, seed=seed)
     running = [asyncio.create_task(stream(pod.url, ask, pod.base)) for ask in asks]
     loop = asyncio.get_running_loop()

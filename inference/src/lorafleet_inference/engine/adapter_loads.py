@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan
+from lorafleet_inference.background import yield_cores
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import NoRoomEver, NoRoomYet, Residency
 from lorafleet_inference.errors import AdapterError
@@ -89,7 +90,7 @@ class AdapterLoads(Generic[SlabT]):
         self._to_come: dict[AdapterKey, None] = {}
         """Those that were asked to be resident and have no room yet, in the order of asking."""
         self._leaving: set[AdapterKey] = set()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=yield_cores)
         self.held: set[AdapterKey] = set()
         """Adapters of which nothing new may start, so that a waiting one gets their room."""
 

@@ -73,7 +73,7 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
     """
     ranks = [0] * len(layout.places)
     try:
-        rows = torch.zeros(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
+        rows = torch.empty(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
     except RuntimeError as error:  # what torch raises without memory
         raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
     try:
