@@ -22,7 +22,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 FIGURES = ("throughput", "loading", "many", "fairness")
 BASELINES = ("engine", "generate", "peft-mixed", "peft-sequential")
 NUM_STREAMS, NUM_LOADS = 8, 20
-NUM_BUSY, NUM_QUIET = 50, 40
+NUM_BUSY, NUM_QUIET = 50, 20
 SMALL_STEPS = 128
 """Tokens of a step, to show what the size of steps does to waiting."""
 
