@@ -5,35 +5,38 @@ Models and adapters are random and made on first use. Results go to benchmarks/r
 """
 
 import argparse
-import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from measure import environment, report
-from measure.scenarios import Setting, as_json, loading_gap, many_registered, throughput
+from measure.scenarios import Setting, as_json, fairness, loading_gap, many_registered, throughput
 from measure.sizes import SIZES
 from measure.workload import Lengths
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "benchmarks"
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-FIGURES = ("throughput", "loading", "many")
+FIGURES = ("throughput", "loading", "many", "fairness")
 BASELINES = ("engine", "generate", "peft-mixed", "peft-sequential")
 NUM_STREAMS, NUM_LOADS = 8, 20
+NUM_BUSY, NUM_QUIET = 50, 20
+SMALL_STEPS = 128
+"""Tokens of a step, to show what the size of steps does to waiting."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what was asked for."""
     chosen = _parser().parse_args(arguments)
     if chosen.page:
-        PAGE.write_text(report.page(PAGE.read_text(), json.loads(chosen.output.read_text())))
+        PAGE.write_text(report.page(PAGE.read_text(), RESULTS))
         return
     from measure.models import make_adapters, make_model  # noqa: PLC0415  --help and bad options answer at once
 
     model = make_model(chosen.size, chosen.cache, chosen.dtype)
-    num_adapters = max(*chosen.adapters, 1)
+    num_adapters = max(*chosen.adapters, 2)
     if "loading" in chosen.figures:
         num_adapters = max(num_adapters, NUM_LOADS)
     if "many" in chosen.figures:
@@ -87,6 +90,11 @@ def _measure(chosen: argparse.Namespace, setting: Setting, document: dict[str, A
     if "many" in chosen.figures:
         many = many_registered(setting, num_many=chosen.registered, max_resident=chosen.resident, told=_tell)
         document["many_registered"] = as_json(many)
+    if "fairness" in chosen.figures:
+        found = document["fairness"] = []
+        for tokens in (chosen.max_batch_tokens, SMALL_STEPS):
+            narrow = replace(setting, max_batch_tokens=tokens)
+            found.append(as_json(fairness(narrow, num_busy=NUM_BUSY, num_requests=NUM_QUIET, told=_tell)))
 
 
 def _tell(line: str) -> None:

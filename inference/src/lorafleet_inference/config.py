@@ -42,6 +42,8 @@ class EngineConfig:
     """Whether what torch has no fast operation for on CPUs is compiled at the start."""
     kernel_cache: str | None = None
     """Folder that keeps the compiled code; None: where Numba keeps it by itself."""
+    max_step_seconds: float = 300.0
+    """An engine that gives no sign of life for so long hangs in a step and is ended."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -53,6 +55,7 @@ class EngineConfig:
             "--kv-cache-memory": self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes > 0,
             "--host-cache": self.host_cache_bytes > 0,
             "--num-threads": self.num_threads is None or self.num_threads >= 1,
+            "--max-step-seconds": self.max_step_seconds > 0,
         }
         for option, legal in checks.items():
             if not legal:

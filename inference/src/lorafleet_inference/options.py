@@ -173,6 +173,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("num-threads", "CPU threads of the engine.", _integer, "NUMBER", E, "num_threads", "the cores it may use"),
     Option("cpu-kernels", "On a CPU, compile kernels at the start; without, plain torch computes everything, more slowly.",
            _boolean, "", E, "cpu_kernels", is_flag=True),
+    Option("max-step-seconds", "An engine that gives no sign of life for so long hangs: it is ended, its stack in the log, and "
+           "the pod with it.", _seconds, "SECONDS", E, "max_step_seconds"),
     Option("cache-dir", "Folder for downloaded models and adapters, and for compiled kernels.", Path, "FOLDER", None, "cache_dir",
            f"{CACHE_DIR} if writable, else $XDG_CACHE_HOME/lorafleet/inference"),
     Option("disk-cache", "Disk space that downloaded adapters may take.", quantity_bytes, "QUANTITY", S, "disk_cache_bytes"),

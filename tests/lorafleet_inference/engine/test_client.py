@@ -58,6 +58,10 @@ def tokens(events: list[TokenEvent]) -> tuple[int, ...]:
     return tuple(token for event in events for token in event.token_ids)
 
 
+def environment_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
 async def idle(client: EngineClient) -> EngineStats:
     """The first counters that say that nothing runs."""
     while True:
@@ -129,6 +133,31 @@ async def test_a_step_that_fails_ends_its_requests_and_the_engine() -> None:
         assert event.finish is FinishReason.ERROR
         assert "the engine failed in a step: IndexError" in (event.error or "")
         assert "the engine failed in a step: IndexError" in await client.failed
+
+
+async def test_an_engine_that_hangs_is_ended() -> None:
+    async with engine(max_step_seconds=1) as client:
+        await client.wait_ready()
+        await asyncio.sleep(2)  # twice as long as a step may take: who answers pings lives
+        assert len(tokens(await answer(client, Submit("quiet", (5, 6), None, GREEDY)))) == 8
+        stream = client.submit(Submit("r", (5, 6), None, LONG))
+        await anext(stream)
+        os.kill(client.pid, signal.SIGSTOP)
+        assert "no sign of life for 1 seconds" in await client.failed
+        assert [event.finish async for event in stream][-1] is FinishReason.ERROR
+
+
+async def test_an_aborted_engine_says_where_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    async with engine() as client:
+        await client.wait_ready()
+        os.kill(client.pid, signal.SIGABRT)
+        assert "status -6" in await client.failed
+    assert "core.py" in capfd.readouterr().err
+
+
+async def test_settings_of_memory_reach_the_engine(shared: EngineClient) -> None:
+    await shared.wait_ready()
+    assert any(one.startswith("GLIBC_TUNABLES=glibc.malloc.") for one in environment_of(shared.pid))
 
 
 async def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

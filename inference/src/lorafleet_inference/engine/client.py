@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable
@@ -25,6 +26,7 @@ from lorafleet_inference.engine.messages import (
     EngineStats,
     FinishReason,
     FromEngine,
+    Ping,
     RegisterAdapter,
     ReleaseAdapter,
     Shutdown,
@@ -36,9 +38,12 @@ from lorafleet_inference.engine.messages import (
 from lorafleet_inference.errors import EngineFailure
 from lorafleet_inference.logs import JsonFormatter
 
+logger = logging.getLogger(__name__)
 _AnswerT = TypeVar("_AnswerT")
 CLOSE_SECONDS = 10.0
 """After that an engine that was told to end, or that said that it ends, is killed."""
+NUM_PINGS = 4
+"""In the time that a step may take: so many that are not answered mean that the engine hangs."""
 
 
 class EngineClient:
@@ -59,7 +64,10 @@ class EngineClient:
         self._stats: EngineStats | None = None
         self._last_words: str | None = None
         self._closing = False
+        self._has_spoken = False
+        """Since the last look of `_watch`."""
         self._listening: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, config: EngineConfig) -> Self:
@@ -82,6 +90,7 @@ class EngineClient:
             process.stdin.write(msgspec.json.encode(_start_message(config)))
             process.stdin.close()
         client._listening = asyncio.create_task(client._listen(reader))
+        client._watching = asyncio.create_task(client._watch(config.max_step_seconds))
         return client
 
     async def wait_ready(self) -> EngineReady:
@@ -172,8 +181,9 @@ class EngineClient:
         self._closing = True
         self._send(Shutdown())
         await self._wait_ended()
-        if self._listening is not None:
-            await self._listening
+        for task in (self._listening, self._watching):
+            if task is not None:
+                await task
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
@@ -213,7 +223,25 @@ class EngineClient:
         if not self._closing:
             self._failed.set_result(words)
 
+    async def _watch(self, max_step_seconds: float) -> None:
+        """End an engine that hangs. Loading the base may last as long as it likes."""
+        await asyncio.wait((self._ready, self._gone), return_when=asyncio.FIRST_COMPLETED)
+        unanswered = 0
+        while unanswered < NUM_PINGS:
+            self._has_spoken = False
+            self._send(Ping())
+            await asyncio.wait((self._gone,), timeout=max_step_seconds / NUM_PINGS)
+            if self._gone.done():
+                return
+            unanswered = 0 if self._has_spoken else unanswered + 1
+        self._last_words = f"the engine gave no sign of life for {max_step_seconds:g} seconds"
+        logger.error("%s; it is ended, and where its threads were follows", self._last_words)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)
+        await self._wait_ended()
+
     def _hear(self, message: FromEngine) -> None:
+        self._has_spoken = True
         match message:
             case Tokens(events):
                 for event in events:

@@ -24,6 +24,8 @@ from lorafleet_inference.engine.messages import (
     FinishReason,
     FromEngine,
     ModelFacts,
+    Ping,
+    Pong,
     RegisterAdapter,
     ReleaseAdapter,
     Shutdown,
@@ -190,6 +192,8 @@ class Engine:
                 self._settle(self._loads.register(message))
             case ReleaseAdapter(key):
                 self._settle(self._loads.release(key))
+            case Ping():
+                self._send(Pong())
             case Shutdown():
                 self._events += self._scheduler.cancel_all()
                 self._ended = True

@@ -97,11 +97,15 @@ class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):
     key: AdapterKey
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Asks for Pong after the step that runs."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """End every request as cancelled and exit."""
 
 
-ToEngine = Submit | Cancel | RegisterAdapter | ReleaseAdapter | Shutdown
+ToEngine = Submit | Cancel | RegisterAdapter | ReleaseAdapter | Ping | Shutdown
 
 
 class ModuleKind(StrEnum):
@@ -269,10 +273,14 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     waiting_adapters: tuple[str, ...]
 
 
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """The engine takes messages."""
+
+
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     """The engine cannot go on; the process exits after this."""
 
     message: str
 
 
-FromEngine = EngineReady | Tokens | AdapterStatus | EngineStats | EngineFailed
+FromEngine = EngineReady | Tokens | AdapterStatus | EngineStats | Pong | EngineFailed

@@ -3,6 +3,7 @@
 FD is its end of a socket pair; standard input gives StartEngine as JSON. When the API process goes, it goes.
 """
 
+import faulthandler
 import logging
 import os
 import queue
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Load the model and serve; return the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    faulthandler.enable()  # a crash, and the API process's SIGABRT when a step hangs, leave every thread's stack in the log
     start = msgspec.json.decode(sys.stdin.buffer.read(), type=StartEngine)
     set_up_logs(start.log_level, start.log_format)
     end = EngineEnd(socket.socket(fileno=int(arguments[0])))

@@ -1,5 +1,6 @@
 """OpenAI requests as pydantic reads them: null is absent, types are strict, ranges are checked, other fields are judged."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
@@ -136,14 +137,14 @@ class GenerationRequest(_Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    @abstractmethod
     def max_new_tokens(self) -> int | None:
         """Tokens of the answer; None: as many as fit."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """None: no log-probabilities; else how many of the most likely tokens beside the chosen one."""
-        raise NotImplementedError
 
     def sampling(self, *, max_tokens: int, choice: int) -> SamplingParams:
         """Return how one choice is sampled. Choice i of a seeded request draws with seed + i; `top_p` 0 is greedy."""
