@@ -20,7 +20,6 @@ from lorafleet_inference.adapters.digest import digest_of_files, hash_file
 from lorafleet_inference.adapters.files import CONFIG, FoundFile, files_of_adapter
 from lorafleet_inference.adapters.peft_config import read_config
 from lorafleet_inference.adapters.sources.base import Listing, Place, Source
-from lorafleet_inference.background import yield_cores
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.metrics import ADAPTER_FETCH_FAILURES, ADAPTER_FETCH_SECONDS, ADAPTER_FETCHED_BYTES
 
@@ -51,7 +50,7 @@ class AdapterStore:
         self._inspect = inspect
         self._free_one = free_one
         self._first_pause_seconds = first_pause_seconds
-        self._threads = ThreadPoolExecutor(2 * MAX_PARALLEL, thread_name_prefix="adapter-io", initializer=yield_cores)
+        self._threads = ThreadPoolExecutor(2 * MAX_PARALLEL, thread_name_prefix="adapter-io")
         self._slots = asyncio.Semaphore(MAX_PARALLEL)
         self._fetches: dict[str, asyncio.Task[Artifact]] = {}
         """Downloads under way, by what is downloaded; whoever wants the same one waits for it."""

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.background import yield_cores
+from lorafleet_inference.engine.background import yield_cores
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import NoRoomEver, NoRoomYet, Residency
 from lorafleet_inference.errors import AdapterError

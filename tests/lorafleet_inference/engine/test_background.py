@@ -4,7 +4,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from lorafleet_inference.background import NICENESS, yield_cores
+from lorafleet_inference.engine.background import NICENESS, yield_cores
 
 
 def niceness() -> int:

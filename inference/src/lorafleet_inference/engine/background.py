@@ -1,4 +1,8 @@
-"""Threads that read, check and copy adapters leave the cores to the steps of running requests."""
+"""The thread that reads and copies adapters leaves the cores to the steps of running requests.
+
+It is for the engine process only. In the API process a nice thread that holds Python's lock would, while it waits for a
+core, keep the event loop from passing tokens on: gaps became longer by that, not shorter.
+"""
 
 import os
 import sys
