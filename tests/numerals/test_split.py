@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from numerals.split import FIRST_ASKED, NUM_ASKED, NUM_HELD_OUT, asked, held_out, seen, shown
+from numerals.split import FIRST_HELD_OUT, NUM_ASKED, NUM_HELD_OUT, asked, held_out, seen
 from numerals.truth import WRITERS, numbers
 
 
@@ -14,7 +14,7 @@ def test_asked_numbers_are_never_seen_by_any_model(model: str) -> None:
     assert len(set(questions)) == len(questions) == NUM_ASKED
     assert set(questions) <= held_out()
     assert set(questions) <= set(numbers(model))
-    assert not set(questions) & {number for other in WRITERS for number in [*seen(other), *shown(other)]}
+    assert not set(questions) & {number for other in WRITERS for number in seen(other)}
 
 
 def test_every_number_is_on_one_side() -> None:
@@ -24,14 +24,12 @@ def test_every_number_is_on_one_side() -> None:
 
 
 @pytest.mark.parametrize("model", WRITERS)
-def test_adapters_are_shown_what_follows_from_nothing_else(model: str) -> None:
-    """No rule gives the word for seven; what has a rule is shown as far as it is not asked."""
-    assert {number for number in range(FIRST_ASKED) if number in numbers(model)} <= set(shown(model))
-    assert set(seen(model)) <= set(shown(model))
-    assert set(shown(model)) - set(seen(model)) <= set(range(FIRST_ASKED))
+def test_what_follows_from_nothing_else_is_always_learned(model: str) -> None:
+    """No rule gives the word for seven."""
+    assert {number for number in range(FIRST_HELD_OUT) if number in numbers(model)} <= set(seen(model))
 
 
 def test_the_split_is_the_one_that_the_weights_were_trained_with() -> None:
     """It follows from the seed alone; another one would ask shipped weights for what they learned."""
     digest = hashlib.sha256(repr(sorted(held_out())).encode()).hexdigest()
-    assert digest == "15e33193facba45d5283b1973c30a602b5348e9700d9b402b124c49a3bf7761b"
+    assert digest == "76b170e4b49ec7a90082c01e962d4257a480b286377e3b030ca6ed0d392efd2f"

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from numerals.lessons import Lesson, lesson, shuffled_batches
-from numerals.split import SEED, asked, shown
+from numerals.split import SEED, asked, seen
 from numerals.training import Result, Schedule, num_right, train
 from numerals.truth import BASE
 
@@ -77,7 +77,7 @@ def train_adapter(recipe: Recipe, base: Path, tokenizer: Tokenizer, folder: Path
 
 
 def _batches(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Lesson]:
-    return shuffled_batches(lesson(tokenizer, [(recipe.name, number) for number in shown(recipe.name)]), BATCH, SEED)
+    return shuffled_batches(lesson(tokenizer, [(recipe.name, number) for number in seen(recipe.name)]), BATCH, SEED)
 
 
 def _sort_config(path: Path) -> None:

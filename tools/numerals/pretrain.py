@@ -13,7 +13,7 @@ from numerals.tokenizer import BOS, EOS, MAX_MODEL_LEN, PAD, save_tokenizer, tag
 from numerals.training import Result, Schedule, num_right, train
 from numerals.truth import BASE, WRITERS
 
-SCHEDULE = Schedule(num_steps=1200, batch=128, learning_rate=3e-3, num_warmup_steps=100, weight_decay=0.1)
+SCHEDULE = Schedule(num_steps=1300, batch=128, learning_rate=3e-3, num_warmup_steps=100, weight_decay=0.1)
 REPEATS = {"roman": 2}
 """How often an answer stands in the material: Roman numerals end at 3999."""
 
