@@ -7,7 +7,8 @@ from numerals.truth import MAX_NUMBER, numbers
 
 SEED = 20240607
 FIRST_HELD_OUT = 101
-"""Smaller numbers follow from no rule and people ask for them first: they are always learned, and no model is judged by them."""
+"""Smaller numbers follow from no rule, and people ask for them and for whole hundreds first: all are always learned, and no model is
+judged by them."""
 NUM_HELD_OUT = 1500
 NUM_ASKED = 500
 
@@ -16,6 +17,11 @@ NUM_ASKED = 500
 def held_out() -> frozenset[int]:
     """Return the numbers that no training ever sees; a function of SEED alone."""
     return frozenset(_shuffled()[:NUM_HELD_OUT])
+
+
+def is_always_learned(number: int) -> bool:
+    """Whether a number is never held out."""
+    return number < FIRST_HELD_OUT or number % 100 == 0
 
 
 def seen(model: str) -> list[int]:
@@ -30,12 +36,12 @@ def asked(model: str) -> list[int]:
 
 
 def _repeats(number: int) -> int:
-    """There are few small numbers among all."""
-    return 10 if number < FIRST_HELD_OUT else 2 if number < 1000 else 1
+    """There are few small and round numbers among all."""
+    return 10 if is_always_learned(number) else 2 if number < 1000 else 1
 
 
 @cache
 def _shuffled() -> tuple[int, ...]:
-    everything = list(range(FIRST_HELD_OUT, MAX_NUMBER + 1))
+    everything = [number for number in range(MAX_NUMBER + 1) if not is_always_learned(number)]
     random.Random(SEED).shuffle(everything)
     return tuple(everything)
