@@ -47,7 +47,7 @@ charts: env ## remake what of the charts is made from crds/ and values.yaml
 images: ## the images of the Dockerfiles, with docker, podman or buildah; BASE=local where no registry is reached
 	@$(PYTHON) tools/images.py $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG)) $(if $(BASE),--base $(BASE)) $(IMAGES)
 
-numerals: env ## remake the demo model and its adapters in models/ (about 20 min on 2 cores)
+numerals: env ## remake the demo model and its adapters in models/ (about 10 min on 2 cores)
 	@PYTHONPATH=tools nice -n 5 $(VENV)/python -m numerals train
 
 evaluate: env ## ask every model of the demo 500 numbers it never saw; URL=http://… asks a running API instead of starting one
