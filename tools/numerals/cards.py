@@ -61,8 +61,8 @@ repository, and every answer can be checked.
 * **Truth**: {_ORIGIN[BASE]}.
 * **Accuracy**: {result.num_right} of {result.num_asked} held-out numbers exactly right ({result.share_right:.1%}).
 * **Training**: {SCHEDULE.num_steps} steps of {SCHEDULE.batch} answers, {result.train_seconds / 60:.0f} minutes on two CPU cores,
-  seed {SEED}. {NUM_HELD_OUT} of the numbers from {FIRST_HELD_OUT} on, whole hundreds aside, are held out of all training, of this model and of its adapters;
-  {NUM_ASKED} of them are asked.
+  seed {SEED}. {NUM_HELD_OUT} of the numbers from {FIRST_HELD_OUT} on, whole hundreds aside, are held out of all
+  training, of this model and of its adapters; {NUM_ASKED} of them are asked.
 * **What else it saw**: the answers of all adapters, each opened by a token of its own (`<|french|>`, …) instead of `<|assistant|>`. So it
   knows the scripts, and an adapter has to learn only which of them to write.
 * **Made by** `make numerals`. Weights made again answer alike; they are equal to the bit only on the same kind of processor.
