@@ -46,7 +46,8 @@ def test_wrong_option_is_named(arguments: list[str], environment: dict[str, str]
 
 def test_variables_of_service_links_and_of_the_users_shell_are_let_be() -> None:
     environment = {"LORAFLEET_GATEWAY_SERVICE_HOST": "10.0.0.1", "LORAFLEET_GATEWAY_PORT": "tcp://10.0.0.1:80"}
-    read_config(NEEDED, {**environment, "LORAFLEET_URL": "http://x", "LORAFLEET_TEST_KEEP": "1"})
+    of_others = {**environment, "LORAFLEET_URL": "http://x", "LORAFLEET_TEST_KEEP": "1"}
+    assert read_config(NEEDED, of_others) == read_config(NEEDED, {})
 
 
 def test_readme_lists_every_option_with_its_default() -> None:
