@@ -13,9 +13,9 @@ from support.openapi import problems, schemas
 
 from lorafleet_contract.names import GROUP, VERSION
 from lorafleet_contract.resources import AdapterResource, BaseModelResource
-from lorafleet_operator.accept import refusal_of
-from lorafleet_operator.pod_template import pod_template
-from lorafleet_operator.views import Snapshot
+from lorafleet_operator.decide.accept import refusal_of
+from lorafleet_operator.decide.pod_template import pod_template
+from lorafleet_operator.decide.views import Snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

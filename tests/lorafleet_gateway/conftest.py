@@ -12,13 +12,13 @@ from support.kube_api import KubeDouble, kube_double
 from support.upstream_pods import REVISION, PodDouble, pod_double
 
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
-from lorafleet_gateway.cluster import Cluster
+from lorafleet_gateway.cluster.cluster import Cluster
+from lorafleet_gateway.cluster.kube import KubeApi
 from lorafleet_gateway.config import GatewayConfig
-from lorafleet_gateway.kube import KubeApi
-from lorafleet_gateway.pods import Fleet
-from lorafleet_gateway.server import FrontDoor, bind, open_port
-from lorafleet_gateway.state import State
-from lorafleet_gateway.upstream import Upstream
+from lorafleet_gateway.fleet.pods import Fleet
+from lorafleet_gateway.front.server import FrontDoor, bind, open_port
+from lorafleet_gateway.front.state import State
+from lorafleet_gateway.front.upstream import Upstream
 
 NAMESPACE = "team"
 BASE = "numerals"

@@ -4,7 +4,7 @@ import asyncio
 
 from support.upstream_pods import PodDouble, streaming
 
-from lorafleet_gateway.pods import PAUSE_SECONDS
+from lorafleet_gateway.fleet.pods import PAUSE_SECONDS
 
 from .conftest import World, eventually
 

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from support.upstream_pods import REVISION, PodDouble, breaking, refusing, streaming
 
-from lorafleet_gateway.retry import MAX_BROKEN
+from lorafleet_gateway.front.retry import MAX_BROKEN
 
 from .conftest import World, eventually
 

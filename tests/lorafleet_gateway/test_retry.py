@@ -5,9 +5,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway.errors import AdapterLoading, NoReadyPod, PodLost, PodSilent
-from lorafleet_gateway.outcomes import REFUSALS, Broken, NotTaken, Refusal, Silent, Unreachable
-from lorafleet_gateway.retry import Offers
-from lorafleet_gateway.routing import Why
+from lorafleet_gateway.fleet.routing import Why
+from lorafleet_gateway.front.outcomes import REFUSALS, Broken, NotTaken, Refusal, Silent, Unreachable
+from lorafleet_gateway.front.retry import Offers
 
 
 def refusal(code: ErrorCode) -> Refusal:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafleet_contract.admin import Tier
-from lorafleet_gateway.routing import SPILL_FACTOR, SPILL_FLOOR, Candidate, Decision, Why, decide
+from lorafleet_gateway.fleet.routing import SPILL_FACTOR, SPILL_FLOOR, Candidate, Decision, Why, decide
 
 uids = st.text("abcdef0123456789", min_size=1, max_size=4)
 candidates = st.builds(

@@ -4,8 +4,8 @@ import pytest
 from support import operator_views as v
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_operator.accept import refusal_of
-from lorafleet_operator.views import Claim
+from lorafleet_operator.decide.accept import refusal_of
+from lorafleet_operator.decide.views import Claim
 
 
 def reason(adapter, base, **more) -> Reason | None:

@@ -6,8 +6,8 @@ from support.operator_views import NOW
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import Condition
-from lorafleet_operator.conditions import MAX_MESSAGE, READY, STALLED, progress_of, said, with_times
-from lorafleet_operator.events import transition
+from lorafleet_operator.act.events import transition
+from lorafleet_operator.decide.conditions import MAX_MESSAGE, READY, STALLED, progress_of, said, with_times
 
 LATER = NOW + timedelta(minutes=1)
 

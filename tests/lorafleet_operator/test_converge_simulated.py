@@ -10,7 +10,7 @@ from support.simulated_fleet import CONFIG, NAMESPACE, Fleet, simulated_fleet, u
 
 from lorafleet_contract.admin import AdapterState, AdminError, Residency
 from lorafleet_contract.reasons import Reason
-from lorafleet_operator.store import Kind
+from lorafleet_operator.cluster.store import Kind
 
 THREE = ("french", "german", "roman")
 

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from lorafleet_operator.errors import ConfigError
-from lorafleet_operator.health import MAX_RESYNC_AGE_SECONDS, Health, serve_health
+from lorafleet_operator.process.health import MAX_RESYNC_AGE_SECONDS, Health, serve_health
 
 
 class Listed:

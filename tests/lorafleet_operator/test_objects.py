@@ -11,9 +11,9 @@ import yaml
 from support import operator_views as v
 
 from lorafleet_contract.resources import BaseModelResource
+from lorafleet_operator.decide.objects import admin_token, children
+from lorafleet_operator.decide.pod_template import pod_template, serve_arguments
 from lorafleet_operator.errors import InvalidSpec
-from lorafleet_operator.objects import admin_token, children
-from lorafleet_operator.pod_template import pod_template, serve_arguments
 
 GOLDEN = Path(__file__).parent / "golden"
 HUB = {

@@ -5,11 +5,11 @@ from support.operator_views import KEY, NOW
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, AdapterStatus
-from lorafleet_operator import deferral, first_catalogue
-from lorafleet_operator.conditions import progress_of, said, with_times
-from lorafleet_operator.deferral import MAX_AT_ONCE, WAIT_SECONDS, Deferrals
-from lorafleet_operator.diff import PodChange
-from lorafleet_operator.first_catalogue import MAX_WAIT_SECONDS, FirstCatalogues
+from lorafleet_operator.decide import deferral, first_catalogue
+from lorafleet_operator.decide.conditions import progress_of, said, with_times
+from lorafleet_operator.decide.deferral import MAX_AT_ONCE, WAIT_SECONDS, Deferrals
+from lorafleet_operator.decide.diff import PodChange
+from lorafleet_operator.decide.first_catalogue import MAX_WAIT_SECONDS, FirstCatalogues
 
 
 def change(name: str, fence: int) -> PodChange:

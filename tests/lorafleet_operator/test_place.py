@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_operator.place import Placement, PodBudget, Want, place
+from lorafleet_operator.decide.place import Placement, PodBudget, Want, place
 
 RANKS = st.sampled_from([4, 8, 16, 32, 64])
 

@@ -7,10 +7,10 @@ from support.operator_views import NOW
 
 from lorafleet_contract.admin import AdapterState, Owner, Residency
 from lorafleet_contract.resources import AdapterResource, ArtifactStatus, BaseModelResource
-from lorafleet_operator.diff import PodChange
-from lorafleet_operator.intent import ResolveFailure, intents_of, resolve_key
-from lorafleet_operator.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
-from lorafleet_operator.views import ObservedPod
+from lorafleet_operator.decide.diff import PodChange
+from lorafleet_operator.decide.intent import ResolveFailure, intents_of, resolve_key
+from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
+from lorafleet_operator.decide.views import ObservedPod
 
 OLD, NEW = v.artifact("french"), v.artifact("french-v2")
 P0, P1 = v.pod("p0"), v.pod("p1")

@@ -17,7 +17,7 @@ from lorafleet_contract.admin import (
 from lorafleet_contract.names import revision_of
 from lorafleet_contract.resources import AdapterResource, ArtifactStatus, BaseModelResource
 from lorafleet_contract.sources import AdapterFacts, ResolvedSource, SourceFile, SourceRef
-from lorafleet_operator.views import Claim, ObservedPod, Pod, Snapshot
+from lorafleet_operator.decide.views import Claim, ObservedPod, Pod, Snapshot
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 KEY = ("team", "base")

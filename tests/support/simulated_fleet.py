@@ -17,15 +17,15 @@ from support.fake_kube import FakeKube
 from support.fake_pod import FakePod, Library
 
 from lorafleet_contract.names import LABEL_BASE
+from lorafleet_operator.cluster.handlers import EventSink
+from lorafleet_operator.cluster.keys import admin_key
+from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.cluster.lease import Lease
+from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
-from lorafleet_operator.handlers import EventSink
-from lorafleet_operator.health import Health
-from lorafleet_operator.keys import admin_key
-from lorafleet_operator.kube import KubeApi
-from lorafleet_operator.lease import Lease
-from lorafleet_operator.objects import admin_token
-from lorafleet_operator.run import lead
-from lorafleet_operator.store import Kind
+from lorafleet_operator.decide.objects import admin_token
+from lorafleet_operator.process.health import Health
+from lorafleet_operator.process.run import lead
 
 Json = dict[str, Any]
 NAMESPACE = "team"

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"lorafleet-gateway: {error}\n")
         return 2
     set_up_logs(config.log_level, config.log_format)
-    from lorafleet_gateway.run import serve  # noqa: PLC0415  --help and bad options answer at once
+    from lorafleet_gateway.process.run import serve  # noqa: PLC0415  --help and bad options answer at once
 
     try:
         asyncio.run(serve(config))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
 from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
-from lorafleet_gateway.kube import Json
+from lorafleet_gateway.cluster.kube import Json
 
 logger = logging.getLogger(__name__)
 BaseKey = tuple[str, str]

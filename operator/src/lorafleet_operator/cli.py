@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"lorafleet-operator: {error}\n")
         return 2
     set_up_logs(config)
-    from lorafleet_operator.run import run  # noqa: PLC0415  --help and bad options answer at once
+    from lorafleet_operator.process.run import run  # noqa: PLC0415  --help and bad options answer at once
 
     try:
         asyncio.run(run(config))

@@ -1,0 +1,1 @@
+"""What the API server has: client, reflectors, names, look-ups."""

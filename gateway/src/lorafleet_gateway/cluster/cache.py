@@ -1,0 +1,96 @@
+"""Objects of one kind as the API server was last heard to have them."""
+
+from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+from lorafleet_gateway.cluster.kube import Json
+
+
+class HasUid(Protocol):
+    """A view knows its object's uid."""
+
+    @property
+    def uid(self) -> str:
+        """metadata.uid."""
+
+
+V = TypeVar("V", bound=HasUid)
+Changed = Callable[[V | None, V | None], None]
+"""Told (old, new) after each change; None: it was not there, it is gone."""
+
+
+class Cache(Generic[V]):
+    """Views by uid. An older version never replaces a newer one, and a complete list removes what it does not have.
+
+    A scope is what one list covers: a namespace, or "" for all of them.
+    """
+
+    def __init__(self, view: Callable[[Json], V | None], changed: Changed[V]) -> None:
+        self._view = view
+        self._changed = changed
+        self._entries: dict[str, tuple[int, str, V | None]] = {}
+        self._seen: dict[str, int] = {}
+
+    def put(self, body: Json, scope: str) -> None:
+        """Take in an event of a watch."""
+        self.advance(version_of(body), scope)
+        self._put(body)
+
+    def put_found(self, body: Json, scope: str) -> None:
+        """Take in an object that was looked up beside the watch: only if the watch has yet to tell of it.
+
+        What the watch has passed and the cache does not have was deleted; its DELETED will not come again.
+        """
+        if version_of(body) > self._seen.get(scope, 0) or body["metadata"]["uid"] in self._entries:
+            self._put(body)
+
+    def remove(self, body: Json, scope: str) -> None:
+        """Take in that an object is gone."""
+        self.advance(version_of(body), scope)
+        self._drop(body["metadata"]["uid"])
+
+    def replace(self, bodies: Iterable[Json], version: int, scope: str) -> None:
+        """Take in a complete list as of `version`; what is newer than the list is not judged by it."""
+        self.advance(version, scope)
+        listed = set()
+        for body in bodies:
+            listed.add(body["metadata"]["uid"])
+            self._put(body)
+        gone = [
+            uid
+            for uid, (known, namespace, _) in self._entries.items()
+            if uid not in listed and known <= version and scope in ("", namespace)
+        ]
+        for uid in gone:
+            self._drop(uid)
+
+    def advance(self, version: int, scope: str) -> None:
+        """Take in that the watch of a scope has come this far."""
+        self._seen[scope] = max(version, self._seen.get(scope, 0))
+
+    def _put(self, body: Json) -> None:
+        metadata = body["metadata"]
+        uid, version = metadata["uid"], version_of(body)
+        known = self._entries.get(uid)
+        if known is not None and known[0] >= version > 0:
+            return
+        old = known[2] if known is not None else None
+        new = self._view(body)
+        self._entries[uid] = (version, metadata.get("namespace", ""), new)
+        if old is not None or new is not None:
+            self._changed(old, new)
+
+    def _drop(self, uid: str) -> None:
+        known = self._entries.pop(uid, None)
+        if known is not None and known[2] is not None:
+            self._changed(known[2], None)
+
+
+def version_of(body: Json) -> int:
+    """Return the resourceVersion as the number that it is; 0 when it is none."""
+    return as_number(body["metadata"].get("resourceVersion") or "")
+
+
+def as_number(version: str) -> int:
+    """Return a resourceVersion as a number; 0 when it is none."""
+    return int(version) if version.isdigit() else 0

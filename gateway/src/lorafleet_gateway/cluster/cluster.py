@@ -1,0 +1,159 @@
+"""The cluster as the gateway follows it: reflectors fill the directory, the directory tells the fleet which pods there are."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from lorafleet_contract.names import ADAPTER_PLURAL, BASE_MODEL_PLURAL, GROUP, LABEL_ROLE, ROLE_PODS, VERSION
+from lorafleet_gateway import metrics
+from lorafleet_gateway.cluster.cache import Cache
+from lorafleet_gateway.cluster.directory import Directory, Target
+from lorafleet_gateway.cluster.kube import KubeApi, collection
+from lorafleet_gateway.cluster.lookup import Lookups
+from lorafleet_gateway.cluster.reflector import Reflector, Scope
+from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, ModelNotFound, NoReadyPod, WatchEnded
+from lorafleet_gateway.fleet.pods import Fleet, Pod
+from lorafleet_gateway.metrics import Reading
+from lorafleet_gateway.views import BaseKey
+
+RESOURCES: Final = f"{GROUP}/{VERSION}"
+SLICES: Final = "endpointslices"
+_LEGAL_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+"""Of served names; no other can be found."""
+LOOKUP_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """A kind of which names are looked up, in one scope."""
+
+    path: str
+    cache: Cache[Any]
+    namespace: str
+
+
+class Cluster:
+    """What names mean and which pods there are, followed until cancelled."""
+
+    def __init__(self, api: KubeApi, fleet: Fleet, namespaces: tuple[str, ...]) -> None:
+        self._api = api
+        self.fleet = fleet
+        self.directory = Directory(self._endpoints_changed)
+        self.lookups = Lookups(self._find)
+        self._was_settled = False
+        self._reflectors: list[Reflector] = []
+        self._named: list[_Followed] = []
+        kinds: tuple[tuple[str, str, str, Cache[Any]], ...] = (
+            (BASE_MODEL_PLURAL, RESOURCES, "", self.directory.bases),
+            (ADAPTER_PLURAL, RESOURCES, "", self.directory.adapters),
+            (SLICES, "discovery.k8s.io/v1", f"{LABEL_ROLE}={ROLE_PODS}", self.directory.slices),
+        )
+        for namespace in namespaces or ("",):
+            for plural, group_version, labels, cache in kinds:
+                path = collection(group_version, plural, namespace or None)
+                self._reflectors.append(Reflector(api, Scope(plural, path, namespace, labels), cache))
+                if plural != SLICES:
+                    self._named.append(_Followed(path, cache, namespace))
+
+    async def follow(self) -> None:
+        """Follow the API server until cancelled.
+
+        Raises:
+            WatchEnded: a reflector ended, which none may.
+        """
+        tasks = [asyncio.create_task(reflector.run()) for reflector in self._reflectors]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            raise WatchEnded("a watch ended for good")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.lookups.close()
+
+    async def target(self, name: str) -> Target:
+        """Return what a name means, having looked it up in the API server if it seems to mean nothing.
+
+        Raises:
+            ModelNotFound: nothing has the name.
+            AdapterFailed: the adapter was refused.
+            AdapterLoading: the adapter is not answerable yet.
+            NoReadyPod: the name is unknown and the API server cannot be asked.
+        """
+        try:
+            return self.directory.target(name)
+        except (ModelNotFound, AdapterFailed, AdapterLoading):
+            if not _LEGAL_NAME.fullmatch(name):
+                raise
+            answered = await self.lookups.look_up(name)
+        try:
+            return self.directory.target(name)
+        except ModelNotFound as error:
+            if answered:
+                raise
+            raise NoReadyPod(f"whether there is a model {name!r} cannot be found out now") from error
+
+    def unready_reason(self) -> str | None:
+        """Return why requests cannot be answered rightly yet; None from the first time that they can, for ever."""
+        if self._was_settled:
+            return None
+        for reflector in self._reflectors:
+            if not reflector.is_listed:
+                return reflector.problem
+        if any(pod.endpoint.is_ready and not pod.was_asked for pod in self.fleet.all()):
+            return "pods are being asked what they hold"
+        self._was_settled = True
+        return None
+
+    def readings(self) -> list[Reading]:
+        """Return the gauges that are read at a scrape."""
+        heard: dict[str, float] = {}
+        for reflector in self._reflectors:
+            kind = reflector.scope.kind
+            heard[kind] = min(reflector.heard_at, heard.get(kind, reflector.heard_at))
+        counts: dict[tuple[str, str], int] = {}
+        adapters: dict[str, int] = {}
+        num_adapters = self.directory.num_adapters()
+        for key in self.directory.base_keys():
+            label = self.label_of(key)
+            adapters[label] = adapters.get(label, 0) + num_adapters[key]
+            for state in ("ready", "unreachable", "not_ready"):
+                counts.setdefault((label, state), 0)
+            for pod in self.fleet.of(key):
+                counts[label, _state_of(pod)] += 1
+        return [
+            *(Reading(metrics.ENDPOINTS, labels, number) for labels, number in counts.items()),
+            *(Reading(metrics.ADAPTERS, (label,), number) for label, number in adapters.items()),
+            *(Reading(metrics.WATCH_HEARD, (kind,), at) for kind, at in heard.items()),
+        ]
+
+    def label_of(self, key: BaseKey) -> str:
+        """Return the value of the label `base` for a base."""
+        base = self.directory.base(key)
+        return metrics.BASES.of((base.name if base is not None else None) or key[1])
+
+    async def _find(self, name: str) -> int:
+        pages = await asyncio.gather(
+            *(
+                self._api.list(kind.path, {"fieldSelector": f"status.servedName={name}"}, patience=LOOKUP_TIMEOUT)
+                for kind in self._named
+            )
+        )
+        for kind, page in zip(self._named, pages, strict=True):
+            for body in page.items:
+                kind.cache.put_found(body, kind.namespace)
+        return sum(len(page.items) for page in pages)
+
+    def _endpoints_changed(self, key: BaseKey) -> None:
+        self.fleet.sync(key, self.directory.endpoints(key))
+
+
+def _state_of(pod: Pod) -> str:
+    if not pod.is_ready:
+        return "not_ready"
+    return "ready" if pod.is_reachable else "unreachable"

@@ -1,0 +1,141 @@
+"""Names, bases and endpoints of the cluster, kept current by caches; answers what a name means."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorafleet_gateway.cluster.cache import Cache
+from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, ModelNotFound
+from lorafleet_gateway.views import (
+    AdapterView,
+    BaseKey,
+    BaseView,
+    Endpoint,
+    Named,
+    SliceView,
+    adapter_view,
+    base_view,
+    slice_view,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a name means: pods of one base, and with an adapter the revision they should answer with."""
+
+    name: str
+    base_key: BaseKey
+    base_name: str
+    """For metrics: the base's served name, or its resource's while it has none."""
+    revision: str | None = None
+    """None: the base itself."""
+    loads_on_demand: bool = True
+
+    @property
+    def adapter(self) -> str | None:
+        """Served name of the adapter; None for the base itself."""
+        return self.name if self.revision is not None else None
+
+
+class Directory:
+    """Everything the API server says that matters for a request."""
+
+    def __init__(self, endpoints_changed: Callable[[BaseKey], None]) -> None:
+        self._endpoints_changed = endpoints_changed
+        self._names: dict[str, dict[str, Named]] = {}
+        self._bases: dict[BaseKey, BaseView] = {}
+        self._slices: dict[BaseKey, dict[str, SliceView]] = {}
+        self.adapters = Cache(adapter_view, self._name_changed)
+        self.bases = Cache(base_view, self._base_changed)
+        self.slices = Cache(slice_view, self._slice_changed)
+
+    def target(self, name: str) -> Target:
+        """Return what a name means.
+
+        Raises:
+            ModelNotFound: nothing has the name.
+            AdapterFailed: an adapter has it that was refused, and no revision of it is answerable.
+            AdapterLoading: an adapter has it, and no revision of it is answerable yet.
+        """
+        named = self._find(name)
+        if named is None:
+            raise ModelNotFound(f"the model {name!r} does not exist", param="model")
+        if isinstance(named, BaseView):
+            return Target(name, named.key, name)
+        base = self._bases.get(named.base_key)
+        if named.revision is None:
+            problem = named.problem or "Pending"
+            if named.is_refused:
+                raise AdapterFailed(f"the adapter {name!r} was refused: {problem}", param="model")
+            raise AdapterLoading(f"the adapter {name!r} is not answerable yet: {problem}", param="model")
+        return Target(
+            name=name,
+            base_key=named.base_key,
+            base_name=(base.name if base is not None else None) or named.base_key[1],
+            revision=named.revision,
+            loads_on_demand=base is None or base.loads_on_demand,
+        )
+
+    def models(self) -> list[Named]:
+        """Return what answers now: bases first, then adapters that have a revision, each by name."""
+        found = [named for name in self._names if (named := self._find(name)) is not None]
+        answering = [n for n in found if isinstance(n, BaseView) or n.revision is not None]
+        return sorted(answering, key=lambda named: (isinstance(named, AdapterView), named.name))
+
+    def model(self, name: str) -> Named | None:
+        """Return what answers under a name now."""
+        named = self._find(name)
+        return None if isinstance(named, AdapterView) and named.revision is None else named
+
+    def base(self, key: BaseKey) -> BaseView | None:
+        """Return a base."""
+        return self._bases.get(key)
+
+    def base_keys(self) -> list[BaseKey]:
+        """Return the bases that exist or have endpoints."""
+        return sorted({*self._bases, *self._slices})
+
+    def num_adapters(self) -> Counter[BaseKey]:
+        """Return how many adapters of each base answer."""
+        return Counter(named.base_key for named in self.models() if isinstance(named, AdapterView))
+
+    def endpoints(self, key: BaseKey) -> tuple[Endpoint, ...]:
+        """Return the pods of a base; one that two slices name is ready when either says so."""
+        found: dict[str, Endpoint] = {}
+        for view in self._slices.get(key, {}).values():
+            for endpoint in view.endpoints:
+                if endpoint.uid not in found or endpoint.is_ready:
+                    found[endpoint.uid] = endpoint
+        return tuple(found.values())
+
+    def _find(self, name: str) -> Named | None:
+        """The operator gives a name to one resource; while it moves two may show it: the oldest, then by uid."""
+        holders = [named for named in self._names.get(name, {}).values() if not named.is_leaving]
+        return min(holders, key=lambda named: (named.created, named.uid), default=None)
+
+    def _name_changed(self, old: Named | None, new: Named | None) -> None:
+        if old is not None and old.name is not None:
+            holders = self._names.get(old.name, {})
+            holders.pop(old.uid, None)
+            if not holders:
+                self._names.pop(old.name, None)
+        if new is not None and new.name is not None:
+            self._names.setdefault(new.name, {})[new.uid] = new
+
+    def _base_changed(self, old: BaseView | None, new: BaseView | None) -> None:
+        self._name_changed(old, new)
+        if old is not None and self._bases.get(old.key) is old:
+            del self._bases[old.key]
+        if new is not None:
+            self._bases[new.key] = new
+
+    def _slice_changed(self, old: SliceView | None, new: SliceView | None) -> None:
+        if old is not None:
+            slices = self._slices.get(old.base_key, {})
+            slices.pop(old.uid, None)
+            if not slices:
+                self._slices.pop(old.base_key, None)
+        if new is not None:
+            self._slices.setdefault(new.base_key, {})[new.uid] = new
+        for key in {view.base_key for view in (old, new) if view is not None}:
+            self._endpoints_changed(key)

@@ -1,0 +1,119 @@
+"""Keeps a cache equal to one collection of the API server: list, watch, go on where it broke off, list again when too late."""
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lorafleet_gateway import metrics
+from lorafleet_gateway.cluster.cache import Cache, as_number
+from lorafleet_gateway.cluster.kube import Event, KubeApi
+from lorafleet_gateway.errors import KubeError, KubeExpired
+
+logger = logging.getLogger(__name__)
+FIRST_RETRY_SECONDS: Final = 0.05
+MAX_RETRY_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What one reflector covers."""
+
+    kind: str
+    """Plural, for logs and metrics."""
+    path: str
+    namespace: str = ""
+    """Empty: all."""
+    labels: str = ""
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Query of its lists and watches."""
+        return {"labelSelector": self.labels} if self.labels else {}
+
+
+class Reflector:
+    """One collection, for ever. Data never vanishes because the API server is away."""
+
+    def __init__(self, api: KubeApi, scope: Scope, cache: Cache[Any]) -> None:
+        self.scope = scope
+        self._api = api
+        self._cache = cache
+        self._version = ""
+        self._num_failures = 0
+        self.is_listed = False
+        self.problem = "nothing was listed yet"
+        """Why it does not follow; empty while it does."""
+        self.heard_at = 0.0
+        """Unix seconds when the API server said something last."""
+
+    async def run(self) -> None:
+        """List and watch until cancelled."""
+        while True:
+            reason = "ended"
+            try:
+                if not self._version:
+                    await self._list()
+                await self._watch()
+            except KubeExpired:
+                reason, self._version = "expired", ""
+                self._num_failures += 1
+                logger.info("%s: too far behind, listing again", self._where)
+            except KubeError as error:
+                reason = "broken"
+                self._failed(error)
+            metrics.WATCH_RESTARTS.of(self.scope.kind, reason).inc()
+            await asyncio.sleep(self._pause())
+
+    async def _list(self) -> None:
+        page = await self._api.list(self.scope.path, self.scope.query)
+        self._cache.replace(page.items, as_number(page.version), self.scope.namespace)
+        self._version = page.version
+        if not self.is_listed:
+            logger.info("%s: %d listed", self._where, len(page.items))
+        self.is_listed = True
+        self._said_something()
+
+    async def _watch(self) -> None:
+        began = time.monotonic()
+        async for event in self._api.watch(self.scope.path, self.scope.query, version=self._version):
+            self._take(event)
+            self._num_failures = 0
+            self._said_something()
+        if time.monotonic() - began > MAX_RETRY_SECONDS:
+            self._num_failures = 0
+        else:
+            self._num_failures += 1  # whoever ends watches at once is not asked without a pause
+
+    def _take(self, event: Event) -> None:
+        version: str = event.body["metadata"]["resourceVersion"]
+        if event.type in ("ADDED", "MODIFIED"):
+            self._cache.put(event.body, self.scope.namespace)
+        elif event.type == "DELETED":
+            self._cache.remove(event.body, self.scope.namespace)
+        else:
+            self._cache.advance(as_number(version), self.scope.namespace)
+        self._version = version
+
+    def _said_something(self) -> None:
+        self.problem = ""
+        self.heard_at = time.time()
+
+    def _failed(self, error: KubeError) -> None:
+        self._num_failures += 1
+        self.problem = f"{self._where}: {error}"
+        # that a watch breaks off is normal; that it cannot be had again is not
+        is_news = not error.retryable and self._num_failures == 1
+        is_loud = is_news or self._num_failures in (3, 10) or self._num_failures % 100 == 0
+        logger.log(logging.WARNING if is_loud else logging.DEBUG, "cannot follow %s", self.problem)
+
+    def _pause(self) -> float:
+        """Return how long to wait: longer after each failure; gateways that lost one API server do not come back as one."""
+        delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(self._num_failures, 10), MAX_RETRY_SECONDS)
+        return delay * random.uniform(0.5, 1.0)  # noqa: S311  no secret
+
+    @property
+    def _where(self) -> str:
+        return f"{self.scope.kind} of {self.scope.namespace or 'all namespaces'}"

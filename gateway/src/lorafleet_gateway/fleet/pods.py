@@ -1,0 +1,184 @@
+"""The pods as they describe themselves: one long poll of `/v1/routes` for each, and the requests this gateway has at each."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import aiohttp
+from pydantic import ValidationError
+
+from lorafleet_contract.admin import Routes, Tier
+from lorafleet_contract.base import Observed
+from lorafleet_gateway import metrics
+from lorafleet_gateway.fleet.routing import Candidate
+from lorafleet_gateway.views import BaseKey, Endpoint
+
+logger = logging.getLogger(__name__)
+WAIT_SECONDS: Final = 2.0
+"""How long a poll may wait: so old a pod's own count of requests may be."""
+PAUSE_SECONDS: Final = 0.2
+"""Between two polls: a pod where much changes, or that does not wait, is not asked without end."""
+FIRST_RETRY_SECONDS: Final = 0.2
+MAX_RETRY_SECONDS: Final = 2.0
+POLL_TIMEOUT: Final = aiohttp.ClientTimeout(total=WAIT_SECONDS + 3.0, sock_connect=2.0)
+
+
+class _Head(Observed):
+    """A routes document without its adapters: most polls bring nothing else that is new."""
+
+    boot_id: str
+    generation: int
+    ready: bool
+    draining: bool
+    max_model_len: int
+    num_running: int = 0
+    num_waiting: int = 0
+
+
+@dataclass(slots=True)
+class Pod:
+    """One pod: where it is, what it said last, and what this gateway has there."""
+
+    base: BaseKey
+    endpoint: Endpoint
+    head: _Head | None = None
+    """None before its first answer."""
+    tiers: dict[tuple[str, str], Tier] = field(default_factory=dict)
+    """(adapter, revision) -> where it holds it."""
+    is_reachable: bool = False
+    was_asked: bool = False
+    num_in_flight: int = 0
+    """Requests of this gateway."""
+    num_others: int = 0
+    """Requests of others, as of its last answer."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether Kubernetes says so and the pod does not deny it."""
+        return self.endpoint.is_ready and (self.head is None or (self.head.ready and not self.head.draining))
+
+    def candidate(self, name: str, revision: str | None) -> Candidate:
+        """Return it as it concerns one request."""
+        return Candidate(
+            uid=self.endpoint.uid,
+            is_ready=self.is_ready,
+            is_reachable=self.is_reachable,
+            tier=self.tiers.get((name, revision)) if revision is not None else None,
+            outstanding=self.num_in_flight + self.num_others,
+        )
+
+    def doubt(self) -> None:
+        """A request failed here: ask others first, until it says again what it holds."""
+        self.is_reachable = False
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request of this gateway as in flight here."""
+        self.num_in_flight += 1
+        try:
+            yield
+        finally:
+            self.num_in_flight -= 1
+
+    def heard(self, head: _Head, raw: bytes) -> None:
+        """Take in an answer.
+
+        Raises:
+            ValidationError: its adapters cannot be read.
+        """
+        last = self.head
+        if last is None or (last.boot_id, last.generation) != (head.boot_id, head.generation):
+            adapters = Routes.model_validate_json(raw).adapters
+            self.tiers = {(adapter.name, adapter.revision): adapter.tier for adapter in adapters}
+        self.head = head
+        self.num_others = max(0, head.num_running + head.num_waiting - self.num_in_flight)
+        self.is_reachable = True
+
+
+class Fleet:
+    """All pods of all bases; owns the polls."""
+
+    def __init__(self) -> None:
+        self._pods: dict[BaseKey, dict[str, Pod]] = {}
+        self._polls: dict[tuple[BaseKey, str], asyncio.Task[None]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "Fleet":
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=POLL_TIMEOUT)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        polls = list(self._polls.values())
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+        assert self._session is not None
+        await self._session.close()
+
+    def sync(self, base: BaseKey, endpoints: Iterable[Endpoint]) -> None:
+        """Know exactly these pods of a base."""
+        wanted = {endpoint.uid: endpoint for endpoint in endpoints}
+        pods = self._pods.setdefault(base, {})
+        for uid, pod in list(pods.items()):
+            if uid not in wanted or wanted[uid].url != pod.endpoint.url:
+                del pods[uid]
+                self._polls.pop((base, uid)).cancel()
+        for uid, endpoint in wanted.items():
+            if uid in pods:
+                pods[uid].endpoint = endpoint
+            else:
+                pods[uid] = Pod(base, endpoint)
+                poll = self._polls[base, uid] = asyncio.create_task(self._follow(pods[uid]))
+                poll.add_done_callback(_never_ends)
+        if not pods:
+            del self._pods[base]
+
+    def of(self, base: BaseKey) -> list[Pod]:
+        """Return the pods of a base."""
+        return list(self._pods.get(base, {}).values())
+
+    def all(self) -> list[Pod]:
+        """Return all pods."""
+        return [pod for pods in self._pods.values() for pod in pods.values()]
+
+    async def _follow(self, pod: Pod) -> None:
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                await self._ask(pod)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
+                self._lost(pod, error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, MAX_RETRY_SECONDS)
+            else:
+                delay = FIRST_RETRY_SECONDS
+                await asyncio.sleep(PAUSE_SECONDS)
+            finally:
+                pod.was_asked = True
+
+    async def _ask(self, pod: Pod) -> None:
+        assert self._session is not None
+        query = {}
+        if pod.head is not None and pod.is_reachable:
+            query = {"after": str(pod.head.generation), "wait_seconds": f"{WAIT_SECONDS:g}"}
+        async with self._session.get(f"{pod.endpoint.url}/v1/routes", params=query) as response:
+            response.raise_for_status()
+            raw = await response.read()
+        pod.heard(_Head.model_validate_json(raw), raw)
+
+    def _lost(self, pod: Pod, error: Exception) -> None:
+        level = logging.INFO if pod.is_reachable and pod.endpoint.is_ready else logging.DEBUG
+        what = str(error) or type(error).__name__
+        logger.log(level, "pod %s of %s/%s does not say what it holds: %s", pod.endpoint.pod, *pod.base, what)
+        if pod.endpoint.is_ready:
+            metrics.POLL_FAILURES.of(metrics.BASES.of(pod.base[1])).inc()
+        pod.is_reachable = False
+
+
+def _never_ends(poll: asyncio.Task[None]) -> None:
+    if not poll.cancelled() and (error := poll.exception()) is not None:
+        logger.error("a pod is not asked any more what it holds", exc_info=error)

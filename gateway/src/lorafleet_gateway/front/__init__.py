@@ -1,0 +1,1 @@
+"""The port: requests in, offers to pods, answers out."""

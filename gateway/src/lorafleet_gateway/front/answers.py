@@ -1,0 +1,46 @@
+"""Answers of the gateway's own: OpenAI-shaped errors, JSON."""
+
+import json
+from typing import Any, Final
+
+from aiohttp import web
+
+from lorafleet_contract.openai import ErrorAnswer, ErrorBody, error_type
+from lorafleet_gateway.errors import RequestError
+from lorafleet_gateway.front.headers import REQUEST_ID
+
+SERVER: Final = "lorafleet-gateway"
+
+
+def error_response(error: RequestError, *, request_id: str) -> web.Response:
+    """Return the answer for an error."""
+    headers = {REQUEST_ID: request_id}
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds)
+    response = json_bytes(_error_body(error), status=error.status, headers=headers)
+    if error.status in (408, 413, 429):
+        response.force_close()  # the rest of the body is not read
+    return response
+
+
+def error_event(error: RequestError) -> bytes:
+    """Return the server-sent event that ends a stream that had begun."""
+    return b"event: error\ndata: " + _error_body(error) + b"\n\n"
+
+
+def json_response(document: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """Return a JSON answer."""
+    return json_bytes(json.dumps(document, ensure_ascii=False).encode(), status=status, headers=headers or {})
+
+
+def json_bytes(body: bytes, *, status: int, headers: dict[str, str]) -> web.Response:
+    """Return an answer whose body is JSON already."""
+    return web.Response(
+        body=body, status=status, headers={"server": SERVER, **headers}, content_type="application/json"
+    )
+
+
+def _error_body(error: RequestError) -> bytes:
+    code = error.code.value if error.code is not None else None
+    body = ErrorBody(message=error.message, type=error_type(error.status), param=error.param, code=code)
+    return ErrorAnswer(error=body).model_dump_json().encode()

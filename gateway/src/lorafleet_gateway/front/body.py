@@ -1,0 +1,75 @@
+"""A request's body: read with a limit, kept as it came; only `model` is looked at."""
+
+import asyncio
+from typing import Annotated, Final
+
+import aiohttp
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorafleet_gateway.errors import BodyTimeout, BodyTooLarge, InvalidRequest
+from lorafleet_gateway.front.state import Room
+
+BODY_SECONDS: Final = 60.0
+"""How long a body may take to arrive."""
+
+
+class _Wanted(BaseModel):
+    """Read with the parser that pods use, so that both understand the same `model`, whatever else the body holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+
+
+async def read_body(request: web.BaseRequest, max_bytes: int, room: Room) -> bytes:
+    """Return the body.
+
+    Raises:
+        BodyTooLarge: more than `max_bytes`; the rest is not read.
+        Overloaded: there is no room for it.
+        BodyTimeout: it took too long.
+    """
+    declared = request.content_length
+    if declared is not None and declared > max_bytes:
+        raise BodyTooLarge(f"the body has {declared} bytes; at most {max_bytes} are taken")
+    if request.headers.get("expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer has not begun
+    if request.content.is_eof() and declared is not None:
+        room.take(declared)
+        return request.content.read_nowait()  # it came with the head, as most do
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read(request.content, max_bytes, room)
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+
+
+async def _read(content: aiohttp.StreamReader, max_bytes: int, room: Room) -> bytes:
+    chunks: list[bytes] = []
+    num_bytes = 0
+    async for chunk in content.iter_any():
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
+        room.take(len(chunk))
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def model_of(body: bytes) -> str:
+    """Return the field `model`.
+
+    Raises:
+        InvalidRequest: the body is no JSON object, or has no legal `model`.
+    """
+    try:
+        return _Wanted.model_validate_json(body).model
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        raise InvalidRequest(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    if first["loc"]:
+        raise InvalidRequest(f"model: {first['msg']}", param="model")
+    raise InvalidRequest("the body is not a JSON object")

@@ -1,0 +1,131 @@
+"""The port: which path is answered by what, errors in OpenAI's shape."""
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from lorafleet_gateway import metrics
+from lorafleet_gateway.cluster.cluster import Cluster
+from lorafleet_gateway.config import GatewayConfig
+from lorafleet_gateway.errors import ConfigError, MethodNotAllowed, ModelNotFound, NotFound, RequestError
+from lorafleet_gateway.front.answers import SERVER, error_response, json_response
+from lorafleet_gateway.front.headers import request_id_of
+from lorafleet_gateway.front.models import described
+from lorafleet_gateway.front.proxy import Proxy
+from lorafleet_gateway.front.state import Phase, State
+from lorafleet_gateway.front.upstream import Upstream
+
+logger = logging.getLogger(__name__)
+BACKLOG: Final = 2048
+KEEP_ALIVE_SECONDS: Final = 75.0
+"""Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
+GENERATION_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+MODELS_PATH: Final = "/v1/models"
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class FrontDoor:
+    """Answers every request of the port."""
+
+    def __init__(self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State) -> None:
+        self._cluster = cluster
+        self._state = state
+        self._proxy = Proxy(config, cluster, upstream, state)
+        self._reads: dict[str, Handler] = {
+            "/health": self._health,
+            "/ready": self._ready,
+            "/metrics": self._metrics,
+            MODELS_PATH: self._models,
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        try:
+            return await self._handler(request)(request)
+        except RequestError as error:
+            return error_response(error, request_id=request_id_of(request.headers))
+        except ConnectionError:
+            raise  # the client left
+        except Exception:
+            logger.exception("a request failed unexpectedly")
+            if request.writer.output_size and request.transport is not None:
+                request.transport.abort()  # a half answer must not look whole
+            failure = RequestError("the gateway failed on this request")
+            return error_response(failure, request_id=request_id_of(request.headers))
+
+    def not_ready_reason(self) -> str | None:
+        """Return why /ready answers 503; None where it answers 200."""
+        if self._state.phase is not Phase.SERVING:
+            return f"the gateway is {self._state.phase}"
+        return self._cluster.unready_reason()
+
+    def _handler(self, request: web.BaseRequest) -> Handler:
+        path, method = request.path, request.method
+        if path in GENERATION_PATHS:
+            if method == "POST":
+                return self._proxy.handle
+        elif (
+            read := self._reads.get(path) or (self._model if path.startswith(f"{MODELS_PATH}/") else None)
+        ) is not None:
+            if method in ("GET", "HEAD"):
+                return read
+        else:
+            raise NotFound(f"there is nothing at {path}")
+        raise MethodNotAllowed(f"{path} does not take {method}")
+
+    async def _health(self, _: web.BaseRequest) -> web.Response:
+        return json_response({"status": "ok", "reason": ""})
+
+    async def _ready(self, _: web.BaseRequest) -> web.Response:
+        reason = self.not_ready_reason()
+        metrics.READY.set(reason is None)
+        if reason is None:
+            return json_response({"status": "ready", "reason": ""})
+        return json_response({"status": "not ready", "reason": reason}, status=503, headers={"retry-after": "1"})
+
+    async def _metrics(self, _: web.BaseRequest) -> web.Response:
+        metrics.READY.set(self.not_ready_reason() is None)
+        headers = {"content-type": CONTENT_TYPE_LATEST, "server": SERVER}
+        return web.Response(body=generate_latest(metrics.REGISTRY), headers=headers)
+
+    async def _models(self, _: web.BaseRequest) -> web.Response:
+        models = self._cluster.directory.models()
+        return json_response({"object": "list", "data": described(models, self._cluster)})
+
+    async def _model(self, request: web.BaseRequest) -> web.Response:
+        name = request.path.removeprefix(f"{MODELS_PATH}/")
+        model = self._cluster.directory.model(name)
+        if model is None:
+            await self._cluster.target(name)  # says why not, having looked it up
+            model = self._cluster.directory.model(name)
+        if model is None:
+            raise ModelNotFound(f"the model {name!r} does not exist", param="model")
+        return json_response(described([model], self._cluster)[0])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError("--port", f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+
+
+async def open_port(door: FrontDoor, listener: socket.socket) -> web.ServerRunner:
+    """Begin to answer; `cleanup` of what is returned cuts what still runs."""
+    options: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEP_ALIVE_SECONDS, "auto_decompress": False}
+    server = web.Server(door.handle, handler_cancellation=True, **options)
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    return runner

@@ -1,0 +1,105 @@
+"""The gateway's life: connect, listen, follow the cluster; at the end unready, grace, drain, out."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from typing import Any
+
+from aiohttp import web
+
+from lorafleet_gateway import metrics
+from lorafleet_gateway.cluster.cluster import Cluster
+from lorafleet_gateway.cluster.kube import connect
+from lorafleet_gateway.config import GatewayConfig
+from lorafleet_gateway.fleet.pods import Fleet
+from lorafleet_gateway.front.server import FrontDoor, bind, open_port
+from lorafleet_gateway.front.state import Phase, State
+from lorafleet_gateway.front.upstream import Upstream
+
+logger = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first one asks to drain, the second one to end at once."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.told_again = asyncio.Event()
+        self.by_router = False
+        """Whether whoever routes has to hear of the end: not when a person pressed Ctrl-C."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._told, number)
+
+    def _told(self, number: signal.Signals) -> None:
+        if self.told.is_set():
+            self.told_again.set()
+        self.by_router = number == signal.SIGTERM
+        self.told.set()
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the port cannot be had.
+        GatewayError: there is no API server to be asked, or something essential ended.
+    """
+    with bind(config.host, config.port) as listener:
+        stop = StopSignals()
+        api = await connect()
+        upstream = Upstream(
+            connect_timeout_seconds=config.connect_timeout_seconds, idle_timeout_seconds=config.idle_timeout_seconds
+        )
+        try:
+            async with Fleet() as fleet:
+                cluster = Cluster(api, fleet, config.watch_namespaces)
+                await _run(config, cluster, upstream, listener, stop)
+        finally:
+            await upstream.close()
+            await api.close()
+
+
+async def _run(
+    config: GatewayConfig, cluster: Cluster, upstream: Upstream, listener: socket.socket, stop: StopSignals
+) -> None:
+    state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
+    collector = metrics.ClusterCollector(cluster.readings)
+    metrics.REGISTRY.register(collector)
+    door = FrontDoor(config, cluster, upstream, state)
+    runner = await open_port(door, listener)
+    host, port = listener.getsockname()[:2]
+    logger.info("listening on %s port %d", host, port)
+    following = asyncio.ensure_future(cluster.follow())
+    stopping = asyncio.ensure_future(stop.told.wait())
+    try:
+        await asyncio.wait((following, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            following.result()
+        await _drain(config, state, stop)
+    finally:
+        await _close(runner, following, stopping)
+        metrics.REGISTRY.unregister(collector)
+
+
+async def _drain(config: GatewayConfig, state: State, stop: StopSignals) -> None:
+    state.phase = Phase.LEAVING
+    logger.info("told to end: %d requests in flight", state.num_in_flight)
+    if stop.by_router:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.told_again.wait(), config.drain_grace_seconds)
+    state.phase = Phase.DRAINING
+    idle, again = asyncio.ensure_future(state.wait_idle()), asyncio.ensure_future(stop.told_again.wait())
+    await asyncio.wait((idle, again), timeout=config.drain_timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in (idle, again):
+        waiting.cancel()
+    if state.num_in_flight:
+        logger.warning("%d requests did not end in time and are cut", state.num_in_flight)
+
+
+async def _close(runner: web.ServerRunner, *tasks: asyncio.Future[Any]) -> None:
+    await runner.cleanup()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,112 @@
+"""Applies the objects of a base. What belongs to somebody else is not touched."""
+
+import hashlib
+import json
+import logging
+from typing import Any, Final
+
+from lorafleet_contract.names import MANAGED_BY
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import BaseModelResource
+from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.decide.base_status import ApplyProblem, DeploymentFacts, deployment_facts
+from lorafleet_operator.decide.objects import Child, children
+from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, NotOurs
+
+Json = dict[str, Any]
+logger = logging.getLogger(__name__)
+PROBE_MANAGER: Final = "lorafleet-operator-probe"
+
+
+class Children:
+    """The objects of all bases, as far as this process has applied them."""
+
+    def __init__(self, api: KubeApi, *, engine_image: str, key: bytes) -> None:
+        self._api = api
+        self._engine_image = engine_image
+        self._key = key
+        self._ours: dict[str, str] = {}
+        """Path -> uid of the base that owns it."""
+        self._applied: dict[str, str] = {}
+        """Path -> hash of what was applied, until the next resync."""
+        self._settled: dict[str, DeploymentFacts] = {}
+        """Path -> what was said of a Deployment that had nothing left to do, until the next resync."""
+        self._generations: dict[str, int] = {}
+
+    def forget_applied(self) -> None:
+        """Apply everything again at the next occasion: somebody may have changed it."""
+        self._applied.clear()
+        self._settled.clear()
+
+    async def ensure(self, base: BaseModelResource) -> tuple[DeploymentFacts | None, ApplyProblem | None]:
+        """Make the objects of a base what its spec says.
+
+        Returns what is known of its Deployment, and what went wrong, if something did.
+
+        Raises:
+            KubeError: the API server did not answer as it should; trying again may help.
+        """
+        facts: DeploymentFacts | None = None
+        try:
+            for child in children(base, engine_image=self._engine_image, key=self._key):
+                body = await self._apply(child, base.metadata.uid)
+                if child.kind == "Deployment":
+                    facts = self._facts(child.path, body, base.spec.replicas)
+        except InvalidSpec as error:
+            return facts, ApplyProblem(Reason.INVALID_SPEC, str(error))
+        except NotOurs as error:
+            return facts, ApplyProblem(Reason.APPLY_FAILED, str(error))
+        except KubeError as error:
+            if error.retryable:
+                raise
+            # an object that was deleted to be made again, or an admission that may change its mind
+            return facts, ApplyProblem(Reason.APPLY_FAILED, error.message)
+        return facts, None
+
+    def _facts(self, path: str, body: Json | None, num_wanted: int) -> DeploymentFacts:
+        if body is None:
+            return self._settled[path]
+        facts = deployment_facts(body)
+        if facts.is_settled(num_wanted):
+            self._settled[path] = facts
+        return facts
+
+    async def _apply(self, child: Child, owner_uid: str) -> Json | None:
+        """Apply one object; None when nothing has changed since it was applied last.
+
+        A Deployment that has something left to do is applied again for its status: reading is not among our rights.
+        """
+        mark = hashlib.sha256(json.dumps(child.body, sort_keys=True).encode()).hexdigest()
+        if self._applied.get(child.path) == mark and (child.kind != "Deployment" or child.path in self._settled):
+            return None
+        self._settled.pop(child.path, None)
+        if self._ours.get(child.path) != owner_uid:
+            await self._check_ours(child, owner_uid)
+        body = await self._api.apply(child.path, child.body, manager=MANAGED_BY)
+        self._ours[child.path] = owner_uid
+        self._applied[child.path] = mark
+        generation = body["metadata"].get("generation", 0)
+        if self._generations.get(child.path) != generation:
+            self._generations[child.path] = generation
+            logger.info("applied %s %s/%s", child.kind, child.body["metadata"]["namespace"], child.name)
+        return body
+
+    async def _check_ours(self, child: Child, owner_uid: str) -> None:
+        """Refuse to take over an object that somebody else made under the same name.
+
+        Reading is not among the rights of the operator: a dry run tells as much.
+
+        Raises:
+            NotOurs: it exists and has another owner, or none.
+        """
+        try:
+            await self._api.create(child.collection, child.body, dry_run=True)
+        except KubeConflict:
+            metadata = {"name": child.name, "namespace": child.body["metadata"]["namespace"]}
+            probe = {"apiVersion": child.body["apiVersion"], "kind": child.kind, "metadata": metadata}
+            found = await self._api.apply(child.path, probe, manager=PROBE_MANAGER, dry_run=True)
+            owners = [ref.get("uid") for ref in found.get("metadata", {}).get("ownerReferences") or []]
+            if owner_uid not in owners:
+                raise NotOurs(
+                    f"{child.kind} {child.name} exists and does not belong to this BaseModelDeployment"
+                ) from None

@@ -1,0 +1,78 @@
+"""Kubernetes Events, on transitions only."""
+
+import logging
+import uuid
+from datetime import UTC, datetime
+from typing import Final
+
+from lorafleet_contract.names import GROUP, MANAGED_BY, VERSION
+from lorafleet_contract.resources import Condition, ObjectMeta
+from lorafleet_operator.cluster.kube import Json, KubeApi, collection
+from lorafleet_operator.decide.conditions import READY, STALLED, condition_of
+from lorafleet_operator.errors import KubeError
+
+logger = logging.getLogger(__name__)
+MAX_NOTE: Final = 1024
+
+
+def now() -> datetime:
+    """Return the time as status keeps it: whole seconds of UTC."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def transition(
+    before: list[Condition], after: list[Condition], *, has_switched: bool = False
+) -> tuple[str, str, str] | None:
+    """Return type, reason and message of the Event that a change of conditions is worth, or None.
+
+    Worth one: Ready became True or ceased to be, another revision answers (`has_switched`), something needs a person.
+    """
+    was, ready = condition_of(before, READY), condition_of(after, READY)
+    if ready is None:
+        return None
+    stalled, had_stalled = condition_of(after, STALLED), condition_of(before, STALLED)
+    if stalled is not None and (had_stalled is None or had_stalled.reason != stalled.reason):
+        return "Warning", stalled.reason, stalled.message
+    if has_switched and ready.status == "True":
+        return "Normal", "Ready", ready.message
+    if ready.status != (was.status if was is not None else None):
+        if ready.status == "True":
+            return "Normal", "Ready", ready.message
+        if was is not None and was.status == "True":
+            return "Normal", ready.reason, f"no longer Ready: {ready.message}"
+    return None
+
+
+async def post(api: KubeApi, kind: str, meta: ObjectMeta, event: tuple[str, str, str], *, reporter: str) -> None:
+    """Post one Event about a resource; failing is logged and harmless."""
+    event_type, reason, message = event
+    namespace = meta.namespace
+    moment = datetime.now(UTC)
+    body: Json = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{meta.name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
+        "involvedObject": {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": kind,
+            "name": meta.name,
+            "namespace": namespace,
+            "uid": meta.uid,
+            "resourceVersion": meta.resource_version,
+        },
+        "type": event_type,
+        "reason": reason,
+        "message": message[:MAX_NOTE],
+        "action": "Reconcile",
+        "firstTimestamp": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lastTimestamp": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "count": 1,
+        "source": {"component": MANAGED_BY},
+        "reportingComponent": f"{GROUP}/operator",
+        "reportingInstance": reporter[:128],
+    }
+    try:
+        await api.create(collection("v1", "events", namespace), body)
+    except KubeError as error:
+        logger.warning("an Event about %s/%s was not posted: %s", namespace, meta.name, error)

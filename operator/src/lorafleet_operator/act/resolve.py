@@ -1,0 +1,127 @@
+"""Resolutions in the background: a large download for one adapter holds up no other, and no pass."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from lorafleet_contract.admin import ResolveRequest
+from lorafleet_contract.reasons import PASSING, Reason
+from lorafleet_contract.resources import ArtifactStatus
+from lorafleet_operator import metrics
+from lorafleet_operator.act.admin_client import AdminClient
+from lorafleet_operator.decide.intent import ResolveFailure, ResolveKey
+from lorafleet_operator.decide.views import BaseKey
+from lorafleet_operator.errors import AdminError, PodRefused
+
+logger = logging.getLogger(__name__)
+MAX_PARALLEL: Final = 8
+FIRST_RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 60.0
+FINAL_RETRY_SECONDS: Final = 300.0
+"""What only a change of the source can mend is looked at again from time to time: the source may have changed."""
+
+
+@dataclass(slots=True)
+class _Work:
+    base: BaseKey
+    task: asyncio.Task[None] | None = None
+    ip: str = ""
+    """Of the pod that was asked last."""
+    answer: ArtifactStatus | ResolveFailure | None = None
+    num_failures: int = 0
+    retry_at: float = 0.0
+    """On the loop's clock."""
+
+
+class Resolver:
+    """What sources were resolved to, as long as somebody wants it."""
+
+    def __init__(self, client: AdminClient, wake: Callable[[BaseKey, float], None]) -> None:
+        self._client = client
+        self._wake = wake
+        self._work: dict[ResolveKey, _Work] = {}
+        self._slots = asyncio.Semaphore(MAX_PARALLEL)
+
+    def answers(self) -> dict[ResolveKey, ArtifactStatus | ResolveFailure]:
+        """Return what is known now."""
+        return {key: work.answer for key, work in self._work.items() if work.answer is not None}
+
+    def num_running(self, base: BaseKey) -> int:
+        """Return how many sources of a base have been asked for and not answered even once."""
+        return sum(w.base == base and w.answer is None and w.task is not None for w in self._work.values())
+
+    def want(self, base: BaseKey, keys: Sequence[ResolveKey], ips: Sequence[str], token: str) -> None:
+        """Want exactly these sources of a base, from any of these pods.
+
+        What is under way on another pod begins anew; what has failed is tried again when its time has come.
+        """
+        self._keep_only(base, keys)
+        now = asyncio.get_running_loop().time()
+        for index, key in enumerate(keys):
+            work = self._work.setdefault(key, _Work(base))
+            if work.task is not None and work.ip in ips:
+                continue
+            if work.task is not None:
+                work.task.cancel()
+                work.task = None
+            if isinstance(work.answer, ArtifactStatus) or not ips:
+                continue
+            if now < work.retry_at:
+                self._wake(base, work.retry_at - now)
+                continue
+            # another pod the next time, another pod for the next one
+            work.ip = ips[(index + work.num_failures) % len(ips)]
+            work.task = asyncio.create_task(self._resolve(key, work, token))
+
+    def _keep_only(self, base: BaseKey, wanted: Iterable[ResolveKey]) -> None:
+        keys = set(wanted)
+        for key in [key for key, work in self._work.items() if work.base == base and key not in keys]:
+            work = self._work.pop(key)
+            if work.task is not None:
+                work.task.cancel()
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = [work.task for work in self._work.values() if work.task is not None]
+        self._work.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _resolve(self, key: ResolveKey, work: _Work, token: str) -> None:
+        request = ResolveRequest(source=key.source, expected_digest=key.digest)
+        try:
+            async with self._slots:
+                answer = await self._client.resolve(work.ip, token, request)
+        except AdminError as error:
+            failure = _failure(error)
+            work.answer = failure
+            work.retry_at = asyncio.get_running_loop().time() + _retry_seconds(failure, work.num_failures)
+            work.num_failures += 1
+            logger.warning("%s/%s: %s is not resolved: %s", *work.base, _words(key), error)
+        else:
+            work.answer = ArtifactStatus.of(key.source, answer.resolved)
+        work.task = None
+        metrics.RESOLVES.labels(result="ok" if isinstance(work.answer, ArtifactStatus) else work.answer.reason).inc()
+        self._wake(work.base, 0)
+
+
+def _failure(error: AdminError) -> ResolveFailure:
+    if isinstance(error, PodRefused):
+        # the operator has seen that the base declares the source: an older pod does not know it yet
+        is_passing = error.retryable or error.reason in {*PASSING, Reason.SOURCE_NOT_ALLOWED}
+        return ResolveFailure(error.reason, error.message, is_passing=is_passing)
+    return ResolveFailure(Reason.SOURCE_UNAVAILABLE, f"the pod did not answer: {error}", is_passing=True)
+
+
+def _retry_seconds(failure: ResolveFailure, num_failures: int) -> float:
+    if not failure.is_passing:
+        return FINAL_RETRY_SECONDS
+    return min(FIRST_RETRY_SECONDS * 2.0 ** min(num_failures, 10), MAX_RETRY_SECONDS)
+
+
+def _words(key: ResolveKey) -> str:
+    at = f"@{key.source.revision}" if key.source.revision else ""
+    return f"{key.source.name}:{key.source.repo or key.source.path}{at}"

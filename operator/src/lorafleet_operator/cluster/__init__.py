@@ -1,0 +1,1 @@
+"""What the API server has: client, watches, store, Lease, key."""

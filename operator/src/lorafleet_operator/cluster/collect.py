@@ -1,0 +1,151 @@
+"""Snapshots from the store: bodies become typed resources here and nowhere else."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, ENGINE_CONTAINER, LABEL_BASE
+from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
+from lorafleet_operator.cluster.store import Kind, Store
+from lorafleet_operator.decide.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
+
+Json = dict[str, Any]
+R = TypeVar("R", bound=BaseModel)
+COMING_UP: Final = timedelta(minutes=10)
+"""A pod that has not been ready for longer is not counted on for new adapters."""
+
+
+def base_key_of(kind: Kind, body: Json) -> BaseKey | None:
+    """Return which base an object belongs to; None when it names none."""
+    metadata = body["metadata"]
+    namespace = metadata["namespace"]
+    if kind is Kind.BASE:
+        return (namespace, metadata["name"])
+    if kind is Kind.ADAPTER:
+        ref = (body.get("spec") or {}).get("baseModelRef") or {}
+        return (ref.get("namespace") or namespace, ref["name"]) if ref.get("name") else None
+    name = (metadata.get("labels") or {}).get(LABEL_BASE)
+    return (namespace, name) if name else None
+
+
+def served_name_of(body: Json) -> str:
+    """Return the model name that a BaseModelDeployment or LoraAdapter asks for."""
+    return str((body.get("spec") or {}).get("servedName") or body["metadata"]["name"])
+
+
+def all_keys(store: Store) -> set[BaseKey]:
+    """Return every base that exists or is named by something."""
+    return {key for kind in Kind for body in store.all(kind) if (key := base_key_of(kind, body)) is not None}
+
+
+def claims_of(store: Store) -> dict[str, Claim]:
+    """Return who has each served name: the oldest, then the one with the lower uid.
+
+    What is being deleted has its name until it is gone.
+    """
+    best: dict[str, tuple[str, str, str]] = {}
+    for kind, title in ((Kind.BASE, BASE_MODEL_KIND), (Kind.ADAPTER, ADAPTER_KIND)):
+        for body in store.all(kind):
+            metadata = body["metadata"]
+            where = f"{title} {metadata['namespace']}/{metadata['name']}"
+            claim = (metadata.get("creationTimestamp") or "", metadata["uid"], where)
+            name = served_name_of(body)
+            if name not in best or claim < best[name]:
+                best[name] = claim
+    return {name: Claim(uid, title) for name, (_, uid, title) in best.items()}
+
+
+def rivals_of(store: Store, body: Json) -> set[BaseKey]:
+    """Return the bases of everything else that asks for the same served name."""
+    name, uid = served_name_of(body), body["metadata"]["uid"]
+    return {
+        key
+        for kind in (Kind.BASE, Kind.ADAPTER)
+        for other in store.all(kind)
+        if other["metadata"]["uid"] != uid
+        and served_name_of(other) == name
+        and (key := base_key_of(kind, other)) is not None
+    }
+
+
+def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
+    """Return what is known of one base."""
+    broken: list[BrokenResource] = []
+    bases = _parsed(_of_key(store, Kind.BASE, key), BaseModelResource, BASE_MODEL_KIND, broken)
+    adapters = _parsed(_of_key(store, Kind.ADAPTER, key), AdapterResource, ADAPTER_KIND, broken)
+    alive = [base for base in bases if base.metadata.deletion_timestamp is None]
+    # of two bases of the same name the older one is gone, and its event is on its way
+    alive.sort(key=lambda base: (base.metadata.creation_timestamp or now, base.metadata.uid))
+    return Snapshot(
+        key=key,
+        base=alive[-1] if alive else None,
+        adapters=tuple(sorted(adapters, key=lambda adapter: (adapter.metadata.namespace, adapter.metadata.name))),
+        pods=tuple(sorted((pod_of(body, now) for body in _of_key(store, Kind.POD, key)), key=lambda pod: pod.name)),
+        claims=claims_of(store),
+        broken=tuple(broken),
+        are_orphans_known=store.num_lists[Kind.ADAPTER] >= 2,
+        now=now,
+    )
+
+
+def pod_of(body: Json, now: datetime) -> Pod:
+    """Return what matters of a pod."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    engine: Json = next((c for c in status.get("containerStatuses") or [] if c["name"] == ENGINE_CONTAINER), {})
+    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    ready, scheduled = conditions.get("Ready", {}), conditions.get("PodScheduled", {})
+    is_ready = ready.get("status") == "True"
+    created = datetime.fromisoformat(metadata["creationTimestamp"])
+    since = datetime.fromisoformat(ready["lastTransitionTime"]) if ready.get("lastTransitionTime") else created
+    ended = status.get("phase") in ("Succeeded", "Failed")
+    return Pod(
+        uid=metadata["uid"],
+        name=metadata["name"],
+        ip=status.get("podIP"),
+        is_ready=is_ready and not ended,
+        is_leaving=bool(metadata.get("deletionTimestamp")) or ended,
+        is_running="running" in (engine.get("state") or {}) and bool(engine.get("started")),
+        is_coming_up=not is_ready and scheduled.get("status") == "True" and now - since < COMING_UP,
+        template=(metadata.get("labels") or {}).get("pod-template-hash", ""),
+        created_at=created,
+        problem=_problem(engine, scheduled),
+    )
+
+
+def _problem(engine: Json, scheduled: Json) -> str:
+    if scheduled.get("status") == "False":
+        said = scheduled
+    else:
+        said = (engine.get("state") or {}).get("waiting") or {}
+        if said.get("reason") in ("ContainerCreating", "PodInitializing"):
+            return ""
+    return ": ".join(part for part in (said.get("reason"), said.get("message")) if part)
+
+
+def _of_key(store: Store, kind: Kind, key: BaseKey) -> list[Json]:
+    return [body for body in store.all(kind) if base_key_of(kind, body) == key]
+
+
+def _parsed(bodies: Iterable[Json], model: type[R], kind: str, broken: list[BrokenResource]) -> list[R]:
+    parsed = []
+    for body in bodies:
+        try:
+            parsed.append(_read(model, body))
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            meta = ObjectMeta.model_validate(body["metadata"])
+            broken.append(BrokenResource(kind, meta, f"{where}: {first['msg']}", body))
+    return parsed
+
+
+def _read(model: type[R], body: Json) -> R:
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        # what another version of the operator wrote into status is not worth a refusal: it is made again
+        if all(problem["loc"][:1] == ("status",) for problem in error.errors()):
+            return model.model_validate({name: value for name, value in body.items() if name != "status"})
+        raise

@@ -1,0 +1,140 @@
+"""kopf watches; its handlers do one thing: take the object into the store and wake the base it belongs to."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import kopf
+from kubernetes.aio.client import Configuration
+
+from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
+from lorafleet_operator.cluster.collect import base_key_of, rivals_of
+from lorafleet_operator.cluster.kube import SERVICE_ACCOUNT
+from lorafleet_operator.cluster.store import Kind, Store
+from lorafleet_operator.config import OperatorConfig
+from lorafleet_operator.decide.views import BaseKey
+from lorafleet_operator.errors import WatchEnded
+
+logger = logging.getLogger(__name__)
+Json = dict[str, Any]
+
+
+class EventSink:
+    """Takes in what watches tell."""
+
+    def __init__(self, store: Store, wake: Callable[[BaseKey], None]) -> None:
+        self._store = store
+        self._wake = wake
+
+    def take(self, kind: Kind, event_type: str | None, body: Json) -> None:
+        """Take in one event; `event_type` is None for objects of the initial list."""
+        if event_type == "DELETED":
+            self._store.remove(kind, body["metadata"]["uid"])
+            is_news = True
+        else:
+            is_news = self._store.put(kind, body)
+        if not is_news:
+            return
+        if (key := base_key_of(kind, body)) is not None:
+            self._wake(key)
+        if kind is not Kind.POD:
+            self.wake_rivals(body)
+
+    def wake_rivals(self, body: Json) -> None:
+        """Wake whoever asks for the same served name: it may have become free, or been taken."""
+        for key in rivals_of(self._store, body):
+            self._wake(key)
+
+
+def registry_of(sink: EventSink, connection: Callable[[], kopf.ConnectionInfo]) -> kopf.OperatorRegistry:
+    """Return a registry whose handlers pass events to the sink."""
+    registry = kopf.OperatorRegistry()
+
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await asyncio.to_thread(connection)
+
+    # kopf writes what a handler returns into status, hence None
+    def taker(kind: Kind) -> Callable[..., Awaitable[None]]:
+        async def take(event: Any, **_: Any) -> None:
+            sink.take(kind, event["type"], dict(event["object"]))
+
+        return take
+
+    kopf.on.login(registry=registry)(login)
+    for kind in (Kind.BASE, Kind.ADAPTER):
+        kopf.on.event(GROUP, VERSION, kind, id=kind, registry=registry)(taker(kind))
+    kopf.on.event("", "v1", Kind.POD, labels={LABEL_BASE: kopf.PRESENT}, registry=registry)(taker(Kind.POD))
+    return registry
+
+
+def settings_of() -> kopf.OperatorSettings:
+    """Return settings with which kopf watches and writes nothing."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.watching.label_selectors["pods"] = LABEL_BASE
+    settings.watching.server_timeout = 300  # an int: the API server refuses 300.0
+    settings.watching.client_timeout = 360
+    settings.watching.connect_timeout = 15
+    settings.networking.request_timeout = 60
+    settings.persistence.finalizer = f"{GROUP}/unused"
+    settings.queueing.exit_timeout = 0.1  # handlers only take in: there is nothing to wait for at the end
+    settings.process.ultimate_exiting_timeout = None  # the kubelet kills what does not end
+    return settings
+
+
+def connection_of(configuration: Configuration) -> kopf.ConnectionInfo:
+    """Return how kopf reaches the API server; the token is read anew each time it asks."""
+    token_file = SERVICE_ACCOUNT / "token"
+    token: str | None = None
+    if configuration.host is not None and token_file.is_file():
+        token = token_file.read_text().strip()
+    else:
+        header = str(configuration.api_key.get("BearerToken") or "")
+        token = header.split(" ", 1)[-1] or None
+    return kopf.ConnectionInfo(
+        server=str(configuration.host),
+        ca_path=_path(configuration.ssl_ca_cert),
+        insecure=None if configuration.verify_ssl else True,
+        scheme="Bearer" if token else None,
+        token=token,
+        certificate_path=_path(configuration.cert_file),
+        private_key_path=_path(configuration.key_file),
+    )
+
+
+def _path(name: str | None) -> Path | None:
+    return Path(name) if name else None
+
+
+async def watch(
+    config: OperatorConfig,
+    sink: EventSink,
+    configuration: Configuration,
+    identity: str,
+    *,
+    heed_signals: Callable[[], None],
+) -> None:
+    """Watch until cancelled. kopf takes SIGTERM and SIGINT for itself; `heed_signals` takes them back.
+
+    Raises:
+        WatchEnded: kopf gave up.
+    """
+    others = asyncio.all_tasks()
+    try:
+        tasks = await kopf.spawn_tasks(
+            registry=registry_of(sink, lambda: connection_of(configuration)),
+            settings=settings_of(),
+            standalone=True,
+            identity=identity,  # else kopf asks for a user name, and a container's user may have none
+            clusterwide=not config.watch_namespaces,
+            namespaces=config.watch_namespaces,
+        )
+        heed_signals()
+        await kopf.run_tasks(tasks, ignored=others)
+    except Exception as error:
+        raise WatchEnded(f"the watches ended: {type(error).__name__}: {error}") from error
+    raise WatchEnded("the watches ended")

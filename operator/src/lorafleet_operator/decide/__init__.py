@@ -1,0 +1,1 @@
+"""Pure decisions over frozen snapshots: no clock, no network, no Kubernetes client."""

@@ -1,0 +1,262 @@
+"""What is said of an adapter in its status. Pure: what pods showed, turned into words."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import (
+    AdapterReplicas,
+    AdapterStatus,
+    ArtifactStatus,
+    PlacementMode,
+    PlacementStatus,
+)
+from lorafleet_operator.decide.catalogue import Lineup
+from lorafleet_operator.decide.conditions import (
+    ACCEPTED,
+    AVAILABLE,
+    READY,
+    RESIDENT,
+    Verdict,
+    progress_of,
+    said,
+    with_times,
+)
+from lorafleet_operator.decide.diff import RETRIED
+from lorafleet_operator.decide.place import Placement
+from lorafleet_operator.decide.rollout import history_after, published_after
+from lorafleet_operator.decide.views import ObservedPod
+
+MAX_PLACEMENTS: Final = 64
+MAX_PLACEMENT_MESSAGE: Final = 512
+UNKNOWN: Final = "Unknown"
+"""State of a placement on a pod that does not say what it has."""
+
+
+def adapter_status(
+    lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement, *, now: datetime
+) -> AdapterStatus:
+    """Return the status of an adapter as its pods are now."""
+    intent, adapter = lineup.intent, lineup.intent.adapter
+    published = published_after(intent, lineup.target, pods)
+    if not intent.is_served:
+        published = None
+    verdicts = [
+        _accepted(lineup),
+        _available(lineup, published, pods),
+        _resident(lineup, pods, placement),
+        *_readiness(lineup, published, pods),
+    ]
+    listed = _placements(lineup, pods) if intent.owns_name else []
+    return AdapterStatus(
+        observed_generation=adapter.metadata.generation,
+        served_name=intent.name if intent.owns_name else None,
+        desired_revision=intent.desired.revision if intent.desired is not None else None,
+        stable_revision=published,
+        artifact=intent.desired,
+        stable_artifact=_stable_artifact(lineup, published),
+        placements=listed[:MAX_PLACEMENTS],
+        placements_truncated=len(listed) - MAX_PLACEMENTS if len(listed) > MAX_PLACEMENTS else None,
+        replicas=AdapterReplicas(
+            desired=_num_desired(lineup, placement), resident=len(_residents(lineup, pods, placement))
+        ),
+        history=history_after(adapter, intent, published, now),
+        last_used=_last_used(lineup, pods),
+        conditions=with_times(verdicts, adapter.status.conditions, generation=adapter.metadata.generation, now=now),
+    )
+
+
+def _stable_artifact(lineup: Lineup, published: str | None) -> ArtifactStatus | None:
+    intent = lineup.intent
+    if published is None or (intent.desired is not None and intent.desired.revision == published):
+        return None
+    return intent.stable if intent.stable is not None and intent.stable.revision == published else None
+
+
+def _num_desired(lineup: Lineup, placement: Placement) -> int:
+    placed = placement.pods.get(lineup.name, frozenset()) if lineup.intent.is_served else frozenset()
+    return len(placed) + placement.missing.get(lineup.name, 0) if lineup.intent.is_served else 0
+
+
+def _residents(lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement) -> list[str]:
+    main = lineup.main
+    if main is None:
+        return []
+    placed = placement.pods.get(lineup.name, frozenset())
+    entries = [(pod.uid, pod.own(lineup.name, main.revision)) for pod in pods if pod.uid in placed]
+    return [uid for uid, entry in entries if entry is not None and _is_resident(entry)]
+
+
+def _is_resident(entry: ObservedAdapter) -> bool:
+    """Told to keep it, and ready; that others on demand have pushed it out for a moment is no drift."""
+    return entry.residency is Residency.RESIDENT and entry.state is AdapterState.READY
+
+
+def _accepted(lineup: Lineup) -> Verdict:
+    intent = lineup.intent
+    if intent.refusal is not None:
+        return said(ACCEPTED, False, intent.refusal.reason, intent.refusal.message)
+    if intent.desired is not None:
+        rank = f"rank {intent.desired.rank}, {intent.desired.size_bytes} bytes"
+        return said(ACCEPTED, True, Reason.ACCEPTED, f"revision {intent.desired.revision}: {rank}")
+    if intent.failure is not None and not intent.failure.is_passing:
+        return said(ACCEPTED, False, intent.failure.reason, intent.failure.message)
+    return said(ACCEPTED, None, Reason.RESOLVING, "the source is not resolved yet")
+
+
+def _available(lineup: Lineup, published: str | None, pods: Sequence[ObservedPod]) -> Verdict:
+    if published is None:
+        return said(AVAILABLE, False, Reason.PENDING, "no revision has been ready yet")
+    num = _num_answering(lineup.name, published, pods)
+    if num == 0:
+        return said(AVAILABLE, False, Reason.NO_READY_PODS, f"no ready pod answers with revision {published}")
+    return said(AVAILABLE, True, Reason.SERVING, f"revision {published} answers")
+
+
+def _num_answering(name: str, revision: str, pods: Sequence[ObservedPod]) -> int:
+    entries = (pod.own(name, revision) for pod in pods if pod.is_serving)
+    return sum(entry is not None and entry.state is AdapterState.READY for entry in entries)
+
+
+def _resident(lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement) -> Verdict:
+    spec = lineup.intent.adapter.spec.placement
+    if lineup.main is None:
+        return said(RESIDENT, False, Reason.PENDING, "nothing to place yet")
+    if spec.mode is PlacementMode.ON_DEMAND:
+        return said(RESIDENT, True, Reason.RESIDENT, "loaded on demand: nothing has to stay")
+    missing = placement.missing.get(lineup.name, 0)
+    desired, resident = _num_desired(lineup, placement), len(_residents(lineup, pods, placement))
+    if missing:
+        message = f"resident on {resident} of {desired} pods; {missing} have no room left or do not answer"
+        return said(RESIDENT, False, Reason.INSUFFICIENT_SLOTS, message)
+    if desired == 0:
+        return said(RESIDENT, False, Reason.NO_READY_PODS, "there is no pod to place it on")
+    if resident < desired:
+        return said(RESIDENT, False, Reason.LOADING, f"resident on {resident} of {desired} pods")
+    if spec.mode is PlacementMode.FIXED and desired < spec.replicas:
+        return said(RESIDENT, True, Reason.RESIDENT, f"resident on all pods: {desired}, of {spec.replicas} asked for")
+    return said(RESIDENT, True, Reason.RESIDENT, f"resident on {desired} {'pod' if desired == 1 else 'pods'}")
+
+
+def _readiness(lineup: Lineup, published: str | None, pods: Sequence[ObservedPod]) -> list[Verdict]:
+    """Return Ready, and Stalled or Reconciling where true."""
+    status, reason, message, is_stalled = _judge(lineup, published, pods)
+    ready = said(READY, status, reason, message)
+    is_waiting = reason is not Reason.SUSPENDED
+    return [ready, *progress_of(ready, is_stalled=is_stalled, is_waiting=is_waiting)]
+
+
+def _judge(
+    lineup: Lineup, published: str | None, pods: Sequence[ObservedPod]
+) -> tuple[bool | None, Reason | str, str, bool]:
+    """Return status, reason and message of Ready, and whether nothing will change by itself."""
+    intent = lineup.intent
+    if intent.is_deleted:
+        return False, Reason.DRAINING, "being unloaded", False
+    if intent.refusal is not None:
+        return False, intent.refusal.reason, intent.refusal.message, intent.refusal.is_final
+    if _is_held_back(lineup, published):
+        return False, Reason.SUSPENDED, "suspended: changes are not acted on", False
+    desired = intent.desired
+    if desired is None:
+        return _judge_unresolved(lineup, pods)
+    ready = [pod for pod in pods if pod.pod.is_ready and not pod.pod.is_leaving]
+    serving = [pod for pod in ready if pod.is_serving]
+    if not serving:
+        if any(pod.state is None for pod in ready):
+            return None, Reason.NO_READY_PODS, "pods are ready and do not answer the operator", False
+        return False, Reason.NO_READY_PODS, "the base has no ready pod", False
+    num_answering = _num_answering(intent.name, desired.revision, serving)
+    failure = _failure_on(intent.name, desired.revision, serving)
+    if published == desired.revision and num_answering:
+        but = f"; not on {failure[0]}: {failure[1].reason}" if failure is not None else ""
+        return True, Reason.SERVING, f"revision {desired.revision} answers{but}", False
+    if failure is not None:
+        pod, entry = failure
+        return False, _word(entry.reason), f"{pod}: {entry.message}", entry.reason not in RETRIED
+    if lineup.is_on_demand_refused and _is_nowhere_placed(intent.name, desired.revision, serving):
+        message = f"no pod has room for revision {desired.revision}, and loadOnDemand is Disabled"
+        return False, Reason.INSUFFICIENT_SLOTS, message, True
+    message = f"revision {desired.revision} is ready on {num_answering} of {len(serving)} pods"
+    return False, Reason.LOADING, message, False
+
+
+def _failure_on(name: str, revision: str, pods: Sequence[ObservedPod]) -> tuple[str, ObservedAdapter] | None:
+    """Return a pod on which a revision has failed, and how; one that will not mend itself comes first."""
+    entries = [(pod.pod.name, pod.own(name, revision)) for pod in pods]
+    failed = [(pod, entry) for pod, entry in entries if entry is not None and entry.state is AdapterState.FAILED]
+    return min(failed, key=lambda pair: (pair[1].reason in RETRIED, pair[0]), default=None)
+
+
+def _is_nowhere_placed(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
+    entries = [pod.own(name, revision) for pod in pods]
+    return all(entry is not None and entry.residency is Residency.ON_DEMAND for entry in entries)
+
+
+def _judge_unresolved(lineup: Lineup, pods: Sequence[ObservedPod]) -> tuple[bool | None, Reason | str, str, bool]:
+    failure = lineup.intent.failure
+    if failure is not None:
+        return False, _word(failure.reason), failure.message, not failure.is_passing
+    if not any(pod.is_writable for pod in pods):
+        return False, Reason.NO_READY_PODS, "the base has no pod yet that could resolve the source", False
+    return False, Reason.RESOLVING, "a pod is resolving the source", False
+
+
+def _is_held_back(lineup: Lineup, published: str | None) -> bool:
+    """Whether suspension keeps something from happening."""
+    adapter, desired = lineup.intent.adapter, lineup.intent.desired
+    if not adapter.spec.suspend:
+        return False
+    if desired is None or desired.revision != published:
+        return True
+    return desired.source != adapter.spec.source or adapter.spec.digest not in (None, desired.digest)
+
+
+def _placements(lineup: Lineup, pods: Sequence[ObservedPod]) -> list[PlacementStatus]:
+    """Where it is kept, and where it failed; what is only known is not listed.
+
+    What was kept on a pod that does not say now is still listed: so it is known where it was.
+    """
+    placements: list[PlacementStatus] = []
+    for pod in pods:
+        if pod.has_been_told:
+            entries = sorted(pod.entries_of(lineup.name), key=lambda entry: entry.revision)
+            placements.extend(_placement(pod, entry) for entry in entries if _is_worth_listing(entry))
+        elif not (pod.pod.is_leaving or pod.is_lost):
+            before = (p for p in lineup.intent.adapter.status.placements if p.pod_uid == pod.uid)
+            placements.extend(
+                PlacementStatus(pod=p.pod, pod_uid=p.pod_uid, revision=p.revision, state=UNKNOWN) for p in before
+            )
+    return placements
+
+
+def _is_worth_listing(entry: ObservedAdapter) -> bool:
+    return entry.residency is Residency.RESIDENT or entry.state in (AdapterState.FAILED, AdapterState.DRAINING)
+
+
+def _placement(pod: ObservedPod, entry: ObservedAdapter) -> PlacementStatus:
+    return PlacementStatus(
+        pod=pod.pod.name,
+        pod_uid=pod.uid,
+        revision=entry.revision,
+        state=entry.state,
+        tier=entry.tier,
+        reason=entry.reason or None,
+        message=entry.message[:MAX_PLACEMENT_MESSAGE] or None,
+    )
+
+
+def _last_used(lineup: Lineup, pods: Sequence[ObservedPod]) -> datetime | None:
+    """Return the hour of the last request that any pod tells of: finer times would be a status write a request."""
+    before = lineup.intent.adapter.status.last_used
+    told = [entry.last_used for pod in pods for entry in pod.entries_of(lineup.name) if entry.last_used is not None]
+    if not told or not lineup.intent.owns_name:
+        return before
+    hour = datetime.fromtimestamp(max(told) // 3600 * 3600, UTC)
+    return hour if before is None else max(before, hour)
+
+
+def _word(reason: str) -> str:
+    return reason or Reason.LOAD_FAILED

@@ -1,0 +1,135 @@
+"""What each pod should know: budgets and wants for the placement, entries from it. Pure."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorafleet_contract.admin import Budgets, CatalogueEntry, Owner, Residency
+from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, PlacementMode, PlacementSpec
+from lorafleet_operator.decide.intent import Intent
+from lorafleet_operator.decide.place import Placement, PodBudget, Want
+from lorafleet_operator.decide.views import ObservedPod
+
+ASSUMED_RANK_PAGE = 8
+"""Until a pod has said how large its pages are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """What pods should know of one adapter."""
+
+    intent: Intent
+    target: str | None
+    """The revision that the bare name means."""
+    is_on_demand_refused: bool = False
+    """Whether the base does not load on demand."""
+
+    @property
+    def name(self) -> str:
+        """The served name."""
+        return self.intent.name
+
+    @property
+    def main(self) -> ArtifactStatus | None:
+        """The revision that is placed: the target, else what there is."""
+        artifacts = self.intent.artifacts
+        return next((a for a in artifacts if a.revision == self.target), artifacts[0] if artifacts else None)
+
+    @property
+    def other(self) -> ArtifactStatus | None:
+        """The revision that is to come, or has just been replaced."""
+        main = self.main
+        return next((a for a in self.intent.artifacts if a is not main), None)
+
+
+def budgets_of(base: BaseModelResource, pods: Sequence[ObservedPod]) -> list[PodBudget]:
+    """Return the room on each pod that is to stay.
+
+    A pod that does not answer yet is taken to be like the others, so that a new fleet is not placed on its first pod.
+    What is on a ready pod that does not answer stays there, and nothing new comes to it.
+    """
+    answered = next((pod.state.budgets for pod in pods if pod.state is not None), None)
+    budgets = []
+    for pod in pods:
+        if pod.pod.is_leaving or pod.is_lost or (pod.state is not None and pod.state.draining):
+            continue
+        known = pod.state.budgets if pod.state is not None else answered
+        slots, pages, page = _room(base, known)
+        local = [e for e in pod.entries if e.owner is Owner.LOCAL and e.residency is Residency.RESIDENT]
+        taken = sum(e.rank_pages or math.ceil((e.rank or 0) / page) for e in local)
+        is_open = pod.state is not None or not pod.pod.is_ready
+        budgets.append(PodBudget(pod.uid, slots - len(local), pages - taken, page, is_open))
+    return budgets
+
+
+def _room(base: BaseModelResource, budgets: Budgets | None) -> tuple[int, int, int]:
+    if budgets is not None:
+        return budgets.max_resident_adapters, budgets.total_rank_pages, budgets.rank_page
+    slots = base.spec.lora.max_resident_adapters
+    return slots, slots * math.ceil(base.spec.lora.max_rank / ASSUMED_RANK_PAGE), ASSUMED_RANK_PAGE
+
+
+def wants_of(lineups: Iterable[Lineup], pods: Sequence[ObservedPod]) -> list[Want]:
+    """Return what should be resident, and where it is already."""
+    wants = []
+    for lineup in lineups:
+        main, other = lineup.main, lineup.other
+        if main is None:
+            continue
+        spec = lineup.intent.adapter.spec.placement
+        want = Want(
+            name=lineup.name,
+            rank=main.rank,
+            num_pods=_num_pods(spec),
+            priority=spec.priority,
+            holders=_holders(lineup, pods),
+            other_rank=other.rank if other is not None else None,
+        )
+        wants.append(want)
+    return wants
+
+
+def _num_pods(spec: PlacementSpec) -> int | None:
+    if spec.mode is PlacementMode.ALL:
+        return None
+    return spec.replicas if spec.mode is PlacementMode.FIXED else 0
+
+
+def _holders(lineup: Lineup, pods: Sequence[ObservedPod]) -> frozenset[str]:
+    """Where it is resident: as pods say, else, for a pod that does not say, as status said last."""
+    listed = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
+    return frozenset(
+        pod.uid
+        for pod in pods
+        if any(entry.residency is Residency.RESIDENT for entry in pod.entries_of(lineup.name))
+        or (not pod.has_been_told and pod.uid in listed)
+    )
+
+
+def entries_for(pod: ObservedPod, lineups: Iterable[Lineup], placement: Placement) -> list[CatalogueEntry]:
+    """Return what one pod should know; names that it serves as local adapters are left to whoever started it so."""
+    local = {entry.name for entry in pod.entries if entry.owner is Owner.LOCAL}
+    entries = []
+    for lineup in lineups:
+        if lineup.name in local:
+            continue
+        for artifact in lineup.intent.artifacts:
+            is_main = artifact is lineup.main
+            uids = (placement.pods if is_main else placement.beside).get(lineup.name, frozenset())
+            entries.append(_entry(lineup, artifact, is_resident=pod.uid in uids))
+    return entries
+
+
+def _entry(lineup: Lineup, artifact: ArtifactStatus, *, is_resident: bool) -> CatalogueEntry:
+    return CatalogueEntry(
+        name=lineup.name,
+        source=artifact.resolved,
+        residency=Residency.RESIDENT if is_resident else Residency.ON_DEMAND,
+        pinned=is_resident and lineup.intent.adapter.spec.placement.pin,
+        stable=artifact.revision == lineup.target,
+    )
+
+
+def lineup_by_name(lineups: Iterable[Lineup]) -> Mapping[str, Lineup]:
+    """Return the line-ups that own their names, by name."""
+    return {lineup.name: lineup for lineup in lineups if lineup.intent.owns_name}

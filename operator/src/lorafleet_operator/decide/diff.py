@@ -1,0 +1,129 @@
+"""What a pod has to be told so that it knows what it should. Pure; nothing to tell is None.
+
+Missing data never removes: only an entry that is seen on a pod, of a name whose adapter is known and does not want it,
+or of a name that no adapter has after everything was listed twice, is removed.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, Owner, RevisionRef
+from lorafleet_contract.names import revision_of
+from lorafleet_contract.reasons import PASSING, Reason
+from lorafleet_operator.decide.catalogue import Lineup
+from lorafleet_operator.decide.rollout import may_leave
+from lorafleet_operator.decide.views import ObservedPod
+
+RETRIED: Final = frozenset({*PASSING, Reason.SOURCE_NOT_ALLOWED})
+"""Failures that a pod is asked to try again: a source may be one that only newer pods declare."""
+ORPHAN_DRAIN_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Revisions that leave a pod, with the time their requests have."""
+
+    drain_timeout_seconds: float
+    revisions: tuple[RevisionRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodChange:
+    """What one pod is told."""
+
+    pod: ObservedPod
+    entries: tuple[CatalogueEntry, ...]
+    removals: tuple[Removal, ...]
+    why: str
+
+
+def change_of(
+    pod: ObservedPod,
+    wanted: Iterable[CatalogueEntry],
+    lineups: Mapping[str, Lineup],
+    *,
+    fence: int,
+    now: datetime,
+    are_orphans_known: bool,
+    retry_failed: bool,
+) -> PodChange | None:
+    """Return what a pod has to be told, or None.
+
+    Args:
+        pod: the pod, writable.
+        wanted: all entries that it should have.
+        lineups: adapters of its base that own their names.
+        fence: of this leadership; a pod that has seen none or a lower one is told everything, to take it over.
+        now: time of the snapshot.
+        are_orphans_known: whether a name without an adapter may be removed.
+        retry_failed: whether failures that may pass are tried again now.
+    """
+    assert pod.state is not None
+    entries = tuple(wanted)
+    removals = _removals(pod, entries, lineups, now=now, are_orphans_known=are_orphans_known)
+    if pod.state.fence < fence:
+        why = "its first catalogue" if pod.state.fence == 0 else "a new leader"
+        return PodChange(pod, entries, removals, why)
+    changed = tuple(entry for entry in entries if _differs(pod, entry, retry_failed=retry_failed))
+    if not changed and not removals:
+        return None
+    return PodChange(pod, changed, removals, _why(changed, removals))
+
+
+def _differs(pod: ObservedPod, entry: CatalogueEntry, *, retry_failed: bool) -> bool:
+    seen = pod.own(entry.name, revision_of(entry.digest))
+    if seen is None:
+        return True
+    if seen.state is AdapterState.DRAINING:
+        return False  # told again when it is gone
+    if seen.state is AdapterState.FAILED and retry_failed and seen.reason in RETRIED:
+        return True
+    return (seen.digest, seen.residency, seen.pinned, seen.stable) != (
+        entry.digest,
+        entry.residency,
+        entry.pinned,
+        entry.stable,
+    )
+
+
+def _removals(
+    pod: ObservedPod,
+    wanted: Iterable[CatalogueEntry],
+    lineups: Mapping[str, Lineup],
+    *,
+    now: datetime,
+    are_orphans_known: bool,
+) -> tuple[Removal, ...]:
+    keep = {(entry.name, revision_of(entry.digest)) for entry in wanted}
+    leaving: dict[float, list[RevisionRef]] = {}
+    for seen in pod.entries:
+        if seen.owner is not Owner.OPERATOR or (seen.name, seen.revision) in keep:
+            continue
+        if seen.state is AdapterState.DRAINING:
+            continue
+        drain = _drain_seconds(seen, lineups.get(seen.name), now, are_orphans_known=are_orphans_known)
+        if drain is not None:
+            leaving.setdefault(drain, []).append(RevisionRef(name=seen.name, revision=seen.revision))
+    return tuple(Removal(drain, tuple(refs)) for drain, refs in sorted(leaving.items()))
+
+
+def _drain_seconds(
+    seen: ObservedAdapter, lineup: Lineup | None, now: datetime, *, are_orphans_known: bool
+) -> float | None:
+    """Return the drain time of an entry that has to leave, None when it stays."""
+    if lineup is None:
+        return ORPHAN_DRAIN_SECONDS if are_orphans_known else None
+    if not may_leave(lineup.intent, seen.revision, lineup.target, now):
+        return None
+    return float(lineup.intent.adapter.spec.unload.drain_timeout_seconds)
+
+
+def _why(changed: tuple[CatalogueEntry, ...], removals: tuple[Removal, ...]) -> str:
+    names = sorted({entry.name for entry in changed})
+    gone = sorted({f"{ref.name}@{ref.revision}" for removal in removals for ref in removal.revisions})
+    parts = [f"tell {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"] if names else []
+    if gone:
+        parts.append(f"remove {', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
+    return "; ".join(parts)

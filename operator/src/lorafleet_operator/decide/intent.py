@@ -1,0 +1,141 @@
+"""What is wanted of each adapter: which revisions it has, and whether they may serve. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lorafleet_contract.admin import AdapterState
+from lorafleet_contract.resources import AdapterResource, ArtifactStatus
+from lorafleet_contract.sources import SourceRef
+from lorafleet_operator.decide.accept import Refusal, refusal_of
+from lorafleet_operator.decide.views import ObservedPod, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveKey:
+    """What a resolution is an answer to."""
+
+    adapter_uid: str
+    source: SourceRef
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveFailure:
+    """A source that could not be resolved."""
+
+    reason: str
+    message: str
+    is_passing: bool
+    """Whether trying again may help without a change of anything."""
+
+
+Resolutions = Mapping[ResolveKey, ArtifactStatus | ResolveFailure]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One adapter: what it is and what is wanted of it."""
+
+    adapter: AdapterResource
+    refusal: Refusal | None
+    desired: ArtifactStatus | None
+    """What spec asks for; None until it is resolved."""
+    published: str | None
+    """The revision that answers: as status says, else as pods show."""
+    stable: ArtifactStatus | None
+    """What the published revision is made of; None when there is none, or when status lost it."""
+    failure: ResolveFailure | None
+    """Why the desired one is not resolved."""
+    owns_name: bool
+
+    @property
+    def name(self) -> str:
+        """The served name."""
+        return self.adapter.served_name
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the adapter is to go."""
+        return self.adapter.metadata.deletion_timestamp is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether pods should know any revision of it."""
+        may = self.refusal is None or self.refusal.keeps_serving
+        return self.owns_name and may and not self.is_deleted
+
+    @property
+    def artifacts(self) -> tuple[ArtifactStatus, ...]:
+        """The revisions that pods should know, the desired one first."""
+        if not self.is_served:
+            return ()
+        desired = self.desired if self.refusal is None else None
+        both = (desired, self.stable)
+        if desired is not None and self.stable is not None and desired.revision == self.stable.revision:
+            both = (desired, None)
+        return tuple(artifact for artifact in both if artifact is not None)
+
+    @property
+    def needs_resolving(self) -> bool:
+        """Whether it matters what the source is now: until status says it, the answer of a pod is all there is."""
+        if not self.is_served or self.refusal is not None or self.adapter.spec.suspend:
+            return False
+        return self.desired is None or self.desired != self.adapter.status.artifact
+
+
+def resolve_key(adapter: AdapterResource) -> ResolveKey:
+    """Return what a resolution of the adapter as it stands answers."""
+    return ResolveKey(adapter.metadata.uid, adapter.spec.source, adapter.spec.digest)
+
+
+def intents_of(snapshot: Snapshot, pods: Iterable[ObservedPod], resolutions: Resolutions) -> tuple[Intent, ...]:
+    """Return what is wanted of each adapter of a base."""
+    observed = tuple(pods)
+    return tuple(_intent(adapter, snapshot, observed, resolutions) for adapter in snapshot.adapters)
+
+
+def _intent(
+    adapter: AdapterResource, snapshot: Snapshot, pods: tuple[ObservedPod, ...], resolutions: Resolutions
+) -> Intent:
+    claim = snapshot.claims.get(adapter.served_name)
+    owns_name = claim is None or claim.uid == adapter.metadata.uid
+    desired = _desired(adapter, resolutions)
+    answer = resolutions.get(resolve_key(adapter))
+    published = adapter.status.stable_revision or (_adopted(adapter.served_name, pods) if owns_name else None)
+    return Intent(
+        adapter=adapter,
+        refusal=refusal_of(adapter, snapshot),
+        desired=desired,
+        published=published,
+        stable=_artifact_of(adapter, published, desired),
+        failure=answer if desired is None and isinstance(answer, ResolveFailure) else None,
+        owns_name=owns_name,
+    )
+
+
+def _desired(adapter: AdapterResource, resolutions: Resolutions) -> ArtifactStatus | None:
+    known = adapter.status.artifact
+    if adapter.spec.suspend:
+        return known
+    if known is not None and known.source == adapter.spec.source and adapter.spec.digest in (None, known.digest):
+        return known
+    answer = resolutions.get(resolve_key(adapter))
+    return answer if isinstance(answer, ArtifactStatus) else None
+
+
+def _artifact_of(
+    adapter: AdapterResource, revision: str | None, desired: ArtifactStatus | None
+) -> ArtifactStatus | None:
+    candidates = (desired, adapter.status.stable_artifact, adapter.status.artifact)
+    return next((a for a in candidates if a is not None and a.revision == revision), None)
+
+
+def _adopted(name: str, pods: tuple[ObservedPod, ...]) -> str | None:
+    """A status that was lost: what pods answer with is what is stable."""
+    answering = {
+        entry.revision
+        for pod in pods
+        for entry in pod.entries_of(name)
+        if entry.stable and entry.state is AdapterState.READY
+    }
+    return min(answering) if answering else None

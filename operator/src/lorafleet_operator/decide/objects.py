@@ -1,0 +1,165 @@
+"""The objects of a base model, built from its spec: pure, and the same for the same spec."""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lorafleet_contract.names import (
+    ADMIN_TOKEN_KEY,
+    BASE_MODEL_KIND,
+    GROUP,
+    LABEL_BASE,
+    LABEL_ROLE,
+    MANAGED_BY,
+    PUBLIC_PORT,
+    ROLE_FRONT,
+    ROLE_PODS,
+    VERSION,
+)
+from lorafleet_contract.resources import BaseModelResource
+from lorafleet_operator.cluster.kube import collection
+from lorafleet_operator.decide.pod_template import pod_template
+
+Json = dict[str, Any]
+FRONT_PORT: Final = 80
+PROGRESS_SECONDS: Final = 3600
+ANNOTATION_TOKEN: Final = "lorafleet.io/admin-token"
+"""On pods: which token they were started with, hashed."""
+KINDS: Final = {
+    "Secret": ("v1", "secrets"),
+    "Deployment": ("apps/v1", "deployments"),
+    "Service": ("v1", "services"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+}
+"""Kind -> API version and plural."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One object of a base, ready to be applied."""
+
+    kind: str
+    collection: str
+    name: str
+    body: Json
+
+    @property
+    def path(self) -> str:
+        """Path of the object."""
+        return f"{self.collection}/{self.name}"
+
+
+def selector(base: BaseModelResource) -> dict[str, str]:
+    """Return the labels by which the pods of a base are found."""
+    return {LABEL_BASE: base.metadata.name}
+
+
+def url_of(base: BaseModelResource) -> str:
+    """Return the URL of the base's cluster Service."""
+    return f"http://{base.metadata.name}.{base.metadata.namespace}.svc"
+
+
+def admin_token(key: bytes, base_uid: str) -> str:
+    """Return the admin token of a base: HMAC-SHA256 of its uid, in hex."""
+    return hmac.new(key, base_uid.encode(), hashlib.sha256).hexdigest()
+
+
+def children(base: BaseModelResource, *, engine_image: str, key: bytes) -> Iterator[Child]:
+    """Yield what a base consists of, in the order in which it is applied.
+
+    Raises:
+        InvalidSpec: the pod template cannot be built.
+    """
+    token = admin_token(key, base.metadata.uid)
+    yield _secret(base, token)
+    yield _deployment(base, engine_image, token)
+    yield _service(base, f"{base.metadata.name}-pods", ROLE_PODS)
+    yield _service(base, base.metadata.name, ROLE_FRONT)
+    yield _disruption_budget(base)
+
+
+def _labels(base: BaseModelResource) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "lorafleet-inference",
+        "app.kubernetes.io/instance": base.metadata.name,
+        "app.kubernetes.io/component": "engine",
+        "app.kubernetes.io/part-of": "lorafleet",
+        "app.kubernetes.io/managed-by": MANAGED_BY,
+        LABEL_BASE: base.metadata.name,
+    }
+
+
+def _child(base: BaseModelResource, kind: str, name: str, content: Json, *, role: str | None = None) -> Child:
+    version, plural = KINDS[kind]
+    metadata = {
+        "name": name,
+        "namespace": base.metadata.namespace,
+        "labels": {**_labels(base), **({LABEL_ROLE: role} if role else {})},
+        "ownerReferences": [
+            {
+                "apiVersion": f"{GROUP}/{VERSION}",
+                "kind": BASE_MODEL_KIND,
+                "name": base.metadata.name,
+                "uid": base.metadata.uid,
+                "controller": True,
+            }
+        ],
+    }
+    body = {"apiVersion": version, "kind": kind, "metadata": metadata, **content}
+    return Child(kind, collection(version, plural, base.metadata.namespace), name, body)
+
+
+def admin_secret_name(base: BaseModelResource) -> str:
+    """Return the name of the Secret with the admin token."""
+    return f"{base.metadata.name}-admin"
+
+
+def _secret(base: BaseModelResource, token: str) -> Child:
+    content = {"type": "Opaque", "data": {ADMIN_TOKEN_KEY: base64.b64encode(token.encode()).decode()}}
+    return _child(base, "Secret", admin_secret_name(base), content)
+
+
+def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child:
+    template = pod_template(base, engine_image=engine_image, labels=_labels(base), admin_secret=admin_secret_name(base))
+    # pods read the token once: another one replaces them, or none of them would listen any more
+    mark = hashlib.sha256(token.encode()).hexdigest()[:12]
+    template["metadata"] = {
+        **template["metadata"],
+        "annotations": {**template["metadata"].get("annotations", {}), ANNOTATION_TOKEN: mark},
+    }
+    content = {
+        "spec": {
+            "replicas": base.spec.replicas,
+            "selector": {"matchLabels": selector(base)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "progressDeadlineSeconds": PROGRESS_SECONDS,
+            "revisionHistoryLimit": 3,
+            "template": template,
+        }
+    }
+    return _child(base, "Deployment", base.metadata.name, content)
+
+
+def _service(base: BaseModelResource, name: str, role: str) -> Child:
+    port = PUBLIC_PORT if role == ROLE_PODS else FRONT_PORT
+    spec: Json = {
+        "selector": selector(base),
+        "ports": [
+            {"name": "http", "port": port, "targetPort": "http", "protocol": "TCP", "appProtocol": "http"},
+        ],
+    }
+    if role == ROLE_PODS:
+        spec["clusterIP"] = "None"
+    return _child(base, "Service", name, {"spec": spec}, role=role)
+
+
+def _disruption_budget(base: BaseModelResource) -> Child:
+    spec = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": selector(base)},
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return _child(base, "PodDisruptionBudget", base.metadata.name, {"spec": spec})

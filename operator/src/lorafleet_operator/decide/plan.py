@@ -1,0 +1,115 @@
+"""One pass decided: from the snapshot and what pods said to what each pod is told. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from lorafleet_contract.resources import BaseModelResource
+from lorafleet_operator.decide.catalogue import Lineup, budgets_of, entries_for, lineup_by_name, wants_of
+from lorafleet_operator.decide.diff import PodChange, change_of
+from lorafleet_operator.decide.intent import Intent, Resolutions, intents_of
+from lorafleet_operator.decide.place import Placement, PodBudget, place
+from lorafleet_operator.decide.rollout import leaves_at, target_of
+from lorafleet_operator.decide.views import ObservedPod, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one pass is about."""
+
+    lineups: tuple[Lineup, ...]
+    budgets: tuple[PodBudget, ...]
+    placement: Placement
+
+    @property
+    def intents(self) -> tuple[Intent, ...]:
+        """All adapters of the base."""
+        return tuple(lineup.intent for lineup in self.lineups)
+
+
+def plan_of(snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolutions) -> Plan:
+    """Return which adapters go where."""
+    base = snapshot.base
+    refused = base is not None and base.spec.lora.load_on_demand == "Disabled"
+    lineups = tuple(
+        Lineup(intent, target_of(intent, pods), is_on_demand_refused=refused)
+        for intent in intents_of(snapshot, pods, resolutions)
+    )
+    budgets = tuple(budgets_of(base, pods)) if base is not None else ()
+    placement = place(budgets, wants_of(lineups, pods))
+    return Plan(lineups, budgets, placement)
+
+
+def changes_of(
+    plan: Plan, snapshot: Snapshot, pods: Sequence[ObservedPod], *, fence: int, retry_failed: bool
+) -> list[PodChange]:
+    """Return what each pod has to be told; pods that know everything are left out."""
+    lineups = lineup_by_name(plan.lineups)
+    changes = (
+        change_of(
+            pod,
+            entries_for(pod, plan.lineups, plan.placement),
+            lineups,
+            fence=fence,
+            now=snapshot.now,
+            # a resource that cannot be read may be the one that a name belongs to
+            are_orphans_known=snapshot.are_orphans_known and not snapshot.broken,
+            retry_failed=retry_failed,
+        )
+        for pod in pods
+        if pod.is_writable
+    )
+    return [change for change in changes if change is not None]
+
+
+def resolvers_of(pods: Sequence[ObservedPod]) -> list[ObservedPod]:
+    """Return the pods that are best asked what a source is: those that declare the sources of the latest spec.
+
+    One that serves has its model up, which others may still be loading.
+    """
+    able = [pod for pod in pods if pod.is_writable]
+    if not able:
+        return []
+    newest = max(able, key=lambda pod: (pod.pod.created_at, pod.uid)).pod.template
+
+    def rank(pod: ObservedPod) -> tuple[bool, bool]:
+        return (pod.pod.template == newest, pod.is_serving)
+
+    best = max(rank(pod) for pod in able)
+    return sorted((pod for pod in able if rank(pod) == best), key=lambda pod: pod.pod.name)
+
+
+def released(plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None) -> list[Intent]:
+    """Return the deleted adapters that no pod can hold any more.
+
+    A pod that is gone or going counts as unloaded, and so does every pod of a base that is gone. A pod that runs and
+    does not answer may hold it.
+    """
+    return [
+        intent
+        for intent in plan.intents
+        if intent.is_deleted
+        and (
+            base is None
+            or not intent.owns_name
+            or not any(_may_hold(pod, intent.name) for pod in pods if not pod.pod.is_leaving)
+        )
+    ]
+
+
+def _may_hold(pod: ObservedPod, name: str) -> bool:
+    return pod.pod.is_running if pod.state is None else bool(pod.entries_of(name))
+
+
+def next_leave(plan: Plan, pods: Sequence[ObservedPod], now: datetime) -> float | None:
+    """Return in how many seconds the next revision may leave; None when none is waiting."""
+    times = [
+        leaves_at(lineup.intent, entry.revision, now)
+        for lineup in plan.lineups
+        if lineup.intent.is_served
+        for pod in pods
+        for entry in pod.entries_of(lineup.name)
+        if entry.revision not in (lineup.target, lineup.intent.published)
+    ]
+    later = [time for time in times if time > now]
+    return (min(later) - now).total_seconds() if later else None

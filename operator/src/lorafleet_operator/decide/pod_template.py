@@ -1,0 +1,224 @@
+"""The pod template of a base model: what `lorafleet-inference serve` is started with, and what it finds in its pod."""
+
+import hashlib
+import json
+from typing import Any, Final
+
+from lorafleet_contract.names import (
+    ADMIN_PORT,
+    ADMIN_TOKEN_FILE,
+    ADMIN_TOKEN_KEY,
+    CACHE_DIR,
+    CREDENTIALS_DIR,
+    ENGINE_CONTAINER,
+    MODEL_MOUNT,
+    PUBLIC_PORT,
+    VOLUMES_DIR,
+)
+from lorafleet_contract.resources import BaseModelResource, quantity_bytes
+from lorafleet_contract.sources import AdapterSource
+from lorafleet_operator.decide.strategic_merge import merge
+from lorafleet_operator.errors import InvalidSpec
+
+Json = dict[str, Any]
+USER: Final = 65532
+HOME: Final = "/home/lorafleet"
+END_MARGIN_SECONDS: Final = 15
+"""After the drain: grace for routers that have not heard, and the end of the engine."""
+START_SECONDS: Final = 3600
+"""How long a pod may take to download and load a base model."""
+GPU: Final = "nvidia.com/gpu"
+
+
+def pod_template(base: BaseModelResource, *, engine_image: str, labels: dict[str, str], admin_secret: str) -> Json:
+    """Return the template of a base's pods: the operator's with `spec.podTemplate` merged over it.
+
+    Raises:
+        InvalidSpec: `spec.podTemplate` cannot be merged, or touches what has to stay.
+    """
+    built = _built(base, engine_image, labels, admin_secret)
+    merged = merge(built, base.spec.pod_template)
+    for label, value in labels.items():
+        if merged["metadata"].get("labels", {}).get(label) != value:
+            raise InvalidSpec(f"podTemplate.metadata.labels: {label} cannot be changed")
+    containers = merged["spec"].get("containers", [])
+    engine = next((c for c in containers if c["name"] == ENGINE_CONTAINER), None)
+    if engine is None:
+        raise InvalidSpec(f"podTemplate.spec.containers: {ENGINE_CONTAINER} cannot be removed")
+    if base.spec.engine.device == "Cuda" and not any("/" in name for name in _limits(engine)):
+        engine["resources"] = {**engine.get("resources", {}), "limits": {**_limits(engine), GPU: "1"}}
+    return merged
+
+
+def _limits(engine: Json) -> Json:
+    return dict(engine.get("resources", {}).get("limits", {}))
+
+
+def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], admin_secret: str) -> Json:
+    volumes, mounts = _volumes(base, admin_secret)
+    engine = base.spec.engine
+    container: Json = {
+        "name": ENGINE_CONTAINER,
+        "image": engine.image or engine_image,
+        "command": ["python3", "-m", "lorafleet_inference", "serve"],
+        "args": [*serve_arguments(base), *engine.args],
+        "env": _environment(base),
+        "ports": [
+            {"name": "http", "containerPort": PUBLIC_PORT, "protocol": "TCP"},
+            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
+        ],
+        "startupProbe": _probe("/health", periodSeconds=2, failureThreshold=START_SECONDS // 2, timeoutSeconds=2),
+        "livenessProbe": _probe("/health", periodSeconds=10, failureThreshold=6, timeoutSeconds=5),
+        "readinessProbe": _probe("/ready", periodSeconds=1, failureThreshold=3, timeoutSeconds=3),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": mounts,
+    }
+    if engine.image_pull_policy is not None:
+        container["imagePullPolicy"] = engine.image_pull_policy
+    return {
+        "metadata": {
+            "labels": dict(labels),
+            "annotations": {"kubectl.kubernetes.io/default-container": ENGINE_CONTAINER},
+        },
+        "spec": {
+            "automountServiceAccountToken": False,
+            # Services named lorafleet-… would appear as variables that look like options
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": base.spec.drain.timeout_seconds + END_MARGIN_SECONDS,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [container],
+            "volumes": volumes,
+        },
+    }
+
+
+def serve_arguments(base: BaseModelResource) -> list[str]:
+    """Return the options of `lorafleet-inference serve` for a base; a change of any of them replaces the pods."""
+    spec = base.spec
+    options: dict[str, str | None] = {
+        "--model": _model(base),
+        "--model-revision": spec.model.hugging_face.revision if spec.model.hugging_face else None,
+        "--served-name": base.served_name,
+        "--admin-token-file": ADMIN_TOKEN_FILE,
+        "--cache-dir": CACHE_DIR,
+        "--volumes-dir": VOLUMES_DIR,
+        "--credentials-dir": CREDENTIALS_DIR,
+        "--device": spec.engine.device.lower(),
+        "--dtype": spec.engine.dtype,
+        "--max-model-len": _number(spec.engine.max_model_len),
+        "--max-batch-tokens": _number(spec.engine.max_batch_tokens),
+        "--kv-cache-memory": spec.engine.kv_cache_memory,
+        "--max-resident-adapters": str(spec.lora.max_resident_adapters),
+        "--max-rank": str(spec.lora.max_rank),
+        "--host-cache": spec.lora.host_cache,
+        "--disk-cache": spec.lora.disk_cache,
+        "--drain-timeout-seconds": str(spec.drain.timeout_seconds),
+    }
+    arguments = [f"{option}={value}" for option, value in options.items() if value is not None]
+    if spec.adapter_sources:
+        arguments.append(f"--adapter-sources={_sources_json(spec.adapter_sources)}")
+    arguments.append("--load-on-demand" if spec.lora.load_on_demand == "Enabled" else "--no-load-on-demand")
+    arguments.append("--wait-for-catalogue")
+    return arguments
+
+
+def _model(base: BaseModelResource) -> str:
+    model = base.spec.model
+    if model.hugging_face is not None:
+        return model.hugging_face.repo
+    assert model.volume is not None
+    return f"{VOLUMES_DIR}/{MODEL_MOUNT}/{model.volume.path}".rstrip("/")
+
+
+def _number(number: int | None) -> str | None:
+    return None if number is None else str(number)
+
+
+def _sources_json(sources: list[AdapterSource]) -> str:
+    documents = [source.model_dump(mode="json", by_alias=True, exclude_none=True) for source in sources]
+    return json.dumps(documents, separators=(",", ":"), sort_keys=True)
+
+
+def _environment(base: BaseModelResource) -> list[Json]:
+    environment: list[Json] = [
+        {"name": "LORAFLEET_POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+        {"name": "HOME", "value": HOME},
+    ]
+    hub = base.spec.model.hugging_face
+    if hub is not None and hub.endpoint is not None:
+        environment.append({"name": "HF_ENDPOINT", "value": hub.endpoint})
+    merged: list[Json] = merge({"env": environment}, {"env": base.spec.engine.env}, where="engine")["env"]
+    return merged
+
+
+def _volumes(base: BaseModelResource, admin_secret: str) -> tuple[list[Json], list[Json]]:
+    """Return the volumes of a pod and where the engine finds them."""
+    volumes: list[Json] = []
+    mounts: list[Json] = []
+
+    def add(name: str, path: str, source: Json, *, read_only: bool) -> None:
+        volumes.append({"name": name, **source})
+        mounts.append({"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})})
+
+    def add_claim(source: str, claim: str) -> None:
+        volume = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        add(_volume_name("volume", source), f"{VOLUMES_DIR}/{source}", volume, read_only=True)
+
+    def add_credentials(source: str, secret: str) -> None:
+        volume = {"secret": {"secretName": secret, "defaultMode": 0o440}}
+        add(_volume_name("credentials", source), f"{CREDENTIALS_DIR}/{source}", volume, read_only=True)
+
+    admin = {"secretName": admin_secret, "defaultMode": 0o440, "items": [{"key": ADMIN_TOKEN_KEY, "path": "token"}]}
+    add("admin-token", ADMIN_TOKEN_FILE.rpartition("/")[0], {"secret": admin}, read_only=True)
+    add("cache", CACHE_DIR, {"emptyDir": _cache(base)}, read_only=False)
+    add("tmp", "/tmp", {"emptyDir": {}}, read_only=False)  # noqa: S108
+    add("home", HOME, {"emptyDir": {}}, read_only=False)
+    model = base.spec.model
+    if model.volume is not None:
+        add_claim(MODEL_MOUNT, model.volume.claim_name)
+    elif model.hugging_face is not None and model.hugging_face.credentials_secret_ref is not None:
+        add_credentials(MODEL_MOUNT, model.hugging_face.credentials_secret_ref.name)
+    for source in base.spec.adapter_sources:
+        if source.volume is not None:
+            add_claim(source.name, source.volume.claim_name)
+            continue
+        place = source.hugging_face or source.s3
+        if place is not None and place.credentials_secret_ref is not None:
+            add_credentials(source.name, place.credentials_secret_ref.name)
+    return volumes, mounts
+
+
+def _cache(base: BaseModelResource) -> Json:
+    """The engine keeps to the disk cache; the kubelet evicts a pod that is a tenth and a gibibyte above it.
+
+    A base model from a hub is downloaded beside it, of a size that nobody declares: then there is no limit.
+    """
+    if base.spec.model.hugging_face is not None:
+        return {}
+    mebibytes = quantity_bytes(base.spec.lora.disk_cache) * 11 // 10 // 2**20 + 1024
+    # canonical, as the API server would write it: another form of the same would be applied again and again
+    return {"sizeLimit": f"{mebibytes // 1024}Gi" if mebibytes % 1024 == 0 else f"{mebibytes}Mi"}
+
+
+def _volume_name(kind: str, source: str) -> str:
+    """A volume's name is a DNS label, a source's name may be as long as one."""
+    if source == MODEL_MOUNT:
+        return f"model-{kind}"
+    name = f"{kind}-{source}"
+    if len(name) <= 63:
+        return name
+    return f"{name[:54]}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def _probe(path: str, **times: int) -> Json:
+    return {"httpGet": {"path": path, "port": "http"}, **times}

@@ -1,0 +1,86 @@
+"""Which revision the public name means, and when a revision may leave. Pure.
+
+A new revision is known to every pod and ready where it is placed before the name moves; the status says so only after
+the pods do; the old revision leaves only after gateways have had time to read the status.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from lorafleet_contract.admin import AdapterState, Residency
+from lorafleet_contract.resources import AdapterResource, HistoryEntry
+from lorafleet_operator.decide.intent import Intent
+from lorafleet_operator.decide.views import ObservedPod
+
+SWITCH_GRACE: Final = timedelta(seconds=6)
+"""How long the old revision stays after the status has named the new one: gateways send the old one until they know."""
+MAX_HISTORY: Final = 5
+
+
+def target_of(intent: Intent, pods: Sequence[ObservedPod]) -> str | None:
+    """Return the revision that the bare name should mean on pods."""
+    desired = intent.artifacts[0] if intent.artifacts else None
+    if desired is None or desired.revision == intent.published or intent.adapter.spec.suspend:
+        return intent.published
+    if intent.published is None or _may_switch(intent.name, desired.revision, pods):
+        return desired.revision
+    return intent.published
+
+
+def published_after(intent: Intent, target: str | None, pods: Sequence[ObservedPod]) -> str | None:
+    """Return the revision that status names: the target once it answers and every serving pod knows it as the stable one."""
+    if target is None or target == intent.published:
+        return intent.published
+    entries = [pod.own(intent.name, target) for pod in pods if pod.is_serving]
+    answers = any(entry is not None and entry.stable and entry.state is AdapterState.READY for entry in entries)
+    known = all(entry is not None and entry.stable for entry in entries)
+    if answers and (known or intent.published is None):
+        return target
+    return intent.published
+
+
+def _may_switch(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
+    """Whether requests for the bare name can be answered with the revision wherever they arrive."""
+    ready = [pod for pod in pods if pod.pod.is_ready and not pod.pod.is_leaving]
+    num_answering = 0
+    for pod in ready:
+        if pod.state is None:
+            return False
+        if pod.state.draining:
+            continue
+        entry = pod.own(name, revision)
+        if entry is None or entry.state is AdapterState.FAILED:
+            return False
+        if entry.residency is Residency.RESIDENT and entry.state is not AdapterState.READY:
+            return False
+        num_answering += entry.state is AdapterState.READY
+    return num_answering > 0
+
+
+def history_after(adapter: AdapterResource, intent: Intent, published: str | None, now: datetime) -> list[HistoryEntry]:
+    """Return the history with the published revision at its head."""
+    history = list(adapter.status.history)
+    if published is None or (history and history[0].revision == published):
+        return history
+    digest = next((a.digest for a in (*intent.artifacts, intent.stable) if a and a.revision == published), None)
+    if digest is None:
+        return history
+    return [HistoryEntry(revision=published, digest=digest, since=now), *history][:MAX_HISTORY]
+
+
+def may_leave(intent: Intent, revision: str, target: str | None, now: datetime) -> bool:
+    """Whether a revision that is no longer wanted may be removed from pods now."""
+    if intent.is_deleted or not intent.is_served:
+        return intent.owns_name
+    if revision in (intent.published, target) or intent.desired is None:
+        return False
+    return leaves_at(intent, revision, now) <= now
+
+
+def leaves_at(intent: Intent, revision: str, now: datetime) -> datetime:
+    """Return when a revision that is no longer wanted may be removed."""
+    history = intent.adapter.status.history
+    if len(history) > 1 and history[1].revision == revision:
+        return history[0].since + SWITCH_GRACE
+    return now

@@ -1,0 +1,67 @@
+"""/healthz, /readyz and /metrics of the operator, also while it waits to lead."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from lorafleet_operator import metrics
+from lorafleet_operator.errors import ConfigError
+from lorafleet_operator.process.resync import Resync
+
+MAX_RESYNC_AGE_SECONDS: Final = 300.0
+
+
+@dataclass(slots=True)
+class Health:
+    """What probes are told."""
+
+    resync: Resync | None = None
+    """None while another operator leads."""
+
+    def problem(self) -> str | None:
+        """Return why the process should be started again, or None."""
+        if self.resync is None:
+            return None
+        age = time.monotonic() - self.resync.last
+        return f"nothing was listed for {age:.0f} s" if age > MAX_RESYNC_AGE_SECONDS else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it does its work, or waits as it should."""
+        return self.resync is None or self.resync.is_synced
+
+
+async def serve_health(health: Health, port: int) -> Callable[[], "asyncio.Future[None]"]:
+    """Open the port and return what closes it.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+
+    async def healthz(_: web.Request) -> web.Response:
+        problem = health.problem()
+        return web.Response(text=problem or "ok", status=503 if problem else 200)
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ok" if health.is_ready else "listing", status=200 if health.is_ready else 503)
+
+    async def metrics_page(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics_page)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "0.0.0.0", port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigError("--http-port", f"port {port} cannot be opened: {error.strerror or error}") from error
+    return lambda: asyncio.ensure_future(runner.cleanup())

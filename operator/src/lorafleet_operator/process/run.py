@@ -1,0 +1,171 @@
+"""The operator's life: ports open, Lease taken, everything listed, then events, passes and resyncs until the end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from lorafleet_contract.names import ADMIN_PORT
+from lorafleet_operator import metrics
+from lorafleet_operator.act.admin_client import AdminClient
+from lorafleet_operator.act.apply import Children
+from lorafleet_operator.act.execute import Executor
+from lorafleet_operator.act.pod_watch import PodWatches
+from lorafleet_operator.act.queue import WorkQueue
+from lorafleet_operator.act.reconcile import Reconciler
+from lorafleet_operator.act.resolve import Resolver
+from lorafleet_operator.act.status_writer import StatusWriter
+from lorafleet_operator.cluster.handlers import EventSink, watch
+from lorafleet_operator.cluster.keys import admin_key
+from lorafleet_operator.cluster.kube import KubeApi, connect
+from lorafleet_operator.cluster.lease import Lease
+from lorafleet_operator.cluster.store import Store
+from lorafleet_operator.config import OperatorConfig
+from lorafleet_operator.decide.views import BaseKey
+from lorafleet_operator.errors import KubeError, KubeNotFound, WatchEnded
+from lorafleet_operator.process.health import Health, serve_health
+from lorafleet_operator.process.resync import Resync
+from lorafleet_operator.process.workers import work
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Watching = Callable[[EventSink], Coroutine[Any, Any, None]]
+EVENT_DELAY_SECONDS: Final = 0.03
+"""Events that come together make one pass."""
+
+
+async def run(config: OperatorConfig) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        OperatorError: something essential ended; the process is to be started again.
+    """
+    stop = asyncio.Event()
+    _heed_signals(stop)
+    health = Health()
+    close_health = await serve_health(health, config.http_port)
+    api = await connect()
+    lease = Lease(api, namespace=config.namespace, name=config.lease, pod_name=config.pod_name)
+    try:
+        await _until(stop, _wait_and_lead(config, api, lease, health, stop))
+    finally:
+        await lease.release()
+        metrics.LEADER.set(0)
+        await api.close()
+        await close_health()
+
+
+def _heed_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+async def _until(stop: asyncio.Event, main: Coroutine[Any, Any, None]) -> None:
+    """Run `main` until it ends or the signal comes."""
+    task = asyncio.ensure_future(main)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return
+    task.result()
+
+
+async def _wait_and_lead(
+    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, stop: asyncio.Event
+) -> None:
+    """Wait for the Lease, then lead with kopf's watches."""
+    await lease.acquire()
+    metrics.LEADER.set(1)
+
+    def watching(sink: EventSink) -> Coroutine[Any, Any, None]:
+        return watch(config, sink, api.configuration, lease.identity, heed_signals=lambda: _heed_signals(stop))
+
+    await lead(config, api, lease, health, watching)
+
+
+async def lead(
+    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, watching: Watching, *, port: int = ADMIN_PORT
+) -> None:
+    """Make the cluster what its resources say as long as the Lease is held; `watching` tells what happens between lists.
+
+    Raises:
+        OperatorError: something essential ended.
+    """
+    await _all_or_none(lease.hold(), _converge(config, api, lease, health, watching, port=port))
+
+
+async def _converge(
+    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, watching: Watching, *, port: int
+) -> None:
+    store, queue = Store(), WorkQueue[BaseKey]()
+
+    def wake(key: BaseKey, delay_seconds: float = EVENT_DELAY_SECONDS) -> None:
+        queue.add_after(key, delay_seconds)
+
+    key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
+    client = AdminClient(port=port)
+    resolver, watches = Resolver(client, wake), PodWatches(client, wake)
+    children = Children(api, engine_image=config.engine_image, key=key)
+    reconciler = Reconciler(
+        key=key,
+        lease=lease,
+        store=store,
+        queue=queue,
+        children=children,
+        executor=Executor(client),
+        resolver=resolver,
+        watches=watches,
+        writer=StatusWriter(api, store, reporter=lease.identity),
+    )
+    resync = Resync(api, config, store=store, children=children, reconciler=reconciler, wake=wake)
+    health.resync = resync
+    try:
+        try:
+            await _patiently(resync.once)
+        except KubeNotFound as error:
+            raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
+        logger.info("everything is listed; converging")
+        workers = (work(queue, reconciler) for _ in range(config.workers))
+        await _all_or_none(watching(EventSink(store, wake)), resync.for_ever(), *workers)
+    finally:
+        health.resync = None
+        queue.close()
+        await resolver.close()
+        await watches.close()
+        await client.close()
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call while the API server is away.
+
+    Raises:
+        KubeError: refused for good.
+    """
+    while True:
+        try:
+            return await call()
+        except KubeError as error:
+            if not error.retryable:
+                raise
+            logger.warning("the API server is away: %s", error)
+            await asyncio.sleep(1)
+
+
+async def _all_or_none(*essentials: Coroutine[Any, Any, None]) -> None:
+    """Run things of which none may end; when one does, end the others and pass its error on."""
+    tasks = [asyncio.create_task(essential) for essential in essentials]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        raise WatchEnded("something essential ended")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

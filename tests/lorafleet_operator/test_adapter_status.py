@@ -1,0 +1,216 @@
+"""What status says of adapters, and that it keeps the rules of the API conventions and of kstatus."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from support import operator_views as v
+from support.operator_views import NOW
+
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
+from lorafleet_contract.resources import AdapterResource, AdapterStatus, ArtifactStatus, BaseModelResource
+from lorafleet_operator.decide.adapter_status import MAX_PLACEMENTS, adapter_status
+from lorafleet_operator.decide.intent import ResolveFailure, resolve_key
+from lorafleet_operator.decide.plan import plan_of
+from lorafleet_operator.decide.views import Claim, ObservedPod
+
+OLD, NEW = v.artifact("french"), v.artifact("french-v2")
+P0, P1 = v.pod("p0"), v.pod("p1")
+
+
+def status(
+    adapter: AdapterResource,
+    pods: list[ObservedPod],
+    *,
+    base: BaseModelResource | None = None,
+    has_base: bool = True,
+    resolutions: dict | None = None,
+    claims: dict[str, Claim] | None = None,
+    now: datetime = NOW,
+) -> AdapterStatus:
+    snapshot = v.snapshot(adapter, base=(base or v.base()) if has_base else None, claims=claims)
+    plan = plan_of(snapshot, pods, resolutions or {})
+    return adapter_status(plan.lineups[0], pods, plan.placement, now=now)
+
+
+def said(found: AdapterStatus) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in found.conditions}
+
+
+def kstatus(found: AdapterStatus, generation: int = 2) -> str:
+    """What cli-utils, and so Flux, makes of it."""
+    conditions = {c.type: c.status for c in found.conditions}
+    if found.observed_generation != generation or conditions.get("Reconciling") == "True":
+        return "InProgress"
+    if conditions.get("Stalled") == "True":
+        return "Failed"
+    return "Current" if conditions["Ready"] == "True" else "InProgress"
+
+
+PLAIN, SERVED = v.adapter(), v.adapter(status=v.served("french"))
+SWITCHING = v.adapter(source={"name": "models", "path": "french-v2"}, status=v.served("french"))
+UNDECLARED = v.adapter(source={"name": "x", "path": "y"}, status=v.served("french"))
+RESTING = v.adapter(status=v.served("french"), suspend=True)
+HELD_BACK = v.adapter(source={"name": "models", "path": "z"}, status=v.served("french"), suspend=True)
+DELETED = v.adapter(status=v.served("french"), deleted=True)
+PASSING = ResolveFailure("SourceUnavailable", "no route", is_passing=True)
+LASTING = ResolveFailure("UnsafeFormat", "a pickle", is_passing=False)
+RIVAL = {"french": Claim("u", "LoraAdapter x/y")}
+STRICT = v.base(lora={"loadOnDemand": "Disabled"})
+
+answers = v.entry("french")
+answered_before = v.entry("french", stable=False)
+on_demand = v.entry("french", residency=Residency.ON_DEMAND)
+loads = v.entry("french", state=AdapterState.LOADING)
+waits = v.entry("french", residency=Residency.ON_DEMAND, state=AdapterState.PENDING)
+new = v.entry("french-v2")
+new_beside = v.entry("french-v2", stable=False)
+new_loads = v.entry("french-v2", stable=False, state=AdapterState.LOADING)
+new_failed = v.entry("french-v2", stable=False, state=AdapterState.FAILED, reason="BaseModelMismatch")
+new_failed_for_now = v.entry("french-v2", stable=False, state=AdapterState.FAILED, reason="DiskFull")
+
+
+@dataclass
+class Case:
+    """What is there, and what is said of it."""
+
+    what: str
+    adapter: AdapterResource
+    pods: list[ObservedPod]
+    ready: str
+    is_available: bool
+    kstatus: str
+    answer: ArtifactStatus | ResolveFailure | None = None
+    has_base: bool = True
+    base: BaseModelResource | None = None
+    claims: dict[str, Claim] | None = None
+
+
+def p0(*entries: ObservedAdapter, slots: int = 8) -> ObservedPod:
+    return v.seen(*entries, pod=P0, slots=slots)
+
+
+def p1(*entries: ObservedAdapter) -> ObservedPod:
+    return v.seen(*entries, pod=P1)
+
+
+CASES = [
+    Case("no pods yet", PLAIN, [], "False NoReadyPods", False, "InProgress"),
+    Case("being resolved", PLAIN, [p0()], "False Resolving", False, "InProgress"),
+    Case("the source is away", PLAIN, [p0()], "False SourceUnavailable", False, "InProgress", answer=PASSING),
+    Case("it is unsafe", PLAIN, [p0()], "False UnsafeFormat", False, "Failed", answer=LASTING),
+    Case("it loads", PLAIN, [p0(loads)], "False Loading", False, "InProgress", answer=OLD),
+    Case("it answers", PLAIN, [p0(answers)], "True Serving", True, "Current", answer=OLD),
+    Case("one pod is silent", SERVED, [p0(answers), v.silent(P1)], "True Serving", True, "Current"),
+    Case("by demand only", SERVED, [p0(on_demand, slots=0)], "True Serving", True, "Current"),
+    Case("no pods any more", SERVED, [], "False NoReadyPods", False, "InProgress"),
+    Case("all pods are silent", SERVED, [v.silent(P0)], "Unknown NoReadyPods", False, "InProgress"),
+    Case("no base", SERVED, [], "False BaseNotFound", False, "InProgress", has_base=False),
+    Case("the name is taken", PLAIN, [], "False NameConflict", False, "Failed", claims=RIVAL),
+    Case("not declared any more", UNDECLARED, [p0(answers)], "False SourceNotAllowed", True, "Failed"),
+    Case("new one: resolving", SWITCHING, [p0(answers)], "False Resolving", True, "InProgress"),
+    Case("new one: loads", SWITCHING, [p0(answers, new_loads)], "False Loading", True, "InProgress", answer=NEW),
+    Case("new one: fails", SWITCHING, [p0(answers, new_failed)], "False BaseModelMismatch", True, "Failed", answer=NEW),
+    Case("may pass", SWITCHING, [p0(answers, new_failed_for_now)], "False DiskFull", True, "InProgress", answer=NEW),
+    Case(
+        "new one: on one of two",
+        SWITCHING,
+        [p0(answered_before, new), p1(answers, new_beside)],
+        "False Loading",
+        True,
+        "InProgress",
+        answer=NEW,
+    ),
+    Case("new one: answers", SWITCHING, [p0(answered_before, new)], "True Serving", True, "Current", answer=NEW),
+    Case("suspended", RESTING, [p0(answers)], "True Serving", True, "Current"),
+    Case("suspended and changed", HELD_BACK, [p0(answers)], "False Suspended", True, "InProgress"),
+    Case("being deleted", DELETED, [p0(answers)], "False Draining", False, "InProgress"),
+    Case("no room, no demand", SERVED, [p0(waits, slots=0)], "False InsufficientSlots", False, "Failed", base=STRICT),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+def test_ready_and_kstatus(case: Case) -> None:
+    answer = {resolve_key(case.adapter): case.answer} if case.answer is not None else {}
+    found = status(
+        case.adapter, case.pods, base=case.base, has_base=case.has_base, resolutions=answer, claims=case.claims
+    )
+    conditions = said(found)
+    assert " ".join(conditions["Ready"]) == case.ready
+    assert conditions["Available"][0] == str(case.is_available)
+    assert kstatus(found) == case.kstatus
+    # present only when true, never both, and with the reason of Ready
+    for kind in {"Stalled", "Reconciling"} & conditions.keys():
+        assert conditions[kind] == ("True", conditions["Ready"][1])
+    assert not {"Stalled", "Reconciling"} <= conditions.keys()
+    assert all(c.observed_generation == found.observed_generation == 2 for c in found.conditions)
+    assert all(c.message for c in found.conditions)
+
+
+def test_published_revision_changes_only_when_every_serving_pod_has_switched() -> None:
+    answers = {resolve_key(SWITCHING): NEW}
+    half = [
+        v.seen(v.entry("french", stable=False), v.entry("french-v2"), pod=P0),
+        v.seen(v.entry("french"), v.entry("french-v2", stable=False), pod=P1),
+    ]
+    found = status(SWITCHING, half, resolutions=answers)
+    assert (found.stable_revision, found.desired_revision) == (OLD.revision, NEW.revision)
+    assert found.stable_artifact == OLD
+    both = [v.seen(v.entry("french", stable=False), v.entry("french-v2"), pod=pod) for pod in (P0, P1)]
+    found = status(SWITCHING, both, resolutions=answers)
+    assert found.stable_revision == NEW.revision
+    assert found.stable_artifact is None
+    assert (found.history[0].revision, found.history[0].since) == (NEW.revision, NOW)
+
+
+def test_summary_of_what_was_written_is_the_same() -> None:
+    """Otherwise every pass would write."""
+    pods = [v.seen(v.entry("french"), pod=P0)]
+    first = status(v.adapter(), pods, resolutions={resolve_key(v.adapter()): OLD})
+    wire = first.model_dump(mode="json", by_alias=True, exclude_none=True)
+    again = status(v.adapter(status=wire), pods, now=NOW + timedelta(hours=1))
+    assert again == first
+
+
+def test_artifact_in_status_is_enough_to_rebuild_a_catalogue() -> None:
+    wire = OLD.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert v.adapter(status={"artifact": wire}).status.artifact.resolved == OLD.resolved
+
+
+def test_placements_are_bounded() -> None:
+    pods = [v.seen(v.entry("french"), pod=v.pod(f"p{number}")) for number in range(MAX_PLACEMENTS + 6)]
+    found = status(v.adapter(placement={"mode": "All"}, status=v.served("french")), pods)
+    assert len(found.placements) == MAX_PLACEMENTS
+    assert found.placements_truncated == 6
+    assert found.replicas.resident == MAX_PLACEMENTS + 6
+
+
+def test_silent_pod_is_still_listed() -> None:
+    placements = [{"pod": "p1", "podUid": "uid-p1", "revision": OLD.revision, "state": "Ready", "tier": "Device"}]
+    adapter = v.adapter(status=v.served("french", placements=placements))
+    found = status(adapter, [v.seen(v.entry("french", residency=Residency.ON_DEMAND), pod=P0), v.silent(P1)])
+    assert [(p.pod, p.state, p.tier) for p in found.placements] == [("p1", "Unknown", None)]
+    assert said(found)["Resident"] == ("False", "Loading")
+    gone = status(adapter, [v.seen(v.entry("french"), pod=P0)])
+    assert [p.pod for p in gone.placements] == ["p0"]
+
+
+def test_fewer_pods_than_replicas_is_said() -> None:
+    found = status(v.adapter(placement={"replicas": 3}, status=v.served("french")), [v.seen(v.entry("french"), pod=P0)])
+    resident = next(c for c in found.conditions if c.type == "Resident")
+    assert resident.status == "True"
+    assert "of 3 asked for" in resident.message
+
+
+def test_last_use_is_told_by_the_hour() -> None:
+    used = NOW.timestamp() + 1234
+    pods = [v.seen(v.entry("french", last_used=used), pod=P0), v.seen(v.entry("french", last_used=used - 9e6), pod=P1)]
+    found = status(v.adapter(status=v.served("french")), pods)
+    assert found.last_used == NOW.replace(minute=0, tzinfo=UTC)
+    later = v.adapter(status=v.served("french", lastUsed="2027-01-01T00:00:00Z"))
+    assert status(later, pods).last_used == datetime(2027, 1, 1, tzinfo=UTC)
+
+
+def test_loser_of_a_name_says_nothing_of_its_owner() -> None:
+    found = status(v.adapter(), [v.seen(v.entry("french"), pod=P0)], claims={"french": Claim("u", "LoraAdapter x/y")})
+    assert (found.served_name, found.stable_revision, found.placements) == (None, None, [])

@@ -1,0 +1,107 @@
+"""What status says of a base."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from support import operator_views as v
+from support.operator_views import NOW
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import AdapterCounts, BaseCapacity
+from lorafleet_operator.decide.base_status import (
+    ApplyProblem,
+    BaseFacts,
+    DeploymentFacts,
+    base_status,
+    capacity_of,
+    deployment_facts,
+)
+from lorafleet_operator.decide.intent import resolve_key
+from lorafleet_operator.decide.plan import plan_of
+from lorafleet_operator.decide.views import Claim, Pod
+
+UP = DeploymentFacts(is_observed=True, replicas=2, updated=2, available=2)
+TWO = (v.pod("p0"), v.pod("p1"))
+CRASHING = v.pod("p1", ready=False, problem="CrashLoopBackOff: back-off 10s")
+
+
+@dataclass
+class Case:
+    """What is there, and what is said of it."""
+
+    what: str
+    ready: str
+    message: str
+    progress: str | None
+    deployment: DeploymentFacts | None = UP
+    pods: tuple[Pod, ...] = TWO
+    problem: ApplyProblem | None = None
+    claim: Claim | None = None
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case("up", "True PodsReady", "2 of 2 pods are ready", None),
+    Case("none wanted", "True PodsReady", "0 of 0", None, DeploymentFacts(True, 0, 0, 0), (), spec={"replicas": 0}),
+    Case("spec not seen yet", "False RollingOut", "2 of 2 pods", "Reconciling", DeploymentFacts(False, 2, 2, 2)),
+    Case("old pods left", "False RollingOut", "and ready, 1 more to go", "Reconciling", DeploymentFacts(True, 3, 2, 2)),
+    Case("one is not ready", "False RollingOut", "1 of 2 pods", "Reconciling", pods=(v.pod("p0"),)),
+    Case("one crashes", "False RollingOut", "p1: CrashLoopBackOff", "Reconciling", pods=(v.pod("p0"), CRASHING)),
+    Case("quota", "False RollingOut", "no quota", "Reconciling", DeploymentFacts(True, 0, 0, 0, "no quota"), ()),
+    Case("overdue", "False RollingOut", "too late", "Stalled", DeploymentFacts(True, 2, 1, 1, "too late", True)),
+    Case(
+        "not applied",
+        "False ApplyFailed",
+        "denied",
+        "Stalled",
+        None,
+        problem=ApplyProblem(Reason.APPLY_FAILED, "denied"),
+    ),
+    Case("name taken", "False NameConflict", "X a/b is older", "Stalled", claim=Claim("other", "X a/b")),
+    Case("own name", "True PodsReady", "2 of 2", None, claim=Claim("uid-base", "BaseModelDeployment team/base")),
+    Case("suspended", "False Suspended", "not applied", None, None, spec={"suspend": True}),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+def test_ready(case: Case) -> None:
+    facts = BaseFacts(case.deployment, case.problem, case.pods, case.claim)
+    base = v.base(**{"replicas": 2, **case.spec})
+    found = base_status(base, facts, capacity=BaseCapacity(), adapters=AdapterCounts(), now=NOW)
+    conditions = {c.type: c for c in found.conditions}
+    ready = conditions["Ready"]
+    assert f"{ready.status} {ready.reason}" == case.ready
+    assert case.message in ready.message
+    assert [kind for kind in ("Reconciling", "Stalled") if kind in conditions] == (
+        [case.progress] if case.progress else []
+    )
+    assert (found.served_name is None) == (case.what == "name taken")
+    assert found.selector == "lorafleet.io/base=base"
+    assert found.url == "http://base.team.svc"
+    assert conditions["Available"].status == str(any(pod.is_ready for pod in case.pods))
+
+
+def test_deployment_is_read_from_the_answer_to_an_apply() -> None:
+    body = {"metadata": {"generation": 4}, "status": {"observedGeneration": 4, "replicas": 2, "updatedReplicas": 1}}
+    assert deployment_facts(body) == DeploymentFacts(is_observed=True, replicas=2, updated=1, available=0)
+    failed = {"type": "ReplicaFailure", "status": "True", "message": "no quota"}
+    late = {"type": "Progressing", "status": "False", "message": "timed out"}
+    body["status"]["conditions"] = [{"type": "Available", "status": "False"}, failed]
+    assert deployment_facts(body).failure == "no quota"
+    assert not deployment_facts(body).is_overdue
+    body["status"]["conditions"] = [late]
+    assert deployment_facts(body).failure == "timed out"
+    assert deployment_facts(body).is_overdue
+    assert not deployment_facts({"metadata": {"generation": 1}}).is_observed
+
+
+def test_capacity_counts_pods_that_answer() -> None:
+    adapters = (v.adapter("a", placement={"mode": "All"}), v.adapter("b"))
+    answers = {resolve_key(a): v.artifact(a.metadata.name, rank=16) for a in adapters}
+    pods = [v.seen(pod=TWO[0], slots=4, rank_pages=32), v.silent(v.pod("p1", ready=False))]
+    found = capacity_of(plan_of(v.snapshot(*adapters, base=v.base()), pods, answers), pods)
+    assert (found.adapter_slots, found.rank_pages) == (4, 32)
+    assert found.assigned_adapter_slots in (1, 2)
+    assert found.assigned_rank_pages == 2 * found.assigned_adapter_slots
+    assert found.catalogue_bytes == 2 * 1600
