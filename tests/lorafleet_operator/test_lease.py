@@ -9,9 +9,10 @@ from kubernetes.aio.client import ApiClient, Configuration
 from support.fake_kube import FakeKube
 
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.kube import KubeApi, collection
+from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.errors import ConfigError, KubeConflict, KubeNotFound, KubeUnavailable, LeaseLost
+from lorafleet_operator.paths import collection
 
 
 @pytest_asyncio.fixture

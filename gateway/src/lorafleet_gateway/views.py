@@ -3,14 +3,15 @@
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
 from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
 from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
-from lorafleet_gateway.cluster.kube import Json
+
+Json = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 BaseKey = tuple[str, str]

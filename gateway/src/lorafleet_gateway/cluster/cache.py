@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
-from lorafleet_gateway.cluster.kube import Json
+from lorafleet_gateway.views import Json
 
 
 class HasUid(Protocol):

@@ -15,8 +15,8 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from lorafleet_gateway.errors import KubeError, KubeExpired, KubeRefused, KubeUnavailable
+from lorafleet_gateway.views import Json
 
-Json = dict[str, Any]
 PAGE: Final = 500
 """Objects in one answer of a list."""
 LIST_TIMEOUT: Final = aiohttp.ClientTimeout(total=30.0, sock_connect=5.0)

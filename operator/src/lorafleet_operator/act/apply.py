@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from typing import Any, Final
+from typing import Final
 
 from lorafleet_contract.names import MANAGED_BY
 from lorafleet_contract.reasons import Reason
@@ -12,8 +12,8 @@ from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.decide.base_status import ApplyProblem, DeploymentFacts, deployment_facts
 from lorafleet_operator.decide.objects import Child, children
 from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, NotOurs
+from lorafleet_operator.paths import Json
 
-Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 PROBE_MANAGER: Final = "lorafleet-operator-probe"
 

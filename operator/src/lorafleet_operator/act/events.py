@@ -7,9 +7,10 @@ from typing import Final
 
 from lorafleet_contract.names import GROUP, MANAGED_BY, VERSION
 from lorafleet_contract.resources import Condition, ObjectMeta
-from lorafleet_operator.cluster.kube import Json, KubeApi, collection
+from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.decide.conditions import READY, STALLED, condition_of
 from lorafleet_operator.errors import KubeError
+from lorafleet_operator.paths import Json, collection
 
 logger = logging.getLogger(__name__)
 MAX_NOTE: Final = 1024

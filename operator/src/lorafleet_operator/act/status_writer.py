@@ -15,11 +15,12 @@ from lorafleet_contract.resources import (
 )
 from lorafleet_operator import metrics
 from lorafleet_operator.act import events
-from lorafleet_operator.cluster.kube import Json, KubeApi, collection
+from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.conditions import READY, progress_of, said, with_times
 from lorafleet_operator.decide.views import BrokenResource
 from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound
+from lorafleet_operator.paths import Json, collection
 
 logger = logging.getLogger(__name__)
 STATUS_MANAGER: Final = "lorafleet-operator-status"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -10,8 +10,8 @@ from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, ENGINE_CONTA
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
+from lorafleet_operator.paths import Json
 
-Json = dict[str, Any]
 R = TypeVar("R", bound=BaseModel)
 COMING_UP: Final = timedelta(minutes=10)
 """A pod that has not been ready for longer is not counted on for new adapters."""

@@ -16,9 +16,9 @@ from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import WatchEnded
+from lorafleet_operator.paths import Json
 
 logger = logging.getLogger(__name__)
-Json = dict[str, Any]
 
 
 class EventSink:

@@ -6,8 +6,9 @@ import secrets
 from typing import Final
 
 from lorafleet_contract.names import MANAGED_BY
-from lorafleet_operator.cluster.kube import Json, KubeApi, collection
+from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.errors import ConfigError, KubeConflict, KubeNotFound
+from lorafleet_operator.paths import Json, collection
 
 KEY_FIELD: Final = "key"
 KEY_BYTES: Final = 32

@@ -7,15 +7,15 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from lorafleet_operator.errors import KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeUnavailable
+from lorafleet_operator.paths import Json
 
-Json = dict[str, Any]
 APPLY: Final = "application/apply-patch+yaml"
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
 PAGE: Final = 500
@@ -40,12 +40,6 @@ async def connect() -> "KubeApi":
     except (kube_config.ConfigException, OSError) as error:
         raise KubeUnavailable(0, "NoCluster", f"neither a service account nor a kubeconfig: {error}") from error
     return KubeApi(ApiClient(configuration))
-
-
-def collection(group_version: str, plural: str, namespace: str | None = None) -> str:
-    """Return the path of a collection; `v1` is the core group, no namespace means all of them."""
-    root = "/api/v1" if group_version == "v1" else f"/apis/{group_version}"
-    return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
 
 
 class KubeApi:

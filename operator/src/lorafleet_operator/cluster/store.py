@@ -2,11 +2,11 @@
 
 from collections import OrderedDict
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from lorafleet_contract.names import ADAPTER_PLURAL, BASE_MODEL_PLURAL
+from lorafleet_operator.paths import Json
 
-Json = dict[str, Any]
 MAX_TOMBSTONES: Final = 10_000
 
 

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from lorafleet_contract.names import (
     ADMIN_TOKEN_KEY,
@@ -20,10 +20,9 @@ from lorafleet_contract.names import (
     VERSION,
 )
 from lorafleet_contract.resources import BaseModelResource
-from lorafleet_operator.cluster.kube import collection
 from lorafleet_operator.decide.pod_template import pod_template
+from lorafleet_operator.paths import Json, collection
 
-Json = dict[str, Any]
 FRONT_PORT: Final = 80
 PROGRESS_SECONDS: Final = 3600
 ANNOTATION_TOKEN: Final = "lorafleet.io/admin-token"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Final
+from typing import Final
 
 from lorafleet_contract.names import (
     ADMIN_PORT,
@@ -19,8 +19,8 @@ from lorafleet_contract.resources import BaseModelResource, quantity_bytes
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.decide.strategic_merge import merge
 from lorafleet_operator.errors import InvalidSpec
+from lorafleet_operator.paths import Json
 
-Json = dict[str, Any]
 USER: Final = 65532
 HOME: Final = "/home/lorafleet"
 END_MARGIN_SECONDS: Final = 15

@@ -10,11 +10,12 @@ from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Children
 from lorafleet_operator.act.reconcile import Reconciler
 from lorafleet_operator.cluster.collect import all_keys
-from lorafleet_operator.cluster.kube import Json, KubeApi, collection
+from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import KubeError
+from lorafleet_operator.paths import Json, collection
 
 logger = logging.getLogger(__name__)
 
