@@ -11,7 +11,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterCounts, BaseCapacity
 from lorafleet_operator.decide.base_status import (
     ApplyProblem,
-    BaseFacts,
+    BaseEvidence,
     DeploymentFacts,
     base_status,
     capacity_of,
@@ -66,7 +66,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
 def test_ready(case: Case) -> None:
-    facts = BaseFacts(case.deployment, case.problem, case.pods, case.claim)
+    facts = BaseEvidence(case.deployment, case.problem, case.pods, case.claim)
     base = v.base(**{"replicas": 2, **case.spec})
     found = base_status(base, facts, capacity=BaseCapacity(), adapters=AdapterCounts(), now=NOW)
     conditions = {c.type: c for c in found.conditions}

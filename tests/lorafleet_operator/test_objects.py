@@ -11,7 +11,7 @@ import yaml
 from support import operator_views as v
 
 from lorafleet_contract.resources import BaseModelResource
-from lorafleet_operator.decide.objects import admin_token, children
+from lorafleet_operator.decide.objects import admin_token, objects_of
 from lorafleet_operator.decide.pod_template import pod_template, serve_arguments
 from lorafleet_operator.errors import InvalidSpec
 
@@ -79,7 +79,7 @@ HUB = {
 
 
 def documents(base: BaseModelResource) -> str:
-    made = [child.body for child in children(base, engine_image="registry.example/engine:1", key=b"k" * 32)]
+    made = [child.body for child in objects_of(base, engine_image="registry.example/engine:1", key=b"k" * 32)]
     return yaml.safe_dump_all(made, sort_keys=True, width=120)
 
 

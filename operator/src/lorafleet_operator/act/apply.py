@@ -10,7 +10,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.decide.base_status import ApplyProblem, DeploymentFacts, deployment_facts
-from lorafleet_operator.decide.objects import Child, children
+from lorafleet_operator.decide.objects import Child, objects_of
 from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, NotOurs
 from lorafleet_operator.paths import Json
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 PROBE_MANAGER: Final = "lorafleet-operator-probe"
 
 
-class Children:
+class Applier:
     """The objects of all bases, as far as this process has applied them."""
 
     def __init__(self, api: KubeApi, *, engine_image: str, key: bytes) -> None:
@@ -48,7 +48,7 @@ class Children:
         """
         facts: DeploymentFacts | None = None
         try:
-            for child in children(base, engine_image=self._engine_image, key=self._key):
+            for child in objects_of(base, engine_image=self._engine_image, key=self._key):
                 body = await self._apply(child, base.metadata.uid)
                 if child.kind == "Deployment":
                     facts = self._facts(child.path, body, base.spec.replicas)

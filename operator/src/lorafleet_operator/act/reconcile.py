@@ -12,7 +12,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterCounts, AdapterStatus, BaseCapacity, BaseModelResource
 from lorafleet_operator import metrics
 from lorafleet_operator.act import events
-from lorafleet_operator.act.apply import Children
+from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.queue import WorkQueue
@@ -22,7 +22,7 @@ from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.decide.adapter_status import adapter_status
-from lorafleet_operator.decide.base_status import BaseFacts, base_status, capacity_of, counts_of
+from lorafleet_operator.decide.base_status import BaseEvidence, base_status, capacity_of, counts_of
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange
@@ -53,7 +53,7 @@ class Reconciler:
         lease: Lease,
         store: Store,
         queue: WorkQueue[BaseKey],
-        children: Children,
+        applier: Applier,
         executor: Executor,
         resolver: Resolver,
         watches: PodWatches,
@@ -63,7 +63,7 @@ class Reconciler:
         self._lease = lease
         self._store = store
         self._queue = queue
-        self._children = children
+        self._applier = applier
         self._executor = executor
         self._resolver = resolver
         self._watches = watches
@@ -106,7 +106,7 @@ class Reconciler:
         metrics.count_adapters(snapshot.key, counts_of(statuses))
 
     async def _with_base(self, snapshot: Snapshot, base: BaseModelResource) -> None:
-        deployment, problem = (None, None) if base.spec.suspend else await self._children.ensure(base)
+        deployment, problem = (None, None) if base.spec.suspend else await self._applier.ensure(base)
         token = admin_token(self._key, base.metadata.uid)
         self._watches.sync(snapshot.key, snapshot.pods, token)
         pods = await self._executor.observe(snapshot.pods, token)
@@ -120,7 +120,7 @@ class Reconciler:
         self._retry_due.discard(snapshot.key)
         done = await self._execute(snapshot.key, changes, token)
         statuses = await self._tell_adapters(snapshot.key, plan, pods)
-        facts = BaseFacts(deployment, problem, snapshot.pods, snapshot.claims.get(base.served_name))
+        facts = BaseEvidence(deployment, problem, snapshot.pods, snapshot.claims.get(base.served_name))
         await self._tell_base(base, facts, capacity_of(plan, pods), counts_of(statuses))
         await self._release(plan, pods, base)
         if (delay := next_leave(plan, pods, snapshot.now)) is not None:
@@ -173,7 +173,7 @@ class Reconciler:
         return statuses
 
     async def _tell_base(
-        self, base: BaseModelResource, facts: BaseFacts, capacity: BaseCapacity, counts: AdapterCounts
+        self, base: BaseModelResource, facts: BaseEvidence, capacity: BaseCapacity, counts: AdapterCounts
     ) -> None:
         status = base_status(base, facts, capacity=capacity, adapters=counts, now=events.now())
         if status != base.status:

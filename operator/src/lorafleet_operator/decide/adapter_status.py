@@ -13,7 +13,7 @@ from lorafleet_contract.resources import (
     PlacementMode,
     PlacementStatus,
 )
-from lorafleet_operator.decide.catalogue import Lineup
+from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.conditions import (
     ACCEPTED,
     AVAILABLE,
@@ -36,7 +36,7 @@ UNKNOWN: Final = "Unknown"
 
 
 def adapter_status(
-    lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement, *, now: datetime
+    lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement, *, now: datetime
 ) -> AdapterStatus:
     """Return the status of an adapter as its pods are now."""
     intent, adapter = lineup.intent, lineup.intent.adapter
@@ -68,19 +68,19 @@ def adapter_status(
     )
 
 
-def _stable_artifact(lineup: Lineup, published: str | None) -> ArtifactStatus | None:
+def _stable_artifact(lineup: AdapterRevisions, published: str | None) -> ArtifactStatus | None:
     intent = lineup.intent
     if published is None or (intent.desired is not None and intent.desired.revision == published):
         return None
     return intent.stable if intent.stable is not None and intent.stable.revision == published else None
 
 
-def _num_desired(lineup: Lineup, placement: Placement) -> int:
+def _num_desired(lineup: AdapterRevisions, placement: Placement) -> int:
     placed = placement.pods.get(lineup.name, frozenset()) if lineup.intent.is_served else frozenset()
     return len(placed) + placement.missing.get(lineup.name, 0) if lineup.intent.is_served else 0
 
 
-def _residents(lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement) -> list[str]:
+def _residents(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement) -> list[str]:
     main = lineup.main
     if main is None:
         return []
@@ -94,7 +94,7 @@ def _is_resident(entry: ObservedAdapter) -> bool:
     return entry.residency is Residency.RESIDENT and entry.state is AdapterState.READY
 
 
-def _accepted(lineup: Lineup) -> Verdict:
+def _accepted(lineup: AdapterRevisions) -> Verdict:
     intent = lineup.intent
     if intent.refusal is not None:
         return said(ACCEPTED, False, intent.refusal.reason, intent.refusal.message)
@@ -106,7 +106,7 @@ def _accepted(lineup: Lineup) -> Verdict:
     return said(ACCEPTED, None, Reason.RESOLVING, "the source is not resolved yet")
 
 
-def _available(lineup: Lineup, published: str | None, pods: Sequence[ObservedPod]) -> Verdict:
+def _available(lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]) -> Verdict:
     if published is None:
         return said(AVAILABLE, False, Reason.PENDING, "no revision has been ready yet")
     num = _num_answering(lineup.name, published, pods)
@@ -120,7 +120,7 @@ def _num_answering(name: str, revision: str, pods: Sequence[ObservedPod]) -> int
     return sum(entry is not None and entry.state is AdapterState.READY for entry in entries)
 
 
-def _resident(lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement) -> Verdict:
+def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement) -> Verdict:
     spec = lineup.intent.adapter.spec.placement
     if lineup.main is None:
         return said(RESIDENT, False, Reason.PENDING, "nothing to place yet")
@@ -140,7 +140,7 @@ def _resident(lineup: Lineup, pods: Sequence[ObservedPod], placement: Placement)
     return said(RESIDENT, True, Reason.RESIDENT, f"resident on {desired} {'pod' if desired == 1 else 'pods'}")
 
 
-def _readiness(lineup: Lineup, published: str | None, pods: Sequence[ObservedPod]) -> list[Verdict]:
+def _readiness(lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]) -> list[Verdict]:
     """Return Ready, and Stalled or Reconciling where true."""
     status, reason, message, is_stalled = _judge(lineup, published, pods)
     ready = said(READY, status, reason, message)
@@ -149,7 +149,7 @@ def _readiness(lineup: Lineup, published: str | None, pods: Sequence[ObservedPod
 
 
 def _judge(
-    lineup: Lineup, published: str | None, pods: Sequence[ObservedPod]
+    lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]
 ) -> tuple[bool | None, Reason | str, str, bool]:
     """Return status, reason and message of Ready, and whether nothing will change by itself."""
     intent = lineup.intent
@@ -195,7 +195,9 @@ def _is_nowhere_placed(name: str, revision: str, pods: Sequence[ObservedPod]) ->
     return all(entry is not None and entry.residency is Residency.ON_DEMAND for entry in entries)
 
 
-def _judge_unresolved(lineup: Lineup, pods: Sequence[ObservedPod]) -> tuple[bool | None, Reason | str, str, bool]:
+def _judge_unresolved(
+    lineup: AdapterRevisions, pods: Sequence[ObservedPod]
+) -> tuple[bool | None, Reason | str, str, bool]:
     failure = lineup.intent.failure
     if failure is not None:
         return False, _word(failure.reason), failure.message, not failure.is_passing
@@ -204,7 +206,7 @@ def _judge_unresolved(lineup: Lineup, pods: Sequence[ObservedPod]) -> tuple[bool
     return False, Reason.RESOLVING, "a pod is resolving the source", False
 
 
-def _is_held_back(lineup: Lineup, published: str | None) -> bool:
+def _is_held_back(lineup: AdapterRevisions, published: str | None) -> bool:
     """Whether suspension keeps something from happening."""
     adapter, desired = lineup.intent.adapter, lineup.intent.desired
     if not adapter.spec.suspend:
@@ -214,7 +216,7 @@ def _is_held_back(lineup: Lineup, published: str | None) -> bool:
     return desired.source != adapter.spec.source or adapter.spec.digest not in (None, desired.digest)
 
 
-def _placements(lineup: Lineup, pods: Sequence[ObservedPod]) -> list[PlacementStatus]:
+def _placements(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> list[PlacementStatus]:
     """Where it is kept, and where it failed; what is only known is not listed.
 
     What was kept on a pod that does not say now is still listed: so it is known where it was.
@@ -248,7 +250,7 @@ def _placement(pod: ObservedPod, entry: ObservedAdapter) -> PlacementStatus:
     )
 
 
-def _last_used(lineup: Lineup, pods: Sequence[ObservedPod]) -> datetime | None:
+def _last_used(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> datetime | None:
     """Return the hour of the last request that any pod tells of: finer times would be a status write a request."""
     before = lineup.intent.adapter.status.last_used
     told = [entry.last_used for pod in pods for entry in pod.entries_of(lineup.name) if entry.last_used is not None]

@@ -59,7 +59,7 @@ class ApplyProblem:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseFacts:
+class BaseEvidence:
     """What a base's status is made of, apart from its adapters."""
 
     deployment: DeploymentFacts | None
@@ -101,7 +101,7 @@ def deployment_facts(body: dict[str, Any]) -> DeploymentFacts:
 
 
 def base_status(
-    base: BaseModelResource, facts: BaseFacts, *, capacity: BaseCapacity, adapters: AdapterCounts, now: datetime
+    base: BaseModelResource, facts: BaseEvidence, *, capacity: BaseCapacity, adapters: AdapterCounts, now: datetime
 ) -> BaseModelStatus:
     """Return the status of a base with what its pods have room for and how its adapters are."""
     deployment, rival = facts.deployment, facts.rival(base)
@@ -173,14 +173,14 @@ def _available(num_ready: int) -> Verdict:
     return said(AVAILABLE, True, Reason.MINIMUM_AVAILABLE, "requests are answered")
 
 
-def _readiness(base: BaseModelResource, facts: BaseFacts) -> list[Verdict]:
+def _readiness(base: BaseModelResource, facts: BaseEvidence) -> list[Verdict]:
     """Return Ready, and Stalled or Reconciling where true."""
     status, reason, message, is_stalled = _judge(base, facts)
     ready = said(READY, status, reason, message)
     return [ready, *progress_of(ready, is_stalled=is_stalled, is_waiting=reason is not Reason.SUSPENDED)]
 
 
-def _judge(base: BaseModelResource, facts: BaseFacts) -> tuple[bool, Reason, str, bool]:
+def _judge(base: BaseModelResource, facts: BaseEvidence) -> tuple[bool, Reason, str, bool]:
     """Return status, reason and message of Ready, and whether nothing will change by itself."""
     wanted, deployment = base.spec.replicas, facts.deployment
     if facts.problem is not None:

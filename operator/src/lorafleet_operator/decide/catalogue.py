@@ -15,7 +15,7 @@ ASSUMED_RANK_PAGE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Lineup:
+class AdapterRevisions:
     """What pods should know of one adapter."""
 
     intent: Intent
@@ -69,7 +69,7 @@ def _room(base: BaseModelResource, budgets: Budgets | None) -> tuple[int, int, i
     return slots, slots * math.ceil(base.spec.lora.max_rank / ASSUMED_RANK_PAGE), ASSUMED_RANK_PAGE
 
 
-def wants_of(lineups: Iterable[Lineup], pods: Sequence[ObservedPod]) -> list[Want]:
+def wants_of(lineups: Iterable[AdapterRevisions], pods: Sequence[ObservedPod]) -> list[Want]:
     """Return what should be resident, and where it is already."""
     wants = []
     for lineup in lineups:
@@ -95,7 +95,7 @@ def _num_pods(spec: PlacementSpec) -> int | None:
     return spec.replicas if spec.mode is PlacementMode.FIXED else 0
 
 
-def _holders(lineup: Lineup, pods: Sequence[ObservedPod]) -> frozenset[str]:
+def _holders(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> frozenset[str]:
     """Where it is resident: as pods say, else, for a pod that does not say, as status said last."""
     listed = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
     return frozenset(
@@ -106,7 +106,7 @@ def _holders(lineup: Lineup, pods: Sequence[ObservedPod]) -> frozenset[str]:
     )
 
 
-def entries_for(pod: ObservedPod, lineups: Iterable[Lineup], placement: Placement) -> list[CatalogueEntry]:
+def entries_for(pod: ObservedPod, lineups: Iterable[AdapterRevisions], placement: Placement) -> list[CatalogueEntry]:
     """Return what one pod should know; names that it serves as local adapters are left to whoever started it so."""
     local = {entry.name for entry in pod.entries if entry.owner is Owner.LOCAL}
     entries = []
@@ -120,7 +120,7 @@ def entries_for(pod: ObservedPod, lineups: Iterable[Lineup], placement: Placemen
     return entries
 
 
-def _entry(lineup: Lineup, artifact: ArtifactStatus, *, is_resident: bool) -> CatalogueEntry:
+def _entry(lineup: AdapterRevisions, artifact: ArtifactStatus, *, is_resident: bool) -> CatalogueEntry:
     return CatalogueEntry(
         name=lineup.name,
         source=artifact.resolved,
@@ -130,6 +130,6 @@ def _entry(lineup: Lineup, artifact: ArtifactStatus, *, is_resident: bool) -> Ca
     )
 
 
-def lineup_by_name(lineups: Iterable[Lineup]) -> Mapping[str, Lineup]:
+def revisions_by_name(lineups: Iterable[AdapterRevisions]) -> Mapping[str, AdapterRevisions]:
     """Return the line-ups that own their names, by name."""
     return {lineup.name: lineup for lineup in lineups if lineup.intent.owns_name}

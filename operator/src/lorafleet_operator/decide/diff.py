@@ -12,7 +12,7 @@ from typing import Final
 from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, Owner, RevisionRef
 from lorafleet_contract.names import revision_of
 from lorafleet_contract.reasons import PASSING, Reason
-from lorafleet_operator.decide.catalogue import Lineup
+from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.rollout import may_leave
 from lorafleet_operator.decide.views import ObservedPod
 
@@ -42,7 +42,7 @@ class PodChange:
 def change_of(
     pod: ObservedPod,
     wanted: Iterable[CatalogueEntry],
-    lineups: Mapping[str, Lineup],
+    lineups: Mapping[str, AdapterRevisions],
     *,
     fence: int,
     now: datetime,
@@ -91,7 +91,7 @@ def _differs(pod: ObservedPod, entry: CatalogueEntry, *, retry_failed: bool) -> 
 def _removals(
     pod: ObservedPod,
     wanted: Iterable[CatalogueEntry],
-    lineups: Mapping[str, Lineup],
+    lineups: Mapping[str, AdapterRevisions],
     *,
     now: datetime,
     are_orphans_known: bool,
@@ -110,7 +110,7 @@ def _removals(
 
 
 def _drain_seconds(
-    seen: ObservedAdapter, lineup: Lineup | None, now: datetime, *, are_orphans_known: bool
+    seen: ObservedAdapter, lineup: AdapterRevisions | None, now: datetime, *, are_orphans_known: bool
 ) -> float | None:
     """Return the drain time of an entry that has to leave, None when it stays."""
     if lineup is None:

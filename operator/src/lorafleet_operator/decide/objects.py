@@ -66,7 +66,7 @@ def admin_token(key: bytes, base_uid: str) -> str:
     return hmac.new(key, base_uid.encode(), hashlib.sha256).hexdigest()
 
 
-def children(base: BaseModelResource, *, engine_image: str, key: bytes) -> Iterator[Child]:
+def objects_of(base: BaseModelResource, *, engine_image: str, key: bytes) -> Iterator[Child]:
     """Yield what a base consists of, in the order in which it is applied.
 
     Raises:

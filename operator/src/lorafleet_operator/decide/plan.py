@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lorafleet_contract.resources import BaseModelResource
-from lorafleet_operator.decide.catalogue import Lineup, budgets_of, entries_for, lineup_by_name, wants_of
+from lorafleet_operator.decide.catalogue import AdapterRevisions, budgets_of, entries_for, revisions_by_name, wants_of
 from lorafleet_operator.decide.diff import PodChange, change_of
 from lorafleet_operator.decide.intent import Intent, Resolutions, intents_of
 from lorafleet_operator.decide.place import Placement, PodBudget, place
@@ -17,7 +17,7 @@ from lorafleet_operator.decide.views import ObservedPod, Snapshot
 class Plan:
     """What one pass is about."""
 
-    lineups: tuple[Lineup, ...]
+    lineups: tuple[AdapterRevisions, ...]
     budgets: tuple[PodBudget, ...]
     placement: Placement
 
@@ -32,7 +32,7 @@ def plan_of(snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolu
     base = snapshot.base
     refused = base is not None and base.spec.lora.load_on_demand == "Disabled"
     lineups = tuple(
-        Lineup(intent, target_of(intent, pods), is_on_demand_refused=refused)
+        AdapterRevisions(intent, target_of(intent, pods), is_on_demand_refused=refused)
         for intent in intents_of(snapshot, pods, resolutions)
     )
     budgets = tuple(budgets_of(base, pods)) if base is not None else ()
@@ -44,7 +44,7 @@ def changes_of(
     plan: Plan, snapshot: Snapshot, pods: Sequence[ObservedPod], *, fence: int, retry_failed: bool
 ) -> list[PodChange]:
     """Return what each pod has to be told; pods that know everything are left out."""
-    lineups = lineup_by_name(plan.lineups)
+    lineups = revisions_by_name(plan.lineups)
     changes = (
         change_of(
             pod,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator import metrics
-from lorafleet_operator.act.apply import Children
+from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.reconcile import Reconciler
 from lorafleet_operator.cluster.collect import all_keys
 from lorafleet_operator.cluster.kube import KubeApi
@@ -29,14 +29,14 @@ class Resync:
         config: OperatorConfig,
         *,
         store: Store,
-        children: Children,
+        applier: Applier,
         reconciler: Reconciler,
         wake: Callable[[BaseKey], None],
     ) -> None:
         self._api = api
         self._config = config
         self._store = store
-        self._children = children
+        self._applier = applier
         self._reconciler = reconciler
         self._wake = wake
         self.last = time.monotonic()
@@ -52,7 +52,7 @@ class Resync:
         for kind in Kind:
             known_before = self._store.uids(kind)
             self._store.replace(kind, await self._list(kind), known_before=known_before)
-        self._children.forget_applied()
+        self._applier.forget_applied()
         keys = all_keys(self._store)
         self._reconciler.retry_failures(keys)
         for key in keys:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from lorafleet_contract.names import ADMIN_PORT
 from lorafleet_operator import metrics
 from lorafleet_operator.act.admin_client import AdminClient
-from lorafleet_operator.act.apply import Children
+from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.queue import WorkQueue
@@ -111,19 +111,19 @@ async def _converge(
     key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
     client = AdminClient(port=port)
     resolver, watches = Resolver(client, wake), PodWatches(client, wake)
-    children = Children(api, engine_image=config.engine_image, key=key)
+    applier = Applier(api, engine_image=config.engine_image, key=key)
     reconciler = Reconciler(
         key=key,
         lease=lease,
         store=store,
         queue=queue,
-        children=children,
+        applier=applier,
         executor=Executor(client),
         resolver=resolver,
         watches=watches,
         writer=StatusWriter(api, store, reporter=lease.identity),
     )
-    resync = Resync(api, config, store=store, children=children, reconciler=reconciler, wake=wake)
+    resync = Resync(api, config, store=store, applier=applier, reconciler=reconciler, wake=wake)
     health.resync = resync
     try:
         try:
