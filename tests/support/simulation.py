@@ -48,8 +48,9 @@ class Simulation:
         max_batch_requests: int,
         max_model_len: int = 64,
         token: Callable[[str, int], int] = lambda _, position: 2 + position % 5,
+        prefix_caching: bool = True,
     ) -> None:
-        self.blocks = BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=True)
+        self.blocks = BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=prefix_caching)
         self.budget = max_batch_tokens
         self.max_batch_requests = max_batch_requests
         self.scheduler = Scheduler(

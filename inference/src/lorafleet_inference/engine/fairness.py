@@ -1,7 +1,8 @@
 """Fairness between adapters: a virtual counter of the service that each has had. Pure.
 
-The adapter with the lowest counter goes first. One that was idle starts level with the least served active one, so that
-idleness saves nothing up.
+The adapter with the lowest counter goes first. Virtual time is the counter of the least served adapter that can be
+served; it only grows, and no counter is below it. So idleness saves nothing up, and neither does waiting for a load; and
+service of the past is no handicap for an adapter that comes back.
 """
 
 from collections.abc import Iterable
@@ -18,19 +19,19 @@ class ServiceCounters:
 
     def __init__(self) -> None:
         self._served: dict[AdapterKey | None, float] = {}
+        self.virtual_time = 0.0
 
     def of(self, adapter: AdapterKey | None) -> float:
         """Return the counter."""
-        return self._served.get(adapter, 0.0)
+        return max(self._served.get(adapter, 0.0), self.virtual_time)
 
     def charge(self, adapter: AdapterKey | None, num_tokens: int, weight: float) -> None:
         """Count service."""
         self._served[adapter] = self.of(adapter) + num_tokens * weight
 
-    def activate(self, adapter: AdapterKey | None, active: Iterable[AdapterKey | None]) -> None:
-        """An idle adapter has work again; `active` are the others that have some."""
-        floor = min((self.of(other) for other in active), default=0.0)
-        self._served[adapter] = max(self.of(adapter), floor)
+    def advance(self, contending: Iterable[AdapterKey | None]) -> None:
+        """Let virtual time follow the least served of the adapters that could be served in a step."""
+        self.virtual_time = max(self.virtual_time, min(map(self.of, contending), default=0.0))
 
     def forget(self, adapter: AdapterKey) -> None:
         """An adapter is gone."""

@@ -59,13 +59,17 @@ class Planner:
         """Choose the next step, as `Scheduler.plan` says."""
         draft = _Draft(self._max_batch_tokens)
         able = {one for one in self.waiting if one is None or (one in on_device and one not in held)}
+        contending = able.union(self.running.adapters)
         self._claim_places(draft, able)
         for sequence in self.running.decoding():
+            if sequence.request_id in draft.items:
+                continue  # a newcomer
             if draft.room and sequence.blocks:  # else it was preempted meanwhile
                 self._grow(draft, sequence)
             if draft.room and sequence.blocks:
                 self._add(draft, sequence, draft.room)
         self._fill(draft, able)
+        self._counters.advance(contending)
         first = [sequence for sequence in draft.started if sequence.num_cached is None]
         for sequence in first:
             sequence.num_cached = sequence.num_computed
@@ -175,7 +179,15 @@ class Planner:
 
     def _add(self, draft: _Draft, sequence: Sequence, room: int) -> None:
         num_tokens = min(sequence.num_pending, room, MAX_SCORED_TOKENS if sequence.is_scored else room)
-        item = sequence.item(num_tokens, self._blocks.blocks_for(sequence.num_computed + num_tokens))
-        self._counters.charge(sequence.adapter, num_tokens, ANSWER_WEIGHT if item.decode else PROMPT_WEIGHT)
-        draft.items[sequence.request_id] = item
+        end = sequence.num_computed + num_tokens
+        self._charge(sequence, end)
+        draft.items[sequence.request_id] = sequence.item(num_tokens, self._blocks.blocks_for(end))
         draft.room -= num_tokens
+
+    def _charge(self, sequence: Sequence, end: int) -> None:
+        """Charge the adapter for the tokens up to a position, each once."""
+        begin = max(sequence.num_charged, sequence.num_computed)
+        num_prompt = max(0, min(end, len(sequence.request.prompt_token_ids)) - begin)
+        self._counters.charge(sequence.adapter, num_prompt, PROMPT_WEIGHT)
+        self._counters.charge(sequence.adapter, max(0, end - begin - num_prompt), ANSWER_WEIGHT)
+        sequence.num_charged = max(sequence.num_charged, end)

@@ -67,9 +67,6 @@ class Scheduler:
         refusal = self._refusal(request)
         if refusal is not None:
             return TokenEvent(request.request_id, finish=FinishReason.ERROR, error=refusal)
-        active = {*self._planner.waiting, *self._planner.running.adapters}
-        if request.adapter not in active:
-            self._counters.activate(request.adapter, active)
         sequence = Sequence(request, self._num_arrived, list(request.prompt_token_ids))
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence

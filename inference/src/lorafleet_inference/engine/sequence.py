@@ -20,6 +20,8 @@ class Sequence:
     """Prompt and answer so far."""
     num_computed: int = 0
     """Tokens whose KV lies in the blocks."""
+    num_charged: int = 0
+    """Tokens that its adapter has been charged for: what is computed again after a preemption is not, again."""
     blocks: list[int] = field(default_factory=list)
     hashes: list[BlockHash] = field(default_factory=list)
     """Of the full, computed blocks."""
