@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import uvloop
 
 from lorafleet_contract.names import CREDENTIALS_DIR, revision_of
-from lorafleet_inference.config import EngineConfig, ServerConfig
+from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig
 from lorafleet_inference.errors import AdapterError, ConfigError
 from lorafleet_inference.fetch import model_folder
 from lorafleet_inference.logs import set_up_logs
@@ -45,12 +46,23 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser(
         "validate",
         help="say whether the fleet will take an adapter",
-        description="Check an adapter against a base model without loading weights. Status 0: it will be taken.",
+        description="Check an adapter against a base model without the base's weights. Status 0: it will be taken.",
         allow_abbrev=False,
     )
     validate.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of the adapter")
     validate.add_argument("--model", required=True, metavar="PATH_OR_ID", help="folder or hub repository of the base")
     validate.add_argument("--max-rank", type=int, default=EngineConfig(model="").max_rank, help="default: %(default)s")
+    validate.add_argument(
+        "--weights",
+        action="store_true",
+        help="read the adapter's weights too: each value, scaled and in the dtype of --dtype, has to be finite",
+    )
+    validate.add_argument(
+        "--dtype",
+        choices=get_args(DtypeChoice),
+        default="auto",
+        help="as of serve, for --weights; default: the dtype of the base",
+    )
     validate.set_defaults(run=_validate)
     digest = commands.add_parser("digest", help="print the content digest of an adapter folder", allow_abbrev=False)
     digest.add_argument("path", metavar="PATH", type=Path)
@@ -95,6 +107,7 @@ def _validate(parsed: argparse.Namespace) -> int:
     from lorafleet_inference.adapters.digest import digest_of  # noqa: PLC0415
     from lorafleet_inference.adapters.inspect import inspect_adapter  # noqa: PLC0415
     from lorafleet_inference.model.facts import facts_of_folder  # noqa: PLC0415  it imports torch
+    from lorafleet_inference.model.weights import check_weights  # noqa: PLC0415
 
     folder = model_folder(
         parsed.model,
@@ -104,15 +117,21 @@ def _validate(parsed: argparse.Namespace) -> int:
         weights=False,
     )
     try:
-        plan = inspect_adapter(parsed.adapter, facts_of_folder(folder), max_rank=parsed.max_rank)
+        base = facts_of_folder(folder)
+        plan = inspect_adapter(parsed.adapter, base, max_rank=parsed.max_rank)
         digest = digest_of(parsed.adapter)
+        weights = "not looked at; --weights does"
+        if parsed.weights:
+            dtype = base.dtype if parsed.dtype == "auto" else parsed.dtype
+            check_weights(plan, base, dtype)
+            weights = f"finite in {dtype}"
     except AdapterError as error:
         sys.stdout.write(f"refused: {error}\n")
         return 1
     facts = plan.facts
     sys.stdout.write(
         f"accepted: rank {facts.rank}, {len(plan.sites)} modules ({', '.join(facts.target_modules)}), "
-        f"{facts.size_bytes} bytes\ndigest {digest}\nrevision {revision_of(digest)}\n"
+        f"{facts.size_bytes} bytes\nweights {weights}\ndigest {digest}\nrevision {revision_of(digest)}\n"
     )
     return 0
 

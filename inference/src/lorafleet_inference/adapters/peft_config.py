@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,12 @@ from lorafleet_inference.adapters.patterns import Patience, Pattern
 from lorafleet_inference.errors import AdapterError
 
 ALL_LINEAR = "all-linear"
+MAX_RANK = 1 << 16
+"""Above the width of any layer; which ranks a pod serves is its `--max-rank`."""
+MAX_ALPHA = 1e6
+"""Above what anybody trains with; the scaled weights have to be finite besides."""
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
+Alpha = Annotated[float, Field(ge=-MAX_ALPHA, le=MAX_ALPHA, allow_inf_nan=False)]
 
 
 class PeftConfig(BaseModel):
@@ -27,16 +33,16 @@ class PeftConfig(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     peft_type: str
-    r: int = Field(8, ge=1)
-    lora_alpha: float = Field(8, allow_inf_nan=False)
+    r: Rank = 8
+    lora_alpha: Alpha = 8
     use_rslora: bool = False
     target_modules: str | list[str] | None = None
     target_parameters: list[str] | None = None
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
     init_lora_weights: bool | str | None = True
     use_dora: bool | None = False
     lora_bias: bool | None = False

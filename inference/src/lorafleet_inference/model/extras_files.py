@@ -1,6 +1,7 @@
 """Reads what adapters hold beside rows of A and B, and brings it into the form of `extras.py`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.extras import Extra, Extras
+from lorafleet_inference.model.finite import applied, check_finite
 
 Read = Callable[[str], torch.Tensor]
 """A tensor of the adapter by its name, float32, on the CPU."""
@@ -42,7 +44,7 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
     """Read the extras of a validated adapter.
 
     Raises:
-        AdapterError: ARTIFACT_INVALID when the files are not what validation saw.
+        AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw.
     """
     sites = [site for site in plan.sites if site.magnitude_key is not None or site.b_bias_key is not None]
     if not (sites or plan.side_sites or plan.own or plan.experts):
@@ -66,7 +68,50 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
             extra.down_a, extra.down_b = a, b
         else:
             extra.up_a, extra.up_b = a, b
-    return {name: extra.map(lambda tensor: tensor.to(dtype).contiguous()) for name, extra in extras.items()}
+    cast = {name: extra.map(lambda tensor: tensor.to(dtype).contiguous()) for name, extra in extras.items()}
+    _check_made(cast, plan, applied(1.0, dtype))
+    return cast
+
+
+def _check_made(extras: Extras, plan: AdapterPlan, how: str) -> None:
+    keys: dict[str, list[str]] = {}
+    for module, key, _ in _read_keys(plan):
+        keys.setdefault(module, []).append(key)
+    for name, extra in extras.items():
+        for part in fields(extra):
+            tensor = getattr(extra, part.name)
+            if tensor is not None:
+                check_finite(tensor, f"{part.name} of {name}, made of {', '.join(keys[name])},", how)
+
+
+def check_extras(plan: AdapterPlan, dtype: torch.dtype) -> None:
+    """Check what can be checked of an adapter's extras without the base's weights: all but DoRA's ratio to their norms.
+
+    Raises:
+        AdapterError: ARTIFACT_INVALID; names the tensor.
+    """
+    read = _reader(plan.directory, plan.files)
+    for _, key, scale in _read_keys(plan):
+        check_finite((read(key) * scale).to(dtype), f"tensor {key}", applied(scale, dtype))
+
+
+def _read_keys(plan: AdapterPlan) -> Iterator[tuple[str, str, float]]:
+    """Yield (module, tensor, scale) of what `load_extras` reads; A and B of sites in rows are there for DoRA's norms."""
+    side = set(plan.side_sites)
+    for site in (*plan.sites, *plan.side_sites):
+        if site in side or site.magnitude_key is not None:
+            yield site.module, site.a_key, 1.0
+            yield site.module, site.b_key, site.scale
+        if site.magnitude_key is not None:
+            yield site.module, site.magnitude_key, 1.0
+        if site.b_bias_key is not None:
+            yield site.module, site.b_bias_key, site.scale
+    for own in plan.own:
+        yield own.module, own.key, 1.0
+    for expert_site in plan.experts:
+        for one in expert_site.tensors:
+            yield expert_site.module, one.a_key, 1.0
+            yield expert_site.module, one.b_key, expert_site.scale
 
 
 def _of_site(site: LoraSite, module: torch.nn.Module, read: Read, bias: torch.Tensor | None, *, is_side: bool) -> Extra:
@@ -135,9 +180,11 @@ def _reader(directory: Path, files: Iterable[str]) -> Read:
             raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {key} is missing")
         try:
             with safe_open(place[key], framework="pt") as file:
-                return file.get_tensor(key).float()
+                tensor = file.get_tensor(key).float()
         except (SafetensorError, OSError) as error:
             raise AdapterError(Reason.ARTIFACT_INVALID, f"{place[key].name} cannot be read: {error}") from error
+        check_finite(tensor, f"tensor {key}", applied(1.0, torch.float32))
+        return tensor
 
     return read
 

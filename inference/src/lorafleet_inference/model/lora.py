@@ -18,6 +18,7 @@ from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
+from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.memory import lazy_zeros
 
 
@@ -69,11 +70,12 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
     """Read the tensors of a validated adapter.
 
     Raises:
-        AdapterError: ARTIFACT_INVALID when the files are not what validation saw; OUT_OF_MEMORY.
+        AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw; OUT_OF_MEMORY.
     """
     ranks = [0] * len(layout.places)
     try:
-        rows = torch.empty(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
+        # zeros: rows beyond a module's rank, and columns of modules without one, hold nothing that could be read as weights
+        rows = torch.zeros(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
     except RuntimeError as error:  # what torch raises without memory
         raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
     try:
@@ -92,11 +94,14 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
 
 
 def _lay(rows: torch.Tensor, place: _Place, site: LoraSite, key: str, tensor: torch.Tensor) -> None:
-    columns = place.a if key == site.a_key else place.b
-    laid = tensor.float() if key == site.a_key else tensor.float().t() * site.scale
-    if laid.shape != (site.rank, columns.stop - columns.start):
+    is_a = key == site.a_key
+    columns, scale = (place.a, 1.0) if is_a else (place.b, site.scale)
+    width = columns.stop - columns.start
+    if tensor.shape != ((site.rank, width) if is_a else (width, site.rank)):
         raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {key} has shape {list(tensor.shape)}")
-    rows[: site.rank, columns] = laid.to(rows.dtype)
+    scaled = (tensor.float() * scale).to(rows.dtype)
+    check_finite(scaled, f"tensor {key}", applied(scale, rows.dtype))
+    rows[: site.rank, columns] = scaled if is_a else scaled.t()
 
 
 @dataclass(frozen=True, slots=True)

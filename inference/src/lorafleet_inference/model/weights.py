@@ -1,0 +1,20 @@
+"""Checks the weights of an adapter without a base to load it on."""
+
+import torch
+
+from lorafleet_inference.adapters.types import AdapterPlan
+from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.model.extras_files import check_extras
+from lorafleet_inference.model.lora import RowLayout, load_slab
+
+
+@torch.inference_mode()
+def check_weights(plan: AdapterPlan, base: ModelFacts, dtype: str) -> None:
+    """Read each tensor as a pod does that serves the base in this dtype.
+
+    Raises:
+        AdapterError: ARTIFACT_INVALID; names the tensor and the place of a value that is not finite.
+    """
+    own = getattr(torch, dtype)
+    load_slab(plan, RowLayout(base), own, pin=False)
+    check_extras(plan, own)
