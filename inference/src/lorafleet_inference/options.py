@@ -158,7 +158,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", "Where the model runs: auto, cpu or cuda.", _choice(*get_args(DeviceChoice)), "DEVICE", E, "device"),
     Option("dtype", "Number format of weights and activations: auto, float32, bfloat16 or float16.",
            _choice(*get_args(DtypeChoice)), "DTYPE", E, "dtype"),
-    Option("max-model-len", "Tokens of prompt and answer together.", _integer, "TOKENS", E, "max_model_len",
+    Option("max-model-len", "Tokens of prompt and answer together; cut to what the KV cache holds.", _integer, "TOKENS", E, "max_model_len",
            "what the model's config says"),
     Option("max-batch-tokens", "Tokens that one step computes.", _integer, "TOKENS", E, "max_batch_tokens"),
     Option("max-batch-requests", "Sequences that run at the same time.", _integer, "NUMBER", E, "max_batch_requests"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from support.engines import key_of
 from support.simulation import EOS, Simulation, request
 
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason
 
@@ -110,6 +111,9 @@ def test_a_request_that_never_fits_is_refused_at_once() -> None:
     simulation.submit(request("empty", num_prompt=0))
     for story in simulation.stories.values():
         assert [event.finish for event in story.events] == [FinishReason.ERROR]
+    codes = {name: story.events[0].code for name, story in simulation.stories.items()}
+    too_long = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert codes == {"memory": too_long, "context": too_long, "empty": ErrorCode.INVALID_VALUE}
     assert not simulation.step().items
 
 

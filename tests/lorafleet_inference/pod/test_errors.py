@@ -89,6 +89,23 @@ def test_bodies_that_are_too_large_and_queues_that_are_too_long(base_folder: Pat
         assert len(client.completions.create(model="tiny", prompt="x", n=2).choices) == 2
 
 
+def test_a_context_that_the_kv_cache_cannot_hold_is_cut(base_folder: Path) -> None:
+    with serve(base_folder, "--kv-cache-memory=16Ki", "--served-name=tiny") as pod, pod.openai() as client:
+        cut = [line for line in pod.logs.splitlines() if "--kv-cache-memory" in line]
+        assert len(cut) == 1
+        assert "64 tokens" in cut[0]
+        assert f"from {MAX_MODEL_LEN}" in cut[0]
+        assert [model.model_dump()["max_model_len"] for model in client.models.list()] == [64]
+        assert pod.get("/v1/routes").json()["maxModelLen"] == 64
+        messages: Any = [{"role": "user", "content": "one two"}]
+        answer = client.chat.completions.create(model="tiny", messages=messages, extra_body={"ignore_eos": True})
+        assert answer.usage is not None
+        assert answer.usage.total_tokens == 64
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=62)
+        assert caught.value.code == "context_length_exceeded"
+
+
 def test_an_adapter_that_was_refused_says_why_and_harms_nobody(base_folder: Path, tmp_path: Path) -> None:
     make_adapter(base_folder, tmp_path / "good", rank=4, seed=3)
     make_adapter(base_folder, tmp_path / "wide", rank=32, seed=3)

@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from lorafleet_contract.names import revision_of
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 
 
@@ -216,6 +217,8 @@ class TokenEvent(msgspec.Struct, frozen=True):
     """With finish ERROR: one sentence for the client."""
     reason: Reason | None = None
     """With finish ERROR: set when the cause is the request's adapter."""
+    code: ErrorCode | None = None
+    """With finish ERROR: set when the cause is the request itself, which no engine of this size could serve."""
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found in the prefix cache; in the first event."""
     queue_seconds: float | None = None

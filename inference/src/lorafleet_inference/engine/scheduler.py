@@ -5,6 +5,7 @@ Every accepted request ends in exactly one terminal event, made by `_end`, where
 
 from collections.abc import Collection
 
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockManager, chain_seed, next_hash
 from lorafleet_inference.engine.fairness import ServiceCounters
@@ -64,9 +65,12 @@ class Scheduler:
 
     def submit(self, request: Submit) -> TokenEvent | None:
         """Accept a request, or return the terminal event that refuses it."""
+        if request.request_id in self._sequences:
+            return TokenEvent(request.request_id, finish=FinishReason.ERROR, error="a request of this id is running")
         refusal = self._refusal(request)
         if refusal is not None:
-            return TokenEvent(request.request_id, finish=FinishReason.ERROR, error=refusal)
+            code, message = refusal
+            return TokenEvent(request.request_id, finish=FinishReason.ERROR, error=message, code=code)
         sequence = Sequence(request, self._num_arrived, list(request.prompt_token_ids))
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
@@ -119,19 +123,20 @@ class Scheduler:
                 events.append(self._append(sequence, result.sampled[item.request_id]))
         return events
 
-    def _refusal(self, request: Submit) -> str | None:
-        if request.request_id in self._sequences:
-            return "a request of this id is running"
+    def _refusal(self, request: Submit) -> tuple[ErrorCode, str] | None:
+        """Return why a request can never be computed here, None if it can."""
         num_prompt = len(request.prompt_token_ids)
         if num_prompt == 0 or request.sampling.max_tokens < 1:
-            return "a request needs at least one prompt token and one token to answer"
+            return ErrorCode.INVALID_VALUE, "a request needs at least one prompt token and one token to answer"
         if num_prompt >= self._max_model_len:
-            return f"the prompt has {num_prompt} tokens and the context {self._max_model_len}"
+            message = f"the prompt has {num_prompt} tokens and the context {self._max_model_len}"
+            return ErrorCode.CONTEXT_LENGTH_EXCEEDED, message
         # the last token of an answer is never computed
         num_tokens = min(num_prompt + request.sampling.max_tokens, self._max_model_len) - 1
         if self._blocks.blocks_for(num_tokens) > self._blocks.num_blocks:
             most = self._blocks.num_blocks * self._blocks.block_tokens
-            return f"prompt and answer of {num_tokens + 1} tokens never fit the KV cache of {most} tokens"
+            message = f"prompt and answer of {num_tokens + 1} tokens never fit the KV cache of {most} tokens"
+            return ErrorCode.CONTEXT_LENGTH_EXCEEDED, message
         return None
 
     def _publish(self, sequence: Sequence) -> None:

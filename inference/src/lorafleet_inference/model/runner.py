@@ -1,8 +1,10 @@
 """Runs one step: batch, forward pass, sampling."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from lorafleet_inference.adapters.types import AdapterPlan
@@ -21,6 +23,7 @@ from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.sampler import Draw, logprobs_of, sample
 
+logger = logging.getLogger(__name__)
 CPU_KV_BYTES = GIB
 CUDA_RESERVE = 0.08
 """Part of the device memory that stays free for activations that the warm-up did not see."""
@@ -54,6 +57,7 @@ class ModelRunner:
         )
         num_blocks = self._num_blocks(loaded, config, block_bytes)
         self._layers = _pages(loaded, num_blocks)
+        self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
         self.budgets = EngineBudgets(
             num_kv_blocks=num_blocks,
             kv_block_tokens=KV_BLOCK_TOKENS,
@@ -147,6 +151,18 @@ class ModelRunner:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._device)
         return int(free - activations - total * CUDA_RESERVE)
+
+
+def _cut_to(num_kv_tokens: int, facts: ModelFacts) -> ModelFacts:
+    """Return the facts with a context that the KV cache can hold: a longer one is promised to nobody."""
+    if num_kv_tokens >= facts.max_model_len:
+        return facts
+    logger.warning(
+        "the KV cache holds %d tokens, so the context is cut from %d to that; --kv-cache-memory makes it larger",
+        num_kv_tokens,
+        facts.max_model_len,
+    )
+    return msgspec.structs.replace(facts, max_model_len=num_kv_tokens)
 
 
 def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import PASSING
 from lorafleet_inference import metrics
 from lorafleet_inference.engine.client import EngineClient
@@ -17,7 +18,15 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     TokenLogprobs,
 )
-from lorafleet_inference.errors import AdapterFailed, AdapterLoading, EngineFailure, Overloaded, RequestError
+from lorafleet_inference.errors import (
+    AdapterFailed,
+    AdapterLoading,
+    ContextLengthExceeded,
+    EngineFailure,
+    InvalidValue,
+    Overloaded,
+    RequestError,
+)
 from lorafleet_inference.server.wire import CachedTokens, Finish, Usage
 from lorafleet_inference.text.output import Output, ShownToken
 
@@ -178,6 +187,10 @@ class Generation:
 
 def _failure(event: TokenEvent) -> RequestError:
     message = event.error or "the engine ended this request"
+    if event.code is not None:
+        return (
+            ContextLengthExceeded(message) if event.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED else InvalidValue(message)
+        )
     if event.reason is None:
         return EngineFailure(message)
     if event.reason in PASSING:
