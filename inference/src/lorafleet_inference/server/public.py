@@ -10,6 +10,7 @@ from starlette.routing import Route
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference import metrics
 from lorafleet_inference.errors import InvalidValue, ModelNotFound, RequestError
+from lorafleet_inference.server.answering import Answering
 from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
 from lorafleet_inference.server.http import Endpoint, error_body, error_response, json_response
@@ -26,8 +27,14 @@ def public_app(pod: Pod) -> FastAPI:
     limit = pod.config.max_body_bytes
     app.router.routes.extend(
         [
-            Route("/v1/chat/completions", Endpoint(Chat(pod).handle, max_body_bytes=limit), methods=["POST"]),
-            Route("/v1/completions", Endpoint(Completions(pod).handle, max_body_bytes=limit), methods=["POST"]),
+            Route(
+                "/v1/chat/completions", Endpoint(Answering(pod, Chat()).handle, max_body_bytes=limit), methods=["POST"]
+            ),
+            Route(
+                "/v1/completions",
+                Endpoint(Answering(pod, Completions()).handle, max_body_bytes=limit),
+                methods=["POST"],
+            ),
         ]
     )
     _add_reads(app, pod)
