@@ -50,7 +50,7 @@ def test_without_a_base_it_waits() -> None:
     refusal = refusal_of(v.adapter(), v.snapshot(base=None))
     assert refusal is not None
     assert refusal.reason is Reason.BASE_NOT_FOUND
-    assert not refusal.is_final
+    assert refusal.retryable
     assert refusal.keeps_serving
     assert "team/base" in refusal.message
 

@@ -53,8 +53,8 @@ UNDECLARED = v.adapter(source={"name": "x", "path": "y"}, status=v.served("frenc
 RESTING = v.adapter(status=v.served("french"), suspend=True)
 HELD_BACK = v.adapter(source={"name": "models", "path": "z"}, status=v.served("french"), suspend=True)
 DELETED = v.adapter(status=v.served("french"), deleted=True)
-PASSING = ResolveFailure("SourceUnavailable", "no route", is_passing=True)
-LASTING = ResolveFailure("UnsafeFormat", "a pickle", is_passing=False)
+RETRYABLE = ResolveFailure("SourceUnavailable", "no route", retryable=True)
+LASTING = ResolveFailure("UnsafeFormat", "a pickle", retryable=False)
 RIVAL = {"french": Claim("u", "LoraAdapter x/y")}
 STRICT = v.base(lora={"loadOnDemand": "Disabled"})
 
@@ -97,7 +97,7 @@ def p1(*entries: ObservedAdapter) -> ObservedPod:
 CASES = [
     Case("no pods yet", PLAIN, [], "False NoReadyPods", False, "InProgress"),
     Case("being resolved", PLAIN, [p0()], "False Resolving", False, "InProgress"),
-    Case("the source is away", PLAIN, [p0()], "False SourceUnavailable", False, "InProgress", answer=PASSING),
+    Case("the source is away", PLAIN, [p0()], "False SourceUnavailable", False, "InProgress", answer=RETRYABLE),
     Case("it is unsafe", PLAIN, [p0()], "False UnsafeFormat", False, "Failed", answer=LASTING),
     Case("it loads", PLAIN, [p0(loads)], "False Loading", False, "InProgress", answer=OLD),
     Case("it answers", PLAIN, [p0(answers)], "True Serving", True, "Current", answer=OLD),
@@ -111,7 +111,7 @@ CASES = [
     Case("new one: resolving", SWITCHING, [p0(answers)], "False Resolving", True, "InProgress"),
     Case("new one: loads", SWITCHING, [p0(answers, new_loads)], "False Loading", True, "InProgress", answer=NEW),
     Case("new one: fails", SWITCHING, [p0(answers, new_failed)], "False BaseModelMismatch", True, "Failed", answer=NEW),
-    Case("may pass", SWITCHING, [p0(answers, new_failed_for_now)], "False DiskFull", True, "InProgress", answer=NEW),
+    Case("retryable", SWITCHING, [p0(answers, new_failed_for_now)], "False DiskFull", True, "InProgress", answer=NEW),
     Case(
         "new one: on one of two",
         SWITCHING,

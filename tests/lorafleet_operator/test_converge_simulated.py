@@ -243,7 +243,7 @@ async def test_base_may_go_before_its_adapters(fleet: Fleet) -> None:
     await until("released too", lambda: fleet.is_gone("german"))
 
 
-async def test_permanent_and_passing_resolve_errors(fleet: Fleet) -> None:
+async def test_permanent_and_retryable_resolve_errors(fleet: Fleet) -> None:
     fleet.library.failures["late"] = AdminError(reason=Reason.SOURCE_UNAVAILABLE, message="no route", retryable=True)
     fleet.base()
     await fleet.operate()

@@ -263,7 +263,7 @@ def test_pinned_digest_asks_for_another_resolution() -> None:
     adapter = v.adapter(status=v.served("french"), digest=v.digest("other"))
     snapshot = v.snapshot(adapter, base=v.base())
     assert intents_of(snapshot, [], {})[0].needs_resolving
-    failure = ResolveFailure("DigestMismatch", "it has another", is_passing=False)
+    failure = ResolveFailure("DigestMismatch", "it has another", retryable=False)
     assert intents_of(snapshot, [], {resolve_key(adapter): failure})[0].failure == failure
     assert not intents_of(v.snapshot(v.adapter(status=v.served("french"), digest=OLD.digest), base=v.base()), [], {})[
         0

@@ -76,7 +76,7 @@ class CatalogueWrite(Wire):
     """`PUT /admin/v1/adapters`: the operator's entries. Absence changes nothing; only `removed` removes, after draining.
 
     A (fence, generation) lower than the last accepted one is answered 409; an equal one is a repetition and answered 200.
-    An entry that has failed for a reason that may pass is tried again at once when it is told again.
+    An entry that has failed for a retryable reason is tried again at once when it is written again.
     """
 
     fence: Annotated[int, Field(ge=0)]

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     """A PEFT option that is not computed; the message names the field."""
     SOURCE_NOT_ALLOWED = "SourceNotAllowed"
     SOURCE_UNAVAILABLE = "SourceUnavailable"
-    """Passing: the source did not answer."""
+    """The source did not answer."""
     OUT_OF_MEMORY = "OutOfMemory"
     DISK_FULL = "DiskFull"
     LOAD_FAILED = "LoadFailed"
@@ -55,7 +55,7 @@ class Reason(StrEnum):
     NOT_OWNED = "NotOwned"
 
 
-PASSING: frozenset[Reason] = frozenset(
+RETRYABLE: frozenset[Reason] = frozenset(
     {Reason.SOURCE_UNAVAILABLE, Reason.DISK_FULL, Reason.OUT_OF_MEMORY, Reason.LOAD_FAILED}
 )
 """Reasons that may go away by trying again; the others stay until the artifact or the spec changes."""

@@ -20,7 +20,7 @@ InferenceError
 from typing import ClassVar
 
 from lorafleet_contract.openai import ErrorCode
-from lorafleet_contract.reasons import PASSING, Reason
+from lorafleet_contract.reasons import RETRYABLE, Reason
 
 
 class InferenceError(Exception):
@@ -136,4 +136,4 @@ class AdapterError(InferenceError):
     @property
     def retryable(self) -> bool:
         """Whether trying the same thing again may succeed."""
-        return self.reason in PASSING
+        return self.reason in RETRYABLE

@@ -187,7 +187,7 @@ async def test_what_was_refused_says_so_to_requests(make_pod: MakePod) -> None:
     assert not pod.manager.routes()
 
 
-async def test_what_may_pass_is_tried_again_by_itself(make_pod: MakePod, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_retryable_is_tried_again_by_itself(make_pod: MakePod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bringer_module, "FIRST_RETRY_SECONDS", 0.2)
     pod = await make_pod()
     pod.engine.device.broken = Reason.OUT_OF_MEMORY
@@ -195,7 +195,7 @@ async def test_what_may_pass_is_tried_again_by_itself(make_pod: MakePod, monkeyp
     seen = await pod.until_state("red", AdapterState.FAILED)
     assert seen.reason == Reason.OUT_OF_MEMORY
     error = await refused(pod.manager.lease("red", None))
-    assert isinstance(error, AdapterLoading), "what may pass is not the adapter's fault"
+    assert isinstance(error, AdapterLoading), "what is retryable is not the adapter's fault"
     assert "OutOfMemory" in error.message
     pod.engine.device.broken = None
     await pod.until_state("red", AdapterState.READY)
@@ -217,7 +217,7 @@ async def test_a_load_on_demand_that_fails_is_shown_and_passes(
     await pod.until_state("red", AdapterState.READY)
 
 
-async def test_writing_again_tries_a_passing_failure_at_once(
+async def test_writing_again_tries_a_retryable_failure_at_once(
     make_pod: MakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bringer_module, "FIRST_RETRY_SECONDS", 1000.0)
@@ -493,7 +493,7 @@ async def test_two_names_of_one_content_and_one_file(make_pod: MakePod) -> None:
 
 async def test_what_a_person_puts_is_not_undone_by_the_start(make_pod: MakePod, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
-    loop.symlink_to(loop)  # a failure that may pass
+    loop.symlink_to(loop)  # a retryable failure
     pod = await make_pod(adapters=(("red", str(loop)),))
     await pod.until("it failed", lambda: pod.manager.local_failures)
     pod.adapter("red", seed=2)

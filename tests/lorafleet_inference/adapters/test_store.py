@@ -1,4 +1,4 @@
-"""From a source to the disk: pinned, judged, again when it may pass, once for all who want it."""
+"""From a source to the disk: pinned, judged, again when it is retryable, once for all who want it."""
 
 import asyncio
 import dataclasses
@@ -141,7 +141,7 @@ async def test_a_download_goes_on_when_who_asked_goes_away(make_store: MakeStore
     assert store.has(artifact.digest)
 
 
-async def test_what_may_pass_is_tried_again(make_store: MakeStore, hub: ServedHub) -> None:
+async def test_what_is_retryable_is_tried_again(make_store: MakeStore, hub: ServedHub) -> None:
     hub.trouble.status, hub.trouble.times = 503, 3
     assert await make_store().resolve(hub_source(hub), Place("acme/red"))
     hub.trouble.times = 10**6

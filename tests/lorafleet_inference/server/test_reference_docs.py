@@ -18,14 +18,14 @@ def test_every_error_code_is_explained() -> None:
 
 
 def test_every_reason_is_explained() -> None:
-    from lorafleet_contract.reasons import PASSING, Reason
+    from lorafleet_contract.reasons import RETRYABLE, Reason
 
     rows = [
         line for line in (reference_docs.REFERENCE / "reasons.md").read_text().splitlines() if line.startswith("| `")
     ]
     by_reason = {line.split("`")[1]: line for line in rows}
     assert set(by_reason) == {reason.value for reason in Reason}
-    assert {name for name, line in by_reason.items() if "| yes |" in line} == {reason.value for reason in PASSING}
+    assert {name for name, line in by_reason.items() if "| yes |" in line} == {reason.value for reason in RETRYABLE}
 
 
 def test_every_file_of_an_adapter_is_named() -> None:

@@ -76,7 +76,7 @@ class Bringer:
         return [task for task in leaving if task is not None]
 
     def follow(self, entry: Entry) -> Tracked:
-        """Bring an entry to where it says, or follow a change of its flags; a repetition tries a passing failure again."""
+        """Bring an entry to where it says, or follow a change of its flags; a repetition retries a retryable failure."""
         tracked = self.tracked.get(entry.key)
         if tracked is None:
             tracked = self.tracked[entry.key] = Tracked(entry, load_on_demand=self._load_on_demand)
@@ -85,7 +85,7 @@ class Bringer:
             before, tracked.entry = tracked.entry, entry
             moved = (before.residency, before.pinned) != (entry.residency, entry.pinned)
             moves = moved and tracked.error is None and tracked.phase is not Phase.LOADING
-            if moves or tracked.phase is Phase.DRAINING or _may_pass(tracked.error):
+            if moves or tracked.phase is Phase.DRAINING or _is_retryable(tracked.error):
                 self._start(tracked)
         self._told(tracked)
         return tracked
@@ -209,7 +209,7 @@ class Bringer:
         tracked.set_phase(Phase.REGISTERED)
 
     def _fail(self, tracked: Tracked, error: AdapterError) -> None:
-        """Remember why; what may pass is tried again, later each time."""
+        """Remember why; what is retryable is retried, later each time."""
         logger.warning("adapter %s (%s) is not answered: %s", tracked.key.name, tracked.key.revision, error)
         number = self._num_failures.get(tracked.key, 0)
         pause = min(FIRST_RETRY_SECONDS * 2.0**number, MAX_RETRY_SECONDS) * random.uniform(0.5, 1.5)  # noqa: S311
@@ -280,6 +280,6 @@ class Bringer:
         self._changes.bump()
 
 
-def _may_pass(error: AdapterError | None) -> bool:
+def _is_retryable(error: AdapterError | None) -> bool:
     """Whether the same entry, written again, may do better; a source may be one that is declared by now."""
     return error is not None and (error.retryable or error.reason is Reason.SOURCE_NOT_ALLOWED)

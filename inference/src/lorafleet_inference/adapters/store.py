@@ -1,4 +1,4 @@
-"""Brings adapters from their sources to the node's disk: in threads, few at a time, again when a failure may pass."""
+"""Brings adapters from their sources to the node's disk: in threads, few at a time, again when a failure is retryable."""
 
 import asyncio
 import contextlib

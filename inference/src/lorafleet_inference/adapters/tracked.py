@@ -50,7 +50,7 @@ class Tracked:
         self.error: AdapterError | None = None
         """Why it failed."""
         self.retry_at: float | None = None
-        """On the loop's clock: when a failure that may pass is tried again."""
+        """On the loop's clock: when a retryable failure is retried."""
         self.folder: Path | None = None
         """Where its files lie, held in the cache."""
         self.is_known = False

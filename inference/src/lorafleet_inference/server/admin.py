@@ -21,7 +21,7 @@ from lorafleet_inference.server.state import Phase
 from lorafleet_inference.server.vllm_lora import vllm_lora_router
 
 _STATUS = {Reason.SOURCE_NOT_ALLOWED: 403, Reason.NOT_FOUND: 404, Reason.BAD_REQUEST: 400, Reason.NAME_CONFLICT: 409}
-"""HTTP status of a reason; passing ones are 503, others 422."""
+"""HTTP status of a reason; retryable ones are 503, others 422."""
 DrainSeconds = Annotated[float, Query(gt=0, le=3600)]
 
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from lorafleet_contract.openai import ErrorCode
-from lorafleet_contract.reasons import PASSING
+from lorafleet_contract.reasons import RETRYABLE
 from lorafleet_inference import metrics
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.messages import (
@@ -193,7 +193,7 @@ def _failure(event: TokenEvent) -> RequestError:
         )
     if event.reason is None:
         return EngineFailure(message)
-    if event.reason in PASSING:
+    if event.reason in RETRYABLE:
         return AdapterLoading(message, retry_after_seconds=RETRY_SECONDS)
     return AdapterFailed(f"{event.reason}: {message}")
 

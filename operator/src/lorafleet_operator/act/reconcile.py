@@ -73,7 +73,7 @@ class Reconciler:
         self._deferrals = Deferrals()
 
     def retry_failures(self, keys: Iterable[BaseKey]) -> None:
-        """At the next pass over each of these bases, let pods try again what failed for a passing reason."""
+        """At the next pass over each of these bases, let pods retry what failed for a retryable reason."""
         self._retry_due.update(keys)
 
     async def reconcile(self, key: BaseKey) -> None:
@@ -217,6 +217,6 @@ async def _together(calls: Iterable[Awaitable[None]]) -> None:
         return None
 
     failures = [error for error in await asyncio.gather(*(one(call) for call in calls)) if error is not None]
-    passing = [error for error in failures if error.retryable]
-    if passing:
-        raise passing[0]
+    retryable = [error for error in failures if error.retryable]
+    if retryable:
+        raise retryable[0]

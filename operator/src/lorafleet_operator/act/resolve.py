@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lorafleet_contract.admin import ResolveRequest
-from lorafleet_contract.reasons import PASSING, Reason
+from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_contract.resources import ArtifactStatus
 from lorafleet_operator import metrics
 from lorafleet_operator.act.admin_client import AdminClient
@@ -111,13 +111,13 @@ class Resolver:
 def _failure(error: AdminError) -> ResolveFailure:
     if isinstance(error, PodRefused):
         # the operator has seen that the base declares the source: an older pod does not know it yet
-        is_passing = error.retryable or error.reason in {*PASSING, Reason.SOURCE_NOT_ALLOWED}
-        return ResolveFailure(error.reason, error.message, is_passing=is_passing)
-    return ResolveFailure(Reason.SOURCE_UNAVAILABLE, f"the pod did not answer: {error}", is_passing=True)
+        retryable = error.retryable or error.reason in {*RETRYABLE, Reason.SOURCE_NOT_ALLOWED}
+        return ResolveFailure(error.reason, error.message, retryable=retryable)
+    return ResolveFailure(Reason.SOURCE_UNAVAILABLE, f"the pod did not answer: {error}", retryable=True)
 
 
 def _retry_seconds(failure: ResolveFailure, num_failures: int) -> float:
-    if not failure.is_passing:
+    if not failure.retryable:
         return FINAL_RETRY_SECONDS
     return min(FIRST_RETRY_SECONDS * 2.0 ** min(num_failures, 10), MAX_RETRY_SECONDS)
 

@@ -14,8 +14,8 @@ class Refusal:
 
     reason: Reason
     message: str
-    is_final: bool = True
-    """False: it may pass without a change of the LoraAdapter, and is worth waiting for."""
+    retryable: bool = False
+    """Whether it may go away without a change of the LoraAdapter."""
     keeps_serving: bool = False
     """Whether a revision that serves goes on serving: the refusal is about the desired one."""
 
@@ -26,7 +26,7 @@ def refusal_of(adapter: AdapterResource, snapshot: Snapshot) -> Refusal | None:
     namespace, name = snapshot.key
     if base is None:
         message = f"there is no BaseModelDeployment {namespace}/{name}"
-        return Refusal(Reason.BASE_NOT_FOUND, message, is_final=False, keeps_serving=True)
+        return Refusal(Reason.BASE_NOT_FOUND, message, retryable=True, keeps_serving=True)
     allowed = base.spec.allowed_namespaces
     if adapter.metadata.namespace != namespace and not {"*", adapter.metadata.namespace} & set(allowed):
         message = f"BaseModelDeployment {namespace}/{name} does not allow namespace {adapter.metadata.namespace}"

@@ -24,7 +24,7 @@ from lorafleet_operator.decide.conditions import (
     said,
     with_times,
 )
-from lorafleet_operator.decide.diff import RETRIED
+from lorafleet_operator.decide.diff import RETRYABLE_ON_NEWER_POD
 from lorafleet_operator.decide.place import Placement
 from lorafleet_operator.decide.rollout import history_after, published_after
 from lorafleet_operator.decide.views import ObservedPod
@@ -101,7 +101,7 @@ def _accepted(lineup: AdapterRevisions) -> Verdict:
     if intent.desired is not None:
         rank = f"rank {intent.desired.rank}, {intent.desired.size_bytes} bytes"
         return said(ACCEPTED, True, Reason.ACCEPTED, f"revision {intent.desired.revision}: {rank}")
-    if intent.failure is not None and not intent.failure.is_passing:
+    if intent.failure is not None and not intent.failure.retryable:
         return said(ACCEPTED, False, intent.failure.reason, intent.failure.message)
     return said(ACCEPTED, None, Reason.RESOLVING, "the source is not resolved yet")
 
@@ -156,7 +156,7 @@ def _judge(
     if intent.is_deleted:
         return False, Reason.DRAINING, "being unloaded", False
     if intent.refusal is not None:
-        return False, intent.refusal.reason, intent.refusal.message, intent.refusal.is_final
+        return False, intent.refusal.reason, intent.refusal.message, not intent.refusal.retryable
     if _is_held_back(lineup, published):
         return False, Reason.SUSPENDED, "suspended: changes are not acted on", False
     desired = intent.desired
@@ -175,7 +175,7 @@ def _judge(
         return True, Reason.SERVING, f"revision {desired.revision} answers{but}", False
     if failure is not None:
         pod, entry = failure
-        return False, _word(entry.reason), f"{pod}: {entry.message}", entry.reason not in RETRIED
+        return False, _word(entry.reason), f"{pod}: {entry.message}", entry.reason not in RETRYABLE_ON_NEWER_POD
     if lineup.is_on_demand_refused and _is_nowhere_placed(intent.name, desired.revision, serving):
         message = f"no pod has room for revision {desired.revision}, and loadOnDemand is Disabled"
         return False, Reason.INSUFFICIENT_SLOTS, message, True
@@ -187,7 +187,7 @@ def _failure_on(name: str, revision: str, pods: Sequence[ObservedPod]) -> tuple[
     """Return a pod on which a revision has failed, and how; one that will not mend itself comes first."""
     entries = [(pod.pod.name, pod.own(name, revision)) for pod in pods]
     failed = [(pod, entry) for pod, entry in entries if entry is not None and entry.state is AdapterState.FAILED]
-    return min(failed, key=lambda pair: (pair[1].reason in RETRIED, pair[0]), default=None)
+    return min(failed, key=lambda pair: (pair[1].reason in RETRYABLE_ON_NEWER_POD, pair[0]), default=None)
 
 
 def _is_nowhere_placed(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
@@ -200,7 +200,7 @@ def _judge_unresolved(
 ) -> tuple[bool | None, Reason | str, str, bool]:
     failure = lineup.intent.failure
     if failure is not None:
-        return False, _word(failure.reason), failure.message, not failure.is_passing
+        return False, _word(failure.reason), failure.message, not failure.retryable
     if not any(pod.is_writable for pod in pods):
         return False, Reason.NO_READY_PODS, "the base has no pod yet that could resolve the source", False
     return False, Reason.RESOLVING, "a pod is resolving the source", False

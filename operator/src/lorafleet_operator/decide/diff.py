@@ -11,12 +11,12 @@ from typing import Final
 
 from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, Owner, RevisionRef
 from lorafleet_contract.names import revision_of
-from lorafleet_contract.reasons import PASSING, Reason
+from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.rollout import may_leave
 from lorafleet_operator.decide.views import ObservedPod
 
-RETRIED: Final = frozenset({*PASSING, Reason.SOURCE_NOT_ALLOWED})
+RETRYABLE_ON_NEWER_POD: Final = frozenset({*RETRYABLE, Reason.SOURCE_NOT_ALLOWED})
 """Failures that a pod is asked to try again: a source may be one that only newer pods declare."""
 ORPHAN_DRAIN_SECONDS: Final = 60.0
 
@@ -58,7 +58,7 @@ def change_of(
         fence: of this leadership; a pod that has seen none or a lower one is told everything, to take it over.
         now: time of the snapshot.
         are_orphans_known: whether a name without an adapter may be removed.
-        retry_failed: whether failures that may pass are tried again now.
+        retry_failed: whether retryable failures are tried again now.
     """
     assert pod.state is not None
     entries = tuple(wanted)
@@ -78,7 +78,7 @@ def _differs(pod: ObservedPod, entry: CatalogueEntry, *, retry_failed: bool) -> 
         return True
     if seen.state is AdapterState.DRAINING:
         return False  # told again when it is gone
-    if seen.state is AdapterState.FAILED and retry_failed and seen.reason in RETRIED:
+    if seen.state is AdapterState.FAILED and retry_failed and seen.reason in RETRYABLE_ON_NEWER_POD:
         return True
     return (seen.digest, seen.residency, seen.pinned, seen.stable) != (
         entry.digest,

@@ -25,7 +25,7 @@ class ResolveFailure:
 
     reason: str
     message: str
-    is_passing: bool
+    retryable: bool
     """Whether trying again may help without a change of anything."""
 
 

@@ -51,7 +51,7 @@ class Source(Protocol):
         """Return the files at a place, without those in folders below it.
 
         Raises:
-            AdapterError: ARTIFACT_NOT_FOUND, UNAUTHORIZED, SOURCE_NOT_ALLOWED, or the passing SOURCE_UNAVAILABLE.
+            AdapterError: ARTIFACT_NOT_FOUND, UNAUTHORIZED, SOURCE_NOT_ALLOWED, or the retryable SOURCE_UNAVAILABLE.
         """
 
     def fetch(self, place: Place, file: FoundFile, folder: Path) -> None:
