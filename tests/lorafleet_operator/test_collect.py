@@ -5,6 +5,7 @@ from datetime import timedelta
 from support.operator_views import KEY, NOW
 
 from lorafleet_operator.cluster.collect import all_keys, base_key_of, claims_of, pod_of, rivals_of, snapshot_of
+from lorafleet_operator.cluster.kube import Listed
 from lorafleet_operator.cluster.store import Kind, Store
 
 
@@ -120,8 +121,34 @@ def test_store_never_goes_back() -> None:
     assert not store.put(Kind.ADAPTER, adapter("a", version=4))
     assert not store.put(Kind.ADAPTER, adapter("a", version=5))
     assert store.put(Kind.ADAPTER, adapter("a", version=10))
-    store.remove(Kind.ADAPTER, "uid-team-a")
+    store.remove(Kind.ADAPTER, "uid-team-a", 12)
     assert not store.put(Kind.ADAPTER, adapter("a", version=11))
+
+
+def test_object_that_comes_back_is_seen() -> None:
+    """A pod whose label was taken off and put back: the watch said DELETED, and it is the same uid."""
+    store = Store()
+    store.put(Kind.POD, adapter("a", version=5))
+    assert store.remove(Kind.POD, "uid-team-a", 7)
+    assert not store.put(Kind.POD, adapter("a", version=7))
+    assert store.put(Kind.POD, adapter("a", version=8))
+    assert not store.remove(Kind.POD, "uid-team-a", 7), "the same end, told late"
+    assert store.uids(Kind.POD) == {"uid-team-a"}
+    before = store.uids(Kind.POD)
+    store.replace(Kind.POD, Listed([], 20), known_before=before)
+    assert not store.put(Kind.POD, adapter("a", version=19))
+    assert store.put(Kind.POD, adapter("a", version=21))
+
+
+def test_answer_to_a_write_shows_what_others_changed() -> None:
+    store, known = Store(), adapter("a", version=5)
+    store.put(Kind.ADAPTER, known)
+    status = {**adapter("a", version=6), "status": {"servedName": "a"}}
+    assert not store.put_answer(Kind.ADAPTER, status)
+    changed = adapter("a", version=8)
+    changed["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert store.put_answer(Kind.ADAPTER, changed)
+    assert not store.put_answer(Kind.ADAPTER, changed)
 
 
 def test_list_removes_only_what_was_known_before_it() -> None:
@@ -129,5 +156,5 @@ def test_list_removes_only_what_was_known_before_it() -> None:
     store = store_of(adapter("old"), adapter("kept"))
     before = store.uids(Kind.ADAPTER)
     store.put(Kind.ADAPTER, adapter("new"))
-    store.replace(Kind.ADAPTER, [adapter("kept")], known_before=before)
+    store.replace(Kind.ADAPTER, Listed([adapter("kept")], 3), known_before=before)
     assert {b["metadata"]["name"] for b in store.all(Kind.ADAPTER)} == {"kept", "new"}

@@ -1,6 +1,7 @@
 """One leads: taking, losing and giving back the Lease, and the fence that grows with each leadership."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,9 +10,9 @@ from kubernetes.aio.client import ApiClient, Configuration
 from support.fake_kube import FakeKube
 
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.cluster.kube import KubeApi, Writes
 from lorafleet_operator.cluster.lease import Lease
-from lorafleet_operator.errors import ConfigError, KubeConflict, KubeNotFound, KubeUnavailable, LeaseLost
+from lorafleet_operator.errors import ConfigError, KubeConflict, KubeNotFound, KubeUnavailable, LeaseLost, NotLeading
 from lorafleet_operator.paths import collection
 
 
@@ -101,15 +102,6 @@ async def test_touched_lease_is_still_held(kube: FakeKube, api: KubeApi) -> None
     holding.cancel()
 
 
-async def test_fence_can_be_raised(kube: FakeKube, api: KubeApi) -> None:
-    it = lease(api)
-    await it.acquire()
-    await it.raise_fence(41)
-    assert it.fence == kube.get("leases", "system", "lease")["spec"]["leaseTransitions"] == 42
-    await it.raise_fence(7)
-    assert it.fence == 42
-
-
 async def test_key_is_made_once(kube: FakeKube, api: KubeApi) -> None:
     first = await admin_key(api, namespace="system", name="key")
     assert len(first) == 32
@@ -139,3 +131,28 @@ async def test_answers_become_errors_by_kind(kube: FakeKube, api: KubeApi) -> No
         await api.get(f"{path}/a")
     assert dead.value.status == 0
     await kube.start()
+
+
+async def test_follower_tells_a_holder_once(api: KubeApi, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = lease(api, "a"), lease(api, "b")
+    await first.acquire()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        waiting = asyncio.create_task(second.acquire())
+        for _ in range(3):
+            await asyncio.sleep(1.0)
+            await first.renew()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert sum("the Lease is held by" in record.message for record in caplog.records) == 1
+
+
+async def test_only_a_leader_writes(kube: FakeKube, api: KubeApi) -> None:
+    path, body = collection("v1", "secrets", "system"), {"metadata": {"name": "a"}}
+    with pytest.raises(NotLeading):
+        await Writes(api, lambda: False).create(path, body)
+    with pytest.raises(NotLeading):
+        await Writes(api, lambda: False).apply(f"{path}/a", body, manager="m")
+    assert kube.writes == []
+    await Writes(api, lambda: True).create(path, body)
+    assert kube.writes == [f"POST {path}"]

@@ -1,5 +1,6 @@
 """From what is wanted and what pods say to what each pod is told."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from support import operator_views as v
@@ -14,6 +15,10 @@ from lorafleet_operator.decide.views import ObservedPod
 
 OLD, NEW = v.artifact("french"), v.artifact("french-v2")
 P0, P1 = v.pod("p0"), v.pod("p1")
+
+
+def dumped(artifact: ArtifactStatus) -> dict:
+    return artifact.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def resolved(adapter: AdapterResource, artifact: ArtifactStatus) -> dict:
@@ -33,7 +38,7 @@ def told(
     """By name of the pod, what it is told."""
     snapshot = v.snapshot(*adapters, base=base or v.base(), orphans_known=orphans_known)
     plan = plan_of(snapshot, pods, resolutions or {})
-    changes = changes_of(plan, snapshot, pods, fence=fence, retry_failed=retry)
+    changes = changes_of(plan, snapshot, pods, fence=fence, retried={a.served_name for a in adapters} if retry else ())
     return {change.pod.pod.name: change for change in changes}
 
 
@@ -268,3 +273,45 @@ def test_pinned_digest_asks_for_another_resolution() -> None:
     assert not intents_of(v.snapshot(v.adapter(status=v.served("french"), digest=OLD.digest), base=v.base()), [], {})[
         0
     ].needs_resolving
+
+
+def test_switch_that_has_begun_goes_on_while_a_pod_says_nothing() -> None:
+    """Pods that have moved are not told the old revision back; only what a pod says turns a switch back."""
+    new, old = v.artifact("french-v2"), v.artifact("french")
+    status = {**v.served("french"), "artifact": dumped(new), "stableArtifact": dumped(old)}
+    adapter = v.adapter(source={"name": "models", "path": "french-v2"}, status=status)
+    moved = (v.entry("french-v2"), v.entry("french", stable=False))
+    behind = (v.entry("french-v2", stable=False), v.entry("french"))
+    failed = (v.entry("french-v2", stable=False, state=AdapterState.FAILED, reason="LoadFailed"), v.entry("french"))
+    silent = ObservedPod(P1, None)
+
+    def target(*pods: ObservedPod) -> str | None:
+        return plan_of(v.snapshot(adapter, base=v.base()), pods, {}).lineups[0].target
+
+    assert target(v.seen(*behind, pod=P0), silent) == old.revision, "it has not begun"
+    assert target(v.seen(*moved, pod=P0), silent) == new.revision
+    assert target(v.seen(*moved, pod=P0), v.seen(*behind, pod=P1)) == new.revision
+    assert target(v.seen(*moved, pod=P0), v.seen(*failed, pod=P1)) == old.revision
+    assert target(v.seen(*moved, pod=P0), v.seen(v.entry("french"), pod=P1)) == old.revision
+
+
+def test_grace_counts_from_when_the_status_was_seen() -> None:
+    """History tells when the status was made; with hundreds of them it is written seconds later."""
+    new, old = v.artifact("french-v2"), v.artifact("french")
+    status = {
+        "stableRevision": new.revision,
+        "artifact": dumped(new),
+        "history": [
+            {"revision": new.revision, "digest": new.digest, "since": (v.NOW - timedelta(seconds=7)).isoformat()},
+            {"revision": old.revision, "digest": old.digest, "since": (v.NOW - timedelta(hours=1)).isoformat()},
+        ],
+    }
+    adapter = v.adapter(source={"name": "models", "path": "french-v2"}, status=status)
+    pods = [v.seen(v.entry("french-v2"), v.entry("french", stable=False), pod=P0)]
+    for seconds, leaves in ((1, False), (7, True)):
+        seen = {adapter.metadata.uid: v.NOW - timedelta(seconds=seconds)}
+        snapshot = replace(v.snapshot(adapter, base=v.base()), published_at=seen)
+        plan = plan_of(snapshot, pods, {})
+        changes = changes_of(plan, snapshot, pods, fence=1)
+        assert bool(changes) == leaves, seconds
+        assert (next_leave(plan, pods, v.NOW) is None) == leaves

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 
-from lorafleet_operator.act.queue import MAX_BACKOFF_SECONDS, WorkQueue
+from lorafleet_operator.process.queue import MAX_BACKOFF_SECONDS, WorkQueue
 
 
 async def test_waiting_key_is_one_piece_of_work() -> None:

@@ -6,7 +6,6 @@ far as the operator can tell; it validates nothing. Cluster tests hold the opera
 
 import asyncio
 import copy
-import itertools
 import json
 import uuid
 from collections.abc import Callable
@@ -71,9 +70,11 @@ class FakeKube:
         self.on_change: list[Callable[[str, str, Json], None]] = []
         self.is_away = False
         """While true everything is answered 503."""
+        self.before: Callable[[str, str], None] | None = None
+        """Called with verb and path before each answer; what it changes comes first, what it raises is answered."""
         self.writes: list[str] = []
         """`VERB path` of everything that changed something."""
-        self._versions = itertools.count(1)
+        self._version = 0
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -130,7 +131,8 @@ class FakeKube:
             return known
         if known is not None and body.get("spec") != known.get("spec"):
             body["metadata"]["generation"] += 1
-        body["metadata"]["resourceVersion"] = str(next(self._versions))
+        self._version += 1
+        body["metadata"]["resourceVersion"] = str(self._version)
         self.objects[key] = body
         if body["metadata"].get("deletionTimestamp") and not body["metadata"].get("finalizers"):
             self._remove(key)
@@ -140,7 +142,9 @@ class FakeKube:
 
     def _remove(self, key: tuple[str, str, str]) -> None:
         self.owners.pop(key, None)
-        self._tell("DELETED", key[0], self.objects.pop(key))
+        self._version += 1
+        body = self.objects.pop(key)
+        self._tell("DELETED", key[0], {**body, "metadata": {**body["metadata"], "resourceVersion": str(self._version)}})
 
     def _tell(self, event: str, plural: str, body: Json) -> None:
         for heard in list(self.on_change):
@@ -151,6 +155,8 @@ class FakeKube:
         if self.is_away:
             return web.json_response({"reason": "ServiceUnavailable", "message": "away"}, status=503)
         try:
+            if self.before is not None:
+                self.before(request.method, request.path)
             status, body = self._answer(request.method, request.path, dict(request.query), await request.text())
         except Refused as refusal:
             answer = {
@@ -198,7 +204,7 @@ class FakeKube:
             and namespace in ("", place)
             and (labels is None or labels in body["metadata"].get("labels", {}))
         ]
-        return {"items": items, "metadata": {}}
+        return {"items": items, "metadata": {"resourceVersion": str(self._version)}}
 
     def _found(self, key: tuple[str, str, str]) -> Json:
         if key not in self.objects:

@@ -25,11 +25,13 @@ from aiohttp import web
 from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
 from lorafleet_contract.names import ADMIN_PORT, PUBLIC_PORT, revision_of
-from lorafleet_contract.reasons import Reason
+from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_contract.resources import quantity_bytes
 from lorafleet_contract.sources import AdapterFacts, ResolvedSource, SourceFile, SourceRef
 
 RANK_PAGE = 8
+RETRY_SECONDS = 0.5
+"""After a failure that may pass a pod tries again by itself."""
 
 
 @dataclass
@@ -140,10 +142,13 @@ class FakePod:
         self.refused: list[admin.CatalogueWrite] = []
         self.faults: list[str] = []
         self.num_resolved = 0
+        self.resolve_seconds = 0.0
         self.on_ready: Callable[[], None] | None = None
         """Called once a boot, when the first catalogue has settled: the readiness probe's part."""
         self._awake = asyncio.Event()
         self._awake.set()
+        self._speaks = asyncio.Event()
+        self._speaks.set()
         self._changed = asyncio.Event()
         self._runners: list[web.AppRunner] = []
         self._timers: set[asyncio.TimerHandle] = set()
@@ -160,6 +165,14 @@ class FakePod:
         self.entries: dict[tuple[str, str], Entry] = {}
         self.is_ready = self.is_draining = False
         self._changed.set()
+
+    def mute(self) -> None:
+        """Say nothing of what it has, and do everything else."""
+        self._speaks.clear()
+
+    def speak(self) -> None:
+        """Go on."""
+        self._speaks.set()
 
     def hang(self) -> None:
         """Take connections and answer none."""
@@ -281,8 +294,15 @@ class FakePod:
             failure = self.library.load_failure(self.entries[key].entry.source.ref)
             self.entries[key].state = admin.AdapterState.FAILED if failure else state
             self.entries[key].reason = failure or ""
+            if failure in RETRYABLE:
+                self._later(RETRY_SECONDS, self._retry, key)
         self._bump()
         self._settle()
+
+    def _retry(self, key: tuple[str, str]) -> None:
+        entry = self.entries.get(key)
+        if entry is not None and entry.state is admin.AdapterState.FAILED:
+            self._finish(key, admin.AdapterState.READY)
 
     def _drain(self, ref: admin.RevisionRef) -> None:
         key = (ref.name, ref.revision)
@@ -358,13 +378,17 @@ class FakePod:
             return _json(refusal.error, refusal.status)
 
     async def _get_state(self, request: web.Request) -> web.Response:
+        boot = self.boot_id
+        await self._speaks.wait()
         if (after := request.query.get("after")) is not None:
             deadline = asyncio.get_running_loop().time() + float(request.query["wait_seconds"])
             with contextlib.suppress(TimeoutError):
-                while self.generation <= int(after):
+                while self.generation <= int(after) and self.boot_id == boot:
                     self._changed.clear()
                     async with asyncio.timeout_at(deadline):
                         await self._changed.wait()
+        if self.boot_id != boot and request.transport is not None:
+            request.transport.close()  # of a process that has ended nobody hears more than that
         return _json(self.state())
 
     async def _put_adapters(self, request: web.Request) -> web.Response:
@@ -374,6 +398,7 @@ class FakePod:
     async def _post_resolve(self, request: web.Request) -> web.Response:
         question = admin.ResolveRequest.model_validate_json(await request.read())
         self.num_resolved += 1
+        await asyncio.sleep(self.resolve_seconds)
         resolved = self.library.resolve(question.source)
         if resolved.facts.rank > self.max_rank:
             raise Refused(

@@ -17,6 +17,7 @@ from support.fake_kube import FakeKube
 from support.fake_pod import FakePod, Library
 
 from lorafleet_contract.names import LABEL_BASE
+from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.cluster.handlers import EventSink
 from lorafleet_operator.cluster.keys import admin_key
 from lorafleet_operator.cluster.kube import KubeApi
@@ -49,6 +50,8 @@ class Fleet:
         self.operators: list[asyncio.Task[None]] = []
         self.lease: Lease | None = None
         self.health = Health()
+        self.event_seconds = 0.03
+        """How late events come; with 0 they come before the answer to the write that they are of."""
         self._drops_events = False
 
     def base(self, name: str = BASE, namespace: str = NAMESPACE, **spec: Any) -> None:
@@ -181,7 +184,11 @@ class Fleet:
         """Start an operator; it leads when it has the Lease."""
         self.lease = Lease(self._api, namespace=SYSTEM, name=config.lease, pod_name=config.pod_name)
         await self.lease.acquire()
-        task = asyncio.create_task(lead(config, self._api, self.lease, self.health, self._watching, port=ADMIN_PORT))
+        task = asyncio.create_task(
+            lead(
+                config, self._api, self.lease, self.health, self._watching, client=lambda: AdminClient(port=ADMIN_PORT)
+            )
+        )
         self.operators.append(task)
         return task
 
@@ -203,7 +210,11 @@ class Fleet:
 
     async def _watching(self, sink: EventSink) -> None:
         def hear(event: str, plural: str, body: Json) -> None:
-            if not self._drops_events and plural in tuple(Kind):
+            if self._drops_events or plural not in tuple(Kind):
+                return
+            if self.event_seconds:
+                asyncio.get_running_loop().call_later(self.event_seconds, sink.take, Kind(plural), event, body)
+            else:
                 sink.take(Kind(plural), event, body)
 
         self.kube.on_change.append(hear)

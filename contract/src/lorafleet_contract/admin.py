@@ -10,6 +10,9 @@ from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, Rev
 
 ServedName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=63)]
 
+Fence = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""Of a leadership: twice what a Lease can count, and no more, whoever says it."""
+
 
 class Residency(StrEnum):
     """Where an adapter should be."""
@@ -79,7 +82,7 @@ class CatalogueWrite(Wire):
     An entry that has failed for a retryable reason is tried again at once when it is written again.
     """
 
-    fence: Annotated[int, Field(ge=0)]
+    fence: Fence
     """Grows with every change of the leading operator."""
     generation: Annotated[int, Field(ge=0)]
     """Grows with every write under one fence."""
@@ -150,8 +153,8 @@ class PodState(Observed):
     """New with every start of the process: what was known of another boot is void."""
     generation: int
     """Grows with every change of this document except counters."""
-    fence: int
-    catalogue_generation: int
+    fence: Fence
+    catalogue_generation: Annotated[int, Field(ge=0, le=2**62)]
     """The last accepted write's; 0 with fence 0 before the first."""
     ready: bool
     draining: bool

@@ -9,6 +9,8 @@ BASE_MODEL_KIND: Final = "BaseModelDeployment"
 ADAPTER_PLURAL: Final = "loraadapters"
 ADAPTER_KIND: Final = "LoraAdapter"
 FINALIZER: Final = "lorafleet.io/unload"
+ANNOTATION_RETRY: Final = "lorafleet.io/retry"
+"""On either kind, with any new value: what has failed is tried again at once."""
 
 LABEL_BASE: Final = "lorafleet.io/base"
 """On pods, Services and EndpointSlices of a base: the name of its BaseModelDeployment."""

@@ -291,6 +291,7 @@ class ObjectMeta(Observed):
     deletion_timestamp: datetime | None = None
     finalizers: list[str] = []
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
 
 
 class BaseModelResource(Observed):

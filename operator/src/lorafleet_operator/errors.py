@@ -8,6 +8,7 @@ OperatorError
 │   ├── KubeNotFound            404                                     no
 │   ├── KubeConflict            409                                     yes, after looking again
 │   ├── KubeInvalid             400, 422 and 500 of an apply            no: the object has to change
+│   ├── NotLeading              nothing was sent: the Lease is not held yes
 │   └── KubeUnavailable         410, 429, 5xx, no connection, timeout   yes
 ├── NotOurs                     an object of that name belongs to somebody else
 ├── InvalidSpec                 a spec passed the API server and means nothing
@@ -66,6 +67,12 @@ class KubeInvalid(KubeError):
 
 class KubeUnavailable(KubeError):
     """Nothing is known; trying again may help."""
+
+    retryable = True
+
+
+class NotLeading(KubeError):
+    """The Lease was not renewed in time: whoever leads may have written since."""
 
     retryable = True
 

@@ -9,3 +9,9 @@ def collection(group_version: str, plural: str, namespace: str | None = None) ->
     """Return the path of a collection; `v1` is the core group, no namespace means all of them."""
     root = "/api/v1" if group_version == "v1" else f"/apis/{group_version}"
     return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
+
+
+def version_of(body: Json) -> int:
+    """Return the resourceVersion of an object or list as the number that it is; 0 when it is none."""
+    text = str(body["metadata"].get("resourceVersion") or "")
+    return int(text) if text.isdigit() else 0

@@ -1,7 +1,8 @@
 """The admin API of pods over HTTP: what a pod answers becomes a typed document or a typed error, nothing else."""
 
+import socket
 import time
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
@@ -15,38 +16,44 @@ from lorafleet_operator.errors import AdminError, PodRefused, PodUnreachable
 M = TypeVar("M", bound=BaseModel)
 CONNECT_SECONDS: Final = 3.0
 STATE_SECONDS: Final = 3.0
-WRITE_SECONDS: Final = 20.0
+WRITE_SECONDS: Final = 5.0
 RESOLVE_SECONDS: Final = 1800.0
 """A pod may have to download an adapter to know its digest."""
-POLL_SECONDS: Final = 25.0
+POLL_SECONDS: Final = 5.0
+"""A pod that hangs without a trace is noticed after this and two answers that do not come."""
 MAX_ERROR_TEXT: Final = 300
+MAX_ANSWER_BYTES: Final = 16 * 2**20
+"""Pods run images of their owners: what one answers must not fill the memory that all bases share."""
+DEAD_PEER_MILLISECONDS: Final = 10_000
+"""What was sent and not confirmed for this long is lost: a node that is gone sends no reset."""
 
 
 class AdminClient:
     """Requests to the admin API of pods; owns its connections. All methods raise AdminError and nothing else."""
 
     def __init__(self, *, port: int = ADMIN_PORT) -> None:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
+        connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket_that_notices_death)
+        self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
         self._port = port
 
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
 
-    async def state(self, ip: str, token: str, *, limit_seconds: float = STATE_SECONDS) -> admin.PodState:
+    async def state(self, ip: str, token: str) -> admin.PodState:
         """Return what a pod has."""
-        raw = await self._request("GET", ip, "/admin/v1/state", token, limit_seconds)
-        return _parsed(admin.PodState, raw)
+        return _parsed(admin.PodState, await self._request("GET", ip, "/admin/v1/state", token, STATE_SECONDS))
 
-    async def changed_state(self, ip: str, token: str, *, after: int | None) -> admin.PodState:
-        """Return what a pod has once its generation exceeds `after`, or after a while; at once when that is None."""
-        query = {} if after is None else {"after": str(after), "wait_seconds": f"{POLL_SECONDS:.0f}"}
-        limit = STATE_SECONDS + (0 if after is None else POLL_SECONDS)
+    async def changed_state(self, ip: str, token: str, *, after: int) -> admin.PodState:
+        """Return what a pod has once its generation exceeds `after`, or after a while."""
+        query = {"after": str(after), "wait_seconds": f"{POLL_SECONDS:.0f}"}
+        limit = STATE_SECONDS + POLL_SECONDS
         return _parsed(admin.PodState, await self._request("GET", ip, "/admin/v1/state", token, limit, query=query))
 
-    async def write(self, ip: str, token: str, write: admin.CatalogueWrite) -> None:
-        """Tell a pod what to know."""
-        await self._request("PUT", ip, "/admin/v1/adapters", token, WRITE_SECONDS, body=write)
+    async def write(self, ip: str, token: str, write: admin.CatalogueWrite) -> admin.PodState:
+        """Tell a pod what to know; return what it has then."""
+        raw = await self._request("PUT", ip, "/admin/v1/adapters", token, WRITE_SECONDS, body=write)
+        return _parsed(admin.PodState, raw)
 
     async def resolve(self, ip: str, token: str, request: admin.ResolveRequest) -> admin.ResolveAnswer:
         """Let a pod pin a reference to content."""
@@ -78,7 +85,7 @@ class AdminClient:
                 allow_redirects=False,
             ) as response:
                 code = str(response.status)
-                raw = await response.read()
+                raw = await _bounded(response)
                 if not 200 <= response.status < 300:
                     raise _refusal(response.status, raw)
                 return raw
@@ -87,6 +94,27 @@ class AdminClient:
         finally:
             verb = f"{'poll' if query else method.lower()} {path.rpartition('/')[2]}"
             metrics.ADMIN_SECONDS.labels(verb=verb, code=code).observe(time.monotonic() - began)
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    raw = bytearray()
+    async for chunk in response.content.iter_any():
+        raw += chunk
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise PodUnreachable(f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+    return bytes(raw)
+
+
+def _socket_that_notices_death(address: Any) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MILLISECONDS)
+    return made
 
 
 def _parsed(model: type[M], raw: bytes) -> M:

@@ -8,9 +8,10 @@ from typing import Final
 from lorafleet_contract.names import MANAGED_BY
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
-from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.cluster.kube import Writes
 from lorafleet_operator.decide.base_status import ApplyProblem, DeploymentFacts, deployment_facts
 from lorafleet_operator.decide.objects import Child, objects_of
+from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, NotOurs
 from lorafleet_operator.paths import Json
 
@@ -21,7 +22,7 @@ PROBE_MANAGER: Final = "lorafleet-operator-probe"
 class Applier:
     """The objects of all bases, as far as this process has applied them."""
 
-    def __init__(self, api: KubeApi, *, engine_image: str, key: bytes) -> None:
+    def __init__(self, api: Writes, *, engine_image: str, key: bytes) -> None:
         self._api = api
         self._engine_image = engine_image
         self._key = key
@@ -32,6 +33,13 @@ class Applier:
         self._settled: dict[str, DeploymentFacts] = {}
         """Path -> what was said of a Deployment that had nothing left to do, until the next resync."""
         self._generations: dict[str, int] = {}
+        self._paths: dict[BaseKey, set[str]] = {}
+
+    def forget(self, key: BaseKey) -> None:
+        """Free what is known of the objects of a base that is gone."""
+        for path in self._paths.pop(key, ()):
+            for known in (self._ours, self._applied, self._settled, self._generations):
+                known.pop(path, None)
 
     def forget_applied(self) -> None:
         """Apply everything again at the next occasion: somebody may have changed it."""
@@ -49,6 +57,7 @@ class Applier:
         facts: DeploymentFacts | None = None
         try:
             for child in objects_of(base, engine_image=self._engine_image, key=self._key):
+                self._paths.setdefault((base.metadata.namespace, base.metadata.name), set()).add(child.path)
                 body = await self._apply(child, base.metadata.uid)
                 if child.kind == "Deployment":
                     facts = self._facts(child.path, body, base.spec.replicas)

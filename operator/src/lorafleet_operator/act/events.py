@@ -7,18 +7,13 @@ from typing import Final
 
 from lorafleet_contract.names import GROUP, MANAGED_BY, VERSION
 from lorafleet_contract.resources import Condition, ObjectMeta
-from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.cluster.kube import Writes
 from lorafleet_operator.decide.conditions import READY, STALLED, condition_of
 from lorafleet_operator.errors import KubeError
 from lorafleet_operator.paths import Json, collection
 
 logger = logging.getLogger(__name__)
 MAX_NOTE: Final = 1024
-
-
-def now() -> datetime:
-    """Return the time as status keeps it: whole seconds of UTC."""
-    return datetime.now(UTC).replace(microsecond=0)
 
 
 def transition(
@@ -44,7 +39,7 @@ def transition(
     return None
 
 
-async def post(api: KubeApi, kind: str, meta: ObjectMeta, event: tuple[str, str, str], *, reporter: str) -> None:
+async def post(api: Writes, kind: str, meta: ObjectMeta, event: tuple[str, str, str], *, reporter: str) -> None:
     """Post one Event about a resource; failing is logged and harmless."""
     event_type, reason, message = event
     namespace = meta.namespace

@@ -1,22 +1,31 @@
-"""Long polls of pods: what changes on a pod wakes its base within a second. They carry no decisions."""
+"""What each pod last said of itself. One long poll a pod is the only sensor; the answer to a write counts as well.
+
+Passes read what is kept here and ask pods nothing, so that a pod that hangs delays none of them.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Residency
 from lorafleet_operator.act.admin_client import AdminClient
-from lorafleet_operator.decide.views import BaseKey, Pod
+from lorafleet_operator.act.supervise import supervise
+from lorafleet_operator.clock import monotonic
+from lorafleet_operator.decide.views import BaseKey, ObservedPod, Pod
 from lorafleet_operator.errors import AdminError
 
 logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 0.2
-MAX_RETRY_SECONDS: Final = 2.0
+MAX_RETRY_SECONDS: Final = 1.0
+"""A pod that is not seen is looked at again within a second."""
 NEWS_SECONDS: Final = 0.05
 """After a poll that brought something: what a pod changes in a burst is asked for once."""
 IDLE_SECONDS: Final = 0.2
 """After a poll that brought nothing: a pod that does not wait must not be asked without a pause."""
+FIRST_LOOK_SECONDS: Final = 1.0
+"""How long a pass waits for pods that have not been asked yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,54 +35,199 @@ class _Address:
     token: str
 
 
+@dataclass(slots=True)
+class _Watched:
+    """One pod."""
+
+    name: str
+    address: _Address
+    is_ready: bool
+    """As the API server has it."""
+    task: asyncio.Task[None] | None = None
+    state: PodState | None = None
+    """None: not seen."""
+    is_sure: bool = False
+    """Whether it is known what `state` is; not while an answer is missing."""
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with the first answer or failure."""
+    missed_since: float | None = None
+    """On the loop's clock, since when it is not seen."""
+    doubts: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set to have it asked at once."""
+
+
 class PodWatches:
-    """One long poll for each pod of each base."""
+    """The pods of all bases, as far as they are seen."""
 
     def __init__(self, client: AdminClient, wake: Callable[[BaseKey], None]) -> None:
         self._client = client
         self._wake = wake
-        self._tasks: dict[str, tuple[_Address, asyncio.Task[None]]] = {}
+        self._watched: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._watched)
 
     def sync(self, base: BaseKey, pods: Iterable[Pod], token: str) -> None:
         """Watch exactly these pods of a base."""
-        wanted = {pod.uid: _Address(base, pod.ip, token) for pod in pods if pod.ip is not None and not pod.is_leaving}
-        for uid, (address, task) in list(self._tasks.items()):
-            if address.base == base and wanted.get(uid) != address:
-                task.cancel()
-                del self._tasks[uid]
-        for uid, address in wanted.items():
-            if uid not in self._tasks:
-                self._tasks[uid] = (address, asyncio.create_task(self._follow(address)))
+        wanted = {
+            pod.uid: (pod, _Address(base, pod.ip, token)) for pod in pods if pod.ip is not None and not pod.is_leaving
+        }
+        for uid, watched in list(self._watched.items()):
+            if watched.address.base == base and (uid not in wanted or wanted[uid][1] != watched.address):
+                assert watched.task is not None
+                watched.task.cancel()
+                watched.was_asked.set()
+                del self._watched[uid]
+        for uid, (pod, address) in wanted.items():
+            if uid not in self._watched:
+                watched = self._watched[uid] = _Watched(pod.name, address, is_ready=pod.is_ready)
+                watched.task = asyncio.create_task(self._supervised(watched))
+            elif self._watched[uid].is_ready != pod.is_ready:  # the kubelet has noticed something: look as well
+                self._watched[uid].is_ready = pod.is_ready
+                self.doubt(uid)
+
+    async def first_look(self, pods: Iterable[Pod]) -> None:
+        """Wait until each of these pods was asked once, for a moment at most."""
+        waiting = [asyncio.ensure_future(w.was_asked.wait()) for w in self._of(pods) if not w.was_asked.is_set()]
+        if waiting:
+            _, pending = await asyncio.wait(waiting, timeout=FIRST_LOOK_SECONDS)
+            for wait in pending:
+                wait.cancel()
+
+    def have_been_asked(self, pods: Iterable[Pod]) -> bool:
+        """Whether each of these pods has answered or failed to answer since it is watched."""
+        return all(watched.was_asked.is_set() for watched in self._of(pods))
+
+    def are_sure(self, pods: Iterable[Pod]) -> bool:
+        """Whether nothing can have happened on these pods that is not seen: no answer to a write is missing."""
+        return all(watched.is_sure or watched.state is None for watched in self._of(pods))
+
+    def observe(self, pods: Sequence[Pod]) -> tuple[ObservedPod, ...]:
+        """Return every pod with what it last said; one that is not seen has no state."""
+        return tuple(ObservedPod(pod, self._state(pod)) for pod in pods)
+
+    def unseen_seconds(self, uid: str) -> float:
+        """Return for how long a pod has not been seen; 0 for one that is."""
+        watched = self._watched.get(uid)
+        return 0.0 if watched is None or watched.missed_since is None else monotonic() - watched.missed_since
+
+    def heard(self, uid: str, state: PodState) -> None:
+        """Take in a pod's answer to a write. It counts for the boot that is watched only: another one is asked anew."""
+        watched = self._watched.get(uid)
+        if watched is None:
+            return
+        if watched.state is None or watched.state.boot_id != state.boot_id:
+            self.doubt(uid)
+        else:
+            self._take(watched, state)
+
+    def doubt(self, uid: str) -> None:
+        """Ask a pod at once what it has: it is slow to answer something else, or has not answered."""
+        if (watched := self._watched.get(uid)) is not None:
+            watched.is_sure = False
+            watched.doubts.set()
+
+    def doubt_address(self, base: BaseKey, ip: str) -> None:
+        """As `doubt`, for the pod of a base at an address."""
+        for uid, watched in self._watched.items():
+            if (watched.address.base, watched.address.ip) == (base, ip):
+                self.doubt(uid)
 
     async def close(self) -> None:
         """End all polls."""
-        tasks = [task for _, task in self._tasks.values()]
-        self._tasks.clear()
+        tasks = [watched.task for watched in self._watched.values() if watched.task is not None]
+        self._watched.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, address: _Address) -> None:
-        seen: tuple[str, int] | None = None
+    def _of(self, pods: Iterable[Pod]) -> list[_Watched]:
+        return [watched for pod in pods if (watched := self._watched.get(pod.uid)) is not None]
+
+    def _state(self, pod: Pod) -> PodState | None:
+        watched = self._watched.get(pod.uid)
+        return watched.state if watched is not None and not pod.is_leaving else None
+
+    async def _supervised(self, watched: _Watched) -> None:
+        await supervise(f"the watch of pod {watched.name}", lambda: self._follow(watched))
+
+    async def _follow(self, watched: _Watched) -> None:
         delay = FIRST_RETRY_SECONDS
         while True:
+            is_wait = watched.state is not None and watched.is_sure
             try:
-                after = seen[1] if seen is not None else None
-                state = await self._client.changed_state(address.ip, address.token, after=after)
+                state = await self._ask(watched, is_wait=is_wait)
             except AdminError as error:
-                if seen is not None:
-                    logger.info("lost sight of a pod of %s/%s: %s", *address.base, error)
-                    self._wake(address.base)
-                seen = None
+                if is_wait:  # one missed answer is none: it is asked again before it counts as not seen
+                    watched.is_sure = False
+                    continue
+                self._lost(watched, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, MAX_RETRY_SECONDS)
                 continue
+            if state is None:  # in doubt since
+                continue
             delay = FIRST_RETRY_SECONDS
-            is_news = (state.boot_id, state.generation) != seen
-            if is_news:
-                seen = (state.boot_id, state.generation)
-                self._wake(address.base)
+            is_news = self._take(watched, state)
             await asyncio.sleep(NEWS_SECONDS if is_news else IDLE_SECONDS)
+
+    async def _ask(self, watched: _Watched, *, is_wait: bool) -> PodState | None:
+        """Return what the pod says, once it is something else if `is_wait`; None when it is to be asked at once."""
+        address = watched.address
+        watched.doubts.clear()
+        if not is_wait:
+            return await self._client.state(address.ip, address.token)
+        assert watched.state is not None
+        poll = asyncio.ensure_future(
+            self._client.changed_state(address.ip, address.token, after=watched.state.generation)
+        )
+        doubt = asyncio.ensure_future(watched.doubts.wait())
+        try:
+            await asyncio.wait((poll, doubt), return_when=asyncio.FIRST_COMPLETED)
+            return poll.result() if poll.done() else None
+        finally:
+            for task in (poll, doubt):
+                task.cancel()
+            await asyncio.gather(poll, doubt, return_exceptions=True)
+
+    def _take(self, watched: _Watched, state: PodState) -> bool:
+        """Keep what a pod said, unless something newer is known; wake its base if it is news. Returns whether it is."""
+        before = watched.state
+        is_boot = before is not None and before.boot_id == state.boot_id
+        if before is not None and is_boot and state.generation < before.generation:
+            return False
+        if before is None and watched.was_asked.is_set():
+            logger.info("pod %s is seen again", watched.name)
+        watched.state = state
+        watched.missed_since = None
+        watched.is_sure = not watched.doubts.is_set()
+        watched.was_asked.set()
+        if before is not None and is_boot and _judged(before) == _judged(state):
+            return before.generation != state.generation
+        self._wake(watched.address.base)
+        return True
+
+    def _lost(self, watched: _Watched, error: AdminError) -> None:
+        watched.was_asked.set()
+        if watched.missed_since is None:
+            watched.missed_since = monotonic()
+        if watched.state is None:
+            logger.debug("pod %s does not say what it has: %s", watched.name, error)
+            return
+        logger.warning("pod %s does not say what it has: %s", watched.name, error)
+        watched.state = None
+        self._wake(watched.address.base)
+
+
+def _judged(state: PodState) -> tuple[Any, ...]:
+    """Return what a pass depends on: no counters, and no tier of what moves between tiers by itself."""
+    return state.fence, state.draining, state.ready, state.budgets.total_rank_pages, [_entry(e) for e in state.adapters]
+
+
+def _entry(entry: ObservedAdapter) -> tuple[Any, ...]:
+    is_still = entry.residency is Residency.ON_DEMAND and entry.state is AdapterState.READY
+    return (
+        (entry.name, entry.revision, entry.digest, entry.owner, entry.residency, entry.pinned, entry.stable),
+        (entry.state, entry.reason, entry.message, entry.rank_pages),
+        None if is_still else entry.tier,
+    )

@@ -2,34 +2,51 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lorafleet_contract.admin import Residency
-from lorafleet_contract.names import FINALIZER
+from lorafleet_contract.names import ANNOTATION_RETRY, FINALIZER
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import AdapterCounts, AdapterStatus, BaseCapacity, BaseModelResource
+from lorafleet_contract.resources import (
+    AdapterCounts,
+    AdapterResource,
+    AdapterStatus,
+    BaseCapacity,
+    BaseModelResource,
+)
 from lorafleet_operator import metrics
-from lorafleet_operator.act import events
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
+from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.pod_watch import PodWatches
-from lorafleet_operator.act.queue import WorkQueue
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
+from lorafleet_operator.clock import WallClock, monotonic, utc_now, whole_seconds
 from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.decide.adapter_status import adapter_status
-from lorafleet_operator.decide.base_status import BaseEvidence, base_status, capacity_of, counts_of
+from lorafleet_operator.decide.base_status import (
+    ApplyProblem,
+    BaseEvidence,
+    DeploymentFacts,
+    base_status,
+    capacity_of,
+    counts_of,
+)
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
-from lorafleet_operator.decide.diff import PodChange
+from lorafleet_operator.decide.diff import PodChange, without
 from lorafleet_operator.decide.first_catalogue import LOOK_SECONDS, FirstCatalogues
-from lorafleet_operator.decide.intent import resolve_key
+from lorafleet_operator.decide.intent import Intent, resolve_key
+from lorafleet_operator.decide.memory import Publications, Retries
 from lorafleet_operator.decide.objects import admin_token
+from lorafleet_operator.decide.outages import Outages
+from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
+from lorafleet_operator.decide.rollout import SWITCH_GRACE
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
 from lorafleet_operator.errors import KubeError
 
@@ -37,158 +54,258 @@ logger = logging.getLogger(__name__)
 MAX_PARALLEL_WRITES: Final = 8
 ROLLING_LOOK_SECONDS: Final = 2.0
 """A Deployment tells its status a little after its pods have changed."""
+RESOLVE_PATIENCE_SECONDS: Final = 3.0
+"""A pod that is not seen for longer has lost what it was asked to resolve: another one is asked."""
 
 
-class NotAllDone(Exception):
-    """A pod or the API server did not take something; the pass is to be repeated."""
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What passes work with."""
+
+    key: bytes
+    lease: Lease
+    store: Store
+    applier: Applier
+    watches: PodWatches
+    executor: Executor
+    resolver: Resolver
+    fences: Fences
+    writer: StatusWriter
+    now: WallClock = utc_now
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one pass has come to so far."""
+
+    snapshot: Snapshot
+    is_done: bool = True
+    look_again_seconds: float | None = None
+    failure: KubeError | None = None
+
+    @property
+    def key(self) -> BaseKey:
+        return self.snapshot.key
+
+    def look_again(self, seconds: float) -> None:
+        """The next pass is due then at the latest."""
+        self.look_again_seconds = min(seconds, self.look_again_seconds or seconds)
+
+    async def attempt(self, step: Awaitable[None]) -> bool:
+        """Take one step; the API server's refusal ends the step and not the pass. Returns whether it was taken."""
+        try:
+            await step
+        except KubeError as error:
+            if self.failure is None or not self.failure.retryable:
+                self.failure = error
+            return False
+        return True
+
+    def outcome(self) -> Outcome:
+        """Return what the pass came to."""
+        failure = self.failure if self.failure is not None and self.failure.retryable else None
+        return Outcome(self.is_done and failure is None, self.look_again_seconds, failure)
 
 
 class Reconciler:
     """Passes over base models."""
 
-    def __init__(
-        self,
-        *,
-        key: bytes,
-        lease: Lease,
-        store: Store,
-        queue: WorkQueue[BaseKey],
-        applier: Applier,
-        executor: Executor,
-        resolver: Resolver,
-        watches: PodWatches,
-        writer: StatusWriter,
-    ) -> None:
-        self._key = key
-        self._lease = lease
-        self._store = store
-        self._queue = queue
-        self._applier = applier
-        self._executor = executor
-        self._resolver = resolver
-        self._watches = watches
-        self._writer = writer
-        self._retry_due: set[BaseKey] = set()
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
         self._first_catalogues = FirstCatalogues()
         self._deferrals = Deferrals()
+        self._publications = Publications()
+        self._retries = Retries()
+        self._outages = Outages()
 
-    def retry_failures(self, keys: Iterable[BaseKey]) -> None:
-        """At the next pass over each of these bases, let pods retry what failed for a retryable reason."""
-        self._retry_due.update(keys)
-
-    async def reconcile(self, key: BaseKey) -> None:
+    async def reconcile(self, key: BaseKey) -> Outcome:
         """Bring one base and its adapters closer to what their specs say.
 
-        Raises:
-            KubeError: the API server did not answer as it should.
-            NotAllDone: a pod did not take what it was told.
+        What goes wrong in one step is told in the outcome and stops no other step.
         """
-        snapshot = snapshot_of(self._store, key, events.now())
-        await _together(self._tell_broken(broken) for broken in snapshot.broken)
+        now = self._tools.now()
+        snapshot = snapshot_of(self._tools.store, key, now)
+        published_at = self._publications.of(key, snapshot.adapters, now)
+        it = _Pass(replace(snapshot, published_at=published_at))
+        await it.attempt(_together(self._tell_broken(broken) for broken in snapshot.broken))
         if snapshot.base is None:
-            await self._without_base(snapshot)
+            await self._without_base(it)
         else:
-            await self._with_base(snapshot, snapshot.base)
+            await self._with_base(it, snapshot.base)
+        return it.outcome()
 
     async def _tell_broken(self, broken: BrokenResource) -> None:
         if broken.meta.deletion_timestamp is None:
-            await self._writer.broken(broken, Reason.INVALID_SPEC)
+            await self._tools.writer.broken(broken, Reason.INVALID_SPEC)
         elif FINALIZER in broken.meta.finalizers:
             # what pods know of it has no adapter any more, and leaves them like that
-            await self._writer.release(broken.meta)
+            await self._tools.writer.release(broken.meta)
 
-    async def _without_base(self, snapshot: Snapshot) -> None:
-        self._watches.sync(snapshot.key, (), "")
-        self._resolver.want(snapshot.key, (), (), "")
-        plan = plan_of(snapshot, (), {})
-        statuses = await self._tell_adapters(snapshot.key, plan, ())
-        await self._release(plan, (), None)
-        metrics.count_adapters(snapshot.key, counts_of(statuses))
+    async def _without_base(self, it: _Pass) -> None:
+        self._tools.watches.sync(it.key, (), "")
+        self._tools.resolver.want(it.key, (), (), "")
+        self._forget(it.key)
+        plan = plan_of(it.snapshot, (), {})
+        statuses = await self._tell_adapters(it, plan, (), None)
+        await self._release(it, plan, (), None)
+        metrics.count_adapters(it.key, counts_of(statuses))
 
-    async def _with_base(self, snapshot: Snapshot, base: BaseModelResource) -> None:
-        deployment, problem = (None, None) if base.spec.suspend else await self._applier.ensure(base)
-        token = admin_token(self._key, base.metadata.uid)
-        self._watches.sync(snapshot.key, snapshot.pods, token)
-        pods = await self._executor.observe(snapshot.pods, token)
-        await self._raise_fence(pods)
-        plan = plan_of(snapshot, pods, self._resolver.answers())
-        self._resolve(snapshot, plan, pods, token)
-        await self._hold(plan)
-        changes = changes_of(
-            plan, snapshot, pods, fence=self._lease.fence, retry_failed=snapshot.key in self._retry_due
-        )
-        self._retry_due.discard(snapshot.key)
-        done = await self._execute(snapshot.key, changes, token)
-        statuses = await self._tell_adapters(snapshot.key, plan, pods)
-        facts = BaseEvidence(deployment, problem, snapshot.pods, snapshot.claims.get(base.served_name))
-        await self._tell_base(base, facts, capacity_of(plan, pods), counts_of(statuses))
-        await self._release(plan, pods, base)
+    def _forget(self, key: BaseKey) -> None:
+        """Free what is remembered of a base that is gone."""
+        for memory in (self._tools.applier, self._tools.executor, self._tools.fences, self._retries):
+            memory.forget(key)
+        for waiting in (self._first_catalogues, self._deferrals, self._outages):
+            waiting.forget(key)
+
+    async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
+        token, snapshot = admin_token(self._tools.key, base.metadata.uid), it.snapshot
+        applied = await self._apply(it, base)
+        self._tools.watches.sync(it.key, snapshot.pods, token)
+        await self._tools.watches.first_look(snapshot.pods)
+        pods = self._tools.watches.observe(snapshot.pods)
+        plan = plan_of(snapshot, pods, self._tools.resolver.answers())
+        self._resolve(it, plan, pods, token)
+        unheld = await self._hold(it, plan)
+        retried = self._retries.due(base, snapshot.adapters)
+        may_write = await it.attempt(self._tools.fences.rise(it.key, pods, generation=self._tools.executor.generation))
+        if may_write:
+            fence = self._tools.fences.of(it.key)
+            changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried)
+            await self._push(it, [without(change, unheld) for change in changes], token, fence)
+        pods = self._tools.watches.observe(snapshot.pods)
+        statuses = await self._tell_adapters(it, plan, pods, base)
+        if applied is not None:
+            facts = BaseEvidence(*applied, snapshot.pods, snapshot.claims.get(base.served_name))
+            await it.attempt(self._tell_base(it, base, facts, capacity_of(plan, pods), counts_of(statuses)))
+        metrics.count_adapters(it.key, counts_of(statuses))
+        await self._release(it, plan, pods, base)
         if (delay := next_leave(plan, pods, snapshot.now)) is not None:
-            self._queue.add_after(snapshot.key, delay + 0.05)
-        if not done:
-            raise NotAllDone
+            it.look_again(delay + 0.05)
 
-    async def _raise_fence(self, pods: Sequence[ObservedPod]) -> None:
-        highest = max((pod.state.fence for pod in pods if pod.state is not None), default=0)
-        if highest > self._lease.fence:
-            await self._lease.raise_fence(highest)
+    async def _apply(
+        self, it: _Pass, base: BaseModelResource
+    ) -> tuple[DeploymentFacts | None, ApplyProblem | None] | None:
+        """Apply the objects of a base; None when the API server did not answer as it should."""
+        if base.spec.suspend:
+            return None, None
+        try:
+            return await self._tools.applier.ensure(base)
+        except KubeError as error:
+            it.failure = error
+            return None
 
-    def _resolve(self, snapshot: Snapshot, plan: Plan, pods: Sequence[ObservedPod], token: str) -> None:
+    def _resolve(self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], token: str) -> None:
         keys = [resolve_key(intent.adapter) for intent in plan.intents if intent.needs_resolving]
-        ips = [pod.pod.ip for pod in resolvers_of(pods) if pod.pod.ip is not None]
-        self._resolver.want(snapshot.key, keys, ips, token)
-
-    async def _hold(self, plan: Plan) -> None:
-        """Finalizers first: what a pod is told, somebody has to take back."""
-        unheld = [
-            intent.adapter.metadata
-            for intent in plan.intents
-            if intent.artifacts and FINALIZER not in intent.adapter.metadata.finalizers
+        base, watches = it.snapshot.base, self._tools.watches
+        assert base is not None
+        patient = [
+            pod for pod in pods if not pod.pod.is_leaving and watches.unseen_seconds(pod.uid) < RESOLVE_PATIENCE_SECONDS
         ]
-        await _together(self._writer.hold(adapter) for adapter in unheld)
+        if keys and any(pod.state is None for pod in patient):
+            it.look_again(RESOLVE_PATIENCE_SECONDS)
+        boots = [("boot", pod.uid, pod.state.boot_id) for pod in pods if pod.state is not None]
+        retry = base.metadata.annotations.get(ANNOTATION_RETRY, "")
+        self._tools.resolver.want(
+            it.key,
+            keys,
+            [pod.pod.ip for pod in resolvers_of(pods) if pod.pod.ip is not None],
+            token,
+            alive=[pod.pod.ip for pod in patient if pod.pod.ip is not None],
+            occasions=[("generation", base.metadata.generation), ("retry", retry), *boots],
+        )
 
-    async def _execute(self, key: BaseKey, changes: Sequence[PodChange], token: str) -> bool:
-        is_resolving = self._resolver.num_running(key) > 0
-        due = self._first_catalogues.due(key, changes, is_resolving=is_resolving, now=time.monotonic())
+    async def _hold(self, it: _Pass, plan: Plan) -> frozenset[str]:
+        """Finalizers first: what a pod is told, somebody has to take back. Returns the names that have none."""
+        unheld: set[str] = set()
+
+        async def hold(intent: Intent) -> None:
+            unheld.add(intent.name)
+            await self._tools.writer.hold(intent.adapter.metadata)
+            unheld.discard(intent.name)
+
+        await it.attempt(
+            _together(
+                hold(intent)
+                for intent in plan.intents
+                if intent.artifacts and FINALIZER not in intent.adapter.metadata.finalizers
+            )
+        )
+        return frozenset(unheld)
+
+    async def _push(self, it: _Pass, changes: Sequence[PodChange], token: str, fence: int) -> None:
+        is_resolving = self._tools.resolver.num_running(it.key) > 0
+        changes = [change for change in changes if change.entries or change.removals or _is_behind(change.pod, fence)]
+        due = self._first_catalogues.due(it.key, changes, is_resolving=is_resolving, now=monotonic())
         if len(due) < len(changes):
-            self._queue.add_after(key, LOOK_SECONDS)
-        if not due:
-            return True
-        if not self._lease.is_held:
-            return False
+            it.look_again(LOOK_SECONDS)
+        if not self._tools.lease.is_held:
+            it.is_done = it.is_done and not due
+            return
         metrics.MOVES.inc(_num_moves(due))
-        done = await self._executor.execute(due, token, fence=self._lease.fence)
-        metrics.POD_WRITES.labels(result="ok" if done else "failed").inc(len(due))
-        return done
+        pushed = await self._tools.executor.execute(it.key, due, token, fence=fence)
+        metrics.POD_WRITES.labels(result="ok").inc(pushed.num_taken)
+        metrics.POD_WRITES.labels(result="failed").inc(pushed.num_failed)
+        it.is_done = it.is_done and not pushed.num_failed
+        if len(due) == len(changes) and not (pushed.num_failed or pushed.num_pending):
+            self._retries.told(it.key)
 
-    async def _tell_adapters(self, key: BaseKey, plan: Plan, pods: Sequence[ObservedPod]) -> list[AdapterStatus]:
-        now = events.now()  # not that of the snapshot: the old revision's grace begins when the new one is named
+    async def _tell_adapters(
+        self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None
+    ) -> list[AdapterStatus]:
+        now = whole_seconds(self._tools.now())
         statuses = [adapter_status(lineup, pods, plan.placement, now=now) for lineup in plan.lineups]
+        if not self._tools.watches.have_been_asked(pod for pod in it.snapshot.pods if pod.is_ready):
+            it.look_again(LOOK_SECONDS)  # of what is not seen yet nothing is said
+            return statuses
         pairs = zip((intent.adapter for intent in plan.intents), statuses, strict=True)
         changed = [(adapter, status) for adapter, status in pairs if status != adapter.status]
-        due = self._deferrals.due(key, changed, now=time.monotonic())
+        due = self._deferrals.due(it.key, changed, now=monotonic())
         if len(due) < len(changed):
-            self._queue.add_after(key, WAIT_SECONDS)
-        await _together(self._writer.adapter(adapter, status) for adapter, status in due)
+            it.look_again(WAIT_SECONDS)
+        word = self._outages.judge(it.key, list(zip((i.adapter for i in plan.intents), statuses, strict=True)))
+
+        async def write(adapter: AdapterResource, status: AdapterStatus) -> None:
+            is_quiet = base is not None and adapter.metadata.uid in word.quiet
+            if not await self._tools.writer.adapter(adapter, status, is_quiet=is_quiet):
+                return
+            uid, revision = adapter.metadata.uid, status.stable_revision
+            self._publications.acknowledged(it.key, uid, revision, self._tools.now())
+            if revision != adapter.status.stable_revision:
+                it.look_again(SWITCH_GRACE.total_seconds() + 0.05)
+
+        await it.attempt(_together(write(adapter, status) for adapter, status in due))
+        if base is not None and word.event is not None:
+            await self._tools.writer.tell(base, word.event)
         return statuses
 
     async def _tell_base(
-        self, base: BaseModelResource, facts: BaseEvidence, capacity: BaseCapacity, counts: AdapterCounts
+        self, it: _Pass, base: BaseModelResource, facts: BaseEvidence, capacity: BaseCapacity, counts: AdapterCounts
     ) -> None:
-        status = base_status(base, facts, capacity=capacity, adapters=counts, now=events.now())
-        if status != base.status:
-            await self._writer.base(base, status)
-        metrics.count_adapters((base.metadata.namespace, base.metadata.name), counts)
+        now = whole_seconds(self._tools.now())
+        status = base_status(base, facts, capacity=capacity, adapters=counts, now=now)
         ready = condition_of(status.conditions, READY)
         if ready is not None and ready.reason == Reason.ROLLING_OUT:
-            self._queue.add_after((base.metadata.namespace, base.metadata.name), ROLLING_LOOK_SECONDS)
+            it.look_again(ROLLING_LOOK_SECONDS)
+        if status != base.status:
+            await self._tools.writer.base(base, status)
 
-    async def _release(self, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None) -> None:
-        await _together(
-            self._writer.release(intent.adapter.metadata)
-            for intent in released(plan, pods, base)
-            if FINALIZER in intent.adapter.metadata.finalizers
+    async def _release(
+        self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None
+    ) -> None:
+        if self._tools.executor.is_writing(it.snapshot.pods) or not self._tools.watches.are_sure(it.snapshot.pods):
+            return  # what is on its way to a pod may be what is to be let go; the answer wakes the base
+        await it.attempt(
+            _together(
+                self._tools.writer.release(intent.adapter.metadata)
+                for intent in released(plan, pods, base)
+                if FINALIZER in intent.adapter.metadata.finalizers
+            )
         )
+
+
+def _is_behind(pod: ObservedPod, fence: int) -> bool:
+    """Whether a pod is to be taken over, even if there is nothing else to tell it."""
+    return pod.state is not None and pod.state.fence < fence
 
 
 def _num_moves(changes: Sequence[PodChange]) -> int:

@@ -2,21 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lorafleet_contract.admin import ResolveRequest
+from lorafleet_contract.admin import ResolveAnswer, ResolveRequest
 from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_contract.resources import ArtifactStatus
 from lorafleet_operator import metrics
 from lorafleet_operator.act.admin_client import AdminClient
+from lorafleet_operator.clock import monotonic
 from lorafleet_operator.decide.intent import ResolveFailure, ResolveKey
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import AdminError, PodRefused
 
 logger = logging.getLogger(__name__)
 MAX_PARALLEL: Final = 8
+"""Resolutions at the same time for one base."""
+SLOW_SECONDS: Final = 2.0
+"""A pod that takes longer may download, or hang: it is looked at."""
 FIRST_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
 FINAL_RETRY_SECONDS: Final = 300.0
@@ -38,11 +42,15 @@ class _Work:
 class Resolver:
     """What sources were resolved to, as long as somebody wants it."""
 
-    def __init__(self, client: AdminClient, wake: Callable[[BaseKey, float], None]) -> None:
+    def __init__(
+        self, client: AdminClient, wake: Callable[[BaseKey, float], None], doubt: Callable[[BaseKey, str], None]
+    ) -> None:
         self._client = client
         self._wake = wake
+        self._doubt = doubt
         self._work: dict[ResolveKey, _Work] = {}
-        self._slots = asyncio.Semaphore(MAX_PARALLEL)
+        self._slots: dict[BaseKey, asyncio.Semaphore] = {}
+        self._occasions: dict[BaseKey, frozenset[Hashable]] = {}
 
     def answers(self) -> dict[ResolveKey, ArtifactStatus | ResolveFailure]:
         """Return what is known now."""
@@ -52,16 +60,39 @@ class Resolver:
         """Return how many sources of a base have been asked for and not answered even once."""
         return sum(w.base == base and w.answer is None and w.task is not None for w in self._work.values())
 
-    def want(self, base: BaseKey, keys: Sequence[ResolveKey], ips: Sequence[str], token: str) -> None:
-        """Want exactly these sources of a base, from any of these pods.
+    def want(
+        self,
+        base: BaseKey,
+        keys: Sequence[ResolveKey],
+        ips: Sequence[str],
+        token: str,
+        *,
+        alive: Collection[str] = (),
+        occasions: Collection[Hashable] = (),
+    ) -> None:
+        """Want exactly these sources of a base.
 
-        What is under way on another pod begins anew; what has failed is tried again when its time has come.
+        Args:
+            base: whose pods are asked.
+            keys: what to resolve.
+            ips: of the pods that are asked, any of them.
+            token: of their admin API.
+            alive: addresses of the pods that may still be at what they were asked for; on others it is begun anew.
+            occasions: what a resolution depends on beside its key. With a new one, what has failed is tried at once.
         """
         self._keep_only(base, keys)
-        now = asyncio.get_running_loop().time()
+        if not keys:
+            self._occasions.pop(base, None)
+            self._slots.pop(base, None)
+            return
+        is_occasion = not frozenset(occasions) <= self._occasions.get(base, frozenset())
+        self._occasions[base] = frozenset(occasions)
+        now = monotonic()
         for index, key in enumerate(keys):
             work = self._work.setdefault(key, _Work(base))
-            if work.task is not None and work.ip in ips:
+            if is_occasion:
+                work.retry_at = min(work.retry_at, now)
+            if work.task is not None and work.ip in {*ips, *alive}:
                 continue
             if work.task is not None:
                 work.task.cancel()
@@ -91,21 +122,35 @@ class Resolver:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resolve(self, key: ResolveKey, work: _Work, token: str) -> None:
-        request = ResolveRequest(source=key.source, expected_digest=key.digest)
         try:
-            async with self._slots:
-                answer = await self._client.resolve(work.ip, token, request)
+            async with self._slots.setdefault(work.base, asyncio.Semaphore(MAX_PARALLEL)):
+                request = ResolveRequest(source=key.source, expected_digest=key.digest)
+                answer = await self._ask(work, token, request)
+                work.answer = ArtifactStatus.of(key.source, answer.resolved)
         except AdminError as error:
-            failure = _failure(error)
-            work.answer = failure
-            work.retry_at = asyncio.get_running_loop().time() + _retry_seconds(failure, work.num_failures)
-            work.num_failures += 1
+            self._failed(work, _failure(error))
             logger.warning("%s/%s: %s is not resolved: %s", *work.base, _words(key), error)
-        else:
-            work.answer = ArtifactStatus.of(key.source, answer.resolved)
+        except Exception as error:
+            self._failed(work, ResolveFailure(Reason.SOURCE_UNAVAILABLE, type(error).__name__, retryable=True))
+            logger.exception("%s/%s: %s is not resolved", *work.base, _words(key))
         work.task = None
-        metrics.RESOLVES.labels(result="ok" if isinstance(work.answer, ArtifactStatus) else work.answer.reason).inc()
+        metrics.RESOLVES.labels(result=work.answer.reason if isinstance(work.answer, ResolveFailure) else "ok").inc()
         self._wake(work.base, 0)
+
+    async def _ask(self, work: _Work, token: str, request: ResolveRequest) -> ResolveAnswer:
+        call = asyncio.ensure_future(self._client.resolve(work.ip, token, request))
+        try:
+            await asyncio.wait((call,), timeout=SLOW_SECONDS)
+            if not call.done():
+                self._doubt(work.base, work.ip)
+            return await call
+        finally:
+            call.cancel()
+
+    def _failed(self, work: _Work, failure: ResolveFailure) -> None:
+        work.answer = failure
+        work.retry_at = monotonic() + _retry_seconds(failure, work.num_failures)
+        work.num_failures += 1
 
 
 def _failure(error: AdminError) -> ResolveFailure:

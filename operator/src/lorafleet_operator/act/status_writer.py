@@ -1,6 +1,7 @@
 """Writes status and finalizers by server-side apply, only where something has changed."""
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, FINALIZER, GROUP, VERSION
@@ -15,11 +16,13 @@ from lorafleet_contract.resources import (
 )
 from lorafleet_operator import metrics
 from lorafleet_operator.act import events
-from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.clock import WallClock, utc_now, whole_seconds
+from lorafleet_operator.cluster.collect import base_key_of
+from lorafleet_operator.cluster.kube import Writes
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.conditions import READY, progress_of, said, with_times
-from lorafleet_operator.decide.views import BrokenResource
-from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound
+from lorafleet_operator.decide.views import BaseKey, BrokenResource
+from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound, NotLeading
 from lorafleet_operator.paths import Json, collection
 
 logger = logging.getLogger(__name__)
@@ -32,19 +35,35 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 class StatusWriter:
     """The only part that writes to the two kinds."""
 
-    def __init__(self, api: KubeApi, store: Store, *, reporter: str) -> None:
+    def __init__(
+        self,
+        api: Writes,
+        store: Store,
+        *,
+        reporter: str,
+        wake: Callable[[BaseKey], None],
+        now: WallClock = utc_now,
+    ) -> None:
         self._api = api
         self._store = store
         self._reporter = reporter
+        self._wake = wake
+        self._now = now
 
-    async def adapter(self, resource: AdapterResource, status: AdapterStatus) -> None:
-        """Write the status of a LoraAdapter.
+    async def adapter(self, resource: AdapterResource, status: AdapterStatus, *, is_quiet: bool = False) -> bool:
+        """Write the status of a LoraAdapter, with an Event unless `is_quiet`; return whether it was still there.
 
         Raises:
             KubeError: it could not be written.
         """
         has_switched = resource.status.stable_revision != status.stable_revision
-        await self._write(Kind.ADAPTER, resource.metadata, resource.status, status, has_switched=has_switched)
+        before, after = resource.status, status
+        if not await self._write(Kind.ADAPTER, resource.metadata, after):
+            return False
+        if not is_quiet:
+            event = events.transition(before.conditions, after.conditions, has_switched=has_switched)
+            await self._post(Kind.ADAPTER, resource.metadata, event)
+        return True
 
     async def base(self, resource: BaseModelResource, status: BaseModelStatus) -> None:
         """Write the status of a BaseModelDeployment.
@@ -52,24 +71,24 @@ class StatusWriter:
         Raises:
             KubeError: it could not be written.
         """
-        await self._write(Kind.BASE, resource.metadata, resource.status, status)
+        if await self._write(Kind.BASE, resource.metadata, status):
+            event = events.transition(resource.status.conditions, status.conditions)
+            await self._post(Kind.BASE, resource.metadata, event)
 
-    async def _write(
-        self,
-        kind: Kind,
-        meta: ObjectMeta,
-        before: AdapterStatus | BaseModelStatus,
-        after: AdapterStatus | BaseModelStatus,
-        *,
-        has_switched: bool = False,
-    ) -> None:
-        content = after.model_dump(mode="json", by_alias=True, exclude_none=True)
-        if not await self._apply(kind, meta, {"status": content}, "/status", STATUS_MANAGER):
-            return
-        metrics.STATUS_WRITES.labels(kind=KINDS[kind]).inc()
-        event = events.transition(before.conditions, after.conditions, has_switched=has_switched)
+    async def tell(self, resource: BaseModelResource, event: tuple[str, str, str]) -> None:
+        """Post an Event about a BaseModelDeployment; failing is logged and harmless."""
+        await self._post(Kind.BASE, resource.metadata, event)
+
+    async def _post(self, kind: Kind, meta: ObjectMeta, event: tuple[str, str, str] | None) -> None:
         if event is not None:
             await events.post(self._api, KINDS[kind], meta, event, reporter=self._reporter)
+
+    async def _write(self, kind: Kind, meta: ObjectMeta, status: AdapterStatus | BaseModelStatus) -> bool:
+        content = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if not await self._apply(kind, meta, {"status": content}, "/status", STATUS_MANAGER):
+            return False
+        metrics.STATUS_WRITES.labels(kind=KINDS[kind]).inc()
+        return True
 
     async def broken(self, resource: BrokenResource, reason: Reason) -> None:
         """Say of a resource that cannot be read why it cannot.
@@ -82,7 +101,7 @@ class StatusWriter:
         conditions = [Condition.model_validate(condition) for condition in before.get("conditions", [])]
         ready = said(READY, False, reason, resource.problem)
         verdicts = [ready, *progress_of(ready, is_stalled=True, is_waiting=False)]
-        after = with_times(verdicts, conditions, generation=resource.meta.generation, now=events.now())
+        after = with_times(verdicts, conditions, generation=resource.meta.generation, now=whole_seconds(self._now()))
         if after == conditions:
             return
         # the rest stays: gateways go on with what answers
@@ -111,7 +130,12 @@ class StatusWriter:
         await self._apply(Kind.ADAPTER, adapter, {}, "", FINALIZER_MANAGER)
 
     async def _apply(self, kind: Kind, meta: ObjectMeta, content: Json, sub: str, manager: str) -> bool:
-        """Apply content to a resource; False when it is gone or another one by now."""
+        """Apply content to a resource; False when it is gone.
+
+        Raises:
+            KubeConflict: it is another one by now, or was changed at the same time: to be looked at again.
+            KubeError: it could not be written.
+        """
         identity = {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid}
         body = {
             "apiVersion": API_VERSION,
@@ -122,12 +146,17 @@ class StatusWriter:
         path = f"{collection(API_VERSION, kind, meta.namespace)}/{meta.name}{sub}"
         try:
             written = await self._api.apply(path, body, manager=manager)
-        except (KubeNotFound, KubeConflict) as error:
-            logger.debug("%s %s/%s is another one by now: %s", KINDS[kind], meta.namespace, meta.name, error)
+        except KubeNotFound as error:
+            logger.debug("%s %s/%s is gone: %s", KINDS[kind], meta.namespace, meta.name, error)
             return False
+        except (KubeConflict, NotLeading) as error:
+            logger.info("%s %s/%s is not written now: %s", KINDS[kind], meta.namespace, meta.name, error)
+            raise
         except KubeError as error:
             logger.error("%s %s/%s cannot be written: %s", KINDS[kind], meta.namespace, meta.name, error)
             raise
-        if written.get("metadata", {}).get("uid") == meta.uid:
-            self._store.put(kind, written)
+        if written.get("metadata", {}).get("uid") == meta.uid and self._store.put_answer(kind, written):
+            key = base_key_of(kind, written)
+            if key is not None:
+                self._wake(key)
         return True

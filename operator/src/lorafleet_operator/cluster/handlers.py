@@ -16,7 +16,7 @@ from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import WatchEnded
-from lorafleet_operator.paths import Json
+from lorafleet_operator.paths import Json, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class EventSink:
     def take(self, kind: Kind, event_type: str | None, body: Json) -> None:
         """Take in one event; `event_type` is None for objects of the initial list."""
         if event_type == "DELETED":
-            self._store.remove(kind, body["metadata"]["uid"])
+            self._store.remove(kind, body["metadata"]["uid"], version_of(body))
             is_news = True
         else:
             is_news = self._store.put(kind, body)

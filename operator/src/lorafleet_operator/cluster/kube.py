@@ -5,7 +5,8 @@ The typed API classes of the client are left alone: their first use stalls the e
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,14 +14,25 @@ import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from lorafleet_operator.errors import KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeUnavailable
-from lorafleet_operator.paths import Json
+from lorafleet_operator.errors import KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeUnavailable, NotLeading
+from lorafleet_operator.paths import Json, version_of
 
 APPLY: Final = "application/apply-patch+yaml"
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
+WRITE_TIMEOUT_SECONDS: Final = 10.0
+"""A write that is sent in the last moment of a leadership ends before another operator may lead."""
 PAGE: Final = 500
 """Objects in one answer of a list."""
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A complete list."""
+
+    items: list[Json]
+    version: int
+    """Of the whole list: what is not in it and has an older version is gone."""
 
 
 async def connect() -> "KubeApi":
@@ -98,30 +110,36 @@ class KubeApi:
         """
         return (await self.request("GET", path))[1]
 
-    async def list(self, path: str, *, labels: str | None = None) -> list[Json]:
+    async def list(self, path: str, *, labels: str | None = None) -> Listed:
         """Return all objects of a collection, page by page.
 
         Raises:
             KubeError: a page could not be had; there is no partial answer.
         """
         items: list[Json] = []
+        version = 0
         query = {"limit": str(PAGE), **({"labelSelector": labels} if labels else {})}
         while True:
             _, page = await self.request("GET", path, query=query)
             items.extend(page.get("items") or [])
-            token = page.get("metadata", {}).get("continue")
+            metadata = page.get("metadata", {})
+            version = version or version_of(page)  # of the first page: what was changed since is not in the others
+            token = metadata.get("continue")
             if not token:
-                return items
+                return Listed(items, version)
             query["continue"] = token
 
-    async def create(self, path: str, body: Json, *, dry_run: bool = False) -> Json:
+    async def create(
+        self, path: str, body: Json, *, dry_run: bool = False, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
+    ) -> Json:
         """Create an object.
 
         Raises:
             KubeConflict: it exists.
             KubeError: it could not be made.
         """
-        return (await self.request("POST", path, query={"dryRun": "All"} if dry_run else None, body=body))[1]
+        query = {"dryRun": "All"} if dry_run else None
+        return (await self.request("POST", path, query=query, body=body, timeout_seconds=timeout_seconds))[1]
 
     async def replace(self, path: str, body: Json) -> Json:
         """Replace an object; its resourceVersion is compared.
@@ -132,7 +150,15 @@ class KubeApi:
         """
         return (await self.request("PUT", path, body=body))[1]
 
-    async def apply(self, path: str, body: Json, *, manager: str, dry_run: bool = False) -> Json:
+    async def apply(
+        self,
+        path: str,
+        body: Json,
+        *,
+        manager: str,
+        dry_run: bool = False,
+        timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+    ) -> Json:
         """Apply what `manager` wants of an object, by force, and return the whole object.
 
         With `metadata.uid` in the body a deleted object is not made again.
@@ -145,7 +171,42 @@ class KubeApi:
         query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
         if dry_run:
             query["dryRun"] = "All"
-        return (await self.request("PATCH", path, query=query, body=body, content_type=APPLY))[1]
+        _, applied = await self.request(
+            "PATCH", path, query=query, body=body, content_type=APPLY, timeout_seconds=timeout_seconds
+        )
+        return applied
+
+
+class Writes:
+    """The two verbs with which passes change the cluster, for as long as this process leads."""
+
+    def __init__(self, api: KubeApi, is_held: Callable[[], bool]) -> None:
+        self._api = api
+        self._is_held = is_held
+
+    async def create(self, path: str, body: Json, *, dry_run: bool = False) -> Json:
+        """As KubeApi.create.
+
+        Raises:
+            NotLeading: nothing was sent.
+        """
+        self._check()
+        return await self._api.create(path, body, dry_run=dry_run, timeout_seconds=WRITE_TIMEOUT_SECONDS)
+
+    async def apply(self, path: str, body: Json, *, manager: str, dry_run: bool = False) -> Json:
+        """As KubeApi.apply.
+
+        Raises:
+            NotLeading: nothing was sent.
+        """
+        self._check()
+        return await self._api.apply(
+            path, body, manager=manager, dry_run=dry_run, timeout_seconds=WRITE_TIMEOUT_SECONDS
+        )
+
+    def _check(self) -> None:
+        if not self._is_held():
+            raise NotLeading(0, "NotLeading", "the Lease was not renewed in time")
 
 
 def _error(status: int, raw: bytes, *, is_apply: bool) -> KubeError:

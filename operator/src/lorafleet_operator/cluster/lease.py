@@ -7,11 +7,11 @@ and pods refuse writes with a lower one.
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 from datetime import UTC, datetime
 from typing import Final
 
+from lorafleet_operator.clock import monotonic
 from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound, LeaseLost
 from lorafleet_operator.paths import Json, collection
@@ -53,20 +53,21 @@ class Lease:
     @property
     def is_held(self) -> bool:
         """Whether this process leads, as far as it knows."""
-        return self._held is not None and time.monotonic() - self._renewed < RENEW_DEADLINE_SECONDS
+        return self._held is not None and monotonic() - self._renewed < RENEW_DEADLINE_SECONDS
 
     async def acquire(self) -> None:
         """Wait until this process leads."""
         seen: tuple[str, ...] = ()
-        seen_at = time.monotonic()
+        seen_at = monotonic()
         while True:
             try:
                 found = await self._read()
                 mark = _mark(found)
-                if mark != seen:
-                    seen, seen_at = mark, time.monotonic()
+                if mark[:1] != seen[:1]:
                     logger.info("the Lease is held by %s", mark[0] or "nobody")
-                if found is None or self._is_free(mark[0]) or time.monotonic() - seen_at > DURATION_SECONDS:
+                if mark != seen:
+                    seen, seen_at = mark, monotonic()
+                if found is None or self._is_free(mark[0]) or monotonic() - seen_at > DURATION_SECONDS:
                     await self._take(found)
                     logger.info("leading as %s with fence %d", self.identity, self.fence)
                     return
@@ -96,21 +97,17 @@ class Lease:
                     await self._reread()
                 except KubeError as error:
                     logger.warning("the Lease cannot be renewed: %s", error)
-                if time.monotonic() - self._renewed > RENEW_DEADLINE_SECONDS:
+                if monotonic() - self._renewed > RENEW_DEADLINE_SECONDS:
                     raise LeaseLost(f"not renewed for {RENEW_DEADLINE_SECONDS:.0f} s")
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def raise_fence(self, above: int) -> None:
-        """Make the fence greater than `above`: a pod has seen a Lease that was deleted since.
+    async def renew(self) -> None:
+        """Make certain that this process leads, now.
 
         Raises:
             KubeError: it could not be written; somebody else may lead.
         """
-        async with self._lock:
-            missing = above + 1 - self.fence
-        if missing > 0:
-            await self._write({"leaseTransitions": above + 1})
-            logger.warning("a pod knows a later fence; it is %d from now on", self.fence)
+        await self._write({})
 
     async def release(self) -> None:
         """Give the Lease back at once; followers need not wait."""
@@ -139,7 +136,7 @@ class Lease:
         self._held = found
 
     async def _take(self, found: Json | None) -> None:
-        began = time.monotonic()
+        began = monotonic()
         now = _now()
         spec = {
             "holderIdentity": self.identity,
@@ -159,7 +156,7 @@ class Lease:
     async def _write(self, changes: Json) -> None:
         async with self._lock:
             assert self._held is not None
-            began = time.monotonic()
+            began = monotonic()
             body = {**self._held, "spec": {**self._held["spec"], "renewTime": _now(), **changes}}
             _, self._held = await self._api.request("PUT", self._path, body=body, timeout_seconds=REQUEST_SECONDS)
             self._renewed = began

@@ -5,9 +5,11 @@ from enum import StrEnum
 from typing import Final
 
 from lorafleet_contract.names import ADAPTER_PLURAL, BASE_MODEL_PLURAL
-from lorafleet_operator.paths import Json
+from lorafleet_operator.cluster.kube import Listed
+from lorafleet_operator.paths import Json, version_of
 
 MAX_TOMBSTONES: Final = 10_000
+_OF_EACH_WRITE: Final = frozenset({"resourceVersion", "managedFields"})
 
 
 class Kind(StrEnum):
@@ -26,7 +28,8 @@ class Store:
 
     def __init__(self) -> None:
         self._objects: dict[Kind, dict[str, Json]] = {kind: {} for kind in Kind}
-        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._tombstones: OrderedDict[str, int] = OrderedDict()
+        """Uid -> version of its end."""
         self.num_lists: dict[Kind, int] = dict.fromkeys(Kind, 0)
         """Complete lists that were taken in."""
 
@@ -36,34 +39,52 @@ class Store:
 
     def put(self, kind: Kind, body: Json) -> bool:
         """Take in a version of an object, which belongs to the store from now on; return whether it is news."""
-        uid = body["metadata"]["uid"]
+        uid, version = body["metadata"]["uid"], version_of(body)
         known = self._objects[kind].get(uid)
-        if uid in self._tombstones or (known is not None and version_of(known) >= version_of(body)):
+        if version <= self._tombstones.get(uid, -1) or (known is not None and version_of(known) >= version):
             return False
+        self._tombstones.pop(uid, None)
         body["metadata"].pop("managedFields", None)  # half of the bytes, of no use here
         self._objects[kind][uid] = body
         return True
 
-    def remove(self, kind: Kind, uid: str) -> bool:
-        """Take in that an object is gone; return whether it was known."""
-        self._tombstones[uid] = None
+    def put_answer(self, kind: Kind, body: Json) -> bool:
+        """Take in the answer to a write of our own; return whether it shows what somebody else has changed.
+
+        Its event will be no news, so this is the only time to notice.
+        """
+        known = self._objects[kind].get(body["metadata"]["uid"])
+        return self.put(kind, body) and known is not None and _others(known) != _others(body)
+
+    def remove(self, kind: Kind, uid: str, version: int) -> bool:
+        """Take in that an object is gone, or no longer of those that are watched; return whether it was known.
+
+        Args:
+            kind: what it was.
+            uid: which one.
+            version: of its end; whatever is newer has come back since.
+        """
+        known = self._objects[kind].get(uid)
+        if known is not None and version_of(known) > version > 0:
+            return False
+        self._tombstones[uid] = max(version, version_of(known) if known is not None else 0)
         self._tombstones.move_to_end(uid)
         while len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
         return self._objects[kind].pop(uid, None) is not None
 
-    def replace(self, kind: Kind, bodies: list[Json], *, known_before: frozenset[str]) -> None:
+    def replace(self, kind: Kind, listed: Listed, *, known_before: frozenset[str]) -> None:
         """Take in a complete list.
 
         Args:
             kind: what was listed.
-            bodies: all objects there are.
+            listed: all objects there are.
             known_before: uids that were known when the list was asked for; only those can have gone since.
         """
-        listed = {body["metadata"]["uid"] for body in bodies}
-        for uid in known_before - listed:
-            self.remove(kind, uid)
-        for body in bodies:
+        there = {body["metadata"]["uid"] for body in listed.items}
+        for uid in known_before - there:
+            self.remove(kind, uid, listed.version)
+        for body in listed.items:
             self.put(kind, body)
         self.num_lists[kind] += 1
 
@@ -72,7 +93,7 @@ class Store:
         return frozenset(self._objects[kind])
 
 
-def version_of(body: Json) -> int:
-    """Return the resourceVersion as the number that it is; 0 when it is none."""
-    text = body["metadata"].get("resourceVersion", "")
-    return int(text) if text.isdigit() else 0
+def _others(body: Json) -> Json:
+    """Return what of an object is not status, and does not change with every write."""
+    metadata = {name: value for name, value in body["metadata"].items() if name not in _OF_EACH_WRITE}
+    return {**{name: value for name, value in body.items() if name != "status"}, "metadata": metadata}

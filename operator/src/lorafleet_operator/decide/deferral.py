@@ -24,6 +24,10 @@ class Deferrals:
     def __init__(self) -> None:
         self._since: dict[BaseKey, dict[str, float]] = {}
 
+    def forget(self, base: BaseKey) -> None:
+        """A base is gone."""
+        self._since.pop(base, None)
+
     def due(self, base: BaseKey, changes: Iterable[Change], *, now: float) -> list[Change]:
         """Return the statuses of a base that are written now; `now` is on any clock that does not jump."""
         known = self._since.pop(base, {})

@@ -4,8 +4,8 @@ Missing data never removes: only an entry that is seen on a pod, of a name whose
 or of a name that no adapter has after everything was listed twice, is removed.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -17,7 +17,7 @@ from lorafleet_operator.decide.rollout import may_leave
 from lorafleet_operator.decide.views import ObservedPod
 
 RETRYABLE_ON_NEWER_POD: Final = frozenset({*RETRYABLE, Reason.SOURCE_NOT_ALLOWED})
-"""Failures that a pod is asked to try again: a source may be one that only newer pods declare."""
+"""Failures that may be mended without a change of the adapter: a source may be one that only newer pods declare."""
 ORPHAN_DRAIN_SECONDS: Final = 60.0
 
 
@@ -47,7 +47,7 @@ def change_of(
     fence: int,
     now: datetime,
     are_orphans_known: bool,
-    retry_failed: bool,
+    retried: Collection[str] = (),
 ) -> PodChange | None:
     """Return what a pod has to be told, or None.
 
@@ -58,7 +58,7 @@ def change_of(
         fence: of this leadership; a pod that has seen none or a lower one is told everything, to take it over.
         now: time of the snapshot.
         are_orphans_known: whether a name without an adapter may be removed.
-        retry_failed: whether retryable failures are tried again now.
+        retried: names whose failures somebody asks to be tried again now; else pods do so in their own time.
     """
     assert pod.state is not None
     entries = tuple(wanted)
@@ -66,19 +66,26 @@ def change_of(
     if pod.state.fence < fence:
         why = "its first catalogue" if pod.state.fence == 0 else "a new leader"
         return PodChange(pod, entries, removals, why)
-    changed = tuple(entry for entry in entries if _differs(pod, entry, retry_failed=retry_failed))
+    changed = tuple(entry for entry in entries if _differs(pod, entry, is_retried=entry.name in retried))
     if not changed and not removals:
         return None
     return PodChange(pod, changed, removals, _why(changed, removals))
 
 
-def _differs(pod: ObservedPod, entry: CatalogueEntry, *, retry_failed: bool) -> bool:
+def without(change: PodChange, names: Collection[str]) -> PodChange:
+    """Return the change without the entries of some names."""
+    if not names:
+        return change
+    return replace(change, entries=tuple(entry for entry in change.entries if entry.name not in names))
+
+
+def _differs(pod: ObservedPod, entry: CatalogueEntry, *, is_retried: bool) -> bool:
     seen = pod.own(entry.name, revision_of(entry.digest))
     if seen is None:
         return True
     if seen.state is AdapterState.DRAINING:
         return False  # told again when it is gone
-    if seen.state is AdapterState.FAILED and retry_failed and seen.reason in RETRYABLE_ON_NEWER_POD:
+    if seen.state is AdapterState.FAILED and is_retried and seen.reason in RETRYABLE_ON_NEWER_POD:
         return True
     return (seen.digest, seen.residency, seen.pinned, seen.stable) != (
         entry.digest,

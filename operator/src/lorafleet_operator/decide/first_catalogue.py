@@ -17,6 +17,10 @@ class FirstCatalogues:
     def __init__(self) -> None:
         self._since: dict[BaseKey, dict[tuple[str, str], float]] = {}
 
+    def forget(self, base: BaseKey) -> None:
+        """A base is gone."""
+        self._since.pop(base, None)
+
     def due(self, base: BaseKey, changes: Iterable[PodChange], *, is_resolving: bool, now: float) -> list[PodChange]:
         """Return the changes that pods are told now; `now` is on any clock that does not jump."""
         known = self._since.pop(base, {})

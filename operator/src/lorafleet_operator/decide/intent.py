@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from lorafleet_contract.admin import AdapterState
+from lorafleet_contract.names import ANNOTATION_RETRY
 from lorafleet_contract.resources import AdapterResource, ArtifactStatus
 from lorafleet_contract.sources import SourceRef
 from lorafleet_operator.decide.accept import Refusal, refusal_of
@@ -17,6 +19,8 @@ class ResolveKey:
     adapter_uid: str
     source: SourceRef
     digest: str | None
+    retry: str = ""
+    """Value of the adapter's annotation that asks for another try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Intent:
     failure: ResolveFailure | None
     """Why the desired one is not resolved."""
     owns_name: bool
+    published_at: datetime | None = None
+    """Since when the API server is known to name the published revision; later than the time that status tells."""
 
     @property
     def name(self) -> str:
@@ -85,7 +91,8 @@ class Intent:
 
 def resolve_key(adapter: AdapterResource) -> ResolveKey:
     """Return what a resolution of the adapter as it stands answers."""
-    return ResolveKey(adapter.metadata.uid, adapter.spec.source, adapter.spec.digest)
+    retry = adapter.metadata.annotations.get(ANNOTATION_RETRY, "")
+    return ResolveKey(adapter.metadata.uid, adapter.spec.source, adapter.spec.digest, retry)
 
 
 def intents_of(snapshot: Snapshot, pods: Iterable[ObservedPod], resolutions: Resolutions) -> tuple[Intent, ...]:
@@ -110,6 +117,7 @@ def _intent(
         stable=_artifact_of(adapter, published, desired),
         failure=answer if desired is None and isinstance(answer, ResolveFailure) else None,
         owns_name=owns_name,
+        published_at=snapshot.published_at.get(adapter.metadata.uid),
     )
 
 

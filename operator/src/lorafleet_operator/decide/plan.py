@@ -1,6 +1,6 @@
 """One pass decided: from the snapshot and what pods said to what each pod is told. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -41,7 +41,7 @@ def plan_of(snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolu
 
 
 def changes_of(
-    plan: Plan, snapshot: Snapshot, pods: Sequence[ObservedPod], *, fence: int, retry_failed: bool
+    plan: Plan, snapshot: Snapshot, pods: Sequence[ObservedPod], *, fence: int, retried: Collection[str] = ()
 ) -> list[PodChange]:
     """Return what each pod has to be told; pods that know everything are left out."""
     lineups = revisions_by_name(plan.lineups)
@@ -54,7 +54,7 @@ def changes_of(
             now=snapshot.now,
             # a resource that cannot be read may be the one that a name belongs to
             are_orphans_known=snapshot.are_orphans_known and not snapshot.broken,
-            retry_failed=retry_failed,
+            retried=retried,
         )
         for pod in pods
         if pod.is_writable

@@ -14,7 +14,7 @@ from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.views import ObservedPod
 
 SWITCH_GRACE: Final = timedelta(seconds=6)
-"""How long the old revision stays after the status has named the new one: gateways send the old one until they know."""
+"""How long the old revision stays after the status was seen to name the new one: gateways send the old one until they know."""
 MAX_HISTORY: Final = 5
 
 
@@ -23,9 +23,22 @@ def target_of(intent: Intent, pods: Sequence[ObservedPod]) -> str | None:
     desired = intent.artifacts[0] if intent.artifacts else None
     if desired is None or desired.revision == intent.published or intent.adapter.spec.suspend:
         return intent.published
-    if intent.published is None or _may_switch(intent.name, desired.revision, pods):
+    if intent.published is None:
         return desired.revision
-    return intent.published
+    may = _may_go_on if _has_begun(intent.name, desired.revision, pods) else _may_switch
+    return desired.revision if may(intent.name, desired.revision, pods) else intent.published
+
+
+def _has_begun(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
+    """Whether some pod answers the bare name with the revision already."""
+    return any((entry := pod.own(name, revision)) is not None and entry.stable for pod in pods)
+
+
+def _may_go_on(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
+    """Whether a switch that has begun goes on: only what a pod says turns it back, never that one says nothing."""
+    told = [pod for pod in pods if pod.is_serving and pod.has_been_told]
+    entries = [pod.own(name, revision) for pod in told]
+    return all(entry is not None and entry.state is not AdapterState.FAILED for entry in entries)
 
 
 def published_after(intent: Intent, target: str | None, pods: Sequence[ObservedPod]) -> str | None:
@@ -82,5 +95,5 @@ def leaves_at(intent: Intent, revision: str, now: datetime) -> datetime:
     """Return when a revision that is no longer wanted may be removed."""
     history = intent.adapter.status.history
     if len(history) > 1 and history[1].revision == revision:
-        return history[0].since + SWITCH_GRACE
+        return max(history[0].since, intent.published_at or history[0].since) + SWITCH_GRACE
     return now

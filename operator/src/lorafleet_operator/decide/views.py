@@ -125,3 +125,5 @@ class Snapshot:
     are_orphans_known: bool
     """Whether a name that no adapter has may be removed from pods: everything was listed more than once."""
     now: datetime
+    published_at: Mapping[str, datetime] = field(default_factory=dict)
+    """Adapter uid -> since when this operator has seen the API server name its stable revision."""

@@ -1,7 +1,6 @@
 """/healthz, /readyz and /metrics of the operator, also while it waits to lead."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +9,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lorafleet_operator import metrics
+from lorafleet_operator.clock import monotonic
 from lorafleet_operator.errors import ConfigError
 from lorafleet_operator.process.resync import Resync
 
@@ -27,7 +27,7 @@ class Health:
         """Return why the process should be started again, or None."""
         if self.resync is None:
             return None
-        age = time.monotonic() - self.resync.last
+        age = monotonic() - self.resync.last
         return f"nothing was listed for {age:.0f} s" if age > MAX_RESYNC_AGE_SECONDS else None
 
     @property

@@ -7,25 +7,26 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from lorafleet_contract.names import ADMIN_PORT
 from lorafleet_operator import metrics
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
+from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.pod_watch import PodWatches
-from lorafleet_operator.act.queue import WorkQueue
-from lorafleet_operator.act.reconcile import Reconciler
+from lorafleet_operator.act.reconcile import Reconciler, Tools
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
+from lorafleet_operator.clock import WallClock, utc_now
 from lorafleet_operator.cluster.handlers import EventSink, watch
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.kube import KubeApi, connect
+from lorafleet_operator.cluster.kube import KubeApi, Writes, connect
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import KubeError, KubeNotFound, WatchEnded
 from lorafleet_operator.process.health import Health, serve_health
+from lorafleet_operator.process.queue import WorkQueue
 from lorafleet_operator.process.resync import Resync
 from lorafleet_operator.process.workers import work
 
@@ -90,18 +91,32 @@ async def _wait_and_lead(
 
 
 async def lead(
-    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, watching: Watching, *, port: int = ADMIN_PORT
+    config: OperatorConfig,
+    api: KubeApi,
+    lease: Lease,
+    health: Health,
+    watching: Watching,
+    *,
+    client: Callable[[], AdminClient] = AdminClient,
+    now: WallClock = utc_now,
 ) -> None:
     """Make the cluster what its resources say as long as the Lease is held; `watching` tells what happens between lists.
 
     Raises:
         OperatorError: something essential ended.
     """
-    await _all_or_none(lease.hold(), _converge(config, api, lease, health, watching, port=port))
+    await _all_or_none(lease.hold(), _converge(config, api, lease, health, watching, client=client(), now=now))
 
 
 async def _converge(
-    config: OperatorConfig, api: KubeApi, lease: Lease, health: Health, watching: Watching, *, port: int
+    config: OperatorConfig,
+    api: KubeApi,
+    lease: Lease,
+    health: Health,
+    watching: Watching,
+    *,
+    client: AdminClient,
+    now: WallClock,
 ) -> None:
     store, queue = Store(), WorkQueue[BaseKey]()
 
@@ -109,21 +124,25 @@ async def _converge(
         queue.add_after(key, delay_seconds)
 
     key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
-    client = AdminClient(port=port)
-    resolver, watches = Resolver(client, wake), PodWatches(client, wake)
-    applier = Applier(api, engine_image=config.engine_image, key=key)
-    reconciler = Reconciler(
+    watches = PodWatches(client, wake)
+    resolver = Resolver(client, wake, watches.doubt_address)
+    executor = Executor(client, watches, wake)
+    writes = Writes(api, lambda: lease.is_held)
+    applier = Applier(writes, engine_image=config.engine_image, key=key)
+    tools = Tools(
         key=key,
         lease=lease,
         store=store,
-        queue=queue,
         applier=applier,
-        executor=Executor(client),
-        resolver=resolver,
         watches=watches,
-        writer=StatusWriter(api, store, reporter=lease.identity),
+        executor=executor,
+        resolver=resolver,
+        fences=Fences(lease),
+        writer=StatusWriter(writes, store, reporter=lease.identity, wake=wake, now=now),
+        now=now,
     )
-    resync = Resync(api, config, store=store, applier=applier, reconciler=reconciler, wake=wake)
+    reconciler = Reconciler(tools)
+    resync = Resync(api, config, store=store, applier=applier, wake=wake)
     health.resync = resync
     try:
         try:
@@ -137,6 +156,7 @@ async def _converge(
         health.resync = None
         queue.close()
         await resolver.close()
+        await executor.close()
         await watches.close()
         await client.close()
 

@@ -1,0 +1,253 @@
+"""The real operator where something goes wrong: answers before events, silent pods, refused writes, lying pods."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+from support.fake_kube import Refused
+from support.simulated_fleet import CONFIG, NAMESPACE, Fleet, simulated_fleet, until
+
+from lorafleet_contract.admin import AdminError
+from lorafleet_contract.names import ANNOTATION_RETRY
+from lorafleet_contract.reasons import Reason
+from lorafleet_operator.cluster.store import Kind
+
+
+@pytest_asyncio.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with simulated_fleet() as it:
+        yield it
+
+
+async def serving(fleet: Fleet, *names: str, pods: int = 2) -> None:
+    """A base with pods and adapters, all Ready."""
+    fleet.base(replicas=pods)
+    for name in names:
+        fleet.adapter(name)
+    await fleet.operate()
+    for _ in range(pods):
+        await fleet.pod()
+    await until("all ready", lambda: fleet.is_ready(*names) and fleet.base_condition()[0] == "True")
+
+
+def once(matches: Callable[[str, str], bool], act: Callable[[], None]) -> Callable[[str, str], None]:
+    """Do something before the first request that matches."""
+    left = [act]
+
+    def before(verb: str, path: str) -> None:
+        if left and matches(verb, path):
+            left.pop()()
+
+    return before
+
+
+def annotate(fleet: Fleet, kind: Kind, name: str, value: str) -> None:
+    body = fleet.kube.get(kind, NAMESPACE, name)
+    fleet.kube.put(kind, {**body, "metadata": {**body["metadata"], "annotations": {ANNOTATION_RETRY: value}}})
+
+
+@pytest.mark.parametrize("event_seconds", [0.0, 0.05])
+async def test_deletion_just_before_a_status_write_is_noticed(fleet: Fleet, event_seconds: float) -> None:
+    """It comes back in the answer to that write, and its own event is no news any more."""
+    await serving(fleet, "german")
+    fleet.event_seconds = event_seconds
+    fleet.kube.before = once(
+        lambda verb, path: verb == "PATCH" and path.endswith("/french/status"), lambda: fleet.delete("french")
+    )
+    fleet.adapter("french")
+    await until("gone", lambda: fleet.is_gone("french"), seconds=5)
+
+
+async def test_change_just_before_a_status_write_is_noticed(fleet: Fleet) -> None:
+    await serving(fleet, "german")
+    fleet.event_seconds = 0.05
+    fleet.kube.before = once(
+        lambda verb, path: verb == "PATCH" and path.endswith("/french/status"),
+        lambda: fleet.adapter("french", placement={"mode": "All"}),
+    )
+    fleet.adapter("french")
+    await until("everywhere", lambda: all("french" in pod.residents() for pod in fleet.pods.values()), seconds=5)
+
+
+async def test_pod_that_hangs_for_a_moment_costs_no_more_than_that(fleet: Fleet) -> None:
+    await serving(fleet, "german", pods=1)
+    pod = fleet.pods["base-0"]
+    pod.hang()
+    asyncio.get_running_loop().call_later(4, pod.wake)
+    fleet.adapter("french")
+    await until("ready", lambda: fleet.is_ready("french"), seconds=6)
+
+
+async def test_pod_that_hangs_holds_up_its_base_for_a_second(fleet: Fleet) -> None:
+    """The others are told, statuses are written, and another base does not notice."""
+    await serving(fleet, "french", "german")
+    fleet.base("other", replicas=1)
+    await fleet.pod("other")
+    fleet.pods["base-0"].hang()
+    fleet.adapter("german", placement={"mode": "All"})
+    fleet.adapter("french", placement={"mode": "All"})
+    fleet.adapter("dutch", base={"name": "other"})
+    other = fleet.pods["base-1"]
+    await until("told", lambda: other.residents() == {"french", "german"}, seconds=2)
+    await until("other base", lambda: fleet.is_ready("dutch"), seconds=2)
+    await until("said", lambda: fleet.condition("german", "Resident")[0] != "", seconds=2)
+    fleet.pods["base-0"].wake()
+    await until("told too", lambda: fleet.pods["base-0"].residents() == {"french", "german"})
+
+
+async def test_resolve_goes_on_while_its_pod_says_nothing(fleet: Fleet) -> None:
+    await serving(fleet, "german", pods=2)
+    for pod in fleet.pods.values():
+        pod.resolve_seconds = 3.0
+        pod.num_resolved = 0
+    fleet.adapter("french")
+    await until("asked", lambda: sum(pod.num_resolved for pod in fleet.pods.values()) == 1)
+    asked = next(pod for pod in fleet.pods.values() if pod.num_resolved)
+    asked.mute()
+    await asyncio.sleep(2.4)
+    asked.speak()
+    await until("ready", lambda: fleet.is_ready("french"))
+    assert sum(pod.num_resolved for pod in fleet.pods.values()) == 1
+
+
+async def test_object_that_cannot_be_applied_stops_no_adapter(fleet: Fleet) -> None:
+    def refuse(verb: str, path: str) -> None:
+        if verb == "PATCH" and "poddisruptionbudgets" in path:
+            raise Refused(429, "TooManyRequests")
+
+    await serving(fleet, "french")
+    fleet.kube.before = refuse
+    fleet.base(replicas=2, drain={"timeoutSeconds": 9})
+    fleet.adapter("german")
+    await until("ready", lambda: fleet.is_ready("german"), seconds=5)
+    fleet.kube.before = None
+    fleet.roll_out("base")
+    await until("applied", lambda: fleet.base_condition()[0] == "True")
+
+
+async def test_conflict_on_a_live_object_is_tried_again(fleet: Fleet) -> None:
+    def conflict() -> None:
+        raise Refused(409, "Conflict")
+
+    await serving(fleet, "german")
+    for number, sub in enumerate(("", "/status", "/status")):
+        path_of = f"/loraadapters/a{number}{sub}"
+        fleet.kube.before = once(lambda verb, path, path_of=path_of: path.endswith(path_of), conflict)
+        fleet.adapter(f"a{number}")
+        await until("ready", lambda number=number: fleet.is_ready(f"a{number}"), seconds=5)
+
+
+async def test_half_a_resync_wakes_what_it_took_in(fleet: Fleet) -> None:
+    def refuse(verb: str, path: str) -> None:
+        if verb == "GET" and path.endswith("/pods"):
+            raise Refused(503, "ServiceUnavailable")
+
+    fleet.base(replicas=1)
+    await fleet.operate(replace(CONFIG, resync_seconds=0.5))
+    await fleet.pod()
+    await until("base", lambda: fleet.base_condition()[0] == "True")
+    fleet.kube.before = refuse
+    with fleet.deaf():
+        fleet.adapter("french")
+        await until("ready", lambda: fleet.is_ready("french"), seconds=5)
+
+
+async def test_lying_pod_moves_no_other_base_and_no_lease(fleet: Fleet) -> None:
+    await serving(fleet, "french")
+    fleet.base("other", replicas=1)
+    await fleet.pod("other")
+    for fence in (500_000, 2_000_000_000, 2**40):
+        fleet.pods["base-0"].fence = fence
+        fleet.pods["base-0"]._bump()
+        fleet.adapter(f"a{fence}", base={"name": "other"})
+        fleet.adapter(f"b{fence}")
+        await until("others go on", lambda fence=fence: fleet.is_ready(f"a{fence}", f"b{fence}"))
+    assert fleet.pods["other-2"].fence == 1
+    assert fleet.kube.get("leases", "system", CONFIG.lease)["spec"]["leaseTransitions"] == 1
+
+
+async def test_same_fence_of_another_leader_is_risen_above(fleet: Fleet) -> None:
+    """As after a Lease that was deleted: numbers begin again, and pods have seen them before."""
+    await serving(fleet, "french")
+    for pod in fleet.pods.values():
+        pod.catalogue_generation = 5000
+        pod._bump()
+    fleet.adapter("german")
+    await until("ready", lambda: fleet.is_ready("german"), seconds=5)
+
+
+async def test_leader_that_has_not_renewed_writes_nothing(fleet: Fleet) -> None:
+    await serving(fleet, "french")
+    assert fleet.lease is not None
+    told = {name: len(pod.writes) for name, pod in fleet.pods.items()}
+
+    def refuse(verb: str, path: str) -> None:
+        if "leases" in path:
+            raise Refused(503, "ServiceUnavailable")
+
+    fleet.kube.before = refuse
+    fleet.lease._renewed -= 100
+    written = len(fleet.kube.writes)
+    fleet.base(replicas=2, drain={"timeoutSeconds": 9})
+    fleet.adapter("french", "french-v2")
+    fleet.adapter("german")
+    await asyncio.sleep(0.5)
+    assert fleet.kube.writes[written:] == []
+    assert told == {name: len(pod.writes) for name, pod in fleet.pods.items()}
+
+
+async def test_mended_source_is_tried_at_once_when_somebody_asks(fleet: Fleet) -> None:
+    await serving(fleet, "french")
+    for name in ("late", "later", "latest"):
+        fleet.library.failures[name] = AdminError(reason=Reason.ARTIFACT_NOT_FOUND, message="not there")
+        fleet.adapter(name)
+        await until(name, lambda name=name: fleet.condition(name) == ("False", "ArtifactNotFound"))
+    fleet.library.failures.clear()
+    await asyncio.sleep(0.2)
+    assert not fleet.is_ready("late")
+    annotate(fleet, Kind.ADAPTER, "late", "1")
+    await until("late", lambda: fleet.is_ready("late"), seconds=3)
+    assert not fleet.is_ready("later")
+    annotate(fleet, Kind.BASE, "base", "now")
+    await until("the others", lambda: fleet.is_ready("later", "latest"), seconds=3)
+
+
+async def test_mended_base_is_an_occasion_to_try_again(fleet: Fleet) -> None:
+    await serving(fleet, "french")
+    fleet.library.failures["late"] = AdminError(reason=Reason.UNAUTHORIZED, message="no key")
+    fleet.adapter("late")
+    await until("late", lambda: fleet.condition("late") == ("False", "Unauthorized"))
+    fleet.library.failures.clear()
+    fleet.base(replicas=2, drain={"timeoutSeconds": 9})
+    await until("ready", lambda: fleet.is_ready("late"), seconds=3)
+
+
+async def test_failed_load_is_told_again_when_somebody_asks(fleet: Fleet) -> None:
+    await serving(fleet, "french", pods=1)
+    pod = fleet.pods["base-0"]
+    fleet.library.load_failures["german"] = Reason.SOURCE_NOT_ALLOWED
+    fleet.adapter("german")
+    await until("failed", lambda: fleet.condition("german") == ("False", "SourceNotAllowed"))
+    fleet.library.load_failures.clear()
+    told = len(pod.writes)
+    annotate(fleet, Kind.ADAPTER, "german", "1")
+    await until("ready", lambda: fleet.is_ready("german"), seconds=3)
+    assert len(pod.writes) == told + 1
+
+
+async def test_outage_of_a_base_is_one_event_and_so_is_its_end(fleet: Fleet) -> None:
+    names = [f"a{number}" for number in range(5)]
+    await serving(fleet, *names)
+    await until("an Event for each", lambda: fleet.event_reasons() == ["Ready"] * 6)
+    for name in list(fleet.pods):
+        await fleet.kill(name)
+    await until("all are lost", lambda: all(fleet.condition(name) == ("False", "NoReadyPods") for name in names))
+    await until("said once", lambda: fleet.event_reasons().count("NoReadyPods") == 1)
+    await fleet.pod()
+    await until("back", lambda: fleet.is_ready(*names))
+    await until("said once too", lambda: fleet.event_reasons().count("Ready") >= 7)
+    await asyncio.sleep(0.3)
+    assert fleet.event_reasons().count("NoReadyPods") == 1
+    assert fleet.event_reasons().count("Ready") <= 8, "the base, and all of its adapters together"

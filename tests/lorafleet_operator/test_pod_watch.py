@@ -1,0 +1,135 @@
+"""What is kept of pods: newer answers replace older ones, an error of ours ends no watch, silence is not taken at once."""
+
+import asyncio
+
+import pytest
+from support import operator_views as v
+from support.simulated_fleet import until
+
+from lorafleet_contract.admin import PodState
+from lorafleet_operator.act import supervise as supervised
+from lorafleet_operator.act.pod_watch import PodWatches
+from lorafleet_operator.act.supervise import supervise
+from lorafleet_operator.decide.views import BaseKey
+from lorafleet_operator.errors import PodUnreachable
+
+Answer = PodState | Exception
+POD = v.pod()
+
+
+class Pods:
+    """An admin client whose answers stand in a list; without one a poll waits."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = asyncio.Queue[Answer]()
+        self.num_asked = 0
+        self.tell(*answers)
+
+    def tell(self, *answers: Answer) -> None:
+        for answer in answers:
+            self.answers.put_nowait(answer)
+
+    async def state(self, ip: str, token: str) -> PodState:
+        self.num_asked += 1
+        answer = await self.answers.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def changed_state(self, ip: str, token: str, *, after: int) -> PodState:
+        return await self.state(ip, token)
+
+
+def said(generation: int, boot: str = "boot") -> PodState:
+    state = v.seen(pod=POD, fence=generation).state
+    assert state is not None
+    return state.model_copy(update={"boot_id": boot, "generation": generation})
+
+
+class Watched:
+    def __init__(self, *answers: Answer) -> None:
+        self.pods, self.woken = Pods(*answers), list[BaseKey]()
+        self.watches = PodWatches(self.pods, self.woken.append)
+        self.watches.sync(v.KEY, [POD], "token")
+
+    @property
+    def seen(self) -> PodState | None:
+        return self.watches.observe([POD])[0].state
+
+
+async def test_answer_to_a_write_is_kept_and_an_older_one_is_not() -> None:
+    it = Watched(said(1))
+    await until("seen", lambda: it.seen == said(1))
+    it.watches.heard(POD.uid, said(3))
+    assert it.seen == said(3)
+    it.pods.tell(said(2))
+    await until("taken", it.pods.answers.empty)
+    await asyncio.sleep(0.1)
+    assert it.seen == said(3)
+    assert len(it.woken) == 2
+    await it.watches.close()
+
+
+async def test_answer_of_another_boot_is_asked_for_again() -> None:
+    it = Watched(said(1))
+    await until("seen", lambda: it.seen == said(1))
+    it.watches.heard(POD.uid, said(9, "old boot"))
+    assert it.seen == said(1)
+    assert not it.watches.are_sure([POD])
+    it.pods.tell(said(2, "new boot"))
+    await until("seen", lambda: it.seen == said(2, "new boot"))
+    assert it.watches.are_sure([POD])
+    await it.watches.close()
+
+
+async def test_one_missed_answer_is_none() -> None:
+    it = Watched(said(1), PodUnreachable("no answer"), said(1))
+    await until("seen", lambda: it.pods.num_asked >= 4)
+    assert it.seen == said(1)
+    assert len(it.woken) == 1
+    it.pods.tell(PodUnreachable("no answer"), PodUnreachable("again none"))
+    await until("seen", lambda: it.seen is None)
+    assert len(it.woken) == 2
+    before = asyncio.get_running_loop().time()
+    it.pods.tell(said(1))
+    await until("seen", lambda: it.seen == said(1))
+    assert asyncio.get_running_loop().time() - before < 1.5
+    await it.watches.close()
+
+
+async def test_counters_wake_nobody() -> None:
+    it = Watched(said(1))
+    await until("seen", lambda: it.seen is not None)
+    it.pods.tell(said(1).model_copy(update={"generation": 2}))
+    await until("seen", lambda: it.seen is not None and it.seen.generation == 2)
+    assert len(it.woken) == 1
+    await it.watches.close()
+
+
+async def test_fault_of_ours_does_not_blind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    it = Watched(said(1), ValueError("odd"), said(5))
+    await until("seen", lambda: it.seen == said(5))
+    assert "the watch of pod p0 failed; it is begun again" in caplog.text
+    await it.watches.close()
+
+
+async def test_what_ends_is_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+    ends = [ValueError("odd"), None]
+    done = asyncio.Event()
+
+    async def run() -> None:
+        if not ends:
+            done.set()
+            await asyncio.Event().wait()
+        if (error := ends.pop(0)) is not None:
+            raise error
+
+    task = asyncio.create_task(supervise("it", run, pause_seconds=0.01))
+    await asyncio.wait_for(done.wait(), 5)
+    assert "it failed" in caplog.text
+    assert "it ended" in caplog.text
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert supervised.PAUSE_SECONDS <= 1
