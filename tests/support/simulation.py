@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit, TokenEvent
+from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 
@@ -93,7 +93,8 @@ class Simulation:
             for item in plan.items
             if item.sample is not None
         }
-        self.tell(self.scheduler.commit(plan, StepResult(sampled)))
+        scored = {item.request_id: (TokenLogprobs(-1.0, ()),) * len(item.score) for item in plan.items if item.score}
+        self.tell(self.scheduler.commit(plan, StepResult(sampled, scored)))
         self.blocks.check()
         return plan
 

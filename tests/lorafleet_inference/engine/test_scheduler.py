@@ -1,7 +1,9 @@
 """Every accepted request ends exactly once, within the budget, however little memory there is."""
 
 import random
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.engines import key_of
@@ -9,9 +11,14 @@ from support.simulation import EOS, Simulation, request
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason
+from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit
+from lorafleet_inference.engine.plan import Sampled, StepResult
+from lorafleet_inference.engine.planner import MAX_SCORED_TOKENS
+from lorafleet_inference.engine.scheduler import Scheduler
 
 KEYS = (key_of("a"), key_of("b"), key_of("c"))
+KEYS_OF_BOTH = (key_of("busy"), key_of("quiet"))
 MANY_STEPS = 2000
 
 
@@ -159,3 +166,49 @@ def test_cancelled_memory_is_free_at_the_next_step() -> None:
     assert [item.request_id for item in simulation.step().items] == ["big"]
     simulation.cancel("big")
     assert [item.request_id for item in simulation.step().items] == ["next"]
+
+
+def test_the_scored_tokens_of_all_requests_share_the_rows_of_a_step() -> None:
+    simulation = Simulation(num_blocks=2000, max_batch_tokens=4096, max_batch_requests=16, max_model_len=400)
+    for number in range(8):
+        simulation.submit(scored(f"r{number}", num_prompt=200))
+    simulation.submit(request("plain", key_of("a"), num_prompt=200))
+    most = 0
+    for number in range(10):
+        plan = simulation.step(KEYS)
+        most = max(most, sum(len(item.score) for item in plan.items))
+        assert number or "plain" in {item.request_id for item in plan.items}, "who asks for none waits for none"
+    assert 0 < most <= MAX_SCORED_TOKENS
+    for number in range(8):
+        first = simulation.stories[f"r{number}"].events[0]
+        assert len(first.prompt_logprobs or ()) == 199
+
+
+def scored(request_id: str, *, num_prompt: int) -> Submit:
+    plain = request(request_id, num_prompt=num_prompt)
+    return msgspec.structs.replace(plain, sampling=msgspec.structs.replace(plain.sampling, prompt_logprobs=0))
+
+
+class CountingBlocks(BlockManager):
+    """Counts the holdings that are looked at to find out what could be taken."""
+
+    num_looked_at = 0
+
+    def takable_after(self, shared: Collection[int], released: Iterable[Sequence[int]]) -> Iterator[int]:
+        for num_takable in super().takable_after(shared, released):
+            self.num_looked_at += 1
+            yield num_takable
+
+
+def test_looking_for_room_for_a_newcomer_looks_at_each_running_sequence_once() -> None:
+    blocks = CountingBlocks(160, 4, prefix_caching=True)
+    scheduler = Scheduler(blocks, max_batch_tokens=512, max_batch_requests=64, max_model_len=1000, eos_token_ids=(EOS,))
+    for number in range(16):
+        shared = request(f"busy{number}", key_of("busy"), num_prompt=13, max_tokens=45, seed=5)
+        scheduler.submit(shared)
+        plan = scheduler.plan(KEYS_OF_BOTH)
+        scheduler.commit(plan, StepResult({item.request_id: Sampled(2) for item in plan.items}))
+    scheduler.submit(request("newcomer", key_of("quiet"), num_prompt=160 * 4 - 8, max_tokens=4))
+    assert "newcomer" not in {item.request_id for item in scheduler.plan(KEYS_OF_BOTH).items}
+    assert scheduler.num_running == 16
+    assert 0 < blocks.num_looked_at <= 16

@@ -7,7 +7,8 @@ is taken for something else, least recently used first. Only full blocks are sha
 import hashlib
 from array import array
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from lorafleet_inference.engine.messages import AdapterKey
 
@@ -57,28 +58,28 @@ class BlockManager:
         """Return how many blocks this many tokens need."""
         return -(-num_tokens // self.block_tokens)
 
-    def match(self, seed: BlockHash, token_ids: Sequence[int]) -> list[tuple[int, BlockHash]]:
-        """Return (block, hash) of the longest known prefix, without taking the blocks.
-
-        At least the last token is left out, because a step must compute something to give logits.
-        """
-        found: list[tuple[int, BlockHash]] = []
+    def match(self, hashes: Iterable[BlockHash]) -> list[int]:
+        """Return the blocks of the longest known beginning of a hash chain, without taking them."""
         if not self._prefix_caching:
-            return found
-        chain = seed
-        for index in range((len(token_ids) - 1) // self.block_tokens):
-            chain = next_hash(chain, token_ids[index * self.block_tokens : (index + 1) * self.block_tokens])
-            block = self._block_of.get(chain)
-            if block is None:
-                break
-            found.append((block, chain))
-        return found
+            return []
+        found = (self._block_of.get(block_hash) for block_hash in hashes)
+        return [block for block in takewhile(lambda block: block is not None, found) if block is not None]
 
-    def num_takable(self, shared: Collection[int], released: Iterable[Sequence[int]] = ()) -> int:
-        """Return how many blocks could be taken after releasing the blocks of some sequences and `share(shared)`."""
-        given_up = Counter(block for blocks in released for block in blocks)
-        freed = sum(self._references[block] == count and block not in shared for block, count in given_up.items())
-        return self.num_available + freed - sum(self._references[block] == 0 for block in shared)
+    def num_takable(self, shared: Collection[int]) -> int:
+        """Return how many blocks could be taken after `share(shared)`."""
+        return self.num_available - sum(self._references[block] == 0 for block in shared)
+
+    def takable_after(self, shared: Collection[int], released: Iterable[Sequence[int]]) -> Iterator[int]:
+        """Yield how many blocks could be taken after `share(shared)` and releasing the first, the first two, … holdings.
+
+        `released`: the blocks of one sequence each. All of it takes time as there are blocks in them.
+        """
+        takable, kept = self.num_takable(shared), frozenset(shared)
+        given_up: Counter[int] = Counter()
+        for blocks in released:
+            given_up.update(blocks)
+            takable += sum(given_up[block] == self._references[block] and block not in kept for block in blocks)
+            yield takable
 
     def share(self, blocks: Iterable[int]) -> None:
         """Reference blocks that `match` returned."""

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
-from lorafleet_inference.engine.block_manager import BlockHash, BlockManager, chain_seed
+from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.plan import StepItem, StepPlan
@@ -21,7 +21,7 @@ from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
 
 MAX_SCORED_TOKENS = 256
-"""Tokens of a step whose prompt is scored: each takes a row of logits over the whole vocabulary."""
+"""Tokens of prompts that a step scores, of all its sequences: each takes a row of logits over the whole vocabulary."""
 
 
 @dataclass(slots=True)
@@ -30,9 +30,15 @@ class _Draft:
 
     room: int
     """Tokens of the budget that are left."""
+    room_to_score: int = MAX_SCORED_TOKENS
+    """Rows of logits for scored tokens that are left."""
     items: dict[str, StepItem] = field(default_factory=dict)
     started: list[Sequence] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
+
+    def takes(self, sequence: Sequence) -> bool:
+        """Whether there is room for at least one token of it."""
+        return self.room > 0 and (self.room_to_score > 0 or not sequence.num_to_score())
 
 
 class Planner:
@@ -98,61 +104,81 @@ class Planner:
         for adapter in sorted(newcomers, key=self._turn):
             sequence = self.waiting.first(adapter)
             known = self._known(sequence)
-            if self._fits(sequence, known):
-                continue  # it starts in its turn
-            candidates = [one for one in self.running.making_way() if one.request_id not in draft.items]
-            counts = range(1, len(candidates) + 1)
-            count = next((count for count in counts if self._fits(sequence, known, candidates[:count])), None)
-            if count is None:
+            if self._fits(sequence, known) or not draft.takes(sequence):
+                continue  # it starts in its turn, or in a later step
+            leaving = self._making_way(draft, sequence, known)
+            if leaving is None:
                 return
-            for one in candidates[:count]:
+            for one in leaving:
                 self._preempt(draft, one)
             self._start(draft, sequence, known)
             # this step's decode keeps its room
             self._add(draft, sequence, max(1, draft.room - len(self.running.decoding())))
+
+    def _making_way(self, draft: _Draft, sequence: Sequence, known: Many[int]) -> Many[Sequence] | None:
+        """Return the fewest that have to leave for a sequence to start, in their order; None if all are too few."""
+        candidates = [one for one in self.running.making_way() if one.request_id not in draft.items]
+        num_fresh = self._blocks.blocks_for(len(sequence.token_ids)) - len(known)
+        most = self._blocks.num_takable(known) + sum(len(one.blocks) for one in candidates)
+        if most < num_fresh:
+            return None  # without counting what they share
+        takable = self._blocks.takable_after(known, (one.blocks for one in candidates))
+        num_running = len(self.running)
+        for count, num_takable in enumerate(takable, 1):
+            if num_running - count < self._max_running and num_fresh <= num_takable:
+                return candidates[:count]
+        return None
 
     def _fill(self, draft: _Draft, able: Collection[AdapterKey | None]) -> None:
         """Give the room that is left to prompts, running and new ones, in their order.
 
         Nobody overtakes a new one that does not fit yet, and none is started in a step that had to preempt.
         """
-        prompts = [one for one in self.running if one.request_id not in draft.items]
-        starting = not draft.preempted
+        prompts = [one for one in self.running if one.request_id not in draft.items and draft.takes(one)]
+        starting = {one for one in able if one in self.waiting} if not draft.preempted else set()
         while draft.room:
             running = min(prompts, key=self.running.place, default=None)
-            adapters = [one for one in able if one in self.waiting] if starting else []
-            waiting = self.waiting.first(min(adapters, key=self._turn)) if adapters else None
+            waiting = self.waiting.first(min(starting, key=self._turn)) if starting else None
             if running is not None and (waiting is None or self.running.place(running) < self.running.place(waiting)):
                 prompts.remove(running)
                 self._add(draft, running, draft.room)
-            elif waiting is not None:
-                known = self._known(waiting)
-                starting = self._fits(waiting, known)
-                if starting:
-                    self._start(draft, waiting, known)
-                    self._add(draft, waiting, draft.room)
-            else:
+            elif waiting is None:
                 break
+            elif not draft.takes(waiting):
+                starting.remove(waiting.adapter)
+            else:
+                known = self._known(waiting)
+                if not self._fits(waiting, known):
+                    starting.clear()
+                    continue
+                self._start(draft, waiting, known)
+                self._add(draft, waiting, draft.room)
+                if waiting.adapter not in self.waiting:
+                    starting.remove(waiting.adapter)
 
-    def _known(self, sequence: Sequence) -> Many[tuple[int, BlockHash]]:
-        """Return the blocks of its prefix that need not be computed again; all must be where the prompt is scored."""
-        return () if sequence.is_scored else self._blocks.match(chain_seed(sequence.adapter), sequence.token_ids)
+    def _known(self, sequence: Sequence) -> Many[int]:
+        """Return the blocks of its prefix that need not be computed again; all must be where the prompt is scored.
 
-    def _fits(self, sequence: Sequence, known: Many[tuple[int, BlockHash]], leaving: Collection[Sequence] = ()) -> bool:
-        """Whether a sequence could start beside the running ones, less those that leave."""
-        shared = [block for block, _ in known]
-        num_fresh = self._blocks.blocks_for(len(sequence.token_ids)) - len(shared)
-        takable = self._blocks.num_takable(shared, [one.blocks for one in leaving])
-        return len(self.running) - len(leaving) < self._max_running and num_fresh <= takable
+        At least the last token is left out, because a step must compute something to give logits.
+        """
+        if sequence.is_scored:
+            return ()
+        size = self._blocks.block_tokens
+        num_full = (len(sequence.token_ids) - 1) // size
+        return self._blocks.match(sequence.block_hash(index, size) for index in range(num_full))
 
-    def _start(self, draft: _Draft, sequence: Sequence, known: Many[tuple[int, BlockHash]]) -> None:
-        shared = [block for block, _ in known]
-        self._blocks.share(shared)
-        fresh = self._blocks.take(self._blocks.blocks_for(len(sequence.token_ids)) - len(shared))
+    def _fits(self, sequence: Sequence, known: Many[int]) -> bool:
+        """Whether a sequence could start beside the running ones."""
+        num_fresh = self._blocks.blocks_for(len(sequence.token_ids)) - len(known)
+        return len(self.running) < self._max_running and num_fresh <= self._blocks.num_takable(known)
+
+    def _start(self, draft: _Draft, sequence: Sequence, known: Many[int]) -> None:
+        self._blocks.share(known)
+        fresh = self._blocks.take(self._blocks.blocks_for(len(sequence.token_ids)) - len(known))
         assert fresh is not None, "counted just now"
-        sequence.blocks = shared + fresh
-        sequence.hashes = [block_hash for _, block_hash in known]
-        sequence.num_computed = len(shared) * self._blocks.block_tokens
+        sequence.blocks = [*known, *fresh]
+        sequence.num_published = len(known)
+        sequence.num_computed = len(known) * self._blocks.block_tokens
         self.waiting.remove(sequence)
         self.running.add(sequence)
         draft.started.append(sequence)
@@ -175,10 +201,14 @@ class Planner:
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._blocks.release(sequence.blocks)
-        sequence.blocks, sequence.hashes, sequence.num_computed = [], [], 0
+        sequence.blocks, sequence.num_published, sequence.num_computed = [], 0, 0
 
     def _add(self, draft: _Draft, sequence: Sequence, room: int) -> None:
-        num_tokens = min(sequence.num_pending, room, MAX_SCORED_TOKENS if sequence.is_scored else room)
+        num_tokens = min(sequence.num_pending, room)
+        num_to_score = sequence.num_to_score()
+        if num_to_score > draft.room_to_score:
+            num_tokens = min(num_tokens, draft.room_to_score)
+        draft.room_to_score -= min(num_tokens, num_to_score)
         end = sequence.num_computed + num_tokens
         self._charge(sequence, end)
         draft.items[sequence.request_id] = sequence.item(num_tokens, self._blocks.blocks_for(end))

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.engine.block_manager import BlockManager, chain_seed, next_hash
+from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
@@ -141,10 +141,9 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence) -> None:
         size = self._blocks.block_tokens
-        for index in range(len(sequence.hashes), sequence.num_computed // size):
-            previous = sequence.hashes[-1] if sequence.hashes else chain_seed(sequence.adapter)
-            sequence.hashes.append(next_hash(previous, sequence.token_ids[index * size : (index + 1) * size]))
-            self._blocks.publish(sequence.blocks[index], sequence.hashes[-1])
+        for index in range(sequence.num_published, sequence.num_computed // size):
+            self._blocks.publish(sequence.blocks[index], sequence.block_hash(index, size))
+            sequence.num_published += 1
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         sampling = sequence.request.sampling

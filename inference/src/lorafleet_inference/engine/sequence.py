@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.engine.block_manager import BlockHash
+from lorafleet_inference.engine.block_manager import BlockHash, chain_seed, next_hash
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, StepItem
 
@@ -23,8 +23,10 @@ class Sequence:
     num_charged: int = 0
     """Tokens that its adapter has been charged for: what is computed again after a preemption is not, again."""
     blocks: list[int] = field(default_factory=list)
+    num_published: int = 0
+    """Full, computed blocks that others can find."""
     hashes: list[BlockHash] = field(default_factory=list)
-    """Of the full, computed blocks."""
+    """Of its full blocks, computed or not, as far as anyone has asked."""
     num_cached: int | None = None
     """Prompt tokens found in the prefix cache when it first ran; None before."""
     scored: list[TokenLogprobs] = field(default_factory=list)
@@ -56,6 +58,18 @@ class Sequence:
     def is_scored(self) -> bool:
         """Whether the prompt's log-probabilities are wanted and not all there yet."""
         return self.request.sampling.prompt_logprobs is not None and not self.spoke
+
+    def block_hash(self, index: int, block_tokens: int) -> BlockHash:
+        """Return the hash of a full block of its tokens; known tokens never change, so it is computed once."""
+        while len(self.hashes) <= index:
+            begin = len(self.hashes) * block_tokens
+            previous = self.hashes[-1] if self.hashes else chain_seed(self.adapter)
+            self.hashes.append(next_hash(previous, self.token_ids[begin : begin + block_tokens]))
+        return self.hashes[index]
+
+    def num_to_score(self) -> int:
+        """Return how many tokens of the prompt wait for their log-probabilities."""
+        return max(0, len(self.request.prompt_token_ids) - 1 - self.num_computed) if self.is_scored else 0
 
     def item(self, num_tokens: int, num_blocks: int) -> StepItem:
         """Return its next tokens for a step."""
