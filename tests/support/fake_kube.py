@@ -70,6 +70,8 @@ class FakeKube:
         self.on_change: list[Callable[[str, str, Json], None]] = []
         self.is_away = False
         """While true everything is answered 503."""
+        self.has_group = True
+        """Whether discovery tells of the custom resources."""
         self.before: Callable[[str, str], None] | None = None
         """Called with verb and path before each answer; what it changes comes first, what it raises is answered."""
         self.writes: list[str] = []
@@ -81,7 +83,7 @@ class FakeKube:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -150,10 +152,52 @@ class FakeKube:
         for heard in list(self.on_change):
             heard(event, plural, copy.deepcopy(body))
 
-    async def _handle(self, request: web.Request) -> web.Response:
+    def _discovery(self, path: str) -> Json | None:
+        """What there is to be had; None where the path is of something else."""
+        group, version = "lorafleet.io", "v1alpha1"
+        kinds = {"basemodeldeployments": "BaseModelDeployment", "loraadapters": "LoraAdapter"}
+
+        def resource(plural: str, kind: str) -> Json:
+            verbs = ["get", "list", "watch", "patch", "create"]
+            return {"name": plural, "singularName": kind.lower(), "kind": kind, "namespaced": True, "verbs": verbs}
+
+        served = {"groupVersion": f"{group}/{version}", "version": version}
+        found = {"name": group, "versions": [served], "preferredVersion": served}
+        documents: dict[str, Json] = {
+            "/version": {"major": "1", "minor": "35"},
+            "/api": {"versions": ["v1"]},
+            "/api/v1": {"resources": [resource("pods", "Pod"), resource("namespaces", "Namespace")]},
+            "/apis": {"groups": [found] if self.has_group else []},
+            f"/apis/{group}/{version}": {"resources": [resource(*item) for item in kinds.items()]},
+        }
+        return documents.get(path)
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        """Stream what happens to a collection from now on."""
+        plural = request.path.rsplit("/", 1)[-1]
+        events: asyncio.Queue[Json] = asyncio.Queue()
+
+        def hear(event: str, changed: str, body: Json) -> None:
+            if changed == plural:
+                events.put_nowait({"type": event, "object": body})
+
+        self.on_change.append(hear)
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        try:
+            while True:
+                await stream.write(json.dumps(await events.get()).encode() + b"\n")
+        finally:
+            self.on_change.remove(hear)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0)
         if self.is_away:
             return web.json_response({"reason": "ServiceUnavailable", "message": "away"}, status=503)
+        if (document := self._discovery(request.path.rstrip("/"))) is not None:
+            return web.json_response(document)
+        if request.query.get("watch") == "true":
+            return await self._watch(request)
         try:
             if self.before is not None:
                 self.before(request.method, request.path)

@@ -4,6 +4,7 @@ OperatorError
 ├── ConfigError                 an option is bad; the process does not start
 ├── LeaseLost                   another operator leads; the process ends
 ├── WatchEnded                  kopf gave up, or an essential task ended; the process ends
+├── WatchSilent                 a watch does not run; all are begun again
 ├── KubeError                   the API server did not do it            retryable
 │   ├── KubeNotFound            404                                     no
 │   ├── KubeConflict            409                                     yes, after looking again
@@ -38,6 +39,10 @@ class LeaseLost(OperatorError):
 
 class WatchEnded(OperatorError):
     """Something without which nothing converges has ended."""
+
+
+class WatchSilent(OperatorError):
+    """A watch was not heard to begin in time."""
 
 
 class KubeError(OperatorError):

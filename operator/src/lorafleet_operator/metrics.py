@@ -74,6 +74,11 @@ ADAPTERS = _gauge(
 RESYNC_TIME = _gauge(
     "lorafleet_operator_last_resync_timestamp_seconds", "When everything was listed last, in Unix time."
 )
+WATCH_TIME = _gauge(
+    "lorafleet_operator_watch_timestamp_seconds",
+    "When a watch was last heard to begin, in Unix time; each is begun anew every minute.",
+    "kind",
+)
 LEADER = _gauge("lorafleet_operator_leader", "1 while this process leads.")
 
 

@@ -4,21 +4,25 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import aiohttp
 import kopf
 from kubernetes.aio.client import Configuration
 
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator.cluster.collect import base_key_of, rivals_of
+from lorafleet_operator.cluster.freshness import WATCH_SECONDS, Freshness
 from lorafleet_operator.cluster.kube import SERVICE_ACCOUNT
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
-from lorafleet_operator.errors import WatchEnded
+from lorafleet_operator.errors import WatchEnded, WatchSilent
 from lorafleet_operator.paths import Json, version_of
 
 logger = logging.getLogger(__name__)
+ERROR_BACKOFFS: Final = (0.2, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0)
+"""Seconds between attempts at a request; after these kopf begins the watch anew."""
 
 
 class EventSink:
@@ -48,12 +52,21 @@ class EventSink:
             self._wake(key)
 
 
-def registry_of(sink: EventSink, connection: Callable[[], kopf.ConnectionInfo]) -> kopf.OperatorRegistry:
-    """Return a registry whose handlers pass events to the sink."""
+def registry_of(
+    sink: EventSink, connection: Callable[[], kopf.ConnectionInfo], freshness: Freshness
+) -> kopf.OperatorRegistry:
+    """Return a registry whose handlers pass events to the sink, over connections that tell of watches that begin."""
     registry = kopf.OperatorRegistry()
 
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        return await asyncio.to_thread(connection)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        info = await asyncio.to_thread(connection)
+        context = await asyncio.to_thread(info.as_ssl_context)
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=context),
+            headers=info.as_http_headers(),
+            trace_configs=[freshness.trace()],
+        )
+        return kopf.AiohttpSession(server=info.server, aiohttp_session=session)  # kopf closes it
 
     # kopf writes what a handler returns into status, hence None
     def taker(kind: Kind) -> Callable[..., Awaitable[None]]:
@@ -76,10 +89,11 @@ def settings_of() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.watching.label_selectors["pods"] = LABEL_BASE
-    settings.watching.server_timeout = 300  # an int: the API server refuses 300.0
-    settings.watching.client_timeout = 360
+    settings.watching.server_timeout = WATCH_SECONDS  # an int: the API server refuses 60.0
+    settings.watching.client_timeout = WATCH_SECONDS + 15
     settings.watching.connect_timeout = 15
-    settings.networking.request_timeout = 60
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = ERROR_BACKOFFS
     settings.persistence.finalizer = f"{GROUP}/unused"
     settings.queueing.exit_timeout = 0.1  # handlers only take in: there is nothing to wait for at the end
     settings.process.ultimate_exiting_timeout = None  # the kubelet kills what does not end
@@ -116,25 +130,59 @@ async def watch(
     configuration: Configuration,
     identity: str,
     *,
+    freshness: Freshness,
     heed_signals: Callable[[], None],
 ) -> None:
-    """Watch until cancelled. kopf takes SIGTERM and SIGINT for itself; `heed_signals` takes them back.
+    """Watch until cancelled; where a watch does not run, all are begun again.
+
+    kopf looks once which kinds there are, and never watches one that was not there yet. It takes SIGTERM and SIGINT for
+    itself; `heed_signals` takes them back.
 
     Raises:
         WatchEnded: kopf gave up.
     """
-    others = asyncio.all_tasks()
+    while True:
+        freshness.begin()
+        try:
+            await _watch(config, sink, configuration, identity, freshness=freshness, heed_signals=heed_signals)
+        except WatchSilent as error:
+            logger.error("%s; all watches are begun again", error)
+        except Exception as error:
+            raise WatchEnded(f"the watches ended: {type(error).__name__}: {error}") from error
+        else:
+            raise WatchEnded("the watches ended")
+
+
+async def _watch(
+    config: OperatorConfig,
+    sink: EventSink,
+    configuration: Configuration,
+    identity: str,
+    *,
+    freshness: Freshness,
+    heed_signals: Callable[[], None],
+) -> None:
+    """Watch until something ends.
+
+    Raises:
+        WatchSilent: a watch does not run.
+    """
+    roots = await kopf.spawn_tasks(
+        registry=registry_of(sink, lambda: connection_of(configuration), freshness),
+        settings=settings_of(),
+        standalone=True,
+        identity=identity,  # else kopf asks for a user name, and a container's user may have none
+        clusterwide=not config.watch_namespaces,
+        namespaces=config.watch_namespaces,
+    )
+    heed_signals()
+    # not kopf.run_tasks: at its end it cancels every younger task of the loop, which are ours
+    tasks = [*roots, asyncio.create_task(freshness.check())]
     try:
-        tasks = await kopf.spawn_tasks(
-            registry=registry_of(sink, lambda: connection_of(configuration)),
-            settings=settings_of(),
-            standalone=True,
-            identity=identity,  # else kopf asks for a user name, and a container's user may have none
-            clusterwide=not config.watch_namespaces,
-            namespaces=config.watch_namespaces,
-        )
-        heed_signals()
-        await kopf.run_tasks(tasks, ignored=others)
-    except Exception as error:
-        raise WatchEnded(f"the watches ended: {type(error).__name__}: {error}") from error
-    raise WatchEnded("the watches ended")
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

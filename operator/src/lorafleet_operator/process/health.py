@@ -10,10 +10,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lorafleet_operator import metrics
 from lorafleet_operator.clock import monotonic
+from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.errors import ConfigError
 from lorafleet_operator.process.resync import Resync
 
 MAX_RESYNC_AGE_SECONDS: Final = 300.0
+MAX_WATCH_AGE_SECONDS: Final = 300.0
 
 
 @dataclass(slots=True)
@@ -22,13 +24,17 @@ class Health:
 
     resync: Resync | None = None
     """None while another operator leads."""
+    freshness: Freshness | None = None
+    """None while nothing is watched."""
 
     def problem(self) -> str | None:
         """Return why the process should be started again, or None."""
         if self.resync is None:
             return None
         age = monotonic() - self.resync.last
-        return f"nothing was listed for {age:.0f} s" if age > MAX_RESYNC_AGE_SECONDS else None
+        if age > MAX_RESYNC_AGE_SECONDS:
+            return f"nothing was listed for {age:.0f} s"
+        return self.freshness.problem(max_age_seconds=MAX_WATCH_AGE_SECONDS) if self.freshness is not None else None
 
     @property
     def is_ready(self) -> bool:

@@ -17,6 +17,7 @@ from lorafleet_operator.act.reconcile import Reconciler, Tools
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
 from lorafleet_operator.clock import WallClock, utc_now
+from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.cluster.handlers import EventSink, watch
 from lorafleet_operator.cluster.keys import admin_key
 from lorafleet_operator.cluster.kube import KubeApi, Writes, connect
@@ -84,8 +85,16 @@ async def _wait_and_lead(
     await lease.acquire()
     metrics.LEADER.set(1)
 
-    def watching(sink: EventSink) -> Coroutine[Any, Any, None]:
-        return watch(config, sink, api.configuration, lease.identity, heed_signals=lambda: _heed_signals(stop))
+    async def watching(sink: EventSink) -> None:
+        health.freshness = Freshness(config.watch_namespaces)
+        await watch(
+            config,
+            sink,
+            api.configuration,
+            lease.identity,
+            freshness=health.freshness,
+            heed_signals=lambda: _heed_signals(stop),
+        )
 
     await lead(config, api, lease, health, watching)
 

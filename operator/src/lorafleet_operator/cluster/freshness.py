@@ -1,0 +1,87 @@
+"""Whether the watches run: each is heard to begin, at least once a minute, or it does not run."""
+
+import asyncio
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Final
+
+import aiohttp
+
+from lorafleet_contract.names import GROUP, VERSION
+from lorafleet_operator import metrics
+from lorafleet_operator.clock import monotonic
+from lorafleet_operator.cluster.store import Kind
+from lorafleet_operator.errors import WatchSilent
+from lorafleet_operator.paths import collection
+
+WATCH_SECONDS: Final = 60
+"""The API server ends a watch after this; the next one begins where it ended."""
+START_SECONDS: Final = 20.0
+"""Each watch is heard to begin within this time after the start."""
+MAX_AGE_SECONDS: Final = 2.5 * WATCH_SECONDS
+
+
+def watch_paths(namespaces: Collection[str]) -> dict[str, Kind]:
+    """Return the paths of the API server that are watched; no namespaces are all of them."""
+    versions = {Kind.BASE: f"{GROUP}/{VERSION}", Kind.ADAPTER: f"{GROUP}/{VERSION}", Kind.POD: "v1"}
+    return {
+        collection(version, kind, namespace): kind
+        for kind, version in versions.items()
+        for namespace in namespaces or (None,)
+    }
+
+
+class Freshness:
+    """When each watch was last known to run."""
+
+    def __init__(self, namespaces: Collection[str], *, start_seconds: float = START_SECONDS) -> None:
+        self._kinds = watch_paths(namespaces)
+        self._start_seconds = start_seconds
+        self._began = monotonic()
+        self._heard: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """The watches are begun, all of them anew."""
+        self._began = monotonic()
+        self._heard.clear()
+
+    def trace(self) -> aiohttp.TraceConfig:
+        """Return what tells of watches that begin, for the session that they use."""
+        trace = aiohttp.TraceConfig()
+
+        async def answered(
+            _: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestEndParams
+        ) -> None:
+            if params.response.status == 200 and "watch" in params.url.query:
+                self.heard(params.url.path)
+
+        trace.on_request_end.append(answered)
+        return trace
+
+    def heard(self, path: str) -> None:
+        """A watch runs now."""
+        if path in self._kinds:
+            self._heard[path] = monotonic()
+            metrics.WATCH_TIME.labels(kind=self._kinds[path]).set_to_current_time()
+
+    def problem(self, *, max_age_seconds: float = MAX_AGE_SECONDS) -> str | None:
+        """Return which watch does not run, in words, or None."""
+        now = monotonic()
+        for path in self._kinds:
+            heard = self._heard.get(path)
+            if heard is None and now - self._began > self._start_seconds:
+                return f"the watch of {path} has not begun in {now - self._began:.0f} s"
+            if heard is not None and now - heard > max_age_seconds:
+                return f"the watch of {path} was not heard of for {now - heard:.0f} s"
+        return None
+
+    async def check(self) -> None:
+        """Look again and again.
+
+        Raises:
+            WatchSilent: a watch does not run.
+        """
+        while True:
+            await asyncio.sleep(min(self._start_seconds / 4, 5.0))
+            if (problem := self.problem()) is not None:
+                raise WatchSilent(problem)

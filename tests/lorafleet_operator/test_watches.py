@@ -1,0 +1,83 @@
+"""kopf's watches on an API server in memory: they are known to run, and are begun again where one does not."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from kubernetes.aio.client import Configuration
+from support.fake_kube import FakeKube
+from support.simulated_fleet import CONFIG, until
+
+from lorafleet_contract.names import LABEL_BASE
+from lorafleet_operator.cluster.freshness import START_SECONDS, WATCH_SECONDS, Freshness
+from lorafleet_operator.cluster.handlers import ERROR_BACKOFFS, EventSink, settings_of, watch
+from lorafleet_operator.cluster.store import Kind, Store
+from lorafleet_operator.process.health import MAX_WATCH_AGE_SECONDS
+
+
+@pytest_asyncio.fixture
+async def kube() -> AsyncIterator[FakeKube]:
+    server = FakeKube()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def watched(kube: FakeKube, freshness: Freshness) -> AsyncIterator[Store]:
+    """A store that is filled by watches."""
+    store, configuration = Store(), Configuration()
+    configuration.host = kube.url
+    sink = EventSink(store, lambda _: None)
+    task = asyncio.create_task(watch(CONFIG, sink, configuration, "me", freshness=freshness, heed_signals=lambda: None))
+    try:
+        yield store
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def put(kube: FakeKube, kind: Kind, name: str) -> None:
+    labels = {"labels": {LABEL_BASE: "base"}} if kind is Kind.POD else {}
+    version = "v1" if kind is Kind.POD else "lorafleet.io/v1alpha1"
+    names = {Kind.POD: "Pod", Kind.ADAPTER: "LoraAdapter", Kind.BASE: "BaseModelDeployment"}
+    metadata = {"name": name, "namespace": "team", **labels}
+    kube.put(kind, {"apiVersion": version, "kind": names[kind], "metadata": metadata, "spec": {}})
+
+
+async def test_watches_are_known_to_run_and_bring_events(kube: FakeKube) -> None:
+    freshness = Freshness((), start_seconds=1)
+    put(kube, Kind.ADAPTER, "a")
+    async with watched(kube, freshness) as store:
+        await until("listed", lambda: len(store.all(Kind.ADAPTER)) == 1)
+        await asyncio.sleep(0.4)
+        assert freshness.problem() is None
+        assert freshness.problem(max_age_seconds=0) is not None
+        for kind in Kind:
+            put(kube, kind, "b")
+        await until("told", lambda: all("b" in {b["metadata"]["name"] for b in store.all(kind)} for kind in Kind))
+
+
+async def test_kind_that_was_not_there_yet_is_watched_later(kube: FakeKube, caplog: pytest.LogCaptureFixture) -> None:
+    """kopf looks once which kinds there are, and another data path of the API server may know them sooner."""
+    kube.has_group = False
+    freshness = Freshness((), start_seconds=1)
+    with caplog.at_level(logging.ERROR):
+        async with watched(kube, freshness) as store:
+            await until("noticed", lambda: "has not begun" in caplog.text)
+            kube.has_group = True
+            put(kube, Kind.ADAPTER, "a")
+            await until("told", lambda: len(store.all(Kind.ADAPTER)) == 1)
+            await until("all run", lambda: freshness.problem() is None)
+
+
+def test_a_watch_that_cannot_be_had_is_tried_again_soon() -> None:
+    settings = settings_of()
+    assert settings.networking.error_backoffs == ERROR_BACKOFFS
+    assert sum(ERROR_BACKOFFS[:3]) < 2
+    assert max(ERROR_BACKOFFS) <= 2
+    assert settings.watching.server_timeout == WATCH_SECONDS
+    assert WATCH_SECONDS + START_SECONDS < MAX_WATCH_AGE_SECONDS
