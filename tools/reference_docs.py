@@ -3,14 +3,19 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import crd_docs
 
+from lorafleet_contract import reason_table
+from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_gateway import config as gateway_config
 from lorafleet_gateway import metrics as gateway_metrics
 from lorafleet_inference import metrics, options
 from lorafleet_inference.server import fields, requests
 from lorafleet_operator import metrics as operator_metrics
+from lorafleet_operator.decide import accept, adapter_ready, base_ready
+from lorafleet_operator.decide.checks import Chain
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
@@ -50,6 +55,30 @@ def refused_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def reasons_table(about: dict[Reason, reason_table.About]) -> str:
+    """A table of reasons; columns that no row fills are left out."""
+    has_remedy = any(text.remedy for text in about.values())
+    columns = ["reason", "retryable", "what it is", "what to do"] if has_remedy else ["reason", "what it is"]
+    rows = []
+    for reason, text in about.items():
+        retryable = "yes" if reason in RETRYABLE else ""
+        rows.append([f"`{reason}`", *([retryable] if has_remedy else []), text.meaning, *([text.remedy] * has_remedy)])
+    return _table(columns, rows)
+
+
+def checks_table(chain: Chain[Any, Any]) -> str:
+    rows = [
+        [check.expects, ", ".join(f"`{reason}`" for reason in check.reasons) or "that of what it names", check.hint]
+        for check in chain
+    ]
+    return _table(["what has to be so", "reason", "what to do"], rows)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("|" + "|".join(f" {cell} " if cell != "---" else cell for cell in line) + "|\n" for line in lines)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "crds.md": {
         "bmd-spec": lambda: crd_docs.table("basemodeldeployments", "spec"),
@@ -58,6 +87,15 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "lora-spec": lambda: crd_docs.table("loraadapters", "spec"),
         "lora-rules": lambda: crd_docs.rules("loraadapters"),
         "lora-status": lambda: crd_docs.table("loraadapters", "status"),
+    },
+    "reasons.md": {
+        "reasons-refused": lambda: reasons_table(reason_table.REFUSED),
+        "reasons-standing": lambda: reasons_table(reason_table.STANDING),
+        "checks-accepted": lambda: checks_table(accept.ACCEPTANCE),
+        "checks-adapter-ready": lambda: checks_table(adapter_ready.READINESS),
+        "reasons-base": lambda: reasons_table(reason_table.BASE),
+        "checks-base-ready": lambda: checks_table(base_ready.READINESS),
+        "reasons-admin": lambda: reasons_table(reason_table.ADMIN),
     },
     "operator.md": {"metrics": operator_metrics.describe},
     "metrics.md": {"metrics": metrics_table},

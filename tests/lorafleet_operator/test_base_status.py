@@ -9,14 +9,8 @@ from support.operator_views import NOW
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterCounts, BaseCapacity
-from lorafleet_operator.decide.base_status import (
-    ApplyProblem,
-    BaseEvidence,
-    DeploymentFacts,
-    base_status,
-    capacity_of,
-    deployment_facts,
-)
+from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts, deployment_facts
+from lorafleet_operator.decide.base_status import base_status, capacity_of
 from lorafleet_operator.decide.intent import resolve_key
 from lorafleet_operator.decide.plan import plan_of
 from lorafleet_operator.decide.views import Claim, Pod

@@ -9,7 +9,7 @@ from lorafleet_contract.names import MANAGED_BY
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.cluster.kube import Writes
-from lorafleet_operator.decide.base_status import ApplyProblem, DeploymentFacts, deployment_facts
+from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, deployment_facts
 from lorafleet_operator.decide.objects import Child, objects_of
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, NotOurs

@@ -28,14 +28,8 @@ from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.decide.adapter_status import adapter_status
-from lorafleet_operator.decide.base_status import (
-    ApplyProblem,
-    BaseEvidence,
-    DeploymentFacts,
-    base_status,
-    capacity_of,
-    counts_of,
-)
+from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts
+from lorafleet_operator.decide.base_status import base_status, capacity_of, counts_of
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without

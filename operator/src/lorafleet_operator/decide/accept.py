@@ -1,57 +1,114 @@
 """Whether an adapter may be served at all: judged from the two resources and the names of the cluster, nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, PlacementMode
-from lorafleet_contract.sources import AdapterSource, HuggingFacePlace
+from lorafleet_contract.sources import AdapterSource
+from lorafleet_operator.decide.checks import Chain, Check, first_found
 from lorafleet_operator.decide.views import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an adapter is not taken."""
+    """Why an adapter is not accepted."""
 
     reason: Reason
     message: str
+    hint: str = ""
     retryable: bool = False
     """Whether it may go away without a change of the LoraAdapter."""
     keeps_serving: bool = False
     """Whether a revision that serves goes on serving: the refusal is about the desired one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter that asks to be served, and what it is judged by."""
+
+    adapter: AdapterResource
+    snapshot: Snapshot
+
+    @property
+    def base(self) -> BaseModelResource:
+        """The base that it names; the first check has found it."""
+        assert self.snapshot.base is not None
+        return self.snapshot.base
+
+    @property
+    def where(self) -> str:
+        """The base as messages name it."""
+        namespace, name = self.snapshot.key
+        return f"BaseModelDeployment {namespace}/{name}"
+
+    @property
+    def declared(self) -> AdapterSource | None:
+        """The source of the base that it names."""
+        name = self.adapter.spec.source.name
+        return next((source for source in self.base.spec.adapter_sources if source.name == name), None)
+
+
 def refusal_of(adapter: AdapterResource, snapshot: Snapshot) -> Refusal | None:
-    """Return why the adapter is not taken; None when it is."""
-    base = snapshot.base
-    namespace, name = snapshot.key
-    if base is None:
-        message = f"there is no BaseModelDeployment {namespace}/{name}"
-        return Refusal(Reason.BASE_NOT_FOUND, message, retryable=True, keeps_serving=True)
-    allowed = base.spec.allowed_namespaces
-    if adapter.metadata.namespace != namespace and not {"*", adapter.metadata.namespace} & set(allowed):
-        message = f"BaseModelDeployment {namespace}/{name} does not allow namespace {adapter.metadata.namespace}"
-        return Refusal(Reason.BASE_NOT_ALLOWED, message)
-    claim = snapshot.claims.get(adapter.served_name)
-    if claim is not None and claim.uid != adapter.metadata.uid:
-        return Refusal(Reason.NAME_CONFLICT, f"{claim.title} is older and has the name {adapter.served_name}")
-    if adapter.spec.placement.mode is PlacementMode.ON_DEMAND and base.spec.lora.load_on_demand == "Disabled":
-        message = f"placement OnDemand, and BaseModelDeployment {namespace}/{name} has loadOnDemand Disabled"
-        return Refusal(Reason.INVALID_SPEC, message, keeps_serving=True)
-    return None if adapter.spec.suspend else _source_refusal(adapter, base)
+    """Return why the adapter is not accepted; None when it is."""
+    found = first_found(ACCEPTANCE, Candidate(adapter, snapshot))
+    return replace(found[1], hint=found[0].hint) if found is not None else None
 
 
-def _source_refusal(adapter: AdapterResource, base: BaseModelResource) -> Refusal | None:
-    ref = adapter.spec.source
-    declared = next((source for source in base.spec.adapter_sources if source.name == ref.name), None)
-    where = f"BaseModelDeployment {base.metadata.namespace}/{base.metadata.name}"
-    if declared is None:
-        return _not_allowed(f"{where} declares no source {ref.name!r}")
-    if (declared.hugging_face is not None) != (ref.repo is not None):
-        wanted = "repo" if declared.hugging_face is not None else "path"
-        return _not_allowed(f"source {ref.name!r} of {where} is {_kind_of(declared)}: it takes a {wanted}")
-    if declared.hugging_face is not None and ref.repo is not None and not _allows(declared.hugging_face, ref.repo):
-        return _not_allowed(f"source {ref.name!r} of {where} does not allow repository {ref.repo}")
-    return None
+def _base_is_missing(given: Candidate) -> Refusal | None:
+    if given.snapshot.base is not None:
+        return None
+    return Refusal(Reason.BASE_NOT_FOUND, f"there is no {given.where}", retryable=True, keeps_serving=True)
+
+
+def _namespace_is_not_allowed(given: Candidate) -> Refusal | None:
+    namespace = given.adapter.metadata.namespace
+    if namespace == given.snapshot.key[0] or {"*", namespace} & set(given.base.spec.allowed_namespaces):
+        return None
+    return Refusal(Reason.BASE_NOT_ALLOWED, f"{given.where} does not allow namespace {namespace}")
+
+
+def _name_is_taken(given: Candidate) -> Refusal | None:
+    name = given.adapter.served_name
+    claim = given.snapshot.claims.get(name)
+    if claim is None or claim.uid == given.adapter.metadata.uid:
+        return None
+    return Refusal(Reason.NAME_CONFLICT, f"{claim.title} is older and has the name {name}")
+
+
+def _is_on_demand_in_vain(given: Candidate) -> Refusal | None:
+    if given.adapter.spec.placement.mode is not PlacementMode.ON_DEMAND:
+        return None
+    if given.base.spec.lora.load_on_demand != "Disabled":
+        return None
+    message = f"placement OnDemand, and {given.where} has loadOnDemand Disabled"
+    return Refusal(Reason.INVALID_SPEC, message, keeps_serving=True)
+
+
+def _source_is_undeclared(given: Candidate) -> Refusal | None:
+    if given.adapter.spec.suspend or given.declared is not None:
+        return None
+    return _not_allowed(f"{given.where} declares no source {given.adapter.spec.source.name!r}")
+
+
+def _source_is_of_another_kind(given: Candidate) -> Refusal | None:
+    ref, declared = given.adapter.spec.source, given.declared
+    if given.adapter.spec.suspend or declared is None:
+        return None
+    if (declared.hugging_face is not None) == (ref.repo is not None):
+        return None
+    wanted = "repo" if declared.hugging_face is not None else "path"
+    return _not_allowed(f"source {ref.name!r} of {given.where} is {_kind_of(declared)}: it takes a {wanted}")
+
+
+def _repository_is_not_listed(given: Candidate) -> Refusal | None:
+    ref, declared = given.adapter.spec.source, given.declared
+    if given.adapter.spec.suspend or declared is None or declared.hugging_face is None or ref.repo is None:
+        return None
+    repos = declared.hugging_face.repos
+    if not repos or any(_matches(entry, ref.repo) for entry in repos):
+        return None
+    return _not_allowed(f"source {ref.name!r} of {given.where} does not allow repository {ref.repo}")
 
 
 def _not_allowed(message: str) -> Refusal:
@@ -64,7 +121,52 @@ def _kind_of(source: AdapterSource) -> str:
     return "a bucket" if source.s3 is not None else "a volume"
 
 
-def _allows(place: HuggingFacePlace, repo: str) -> bool:
-    if not place.repos:
-        return True
-    return any(repo.startswith(entry[:-1]) if entry.endswith("/*") else repo == entry for entry in place.repos)
+def _matches(entry: str, repo: str) -> bool:
+    return repo.startswith(entry[:-1]) if entry.endswith("/*") else repo == entry
+
+
+ACCEPTANCE: Final[Chain[Candidate, Refusal]] = (
+    Check(
+        "The BaseModelDeployment that `baseModelRef` names exists.",
+        (Reason.BASE_NOT_FOUND,),
+        "Apply the BaseModelDeployment, or correct `baseModelRef`.",
+        _base_is_missing,
+    ),
+    Check(
+        "The base allows the adapter's namespace.",
+        (Reason.BASE_NOT_ALLOWED,),
+        "Ask the owner of the base to list the namespace in `allowedNamespaces`.",
+        _namespace_is_not_allowed,
+    ),
+    Check(
+        "No other resource holds the served name.",
+        (Reason.NAME_CONFLICT,),
+        "Set another `servedName`, or delete the resource that holds the name.",
+        _name_is_taken,
+    ),
+    Check(
+        "An adapter with `placement.mode: OnDemand` has a base that loads on demand.",
+        (Reason.INVALID_SPEC,),
+        "Place it with `mode: Fixed` or `All`, or set `lora.loadOnDemand: Enabled` on the base.",
+        _is_on_demand_in_vain,
+    ),
+    Check(
+        "The base declares the source that `source.name` names.",
+        (Reason.SOURCE_NOT_ALLOWED,),
+        "Declare the source in `adapterSources` of the base, or correct `source.name`.",
+        _source_is_undeclared,
+    ),
+    Check(
+        "A source that is a hub is given a `repo`, a bucket or a volume a `path`.",
+        (Reason.SOURCE_NOT_ALLOWED,),
+        "Give `repo` for a hub, else `path`.",
+        _source_is_of_another_kind,
+    ),
+    Check(
+        "The source allows the repository.",
+        (Reason.SOURCE_NOT_ALLOWED,),
+        "Add the repository to `huggingFace.repos` of the source.",
+        _repository_is_not_listed,
+    ),
+)
+"""In this order; the first that finds something decides. A suspended adapter's source is not judged."""

@@ -13,6 +13,7 @@ from lorafleet_contract.resources import (
     PlacementMode,
     PlacementStatus,
 )
+from lorafleet_operator.decide.adapter_ready import Standing, num_answering, readiness_of
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.conditions import (
     ACCEPTED,
@@ -24,7 +25,6 @@ from lorafleet_operator.decide.conditions import (
     said,
     with_times,
 )
-from lorafleet_operator.decide.diff import RETRYABLE_ON_NEWER_POD
 from lorafleet_operator.decide.place import Placement
 from lorafleet_operator.decide.rollout import history_after, published_after
 from lorafleet_operator.decide.views import ObservedPod
@@ -109,15 +109,9 @@ def _accepted(lineup: AdapterRevisions) -> Verdict:
 def _available(lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]) -> Verdict:
     if published is None:
         return said(AVAILABLE, False, Reason.PENDING, "no revision has been ready yet")
-    num = _num_answering(lineup.name, published, pods)
-    if num == 0:
+    if num_answering(lineup.name, published, pods) == 0:
         return said(AVAILABLE, False, Reason.NO_READY_PODS, f"no ready pod answers with revision {published}")
     return said(AVAILABLE, True, Reason.SERVING, f"revision {published} answers")
-
-
-def _num_answering(name: str, revision: str, pods: Sequence[ObservedPod]) -> int:
-    entries = (pod.own(name, revision) for pod in pods if pod.is_serving)
-    return sum(entry is not None and entry.state is AdapterState.READY for entry in entries)
 
 
 def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement) -> Verdict:
@@ -142,78 +136,10 @@ def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: 
 
 def _readiness(lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]) -> list[Verdict]:
     """Return Ready, and Stalled or Reconciling where true."""
-    status, reason, message, is_stalled = _judge(lineup, published, pods)
-    ready = said(READY, status, reason, message)
-    is_waiting = reason is not Reason.SUSPENDED
-    return [ready, *progress_of(ready, is_stalled=is_stalled, is_waiting=is_waiting)]
-
-
-def _judge(
-    lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]
-) -> tuple[bool | None, Reason | str, str, bool]:
-    """Return status, reason and message of Ready, and whether nothing will change by itself."""
-    intent = lineup.intent
-    if intent.is_deleted:
-        return False, Reason.DRAINING, "being unloaded", False
-    if intent.refusal is not None:
-        return False, intent.refusal.reason, intent.refusal.message, not intent.refusal.retryable
-    if _is_held_back(lineup, published):
-        return False, Reason.SUSPENDED, "suspended: changes are not acted on", False
-    desired = intent.desired
-    if desired is None:
-        return _judge_unresolved(lineup, pods)
-    ready = [pod for pod in pods if pod.pod.is_ready and not pod.pod.is_leaving]
-    serving = [pod for pod in ready if pod.is_serving]
-    if not serving:
-        if any(pod.state is None for pod in ready):
-            return None, Reason.NO_READY_PODS, "pods are ready and do not answer the operator", False
-        return False, Reason.NO_READY_PODS, "the base has no ready pod", False
-    num_answering = _num_answering(intent.name, desired.revision, serving)
-    failure = _failure_on(intent.name, desired.revision, serving)
-    if published == desired.revision and num_answering:
-        but = f"; not on {failure[0]}: {failure[1].reason}" if failure is not None else ""
-        return True, Reason.SERVING, f"revision {desired.revision} answers{but}", False
-    if failure is not None:
-        pod, entry = failure
-        return False, _word(entry.reason), f"{pod}: {entry.message}", entry.reason not in RETRYABLE_ON_NEWER_POD
-    if lineup.is_on_demand_refused and _is_nowhere_placed(intent.name, desired.revision, serving):
-        message = f"no pod has room for revision {desired.revision}, and loadOnDemand is Disabled"
-        return False, Reason.INSUFFICIENT_SLOTS, message, True
-    message = f"revision {desired.revision} is ready on {num_answering} of {len(serving)} pods"
-    return False, Reason.LOADING, message, False
-
-
-def _failure_on(name: str, revision: str, pods: Sequence[ObservedPod]) -> tuple[str, ObservedAdapter] | None:
-    """Return a pod on which a revision has failed, and how; one that will not mend itself comes first."""
-    entries = [(pod.pod.name, pod.own(name, revision)) for pod in pods]
-    failed = [(pod, entry) for pod, entry in entries if entry is not None and entry.state is AdapterState.FAILED]
-    return min(failed, key=lambda pair: (pair[1].reason in RETRYABLE_ON_NEWER_POD, pair[0]), default=None)
-
-
-def _is_nowhere_placed(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
-    entries = [pod.own(name, revision) for pod in pods]
-    return all(entry is not None and entry.residency is Residency.ON_DEMAND for entry in entries)
-
-
-def _judge_unresolved(
-    lineup: AdapterRevisions, pods: Sequence[ObservedPod]
-) -> tuple[bool | None, Reason | str, str, bool]:
-    failure = lineup.intent.failure
-    if failure is not None:
-        return False, _word(failure.reason), failure.message, not failure.retryable
-    if not any(pod.is_writable for pod in pods):
-        return False, Reason.NO_READY_PODS, "the base has no pod yet that could resolve the source", False
-    return False, Reason.RESOLVING, "a pod is resolving the source", False
-
-
-def _is_held_back(lineup: AdapterRevisions, published: str | None) -> bool:
-    """Whether suspension keeps something from happening."""
-    adapter, desired = lineup.intent.adapter, lineup.intent.desired
-    if not adapter.spec.suspend:
-        return False
-    if desired is None or desired.revision != published:
-        return True
-    return desired.source != adapter.spec.source or adapter.spec.digest not in (None, desired.digest)
+    found = readiness_of(Standing(lineup, published, pods))
+    ready = said(READY, found.is_ready, found.reason, found.message)
+    is_waiting = found.reason is not Reason.SUSPENDED
+    return [ready, *progress_of(ready, is_stalled=found.is_stalled, is_waiting=is_waiting)]
 
 
 def _placements(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> list[PlacementStatus]:
@@ -258,7 +184,3 @@ def _last_used(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> datetim
         return before
     hour = datetime.fromtimestamp(max(told) // 3600 * 3600, UTC)
     return hour if before is None else max(before, hour)
-
-
-def _word(reason: str) -> str:
-    return reason or Reason.LOAD_FAILED

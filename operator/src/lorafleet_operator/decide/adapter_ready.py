@@ -1,0 +1,208 @@
+"""Whether an adapter is Ready: a chain of checks over what is wanted of it and what its pods showed. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import ArtifactStatus
+from lorafleet_operator.decide.catalogue import AdapterRevisions
+from lorafleet_operator.decide.checks import Chain, Check, first_found
+from lorafleet_operator.decide.diff import RETRYABLE_ON_NEWER_POD
+from lorafleet_operator.decide.views import ObservedPod
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Status, reason and message of Ready."""
+
+    reason: Reason | str
+    message: str
+    is_ready: bool | None = False
+    """None is Unknown."""
+    is_stalled: bool = False
+    """Nothing will change by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An adapter, the revision that status names, and its pods."""
+
+    lineup: AdapterRevisions
+    published: str | None
+    pods: Sequence[ObservedPod]
+
+    @property
+    def desired(self) -> ArtifactStatus:
+        """The revision that spec asks for; a check before has found it."""
+        assert self.lineup.intent.desired is not None
+        return self.lineup.intent.desired
+
+    @property
+    def ready(self) -> list[ObservedPod]:
+        """Pods that Services send requests to."""
+        return [pod for pod in self.pods if pod.pod.is_ready and not pod.pod.is_leaving]
+
+    @property
+    def serving(self) -> list[ObservedPod]:
+        """Those of them that say what they have."""
+        return [pod for pod in self.pods if pod.is_serving]
+
+    @property
+    def num_answering(self) -> int:
+        """Serving pods on which the desired revision is ready."""
+        return num_answering(self.lineup.name, self.desired.revision, self.pods)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether requests are answered with the desired revision."""
+        return self.published == self.desired.revision and self.num_answering > 0
+
+    @property
+    def failure(self) -> tuple[str, ObservedAdapter] | None:
+        """A pod on which the desired revision has failed, and how; one that will not mend itself comes first."""
+        name, revision = self.lineup.name, self.desired.revision
+        entries = [(pod.pod.name, pod.own(name, revision)) for pod in self.serving]
+        failed = [(pod, entry) for pod, entry in entries if entry is not None and entry.state is AdapterState.FAILED]
+        return min(failed, key=lambda pair: (pair[1].reason in RETRYABLE_ON_NEWER_POD, pair[0]), default=None)
+
+
+def readiness_of(standing: Standing) -> Finding:
+    """Return what Ready says."""
+    found = first_found(READINESS, standing)
+    if found is not None:
+        return found[1]
+    failure = standing.failure
+    but = f"; not on {failure[0]}: {failure[1].reason}" if failure is not None else ""
+    return Finding(Reason.SERVING, f"revision {standing.desired.revision} answers{but}", is_ready=True)
+
+
+def num_answering(name: str, revision: str, pods: Sequence[ObservedPod]) -> int:
+    """Return on how many serving pods a revision is ready."""
+    entries = (pod.own(name, revision) for pod in pods if pod.is_serving)
+    return sum(entry is not None and entry.state is AdapterState.READY for entry in entries)
+
+
+def _is_deleted(given: Standing) -> Finding | None:
+    return Finding(Reason.DRAINING, "being unloaded") if given.lineup.intent.is_deleted else None
+
+
+def _is_refused(given: Standing) -> Finding | None:
+    refusal = given.lineup.intent.refusal
+    if refusal is None:
+        return None
+    return Finding(refusal.reason, refusal.message, is_stalled=not refusal.retryable)
+
+
+def _is_held_back(given: Standing) -> Finding | None:
+    """Suspension keeps something from happening."""
+    adapter, desired = given.lineup.intent.adapter, given.lineup.intent.desired
+    if not adapter.spec.suspend:
+        return None
+    is_current = (
+        desired is not None
+        and desired.revision == given.published
+        and desired.source == adapter.spec.source
+        and adapter.spec.digest in (None, desired.digest)
+    )
+    return None if is_current else Finding(Reason.SUSPENDED, "suspended: changes are not acted on")
+
+
+def _is_unresolved(given: Standing) -> Finding | None:
+    intent = given.lineup.intent
+    if intent.desired is not None:
+        return None
+    if intent.failure is not None:
+        reason = intent.failure.reason or Reason.LOAD_FAILED
+        return Finding(reason, intent.failure.message, is_stalled=not intent.failure.retryable)
+    if not any(pod.is_writable for pod in given.pods):
+        return Finding(Reason.NO_READY_PODS, "the base has no pod yet that could resolve the source")
+    return Finding(Reason.RESOLVING, "a pod is resolving the source")
+
+
+def _has_no_pod(given: Standing) -> Finding | None:
+    if given.serving:
+        return None
+    if any(pod.state is None for pod in given.ready):
+        return Finding(Reason.NO_READY_PODS, "pods are ready and do not answer the operator", is_ready=None)
+    return Finding(Reason.NO_READY_PODS, "the base has no ready pod")
+
+
+def _has_failed(given: Standing) -> Finding | None:
+    if given.is_served or given.failure is None:
+        return None
+    pod, entry = given.failure
+    is_stalled = entry.reason not in RETRYABLE_ON_NEWER_POD
+    return Finding(entry.reason or Reason.LOAD_FAILED, f"{pod}: {entry.message}", is_stalled=is_stalled)
+
+
+def _is_nowhere_placed(given: Standing) -> Finding | None:
+    if given.is_served or not given.lineup.is_on_demand_refused:
+        return None
+    name, revision = given.lineup.name, given.desired.revision
+    entries = [pod.own(name, revision) for pod in given.serving]
+    if any(entry is None or entry.residency is not Residency.ON_DEMAND for entry in entries):
+        return None
+    message = f"no pod has room for revision {revision}, and loadOnDemand is Disabled"
+    return Finding(Reason.INSUFFICIENT_SLOTS, message, is_stalled=True)
+
+
+def _is_loading(given: Standing) -> Finding | None:
+    if given.is_served:
+        return None
+    ready = f"{given.num_answering} of {len(given.serving)} pods"
+    return Finding(Reason.LOADING, f"revision {given.desired.revision} is ready on {ready}")
+
+
+READINESS: Final[Chain[Standing, Finding]] = (
+    Check(
+        "The adapter is not being deleted.",
+        (Reason.DRAINING,),
+        "Wait: requests that run end first, for up to `unload.drainTimeoutSeconds`.",
+        _is_deleted,
+    ),
+    Check(
+        "The adapter is accepted.",
+        (),
+        "See the checks of acceptance.",
+        _is_refused,
+    ),
+    Check(
+        "No change waits for `suspend` to be taken back.",
+        (Reason.SUSPENDED,),
+        "Set `suspend: false`.",
+        _is_held_back,
+    ),
+    Check(
+        "The source is resolved to a revision.",
+        (Reason.NO_READY_PODS, Reason.RESOLVING),
+        "Wait, or mend what the reason names; another reason is that of the pod that resolves it.",
+        _is_unresolved,
+    ),
+    Check(
+        "The base has a ready pod that answers the operator.",
+        (Reason.NO_READY_PODS,),
+        "Look at `Ready` of the base: its message names a pod that does not come up, and why.",
+        _has_no_pod,
+    ),
+    Check(
+        "The revision is served, or no pod failed to load it.",
+        (),
+        "Mend what the reason names: it is that of the pod.",
+        _has_failed,
+    ),
+    Check(
+        "With `loadOnDemand: Disabled`, some pod has room for the revision.",
+        (Reason.INSUFFICIENT_SLOTS,),
+        "Raise `lora.maxResidentAdapters`, add replicas, or place fewer adapters.",
+        _is_nowhere_placed,
+    ),
+    Check(
+        "Some ready pod has loaded the revision, and all ready pods answer the bare name with it.",
+        (Reason.LOADING,),
+        "Wait.",
+        _is_loading,
+    ),
+)
+"""In this order; the first that finds something decides."""

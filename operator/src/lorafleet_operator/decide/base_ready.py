@@ -1,0 +1,180 @@
+"""Whether a base model is Ready: a chain of checks over its spec, its Deployment and its pods. Pure."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import BaseModelResource
+from lorafleet_operator.decide.adapter_ready import Finding
+from lorafleet_operator.decide.checks import Chain, Check, first_found
+from lorafleet_operator.decide.views import Claim, Pod
+
+MAX_PROBLEM: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentFacts:
+    """What the API server said of the Deployment when it was applied last."""
+
+    is_observed: bool
+    """Whether its controller has seen the latest spec."""
+    replicas: int
+    updated: int
+    available: int
+    failure: str = ""
+    """Why its pods cannot be made, if so."""
+    is_overdue: bool = False
+    """Its controller has given up waiting."""
+
+    def is_settled(self, num_wanted: int) -> bool:
+        """Whether its pods are what its spec says, as far as its controller knows."""
+        return self.is_observed and not self.failure and self.replicas == self.updated == self.available == num_wanted
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyProblem:
+    """Why the objects of a base are not as its spec says; only a change of something else mends it."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaseEvidence:
+    """What a base's status is made of, apart from its adapters."""
+
+    deployment: DeploymentFacts | None
+    """None when it has not been applied by this operator: suspended, or refused."""
+    problem: ApplyProblem | None
+    pods: tuple[Pod, ...]
+    claim: Claim | None
+    """Who has its served name."""
+
+    @property
+    def num_ready(self) -> int:
+        """Pods that answer requests."""
+        return sum(pod.is_ready and not pod.is_leaving for pod in self.pods)
+
+    @property
+    def pod_problem(self) -> str:
+        """What keeps the first of the pods that do not come up, in the words of Kubernetes; empty without one."""
+        found = next((pod for pod in self.pods if pod.problem and not pod.is_ready and not pod.is_leaving), None)
+        return f"; {found.name}: {found.problem[:MAX_PROBLEM]}" if found is not None else ""
+
+    def rival(self, base: BaseModelResource) -> Claim | None:
+        """Who has the name instead of the base."""
+        return self.claim if self.claim is not None and self.claim.uid != base.metadata.uid else None
+
+
+def deployment_facts(body: dict[str, Any]) -> DeploymentFacts:
+    """Read the answer to an applied Deployment."""
+    status = body.get("status") or {}
+    conditions = {(c["type"], c["status"]): c.get("message", "") for c in status.get("conditions") or []}
+    overdue = conditions.get(("Progressing", "False"))
+    return DeploymentFacts(
+        is_observed=status.get("observedGeneration") == body["metadata"].get("generation"),
+        replicas=status.get("replicas") or 0,
+        updated=status.get("updatedReplicas") or 0,
+        available=status.get("availableReplicas") or 0,
+        failure=conditions.get(("ReplicaFailure", "True")) or overdue or "",
+        is_overdue=overdue is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BaseStanding:
+    """A base and what is known of its objects."""
+
+    base: BaseModelResource
+    facts: BaseEvidence
+
+    @property
+    def deployment(self) -> DeploymentFacts:
+        """Its Deployment; the checks before have found that it was applied."""
+        assert self.facts.deployment is not None
+        return self.facts.deployment
+
+
+def readiness_of(standing: BaseStanding) -> Finding:
+    """Return what Ready says."""
+    found = first_found(READINESS, standing)
+    if found is not None:
+        return found[1]
+    wanted = standing.base.spec.replicas
+    return Finding(Reason.PODS_READY, f"{wanted} of {wanted} pods are ready", is_ready=True)
+
+
+def conflict(base: BaseModelResource, rival: Claim) -> str:
+    """Return how a base that has lost its name says so."""
+    return f"{rival.title} is older and has the name {base.served_name}"
+
+
+def _has_a_problem(given: BaseStanding) -> Finding | None:
+    problem = given.facts.problem
+    return Finding(problem.reason, problem.message, is_stalled=True) if problem is not None else None
+
+
+def _name_is_taken(given: BaseStanding) -> Finding | None:
+    rival = given.facts.rival(given.base)
+    if rival is None:
+        return None
+    return Finding(Reason.NAME_CONFLICT, conflict(given.base, rival), is_stalled=True)
+
+
+def _is_suspended(given: BaseStanding) -> Finding | None:
+    if not given.base.spec.suspend:
+        return None
+    return Finding(Reason.SUSPENDED, "suspended: what spec says is not applied")
+
+
+def _has_failed(given: BaseStanding) -> Finding | None:
+    deployment = given.deployment
+    if not deployment.failure:
+        return None
+    message = deployment.failure + given.facts.pod_problem
+    return Finding(Reason.ROLLING_OUT, message, is_stalled=deployment.is_overdue)
+
+
+def _is_rolling_out(given: BaseStanding) -> Finding | None:
+    wanted, deployment = given.base.spec.replicas, given.deployment
+    done = min(deployment.updated, deployment.available, given.facts.num_ready, wanted)
+    if deployment.is_settled(wanted) and done >= wanted:
+        return None
+    surplus = f", {deployment.replicas - wanted} more to go" if deployment.replicas > wanted else ""
+    message = f"{done} of {wanted} pods are up to date and ready{surplus}{given.facts.pod_problem}"
+    return Finding(Reason.ROLLING_OUT, message)
+
+
+READINESS: Final[Chain[BaseStanding, Finding]] = (
+    Check(
+        "Its objects could be built and applied.",
+        (Reason.INVALID_SPEC, Reason.APPLY_FAILED),
+        "Correct the field or mend what the API server's message names.",
+        _has_a_problem,
+    ),
+    Check(
+        "No other resource holds the served name.",
+        (Reason.NAME_CONFLICT,),
+        "Set another `servedName`, or delete the resource that holds the name.",
+        _name_is_taken,
+    ),
+    Check(
+        "The base is not suspended.",
+        (Reason.SUSPENDED,),
+        "Set `suspend: false`.",
+        _is_suspended,
+    ),
+    Check(
+        "Its Deployment can make pods, and does so in time.",
+        (Reason.ROLLING_OUT,),
+        "Mend what the message says: quota, admission, or what keeps the pod that it names.",
+        _has_failed,
+    ),
+    Check(
+        "As many pods as wanted are made from the latest spec and ready, and no others are left.",
+        (Reason.ROLLING_OUT,),
+        "Wait; if the message names a pod, mend what keeps it.",
+        _is_rolling_out,
+    ),
+)
+"""In this order; the first that finds something decides."""
