@@ -29,7 +29,7 @@ check: env lint ## the fast part: lint, and the tests without a cluster
 lint: env ## ruff, mypy strict, import rules
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
-	@$(VENV)/mypy contract/src operator/src gateway/src inference/src
+	@$(VENV)/mypy contract/src common/src operator/src gateway/src inference/src
 	@$(VENV)/lint-imports
 
 format: env ## let ruff lay out the code

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "contract" / "src")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "contract" / "src"), str(ROOT / "common" / "src")]
 
 from support.kube_api import kube_double  # noqa: E402
 
@@ -146,7 +146,7 @@ async def gateway(pod_port: int, level: str) -> AsyncIterator[tuple[int, int]]:
             kubeconfig.write_text(
                 json.dumps({"clusters": [cluster], "contexts": [context], "users": users, "current-context": "x"})
             )
-            path = ":".join(str(ROOT / part / "src") for part in ("contract", "gateway"))
+            path = ":".join(str(ROOT / part / "src") for part in ("contract", "common", "gateway"))
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]

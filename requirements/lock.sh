@@ -4,9 +4,9 @@ set -eu
 cd "$(dirname "$0")/.."
 compile() {
     uv pip compile --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 \
-        --no-emit-package lorafleet-contract --quiet "$@"
+        --no-emit-package lorafleet-contract --no-emit-package lorafleet-common --quiet "$@"
 }
-compile "$@" requirements/dev.in contract/pyproject.toml operator/pyproject.toml gateway/pyproject.toml inference/pyproject.toml \
+compile "$@" requirements/dev.in contract/pyproject.toml common/pyproject.toml operator/pyproject.toml gateway/pyproject.toml inference/pyproject.toml \
     -o requirements/dev.txt
 compile inference/pyproject.toml -c requirements/dev.txt -o requirements/inference.txt
 compile operator/pyproject.toml gateway/pyproject.toml -c requirements/dev.txt -o requirements/operator.txt

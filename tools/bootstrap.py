@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements" / "dev.txt"
 UV_LOCK = ROOT / "requirements" / "uv.txt"
-PACKAGES = ("contract", "operator", "gateway", "inference")
+PACKAGES = ("contract", "common", "operator", "gateway", "inference")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet"
 NEEDED_BYTES = 12 << 30
 

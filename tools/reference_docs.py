@@ -13,6 +13,7 @@ from lorafleet_gateway import config as gateway_config
 from lorafleet_gateway import metrics as gateway_metrics
 from lorafleet_inference import metrics, options
 from lorafleet_inference.server import fields, requests
+from lorafleet_operator import config as operator_config
 from lorafleet_operator import metrics as operator_metrics
 from lorafleet_operator.decide import accept, adapter_ready, base_ready
 from lorafleet_operator.decide.checks import Chain
@@ -102,6 +103,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "cli.md": {"options": options.describe},
     "gateway-metrics.md": {"gateway-metrics": gateway_metrics.describe},
     "../../gateway/README.md": {"options": gateway_config.describe},
+    "../../operator/README.md": {"options": operator_config.describe},
     "api.md": {"honoured": honoured_table, "passed": passed_table, "refused": refused_table},
 }
 

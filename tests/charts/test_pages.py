@@ -38,7 +38,7 @@ def test_charts_and_programs_have_one_version() -> None:
         for chart in (CHART, CRD_CHART)
         for key in ("version", "appVersion")
     }
-    for package in ("contract", "operator", "gateway", "inference"):
+    for package in ("contract", "common", "operator", "gateway", "inference"):
         found = re.search(r'^version = "(.+)"$', (ROOT / package / "pyproject.toml").read_text(), re.MULTILINE)
         assert found is not None
         versions.add(found[1])

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
+    "common/src/lorafleet_common/": ROOT / "common/src/lorafleet_common",
     "gateway/src/lorafleet_gateway/": ROOT / "gateway/src/lorafleet_gateway",
     "inference/src/lorafleet_inference/": ROOT / "inference/src/lorafleet_inference",
     "operator/src/lorafleet_operator/": ROOT / "operator/src/lorafleet_operator",

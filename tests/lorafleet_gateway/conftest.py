@@ -11,12 +11,13 @@ import pytest
 from support.kube_api import KubeDouble, kube_double
 from support.upstream_pods import REVISION, PodDouble, pod_double
 
+from lorafleet_common.sockets import bind
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.cluster.kube import KubeApi
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
-from lorafleet_gateway.front.server import FrontDoor, bind, open_port
+from lorafleet_gateway.front.server import FrontDoor, open_port
 from lorafleet_gateway.front.state import State
 from lorafleet_gateway.front.upstream import Upstream
 
@@ -90,7 +91,7 @@ class World:
         fleet = await self.stack.enter_async_context(Fleet())
         self.cluster = Cluster(api, fleet, config.watch_namespaces)
         self.state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
-        listener = self.stack.enter_context(bind(config.host, config.port))
+        listener = self.stack.enter_context(bind(config.host, config.port, option="--port"))
         runner = await open_port(FrontDoor(config, self.cluster, upstream, self.state), listener)
         self.stack.push_async_callback(runner.cleanup)
         following = asyncio.create_task(self.cluster.follow())

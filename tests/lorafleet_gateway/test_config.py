@@ -2,8 +2,8 @@
 
 import pytest
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_gateway.config import OPTIONS, GatewayConfig, read_config
-from lorafleet_gateway.errors import ConfigError
 
 
 def test_defaults() -> None:

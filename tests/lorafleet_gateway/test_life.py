@@ -17,7 +17,7 @@ from support.upstream_pods import streaming
 from .conftest import World
 
 ROOT = Path(__file__).parents[2]
-PATH = ":".join(str(ROOT / part / "src") for part in ("contract", "gateway"))
+PATH = ":".join(str(ROOT / part / "src") for part in ("contract", "common", "gateway"))
 
 
 @asynccontextmanager
@@ -118,7 +118,7 @@ async def test_bad_options_end_with_a_line_that_names_them() -> None:
     )
     _, stderr = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 2
-    assert stderr.decode() == "lorafleet-gateway: LORAFLEET_PROT: is no option of the gateway; see --help\n"
+    assert stderr.decode() == "lorafleet-gateway: LORAFLEET_PROT: is no option of this program; see --help\n"
 
 
 async def test_without_a_cluster_it_ends_and_says_so(tmp_path: Path) -> None:

@@ -93,11 +93,6 @@ async def scrape(client) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
-def test_labels_are_bounded() -> None:
-    labels = metrics.BoundedLabels(max_labels=2)
-    assert [labels.of(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", "_other", "a", "_other"]
-
-
 def test_the_options_of_the_readme_are_those_of_the_code() -> None:
     assert generated("gateway/README.md", "options") == config.describe()
 

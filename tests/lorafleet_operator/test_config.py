@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_operator import cli
 from lorafleet_operator.config import OPTIONS, OperatorConfig, read_config
-from lorafleet_operator.errors import ConfigError
 
 NEEDED = ["--engine-image", "engine:1", "--namespace", "system"]
 README = Path(__file__).resolve().parents[2] / "operator" / "README.md"
@@ -35,7 +35,7 @@ def test_flag_wins_over_variable() -> None:
         ([*NEEDED, "--log-level", "loud"], {}, "--log-level: 'loud' is none of debug, info, warning, error"),
         ([*NEEDED, "--lease", "Not A Name"], {}, "--lease: 'Not A Name' is no name of a Kubernetes object"),
         (NEEDED, {"LORAFLEET_HTTP_PORT": "70000"}, "LORAFLEET_HTTP_PORT: 70000 is not between 0 and 65535"),
-        (NEEDED, {"LORAFLEET_WORKER": "3"}, "LORAFLEET_WORKER: is no option of the operator"),
+        (NEEDED, {"LORAFLEET_WORKER": "3"}, "LORAFLEET_WORKER: is no option of this program; see --help"),
     ],
 )
 def test_wrong_option_is_named(arguments: list[str], environment: dict[str, str], named: str) -> None:

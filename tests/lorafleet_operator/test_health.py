@@ -6,7 +6,7 @@ import time
 import aiohttp
 import pytest
 
-from lorafleet_operator.errors import ConfigError
+from lorafleet_common.errors import ConfigError
 from lorafleet_operator.process.health import MAX_RESYNC_AGE_SECONDS, Health, serve_health
 
 

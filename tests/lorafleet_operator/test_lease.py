@@ -9,11 +9,12 @@ import pytest_asyncio
 from kubernetes.aio.client import ApiClient, Configuration
 from support.fake_kube import FakeKube
 
+from lorafleet_common.errors import ConfigError
+from lorafleet_common.paths import collection
 from lorafleet_operator.cluster.keys import admin_key
 from lorafleet_operator.cluster.kube import KubeApi, Writes
 from lorafleet_operator.cluster.lease import Lease
-from lorafleet_operator.errors import ConfigError, KubeConflict, KubeNotFound, KubeUnavailable, LeaseLost, NotLeading
-from lorafleet_operator.paths import collection
+from lorafleet_operator.errors import KubeConflict, KubeNotFound, KubeUnavailable, LeaseLost, NotLeading
 
 
 @pytest_asyncio.fixture

@@ -16,7 +16,7 @@ import httpx
 from openai import AsyncOpenAI, OpenAI
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [str(ROOT / part / "src") for part in ("contract", "inference")]
+SOURCES = [str(ROOT / part / "src") for part in ("contract", "common", "inference")]
 START_SECONDS = 300.0
 END_SECONDS = 30.0
 KERNELS = Path(tempfile.gettempdir()) / f"lorafleet-test-kernels-{os.getuid()}"

@@ -203,8 +203,8 @@ def sources(kube: Kube, template: Path, values: dict[str, Any]) -> str:
 
 
 def python_path() -> str:
-    """Where Python finds dependencies and the four packages inside a pod."""
-    packages = ("contract", "operator", "gateway", "inference")
+    """Where Python finds dependencies and our packages inside a pod."""
+    packages = ("contract", "common", "operator", "gateway", "inference")
     return ":".join([*(f"{SOURCE_MOUNT}/{package}/src" for package in packages), DEPS_MOUNT])
 
 

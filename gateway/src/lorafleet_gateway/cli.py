@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lorafleet_common.errors import ConfigError
+from lorafleet_common.logs import set_up_logs
 from lorafleet_gateway.config import read_config
-from lorafleet_gateway.errors import ConfigError, GatewayError
-from lorafleet_gateway.logs import set_up_logs
+from lorafleet_gateway.errors import GatewayError
 
 USAGE = "usage: lorafleet-gateway serve [OPTION …]      (lorafleet-gateway serve --help lists the options)\n"
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"lorafleet-gateway: {error}\n")
         return 2
-    set_up_logs(config.log_level, config.log_format)
+    set_up_logs(config.log_level, config.log_format, package="lorafleet_gateway")
     from lorafleet_gateway.process.run import serve  # noqa: PLC0415  --help and bad options answer at once
 
     try:

@@ -1,7 +1,6 @@
-"""All errors of the gateway.
+"""All errors of the gateway; options raise lorafleet_common.errors.ConfigError.
 
 GatewayError
-├── ConfigError                 an option is bad; the process does not start
 ├── WatchEnded                  an essential task ended; the process ends
 ├── KubeError                   the API server did not do it
 │   ├── KubeExpired             410: too old to go on from; list again
@@ -30,14 +29,6 @@ from lorafleet_contract.openai import ErrorCode
 
 class GatewayError(Exception):
     """Root of the tree."""
-
-
-class ConfigError(GatewayError):
-    """An option is unknown or bad; `option` names it as the user wrote it."""
-
-    def __init__(self, option: str, problem: str) -> None:
-        super().__init__(f"{option}: {problem}")
-        self.option = option
 
 
 class WatchEnded(GatewayError):

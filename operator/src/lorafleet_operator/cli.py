@@ -1,34 +1,18 @@
 """`lorafleet-operator run`."""
 
 import asyncio
-import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
-from lorafleet_operator.config import OperatorConfig, read_config
-from lorafleet_operator.errors import ConfigError, OperatorError
+from lorafleet_common.errors import ConfigError
+from lorafleet_common.logs import set_up_logs
+from lorafleet_operator.config import read_config
+from lorafleet_operator.errors import OperatorError
 
 USAGE = "usage: lorafleet-operator run [OPTION …]      (lorafleet-operator run --help lists the options)\n"
 logger = logging.getLogger("lorafleet_operator")
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,22 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"lorafleet-operator: {error}\n")
         return 2
-    set_up_logs(config)
+    set_up_logs(config.log_level, config.log_format, package="lorafleet_operator")
     from lorafleet_operator.process.run import run  # noqa: PLC0415  --help and bad options answer at once
 
     try:
         asyncio.run(run(config))
+    except ConfigError as error:
+        sys.stderr.write(f"lorafleet-operator: {error}\n")
+        return 2
     except OperatorError as error:
         logger.error("ending: %s", error)
         return 1
     return 0
-
-
-def set_up_logs(config: OperatorConfig) -> None:
-    """Log to stderr as the configuration says."""
-    handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if config.log_format == "json" else text)
-    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
-    for quiet in ("aiohttp.access", "asyncio", "kopf"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)

@@ -1,7 +1,6 @@
-"""Errors of the operator.
+"""Errors of the operator; options raise lorafleet_common.errors.ConfigError.
 
 OperatorError
-├── ConfigError                 an option is bad; the process does not start
 ├── LeaseLost                   another operator leads; the process ends
 ├── WatchEnded                  kopf gave up, or an essential task ended; the process ends
 ├── WatchSilent                 a watch does not run; all are begun again
@@ -23,14 +22,6 @@ class OperatorError(Exception):
     """The root of the operator's own errors."""
 
     retryable = False
-
-
-class ConfigError(OperatorError):
-    """An option is missing, unknown or bad."""
-
-    def __init__(self, option: str, problem: str) -> None:
-        super().__init__(f"{option}: {problem}")
-        self.option = option
 
 
 class LeaseLost(OperatorError):

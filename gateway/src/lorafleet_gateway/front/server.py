@@ -8,10 +8,11 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from lorafleet_common.sockets import BACKLOG
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
-from lorafleet_gateway.errors import ConfigError, MethodNotAllowed, ModelNotFound, NotFound, RequestError
+from lorafleet_gateway.errors import MethodNotAllowed, ModelNotFound, NotFound, RequestError
 from lorafleet_gateway.front.answers import SERVER, error_response, json_response
 from lorafleet_gateway.front.headers import request_id_of
 from lorafleet_gateway.front.models import described
@@ -20,7 +21,6 @@ from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
 
 logger = logging.getLogger(__name__)
-BACKLOG: Final = 2048
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
 GENERATION_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -106,19 +106,6 @@ class FrontDoor:
         if model is None:
             raise ModelNotFound(f"the model {name!r} does not exist", param="model")
         return json_response(described([model], self._cluster)[0])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one.
-
-    Raises:
-        ConfigError: the address cannot be had.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError("--port", f"cannot listen on {host} port {port}: {error.strerror or error}") from error
 
 
 async def open_port(door: FrontDoor, listener: socket.socket) -> web.ServerRunner:

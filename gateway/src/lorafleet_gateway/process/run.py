@@ -3,40 +3,23 @@
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 from typing import Any
 
 from aiohttp import web
 
+from lorafleet_common.signals import StopSignals
+from lorafleet_common.sockets import bind
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.cluster.kube import connect
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
-from lorafleet_gateway.front.server import FrontDoor, bind, open_port
+from lorafleet_gateway.front.server import FrontDoor, open_port
 from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
 
 logger = logging.getLogger(__name__)
-
-
-class StopSignals:
-    """SIGTERM and SIGINT: the first one asks to drain, the second one to end at once."""
-
-    def __init__(self) -> None:
-        self.told = asyncio.Event()
-        self.told_again = asyncio.Event()
-        self.by_router = False
-        """Whether whoever routes has to hear of the end: not when a person pressed Ctrl-C."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._told, number)
-
-    def _told(self, number: signal.Signals) -> None:
-        if self.told.is_set():
-            self.told_again.set()
-        self.by_router = number == signal.SIGTERM
-        self.told.set()
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -46,7 +29,7 @@ async def serve(config: GatewayConfig) -> None:
         ConfigError: the port cannot be had.
         GatewayError: there is no API server to be asked, or something essential ended.
     """
-    with bind(config.host, config.port) as listener:
+    with bind(config.host, config.port, option="--port") as listener:
         stop = StopSignals()
         api = await connect()
         upstream = Upstream(

@@ -5,6 +5,7 @@ import json
 import logging
 from typing import Final
 
+from lorafleet_common.paths import Json
 from lorafleet_contract.names import MANAGED_BY
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
@@ -13,7 +14,6 @@ from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, 
 from lorafleet_operator.decide.objects import Child, objects_of
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, NotOurs
-from lorafleet_operator.paths import Json
 
 logger = logging.getLogger(__name__)
 PROBE_MANAGER: Final = "lorafleet-operator-probe"

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, FINALIZER, GROUP, VERSION
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import (
@@ -23,7 +24,6 @@ from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.conditions import READY, progress_of, said, with_times
 from lorafleet_operator.decide.views import BaseKey, BrokenResource
 from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound, NotLeading
-from lorafleet_operator.paths import Json, collection
 
 logger = logging.getLogger(__name__)
 STATUS_MANAGER: Final = "lorafleet-operator-status"

@@ -6,11 +6,11 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from lorafleet_common.paths import Json
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, ENGINE_CONTAINER, LABEL_BASE
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
-from lorafleet_operator.paths import Json
 
 R = TypeVar("R", bound=BaseModel)
 COMING_UP: Final = timedelta(minutes=10)

@@ -7,12 +7,12 @@ from typing import Final
 
 import aiohttp
 
+from lorafleet_common.paths import collection
 from lorafleet_contract.names import GROUP, VERSION
 from lorafleet_operator import metrics
 from lorafleet_operator.clock import monotonic
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.errors import WatchSilent
-from lorafleet_operator.paths import collection
 
 WATCH_SECONDS: Final = 60
 """The API server ends a watch after this; the next one begins where it ended."""

@@ -10,6 +10,7 @@ import aiohttp
 import kopf
 from kubernetes.aio.client import Configuration
 
+from lorafleet_common.paths import Json, version_of
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator.cluster.collect import base_key_of, rivals_of
 from lorafleet_operator.cluster.freshness import WATCH_SECONDS, Freshness
@@ -18,7 +19,6 @@ from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import WatchEnded, WatchSilent
-from lorafleet_operator.paths import Json, version_of
 
 logger = logging.getLogger(__name__)
 ERROR_BACKOFFS: Final = (0.2, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0)

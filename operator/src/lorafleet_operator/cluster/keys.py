@@ -5,10 +5,11 @@ import binascii
 import secrets
 from typing import Final
 
+from lorafleet_common.errors import ConfigError
+from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import MANAGED_BY
 from lorafleet_operator.cluster.kube import KubeApi
-from lorafleet_operator.errors import ConfigError, KubeConflict, KubeNotFound
-from lorafleet_operator.paths import Json, collection
+from lorafleet_operator.errors import KubeConflict, KubeNotFound
 
 KEY_FIELD: Final = "key"
 KEY_BYTES: Final = 32

@@ -14,8 +14,8 @@ import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
+from lorafleet_common.paths import Json, version_of
 from lorafleet_operator.errors import KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeUnavailable, NotLeading
-from lorafleet_operator.paths import Json, version_of
 
 APPLY: Final = "application/apply-patch+yaml"
 REQUEST_TIMEOUT_SECONDS: Final = 30.0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import (
     ADMIN_TOKEN_KEY,
     BASE_MODEL_KIND,
@@ -21,7 +22,6 @@ from lorafleet_contract.names import (
 )
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.decide.pod_template import pod_template
-from lorafleet_operator.paths import Json, collection
 
 FRONT_PORT: Final = 80
 PROGRESS_SECONDS: Final = 3600

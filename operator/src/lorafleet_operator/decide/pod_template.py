@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Final
 
+from lorafleet_common.paths import Json
 from lorafleet_contract.names import (
     ADMIN_PORT,
     ADMIN_TOKEN_FILE,
@@ -19,7 +20,6 @@ from lorafleet_contract.resources import BaseModelResource, quantity_bytes
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.decide.strategic_merge import merge
 from lorafleet_operator.errors import InvalidSpec
-from lorafleet_operator.paths import Json
 
 USER: Final = 65532
 HOME: Final = "/home/lorafleet"

@@ -7,8 +7,8 @@ replaced. `$patch: replace` replaces an object instead of merging it.
 
 from typing import Any, Final
 
+from lorafleet_common.paths import Json
 from lorafleet_operator.errors import InvalidSpec
-from lorafleet_operator.paths import Json
 
 MERGE_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "containers": ("name",),

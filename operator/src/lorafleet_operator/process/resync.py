@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from lorafleet_common.paths import collection
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
@@ -15,7 +16,6 @@ from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import KubeError
-from lorafleet_operator.paths import collection
 
 logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 1.0

@@ -13,5 +13,9 @@ def collection(group_version: str, plural: str, namespace: str | None = None) ->
 
 def version_of(body: Json) -> int:
     """Return the resourceVersion of an object or list as the number that it is; 0 when it is none."""
-    text = str(body["metadata"].get("resourceVersion") or "")
-    return int(text) if text.isdigit() else 0
+    return as_number(str(body["metadata"].get("resourceVersion") or ""))
+
+
+def as_number(version: str) -> int:
+    """Return a resourceVersion as a number; 0 when it is none."""
+    return int(version) if version.isdigit() else 0

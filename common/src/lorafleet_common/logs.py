@@ -1,8 +1,11 @@
-"""Logs of the process: text for people, JSON for collectors, on standard error. Bodies and secrets are never logged."""
+"""Logs of a process: text for people, JSON for collectors, on standard error. Prompts, bodies and secrets are never logged."""
 
 import json
 import logging
 from datetime import UTC, datetime
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
 
 
 class JsonFormatter(logging.Formatter):
@@ -21,12 +24,13 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def set_up_logs(level: str, log_format: str) -> None:
-    """Send the logs of this process to standard error; libraries speak from level warning up."""
+def set_up_logs(level: str, log_format: LogFormat, *, package: str) -> None:
+    """Send the logs of this process to standard error: those of `package` from `level` up, of libraries from warning up."""
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("lorafleet_gateway").setLevel(level.upper())
+    for own in (package, "lorafleet_common"):
+        logging.getLogger(own).setLevel(level.upper())
