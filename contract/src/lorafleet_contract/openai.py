@@ -14,6 +14,8 @@ class ErrorCode(StrEnum):
     """503 with Retry-After: known, not yet answerable."""
     ADAPTER_FAILED = "adapter_failed"
     """424: known and refused or failed; the message gives the reason."""
+    NOT_FINITE = "not_finite"
+    """424: the adapter, or the base, computed NaN or infinity for this request; no other request is touched."""
     REVISION_NOT_FOUND = "revision_not_found"
     """404 from a pod: the revision of the header is not in its catalogue."""
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"

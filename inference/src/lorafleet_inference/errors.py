@@ -9,6 +9,7 @@ InferenceError
 │   ├── ModelNotFound           404  model_not_found
 │   ├── RevisionNotFound        404  revision_not_found
 │   ├── AdapterFailed           424  adapter_failed           the adapter was refused; message gives the reason
+│   ├── OutputNotFinite         424  not_finite               the model's numbers overflow on this request
 │   ├── Overloaded              429  overloaded               Retry-After
 │   ├── AdapterLoading          503  adapter_loading          Retry-After
 │   ├── PodDraining             503  draining                 Retry-After
@@ -88,6 +89,13 @@ class AdapterFailed(RequestError):
 
     status = 424
     code = ErrorCode.ADAPTER_FAILED
+
+
+class OutputNotFinite(RequestError):
+    """The model computed logits that are not finite (NaN or infinite) for this request; the same request does it again."""
+
+    status = 424
+    code = ErrorCode.NOT_FINITE
 
 
 class Overloaded(RequestError):

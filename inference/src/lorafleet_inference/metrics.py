@@ -89,6 +89,11 @@ REQUESTS = counter(
 )
 PROMPT_TOKENS = counter("lorafleet_prompt_tokens_total", "Prompt tokens of accepted sequences.", "adapter")
 GENERATION_TOKENS = counter("lorafleet_generation_tokens_total", "Tokens generated.", "adapter")
+NOT_FINITE = counter(
+    "lorafleet_not_finite_total",
+    "Rows of logits that were NaN or infinite, each of which ended its sequence with the error not_finite.",
+    "adapter",
+)
 ERRORS = counter("lorafleet_errors_total", "Requests answered with an error, by its code.", "code")
 TIME_TO_FIRST_TOKEN = histogram(
     "lorafleet_time_to_first_token_seconds",

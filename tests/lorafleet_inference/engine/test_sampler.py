@@ -111,6 +111,7 @@ rows = st.lists(st.lists(st.integers(-64, 64).map(lambda n: n / 8), min_size=9, 
 def test_every_row_is_what_the_naive_twin_draws_for_it_alone(rows: list[list[float]], data: st.DataObject) -> None:
     wanted = [data.draw(draws()) for _ in rows]
     for row, draw, got in zip(rows, wanted, sample(torch.tensor(rows), wanted, [EOS]), strict=True):
+        assert got is not None
         if got.token_id != naive(row, draw):  # float32 against float64: at an edge, either side will do
             nudges = itertools.product((-1e-5, 0, 1e-5), repeat=3)
             nudged = {naive(row, nudge(draw, *by)) for by in nudges}
@@ -201,3 +202,53 @@ def test_penalties_leave_logprobs_alone() -> None:
     assert got.logprobs is not None
     assert got.logprobs.chosen == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
     assert got.logprobs.top[0][0] == 1
+
+
+WILD = [3.4e38, -3.4e38, 1e38, -1e38, 1e30, 65504.0, 1.0, 0.0, -math.inf]
+EXTREME = st.builds(
+    SamplingParams,
+    max_tokens=st.just(1),
+    temperature=st.sampled_from([0.0, 1.00001e-5, 1.0, 2.0]),
+    top_p=st.sampled_from([5e-324, 1e-9, 0.5, 1.0]),
+    top_k=st.sampled_from([None, 1, 4, (1 << 31) - 1]),
+    min_p=st.sampled_from([0.0, 5e-324, 1.0]),
+    typical_p=st.sampled_from([5e-324, 0.5, 1.0]),
+    repetition_penalty=st.sampled_from([1e-40, 0.01, 1.0, 100.0]),
+    presence_penalty=st.sampled_from([-2.0, 2.0]),
+    frequency_penalty=st.sampled_from([-2.0, 2.0]),
+    logit_bias=st.lists(st.tuples(tokens, st.sampled_from([-100.0, 100.0])), max_size=9, unique_by=lambda p: p[0]).map(
+        tuple
+    ),
+    stop_token_ids=st.lists(tokens, max_size=9).map(tuple),
+    min_tokens=st.integers(0, 9),
+    num_logprobs=st.sampled_from([None, 0, 9]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.sampled_from(WILD), min_size=9, max_size=9), min_size=1, max_size=4),
+    bad=st.sampled_from([math.nan, math.inf, None]),
+    params=st.lists(EXTREME, min_size=5, max_size=5),
+    seed=st.integers(0, 1 << 32),
+)
+def test_rows_that_are_not_finite_choose_nothing_and_wild_ones_a_token(
+    rows: list[list[float]], bad: float | None, params: list[SamplingParams], seed: int
+) -> None:
+    """Whatever is asked for: one bad row beside others, and rows at the edge of what a float32 can be."""
+    poison = [-math.inf] * 9 if bad is None else [1.0] * 8 + [bad]
+    logits = torch.tensor([poison, *rows])
+    history = tuple(range(9))
+    wanted = [Draw(one, seed, 9, 4, history) for one in params[: len(logits)]]
+    first, *others = sample(logits, wanted, [EOS])
+    assert first is None
+    for row, draw, got in zip(rows, wanted[1:], others, strict=True):
+        if max(row) == -math.inf:
+            assert got is None
+            continue
+        assert got is not None
+        assert 0 <= got.token_id < 9
+        assert got == sample(torch.tensor([row]), [draw], [EOS])[0]
+        if got.logprobs is not None:
+            values = [got.logprobs.chosen, *(value for _, value in got.logprobs.top)]
+            assert not any(math.isnan(value) or value > 0 for value in values)

@@ -93,6 +93,8 @@ BAD_CHAT = [
     ({"min_p": 1.5}, "min_p"),
     ({"typical_p": 0}, "typical_p"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+    ({"repetition_penalty": 0.0099}, "repetition_penalty"),
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"frequency_penalty": -2.5}, "frequency_penalty"),
     ({"logit_bias": {"1": 101}}, "logit_bias"),

@@ -218,7 +218,8 @@ class TokenEvent(msgspec.Struct, frozen=True):
     reason: Reason | None = None
     """With finish ERROR: set when the cause is the request's adapter."""
     code: ErrorCode | None = None
-    """With finish ERROR: set when the cause is the request itself, which no engine of this size could serve."""
+    """With finish ERROR: set when the cause is the request itself, which no engine of this size could serve, or logits that
+    are not finite."""
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found in the prefix cache; in the first event."""
     queue_seconds: float | None = None

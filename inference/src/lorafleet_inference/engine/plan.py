@@ -59,8 +59,10 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The chosen tokens of a step, by request id; one for each item with `sample`."""
+    """The chosen tokens of a step, by request id; one for each item with `sample` that is not in `not_finite`."""
 
     sampled: dict[str, Sampled] = field(default_factory=dict)
     scored: dict[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     """Likewise of items with `score`."""
+    not_finite: frozenset[str] = frozenset()
+    """Requests whose logits are not finite in this step: nothing that they computed in it may be used."""

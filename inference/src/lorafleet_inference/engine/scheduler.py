@@ -110,10 +110,16 @@ class Scheduler:
         return self._planner.plan(on_device, held)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
-        """Take in what a step computed; return the events of new tokens and of requests that ended."""
+        """Take in what a step computed; return the events of new tokens and of requests that ended.
+
+        A request whose logits are not finite ends, and no block that it computed in this step is published.
+        """
         events: list[TokenEvent] = []
         for item in plan.items:
             sequence = self._sequences[item.request_id]
+            if item.request_id in result.not_finite:
+                events.append(self._end_not_finite(sequence))
+                continue
             sequence.num_computed += len(item.token_ids)
             self._publish(sequence)
             if item.score:
@@ -154,6 +160,12 @@ class Scheduler:
             return self._end(sequence, FinishReason.LENGTH, sampled=sampled)
         return sequence.event(sampled)
 
+    def _end_not_finite(self, sequence: Sequence) -> TokenEvent:
+        whose = "the base model" if sequence.adapter is None else f"the adapter {sequence.adapter.name}"
+        num_tokens = len(sequence.token_ids)
+        message = f"the logits of {whose} are not finite (NaN or infinity) within the first {num_tokens} tokens of this request"
+        return self._end(sequence, FinishReason.ERROR, error=message, code=ErrorCode.NOT_FINITE)
+
     def _end(
         self,
         sequence: Sequence,
@@ -162,8 +174,9 @@ class Scheduler:
         sampled: Sampled | None = None,
         error: str | None = None,
         reason: Reason | None = None,
+        code: ErrorCode | None = None,
     ) -> TokenEvent:
         """The one place where a request ends: what it holds is given back, its terminal event is made."""
         self._planner.leave(sequence)
         del self._sequences[sequence.request_id]
-        return sequence.event(sampled, finish, error, reason)
+        return sequence.event(sampled, finish, error, reason, code)

@@ -4,6 +4,7 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash, chain_seed, next_hash
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent, TokenLogprobs
@@ -98,6 +99,7 @@ class Sequence:
         finish: FinishReason | None = None,
         error: str | None = None,
         reason: Reason | None = None,
+        code: ErrorCode | None = None,
     ) -> TokenEvent:
         """Return its next event."""
         num_cached = 0 if self.spoke else self.num_cached or 0
@@ -111,6 +113,7 @@ class Sequence:
             finish=finish,
             error=error,
             reason=reason,
+            code=code,
             num_cached_tokens=num_cached,
         )
 

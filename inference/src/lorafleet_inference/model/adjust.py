@@ -1,4 +1,7 @@
-"""Changes logits before a token is chosen, greedy or not: bias, penalties, no end before `min_tokens`."""
+"""Changes logits before a token is chosen, greedy or not: bias, penalties, no end before `min_tokens`.
+
+Finite logits stay finite: what would be larger than a float32 can be is the largest float32.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,9 +12,11 @@ import torch
 if TYPE_CHECKING:
     from lorafleet_inference.model.sampler import Draw
 
+LARGEST = torch.finfo(torch.float32).max
+
 
 def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequence[int]) -> torch.Tensor:
-    """Return logits [rows, vocabulary] as requests want them; the given ones stay as they are."""
+    """Return logits [rows, vocabulary] float32 as requests want them; the given ones stay as they are."""
     biased = [(row, *pair) for row, draw in enumerate(draws) for pair in draw.params.logit_bias]
     penalised = [row for row, draw in enumerate(draws) if draw.params.uses_history]
     held = [
@@ -30,7 +35,8 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
         _penalise(changed, penalised, draws)
     if held:
         rows, tokens = zip(*held, strict=True)
-        changed[_ids(rows, changed), _ids(tokens, changed)] = float("-inf")
+        # not -inf: where a request holds every token, one of them has to be chosen
+        changed[_ids(rows, changed), _ids(tokens, changed)] = -LARGEST
     return changed
 
 
@@ -48,7 +54,7 @@ def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]
     index = (_ids(where_row, logits), _ids(where_token, logits))
     some, factor = logits[index], logits.new_tensor(repetition)
     some = torch.where(some > 0, some / factor, some * factor)
-    logits[index] = some - logits.new_tensor(subtractions)
+    logits[index] = (some - logits.new_tensor(subtractions)).clamp_(-LARGEST, LARGEST)
 
 
 def _ids(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,8 @@ class FlatBatch:
     sampled_rows: torch.Tensor
     """[rows] int64, on the device: rows whose logits are needed, in the order of the items.
 
-    Of each item first those that score its prompt, then the one that chooses its next token.
+    Of each item first those that score its prompt, then its last one, which chooses the next token, or at the end of a
+    part of a prompt shows whether the numbers are finite so far.
     """
 
 
@@ -81,11 +82,8 @@ def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
         spans.append(Span(begin, end, item.start, item.blocks))
         _extend(segments, item.adapter, begin, end)
         num_before = len(rows)
-        rows += range(begin, begin + len(item.score))
-        if item.sample is not None:
-            rows.append(end - 1)
-        if len(rows) > num_before:
-            _extend(head_segments, item.adapter, num_before, len(rows))
+        rows += (*range(begin, begin + len(item.score)), end - 1)
+        _extend(head_segments, item.adapter, num_before, len(rows))
     return FlatBatch(
         items=tuple(ordered),
         input_ids=torch.tensor([token_ids], dtype=torch.int64, device=device),

@@ -9,7 +9,7 @@ import torch
 
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
-from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts, TokenLogprobs
+from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts
 from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
 from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.kernels.cpu import load_kernels
@@ -21,7 +21,7 @@ from lorafleet_inference.model.extras_files import load_extras, num_extra_elemen
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
-from lorafleet_inference.model.sampler import Draw, logprobs_of, sample
+from lorafleet_inference.model.results import result_of
 
 logger = logging.getLogger(__name__)
 CPU_KV_BYTES = GIB
@@ -82,12 +82,7 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=batch.sampled_rows,
             ).logits
-        logits, scored = _score(batch.items, logits[0])
-        sampled = [item for item in batch.items if item.sample is not None]
-        if not sampled:
-            return StepResult(scored=scored)
-        tokens = sample(logits, [_draw(item, seed_of) for item in sampled], self.facts.eos_token_ids)
-        return StepResult({item.request_id: token for item, token in zip(sampled, tokens, strict=True)}, scored)
+        return result_of(batch.items, logits[0], seed_of, self.facts.eos_token_ids)
 
     @torch.inference_mode()
     @on_one_thread()
@@ -173,31 +168,3 @@ def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:
         LayerKV(pages(shape.num_kv_heads, shape.key_width), pages(shape.num_kv_heads, shape.value_width))
         for shape in loaded.shapes
     ]
-
-
-def _score(
-    items: Sequence[StepItem], logits: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, tuple[TokenLogprobs, ...]]]:
-    """Return the rows [sampled, vocabulary] that choose a token, and what the other rows say of prompts."""
-    scored: dict[str, tuple[TokenLogprobs, ...]] = {}
-    if not any(item.score for item in items):
-        return logits, scored
-    chosen: list[int] = []
-    at = 0
-    for item in items:
-        if item.score:
-            rows = logits[at : at + len(item.score)].float()
-            scored[item.request_id] = tuple(logprobs_of(rows, item.score, item.num_prompt_logprobs))
-        at += len(item.score)
-        if item.sample is not None:
-            chosen.append(at)
-            at += 1
-    return logits[chosen], scored
-
-
-def _draw(item: StepItem, seed_of: Callable[[str], int]) -> Draw:
-    assert item.sample is not None
-    seed = item.sample.seed
-    position = item.start + len(item.token_ids)
-    seed = seed_of(item.request_id) if seed is None else seed
-    return Draw(item.sample, seed, position, item.num_prompt, item.history)

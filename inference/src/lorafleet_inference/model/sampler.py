@@ -3,6 +3,9 @@
 What a request asks for comes in this order: `logit_bias`, penalties, `min_tokens` (`adjust.py`); then, unless it is
 greedy, temperature, `top_k`, `top_p`, `min_p`, `typical_p` (`truncate.py`), each over what the ones before have left.
 
+A row of logits whose largest value is not finite, NaN included, chooses no token; -inf elsewhere is a token of probability 0.
+Whatever a request asks for, finite logits stay finite, and a chosen token is of the vocabulary.
+
 A draw depends on the request's seed and the position alone, never on what else is in the batch: it is one uniform number
 from a counter-based hash, put through the inverse of the cumulative distribution in token order.
 """
@@ -46,9 +49,15 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = ()) -> list[Sampled]:
-    """Choose one token a row; logits [rows, vocabulary], any float dtype, on the device."""
-    logits = logits.float()
+def finite_rows(logits: torch.Tensor) -> torch.Tensor:
+    """Return [rows] bool: whether a token can be chosen from each row of logits [rows, vocabulary]."""
+    return logits.amax(-1).isfinite()
+
+
+def sample(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = ()) -> list[Sampled | None]:
+    """Choose one token a row; None where the row is not finite. logits [rows, vocabulary], any float dtype, on the device."""
+    finite = finite_rows(logits)
+    logits = logits.float().masked_fill(~finite[:, None], 0.0)
     wanted = adjust(logits, draws, eos_token_ids)
     chosen = wanted.argmax(-1)
     random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
@@ -57,20 +66,23 @@ def sample(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[
         chosen[index] = _draw(wanted[index], [draws[row] for row in random])
     token_ids: list[int] = chosen.tolist()
     logprobs = _logprobs(logits, token_ids, draws)
-    return [Sampled(token_id, one) for token_id, one in zip(token_ids, logprobs, strict=True)]
+    rows = zip(token_ids, logprobs, finite.tolist(), strict=True)
+    return [Sampled(token_id, one) if is_finite else None for token_id, one, is_finite in rows]
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """logits [rows, vocabulary] float32; returns [rows] int64."""
     device = logits.device
     temperature = torch.tensor([draw.params.temperature for draw in draws], device=device)
-    scaled = truncate(logits / temperature[:, None], [draw.params for draw in draws])
+    below_best = logits - logits.amax(-1, keepdim=True)  # a low temperature may make these -inf, but none of them inf
+    scaled = truncate(below_best / temperature[:, None], [draw.params for draw in draws])
     # float64: over a large vocabulary a float32 sum would lose the unlikely tokens
     cumulative = scaled.softmax(-1, dtype=torch.float64).cumsum(-1)
     targets = torch.tensor([[uniform(draw.seed, draw.position)] for draw in draws], dtype=torch.float64, device=device)
     total = cumulative[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # a target that rounds up to the sum would find no token
-    return torch.searchsorted(cumulative, torch.minimum(targets * total, below), right=True)[:, 0]
+    found = torch.searchsorted(cumulative, torch.minimum(targets * total, below), right=True)[:, 0]
+    return found.clamp_(max=logits.shape[-1] - 1)
 
 
 def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], draws: Sequence[Draw]) -> list[TokenLogprobs | None]:

@@ -24,6 +24,7 @@ from lorafleet_inference.errors import (
     ContextLengthExceeded,
     EngineFailure,
     InvalidValue,
+    OutputNotFinite,
     Overloaded,
     RequestError,
 )
@@ -31,6 +32,9 @@ from lorafleet_inference.server.wire import CachedTokens, Finish, Usage
 from lorafleet_inference.text.output import Output, ShownToken
 
 RETRY_SECONDS = 1.0
+_BY_CODE: dict[ErrorCode, type[RequestError]] = {
+    one.code: one for one in (ContextLengthExceeded, InvalidValue, OutputNotFinite)
+}
 _FINISH: dict[FinishReason, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
@@ -102,6 +106,10 @@ class Meter:
             metrics.INTER_TOKEN.of().observe((now - self._last) / len(event.token_ids))
         self._last = now
 
+    def not_finite(self) -> None:
+        """Count a row of logits that ended the sequence."""
+        metrics.NOT_FINITE.of(self._adapter).inc()
+
     def end(self, finish: str) -> None:
         """Count the sequence itself."""
         metrics.REQUESTS.of(self._adapter, finish).inc()
@@ -168,6 +176,8 @@ class Generation:
                         self.prompt_logprobs[plan.index] = event.prompt_logprobs
                     meter.tokens(event)
                     self.num_completion_tokens += len(event.token_ids)
+                    if event.code is ErrorCode.NOT_FINITE:
+                        meter.not_finite()
                     if event.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
                         finish = event.finish.value
                         raise _failure(event)
@@ -188,9 +198,7 @@ class Generation:
 def _failure(event: TokenEvent) -> RequestError:
     message = event.error or "the engine ended this request"
     if event.code is not None:
-        return (
-            ContextLengthExceeded(message) if event.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED else InvalidValue(message)
-        )
+        return _BY_CODE[event.code](message)
     if event.reason is None:
         return EngineFailure(message)
     if event.reason in RETRYABLE:

@@ -71,4 +71,4 @@ def _name(data: bytes) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST)
+    return max(LOWEST, logprob)  # in this order it is the lowest also for NaN, which JSON cannot write either
