@@ -181,8 +181,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("volumes-dir", "Folder whose subfolders are the volumes of declared sources.", Path, "FOLDER", S, "volumes_dir"),
     Option("credentials-dir", "Folder whose subfolders hold the credentials of declared sources.", Path, "FOLDER", S,
            "credentials_dir"),
-    Option("max-waiting-requests", "Sequences that may wait for their first token; more are answered 429.", _integer,
-           "NUMBER", S, "max_waiting_requests"),
+    Option("max-waiting-requests", "Sequences that may wait for their first token; beyond that a model that has more "
+           "than its equal share is answered 429.", _integer, "NUMBER", S, "max_waiting_requests"),
     Option("adapter-hold-seconds", "How long a request waits for its adapter before 503.", _seconds, "SECONDS", S,
            "adapter_hold_seconds"),
     Option("drain-grace-seconds", "How long new requests are still answered after SIGTERM.", _seconds, "SECONDS", S,

@@ -14,7 +14,7 @@ from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.errors import PodDraining
 from lorafleet_inference.server.admin import admin_app
-from lorafleet_inference.server.generation import Admission
+from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.routes import routes_router
 from lorafleet_inference.server.state import Phase, PodState

@@ -1,4 +1,4 @@
-"""Runs a request, the same way on every route: lease, prompt, submit, collect or stream, end."""
+"""Runs a request, the same way on every route: admission, lease, prompt, submit, collect or stream, end."""
 
 import time
 import uuid
@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Generic
 
 from lorafleet_contract.names import HEADER_REVISION
+from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, json_response
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids, lease_headers
@@ -44,17 +45,23 @@ class Answering(Generic[RequestT]):
         pod, surface = self._pod, self._surface
         with pod.state.request():
             request = surface.parse(body)
-            async with leasing(pod, exchange, request.model) as leased:
-                plans = self._plans(request, await surface.prompts(request, leased), leased)
-                answer = Answer(
-                    f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, leased.text.pieces
-                )
-                generation = Generation(pod.engine, pod.admission, answer.id, leased.lease.key, arrived)
-                run = _Run(generation, plans, [self._output(request, leased) for _ in plans], surface.formatter(answer))
-                if request.stream:
-                    await run.stream(exchange, include_usage=request.include_usage)
-                else:
-                    await run.whole(exchange)
+            num_sequences = surface.num_prompts(request) * request.n
+            with pod.admission.enter(request.model, num_sequences) as waiting:
+                async with leasing(pod, exchange, request.model) as leased:
+                    await self._answer(exchange, request, leased, waiting, arrived)
+
+    async def _answer(
+        self, exchange: Exchange, request: RequestT, leased: Leased, waiting: Waiting, arrived: float
+    ) -> None:
+        pod, surface = self._pod, self._surface
+        plans = self._plans(request, await surface.prompts(request, leased), leased)
+        answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, leased.text.pieces)
+        generation = Generation(pod.engine, waiting, answer.id, leased.lease.key, arrived)
+        run = _Run(generation, plans, [self._output(request, leased) for _ in plans], surface.formatter(answer))
+        if request.stream:
+            await run.stream(exchange, include_usage=request.include_usage)
+        else:
+            await run.whole(exchange)
 
     def _plans(self, request: RequestT, prompts: Sequence[TokenIds], leased: Leased) -> list[ChoicePlan]:
         for field, token_ids in request.token_ids.items():

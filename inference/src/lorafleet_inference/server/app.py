@@ -18,7 +18,7 @@ from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.errors import ConfigError, RequestError
 from lorafleet_inference.server.admin import admin_app
-from lorafleet_inference.server.generation import Admission
+from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.listening import HttpServer, bind, http_server, url_of
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app

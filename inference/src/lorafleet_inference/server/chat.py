@@ -31,6 +31,10 @@ class Chat(Surface[ChatRequest]):
         """Read a request."""
         return parse_chat(body)
 
+    def num_prompts(self, _: ChatRequest) -> int:
+        """A conversation is one prompt."""
+        return 1
+
     async def prompts(self, request: ChatRequest, leased: Leased) -> list[TokenIds]:
         """Render the chat template over the messages."""
         messages = [message.for_template(index) for index, message in enumerate(request.messages)]

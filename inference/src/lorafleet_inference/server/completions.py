@@ -26,6 +26,10 @@ class Completions(Surface[CompletionRequest]):
             raise InvalidValue(f"prompts times n are at most {MAX_CHOICES}", param="n")
         return request
 
+    def num_prompts(self, request: CompletionRequest) -> int:
+        """Count them."""
+        return len(request.prompts)
+
     async def prompts(self, request: CompletionRequest, leased: Leased) -> list[TokenIds]:
         """Tokenise texts; take token ids as they are."""
         return [await self._prompt(prompt, leased) for prompt in request.prompts]

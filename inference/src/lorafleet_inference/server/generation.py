@@ -25,13 +25,12 @@ from lorafleet_inference.errors import (
     EngineFailure,
     InvalidValue,
     OutputNotFinite,
-    Overloaded,
     RequestError,
 )
+from lorafleet_inference.server.admission import RETRY_SECONDS, Waiting
 from lorafleet_inference.server.wire import CachedTokens, Finish, Usage
 from lorafleet_inference.text.output import Output, ShownToken
 
-RETRY_SECONDS = 1.0
 _BY_CODE: dict[ErrorCode, type[RequestError]] = {
     one.code: one for one in (ContextLengthExceeded, InvalidValue, OutputNotFinite)
 }
@@ -57,31 +56,6 @@ class ChoiceDelta:
     text: str
     tokens: tuple[ShownToken, ...]
     finish: Finish | None
-
-
-class Admission:
-    """Counts sequences that have no token yet, and refuses more than the server lets wait."""
-
-    def __init__(self, max_waiting: int) -> None:
-        self._max_waiting = max_waiting
-        self.num_waiting = 0
-
-    def enter(self, num_sequences: int) -> None:
-        """Count sequences as waiting.
-
-        Raises:
-            Overloaded: too many wait already.
-        """
-        if self.num_waiting + num_sequences > self._max_waiting:
-            raise Overloaded(
-                f"{self.num_waiting} sequences wait and at most {self._max_waiting} may",
-                retry_after_seconds=RETRY_SECONDS,
-            )
-        self.num_waiting += num_sequences
-
-    def leave(self, num_sequences: int) -> None:
-        """Sequences got their first token, or ended without one."""
-        self.num_waiting -= num_sequences
 
 
 class Meter:
@@ -120,15 +94,14 @@ class Generation:
     """All sequences of one request. Closing `deltas` early, as when the client leaves, cancels what runs."""
 
     def __init__(
-        self, engine: EngineClient, admission: Admission, request_id: str, key: AdapterKey | None, arrived: float
+        self, engine: EngineClient, waiting: Waiting, request_id: str, key: AdapterKey | None, arrived: float
     ) -> None:
         self._engine = engine
-        self._admission = admission
+        self._waiting = waiting
         self._request_id = request_id
         self._key = key
         self._arrived = arrived
         self._adapter = metrics.ADAPTER_LABELS.of(key)
-        self._num_waiting = 0
         self.num_completion_tokens = 0
         self.num_cached_tokens = 0
         self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
@@ -147,18 +120,13 @@ class Generation:
         """Yield what the choices show, each in its order, in between each other as they come.
 
         Raises:
-            RequestError: Overloaded, or what the engine says of a sequence; the others are cancelled.
+            RequestError: what the engine says of a sequence; the others are cancelled.
         """
-        self._admission.enter(len(plans))
-        self._num_waiting = len(plans)
         streams = [self._choice(plan, output) for plan, output in zip(plans, outputs, strict=True)]
         joined = streams[0] if len(streams) == 1 else _merge(streams)
-        try:
-            async with aclosing(joined):
-                async for delta in joined:
-                    yield delta
-        finally:
-            self._admission.leave(self._num_waiting)
+        async with aclosing(joined):
+            async for delta in joined:
+                yield delta
 
     async def _choice(self, plan: ChoicePlan, output: Output) -> AsyncGenerator[ChoiceDelta, None]:
         meter, waiting, finish = Meter(self._adapter, self._arrived), True, "cancelled"
@@ -169,8 +137,7 @@ class Generation:
                 async for event in events:
                     if waiting:
                         waiting = False
-                        self._num_waiting -= 1
-                        self._admission.leave(1)
+                        self._waiting.leave(1)
                         self.num_cached_tokens += event.num_cached_tokens if plan.new_prompt else 0
                     if event.prompt_logprobs is not None:
                         self.prompt_logprobs[plan.index] = event.prompt_logprobs

@@ -8,7 +8,7 @@ from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import ContextLengthExceeded, EngineNotReady, InvalidValue
-from lorafleet_inference.server.generation import Admission
+from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.state import PodState
 from lorafleet_inference.text.tokenizer import Text
 

@@ -92,6 +92,10 @@ class Surface(ABC, Generic[RequestT]):
         """
 
     @abstractmethod
+    def num_prompts(self, request: RequestT) -> int:
+        """Return how many prompts a request has; each gets `n` choices."""
+
+    @abstractmethod
     async def prompts(self, request: RequestT, leased: Leased) -> list[TokenIds]:
         """Return the prompts of a request; each gets `n` choices.
 
