@@ -34,6 +34,7 @@ class ConfigError(InferenceError):
     def __init__(self, option: str, message: str) -> None:
         super().__init__(f"{option}: {message}")
         self.option = option
+        self.message = message
 
 
 class RequestError(InferenceError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from support.pod import SOURCES, ServedPod, serve, start
+from safetensors.numpy import load_file, save_file
+from support.pod import SOURCES, START_SECONDS, ServedPod, serve, start
 
 LONG = {"prompt": "one two three", "max_tokens": 200, "temperature": 0, "extra_body": {"ignore_eos": True}}
 RUNNING = 'lorafleet_requests_running{base="tiny"}'
@@ -144,6 +146,20 @@ def test_wrong_options_end_the_process_and_are_named(
     ) as pod:
         assert pod.wait_ended() == 2
         assert named in pod.logs
+        assert "Traceback" not in pod.logs
+
+
+def test_a_base_that_cannot_be_loaded_ends_the_process_with_one_sentence(base_folder: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(base_folder, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with start(f"--model={broken}", "--host=127.0.0.1", "--port=0", "--admin-port=0", f"--cache-dir={tmp_path}") as pod:
+        assert pod.wait_ended(START_SECONDS) == 2
+        *_, last = pod.logs.splitlines()
+        assert (
+            "--model: LlamaForCausalLM cannot be loaded: the files lack 1 (model.layers.1.mlp.up_proj.weight)" in last
+        )
         assert "Traceback" not in pod.logs
 
 

@@ -3,6 +3,7 @@
 Format: 8 bytes little-endian length N, N bytes of JSON `{name: {dtype, shape, data_offsets: [begin, end]}}`, the data.
 """
 
+import codecs
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from lorafleet_inference.errors import AdapterError
 
 MAX_HEADER_BYTES = 32 << 20
 """About 200,000 tensors: more than any adapter has."""
+_LOOK_BYTES = 256
 METADATA = "__metadata__"
 ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
              "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8}  # fmt: skip
@@ -43,6 +45,10 @@ def read_header(path: Path) -> Mapping[str, TensorFacts]:
             if size < 8:
                 _invalid(path, f"has {size} bytes: it is truncated")
             (length,) = struct.unpack("<Q", file.read(8))
+            if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+                instead = what_it_is_instead(struct.pack("<Q", length) + file.peek(_LOOK_BYTES))
+                if instead is not None:
+                    _invalid(path, f"is {instead}, not a safetensors file")
             if length > MAX_HEADER_BYTES:
                 _invalid(path, f"says that its header has {length} bytes; at most {MAX_HEADER_BYTES} are read")
             if length > size - 8:
@@ -51,6 +57,22 @@ def read_header(path: Path) -> Mapping[str, TensorFacts]:
     except OSError as error:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{path.name} cannot be read: {error.strerror}") from error
     return _parse(path, text, size - 8 - length)
+
+
+def what_it_is_instead(begin: bytes) -> str | None:
+    """Return what a file that begins so is, where it is something that people have in the place of another; else None."""
+    text = begin[:_LOOK_BYTES].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if text.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer: the file itself was not fetched (git lfs pull)"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "a web page, probably the answer to a failed download"
+    if begin.startswith(codecs.BOM_UTF8):
+        return "text that begins with a byte order mark (UTF-8 with BOM); save it without"
+    if begin.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "a pickle of torch.save"
+    if begin and not begin.strip(b"\0"):
+        return "full of zeros"
+    return None
 
 
 def _parse(path: Path, text: bytes, data_bytes: int) -> Mapping[str, TensorFacts]:

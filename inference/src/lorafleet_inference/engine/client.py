@@ -35,7 +35,7 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     Tokens,
 )
-from lorafleet_inference.errors import EngineFailure
+from lorafleet_inference.errors import ConfigError, EngineFailure
 from lorafleet_inference.logs import JsonFormatter
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class EngineClient:
         self._listeners: list[Callable[[AdapterStatus], None]] = []
         self._stats: EngineStats | None = None
         self._last_words: str | None = None
+        self.config_error: ConfigError | None = None
+        """Why the engine could not start, where an option is to blame."""
         self._closing = False
         self._has_spoken = False
         """Since the last look of `_watch`."""
@@ -254,8 +256,9 @@ class EngineClient:
                 self._stats = message
             case EngineReady():
                 self._ready.set_result(message)
-            case EngineFailed(words):
+            case EngineFailed(words, option):
                 self._last_words = words
+                self.config_error = ConfigError(option, words) if option else None
 
     def _hear_status(self, status: AdapterStatus) -> None:
         there = status.tier is DeviceTier.DEVICE or status.tier is None or status.reason is not None

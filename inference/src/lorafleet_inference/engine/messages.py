@@ -285,6 +285,8 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     """The engine cannot go on; the process exits after this."""
 
     message: str
+    option: str = ""
+    """The option that made the start impossible, where one did; trying again is in vain."""
 
 
 FromEngine = EngineReady | Tokens | AdapterStatus | EngineStats | Pong | EngineFailed

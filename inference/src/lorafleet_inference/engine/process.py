@@ -19,7 +19,7 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.core import Engine, Inbox, StepFailed
 from lorafleet_inference.engine.messages import EngineFailed, Shutdown
-from lorafleet_inference.errors import InferenceError
+from lorafleet_inference.errors import ConfigError, InferenceError
 from lorafleet_inference.logs import set_up_logs
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
@@ -40,6 +40,9 @@ def main(arguments: list[str]) -> int:
         runner = ModelRunner(load_model(start.config), start.config)
         inspect = partial(inspect_adapter, model=runner.facts, max_rank=start.config.max_rank)
         Engine(runner, start.config, inspect, end.send, inbox).run()
+    except ConfigError as error:
+        end.send(EngineFailed(error.message, error.option))
+        return 1
     except (InferenceError, StepFailed) as error:
         logger.exception("the engine ends")
         end.send(EngineFailed(str(error)))

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorafleet_inference.engine.messages import ExpertsFacts, ModelFacts, ModuleFacts, ModuleKind, WholeFacts
+from lorafleet_inference.model.base_files import read_base_config
 from lorafleet_inference.model.experts import can_adapt
 
 
@@ -38,8 +39,12 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
 
 
 def facts_of_folder(path: Path) -> ModelFacts:
-    """Read the facts of a saved model from its config alone, without loading weights."""
-    config = AutoConfig.from_pretrained(path)
+    """Read the facts of a saved model from its config alone, without loading weights.
+
+    Raises:
+        ConfigError: the folder holds no model that can be served.
+    """
+    config = read_base_config(path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     if (path / "generation_config.json").is_file():

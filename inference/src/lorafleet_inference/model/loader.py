@@ -1,13 +1,17 @@
 """Loads a base model and refuses, by name, what would be computed wrongly."""
 
+import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import ModelFacts
@@ -15,9 +19,19 @@ from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.kernels.packed import can_pack, pack_linears
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, LayerShape, Probe, attending, register
+from lorafleet_inference.model.base_files import (
+    CONFIG,
+    architecture_of,
+    check_weights,
+    first_sentence,
+    read_base_config,
+    refused,
+    without_adapter,
+)
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
 
+logger = logging.getLogger(__name__)
 PROBE_TOKENS = 5
 _NOT_OURS = "its attention is not written against transformers' attention interface"
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -64,25 +78,74 @@ def load_model(config: EngineConfig) -> LoadedModel:
     device = _device(config)
     register()
     experts.register()
-    try:
-        is_patched = AutoConfig.from_pretrained(config.model).model_type in PATCHES
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model,
-            dtype=_dtype(config, device),
-            attn_implementation="eager" if is_patched else NAME,
-            experts_implementation=experts.NAME,
-            use_safetensors=True,
-            device_map=None if device.type == "cpu" else {"": device},
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError("--model", f"{_architecture(config.model)} cannot be loaded: {error}") from error
-    except KeyError as error:  # a family that looks its attention up in a table of its own
-        if error.args != (NAME,):
-            raise
-        raise ConfigError("--model", f"{_architecture(config.model)} is not supported: {_NOT_OURS}") from error
+    folder = Path(config.model)
+    base = read_base_config(folder)
+    check_weights(folder)
+    model = _read(folder, base, dtype=_dtype(config, device), device=device)
+    _check_finite(model)
     if config.cpu_kernels and device.type == "cpu" and can_pack():
         pack_linears(model)
     return check_model(model.eval(), max_model_len=config.max_model_len)
+
+
+def _read(folder: Path, config: PreTrainedConfig, *, dtype: Any, device: torch.device) -> PreTrainedModel:
+    """Read all tensors of the model; none is missing, left as it was initialised, or of another shape."""
+    name = architecture_of(folder)
+    try:
+        with without_adapter(folder) as view, _without_reports():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                view,
+                config=config,
+                dtype=dtype,
+                attn_implementation="eager" if config.model_type in PATCHES else NAME,
+                experts_implementation=experts.NAME,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                device_map=None if device.type == "cpu" else {"": device},
+            )
+    except Exception as error:
+        logger.debug("loading %s", folder, exc_info=True)
+        if isinstance(error, KeyError) and error.args == (NAME,):
+            # a family that looks its attention up in a table of its own
+            raise ConfigError("--model", f"{name} is not supported: {_NOT_OURS}") from error
+        raise refused(name, first_sentence(error)) from error
+    missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        raise refused(name, f"tensor {key} has the shape {list(found)}, and {CONFIG} says {list(wanted)}")
+    if missing:
+        strange = f", and hold {_some(unknown)} that it does not have" if unknown else ""
+        raise refused(name, f"the files lack {_some(missing)} of its tensors{strange}")
+    if info["error_msgs"]:
+        raise refused(name, first_sentence(Exception(info["error_msgs"][0])))
+    if unknown:
+        logger.warning("%s: the files hold %s that the model does not have; they are not used", name, _some(unknown))
+    return cast("PreTrainedModel", model)
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """What transformers would print of a load in tables is said in one sentence by `_read`."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+@torch.inference_mode()
+def _check_finite(model: PreTrainedModel) -> None:
+    for name, tensor in model.named_parameters():
+        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+            raise refused(
+                type(model).__name__,
+                f"tensor {name} holds values that are not finite in {str(tensor.dtype).removeprefix('torch.')}",
+            )
 
 
 def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> LoadedModel:
@@ -105,14 +168,6 @@ def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
 
 def _refused(facts: ModelFacts, why: str) -> ConfigError:
     return ConfigError("--model", f"{facts.architecture} is not supported: {why}")
-
-
-def _architecture(model: str) -> str:
-    try:
-        names = AutoConfig.from_pretrained(model).architectures
-    except (OSError, ValueError):
-        return model
-    return names[0] if names else model
 
 
 def _device(config: EngineConfig) -> torch.device:

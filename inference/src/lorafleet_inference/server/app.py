@@ -97,6 +97,8 @@ async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: 
         for ended in serving:
             if ended.done() and (error := ended.exception()) is not None:
                 logger.error("a port was lost: %s", error)
+        if lost.done() and pod.engine.config_error is not None:
+            raise pod.engine.config_error
         if lost.done():
             logger.error("the engine was lost: %s", pod.state.failure)
             await asyncio.sleep(LOST_ENGINE_GRACE_SECONDS)

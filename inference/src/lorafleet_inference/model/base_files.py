@@ -1,0 +1,137 @@
+"""Whether a folder holds a base model, looked at before anything is loaded: config.json, and the headers of the weights.
+
+Adapter files beside a base are not of the base and are not looked at.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+
+from lorafleet_inference.adapters.headers import read_header, what_it_is_instead
+from lorafleet_inference.errors import AdapterError, ConfigError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
+ADAPTER_FILES = "adapter_*"
+_MAX_SHOWN = 300
+
+
+def refused(what: str, why: str) -> ConfigError:
+    """Return the refusal of a base model."""
+    return ConfigError("--model", f"{what} cannot be loaded: {why}")
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first line of what an error says, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
+
+
+def read_base_config(folder: Path) -> PreTrainedConfig:
+    """Return the config of a base model.
+
+    Raises:
+        ConfigError: there is none, it cannot be understood, or it is of a model that cannot be served.
+    """
+    fields = _json(folder, CONFIG)
+    name = architecture_of(folder)
+    method = _quantisation(fields)
+    if method is not None:
+        raise refused(name, f"quantised bases are not supported yet, and its weights are quantised ({method})")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        if fields.get("auto_map"):
+            raise refused(name, f"it needs Python code of its own ({CONFIG}: auto_map), which is not run") from error
+        raise refused(name, first_sentence(error)) from error
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise refused(name, f"{config.model_type} is no decoder-only language model that transformers knows")
+    return config
+
+
+def architecture_of(folder: Path) -> str:
+    """Return what messages call the model: its architecture, or the folder where that is not known."""
+    try:
+        names = json.loads((folder / CONFIG).read_bytes())["architectures"]
+        return str(names[0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return str(folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Read the headers of the weights.
+
+    Raises:
+        ConfigError: a file is missing, cut off, or no safetensors file.
+    """
+    if (folder / WEIGHTS).exists():
+        names = [WEIGHTS]
+    elif (folder / INDEX).exists():
+        index = _json(folder, INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index or not all(isinstance(one, str) for one in index.values()):
+            raise refused(str(folder), f"{INDEX} has no weight_map")
+        names = sorted(set(index.values()))
+    else:
+        pickle = next((path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
+        if pickle is not None:
+            raise refused(
+                str(folder), f"its weights are in {pickle} only, a pickle that could run code; {WEIGHTS} is read"
+            )
+        raise refused(str(folder), f"it has no {WEIGHTS}")
+    for name in names:
+        if Path(name).name != name:
+            raise refused(str(folder), f"{INDEX} names {name}, which is not a file of the folder")
+        try:
+            read_header(folder / name)
+        except AdapterError as error:
+            raise refused(str(folder), error.message) from error
+
+
+@contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """Give a view of the folder that shows no file of an adapter: transformers would attach one to the base."""
+    if not any(folder.glob(ADAPTER_FILES)):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="lorafleet-base-") as view:
+        for path in folder.iterdir():
+            if not path.match(ADAPTER_FILES):
+                (Path(view) / path.name).symlink_to(path.resolve())
+        yield Path(view)
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        data = (folder / name).read_bytes()
+    except FileNotFoundError as error:
+        why = f"it has no {name}"
+        if (folder / "adapter_config.json").is_file():
+            why += "; it is the folder of an adapter"
+        raise refused(str(folder), why) from error
+    except OSError as error:
+        raise refused(str(folder), f"{name} cannot be read: {error.strerror}") from error
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise refused(str(folder), f"{name} is {what_it_is_instead(data) or 'not JSON'}") from error
+    if not isinstance(document, dict):
+        raise refused(str(folder), f"{name} is no JSON object")
+    return document
+
+
+def _quantisation(fields: dict[str, Any]) -> str | None:
+    """Return the method with which the weights were quantised."""
+    for part in (fields, fields.get("text_config")):
+        found = part.get("quantization_config") or part.get("compression_config") if isinstance(part, dict) else None
+        if found:
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            return str(method or "quantization_config")
+    return None
