@@ -7,9 +7,16 @@ import pytest
 from support import operator_views as v
 from support.operator_views import NOW
 
-from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
-from lorafleet_contract.resources import AdapterResource, AdapterStatus, ArtifactStatus, BaseModelResource
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency, Tier
+from lorafleet_contract.resources import (
+    AdapterCounts,
+    AdapterResource,
+    AdapterStatus,
+    ArtifactStatus,
+    BaseModelResource,
+)
 from lorafleet_operator.decide.adapter_status import MAX_PLACEMENTS, adapter_status
+from lorafleet_operator.decide.base_status import counts_of
 from lorafleet_operator.decide.intent import ResolveFailure, resolve_key
 from lorafleet_operator.decide.plan import plan_of
 from lorafleet_operator.decide.views import Claim, ObservedPod
@@ -214,3 +221,51 @@ def test_last_use_is_told_by_the_hour() -> None:
 def test_loser_of_a_name_says_nothing_of_its_owner() -> None:
     found = status(v.adapter(), [v.seen(v.entry("french"), pod=P0)], claims={"french": Claim("u", "LoraAdapter x/y")})
     assert (found.served_name, found.stable_revision, found.placements) == (None, None, [])
+
+
+PINS = [v.entry(f"guest{number}", f"guest{number}", pinned=True, rank=8) for number in range(2)]
+PUSHED_OUT = v.entry("french", residency=Residency.ON_DEMAND, tier=Tier.DISK, rank=8)
+REFUSED_FOR_NOW = v.entry(
+    "french", residency=Residency.ON_DEMAND, tier=Tier.DISK, rank=8, state=AdapterState.FAILED, reason="OutOfMemory"
+)
+
+
+@pytest.mark.parametrize("entry", [PUSHED_OUT, REFUSED_FOR_NOW], ids=["ready on disk", "after a request"])
+def test_adapter_that_pins_leave_no_room_for_is_not_ready(entry: ObservedAdapter) -> None:
+    """Ready means that a request is answered: what no pod can load any more says so, whether somebody asked or not."""
+    found = status(SERVED, [p0(entry, *PINS, slots=2)])
+    ready = next(c for c in found.conditions if c.type == "Ready")
+    assert (ready.status, ready.reason) == ("False", "InsufficientSlots")
+    assert "pinned adapters hold 2 of 2 places and 2 of 64 rank pages of p0" in ready.message
+    assert said(found)["Available"] == ("False", "InsufficientSlots")
+    assert counts_of([found]) == AdapterCounts(desired=1, ready=0, failed=1)
+    assert found.stable_revision == OLD.revision
+
+
+def test_pins_by_rank_pages_count_too() -> None:
+    pods = [v.seen(PUSHED_OUT, *PINS, pod=P0, rank_pages=2)]
+    assert said(status(SERVED, pods))["Ready"] == ("False", "InsufficientSlots")
+    pods = [v.seen(PUSHED_OUT, *PINS, pod=P0, rank_pages=3)]
+    assert said(status(SERVED, pods))["Ready"] == ("True", "Serving")
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        [p0(PUSHED_OUT, *PINS, slots=3)],
+        [p0(PUSHED_OUT, *PINS, slots=2), p1(PUSHED_OUT)],
+        [p0(v.entry("french", residency=Residency.ON_DEMAND, rank=8), *PINS, slots=2)],
+        [p0(PUSHED_OUT, PINS[0], v.entry("x", "x", rank=8), slots=2)],
+    ],
+    ids=["a place is left", "another pod has room", "it is on the device", "who is there gives way"],
+)
+def test_adapter_that_some_pod_can_load_is_ready(pods: list[ObservedPod]) -> None:
+    assert said(status(SERVED, pods))["Ready"] == ("True", "Serving")
+
+
+def test_revision_that_nobody_can_load_is_not_switched_to() -> None:
+    cold = v.entry("french-v2", residency=Residency.ON_DEMAND, tier=Tier.DISK, rank=8, stable=False)
+    found = status(SWITCHING, [p0(v.entry("french"), cold, *PINS, slots=2)], resolutions={resolve_key(SWITCHING): NEW})
+    assert found.stable_revision == OLD.revision
+    assert said(found)["Ready"] == ("False", "InsufficientSlots")
+    assert said(found)["Available"] == ("True", "Serving")

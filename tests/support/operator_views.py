@@ -115,12 +115,13 @@ def entry(
     residency: Residency = Residency.RESIDENT,
     stable: bool = True,
     owner: Owner = Owner.OPERATOR,
+    tier: Tier = Tier.DEVICE,
     **more: Any,
 ) -> ObservedAdapter:
     """An adapter as a pod has it."""
     found = digest(content)
     given = {"name": name, "revision": revision_of(found), "digest": found, "owner": owner, "residency": residency}
-    return ObservedAdapter(**given, stable=stable, state=state, tier=Tier.DEVICE, **more)
+    return ObservedAdapter(**given, stable=stable, state=state, tier=tier, **more)
 
 
 def seen(

@@ -51,7 +51,7 @@ class Standing:
 
     @property
     def num_answering(self) -> int:
-        """Serving pods on which the desired revision is ready."""
+        """Pods that serve the desired revision."""
         return num_answering(self.lineup.name, self.desired.revision, self.pods)
 
     @property
@@ -79,9 +79,8 @@ def readiness_of(standing: Standing) -> Finding:
 
 
 def num_answering(name: str, revision: str, pods: Sequence[ObservedPod]) -> int:
-    """Return on how many serving pods a revision is ready."""
-    entries = (pod.own(name, revision) for pod in pods if pod.is_serving)
-    return sum(entry is not None and entry.state is AdapterState.READY for entry in entries)
+    """Return how many pods serve a revision."""
+    return sum(pod.serves(name, revision) for pod in pods if pod.is_serving)
 
 
 def _is_deleted(given: Standing) -> Finding | None:
@@ -127,6 +126,25 @@ def _has_no_pod(given: Standing) -> Finding | None:
     if any(pod.state is None for pod in given.ready):
         return Finding(Reason.NO_READY_PODS, "pods are ready and do not answer the operator", is_ready=None)
     return Finding(Reason.NO_READY_PODS, "the base has no ready pod")
+
+
+def _has_no_room(given: Standing) -> Finding | None:
+    """Everywhere it is known, it could be loaded only in the place of what is pinned."""
+    if given.is_served:
+        return None
+    name, revision = given.lineup.name, given.desired.revision
+    known = [(pod, entry) for pod in given.serving if (entry := pod.own(name, revision)) is not None]
+    if not known or any(not _waits_for_room(entry) or pod.has_room_for(entry) for pod, entry in known):
+        return None
+    pod = known[0][0]
+    message = f"no pod has room for revision {revision}: pinned adapters hold {pod.pinned_words} of {pod.pod.name}"
+    return Finding(Reason.INSUFFICIENT_SLOTS, message, is_stalled=True)
+
+
+def _waits_for_room(entry: ObservedAdapter) -> bool:
+    if entry.state is AdapterState.FAILED:
+        return entry.reason == Reason.OUT_OF_MEMORY
+    return entry.state is AdapterState.READY
 
 
 def _has_failed(given: Standing) -> Finding | None:
@@ -185,6 +203,12 @@ READINESS: Final[Chain[Standing, Finding]] = (
         (Reason.NO_READY_PODS,),
         "Look at `Ready` of the base: its message names a pod that does not come up, and why.",
         _has_no_pod,
+    ),
+    Check(
+        "Some pod has room for the revision beside what is pinned there.",
+        (Reason.INSUFFICIENT_SLOTS,),
+        "Pin fewer adapters, raise `lora.maxResidentAdapters`, or add replicas.",
+        _has_no_room,
     ),
     Check(
         "The revision is served, or no pod failed to load it.",

@@ -110,6 +110,9 @@ def _available(lineup: AdapterRevisions, published: str | None, pods: Sequence[O
     if published is None:
         return said(AVAILABLE, False, Reason.PENDING, "no revision has been ready yet")
     if num_answering(lineup.name, published, pods) == 0:
+        if any((entry := pod.own(lineup.name, published)) and not pod.has_room_for(entry) for pod in pods):
+            message = f"no pod has room for revision {published} beside what is pinned"
+            return said(AVAILABLE, False, Reason.INSUFFICIENT_SLOTS, message)
         return said(AVAILABLE, False, Reason.NO_READY_PODS, f"no ready pod answers with revision {published}")
     return said(AVAILABLE, True, Reason.SERVING, f"revision {published} answers")
 

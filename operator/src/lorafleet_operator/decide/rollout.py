@@ -45,8 +45,12 @@ def published_after(intent: Intent, target: str | None, pods: Sequence[ObservedP
     """Return the revision that status names: the target once it answers and every serving pod knows it as the stable one."""
     if target is None or target == intent.published:
         return intent.published
-    entries = [pod.own(intent.name, target) for pod in pods if pod.is_serving]
-    answers = any(entry is not None and entry.stable and entry.state is AdapterState.READY for entry in entries)
+    serving = [pod for pod in pods if pod.is_serving]
+    entries = [pod.own(intent.name, target) for pod in serving]
+    answers = any(
+        entry is not None and entry.stable and pod.serves(intent.name, target)
+        for pod, entry in zip(serving, entries, strict=True)
+    )
     known = all(entry is not None and entry.stable for entry in entries)
     if answers and (known or intent.published is None):
         return target
@@ -67,7 +71,7 @@ def _may_switch(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
             return False
         if entry.residency is Residency.RESIDENT and entry.state is not AdapterState.READY:
             return False
-        num_answering += entry.state is AdapterState.READY
+        num_answering += pod.serves(name, revision)
     return num_answering > 0
 
 

@@ -1,11 +1,12 @@
 """What the pure parts see: frozen pictures of the cluster and of pods."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from lorafleet_contract.admin import ObservedAdapter, Owner, PodState
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Owner, PodState, Tier
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 
 BaseKey = tuple[str, str]
@@ -43,6 +44,8 @@ class ObservedPod:
     """None: it did not answer; nothing is known."""
     _own: Mapping[str, tuple[ObservedAdapter, ...]] = field(init=False, repr=False, compare=False)
     """The operator's entries by served name: each adapter of a pass looks its own up."""
+    _pinned: tuple[int, int] = field(init=False, repr=False, compare=False)
+    """Slots and rank pages that on-demand loads can never have."""
 
     def __post_init__(self) -> None:
         own: dict[str, list[ObservedAdapter]] = {}
@@ -50,6 +53,8 @@ class ObservedPod:
             if entry.owner is Owner.OPERATOR:
                 own.setdefault(entry.name, []).append(entry)
         object.__setattr__(self, "_own", {name: tuple(entries) for name, entries in own.items()})
+        pinned = [entry for entry in self.entries if entry.pinned and entry.state is not AdapterState.FAILED]
+        object.__setattr__(self, "_pinned", (len(pinned), sum(self._pages(entry) for entry in pinned)))
 
     @property
     def uid(self) -> str:
@@ -79,6 +84,32 @@ class ObservedPod:
     def own(self, name: str, revision: str) -> ObservedAdapter | None:
         """Return the operator's entry of one revision, if the pod has it."""
         return next((entry for entry in self.entries_of(name) if entry.revision == revision), None)
+
+    def serves(self, name: str, revision: str) -> bool:
+        """Whether a request for the revision is served here: it is ready, and on the device or able to get there."""
+        entry = self.own(name, revision)
+        return entry is not None and entry.state is AdapterState.READY and self.has_room_for(entry)
+
+    def has_room_for(self, entry: ObservedAdapter) -> bool:
+        """Whether an entry is on the device, or fits beside what is pinned there."""
+        if entry.tier is Tier.DEVICE or entry.pinned or self.state is None:
+            return True
+        slots, pages = self._pinned
+        budgets = self.state.budgets
+        return slots < budgets.max_resident_adapters and pages + self._pages(entry) <= budgets.total_rank_pages
+
+    @property
+    def pinned_words(self) -> str:
+        """What pinned adapters hold, for people."""
+        slots, pages = self._pinned
+        budgets = self.state.budgets if self.state is not None else None
+        if budgets is None:
+            return f"{slots} places and {pages} rank pages"
+        return f"{slots} of {budgets.max_resident_adapters} places and {pages} of {budgets.total_rank_pages} rank pages"
+
+    def _pages(self, entry: ObservedAdapter) -> int:
+        assert self.state is not None
+        return entry.rank_pages or math.ceil((entry.rank or 0) / self.state.budgets.rank_page)
 
     def entries_of(self, name: str) -> tuple[ObservedAdapter, ...]:
         """Return the operator's entries of a served name."""
