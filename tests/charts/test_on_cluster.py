@@ -86,7 +86,8 @@ def test_operator_may_do_what_it_must_and_no_more(fleet: Fleet) -> None:
 
     assert may("patch", "deployments.apps", NAMESPACE)
     assert may("get", "secrets/lorafleet-operator-key", SYSTEM)
-    assert not may("get", "secrets", NAMESPACE)
+    for verb in ("get", "list", "create", "patch", "update", "delete"):
+        assert not may(verb, "secrets", NAMESPACE)
     assert not may("list", "secrets", SYSTEM)
     assert not may("delete", "pods", NAMESPACE)
     assert not may("patch", "basemodeldeployments.lorafleet.io", NAMESPACE)

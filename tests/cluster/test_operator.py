@@ -13,7 +13,7 @@ import pytest
 import yaml
 from demo.kube import Kube
 from demo.profiles import SOURCE_MOUNT, mounts, python_path, volumes
-from support.fleet import Fleet
+from support.fleet import SYSTEM, Fleet
 from support.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
@@ -91,9 +91,11 @@ def pods(kube: Kube) -> dict[str, Json]:
 
 def catalogue(kube: Kube, pod: str) -> dict[str, str]:
     """Name -> residency, as the pod has it."""
+    ask = ("exec", "-n", SYSTEM, "deploy/lorafleet-operator", "--", "python3", "-m", "lorafleet_operator", "token")
+    token = kube.kubectl(*ask, f"{NAMESPACE}/{BASE}").strip()
     code = (
-        "import json, urllib.request as r; token = open('/var/run/lorafleet/admin/token').read().strip(); "
-        "q = r.Request('http://127.0.0.1:8001/admin/v1/state', headers={'authorization': 'Bearer ' + token}); "
+        "import json, urllib.request as r; "
+        f"q = r.Request('http://127.0.0.1:8001/admin/v1/state', headers={{'authorization': 'Bearer {token}'}}); "
         "print(json.dumps({a['name']: a['residency'] for a in json.load(r.urlopen(q))['adapters']}))"
     )
     found: dict[str, str] = json.loads(kube.kubectl("exec", "-n", NAMESPACE, pod, "--", "python3", "-c", code))
@@ -106,7 +108,6 @@ def test_objects_belong_to_the_base_and_come_back(kube: Kube) -> None:
         f"deployment/{BASE}",
         f"service/{BASE}",
         f"service/{BASE}-pods",
-        f"secret/{BASE}-admin",
         f"pdb/{BASE}",
     ):
         owner = kube.get(what, "-n", NAMESPACE)["metadata"]["ownerReferences"][0]

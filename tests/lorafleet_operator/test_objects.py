@@ -3,6 +3,7 @@
 `LORAFLEET_TEST_GOLDEN=write` writes the files anew.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -100,9 +101,18 @@ def test_token_is_of_the_base_and_the_key() -> None:
     assert len(admin_token(b"k" * 32, "a")) == 64
 
 
+def test_pods_are_given_the_hash_of_the_token_and_no_secret_is_made() -> None:
+    """Whoever reads a pod's arguments cannot ask its admin port for anything."""
+    token = admin_token(b"k" * 32, "uid-base")
+    made = documents(v.base())
+    assert token not in made
+    assert f"--admin-token-sha256={hashlib.sha256(token.encode()).hexdigest()}" in made
+    assert "Secret" not in {document["kind"] for document in yaml.safe_load_all(made)}
+
+
 def template(**spec) -> dict:
     labels = {"lorafleet.io/base": "base"}
-    return pod_template(v.base(**spec), engine_image="engine:1", labels=labels, admin_secret="base-admin")
+    return pod_template(v.base(**spec), engine_image="engine:1", labels=labels, token_sha256="0" * 64)
 
 
 def limits(**spec) -> dict:
@@ -142,4 +152,4 @@ def test_every_argument_is_an_option_of_serve() -> None:
 
     known = {option.flag for option in OPTIONS} | {f"--no-{option.name}" for option in OPTIONS if option.is_flag}
     for spec in ({}, HUB):
-        assert {argument.split("=")[0] for argument in serve_arguments(v.base(**spec))} <= known
+        assert {argument.split("=")[0] for argument in serve_arguments(v.base(**spec), "0" * 64)} <= known

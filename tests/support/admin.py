@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -102,10 +101,3 @@ class Admin:
 def entry(name: str, resolved: ResolvedSource, **flags: Any) -> admin.CatalogueEntry:
     """A catalogue entry."""
     return admin.CatalogueEntry(name=name, source=resolved, **flags)
-
-
-def token_file(folder: Path, token: str) -> Path:
-    """Write a token as it is mounted."""
-    path = folder / "token"
-    path.write_text(f"{token}\n")
-    return path

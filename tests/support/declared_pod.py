@@ -1,12 +1,13 @@
 """A pod whose base declares a volume, a bucket and a hub, with real servers behind them and a token on its admin port."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.admin import Admin, token_file
+from support.admin import Admin
 from support.pod import ServedPod, serve
 from support.servers import ACCESS_KEY, SECRET_KEY, ServedHub, ServedS3, serve_hub, serve_s3
 from support.tiny_llama import make_adapter, vary_adapter
@@ -67,7 +68,7 @@ def serve_declared(base: Path, root: Path, *options: str) -> Iterator[DeclaredPo
             f"--adapter-sources={json.dumps(sources)}",
             f"--volumes-dir={volumes}",
             f"--credentials-dir={credentials}",
-            f"--admin-token-file={token_file(root, ADMIN_TOKEN)}",
+            f"--admin-token-sha256={hashlib.sha256(ADMIN_TOKEN.encode()).hexdigest()}",
             "--admin-host=127.0.0.1",
             "--served-name=tiny",
             "--max-rank=16",

@@ -17,7 +17,6 @@ import signal
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -127,13 +126,14 @@ class FakePod:
         self,
         library: Library | None = None,
         *,
-        token: str,
+        token: str = "",
+        token_sha256: str | None = None,
         slots: int = 32,
         max_rank: int = 64,
         load_seconds: float = 0.0,
     ) -> None:
         self.library = library or Library()
-        self.token = token
+        self.token_sha256 = token_sha256 or hashlib.sha256(token.encode()).hexdigest()
         self.slots, self.max_rank, self.load_seconds = slots, max_rank, load_seconds
         self.load_on_demand = True
         self.drain_seconds = 0.0
@@ -370,7 +370,8 @@ class FakePod:
     async def _guard(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
         await self._awake.wait()
         try:
-            if request.headers.get("authorization") != f"Bearer {self.token}":
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if hashlib.sha256(given.encode()).hexdigest() != self.token_sha256:
                 raise Refused(401, admin.AdminError(reason=Reason.UNAUTHORIZED, message="a wrong token"))
             answer: web.StreamResponse = await handler(request)
             return answer
@@ -426,7 +427,7 @@ def _json(document: Wire, status: int = 200) -> web.Response:
 
 async def _serve(options: argparse.Namespace) -> None:
     pod = FakePod(
-        token=options.token,
+        token_sha256=options.admin_token_sha256,
         slots=options.max_resident_adapters,
         max_rank=options.max_rank,
         load_seconds=options.load_seconds,
@@ -444,14 +445,13 @@ def main() -> None:
     """A container: options of `lorafleet-inference serve` that say nothing to a fake are passed over."""
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["serve"])
-    parser.add_argument("--admin-token-file", required=True)
+    parser.add_argument("--admin-token-sha256", required=True)
     parser.add_argument("--max-resident-adapters", type=int, required=True)
     parser.add_argument("--max-rank", type=int, required=True)
     parser.add_argument("--disk-cache", required=True)
     parser.add_argument("--load-on-demand", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--load-seconds", type=float, default=0.05)
     options, _ = parser.parse_known_args()
-    options.token = Path(options.admin_token_file).read_text().strip()
     asyncio.run(_serve(options))
 
 

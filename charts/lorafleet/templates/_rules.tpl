@@ -17,7 +17,7 @@
   resources: [deployments]
   verbs: [create, patch]
 - apiGroups: [""]
-  resources: [services, secrets]
+  resources: [services]
   verbs: [create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

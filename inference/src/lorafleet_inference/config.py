@@ -77,7 +77,9 @@ class ServerConfig:
     admin_host: str = "0.0.0.0"
     admin_port: int = ADMIN_PORT
     admin_token_file: Path | None = None
-    """None: the admin API listens on loopback only, without a token."""
+    """The bearer token itself, for pods that nobody operates."""
+    admin_token_sha256: str | None = None
+    """Its SHA-256 in hex. Without this and without a file the admin API listens on loopback only, without a token."""
     pod_name: str = "local"
     cache_dir: Path = field(default_factory=lambda: Path(CACHE_DIR))
     disk_cache_bytes: int = 20 * GIB

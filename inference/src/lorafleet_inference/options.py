@@ -113,6 +113,12 @@ def _seconds(text: str) -> float:
         raise ValueError(f"not a number of seconds: {text!r}") from None
 
 
+def _sha256(text: str) -> str:
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise ValueError("not 64 hex digits in lower case")
+    return text
+
+
 def _adapter(text: str) -> tuple[str, str]:
     name, separator, source = text.partition("=")
     if not (name and separator and source):
@@ -154,6 +160,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("admin-port", "Admin port; 0 takes a free one.", _integer, "PORT", S, "admin_port"),
     Option("admin-token-file", "File with the bearer token of the admin port.", Path, "FILE", S, "admin_token_file",
            "no token, loopback only"),
+    Option("admin-token-sha256", "SHA-256 of the bearer token of the admin port, in hex: what a pod has to know of it.", _sha256,
+           "HEX", S, "admin_token_sha256", "none"),
     Option("pod-name", "Name of this pod in the header x-lorafleet-pod.", str, "NAME", S, "pod_name"),
     Option("device", "Where the model runs: auto, cpu or cuda.", _choice(*get_args(DeviceChoice)), "DEVICE", E, "device"),
     Option("dtype", "Number format of weights and activations: auto, float32, bfloat16 or float16.",

@@ -135,6 +135,7 @@ def test_a_lost_engine_ends_streams_and_the_process(base_folder: Path) -> None:
         (["--max-rank=many"], {"LORAFLEET_MODEL": "BASE"}, "--max-rank"),
         ([], {"LORAFLEET_MODEL": "BASE", "LORAFLEET_MAX_RNAK": "8"}, "LORAFLEET_MAX_RNAK"),
         (["--mdoel=x"], {}, "--mdoel"),
+        (["--admin-token-sha256=0123"], {"LORAFLEET_MODEL": "BASE"}, "--admin-token-sha256"),
         (["--model=x", "--admin-token-file=/nowhere"], {"LORAFLEET_MODEL": "BASE"}, ""),
     ],
 )

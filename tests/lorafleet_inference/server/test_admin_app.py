@@ -1,6 +1,7 @@
 """The admin app around a manager: before the base is loaded, while the pod drains, with and without a token."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ async def test_a_drain_ends_with_its_time(pod: Pod) -> None:
 
 
 async def test_a_token_is_asked_for_everywhere(pod: Pod) -> None:
-    async with client(admin_app(pod, "secret")) as http:
+    async with client(admin_app(pod, hashlib.sha256(b"secret").digest())) as http:
         for headers in ({}, {"authorization": "Bearer secre"}, {"authorization": "Bearer sécret".encode("latin-1")}):
             for path in ("/admin/v1/state", "/", "/docs", "/openapi.json"):
                 told = await http.get(path, headers=headers)

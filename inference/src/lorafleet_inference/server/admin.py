@@ -1,5 +1,6 @@
 """The admin port: what the pod has, what it should have, for the operator and for people. Every error is an AdminError."""
 
+import hashlib
 import hmac
 from typing import Annotated
 
@@ -25,16 +26,16 @@ _STATUS = {Reason.SOURCE_NOT_ALLOWED: 403, Reason.NOT_FOUND: 404, Reason.BAD_REQ
 DrainSeconds = Annotated[float, Query(gt=0, le=3600)]
 
 
-def admin_app(pod: Pod, token: str | None) -> FastAPI:
-    """Return the app of the admin port; `token` None: nobody is asked for one."""
+def admin_app(pod: Pod, token_hash: bytes | None) -> FastAPI:
+    """Return the app of the admin port; `token_hash` is the SHA-256 of its bearer token; None: nobody is asked for one."""
     app = FastAPI(title="lorafleet admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_state(app, pod)
     _add_names(app, pod)
     if pod.config.vllm_lora_routes:
         app.include_router(vllm_lora_router(pod))
     _add_error_shapes(app)
-    if token is not None:
-        app.add_middleware(TokenGate, token=token)
+    if token_hash is not None:
+        app.add_middleware(TokenGate, token_hash=token_hash)
     return app
 
 
@@ -125,19 +126,22 @@ def _unknown(name: str) -> AdapterError:
 class TokenGate:
     """ASGI middleware: whatever is asked without the bearer token is answered 401."""
 
-    def __init__(self, app: ASGIApp, *, token: str) -> None:
+    def __init__(self, app: ASGIApp, *, token_hash: bytes) -> None:
         self._app = app
-        self._token = token.encode()
+        self._token_hash = token_hash
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
+        if scheme.lower() == "bearer" and self._is_token(given.strip()):
             await self._app(scope, receive, send)
             return
         refused = _error(Reason.UNAUTHORIZED, "a bearer token is needed, and this is not it", 401)
         refused.headers["www-authenticate"] = "Bearer"
         await refused(scope, receive, send)
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(hashlib.sha256(given.encode()).digest(), self._token_hash)
 
 
 def _answer(body: Wire, status: int = 200) -> Response:

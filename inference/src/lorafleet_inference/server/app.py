@@ -5,6 +5,7 @@ not heard yet; then they are refused while running ones end; then the engine and
 """
 
 import asyncio
+import hashlib
 import logging
 import signal
 import socket
@@ -59,8 +60,8 @@ async def serve(config: ServerConfig) -> int:
         text = Text.load(Path(config.engine.model))
     except TextFileError as error:
         raise ConfigError("--model", str(error)) from error
-    token = _read_token(config.admin_token_file)
-    admin_host = config.admin_host if token is not None else "127.0.0.1"
+    token_hash = _token_hash(config)
+    admin_host = config.admin_host if token_hash is not None else "127.0.0.1"
     with (
         bind(config.host, config.port, option="--port") as public_socket,
         bind(admin_host, config.admin_port, option="--admin-port") as admin_socket,
@@ -74,7 +75,7 @@ async def serve(config: ServerConfig) -> int:
             pod = Pod(config, engine, manager, text, state, Admission(config.max_waiting_requests))
             servers = [
                 (http_server(public_app(pod)), public_socket),
-                (http_server(admin_app(pod, token)), admin_socket),
+                (http_server(admin_app(pod, token_hash)), admin_socket),
             ]
             return await _run(pod, servers, stop)
         finally:
@@ -165,13 +166,16 @@ async def _drain(pod: Pod, stop: StopSignals) -> None:
         logger.warning("%d requests did not end in time and are cut", pod.state.num_in_flight)
 
 
-def _read_token(path: Path | None) -> str | None:
+def _token_hash(config: ServerConfig) -> bytes | None:
+    path = config.admin_token_file
     if path is None:
-        return None
+        return bytes.fromhex(config.admin_token_sha256) if config.admin_token_sha256 is not None else None
+    if config.admin_token_sha256 is not None:
+        raise ConfigError("--admin-token-file", "does not go with --admin-token-sha256")
     try:
         token = path.read_text().strip()
     except OSError as error:
         raise ConfigError("--admin-token-file", f"cannot be read: {error.strerror}") from error
     if not token:
         raise ConfigError("--admin-token-file", "is empty")
-    return token
+    return hashlib.sha256(token.encode()).digest()

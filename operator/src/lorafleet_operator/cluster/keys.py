@@ -15,8 +15,8 @@ KEY_FIELD: Final = "key"
 KEY_BYTES: Final = 32
 
 
-async def admin_key(api: KubeApi, *, namespace: str, name: str) -> bytes:
-    """Return the key, made and stored if there is none yet.
+async def admin_key(api: KubeApi, *, namespace: str, name: str, may_create: bool = True) -> bytes:
+    """Return the key, made and stored if there is none yet and `may_create`.
 
     Raises:
         KubeError: the Secret can be neither read nor made.
@@ -26,6 +26,8 @@ async def admin_key(api: KubeApi, *, namespace: str, name: str) -> bytes:
     try:
         found = await api.get(f"{path}/{name}")
     except KubeNotFound:
+        if not may_create:
+            raise
         try:
             found = await api.create(path, _secret(namespace, name))
         except KubeConflict:

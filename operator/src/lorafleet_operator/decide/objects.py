@@ -1,6 +1,5 @@
 """The objects of a base model, built from its spec: pure, and the same for the same spec."""
 
-import base64
 import hashlib
 import hmac
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from typing import Final
 
 from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import (
-    ADMIN_TOKEN_KEY,
     BASE_MODEL_KIND,
     GROUP,
     LABEL_BASE,
@@ -25,10 +23,7 @@ from lorafleet_operator.decide.pod_template import pod_template
 
 FRONT_PORT: Final = 80
 PROGRESS_SECONDS: Final = 3600
-ANNOTATION_TOKEN: Final = "lorafleet.io/admin-token"
-"""On pods: which token they were started with, hashed."""
 KINDS: Final = {
-    "Secret": ("v1", "secrets"),
     "Deployment": ("apps/v1", "deployments"),
     "Service": ("v1", "services"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
@@ -72,9 +67,7 @@ def objects_of(base: BaseModelResource, *, engine_image: str, key: bytes) -> Ite
     Raises:
         InvalidSpec: the pod template cannot be built.
     """
-    token = admin_token(key, base.metadata.uid)
-    yield _secret(base, token)
-    yield _deployment(base, engine_image, token)
+    yield _deployment(base, engine_image, admin_token(key, base.metadata.uid))
     yield _service(base, f"{base.metadata.name}-pods", ROLE_PODS)
     yield _service(base, base.metadata.name, ROLE_FRONT)
     yield _disruption_budget(base)
@@ -111,24 +104,10 @@ def _child(base: BaseModelResource, kind: str, name: str, content: Json, *, role
     return Child(kind, collection(version, plural, base.metadata.namespace), name, body)
 
 
-def admin_secret_name(base: BaseModelResource) -> str:
-    """Return the name of the Secret with the admin token."""
-    return f"{base.metadata.name}-admin"
-
-
-def _secret(base: BaseModelResource, token: str) -> Child:
-    content = {"type": "Opaque", "data": {ADMIN_TOKEN_KEY: base64.b64encode(token.encode()).decode()}}
-    return _child(base, "Secret", admin_secret_name(base), content)
-
-
 def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child:
-    template = pod_template(base, engine_image=engine_image, labels=_labels(base), admin_secret=admin_secret_name(base))
-    # pods read the token once: another one replaces them, or none of them would listen any more
-    mark = hashlib.sha256(token.encode()).hexdigest()[:12]
-    template["metadata"] = {
-        **template["metadata"],
-        "annotations": {**template["metadata"].get("annotations", {}), ANNOTATION_TOKEN: mark},
-    }
+    # pods get the hash only: whoever reads their arguments cannot ask their admin port for anything
+    token_sha256 = hashlib.sha256(token.encode()).hexdigest()
+    template = pod_template(base, engine_image=engine_image, labels=_labels(base), token_sha256=token_sha256)
     content = {
         "spec": {
             "replicas": base.spec.replicas,

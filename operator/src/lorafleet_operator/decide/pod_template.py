@@ -7,8 +7,6 @@ from typing import Final
 from lorafleet_common.paths import Json
 from lorafleet_contract.names import (
     ADMIN_PORT,
-    ADMIN_TOKEN_FILE,
-    ADMIN_TOKEN_KEY,
     CACHE_DIR,
     CREDENTIALS_DIR,
     ENGINE_CONTAINER,
@@ -30,13 +28,13 @@ START_SECONDS: Final = 3600
 GPU: Final = "nvidia.com/gpu"
 
 
-def pod_template(base: BaseModelResource, *, engine_image: str, labels: dict[str, str], admin_secret: str) -> Json:
+def pod_template(base: BaseModelResource, *, engine_image: str, labels: dict[str, str], token_sha256: str) -> Json:
     """Return the template of a base's pods: the operator's with `spec.podTemplate` merged over it.
 
     Raises:
         InvalidSpec: `spec.podTemplate` cannot be merged, or touches what has to stay.
     """
-    built = _built(base, engine_image, labels, admin_secret)
+    built = _built(base, engine_image, labels, token_sha256)
     merged = merge(built, base.spec.pod_template)
     for label, value in labels.items():
         if merged["metadata"].get("labels", {}).get(label) != value:
@@ -54,14 +52,14 @@ def _limits(engine: Json) -> Json:
     return dict(engine.get("resources", {}).get("limits", {}))
 
 
-def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], admin_secret: str) -> Json:
-    volumes, mounts = _volumes(base, admin_secret)
+def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], token_sha256: str) -> Json:
+    volumes, mounts = _volumes(base)
     engine = base.spec.engine
     container: Json = {
         "name": ENGINE_CONTAINER,
         "image": engine.image or engine_image,
         "command": ["python3", "-m", "lorafleet_inference", "serve"],
-        "args": [*serve_arguments(base), *engine.args],
+        "args": [*serve_arguments(base, token_sha256), *engine.args],
         "env": _environment(base),
         "ports": [
             {"name": "http", "containerPort": PUBLIC_PORT, "protocol": "TCP"},
@@ -102,14 +100,14 @@ def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], a
     }
 
 
-def serve_arguments(base: BaseModelResource) -> list[str]:
+def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
     """Return the options of `lorafleet-inference serve` for a base; a change of any of them replaces the pods."""
     spec = base.spec
     options: dict[str, str | None] = {
         "--model": _model(base),
         "--model-revision": spec.model.hugging_face.revision if spec.model.hugging_face else None,
         "--served-name": base.served_name,
-        "--admin-token-file": ADMIN_TOKEN_FILE,
+        "--admin-token-sha256": token_sha256,
         "--cache-dir": CACHE_DIR,
         "--volumes-dir": VOLUMES_DIR,
         "--credentials-dir": CREDENTIALS_DIR,
@@ -161,7 +159,7 @@ def _environment(base: BaseModelResource) -> list[Json]:
     return merged
 
 
-def _volumes(base: BaseModelResource, admin_secret: str) -> tuple[list[Json], list[Json]]:
+def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
     """Return the volumes of a pod and where the engine finds them."""
     volumes: list[Json] = []
     mounts: list[Json] = []
@@ -178,8 +176,6 @@ def _volumes(base: BaseModelResource, admin_secret: str) -> tuple[list[Json], li
         volume = {"secret": {"secretName": secret, "defaultMode": 0o440}}
         add(_volume_name("credentials", source), f"{CREDENTIALS_DIR}/{source}", volume, read_only=True)
 
-    admin = {"secretName": admin_secret, "defaultMode": 0o440, "items": [{"key": ADMIN_TOKEN_KEY, "path": "token"}]}
-    add("admin-token", ADMIN_TOKEN_FILE.rpartition("/")[0], {"secret": admin}, read_only=True)
     add("cache", CACHE_DIR, {"emptyDir": _cache(base)}, read_only=False)
     add("tmp", "/tmp", {"emptyDir": {}}, read_only=False)  # noqa: S108
     add("home", HOME, {"emptyDir": {}}, read_only=False)
