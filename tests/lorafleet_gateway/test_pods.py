@@ -2,8 +2,10 @@
 
 import asyncio
 
+import pytest
 from support.upstream_pods import PodDouble, streaming
 
+from lorafleet_gateway.fleet import pods as fleet_pods
 from lorafleet_gateway.fleet.pods import PAUSE_SECONDS
 
 from .conftest import World, eventually
@@ -146,3 +148,42 @@ async def test_polls_are_long(world: World) -> None:
     await eventually("two rounds", lambda polls=pods[1].num_polls: pods[1].num_polls >= polls + 2)
     assert pods[0].num_polls - before <= 2
     assert PAUSE_SECONDS < 1
+
+
+async def test_what_a_gateway_has_is_not_sent_to_it_again(world: World) -> None:
+    pod = await world.pod("one")
+    pod.hold("french")
+    world.endpoints(pod)
+    await world.open()
+    await eventually("told", lambda: tier_of(world, pod) == "Device")
+    polls, whole = pod.num_polls, pod.num_whole
+    pod.num_running = 3
+    assert world.cluster is not None
+    await eventually("polled", lambda: pod.num_polls > polls + 1)
+    await eventually("counted", lambda: world.cluster.fleet.all()[0].num_others == 3)  # type: ignore[union-attr]
+    assert pod.num_whole == whole
+    assert tier_of(world, pod) == "Device"
+    pod.hold("french", "Disk")
+    await eventually("told of the change", lambda: tier_of(world, pod) == "Disk")
+
+
+async def test_a_pod_that_was_started_again_is_asked_for_everything(world: World) -> None:
+    """Even when its new count happens to be the one that the gateway knows."""
+    pod = await world.pod("one")
+    pod.hold("french")
+    world.endpoints(pod)
+    await world.open()
+    await eventually("told", lambda: tier_of(world, pod) == "Device")
+    pod.boot = "boot-2"
+    pod.tiers.clear()
+    await eventually("told of the new boot", lambda: tier_of(world, pod) is None and world.num_reachable() == 1)
+
+
+async def test_an_answer_without_end_is_not_gathered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_pods, "MAX_ANSWER_BYTES", 1 << 12)
+    good, bad = await world.pod("good"), await world.pod("bad")
+    bad.extra["filler"] = "x" * (1 << 13)
+    world.endpoints(good, bad)
+    await world.open()
+    assert world.num_reachable() == 1
+    assert (await world.ask()).json() == {"pod": "good"}

@@ -62,6 +62,9 @@ def put_endpoint(world: World, name: str, pod: ServedPod) -> None:
 async def test_the_contract_as_both_sides_mean_it(world: World, pods: list[ServedPod]) -> None:
     """Same tokens as asked directly, each adapter where it is, unknown revisions refused, a pod that ends under traffic unnoticed."""
     first, second = pods
+    whole = routes_of(first)
+    known = first.get(f"/v1/routes?after={whole.generation}&boot_id={whole.boot_id}").content
+    assert Routes.model_validate_json(known).adapters is None
     revisions = {adapter.name: adapter.revision for adapter in routes_of(first).adapters}
     assert set(revisions) == {"red", "blue"}
     world.base("tiny")

@@ -39,6 +39,12 @@ class PodDouble:
     """How generation requests are answered; None: as a pod that is well."""
     received: list[Received] = field(default_factory=list)
     num_polls: int = 0
+    num_whole: int = 0
+    """Answers that named all adapters."""
+    leaves_out: bool = True
+    """Whether it leaves out what whoever asks has; pods of version 0.1.0 do not."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its routes document."""
     num_cancelled: int = 0
     num_written: int = 0
     """Events of streams that the network took."""
@@ -83,7 +89,12 @@ class PodDouble:
         if "after" in request.query and int(request.query["after"]) >= self.generation:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), float(request.query["wait_seconds"]))
-        return web.json_response(self.document())
+        document = self.document()
+        known = (request.query.get("boot_id"), request.query.get("after")) == (self.boot, str(self.generation))
+        if known and self.leaves_out:
+            del document["adapters"]
+        self.num_whole += "adapters" in document
+        return web.json_response({**document, **self.extra})
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

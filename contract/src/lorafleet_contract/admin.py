@@ -75,7 +75,7 @@ class RevisionRef(Observed):
     revision: Revision
 
 
-class CatalogueWrite(Wire):
+class CatalogueWrite(Observed):
     """`PUT /admin/v1/adapters`: the operator's entries. Absence changes nothing; only `removed` removes, after draining.
 
     A (fence, generation) lower than the last accepted one is answered 409; an equal one is a repetition and answered 200.
@@ -164,7 +164,7 @@ class PodState(Observed):
     local_failures: list[LocalFailure] = []
 
 
-class ResolveRequest(Wire):
+class ResolveRequest(Observed):
     """`POST /admin/v1/resolve`: pin a reference to content and validate it against the base."""
 
     source: SourceRef
@@ -200,7 +200,7 @@ class AdapterAnswer(Observed):
     local_failure: LocalFailure | None = None
 
 
-class DrainRequest(Wire):
+class DrainRequest(Observed):
     """`POST /admin/v1/drain`: stop accepting, finish what runs."""
 
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
@@ -223,7 +223,7 @@ class RouteAdapter(Observed):
 
 
 class Routes(Observed):
-    """`GET /v1/routes[?after=N&wait_seconds=S]` on the public port: what a gateway needs to know of a pod."""
+    """`GET /v1/routes[?after=N&boot_id=B&wait_seconds=S]` on the public port: what a gateway needs to know of a pod."""
 
     boot_id: str
     generation: int
@@ -232,6 +232,7 @@ class Routes(Observed):
     ready: bool
     draining: bool
     max_model_len: int
-    adapters: list[RouteAdapter]
+    adapters: list[RouteAdapter] | None = None
+    """None: as in generation N of boot B, which whoever asks has."""
     num_running: int = 0
     num_waiting: int = 0

@@ -34,7 +34,10 @@ class Lookups:
         self._filled_at = clock()
 
     async def look_up(self, name: str) -> bool:
-        """Look a name up unless that was just done; return whether the API server answered (now or just before)."""
+        """Look a name up unless that was just done; return whether the API server answered (now or just before).
+
+        A name beyond the limit is not looked up: whether it exists is unknown.
+        """
         self._forget()
         if name in self._done:
             return self._done[name][1]
@@ -42,7 +45,7 @@ class Lookups:
         if task is None:
             if not self._take_token():
                 metrics.LOOKUPS.of("limited").inc()
-                return True
+                return False
             task = self._running[name] = asyncio.create_task(self._run(name))
         return await asyncio.shield(task)
 

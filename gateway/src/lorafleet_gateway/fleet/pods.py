@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from lorafleet_contract.admin import Routes, Tier
 from lorafleet_contract.base import Observed
 from lorafleet_gateway import metrics
+from lorafleet_gateway.errors import GatewayError
 from lorafleet_gateway.fleet.routing import Candidate
 from lorafleet_gateway.views import BaseKey, Endpoint
 
@@ -23,7 +25,13 @@ PAUSE_SECONDS: Final = 0.2
 """Between two polls: a pod where much changes, or that does not wait, is not asked without end."""
 FIRST_RETRY_SECONDS: Final = 0.2
 MAX_RETRY_SECONDS: Final = 2.0
+MAX_ANSWER_BYTES: Final = 16 << 20
+"""A longer answer is not read: whose image a pod runs is not ours to say. Ten thousand adapters take 2 MiB."""
 POLL_TIMEOUT: Final = aiohttp.ClientTimeout(total=WAIT_SECONDS + 3.0, sock_connect=2.0)
+
+
+class _NotWhole(GatewayError):
+    """A pod's answer lacks what is needed of it, or is longer than is read."""
 
 
 class _Head(Observed):
@@ -88,11 +96,15 @@ class Pod:
 
         Raises:
             ValidationError: its adapters cannot be read.
+            _NotWhole: it left out adapters that are not known here.
         """
         last = self.head
         if last is None or (last.boot_id, last.generation) != (head.boot_id, head.generation):
             adapters = Routes.model_validate_json(raw).adapters
-            self.tiers = {(adapter.name, adapter.revision): adapter.tier for adapter in adapters}
+            if adapters is None:
+                raise _NotWhole(f"generation {head.generation} came without adapters")
+            # all pods of a base name the same adapters: one string for all of them
+            self.tiers = {(sys.intern(a.name), sys.intern(a.revision)): a.tier for a in adapters}
         self.head = head
         self.num_others = max(0, head.num_running + head.num_waiting - self.num_in_flight)
         self.is_reachable = True
@@ -150,7 +162,7 @@ class Fleet:
         while True:
             try:
                 await self._ask(pod)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, _NotWhole) as error:
                 self._lost(pod, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, MAX_RETRY_SECONDS)
@@ -164,10 +176,14 @@ class Fleet:
         assert self._session is not None
         query = {}
         if pod.head is not None and pod.is_reachable:
-            query = {"after": str(pod.head.generation), "wait_seconds": f"{WAIT_SECONDS:g}"}
+            query = {
+                "after": str(pod.head.generation),
+                "boot_id": pod.head.boot_id,
+                "wait_seconds": f"{WAIT_SECONDS:g}",
+            }
         async with self._session.get(f"{pod.endpoint.url}/v1/routes", params=query) as response:
             response.raise_for_status()
-            raw = await response.read()
+            raw = await _bounded(response.content)
         pod.heard(_Head.model_validate_json(raw), raw)
 
     def _lost(self, pod: Pod, error: Exception) -> None:
@@ -177,6 +193,15 @@ class Fleet:
         if pod.endpoint.is_ready:
             metrics.POLL_FAILURES.of(metrics.BASES.of(pod.base[1])).inc()
         pod.is_reachable = False
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    raw = bytearray()
+    async for chunk in content.iter_any():
+        raw += chunk
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise _NotWhole(f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+    return bytes(raw)
 
 
 def _never_ends(poll: asyncio.Task[None]) -> None:

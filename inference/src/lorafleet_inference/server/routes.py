@@ -19,15 +19,18 @@ def routes_router(pod: Pod) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/routes")
-    async def routes(after: After = None, wait_seconds: WaitSeconds = 0.0) -> Response:
-        await pod.manager.changes.wait(after, wait_seconds)
-        return Response(routes_of(pod).model_dump_json(by_alias=True), media_type="application/json")
+    async def routes(after: After = None, boot_id: str = "", wait_seconds: WaitSeconds = 0.0) -> Response:
+        manager = pod.manager
+        await manager.changes.wait(after, wait_seconds)
+        is_known = boot_id == manager.boot_id and after == manager.changes.number
+        document = routes_of(pod, with_adapters=not is_known)
+        return Response(document.model_dump_json(by_alias=True, exclude_none=True), media_type="application/json")
 
     return router
 
 
-def routes_of(pod: Pod) -> Routes:
-    """Return the document as it is now.
+def routes_of(pod: Pod, *, with_adapters: bool = True) -> Routes:
+    """Return the document as it is now, on request without what whoever asks has.
 
     Raises:
         EngineNotReady: the base model is not loaded yet.
@@ -40,7 +43,7 @@ def routes_of(pod: Pod) -> Routes:
         ready=manager.ready and pod.state.phase is Phase.SERVING,
         draining=pod.state.is_leaving,
         max_model_len=pod.facts.max_model_len,
-        adapters=manager.routes(),
+        adapters=manager.routes() if with_adapters else None,
         num_running=stats.num_running if stats is not None else 0,
         num_waiting=stats.num_waiting if stats is not None else 0,
     )

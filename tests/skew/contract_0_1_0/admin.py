@@ -1,0 +1,233 @@
+"""The admin API of a pod (port 8001, bearer token) and its public routes document."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+from skew.contract_0_1_0.base import Observed, Wire
+from skew.contract_0_1_0.sources import AdapterFacts, Digest, ResolvedSource, Revision, SourceRef
+
+ServedName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=63)]
+
+
+class Residency(StrEnum):
+    """Where an adapter should be."""
+
+    RESIDENT = "Resident"
+    """Kept in device memory."""
+    ON_DEMAND = "OnDemand"
+    """Known and prefetched to disk; loaded when a request names it."""
+
+
+class AdapterState(StrEnum):
+    """How far a pod is with one revision of an adapter."""
+
+    PENDING = "Pending"
+    DOWNLOADING = "Downloading"
+    LOADING = "Loading"
+    READY = "Ready"
+    """It can be answered: resident, or loaded on demand."""
+    DRAINING = "Draining"
+    FAILED = "Failed"
+
+
+class Tier(StrEnum):
+    """The fastest place that holds it now."""
+
+    DEVICE = "Device"
+    HOST = "Host"
+    DISK = "Disk"
+    SOURCE = "Source"
+
+
+class Owner(StrEnum):
+    """Who put an entry into the catalogue; the operator never touches local ones."""
+
+    OPERATOR = "operator"
+    LOCAL = "local"
+
+
+class CatalogueEntry(Observed):
+    """One revision of one adapter that a pod should know."""
+
+    name: ServedName
+    source: ResolvedSource
+    residency: Residency = Residency.RESIDENT
+    pinned: bool = False
+    """Never evicted by on-demand loads."""
+    stable: bool = True
+    """The revision that the bare name means; at most one a name."""
+
+    @property
+    def digest(self) -> str:
+        """Content identity."""
+        return self.source.digest
+
+
+class RevisionRef(Observed):
+    """One revision of one adapter by its identity."""
+
+    name: ServedName
+    revision: Revision
+
+
+class CatalogueWrite(Wire):
+    """`PUT /admin/v1/adapters`: the operator's entries. Absence changes nothing; only `removed` removes, after draining.
+
+    A (fence, generation) lower than the last accepted one is answered 409; an equal one is a repetition and answered 200.
+    An entry that has failed for a reason that may pass is tried again at once when it is told again.
+    """
+
+    fence: Annotated[int, Field(ge=0)]
+    """Grows with every change of the leading operator."""
+    generation: Annotated[int, Field(ge=0)]
+    """Grows with every write under one fence."""
+    adapters: list[CatalogueEntry] = []
+    removed: list[RevisionRef] = []
+    drain_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+
+class ObservedAdapter(Observed):
+    """One revision of one adapter as a pod has it."""
+
+    name: ServedName
+    revision: Revision
+    digest: Digest
+    owner: Owner
+    residency: Residency
+    pinned: bool = False
+    stable: bool
+    state: AdapterState
+    tier: Tier
+    reason: str = ""
+    """CamelCase, of `lorafleet_contract.reasons`, when state is Failed."""
+    message: str = ""
+    num_in_flight: int = 0
+    rank: int | None = None
+    rank_pages: int | None = None
+    size_bytes: int | None = None
+    last_used: float | None = None
+    """Unix seconds of the last request; None when never used since boot."""
+
+
+class LocalFailure(Observed):
+    """An adapter of `serve --adapter` that has no digest because it could not be resolved."""
+
+    name: str
+    reason: str
+    message: str
+
+
+class Budgets(Observed):
+    """What a pod can hold and what is taken."""
+
+    max_resident_adapters: int
+    max_rank: int
+    rank_page: int
+    """Ranks in a page: an adapter of rank r takes ceil(r / rank_page) pages."""
+    total_rank_pages: int
+    used_rank_pages: int
+    host_cache_bytes: int
+    host_used_bytes: int
+    disk_cache_bytes: int
+    disk_used_bytes: int
+
+
+class BaseFacts(Observed):
+    """The base model that a pod serves."""
+
+    served_name: str
+    max_model_len: int
+    dtype: str
+    device: str
+
+
+class PodState(Observed):
+    """`GET /admin/v1/state[?after=N&wait_seconds=S]`: returns at once, or when `generation` exceeds N, or after S seconds."""
+
+    boot_id: str
+    """New with every start of the process: what was known of another boot is void."""
+    generation: int
+    """Grows with every change of this document except counters."""
+    fence: int
+    catalogue_generation: int
+    """The last accepted write's; 0 with fence 0 before the first."""
+    ready: bool
+    draining: bool
+    base: BaseFacts
+    budgets: Budgets
+    adapters: list[ObservedAdapter]
+    local_failures: list[LocalFailure] = []
+
+
+class ResolveRequest(Wire):
+    """`POST /admin/v1/resolve`: pin a reference to content and validate it against the base."""
+
+    source: SourceRef
+    expected_digest: Digest | None = None
+
+
+class ResolveAnswer(Observed):
+    """200 of resolve."""
+
+    resolved: ResolvedSource
+
+
+class AdminError(Observed):
+    """Body of every admin answer that is not 2xx."""
+
+    reason: str
+    """CamelCase, of `lorafleet_contract.reasons`."""
+    message: str
+    retryable: bool = False
+
+
+class AdapterPut(Wire):
+    """`PUT /admin/v1/adapters/{name}`: for people and scripts; makes a local entry of a declared source."""
+
+    source: SourceRef
+    pinned: bool = False
+
+
+class AdapterAnswer(Observed):
+    """200 of `GET /admin/v1/adapters/{name}`."""
+
+    revisions: list[ObservedAdapter]
+    local_failure: LocalFailure | None = None
+
+
+class DrainRequest(Wire):
+    """`POST /admin/v1/drain`: stop accepting, finish what runs."""
+
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+
+class DrainAnswer(Observed):
+    """200 of drain: what was still running when the time was over."""
+
+    num_in_flight: int
+
+
+class RouteAdapter(Observed):
+    """One answerable revision in the routes document."""
+
+    name: ServedName
+    revision: Revision
+    stable: bool
+    tier: Tier
+    facts: AdapterFacts | None = None
+
+
+class Routes(Observed):
+    """`GET /v1/routes[?after=N&wait_seconds=S]` on the public port: what a gateway needs to know of a pod."""
+
+    boot_id: str
+    generation: int
+    base: str
+    """Served name of the base model."""
+    ready: bool
+    draining: bool
+    max_model_len: int
+    adapters: list[RouteAdapter]
+    num_running: int = 0
+    num_waiting: int = 0

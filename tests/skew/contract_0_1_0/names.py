@@ -1,0 +1,55 @@
+"""Names that more than one part uses: API group, labels, ports, headers, paths in the pod."""
+
+from typing import Final
+
+GROUP: Final = "lorafleet.io"
+VERSION: Final = "v1alpha1"
+BASE_MODEL_PLURAL: Final = "basemodeldeployments"
+BASE_MODEL_KIND: Final = "BaseModelDeployment"
+ADAPTER_PLURAL: Final = "loraadapters"
+ADAPTER_KIND: Final = "LoraAdapter"
+FINALIZER: Final = "lorafleet.io/unload"
+
+LABEL_BASE: Final = "lorafleet.io/base"
+"""On pods, Services and EndpointSlices of a base: the name of its BaseModelDeployment."""
+LABEL_ROLE: Final = "lorafleet.io/role"
+"""`pods` on the headless Service (the one whose EndpointSlices a gateway watches), `front` on the cluster Service."""
+ROLE_PODS: Final = "pods"
+ROLE_FRONT: Final = "front"
+MANAGED_BY: Final = "lorafleet-operator"
+
+PUBLIC_PORT: Final = 8000
+ADMIN_PORT: Final = 8001
+ENGINE_CONTAINER: Final = "engine"
+
+HEADER_REVISION: Final = "x-lorafleet-revision"
+"""In a request to a pod: the revision to answer with. In every answer: the revision that answered, absent for the base."""
+HEADER_ADAPTER: Final = "x-lorafleet-adapter"
+"""In every answer: the served name of the adapter that answered; absent for the base."""
+HEADER_POD: Final = "x-lorafleet-pod"
+"""In every answer: the name of the pod that answered."""
+
+ADMIN_TOKEN_KEY: Final = "token"
+"""Key of the admin token in its Secret."""
+ADMIN_TOKEN_FILE: Final = "/var/run/lorafleet/admin/token"
+CREDENTIALS_DIR: Final = "/var/run/lorafleet/credentials"
+"""`<CREDENTIALS_DIR>/<source name>/<key>`: mounted Secrets of adapter sources (and `_model` of the base model)."""
+VOLUMES_DIR: Final = "/var/lib/lorafleet/volumes"
+"""`<VOLUMES_DIR>/<source name>`: mounted volumes of adapter sources (and `_model` of the base model), read-only."""
+CACHE_DIR: Final = "/var/cache/lorafleet"
+"""The node cache of downloaded adapters and models (an emptyDir with a size limit unless the pod template says otherwise)."""
+MODEL_MOUNT: Final = "_model"
+
+REVISION_LENGTH: Final = 12
+
+
+def revision_of(digest: str) -> str:
+    """Return the short revision of a content digest `sha256:<64 hex>`: its first 12 hex digits.
+
+    Raises:
+        ValueError: the digest has another form.
+    """
+    algorithm, _, value = digest.partition(":")
+    if algorithm != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise ValueError(f"not a sha256 digest: {digest!r}")
+    return value[:REVISION_LENGTH]

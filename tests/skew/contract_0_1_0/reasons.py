@@ -1,0 +1,61 @@
+"""Reasons: stable CamelCase words in conditions, admin errors and adapter states. Listed for users in docs/reference/reasons.md."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why something is as it is."""
+
+    # an adapter that cannot be taken as it is
+    ARTIFACT_NOT_FOUND = "ArtifactNotFound"
+    ARTIFACT_INVALID = "ArtifactInvalid"
+    """Corrupt, truncated, too large, or not an adapter."""
+    UNSAFE_FORMAT = "UnsafeFormat"
+    """Weights only in a pickle format."""
+    UNAUTHORIZED = "Unauthorized"
+    DIGEST_MISMATCH = "DigestMismatch"
+    BASE_MODEL_MISMATCH = "BaseModelMismatch"
+    """Module names or shapes do not fit the base."""
+    RANK_TOO_HIGH = "RankTooHigh"
+    UNSUPPORTED_ADAPTER = "UnsupportedAdapter"
+    """A PEFT option that is not computed; the message names the field."""
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed"
+    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    """Passing: the source did not answer."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    DISK_FULL = "DiskFull"
+    LOAD_FAILED = "LoadFailed"
+
+    # where an adapter stands in the cluster
+    PENDING = "Pending"
+    BASE_NOT_FOUND = "BaseNotFound"
+    BASE_NOT_ALLOWED = "BaseNotAllowed"
+    NAME_CONFLICT = "NameConflict"
+    NO_READY_PODS = "NoReadyPods"
+    INSUFFICIENT_SLOTS = "InsufficientSlots"
+    RESOLVING = "Resolving"
+    LOADING = "Loading"
+    SERVING = "Serving"
+    RESIDENT = "Resident"
+    ACCEPTED = "Accepted"
+    DRAINING = "Draining"
+    SUSPENDED = "Suspended"
+
+    # a base model
+    ROLLING_OUT = "RollingOut"
+    PODS_READY = "PodsReady"
+    MINIMUM_AVAILABLE = "MinimumAvailable"
+    INVALID_SPEC = "InvalidSpec"
+    APPLY_FAILED = "ApplyFailed"
+
+    # admin API
+    STALE_FENCE = "StaleFence"
+    NOT_FOUND = "NotFound"
+    BAD_REQUEST = "BadRequest"
+    NOT_OWNED = "NotOwned"
+
+
+PASSING: frozenset[Reason] = frozenset(
+    {Reason.SOURCE_UNAVAILABLE, Reason.DISK_FULL, Reason.OUT_OF_MEMORY, Reason.LOAD_FAILED}
+)
+"""Reasons that may go away by trying again; the others stay until the artifact or the spec changes."""

@@ -1,0 +1,338 @@
+"""The two custom resources as Python reads them. `crds/` is the source of truth for what the API server admits."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from skew.contract_0_1_0.admin import Residency, ServedName
+from skew.contract_0_1_0.base import Observed, Wire
+from skew.contract_0_1_0.names import revision_of
+from skew.contract_0_1_0.sources import (
+    AdapterFacts,
+    AdapterSource,
+    Digest,
+    HubRepo,
+    ResolvedSource,
+    SecretRef,
+    SourceFile,
+    SourceRef,
+    VolumePlace,
+    check_relative,
+)
+
+
+class ModelFromHub(Observed):
+    """A base model on a hub."""
+
+    repo: HubRepo
+    revision: str | None = None
+    endpoint: str | None = None
+    credentials_secret_ref: SecretRef | None = None
+
+
+class ModelSource(Observed):
+    """Where the base model comes from: exactly one place."""
+
+    hugging_face: ModelFromHub | None = None
+    volume: VolumePlace | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.hugging_face is None) == (self.volume is None):
+            raise ValueError("model needs exactly one of huggingFace, volume")
+        if self.volume is not None:
+            check_relative(self.volume.path or None)
+        return self
+
+
+class EngineSpec(Observed):
+    """How the engine of a pod runs."""
+
+    image: str | None = None
+    """Default: the image that the operator was installed with."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    device: Literal["Auto", "Cuda", "Cpu"] = "Auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = None
+    max_batch_tokens: int | None = None
+    kv_cache_memory: str | None = None
+    """Quantity."""
+    args: list[str] = []
+    env: list[dict[str, Any]] = []
+
+
+class LoraBudget(Observed):
+    """What a pod sets aside for adapters."""
+
+    max_resident_adapters: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_rank: Annotated[int, Field(ge=1, le=256)] = 64
+    host_cache: str = "4Gi"
+    disk_cache: str = "20Gi"
+    load_on_demand: Literal["Enabled", "Disabled"] = "Enabled"
+
+
+class DrainSpec(Observed):
+    """How long a pod that goes away may finish what it runs."""
+
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+
+
+class BaseModelSpec(Observed):
+    """Spec of a BaseModelDeployment."""
+
+    served_name: ServedName | None = None
+    model: ModelSource
+    adapter_sources: list[AdapterSource] = []
+    engine: EngineSpec = EngineSpec()
+    lora: LoraBudget = LoraBudget()
+    replicas: Annotated[int, Field(ge=0)] = 1
+    pod_template: dict[str, Any] = {}
+    """Strategic merge over the operator's pod template; its container is `engine`."""
+    drain: DrainSpec = DrainSpec()
+    allowed_namespaces: list[str] = []
+    """Namespaces other than its own whose LoraAdapters may name this base; `*` is all."""
+    suspend: bool = False
+    """While true, Deployment, Services and budget stay as they are; adapters go on being managed."""
+
+
+class PlacementMode(StrEnum):
+    """On how many pods an adapter is resident."""
+
+    ALL = "All"
+    FIXED = "Fixed"
+    ON_DEMAND = "OnDemand"
+
+
+class PlacementSpec(Observed):
+    """Where an adapter is resident."""
+
+    mode: PlacementMode = PlacementMode.FIXED
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """With mode Fixed."""
+    pin: bool = False
+    priority: int = 0
+    """Higher comes first where not all fit."""
+
+    @property
+    def residency(self) -> Residency:
+        """What a pod that it is placed on is told."""
+        return Residency.ON_DEMAND if self.mode is PlacementMode.ON_DEMAND else Residency.RESIDENT
+
+
+class UnloadSpec(Observed):
+    """How an adapter leaves a pod."""
+
+    drain_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+
+
+class BaseModelRef(Observed):
+    """A BaseModelDeployment; another namespace needs its `allowedNamespaces`."""
+
+    name: str
+    namespace: str | None = None
+
+
+class AdapterSpec(Observed):
+    """Spec of a LoraAdapter."""
+
+    base_model_ref: BaseModelRef
+    served_name: ServedName | None = None
+    source: SourceRef
+    digest: Digest | None = None
+    placement: PlacementSpec = PlacementSpec()
+    unload: UnloadSpec = UnloadSpec()
+    suspend: bool = False
+    """Changes are not acted on while true; what serves goes on serving."""
+
+
+class Condition(Wire):
+    """metav1.Condition."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    observed_generation: int | None = None
+    last_transition_time: datetime
+
+
+class ArtifactStatus(Wire):
+    """What a revision is made of: with it alone a pod can be told to load the revision, without asking the source again."""
+
+    source: SourceRef
+    """The reference in spec that was resolved; another one in spec means another artifact."""
+    digest: Digest
+    revision: str
+    size_bytes: int
+    rank: int
+    target_modules: list[str] = []
+    resolved_revision: str | None = None
+    """The hub commit, where the source has commits."""
+    files: list[SourceFile] = []
+
+    @classmethod
+    def of(cls, source: SourceRef, resolved: ResolvedSource) -> Self:
+        """Return what status keeps of a resolved reference."""
+        return cls(
+            source=source,
+            digest=resolved.digest,
+            revision=revision_of(resolved.digest),
+            size_bytes=resolved.facts.size_bytes,
+            rank=resolved.facts.rank,
+            target_modules=resolved.facts.target_modules,
+            resolved_revision=resolved.ref.revision,
+            files=resolved.files,
+        )
+
+    @property
+    def resolved(self) -> ResolvedSource:
+        """What catalogues carry."""
+        return ResolvedSource(
+            ref=self.source.model_copy(update={"revision": self.resolved_revision}),
+            digest=self.digest,
+            files=self.files,
+            facts=AdapterFacts(rank=self.rank, size_bytes=self.size_bytes, target_modules=self.target_modules),
+        )
+
+
+class PlacementStatus(Wire):
+    """One adapter revision on one pod."""
+
+    pod: str
+    pod_uid: str
+    revision: str
+    state: str
+    """An AdapterState, or Unknown while the pod does not say."""
+    tier: str | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+class HistoryEntry(Wire):
+    """A revision that was stable, newest first."""
+
+    revision: str
+    digest: Digest
+    since: datetime
+
+
+class AdapterReplicas(Wire):
+    """Pods that should and do hold the adapter."""
+
+    desired: int = 0
+    resident: int = 0
+
+
+class AdapterStatus(Observed):
+    """Status of a LoraAdapter."""
+
+    observed_generation: int | None = None
+    served_name: str | None = None
+    desired_revision: str | None = None
+    stable_revision: str | None = None
+    artifact: ArtifactStatus | None = None
+    stable_artifact: ArtifactStatus | None = None
+    """As `artifact`, of the stable revision, while it is another one."""
+    placements: list[PlacementStatus] = []
+    placements_truncated: int | None = None
+    replicas: AdapterReplicas = AdapterReplicas()
+    history: list[HistoryEntry] = []
+    last_used: datetime | None = None
+    """The hour of the last request that a pod has told of."""
+    conditions: list[Condition] = []
+
+
+class BaseCapacity(Wire):
+    """Sums over pods that answer."""
+
+    adapter_slots: int = 0
+    assigned_adapter_slots: int = 0
+    rank_pages: int = 0
+    assigned_rank_pages: int = 0
+    catalogue_bytes: int = 0
+    """Size of all adapters of the base together."""
+
+
+class AdapterCounts(Wire):
+    """LoraAdapters that name a base."""
+
+    desired: int = 0
+    ready: int = 0
+    failed: int = 0
+
+
+class BaseModelStatus(Observed):
+    """Status of a BaseModelDeployment."""
+
+    observed_generation: int | None = None
+    served_name: str | None = None
+    """None when another resource has the name."""
+    replicas: int = 0
+    ready_replicas: int = 0
+    updated_replicas: int = 0
+    selector: str | None = None
+    url: str | None = None
+    capacity: BaseCapacity = BaseCapacity()
+    adapters: AdapterCounts = AdapterCounts()
+    conditions: list[Condition] = []
+
+
+class ObjectMeta(Observed):
+    """What we read of metadata."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 1
+    resource_version: str = ""
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    finalizers: list[str] = []
+    labels: dict[str, str] = {}
+
+
+class BaseModelResource(Observed):
+    """A BaseModelDeployment."""
+
+    metadata: ObjectMeta
+    spec: BaseModelSpec
+    status: BaseModelStatus = BaseModelStatus()
+
+    @property
+    def served_name(self) -> str:
+        """The model name that requests for the base itself use."""
+        return self.spec.served_name or self.metadata.name
+
+
+class AdapterResource(Observed):
+    """A LoraAdapter."""
+
+    metadata: ObjectMeta
+    spec: AdapterSpec
+    status: AdapterStatus = AdapterStatus()
+
+    @property
+    def served_name(self) -> str:
+        """The model name that requests use."""
+        return self.spec.served_name or self.metadata.name
+
+    @property
+    def base_key(self) -> tuple[str, str]:
+        """(namespace, name) of the base that it names."""
+        ref = self.spec.base_model_ref
+        return (ref.namespace or self.metadata.namespace, ref.name)
+
+
+def quantity_bytes(quantity: str) -> int:
+    """Return a Kubernetes quantity in bytes, e.g. `4Gi` -> 4294967296.
+
+    Raises:
+        ValueError: not a quantity.
+    """
+    units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    number = quantity.rstrip("kKMGTi")
+    try:
+        return int(float(number) * units[quantity[len(number) :]])
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ValueError(f"not a quantity of bytes: {quantity!r}") from error
