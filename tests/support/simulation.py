@@ -8,8 +8,10 @@ from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.vocabulary import Vocabulary
 
 EOS = 1
+VOCAB_SIZE = 1 << 16
 BLOCK_TOKENS = 4
 
 
@@ -59,6 +61,7 @@ class Simulation:
             max_batch_requests=max_batch_requests,
             max_model_len=max_model_len,
             eos_token_ids=(EOS,),
+            vocabulary_of=lambda _: Vocabulary(VOCAB_SIZE, VOCAB_SIZE),
         )
         self.token = token
         self.stories: dict[str, Story] = {}

@@ -14,6 +14,7 @@ from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
 from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import Residency
+from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterError
 
 MAX_RESIDENT = 2
@@ -51,7 +52,7 @@ def inspect(folder: Path) -> AdapterPlan:
     if folder.name == "bad-config":
         raise AdapterError(Reason.UNSUPPORTED_ADAPTER, "use_what")
     site = LoraSite("m", 1, 1.0, "a", "b")
-    return AdapterPlan(folder, (site,), (), AdapterFacts(rank=1, size_bytes=1, target_modules=["m"]))
+    return AdapterPlan(folder, (site,), (), AdapterFacts(rank=1, size_bytes=1, target_modules=["m"]), Vocabulary(9, 9))
 
 
 class Bench:

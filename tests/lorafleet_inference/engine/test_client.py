@@ -12,6 +12,7 @@ import pytest_asyncio
 from support.engines import key_of
 from support.models import VOCABULARY, AdapterSpec, Reference, model_folder, save_adapter
 
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.client import EngineClient
@@ -125,14 +126,13 @@ async def test_when_the_engine_is_killed_every_request_gets_an_error() -> None:
             await client.release(key_of("a"))
 
 
-async def test_a_step_that_fails_ends_its_requests_and_the_engine() -> None:
+async def test_a_token_id_outside_the_vocabulary_ends_its_request_alone() -> None:
     async with engine() as client:
         await client.wait_ready()
         outside = client.submit(Submit("bad", (VOCABULARY + 5,), None, GREEDY))
         (event,) = [event async for event in outside]
-        assert event.finish is FinishReason.ERROR
-        assert "the engine failed in a step: IndexError" in (event.error or "")
-        assert "the engine failed in a step: IndexError" in await client.failed
+        assert (event.finish, event.code) == (FinishReason.ERROR, ErrorCode.INVALID_VALUE)
+        assert len(tokens(await answer(client, Submit("good", (5, 6), None, GREEDY)))) == 8
 
 
 async def test_an_engine_that_hangs_is_ended() -> None:

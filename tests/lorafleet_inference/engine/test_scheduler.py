@@ -2,20 +2,23 @@
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.engines import key_of
-from support.simulation import EOS, Simulation, request
+from support.simulation import EOS, VOCAB_SIZE, Simulation, request
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason, SamplingParams, Submit
 from lorafleet_inference.engine.plan import Sampled, StepResult
 from lorafleet_inference.engine.planner import MAX_SCORED_TOKENS
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.vocabulary import Vocabulary
 
 KEYS = (key_of("a"), key_of("b"), key_of("c"))
 KEYS_OF_BOTH = (key_of("busy"), key_of("quiet"))
@@ -202,7 +205,14 @@ class CountingBlocks(BlockManager):
 
 def test_looking_for_room_for_a_newcomer_looks_at_each_running_sequence_once() -> None:
     blocks = CountingBlocks(160, 4, prefix_caching=True)
-    scheduler = Scheduler(blocks, max_batch_tokens=512, max_batch_requests=64, max_model_len=1000, eos_token_ids=(EOS,))
+    scheduler = Scheduler(
+        blocks,
+        max_batch_tokens=512,
+        max_batch_requests=64,
+        max_model_len=1000,
+        eos_token_ids=(EOS,),
+        vocabulary_of=lambda _: Vocabulary(VOCAB_SIZE, VOCAB_SIZE),
+    )
     for number in range(16):
         shared = request(f"busy{number}", key_of("busy"), num_prompt=13, max_tokens=45, seed=5)
         scheduler.submit(shared)
@@ -212,3 +222,25 @@ def test_looking_for_room_for_a_newcomer_looks_at_each_running_sequence_once() -
     assert "newcomer" not in {item.request_id for item in scheduler.plan(KEYS_OF_BOTH).items}
     assert scheduler.num_running == 16
     assert 0 < blocks.num_looked_at <= 16
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling"),
+    [
+        ((5, VOCAB_SIZE), {}),
+        ((5, -1), {}),
+        ((5,), {"stop_token_ids": (VOCAB_SIZE,)}),
+        ((5,), {"logit_bias": ((VOCAB_SIZE, 1.0),)}),
+    ],
+)
+def test_token_ids_outside_the_vocabulary_are_refused_whoever_sent_them(
+    prompt: tuple[int, ...], sampling: dict[str, Any]
+) -> None:
+    simulation = Simulation(num_blocks=8, max_batch_tokens=8, max_batch_requests=2)
+    asked = SamplingParams(max_tokens=3, **sampling)
+    simulation.submit(Submit("poison", prompt, None, asked))
+    simulation.submit(Submit("last", (5, VOCAB_SIZE - 1), None, SamplingParams(max_tokens=3)))
+    refused = simulation.stories["poison"].events
+    assert [(event.finish, event.code) for event in refused] == [(FinishReason.ERROR, ErrorCode.INVALID_VALUE)]
+    assert str(VOCAB_SIZE) in str(refused[0].error)
+    assert not simulation.stories["last"].ended

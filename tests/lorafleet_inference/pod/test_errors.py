@@ -1,6 +1,8 @@
 """Every error has its status, its code and OpenAI's shape; others are untouched by it."""
 
+import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from support.pod import ServedPod, serve
 from support.tiny_llama import MAX_MODEL_LEN, make_adapter
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "one two"}], "max_tokens": 4, "temperature": 0}
+
+USER: Any = {"role": "user", "content": "a <pad> b"}
 
 CASES = [
     ({"model": "green"}, 404, "model_not_found", "model"),
@@ -56,6 +60,33 @@ def test_bad_prompts(client: OpenAI, pod: ServedPod, prompt: Any) -> None:
         assert answer.status_code == 200  # the tokenizer begins every text with bos
     else:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_compressed_bodies_are_refused_by_name(pod: ServedPod) -> None:
+    answer = httpx.post(
+        f"{pod.url}/v1/completions",
+        content=gzip.compress(b'{"model": "tiny", "prompt": "a"}'),
+        headers={"content-encoding": "gzip"},
+        trust_env=False,
+    )
+    assert answer.status_code == 415
+    assert "gzip" in answer.json()["error"]["message"]
+
+
+def test_a_text_that_spells_a_token_beyond_the_embedding_is_refused(base_folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "tiny"
+    shutil.copytree(base_folder, base)
+    config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    with serve(base) as pod, pod.openai() as client:
+        for field, ask in (
+            ("prompt", lambda: client.completions.create(model="tiny", prompt="a <pad> b")),
+            ("messages", lambda: client.chat.completions.create(model="tiny", messages=[USER])),
+        ):
+            with pytest.raises(openai.BadRequestError, match="not below the vocabulary") as caught:
+                ask()
+            assert (caught.value.code, caught.value.param) == ("invalid_value", field)
+        assert client.completions.create(model="tiny", prompt="a b", max_tokens=1).choices
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,32 @@ def test_choices_of_a_seeded_request_draw_differently_and_reproducibly() -> None
     assert seeds == [(1 << 63) - 1, 0]
 
 
+def test_a_seed_of_minus_one_is_none() -> None:
+    assert chat(seed=-1).sampling(max_tokens=1, choice=0).seed is None
+    assert chat(seed=-2).sampling(max_tokens=1, choice=0).seed == (1 << 63) - 2
+
+
+@pytest.mark.parametrize(
+    ("parse", "fields", "said"),
+    [
+        (chat, {"stop": ["x"] * 17}, "stop: List should have at most 16 items"),
+        (chat, {"stop": [""]}, r"stop\[0\]: String should have at least 1 character"),
+        (completion, {"prompt": [-1]}, r"prompt\[0\]: Input should be greater than or equal to 0"),
+        (completion, {"prompt": [[5, -1]]}, r"prompt\[0\]\[1\]: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_field_of_several_forms_says_what_is_wrong_with_the_one_that_was_meant(
+    parse: Any, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidValue, match=said):
+        parse(**fields)
+
+
+def test_a_byte_order_mark_before_the_body_is_passed_over() -> None:
+    body = json.dumps({"model": "m", "prompt": "a"}).encode()
+    assert parse_completion(b"\xef\xbb\xbf" + body) == parse_completion(body)
+
+
 def test_top_p_zero_and_top_k_off_are_understood() -> None:
     sampling = chat(top_p=0, top_k=-1).sampling(max_tokens=1, choice=0)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 1.0, None)

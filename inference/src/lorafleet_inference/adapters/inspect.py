@@ -16,6 +16,7 @@ from lorafleet_inference.adapters.peft_config import ZERO_WHERE_MISSING, PeftCon
 from lorafleet_inference.adapters.tensors import ModuleTensors, Part, Tensor, by_module
 from lorafleet_inference.adapters.types import AdapterPlan, LoraSite, OwnParameter
 from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
+from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.errors import AdapterError
 
 FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
@@ -56,6 +57,7 @@ def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan
         tuple(site for site in sites if site.module in inner),
         (WEIGHTS,),
         facts,
+        vocabulary_of(model),
         side_sites=tuple(site for site in sites if site.module in side),
         own=own,
         experts=experts,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafleet_contract.sources import AdapterFacts
+from lorafleet_inference.engine.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class AdapterPlan:
     files: tuple[str, ...]
     """Safetensors files, relative to the directory."""
     facts: AdapterFacts
+    vocabulary: Vocabulary
+    """The token ids that it knows: the base's, or as many as it has rows of its own."""
     side_sites: tuple[LoraSite, ...] = ()
     """Of the input embedding and the output head."""
     own: tuple[OwnParameter, ...] = ()

@@ -16,6 +16,7 @@ from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.engine.background import yield_cores
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import NoRoomEver, NoRoomYet, Residency
+from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterError
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,11 @@ class AdapterLoads(Generic[SlabT]):
     def accepts(self, key: AdapterKey) -> bool:
         """Whether requests may name the adapter."""
         return key in self._adapters and key not in self._leaving
+
+    def vocabulary(self, key: AdapterKey) -> Vocabulary:
+        """Return the token ids that an accepted adapter knows; none before it is inspected."""
+        plan = self._adapters[key].plan
+        return Vocabulary(0, 0) if plan is None else plan.vocabulary
 
     def register(self, message: RegisterAdapter) -> Outcome:
         """Make an adapter known, or change its flags."""

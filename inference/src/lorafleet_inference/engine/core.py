@@ -37,6 +37,7 @@ from lorafleet_inference.engine.messages import (
 from lorafleet_inference.engine.plan import StepPlan, StepResult
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.vocabulary import vocabulary_of
 
 logger = logging.getLogger(__name__)
 STATS_SECONDS = 0.5
@@ -103,6 +104,7 @@ class Engine:
             max_batch_requests=config.max_batch_requests,
             max_model_len=facts.max_model_len,
             eos_token_ids=facts.eos_token_ids,
+            vocabulary_of=lambda key: vocabulary_of(facts) if key is None else self._loads.vocabulary(key),
         )
         self._residency = Residency(
             num_pages=budgets.total_rank_pages,

@@ -3,7 +3,7 @@
 Every accepted request ends in exactly one terminal event, made by `_end`, where its blocks are given back too.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
@@ -13,6 +13,7 @@ from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.sequence import Sequence
+from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
 
 class Scheduler:
@@ -26,10 +27,13 @@ class Scheduler:
         max_batch_requests: int,
         max_model_len: int,
         eos_token_ids: Collection[int],
+        vocabulary_of: Callable[[AdapterKey | None], Vocabulary],
     ) -> None:
+        """`vocabulary_of` says which token ids requests of an adapter, or of the base, may name."""
         self._blocks = blocks
         self._max_model_len = max_model_len
         self._eos = frozenset(eos_token_ids)
+        self._vocabulary_of = vocabulary_of
         self._counters = ServiceCounters()
         self._sequences: dict[str, Sequence] = {}
         self._planner = Planner(
@@ -137,6 +141,10 @@ class Scheduler:
         if num_prompt >= self._max_model_len:
             message = f"the prompt has {num_prompt} tokens and the context {self._max_model_len}"
             return ErrorCode.CONTEXT_LENGTH_EXCEEDED, message
+        vocabulary = self._vocabulary_of(request.adapter)
+        unknown = first_unknown(request.prompt_token_ids, request.sampling, vocabulary)
+        if unknown is not None:
+            return ErrorCode.INVALID_VALUE, unknown.message
         # the last token of an answer is never computed
         num_tokens = min(num_prompt + request.sampling.max_tokens, self._max_model_len) - 1
         if self._blocks.blocks_for(num_tokens) > self._blocks.num_blocks:

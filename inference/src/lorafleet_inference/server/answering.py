@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Generic
 
 from lorafleet_contract.names import HEADER_REVISION
+from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, json_response
@@ -25,7 +26,7 @@ async def leasing(pod: Pod, exchange: Exchange, model: str) -> AsyncIterator[Lea
     revision = exchange.request.headers.get(HEADER_REVISION)
     async with await pod.manager.lease(model, revision) as lease:
         exchange.headers.update(lease_headers(lease))
-        yield Leased(pod.facts, pod.text, lease)
+        yield Leased(pod.facts, vocabulary_of(pod.facts), pod.text, lease)
 
 
 class Answering(Generic[RequestT]):
@@ -64,15 +65,14 @@ class Answering(Generic[RequestT]):
             await run.whole(exchange)
 
     def _plans(self, request: RequestT, prompts: Sequence[TokenIds], leased: Leased) -> list[ChoicePlan]:
-        for field, token_ids in request.token_ids.items():
-            check_token_ids(token_ids, leased.facts, field=field)
         plans: list[ChoicePlan] = []
         for prompt in prompts:
-            max_tokens = answer_length(
-                len(prompt), request.max_new_tokens, leased.facts, prompt_field=self._surface.prompt_field
-            )
+            field = self._surface.prompt_field
+            max_tokens = answer_length(len(prompt), request.max_new_tokens, leased.facts, prompt_field=field)
             for choice in range(request.n):
                 sampling = request.sampling(max_tokens=max_tokens, choice=choice)
+                if choice == 0:
+                    check_token_ids(prompt, sampling, leased.vocabulary, prompt_field=field)
                 plans.append(ChoicePlan(len(plans), prompt, sampling, new_prompt=choice == 0))
         return plans
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.generation import ChoiceDelta
 from lorafleet_inference.server.logprobs import completion_logprobs, prompt_logprobs
-from lorafleet_inference.server.pod import check_token_ids
 from lorafleet_inference.server.requests import MAX_CHOICES, CompletionRequest, parse_completion
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Surface, TokenIds
 from lorafleet_inference.server.wire import Completion, CompletionChoice, CompletionLogprobs, Usage
@@ -37,7 +36,6 @@ class Completions(Surface[CompletionRequest]):
     async def _prompt(self, prompt: str | list[int], leased: Leased) -> TokenIds:
         if isinstance(prompt, str):
             return await leased.text.encode(prompt, add_special_tokens=True)
-        check_token_ids(prompt, leased.facts, field="prompt")
         return tuple(prompt)
 
     def formatter(self, answer: Answer[CompletionRequest]) -> Formatter:

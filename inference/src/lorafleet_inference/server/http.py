@@ -26,6 +26,13 @@ class PayloadTooLarge(RequestError):
     code = ErrorCode.INVALID_VALUE
 
 
+class UnsupportedEncoding(RequestError):
+    """The body is compressed."""
+
+    status = 415
+    code = ErrorCode.INVALID_VALUE
+
+
 def json_response(body: msgspec.Struct, *, status: int = 200, headers: Headers | None = None) -> Response:
     """Return a JSON answer."""
     return Response(_encoder.encode(body), status, headers, media_type="application/json")
@@ -58,9 +65,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """Return the body.
 
     Raises:
+        UnsupportedEncoding: it is compressed.
         PayloadTooLarge: more than `max_bytes`; the rest is not read.
         ClientDisconnect: the client left first.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedEncoding(f"the body has content-encoding {encoding!r}; bodies are taken as they are only")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise PayloadTooLarge(f"the body has {declared} bytes; at most {max_bytes} are taken")

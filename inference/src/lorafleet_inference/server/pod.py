@@ -1,12 +1,14 @@
 """What the handlers of the public port work with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorafleet_contract.names import HEADER_ADAPTER, HEADER_REVISION
 from lorafleet_inference.adapters.manager import AdapterManager, Lease
 from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.engine.client import EngineClient
-from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.engine.messages import ModelFacts, SamplingParams
+from lorafleet_inference.engine.vocabulary import PROMPT, Vocabulary, first_unknown
 from lorafleet_inference.errors import ContextLengthExceeded, EngineNotReady, InvalidValue
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.state import PodState
@@ -65,14 +67,14 @@ def answer_length(num_prompt_tokens: int, max_new_tokens: int | None, facts: Mod
     return wanted
 
 
-def check_token_ids(token_ids: list[int], facts: ModelFacts, *, field: str) -> None:
-    """Check that token ids are of the model's vocabulary.
+def check_token_ids(
+    prompt: Sequence[int], sampling: SamplingParams, vocabulary: Vocabulary, *, prompt_field: str
+) -> None:
+    """Check that all token ids of a request are of the vocabulary, by the rule of the engine.
 
     Raises:
         InvalidValue: one is not.
     """
-    for token_id in token_ids:
-        if token_id >= facts.vocab_size:
-            raise InvalidValue(
-                f"{field}: token id {token_id} is not below the vocabulary's {facts.vocab_size}", param=field
-            )
+    unknown = first_unknown(prompt, sampling, vocabulary)
+    if unknown is not None:
+        raise InvalidValue(unknown.message, param=prompt_field if unknown.field == PROMPT else unknown.field)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.errors import InvalidValue, RequestError, UnsupportedParameter
@@ -17,6 +18,10 @@ MAX_BIASES = 1024
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 INT64 = 1 << 63
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Some editors on Windows begin a file with it."""
+NO_SEED = -1
+"""Clients of other servers write it for no seed."""
 LOWEST_TEMPERATURE = 1e-5
 """Dividing logits by less overflows; it is as good as greedy."""
 
@@ -127,11 +132,6 @@ class GenerationRequest(_Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
-    def token_ids(self) -> dict[str, list[int]]:
-        """Token ids that have to be of the vocabulary, by the field that names them."""
-        return {"stop_token_ids": self.stop_token_ids, "logit_bias": [int(token) for token in self.logit_bias]}
-
-    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -160,7 +160,7 @@ class GenerationRequest(_Strict):
             frequency_penalty=self.frequency_penalty,
             logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
             min_tokens=min(self.min_tokens, max_tokens),
-            seed=None if self.seed is None else (self.seed + choice) % INT64,
+            seed=None if self.seed is None or self.seed == NO_SEED else (self.seed + choice) % INT64,
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             num_logprobs=self.num_logprobs,
@@ -253,7 +253,7 @@ RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 def _parse(kind: type[RequestT], body: bytes) -> RequestT:
     try:
-        request = kind.model_validate_json(body)
+        request = kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
     except ValidationError as error:
         raise _as_request_error(error) from None
     refuse_others(request.others)
@@ -270,15 +270,16 @@ def _as_request_error(error: ValidationError) -> RequestError:
     if first["type"] == "json_invalid":
         return InvalidValue(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     field = first["loc"][:1]
-    first = max((entry for entry in errors if entry["loc"][:1] == field), key=lambda entry: _depth(entry["loc"]))
+    first = max((entry for entry in errors if entry["loc"][:1] == field), key=_aptness)
     path = _field_path(first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     return InvalidValue(f"{path}: {message}" if path else message, param=path or None)
 
 
-def _depth(location: tuple[int | str, ...]) -> int:
-    """Return how deep a place is: of a union's complaints, the deepest is about the member that was meant."""
-    return len(_field_path(location).replace("[", ".").split("."))
+def _aptness(error: ErrorDetails) -> tuple[bool, int]:
+    """Return how well a complaint fits: of a union's, one about a value is about the member that was meant, then the deepest."""
+    depth = len(_field_path(error["loc"]).replace("[", ".").split("."))
+    return not error["type"].endswith("_type"), depth
 
 
 def _field_path(location: tuple[int | str, ...]) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import ModelFacts, TokenLogprobs
+from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.server.generation import ChoiceDelta
 from lorafleet_inference.server.requests import GenerationRequest
 from lorafleet_inference.server.wire import Finish, Usage
@@ -28,6 +29,7 @@ class Leased:
     """What a request works with while it holds its lease."""
 
     facts: ModelFacts
+    vocabulary: Vocabulary
     text: Text
     lease: Lease
 
