@@ -69,6 +69,12 @@ def test_equals_attention_written_out(kernels: CpuKernels, name: str) -> None:
     values = torch.randn(NUM_BLOCKS, shape.groups, KV_BLOCK_TOKENS, shape.value_width).to(shape.dtype)
     free = torch.randperm(NUM_BLOCKS).tolist()
     blocks = [[free.pop() for _ in range(last // KV_BLOCK_TOKENS + 1)] for last in shape.lasts]
+    keys[free] = values[free] = float("nan")
+    for last, some in zip(shape.lasts, blocks, strict=True):
+        first = 0 if shape.window is None else max(0, last + 1 - shape.window)
+        for pages in (keys, values):
+            for position in [*range(first), *range(last + 1, len(some) * KV_BLOCK_TOKENS)]:
+                pages[some[position // KV_BLOCK_TOKENS], :, position % KV_BLOCK_TOKENS] = float("nan")
     tokens = len(shape.lasts) + 3
     rows = torch.randperm(tokens)[: len(shape.lasts)].tolist()
     query = torch.randn(shape.heads, tokens, shape.key_width)
@@ -83,6 +89,7 @@ def test_equals_attention_written_out(kernels: CpuKernels, name: str) -> None:
         known = keys[some].transpose(1, 2).flatten(0, 1)[: last + 1].double()
         seen = values[some].transpose(1, 2).flatten(0, 1)[: last + 1].double()
         first = 0 if shape.window is None else max(0, last + 1 - shape.window)
+        known[:first] = seen[:first] = 0  # not seen, and NaN
         right = reference(query[:, row].double(), (known, seen), first, shape, extras)
         assert (out[row].double() - right).abs().max() < 1e-5
     others = sorted(set(range(tokens)) - set(rows))
@@ -98,6 +105,23 @@ def test_what_lies_behind_the_last_token_is_not_seen(kernels: CpuKernels) -> Non
     keys[1, :, 5:], values[1, :, 5:] = 1e6, -1e6
     decode.attend(query, keys, values, out, scale=1.0)
     assert torch.equal(out, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 6, 20])
+def test_a_score_that_is_not_finite_makes_its_sequence_nan_and_no_other(
+    kernels: CpuKernels, bad: float, at: int
+) -> None:
+    """Else a maximum would pass it over and a finite, wrong answer would come of it."""
+    keys, values = torch.randn(4, 1, KV_BLOCK_TOKENS, 8), torch.randn(4, 1, KV_BLOCK_TOKENS, 8)
+    query, out = torch.rand(1, 2, 8) + 0.1, torch.zeros(2, 1, 8)
+    decode = PagedDecode(kernels, [0, 1], [22, 22], [[0, 1], [2, 3]])
+    decode.attend(query, keys, values, out, scale=1.0)
+    alone = out[1].clone()
+    keys[at // KV_BLOCK_TOKENS, 0, at % KV_BLOCK_TOKENS, 3] = bad
+    decode.attend(query, keys, values, out, scale=1.0)
+    assert out[0].isnan().all()
+    assert torch.equal(out[1], alone)
 
 
 def test_scores_far_apart_stay_finite(kernels: CpuKernels) -> None:

@@ -49,11 +49,22 @@ def _scores(query: Any, page: Any, width: int, out: Any, next_page: int, page_by
 
 
 @njit(fastmath=FAST)
-def _add_values(weights: Any, page: Any, width: int, sums: Any, next_page: int, page_bytes: int) -> None:
-    """Add to sums [E] the values of a page, each times its weight."""
+def _add_values(weights: Any, page: Any, width: int, sums: Any, seen: Any, next_page: int, page_bytes: int) -> None:
+    """Add to sums [E] the values of a page at positions seen[0] to before seen[1], each times its weight.
+
+    The others are not touched: what lies there is nobody's, and a weight of 0 times NaN would be NaN.
+    """
     for offset in range(0, page_bytes, 64):
         prefetch(next_page + offset)
-    for at in range(0, P, 4):
+    begin, end = seen
+    first_four, last_four = min((begin + 3) // 4 * 4, end), max(end // 4 * 4, begin)
+    for at in range(begin, first_four):
+        for i in range(width):
+            sums[i] += weights[at] * load(page, at * width + i)
+    for at in range(max(first_four, last_four), end):
+        for i in range(width):
+            sums[i] += weights[at] * load(page, at * width + i)
+    for at in range(first_four, last_four, 4):
         a = at * width
         b, c, d = a + width, a + 2 * width, a + 3 * width
         w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
@@ -93,21 +104,19 @@ def _cap(row: Any, begin: int, end: int, softcap: float) -> None:
 
 
 @njit(fastmath=FAST)
-def _weights(row: Any, bits: int, begin: int, end: int, size: int, has_sink: bool, sink: float) -> None:
-    """Softmax over row [begin, end), zero elsewhere in [0, size)."""
+def _weights(row: Any, bits: int, begin: int, end: int, has_sink: bool, sink: float) -> None:
+    """Softmax over row [begin, end); all NaN where a score is not finite, which a maximum would hide."""
     top = sink if has_sink else LOWEST
+    poison = F32(0)
     for t in range(begin, end):
         top = max(top, row[t])
+        poison += row[t] * F32(0)
     total = _exponentials(row, int32_at(bits), float32_at(bits), begin, end, top)
     if has_sink:
         total += np.exp(sink - top)
-    factor = F32(1.0) / total
-    for t in range(begin):
-        row[t] = F32(0)
+    factor = F32(1.0) / total + poison
     for t in range(begin, end):
         row[t] *= factor
-    for t in range(end, size):
-        row[t] = F32(0)
 
 
 @njit(fastmath=FAST)
@@ -129,19 +138,23 @@ def _read_keys(
 
 @njit(fastmath=FAST)
 def _read_values(
-    p: Any, values: Any, page_bytes: int, table: int, num_pages: int, span: Any, weights: int, sums: int
+    p: Any, values: Any, page_bytes: int, table: int, seen: Any, span: Any, weights: int, sums: int
 ) -> None:
-    """Sums of values of all heads of a task over all pages of its sequence."""
+    """Sums of values of all heads of a task over positions seen[0] to before seen[1] of the pages of its sequence."""
     tables, width, groups = int64_at(p[TABLES]), p[VALUE_WIDTH], p[GROUPS]
     first_group, num_groups = span
     repeats, row_floats = p[HEADS] // groups, p[TABLE_WIDTH] * P
+    begin, end = seen
+    num_pages = (end + P - 1) // P
     for j in range(num_pages):
+        part = (max(begin - j * P, 0), min(end - j * P, P))
         block = p[VALUES] + (tables[table + j] * groups + first_group) * page_bytes
         after = p[VALUES] + (tables[table + min(j + 1, num_pages - 1)] * groups + first_group) * page_bytes
         for h in range(num_groups * repeats):
             page = h // repeats * page_bytes
             some, total = float32_at(weights + 4 * (h * row_floats + j * P)), float32_at(sums + 4 * h * width)
-            _add_values(some, values(block + page), width, total, after + page, page_bytes if h % repeats == 0 else 0)
+            ahead = page_bytes if h % repeats == 0 else 0
+            _add_values(some, values(block + page), width, total, part, after + page, ahead)
 
 
 @njit(fastmath=FAST)
@@ -182,10 +195,10 @@ def _attend(p: Any, pages: Any, item: int) -> None:
                     some[t] += bias[t]
             has_sink = p[SINKS] != 0
             sink = float32_at(p[SINKS])[first_head + h] if has_sink else F32(0)
-            _weights(some, bits, begin, end, num_pages * P, has_sink, sink)
+            _weights(some, bits, begin, end, has_sink, sink)
         for i in range(num_heads * value_width):
             float32_at(sums)[i] = F32(0)
-        _read_values(p, pages, item * P * value_width, table, num_pages, span, weights, sums)
+        _read_values(p, pages, item * P * value_width, table, (begin, end), span, weights, sums)
         out = float32_at(p[OUT] + 4 * (row * heads + first_head) * value_width)
         for i in range(num_heads * value_width):
             out[i] = float32_at(sums)[i]

@@ -99,7 +99,7 @@ class _Decode:
 
     def __init__(self, spans: list[Span], device: torch.device) -> None:
         longest = max(len(span.blocks) for span in spans)
-        # unused places of the table name block 0, whose keys the mask hides
+        # unused places of the table name block 0, of which nothing is used, as of the slots after the last token
         table = [list(span.blocks) + [0] * (longest - len(span.blocks)) for span in spans]
         self.rows = torch.tensor([span.begin for span in spans], device=device)
         self.blocks = torch.tensor(table, device=device)
@@ -114,6 +114,14 @@ class _Decode:
             mask = seen if window is None else seen & (self._keys > self._last - window)
             self._masks[window] = mask[:, None, None, :]
         return self._masks[window]
+
+    def known(self, pages: torch.Tensor, window: int | None) -> torch.Tensor:
+        """Gather pages: [B, G, N, width], with zeros where the token does not see.
+
+        What lies there is nobody's, or another sequence's: a weight of 0 times NaN would be NaN.
+        """
+        gathered = pages[self.blocks].transpose(1, 2).flatten(2, 3)
+        return gathered.masked_fill_(~self.mask(window).transpose(2, 3), 0.0)
 
 
 _current: list[PagedStep | Probe] = []
@@ -176,8 +184,7 @@ def attend(
         done = _attend(query[:, :, one.begin : one.end], keys, values, one.mask(sliding_window), extras)
         out[:, one.begin : one.end] = done.transpose(1, 2)
     for many in step.decodes:
-        keys = pages.keys[many.blocks].transpose(1, 2).flatten(2, 3)
-        values = pages.values[many.blocks].transpose(1, 2).flatten(2, 3)
+        keys, values = (many.known(some, sliding_window) for some in (pages.keys, pages.values))
         queries = query[0, :, many.rows].transpose(0, 1)[:, :, None]
         out[0, many.rows] = _attend(queries, keys, values, many.mask(sliding_window), extras)[:, :, 0]
     if step.compiled is not None:

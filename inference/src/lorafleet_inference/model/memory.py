@@ -1,4 +1,4 @@
-"""Large tensors of zeros: a value that nobody wrote must not be NaN, because nothing times NaN is NaN.
+"""Large tensors of zeros. No step reads what nobody wrote; that it is zero is a second guard.
 
 On the CPU they come from numpy, which asks the system for large pages.
 """
