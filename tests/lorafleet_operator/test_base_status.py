@@ -42,6 +42,36 @@ CASES = [
     Case("old pods left", "False RollingOut", "and ready, 1 more to go", "Reconciling", DeploymentFacts(True, 3, 2, 2)),
     Case("one is not ready", "False RollingOut", "1 of 2 pods", "Reconciling", pods=(v.pod("p0"),)),
     Case("one crashes", "False RollingOut", "p1: CrashLoopBackOff", "Reconciling", pods=(v.pod("p0"), CRASHING)),
+    Case(
+        "new pod does not come up",
+        "False RollingOut",
+        "0 of 1 pods are up to date and ready, 1 more to go; p1: FailedMount: secret",
+        "Reconciling",
+        DeploymentFacts(True, 2, 1, 1, template="new"),
+        (v.pod("p0", built_from="old"), v.pod("p1", ready=False, problem='FailedMount: secret "x" not found')),
+        spec={"replicas": 1},
+    ),
+    Case(
+        "pod that ended says why",
+        "False RollingOut",
+        "0 of 1 pods are up to date and ready; p0: Evicted: the node was low on memory",
+        "Reconciling",
+        DeploymentFacts(True, 1, 1, 0),
+        (
+            v.pod("p0", ready=False, leaving=True, has_failed=True, problem="Evicted: the node was low on memory"),
+            v.pod("p1", ready=False, stage="loads the base model"),
+        ),
+        spec={"replicas": 1},
+    ),
+    Case(
+        "what it is doing",
+        "False RollingOut",
+        "0 of 1 pods are up to date and ready; p0: loads the base model",
+        "Reconciling",
+        DeploymentFacts(True, 1, 1, 0),
+        (v.pod("p0", ready=False, stage="loads the base model"),),
+        spec={"replicas": 1},
+    ),
     Case("quota", "False RollingOut", "no quota", "Reconciling", DeploymentFacts(True, 0, 0, 0, "no quota"), ()),
     Case("overdue", "False RollingOut", "too late", "Stalled", DeploymentFacts(True, 2, 1, 1, "too late", True)),
     Case(
@@ -99,3 +129,9 @@ def test_capacity_counts_pods_that_answer() -> None:
     assert found.assigned_adapter_slots in (1, 2)
     assert found.assigned_rank_pages == 2 * found.assigned_adapter_slots
     assert found.catalogue_bytes == 2 * 1600
+
+
+def test_template_is_read_from_the_answer_too() -> None:
+    metadata = {"annotations": {"lorafleet.io/template": "abc"}}
+    body = {"metadata": {"generation": 1}, "spec": {"template": {"metadata": metadata}}}
+    assert deployment_facts(body).template == "abc"

@@ -91,6 +91,7 @@ def pod(
     template: str = "1",
     age_seconds: float = 60,
     problem: str = "",
+    **more: Any,
 ) -> Pod:
     """A pod as the API server has it."""
     return Pod(
@@ -104,6 +105,7 @@ def pod(
         template=template,
         created_at=NOW - timedelta(seconds=age_seconds),
         problem=problem,
+        **more,
     )
 
 

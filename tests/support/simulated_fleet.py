@@ -157,6 +157,9 @@ class Fleet:
             for (kind, _, _), b in self.kube.objects.items()
             if kind == Kind.POD and b["metadata"]["labels"][LABEL_BASE] == base
         ]
+        annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+        for pod in pods:  # each counts as one of the latest template
+            self.kube.put(Kind.POD, {**pod, "metadata": {**pod["metadata"], "annotations": annotations}})
         ready = sum(_condition(pod, "Ready")[0] == "True" for pod in pods)
         counts = {
             "replicas": len(pods),

@@ -10,6 +10,8 @@ from lorafleet_common.paths import Json
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, ENGINE_CONTAINER, LABEL_BASE
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 from lorafleet_operator.cluster.store import Kind, Store
+from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE
+from lorafleet_operator.decide.pod_words import is_being_created, problem_of, stage_of
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
 
 R = TypeVar("R", bound=BaseModel)
@@ -110,18 +112,12 @@ def pod_of(body: Json, now: datetime) -> Pod:
         is_coming_up=not is_ready and scheduled.get("status") == "True" and now - since < COMING_UP,
         template=(metadata.get("labels") or {}).get("pod-template-hash", ""),
         created_at=created,
-        problem=_problem(engine, scheduled),
+        problem=problem_of(status),
+        stage=stage_of(status),
+        is_being_created=is_being_created(status),
+        has_failed=status.get("phase") == "Failed",
+        built_from=(metadata.get("annotations") or {}).get(ANNOTATION_TEMPLATE, ""),
     )
-
-
-def _problem(engine: Json, scheduled: Json) -> str:
-    if scheduled.get("status") == "False":
-        said = scheduled
-    else:
-        said = (engine.get("state") or {}).get("waiting") or {}
-        if said.get("reason") in ("ContainerCreating", "PodInitializing"):
-            return ""
-    return ": ".join(part for part in (said.get("reason"), said.get("message")) if part)
 
 
 def _of_key(store: Store, kind: Kind, key: BaseKey) -> list[Json]:

@@ -7,9 +7,10 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.decide.adapter_ready import Finding
 from lorafleet_operator.decide.checks import Chain, Check, first_found
+from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE
 from lorafleet_operator.decide.views import Claim, Pod
 
-MAX_PROBLEM: Final = 300
+MAX_PROBLEM: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class DeploymentFacts:
     """Why its pods cannot be made, if so."""
     is_overdue: bool = False
     """Its controller has given up waiting."""
+    template: str = ""
+    """Which pod template of this operator it has."""
 
     def is_settled(self, num_wanted: int) -> bool:
         """Whether its pods are what its spec says, as far as its controller knows."""
@@ -55,11 +58,20 @@ class BaseEvidence:
         """Pods that answer requests."""
         return sum(pod.is_ready and not pod.is_leaving for pod in self.pods)
 
+    def num_up_to_date(self, template: str) -> int:
+        """Ready pods that were made from a template; neither number of a Deployment is this one."""
+        return sum(pod.is_ready and not pod.is_leaving and pod.built_from == template for pod in self.pods)
+
     @property
     def pod_problem(self) -> str:
-        """What keeps the first of the pods that do not come up, in the words of Kubernetes; empty without one."""
-        found = next((pod for pod in self.pods if pod.problem and not pod.is_ready and not pod.is_leaving), None)
-        return f"; {found.name}: {found.problem[:MAX_PROBLEM]}" if found is not None else ""
+        """Why the first of the pods that do not come up does not, or what it is doing; empty when all are ready."""
+        waiting = [pod for pod in self.pods if not pod.is_ready and not pod.is_leaving]
+        told = [
+            *((pod, pod.problem) for pod in waiting if pod.problem),
+            *((pod, pod.problem) for pod in self.pods if pod.has_failed and pod.problem),
+            *((pod, pod.stage) for pod in waiting if pod.stage),
+        ]
+        return f"; {told[0][0].name}: {told[0][1][:MAX_PROBLEM]}" if told else ""
 
     def rival(self, base: BaseModelResource) -> Claim | None:
         """Who has the name instead of the base."""
@@ -78,7 +90,13 @@ def deployment_facts(body: dict[str, Any]) -> DeploymentFacts:
         available=status.get("availableReplicas") or 0,
         failure=conditions.get(("ReplicaFailure", "True")) or overdue or "",
         is_overdue=overdue is not None,
+        template=_template_of(body),
     )
+
+
+def _template_of(body: dict[str, Any]) -> str:
+    metadata = ((body.get("spec") or {}).get("template") or {}).get("metadata") or {}
+    return str((metadata.get("annotations") or {}).get(ANNOTATION_TEMPLATE, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +155,7 @@ def _has_failed(given: BaseStanding) -> Finding | None:
 
 def _is_rolling_out(given: BaseStanding) -> Finding | None:
     wanted, deployment = given.base.spec.replicas, given.deployment
-    done = min(deployment.updated, deployment.available, given.facts.num_ready, wanted)
+    done = min(given.facts.num_up_to_date(deployment.template), wanted)
     if deployment.is_settled(wanted) and done >= wanted:
         return None
     surplus = f", {deployment.replicas - wanted} more to go" if deployment.replicas > wanted else ""

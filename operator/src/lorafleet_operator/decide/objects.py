@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,8 @@ from lorafleet_operator.decide.pod_template import pod_template
 
 FRONT_PORT: Final = 80
 PROGRESS_SECONDS: Final = 3600
+ANNOTATION_TEMPLATE: Final = "lorafleet.io/template"
+"""On pods: the hash of the template that they were made from. A Deployment counts new pods, and ready ones of any kind."""
 KINDS: Final = {
     "Deployment": ("apps/v1", "deployments"),
     "Service": ("v1", "services"),
@@ -108,6 +111,8 @@ def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child
     # pods get the hash only: whoever reads their arguments cannot ask their admin port for anything
     token_sha256 = hashlib.sha256(token.encode()).hexdigest()
     template = pod_template(base, engine_image=engine_image, labels=_labels(base), token_sha256=token_sha256)
+    annotations = {**template["metadata"].get("annotations", {}), ANNOTATION_TEMPLATE: _hash_of(template)}
+    template["metadata"] = {**template["metadata"], "annotations": annotations}
     content = {
         "spec": {
             "replicas": base.spec.replicas,
@@ -119,6 +124,10 @@ def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child
         }
     }
     return _child(base, "Deployment", base.metadata.name, content)
+
+
+def _hash_of(template: Json) -> str:
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _service(base: BaseModelResource, name: str, role: str) -> Child:

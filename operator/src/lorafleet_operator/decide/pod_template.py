@@ -73,6 +73,8 @@ def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], t
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
+        # what it said last stands in its status, and from there in ours
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
     if engine.image_pull_policy is not None:
@@ -174,6 +176,9 @@ def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
 
     def add_credentials(source: str, secret: str) -> None:
         volume = {"secret": {"secretName": secret, "defaultMode": 0o440}}
+        if source != MODEL_MOUNT:
+            # a Secret that is missing concerns the adapters of its source; the pod names it, and takes it when it comes
+            volume["secret"]["optional"] = True
         add(_volume_name("credentials", source), f"{CREDENTIALS_DIR}/{source}", volume, read_only=True)
 
     add("cache", CACHE_DIR, {"emptyDir": _cache(base)}, read_only=False)

@@ -32,7 +32,15 @@ class Pod:
     """Which version of the pod template it was made from."""
     created_at: datetime
     problem: str
-    """Why its engine does not run, in the words of the scheduler or the kubelet; empty when they have none."""
+    """Why it does not come up, or ended, in the words of the scheduler, the kubelet or its engine; empty without any."""
+    stage: str = ""
+    """What it is doing while it is not ready."""
+    is_being_created: bool = False
+    """Its containers are being prepared: what keeps them is told in Events only."""
+    has_failed: bool = False
+    """It has ended, and not by being deleted."""
+    built_from: str = ""
+    """Which pod template of this operator it was made from; empty for another version's."""
 
 
 @dataclass(frozen=True, slots=True)

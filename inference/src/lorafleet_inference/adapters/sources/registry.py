@@ -103,7 +103,9 @@ class Sources:
         if declared.volume is not None:
             root = self._volume_root(declared.name, declared.volume)
             return FolderSource(declared.name, root, boundary=self._volumes_dir / declared.name)
-        secret = MountedSecret(self._credentials_dir / declared.name)
+        place = declared.hugging_face or declared.s3
+        ref = place.credentials_secret_ref if place is not None else None
+        secret = MountedSecret(self._credentials_dir / declared.name, ref.name if ref is not None else None)
         if declared.hugging_face is not None:
             hub = declared.hugging_face
             _check_endpoint(declared.name, hub.endpoint)
