@@ -88,6 +88,7 @@ ACCEPTED = {
         }
     ),
     "budget at its limits": base(lora={"maxResidentAdapters": 4096, "maxRank": 256, "loadOnDemand": "Disabled"}),
+    "unknown config fields": base(lora={"unknownConfigFields": "Ignore"}),
     "any pod template": base(podTemplate={"spec": {"nodeSelector": {"a": "b"}, "anything": [1, {"x": None}]}}),
     "all namespaces": base(allowedNamespaces=["*", "team-a"]),
     "no pods": base(replicas=0),
@@ -137,6 +138,7 @@ REFUSED = {
     "rank above 256": (base(lora={"maxRank": 257}), "lora.maxRank"),
     "room for no adapter": (base(lora={"maxResidentAdapters": 0}), "lora.maxResidentAdapters"),
     "cache that is no quantity": (base(lora={"diskCache": "-1Gi"}), "lora.diskCache"),
+    "unknown way with fields": (base(lora={"unknownConfigFields": "ignore"}), "lora.unknownConfigFields"),
     "negative replicas": (base(replicas=-1), "spec.replicas"),
     "drain for ever": (base(drain={"timeoutSeconds": 3601}), "drain.timeoutSeconds"),
     "bad namespace": (base(allowedNamespaces=["a_b"]), "allowedNamespaces"),
@@ -178,6 +180,7 @@ def test_defaults(kube: Kube) -> None:
             "hostCache": "4Gi",
             "diskCache": "20Gi",
             "loadOnDemand": "Enabled",
+            "unknownConfigFields": "Refuse",
         },
         "replicas": 1,
         "drain": {"timeoutSeconds": 60},

@@ -153,3 +153,9 @@ def test_every_argument_is_an_option_of_serve() -> None:
     known = {option.flag for option in OPTIONS} | {f"--no-{option.name}" for option in OPTIONS if option.is_flag}
     for spec in ({}, HUB):
         assert {argument.split("=")[0] for argument in serve_arguments(v.base(**spec), "0" * 64)} <= known
+
+
+def test_pods_are_told_what_to_do_with_unknown_config_fields() -> None:
+    told = serve_arguments(v.base(lora={"unknownConfigFields": "Ignore"}), "0" * 64)
+    assert "--unknown-config-fields=ignore" in told
+    assert not any("unknown" in argument for argument in serve_arguments(v.base(), "0" * 64))

@@ -36,7 +36,12 @@ class DrivenEngine:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
         self.runner = ModelRunner(load_model(config), config)
-        inspect = partial(inspect_adapter, model=self.runner.facts, max_rank=config.max_rank)
+        inspect = partial(
+            inspect_adapter,
+            model=self.runner.facts,
+            max_rank=config.max_rank,
+            unknown_config_fields=config.unknown_config_fields,
+        )
         self.engine = Engine(self.runner, config, inspect, self.said.append, self.inbox)
         self.max_step_tokens = 0
         self.num_preempted = 0

@@ -71,6 +71,8 @@ class LoraBudget(Observed):
     host_cache: str = "4Gi"
     disk_cache: str = "20Gi"
     load_on_demand: Literal["Enabled", "Disabled"] = "Enabled"
+    unknown_config_fields: Literal["Refuse", "Ignore"] = "Refuse"
+    """Of an adapter's config: those, not empty, that no PEFT of today knows."""
 
 
 class DrainSpec(Observed):

@@ -12,7 +12,7 @@ from typing import get_args
 import uvloop
 
 from lorafleet_contract.names import CREDENTIALS_DIR, revision_of
-from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig
+from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.errors import AdapterError, ConfigError
 from lorafleet_inference.fetch import model_folder
 from lorafleet_inference.logs import set_up_logs
@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(DtypeChoice),
         default="auto",
         help="as of serve, for --weights; default: the dtype of the base",
+    )
+    validate.add_argument(
+        "--unknown-config-fields",
+        choices=get_args(UnknownFields),
+        default=EngineConfig(model="").unknown_config_fields,
+        help="as of the pods that shall take it; default: %(default)s",
     )
     validate.set_defaults(run=_validate)
     digest = commands.add_parser("digest", help="print the content digest of an adapter folder", allow_abbrev=False)
@@ -118,7 +124,9 @@ def _validate(parsed: argparse.Namespace) -> int:
     )
     try:
         base = facts_of_folder(folder)
-        plan = inspect_adapter(parsed.adapter, base, max_rank=parsed.max_rank)
+        plan = inspect_adapter(
+            parsed.adapter, base, max_rank=parsed.max_rank, unknown_config_fields=parsed.unknown_config_fields
+        )
         digest = digest_of(parsed.adapter)
         weights = "not looked at; --weights does"
         if parsed.weights:

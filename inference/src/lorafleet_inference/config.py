@@ -10,6 +10,7 @@ from lorafleet_inference.errors import ConfigError
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+UnknownFields = Literal["refuse", "ignore"]
 GIB = 1 << 30
 RANK_PAGE = 8
 """Ranks in a page of adapter memory."""
@@ -36,6 +37,8 @@ class EngineConfig:
     host_cache_bytes: int = 4 * GIB
     prefix_caching: bool = True
     load_on_demand: bool = True
+    unknown_config_fields: UnknownFields = "refuse"
+    """What is done with an adapter whose config has a field, not empty, that no PEFT of today knows."""
     num_threads: int | None = None
     """CPU threads of torch; None: the cores this process may use."""
     cpu_kernels: bool = True

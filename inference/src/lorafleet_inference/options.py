@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from lorafleet_contract.names import CACHE_DIR
 from lorafleet_contract.resources import quantity_bytes
 from lorafleet_contract.sources import AdapterSource
-from lorafleet_inference.config import DeviceChoice, DtypeChoice, EngineConfig, ServerConfig
+from lorafleet_inference.config import DeviceChoice, DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.logs import LogFormat
 
@@ -176,6 +176,8 @@ OPTIONS: tuple[Option, ...] = (
            "1Gi on CPU; on CUDA what is free"),
     Option("host-cache", "Host memory that may hold adapters.", quantity_bytes, "QUANTITY", E, "host_cache_bytes"),
     Option("prefix-caching", "Reuse the KV cache of equal beginnings.", _boolean, "", E, "prefix_caching", is_flag=True),
+    Option("unknown-config-fields", "An adapter whose config has a field, not empty, that no PEFT of today knows: refuse, or "
+           "ignore the field.", _choice(*get_args(UnknownFields)), "HOW", E, "unknown_config_fields"),
     Option("load-on-demand", "Load a known adapter when a request names it.", _boolean, "", E, "load_on_demand",
            is_flag=True),
     Option("num-threads", "CPU threads of the engine.", _integer, "NUMBER", E, "num_threads", "the cores it may use"),

@@ -103,3 +103,22 @@ def test_no_bytes_whatever_raise_anything_else(tmp_path_factory: pytest.TempPath
         assert error.reason is Reason.ARTIFACT_INVALID  # noqa: PT017
     else:
         assert all(isinstance(facts, TensorFacts) for facts in found.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html></html>", "web page"),
+        (b"\n <html lang='en'>", "web page"),
+        (b"PK\x03\x04" + bytes(40), "pickle"),
+        (b"\x80\x02}q\x00X" + bytes(40), "pickle"),
+        (bytes(4096), "full of zeros"),
+    ],
+)
+def test_files_that_are_something_else_are_called_by_their_name(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert named in message
+    assert "not a safetensors file" in message

@@ -8,6 +8,7 @@ import pytest
 from support.adapter_files import MODULES, base_facts, tensors_of, write_adapter
 
 from lorafleet_contract.reasons import Reason
+from lorafleet_inference.adapters.digest import digest_of
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.errors import AdapterError
 
@@ -121,3 +122,37 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").unlink()
     (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
     assert "adapter_model.bin" in refusal(tmp_path, Reason.UNSAFE_FORMAT)
+
+
+@pytest.mark.parametrize("task_type", [None, "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
+@pytest.mark.parametrize("head", ["v_head.summary", "base_model.model.score", "base_model.model.classifier.dense"])
+def test_tasks_of_others_and_their_heads_change_nothing(tmp_path: Path, task_type: str | None, head: str) -> None:
+    tensors = {**tensors_of({Q0: 4}), f"{head}.weight": np.zeros((1, 16), np.float32)}
+    plan = inspect_adapter(write_adapter(tmp_path, tensors=tensors, task_type=task_type), base_facts(), 16)
+    assert [site.module for site in plan.sites] == [Q0]
+    assert plan.own == ()
+    assert plan.facts.target_modules == ["q_proj"]
+
+
+def test_an_adapter_of_a_model_without_its_head_is_told_so(tmp_path: Path) -> None:
+    tensors = {name.replace("model.model.", "model."): one for name, one in tensors_of({Q0: 4}).items()}
+    assert "without its head" in refusal(write_adapter(tmp_path, tensors=tensors), Reason.BASE_MODEL_MISMATCH)
+
+
+def test_target_modules_that_are_not_given_are_those_of_the_family(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, tensors=tensors_of({Q0: 4, V1: 4}), target_modules=None)
+    plan = inspect_adapter(folder, base_facts(model_type="llama"), 16)
+    assert [site.module for site in plan.sites] == [Q0, V1]
+    assert "knows no default" in refusal(folder, Reason.ARTIFACT_INVALID)
+    write_adapter(tmp_path, tensors=tensors_of({"model.layers.0.mlp.down_proj": 4}), target_modules=None)
+    assert "pass it over" in refusal(tmp_path, Reason.ARTIFACT_INVALID, model_type="llama")
+
+
+def test_empty_text_files_are_as_good_as_absent(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path)
+    before = digest_of(folder)
+    (folder / "merges.txt").touch()
+    inspect_adapter(folder, base_facts(), 16)
+    assert digest_of(folder) == before
+    (folder / "adapter_config.json").write_bytes(b"")
+    assert "has 0 bytes" in refusal(folder, Reason.ARTIFACT_INVALID)

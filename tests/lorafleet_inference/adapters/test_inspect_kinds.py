@@ -109,7 +109,7 @@ def test_saved_modules(tmp_path: Path) -> None:
     both = {**lora(Q), f"{Q}.weight": (HIDDEN, HIDDEN)}
     assert "modules_to_save" in refusal(tmp_path, Reason.ARTIFACT_INVALID, both)
     assert "no such parameter" in refusal(
-        tmp_path, Reason.BASE_MODEL_MISMATCH, {**lora(Q), "score.weight": (2, HIDDEN)}
+        tmp_path, Reason.BASE_MODEL_MISMATCH, {**lora(Q), "mystery.weight": (2, HIDDEN)}
     )
 
 

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from support.adapter_files import write_adapter
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.patterns import MAX_CHARACTERS, Patience
 from lorafleet_inference.adapters.peft_config import PeftConfig, Targets, read_config
+from lorafleet_inference.adapters.peft_defaults import DEFAULT_TARGETS
 from lorafleet_inference.errors import AdapterError
 
 NAMES = [
@@ -89,7 +91,7 @@ def test_all_linear_leaves_the_head_alone(written: str) -> None:
     ("field", "value"),
     [
         ("peft_type", "IA3"),
-        ("task_type", "SEQ_CLS"),
+        ("task_type", "SEQ_2_SEQ_LM"),
         ("layer_replication", [[0, 1]]),
         ("alora_invocation_tokens", [1, 2]),
         ("use_qalora", True),
@@ -103,6 +105,36 @@ def test_what_is_not_computed_is_refused_by_its_name(tmp_path: Path, field: str,
     with pytest.raises(AdapterError, match=f"{field}=") as caught:
         read_config(tmp_path)
     assert caught.value.reason is Reason.UNSUPPORTED_ADAPTER
+
+
+def test_unknown_fields_may_be_ignored_and_known_ones_never(tmp_path: Path) -> None:
+    write_adapter(tmp_path, some_new_method={"strength": 1})
+    assert read_config(tmp_path, ignore_unknown=True).r == 4
+    write_adapter(tmp_path, some_new_method={"strength": 1}, use_qalora=True)
+    with pytest.raises(AdapterError, match="use_qalora="):
+        read_config(tmp_path, ignore_unknown=True)
+
+
+def test_what_a_config_without_target_modules_means_is_pefts() -> None:
+    theirs = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    for model_type, ours in DEFAULT_TARGETS.items():
+        assert list(ours) == theirs[model_type], model_type
+    of_other_models = {"t5", "mt5", "bart", "blip-2", "bert", "roberta", "xlm-roberta", "electra", "deberta-v2", "deberta",
+                       "layoutlm", "RefinedWebModel", "RefinedWeb", "gemma4", "rwkv", "rwkv7"}  # fmt: skip
+    assert theirs.keys() - DEFAULT_TARGETS.keys() == of_other_models
+    config = PeftConfig(peft_type="LORA").for_base("phi")
+    assert config.target_modules == ["q_proj", "v_proj", "fc1", "fc2"]
+    assert PeftConfig(peft_type="LORA", target_modules=[]).for_base("phi").target_modules == []
+    with pytest.raises(AdapterError, match="knows no default for a base of the type olmo2"):
+        PeftConfig(peft_type="LORA").for_base("olmo2")
+
+
+def test_a_byte_order_mark_is_called_by_its_name(tmp_path: Path) -> None:
+    write_adapter(tmp_path)
+    text = (tmp_path / "adapter_config.json").read_text()
+    (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8-sig")
+    with pytest.raises(AdapterError, match="byte order mark"):
+        read_config(tmp_path)
 
 
 def test_a_config_as_peft_saves_it_passes(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ class FoundFile:
 def files_of_adapter(found: Iterable[FoundFile], *, where: str, max_bytes: int) -> tuple[FoundFile, ...]:
     """Return the files that make up the adapter, sorted by name; `max_bytes` bounds their sum.
 
+    A tokenizer or template file without content is as good as absent.
+
     Raises:
         AdapterError: ARTIFACT_NOT_FOUND there is no config; UNSAFE_FORMAT the weights are pickled; ARTIFACT_INVALID
             there are no weights, or a file is too large.
@@ -62,7 +64,10 @@ def files_of_adapter(found: Iterable[FoundFile], *, where: str, max_bytes: int) 
                 f"{where} has its weights in {pickled} only, a pickle that could run code; save them as {WEIGHTS}",
             )
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{where} has no {WEIGHTS}")
-    files = tuple(file for name, file in sorted(by_name.items()) if name in FILES)
+    needed = (CONFIG, WEIGHTS)
+    files = tuple(
+        file for name, file in sorted(by_name.items()) if name in needed or (name in TEXT_FILES and file.size_bytes > 0)
+    )
     for file in files:
         limit = {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: max_bytes}.get(file.name, MAX_TEXT_BYTES)
         if not 0 < file.size_bytes <= limit:

@@ -13,8 +13,10 @@ from lorafleet_inference.adapters.experts import take_experts
 from lorafleet_inference.adapters.files import CONFIG, WEIGHTS, files_of_adapter
 from lorafleet_inference.adapters.headers import read_header
 from lorafleet_inference.adapters.peft_config import ZERO_WHERE_MISSING, PeftConfig, Targets, read_config
+from lorafleet_inference.adapters.peft_defaults import HEADS
 from lorafleet_inference.adapters.tensors import ModuleTensors, Part, Tensor, by_module
 from lorafleet_inference.adapters.types import AdapterPlan, LoraSite, OwnParameter
+from lorafleet_inference.config import UnknownFields
 from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.errors import AdapterError
@@ -22,7 +24,9 @@ from lorafleet_inference.errors import AdapterError
 FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 
-def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan:
+def inspect_adapter(
+    path: Path, model: ModelFacts, max_rank: int, *, unknown_config_fields: UnknownFields = "refuse"
+) -> AdapterPlan:
     """Return what is to be computed for the adapter in a folder.
 
     Raises:
@@ -30,11 +34,13 @@ def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan
             UNSUPPORTED_ADAPTER, BASE_MODEL_MISMATCH, RANK_TOO_HIGH.
     """
     files_of_adapter(list_folder(path), where=str(path), max_bytes=UNLIMITED_BYTES)
-    config = read_config(path)
+    config = read_config(path, ignore_unknown=unknown_config_fields == "ignore").for_base(model.model_type)
     targets = Targets(config)
     found = sorted(by_module(read_header(path / WEIGHTS)).values(), key=lambda one: one.name)
     for tensors in found:
         _check_dtypes(tensors)
+    whole = {one.name: one for one in model.whole_modules}
+    found = [tensors for tensors in found if tensors.is_lora or not _is_head(tensors.name, whole)]
     experts, rest = take_experts(found, model.experts, config, targets, max_rank=max_rank)
     lora = [tensors for tensors in rest if tensors.is_lora]
     inner = {module.name: module for module in model.modules}
@@ -45,7 +51,7 @@ def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan
         _site(inner.get(tensors.name) or side[tensors.name], tensors, config, targets, max_rank=max_rank)
         for tensors in lora
     ]
-    own = _own_parameters(rest, {one.name: one for one in model.whole_modules}, lora={one.name for one in lora})
+    own = _own_parameters(rest, whole, lora={one.name for one in lora})
     facts = AdapterFacts(
         rank=max([0, *(site.rank for site in sites), *(site.rank for site in experts)]),
         size_bytes=(path / WEIGHTS).stat().st_size,
@@ -61,7 +67,14 @@ def inspect_adapter(path: Path, model: ModelFacts, max_rank: int) -> AdapterPlan
         side_sites=tuple(site for site in sites if site.module in side),
         own=own,
         experts=experts,
+        base_copies=_base_copies(rest, whole, lora={one.name for one in lora}),
     )
+
+
+def _is_head(name: str, whole: Mapping[str, WholeFacts]) -> bool:
+    """Whether a module lies beside the language model: PEFT passes over its tensors."""
+    root = name.split(".", 1)[0]
+    return root in HEADS and not any(one == root or one.startswith(f"{root}.") for one in whole)
 
 
 def _check_dtypes(tensors: ModuleTensors) -> None:
@@ -87,8 +100,12 @@ def _check_modules(
                     Reason.UNSUPPORTED_ADAPTER,
                     f"tensor {tensors.key}: of target_parameters, only the weights of fused experts are computed",
                 )
+            hint = (
+                "; it was trained on the model without its head (AutoModel)" if f"model.{tensors.name}" in inner else ""
+            )
             raise AdapterError(
-                Reason.BASE_MODEL_MISMATCH, f"tensor {tensors.key}: the base has no module {tensors.name} to adapt"
+                Reason.BASE_MODEL_MISMATCH,
+                f"tensor {tensors.key}: the base has no module {tensors.name} to adapt{hint}",
             )
         if not targets.include(tensors.name, is_adaptable=tensors.name in inner):
             raise AdapterError(
@@ -153,7 +170,7 @@ def _site(
 def _check_parts(tensors: ModuleTensors, wanted: set[Part]) -> None:
     for part in sorted(wanted - tensors.parts.keys()):
         raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {part} of {tensors.name} is missing beside {tensors.key}")
-    for part in sorted(tensors.parts.keys() - wanted - {Part.BIAS}):
+    for part in sorted(tensors.parts.keys() - wanted - {Part.BIAS, Part.BASE_COPY}):
         raise AdapterError(
             Reason.ARTIFACT_INVALID,
             f"tensor {tensors.parts[part].key}: {CONFIG} does not speak of it (use_dora, lora_bias, modules_to_save), "
@@ -183,6 +200,26 @@ def _own_parameters(
             assert part is Part.BIAS or tensors.name not in lora, "_check_parts refused it"
             own.append(OwnParameter(tensors.name, part.value, tensor.key))
     return tuple(own)
+
+
+def _base_copies(
+    found: Sequence[ModuleTensors], whole: Mapping[str, WholeFacts], *, lora: set[str]
+) -> tuple[OwnParameter, ...]:
+    """Weights of the base under LoRA that the file repeats. Their values are compared where the base's weights are."""
+    copies = []
+    for tensors in found:
+        copied = tensors.parts.get(Part.BASE_COPY)
+        if copied is None:
+            continue
+        if tensors.name not in lora or tensors.name not in whole:
+            raise AdapterError(
+                Reason.ARTIFACT_INVALID, f"tensor {copied.key} is of a module that the adapter does not change"
+            )
+        wanted = dict(whole[tensors.name].parameters)["weight"]
+        if copied.facts.shape != wanted:
+            _mismatch(copied, wanted)
+        copies.append(OwnParameter(tensors.name, "weight", copied.key))
+    return tuple(copies)
 
 
 def _mismatch(tensor: Tensor, expected: Sequence[int]) -> None:

@@ -309,7 +309,8 @@ class AdapterManager:
 
     def _inspect(self, folder: Path) -> AdapterFacts:
         ready = self.engine_ready
-        return inspect_adapter(folder, ready.facts, ready.budgets.max_rank).facts
+        unknown = self._config.engine.unknown_config_fields
+        return inspect_adapter(folder, ready.facts, ready.budgets.max_rank, unknown_config_fields=unknown).facts
 
     async def _free_one(self) -> bool:
         return await self._bringer.free_one()

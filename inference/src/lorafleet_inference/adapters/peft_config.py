@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import CONFIG, MAX_CONFIG_BYTES
+from lorafleet_inference.adapters.headers import what_it_is_instead
 from lorafleet_inference.adapters.patterns import Patience, Pattern
+from lorafleet_inference.adapters.peft_defaults import DEFAULT_TARGETS, TASK_TYPES
 from lorafleet_inference.errors import AdapterError
 
 ALL_LINEAR = "all-linear"
@@ -48,6 +50,22 @@ class PeftConfig(BaseModel):
     lora_bias: bool | None = False
     base_model_name_or_path: str | None = None
 
+    def for_base(self, model_type: str) -> "PeftConfig":
+        """Return the config with what `target_modules` means on a base where it says nothing.
+
+        Raises:
+            AdapterError: ARTIFACT_INVALID: PEFT has no default for such a base either.
+        """
+        if self.target_modules is not None:
+            return self
+        targets = DEFAULT_TARGETS.get(model_type)
+        if targets is None and not self.target_parameters:
+            raise AdapterError(
+                Reason.ARTIFACT_INVALID,
+                f"{CONFIG} has no target_modules, and PEFT knows no default for a base of the type {model_type}",
+            )
+        return self if targets is None else self.model_copy(update={"target_modules": list(targets)})
+
 
 @dataclass(frozen=True, slots=True)
 class _Neutral:
@@ -71,7 +89,7 @@ def _keeps_the_base(value: Any) -> bool:
 
 REFUSED: Mapping[str, _Neutral] = {
     "peft_type": _Neutral(_one_of("LORA"), "is another kind of adapter than LoRA"),
-    "task_type": _Neutral(_one_of(None, "CAUSAL_LM"), "is for another task than text generation"),
+    "task_type": _Neutral(_one_of(*TASK_TYPES), "is for another kind of model than a decoder"),
     "auto_mapping": _Neutral(lambda _: True, ""),
     "ensure_weight_tying": _Neutral(_empty, "ties the head's and the embedding's changes"),
     "trainable_token_indices": _Neutral(_empty, "replaces rows of the embedding"),
@@ -99,8 +117,8 @@ ZERO_WHERE_MISSING = frozenset({True, None, "gaussian", "eva", "mica", "lora_ga"
 """Initialisations after which a targeted module without tensors changes nothing."""
 
 
-def read_config(path: Path) -> PeftConfig:
-    """Return the config of an adapter's folder.
+def read_config(path: Path, *, ignore_unknown: bool = False) -> PeftConfig:
+    """Return the config of an adapter's folder; `ignore_unknown`: fields that PEFT of today does not know change nothing.
 
     Raises:
         AdapterError: ARTIFACT_INVALID it cannot be understood; UNSUPPORTED_ADAPTER a field that is not computed, by name.
@@ -116,9 +134,12 @@ def read_config(path: Path) -> PeftConfig:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{CONFIG} has more than {MAX_CONFIG_BYTES} bytes")
     try:
         fields = _Fields.model_validate_json(text)
-        _refuse(fields.model_extra or {})
+        _refuse(fields.model_extra or {}, ignore_unknown=ignore_unknown)
         return PeftConfig.model_validate(fields.model_extra)
     except ValidationError as error:
+        instead = what_it_is_instead(text)
+        if instead is not None:
+            raise AdapterError(Reason.ARTIFACT_INVALID, f"{CONFIG} is {instead}") from None
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{CONFIG}: {where}: {first['msg']}".replace(": :", ":")) from None
@@ -130,15 +151,17 @@ class _Fields(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-def _refuse(fields: Mapping[str, Any]) -> None:
+def _refuse(fields: Mapping[str, Any], *, ignore_unknown: bool) -> None:
     for name, value in fields.items():
         rule = REFUSED.get(name)
         if rule is not None and not rule.is_neutral(value):
             raise AdapterError(Reason.UNSUPPORTED_ADAPTER, f"{CONFIG}: {name}={_shown(value)} {rule.meaning}")
         known = rule is not None or name in WITHOUT_EFFECT or name in PeftConfig.model_fields
-        if not known and value:
+        if not known and value and not ignore_unknown:
             raise AdapterError(
-                Reason.UNSUPPORTED_ADAPTER, f"{CONFIG}: {name}={_shown(value)} is a field that nobody here knows"
+                Reason.UNSUPPORTED_ADAPTER,
+                f"{CONFIG}: {name}={_shown(value)} is a field that nobody here knows; where such fields change nothing, "
+                "the base may be told to ignore them (--unknown-config-fields)",
             )
 
 

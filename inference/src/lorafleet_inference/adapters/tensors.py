@@ -25,6 +25,8 @@ class Part(StrEnum):
     MAGNITUDE = "lora_magnitude_vector"
     WEIGHT = "weight"
     BIAS = "bias"
+    BASE_COPY = "base_layer.weight"
+    """A copy of the base's own weight, which peft writes beside LoRA on embeddings."""
 
 
 _PREFIX = r"^(?:base_model\.model\.)?(?P<module>.+)"
@@ -38,12 +40,11 @@ _FORMS: tuple[tuple[re.Pattern[str], Part], ...] = tuple(
         (r"\.lora_embedding_B(?:\.[^.]+)?$", Part.EMBEDDING_B),
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?$", Part.MAGNITUDE),
         (r"\.base_layer\.bias$", Part.BIAS),
+        (r"\.base_layer\.weight$", Part.BASE_COPY),
         (r"\.weight$", Part.WEIGHT),
         (r"\.bias$", Part.BIAS),
     )
 )
-BASE_COPY = ".base_layer.weight"
-"""End of the name of a copy of the base's own, frozen weight, which peft writes beside LoRA on embeddings."""
 LORA = frozenset({Part.A, Part.B, Part.B_BIAS, Part.EMBEDDING_A, Part.EMBEDDING_B, Part.MAGNITUDE})
 
 
@@ -85,8 +86,6 @@ def by_module(header: Mapping[str, TensorFacts]) -> dict[str, ModuleTensors]:
     """
     found: dict[str, ModuleTensors] = {}
     for key, facts in header.items():
-        if key.endswith(BASE_COPY):
-            continue
         match, part = next(((m, part) for form, part in _FORMS if (m := form.match(key))), (None, None))
         if match is None or part is None:
             raise AdapterError(Reason.UNSUPPORTED_ADAPTER, f"tensor {key} is of no kind that is computed")

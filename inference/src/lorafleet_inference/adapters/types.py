@@ -76,6 +76,8 @@ class AdapterPlan:
     """Of the input embedding and the output head."""
     own: tuple[OwnParameter, ...] = ()
     experts: tuple[ExpertSite, ...] = ()
+    base_copies: tuple[OwnParameter, ...] = ()
+    """Weights that have to be the base's own: the adapter is refused when it is loaded if one is not."""
 
     @property
     def rank(self) -> int:

@@ -38,7 +38,12 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_receive, args=(end, inbox), name="receiver", daemon=True).start()
     try:
         runner = ModelRunner(load_model(start.config), start.config)
-        inspect = partial(inspect_adapter, model=runner.facts, max_rank=start.config.max_rank)
+        inspect = partial(
+            inspect_adapter,
+            model=runner.facts,
+            max_rank=start.config.max_rank,
+            unknown_config_fields=start.config.unknown_config_fields,
+        )
         Engine(runner, start.config, inspect, end.send, inbox).run()
     except ConfigError as error:
         end.send(EngineFailed(error.message, error.option))

@@ -9,13 +9,14 @@ from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite
+from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite, OwnParameter
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.extras import Extra, Extras
 from lorafleet_inference.model.finite import applied, check_finite
 
+_COPY_ROWS = 4096
 Read = Callable[[str], torch.Tensor]
 """A tensor of the adapter by its name, float32, on the CPU."""
 
@@ -46,6 +47,8 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw.
     """
+    for copied in plan.base_copies:
+        _check_copy(plan, copied, model)
     sites = [site for site in plan.sites if site.magnitude_key is not None or site.b_bias_key is not None]
     if not (sites or plan.side_sites or plan.own or plan.experts):
         return {}
@@ -71,6 +74,26 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
     cast = {name: extra.map(lambda tensor: tensor.to(dtype).contiguous()) for name, extra in extras.items()}
     _check_made(cast, plan, applied(1.0, dtype))
     return cast
+
+
+def _check_copy(plan: AdapterPlan, copied: OwnParameter, model: torch.nn.Module) -> None:
+    """Compare a weight under LoRA with the base's, in pieces; either may have been rounded to the dtype of the other."""
+    base = plain_weight(model.get_submodule(copied.module))
+    try:
+        with safe_open(plan.directory / plan.files[0], framework="pt") as file:
+            rows = file.get_slice(copied.key)
+            for at in range(0, base.shape[0], _COPY_ROWS):
+                ours, theirs = base[at : at + _COPY_ROWS].cpu(), rows[at : at + _COPY_ROWS]
+                differs = (ours != theirs.to(ours.dtype)) & (ours.to(theirs.dtype) != theirs)
+                if differs.any():
+                    row = at + int(differs.any(1).nonzero()[0])
+                    raise AdapterError(
+                        Reason.UNSUPPORTED_ADAPTER,
+                        f"tensor {copied.key} is not the base's own weight (row {row} differs), and a changed weight under "
+                        "LoRA is not computed; save it with modules_to_save",
+                    )
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(Reason.ARTIFACT_INVALID, f"{plan.files[0]} cannot be read: {error}") from error
 
 
 def _check_made(extras: Extras, plan: AdapterPlan, how: str) -> None:
