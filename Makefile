@@ -6,7 +6,7 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check lint format env evaluate numerals lock charts images bench clean
+.PHONY: help demo demo-down test check soak lint format env evaluate numerals lock charts images bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: env ## every test, in a cluster of its own
 
 check: env lint ## the fast part: lint, and the tests without a cluster
 	@$(VENV)/python -m pytest -m "not cluster and not slow"
+
+soak: env ## what looks for rare orders of events, for an hour (SECONDS=600 for less)
+	@LORAFLEET_TEST_SOAK_SECONDS=$(or $(SECONDS),3600) $(VENV)/python -m pytest tests/soak -m soak
 
 lint: env ## ruff, mypy strict, import rules
 	@$(VENV)/ruff check .

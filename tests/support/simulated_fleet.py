@@ -42,11 +42,14 @@ _addresses = itertools.count(1)
 class Fleet:
     """One base model in one namespace, its pods, and whoever operates it."""
 
+    pod_class = FakePod
+
     def __init__(self, kube: FakeKube) -> None:
         self.kube = kube
         self.library = Library()
         self.pods: dict[str, FakePod] = {}
         """By name of the pod."""
+        self._num_made = 0
         self.operators: list[asyncio.Task[None]] = []
         self.lease: Lease | None = None
         self.health = Health()
@@ -117,8 +120,9 @@ class Fleet:
         """Start a pod of a base: scheduled, running, and ready once its first catalogue has settled."""
         uid = self.kube.get(Kind.BASE, NAMESPACE, base)["metadata"]["uid"]
         key = await admin_key(self.api, namespace=SYSTEM, name=CONFIG.key_secret)
-        pod = FakePod(self.library, token=admin_token(key, uid), **options)
-        name, number = f"{base}-{len(self.pods)}", next(_addresses)
+        pod = self.pod_class(self.library, token=admin_token(key, uid), **options)
+        name, number = f"{base}-{self._num_made}", next(_addresses)
+        self._num_made += 1
         ip = f"127.83.{number // 250}.{number % 250 + 1}"
         await pod.listen(ip, public_port=None, admin_port=ADMIN_PORT)
         self.pods[name] = pod

@@ -287,7 +287,10 @@ class Reconciler:
         self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None
     ) -> None:
         if self._tools.executor.is_writing(it.snapshot.pods) or not self._tools.watches.are_sure(it.snapshot.pods):
-            return  # what is on its way to a pod may be what is to be let go; the answer wakes the base
+            # what is on its way to a pod may be what is to be let go; an answer that brings no news wakes nobody
+            if any(intent.is_deleted for intent in plan.intents):
+                it.look_again(LOOK_SECONDS)
+            return
         await it.attempt(
             _together(
                 self._tools.writer.release(intent.adapter.metadata)

@@ -1,0 +1,371 @@
+"""A simulated fleet without sockets, on a virtual clock: networks that lose and delay, operators that come and go.
+
+The operator is the real one from its API clients upwards. What must never happen is noted in `faults` when it happens.
+"""
+
+import asyncio
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from support.fake_kube import FakeKube, Refused
+from support.fake_pod import FakePod
+from support.fake_pod import Refused as PodRefusal
+from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, Json
+
+from lorafleet_contract import admin
+from lorafleet_contract.base import Wire
+from lorafleet_contract.names import revision_of
+from lorafleet_operator.act.admin_client import AdminClient
+from lorafleet_operator.cluster.handlers import EventSink
+from lorafleet_operator.cluster.kube import APPLY, KubeApi, _error
+from lorafleet_operator.cluster.lease import Lease
+from lorafleet_operator.cluster.store import Kind
+from lorafleet_operator.config import OperatorConfig
+from lorafleet_operator.errors import KubeUnavailable, LeaseLost, OperatorError, PodRefused, PodUnreachable
+from lorafleet_operator.process.health import Health
+from lorafleet_operator.process.run import lead
+
+START: Final = datetime.now(UTC).replace(microsecond=0)
+LATENCY_SECONDS: Final = 0.002
+RESTART_SECONDS: Final = 2.0
+RESYNC_SECONDS: Final = 60.0
+"""Longer than a fleet whose events all arrive may take."""
+
+
+class VirtualPod(FakePod):
+    """A pod without ports."""
+
+    fleet: "VirtualFleet"
+    ip = ""
+    is_closed = False
+
+    async def listen(self, host: str, *, public_port: int | None, admin_port: int) -> None:
+        self.ip = host
+
+    async def close(self) -> None:
+        self.is_closed = True
+        for timer in self._timers:
+            timer.cancel()
+        self._changed.set()
+        self._awake.set()
+
+    def take(self, write: admin.CatalogueWrite) -> None:
+        super().take(write)
+        self.fleet.audit(self, write)
+
+    async def answer(self, method: str, path: str, query: Mapping[str, str], body: Wire | None) -> Wire:
+        """Answer a request."""
+        boot = self.boot_id
+        await self._awake.wait()
+        if method == "GET" and "after" in query:
+            await self._speaks.wait()
+            deadline = asyncio.get_running_loop().time() + float(query["wait_seconds"])
+            with contextlib.suppress(TimeoutError):
+                while self.generation <= int(query["after"]) and self.boot_id == boot and not self.is_closed:
+                    self._changed.clear()
+                    async with asyncio.timeout_at(deadline):
+                        await self._changed.wait()
+        elif method == "GET":
+            await self._speaks.wait()
+        elif method == "PUT":
+            assert isinstance(body, admin.CatalogueWrite)
+            self.take(body)
+        else:
+            assert isinstance(body, admin.ResolveRequest)
+            self.num_resolved += 1
+            await asyncio.sleep(self.resolve_seconds)
+            return admin.ResolveAnswer(resolved=self.library.resolve(body.source))
+        if self.boot_id != boot or self.is_closed:
+            raise ConnectionResetError
+        return self.state()
+
+
+class Network:
+    """What one operator reaches, and how."""
+
+    def __init__(self) -> None:
+        self.has_cluster = True
+        self.loses_answers = False
+        """Writes arrive, their answers do not."""
+        self.is_deaf = False
+        """Events do not arrive."""
+        self.event_seconds = 0.01
+        self.repeats_events = False
+        self.unreachable: set[str] = set()
+        """Names of pods."""
+
+    def heal(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+class VirtualKube(KubeApi):
+    """The API server as one operator reaches it."""
+
+    def __init__(self, kube: FakeKube, network: Network) -> None:
+        self._kube = kube
+        self._network = network
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        content_type: str = "application/json",
+        timeout_seconds: float = 30.0,
+    ) -> tuple[int, Json]:
+        await asyncio.sleep(LATENCY_SECONDS)
+        if not self._network.has_cluster:
+            await asyncio.sleep(min(timeout_seconds, 3.0))
+            raise KubeUnavailable(0, "TimeoutError", "cut off")
+        try:
+            status, answer = self._kube._answer(method, path, dict(query or {}), json.dumps(body) if body else "")
+        except Refused as refusal:
+            raw = json.dumps({"reason": str(refusal), "message": f"{method} {path}"}).encode()
+            raise _error(refusal.status, raw, is_apply=content_type == APPLY) from None
+        answer = copy.deepcopy(answer)
+        await asyncio.sleep(LATENCY_SECONDS)
+        if method != "GET" and self._network.loses_answers and "leases" not in path:
+            raise KubeUnavailable(0, "TimeoutError", "the answer is lost")
+        return status, answer
+
+
+class VirtualAdmin(AdminClient):
+    """Pods as one operator reaches them."""
+
+    def __init__(self, fleet: "VirtualFleet", network: Network) -> None:
+        self._fleet = fleet
+        self._network = network
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def _request(
+        self,
+        method: str,
+        ip: str,
+        path: str,
+        token: str,
+        limit_seconds: float,
+        *,
+        query: dict[str, str] | None = None,
+        body: Wire | None = None,
+    ) -> bytes:
+        found = next(((name, pod) for name, pod in self._fleet.pods.items() if pod.ip == ip), None)
+        await asyncio.sleep(LATENCY_SECONDS)
+        if found is None:
+            raise PodUnreachable("connection refused")
+        name, pod = found
+        assert isinstance(pod, VirtualPod)
+        try:
+            async with asyncio.timeout(limit_seconds):
+                if name in self._network.unreachable:
+                    await asyncio.Event().wait()
+                answer = await pod.answer(method, path, query or {}, body)
+                await asyncio.sleep(LATENCY_SECONDS)
+                if name in self._network.unreachable:
+                    await asyncio.Event().wait()
+        except PodRefusal as refusal:
+            error = refusal.error
+            raise PodRefused(refusal.status, error.reason, error.message, retryable=error.retryable) from None
+        except (TimeoutError, ConnectionResetError) as error:
+            raise PodUnreachable(type(error).__name__) from error
+        return answer.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+class Operator:
+    """One operator, which starts again when it ends."""
+
+    def __init__(self, fleet: "VirtualFleet", name: str, config: OperatorConfig) -> None:
+        self.network, self.health = Network(), Health()
+        self._fleet, self._name, self._config = fleet, name, config
+        self._task = asyncio.create_task(self._live())
+
+    @property
+    def errors(self) -> list[BaseException]:
+        """What ended it for good."""
+        return [e] if self._task.done() and not self._task.cancelled() and (e := self._task.exception()) else []
+
+    async def kill(self) -> None:
+        """It ends without a word, and starts again."""
+        await self.end()
+        self._task = asyncio.create_task(self._live())
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _live(self) -> None:
+        while True:
+            api = VirtualKube(self._fleet.kube, self.network)
+            lease = Lease(api, namespace=SYSTEM, name=self._config.lease, pod_name=self._name)
+            with contextlib.suppress(LeaseLost, OperatorError):
+                await lease.acquire()
+                await lead(
+                    self._config,
+                    api,
+                    lease,
+                    self.health,
+                    self._watching,
+                    client=lambda: VirtualAdmin(self._fleet, self.network),
+                    now=self._fleet.now,
+                )
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def _watching(self, sink: EventSink) -> None:
+        loop, network = asyncio.get_running_loop(), self.network
+
+        def hear(event: str, plural: str, body: Json) -> None:
+            if network.is_deaf or not network.has_cluster or plural not in tuple(Kind):
+                return
+            for times in range(1 + network.repeats_events):
+                later = copy.deepcopy(body)
+                loop.call_later(network.event_seconds * (1 + times), sink.take, Kind(plural), event, later)
+
+        self._fleet.kube.on_change.append(hear)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._fleet.kube.on_change.remove(hear)
+
+
+class VirtualFleet(Fleet):
+    """One base, its pods, two operators, and what gateways were told."""
+
+    pod_class = VirtualPod
+
+    def __init__(self) -> None:
+        super().__init__(FakeKube())
+        self._api = VirtualKube(self.kube, Network())
+        self.faults: list[str] = []
+        self.named: dict[str, set[str]] = {}
+        """Served name -> revisions that status has ever named, since the adapter was made."""
+        self.desired: dict[str, set[str]] = {}
+        """The same of what spec has asked for."""
+        self.processes: list[Operator] = []
+        self.kube.on_change.append(self._note)
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=asyncio.get_running_loop().time())
+
+    def start(self, name: str) -> None:
+        """Start an operator."""
+        self.processes.append(Operator(self, name, replace(CONFIG, resync_seconds=RESYNC_SECONDS)))
+
+    async def pod(self, base: str = BASE, **options: Any) -> FakePod:
+        pod = await super().pod(base, **options)
+        assert isinstance(pod, VirtualPod)
+        pod.fleet = self
+        return pod
+
+    async def close(self) -> None:
+        for operator in self.processes:
+            await operator.end()
+        for pod in self.pods.values():
+            await pod.close()
+
+    def _note(self, event: str, plural: str, body: Json) -> None:
+        if plural != Kind.ADAPTER:
+            return
+        name = body["metadata"]["name"]
+        if event == "ADDED":
+            self.named[name], self.desired[name] = set(), set()
+        if event != "DELETED":
+            self.desired[name].add(self.revision(body["spec"]["source"]["path"]))
+            revision = body["status"].get("stableRevision")
+            if revision and revision not in self.named[name]:
+                if self.named[name]:
+                    self._check_named(name, revision)
+                self.named[name].add(revision)
+
+    def _check_named(self, name: str, revision: str) -> None:
+        """A name has switched: wherever requests arrive the new revision has to be known."""
+        for pod_name, pod in self.pods.items():
+            if pod.is_ready and pod.fence > 0 and (name, revision) not in pod.entries:
+                self.faults.append(f"status names {name}@{revision}, which ready {pod_name} does not know")
+
+    def revision(self, path: str) -> str:
+        """What a path resolves to."""
+        try:
+            return revision_of(self.library.resolve(admin.SourceRef(name="models", path=path)).digest)
+        except PodRefusal:
+            return ""
+
+    def audit(self, pod: VirtualPod, write: admin.CatalogueWrite) -> None:
+        """Note what of a write that a pod took should never have been written."""
+        stable = [entry.name for entry in write.adapters if entry.stable]
+        self.faults.extend(f"two stable revisions of {name}" for name in {n for n in stable if stable.count(n) > 1})
+        for ref in write.removed:
+            body = self.kube.find(Kind.ADAPTER, NAMESPACE, ref.name)
+            if body is None or body["metadata"].get("deletionTimestamp"):
+                continue
+            if ref.revision == body["status"].get("stableRevision"):
+                self.faults.append(f"{ref.name}@{ref.revision} was unloaded while status names it")
+
+    def check(self) -> None:
+        """Note what no moment may show."""
+        for pod in self.pods.values():
+            for name in pod.names():
+                stable = [r for (n, r), entry in pod.entries.items() if n == name and entry.entry.stable]
+                if len(stable) > 1:
+                    self.faults.append(f"{name} has two stable revisions on one pod: {stable}")
+                answer = pod.stable(name)
+                allowed = self.named.get(name, set()) | self.desired.get(name, set())
+                if answer is not None and self.kube.find(Kind.ADAPTER, NAMESPACE, name) and answer not in allowed:
+                    self.faults.append(f"{name} is answered by {answer}, which nobody asked for")
+        self.faults += [fault for pod in self.pods.values() for fault in pod.faults]
+        self.faults += [f"an operator ended: {error!r}" for o in self.processes for error in o.errors]
+        assert self.faults == [], self.faults
+
+    def heal(self) -> None:
+        """Everything is reached by everybody again."""
+        for operator in self.processes:
+            operator.network.heal()
+        for pod in self.pods.values():
+            pod.wake()
+            pod.speak()
+            pod.resolve_seconds = 0.0
+            pod.load_seconds = 0.0
+
+    def unconverged(self) -> list[str]:
+        """What is not as the resources say."""
+        wrong: list[str] = []
+        live: dict[str, str] = {}
+        for (plural, _, name), body in self.kube.objects.items():
+            if plural != Kind.ADAPTER:
+                continue
+            if body["metadata"].get("deletionTimestamp"):
+                wrong.append(f"{name} is not gone")
+                continue
+            path, ready = body["spec"]["source"]["path"], self.condition(name)
+            stable = body["status"].get("stableRevision")
+            is_good = not path.startswith(("missing", "bad-load"))
+            expected = ("True", "Serving") if is_good else ("False", _REASONS[path.split("-")[0]])
+            if self.pods and ready != expected:
+                wrong.append(f"{name} ({path}) is {ready}")
+            if is_good:
+                live[name] = self.revision(path)
+                if self.pods and stable != live[name]:
+                    wrong.append(f"{name} is {stable} in status, not {live[name]}")
+            elif stable is not None:
+                live[name] = stable
+        for pod_name, pod in self.pods.items():
+            answers = {name: pod.stable(name) for name in pod.names() if pod.stable(name)}
+            if answers != live:
+                wrong.append(f"{pod_name} answers {answers}, not {live}")
+            if not pod.is_ready:
+                wrong.append(f"{pod_name} is not ready")
+        return wrong
+
+
+_REASONS: Final = {"missing": "ArtifactNotFound", "bad": "BaseModelMismatch"}
+Look = Callable[[], bool]
