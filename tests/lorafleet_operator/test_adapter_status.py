@@ -17,6 +17,7 @@ from lorafleet_contract.resources import (
 )
 from lorafleet_operator.decide.adapter_status import MAX_PLACEMENTS, adapter_status
 from lorafleet_operator.decide.base_status import counts_of
+from lorafleet_operator.decide.catalogue import entries_for, wants_of
 from lorafleet_operator.decide.intent import ResolveFailure, resolve_key
 from lorafleet_operator.decide.plan import plan_of
 from lorafleet_operator.decide.views import Claim, ObservedPod
@@ -269,3 +270,34 @@ def test_revision_that_nobody_can_load_is_not_switched_to() -> None:
     assert found.stable_revision == OLD.revision
     assert said(found)["Ready"] == ("False", "InsufficientSlots")
     assert said(found)["Available"] == ("True", "Serving")
+
+
+def test_suspended_adapter_keeps_its_placement_pin_and_priority() -> None:
+    """What holds for the source holds for all of spec: nothing moves until it is taken back."""
+    before = {"mode": "All", "pin": True, "priority": 7}
+    wanted = {"mode": "OnDemand", "pin": False, "priority": 0}
+    first = status(v.adapter(status=v.served("french"), placement=before), [p0(answers)])
+    wire = first.model_dump(mode="json", by_alias=True, exclude_none=True)
+    held = v.adapter(status=wire, placement=wanted, suspend=True)
+    snapshot = v.snapshot(held, base=v.base())
+    pod = p0(v.entry("french", pinned=True))
+    plan = plan_of(snapshot, [pod], {})
+    (entry,) = entries_for(pod, plan.lineups, plan.placement)
+    assert (entry.residency, entry.pinned) == (Residency.RESIDENT, True)
+    assert wants_of(plan.lineups, [pod])[0].priority == 7
+    found = status(held, [pod])
+    assert said(found)["Ready"] == ("False", "Suspended")
+    assert said(found)["Suspended"] == ("True", "Suspended")
+    assert any("placement of spec waits" in c.message for c in found.conditions if c.type == "Suspended")
+    assert found.placement == first.placement
+    acted = status(v.adapter(status=wire, placement=wanted), [p0(on_demand)])
+    assert said(acted)["Ready"] == ("True", "Serving")
+    assert acted.placement is not None
+    assert acted.placement.mode == "OnDemand"
+
+
+def test_suspension_is_seen_also_without_changes() -> None:
+    found = status(RESTING, [p0(answers)])
+    assert said(found)["Ready"] == ("True", "Serving")
+    assert said(found)["Suspended"] == ("True", "Suspended")
+    assert "Suspended" not in said(status(SERVED, [p0(answers)]))

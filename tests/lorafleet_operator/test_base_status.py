@@ -100,6 +100,7 @@ def test_ready(case: Case) -> None:
     assert [kind for kind in ("Reconciling", "Stalled") if kind in conditions] == (
         [case.progress] if case.progress else []
     )
+    assert ("Suspended" in conditions) == base.spec.suspend
     assert (found.served_name is None) == (case.what == "name taken")
     assert found.selector == "lorafleet.io/base=base"
     assert found.url == "http://base.team.svc"

@@ -146,7 +146,7 @@ class AdapterSpec(Observed):
     placement: PlacementSpec = PlacementSpec()
     unload: UnloadSpec = UnloadSpec()
     suspend: bool = False
-    """Changes are not acted on while true; what serves goes on serving."""
+    """Changes of source, digest and placement are not acted on while true; what serves goes on serving."""
 
 
 class Condition(Wire):
@@ -243,6 +243,8 @@ class AdapterStatus(Observed):
     history: list[HistoryEntry] = []
     last_used: datetime | None = None
     """The hour of the last request that a pod has told of."""
+    placement: PlacementSpec | None = None
+    """The placement that is acted on: spec's, or the one before `suspend` was set."""
     conditions: list[Condition] = []
 
 
@@ -320,6 +322,11 @@ class AdapterResource(Observed):
     def served_name(self) -> str:
         """The model name that requests use."""
         return self.spec.served_name or self.metadata.name
+
+    @property
+    def placement(self) -> PlacementSpec:
+        """The placement that is acted on: spec's, or while it is suspended the one before."""
+        return (self.status.placement if self.spec.suspend else None) or self.spec.placement
 
     @property
     def base_key(self) -> tuple[str, str]:

@@ -77,7 +77,7 @@ def _name_is_taken(given: Candidate) -> Refusal | None:
 
 
 def _is_on_demand_in_vain(given: Candidate) -> Refusal | None:
-    if given.adapter.spec.placement.mode is not PlacementMode.ON_DEMAND:
+    if given.adapter.placement.mode is not PlacementMode.ON_DEMAND:
         return None
     if given.base.spec.lora.load_on_demand != "Disabled":
         return None

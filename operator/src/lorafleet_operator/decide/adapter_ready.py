@@ -6,7 +6,7 @@ from typing import Final
 
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import ArtifactStatus
+from lorafleet_contract.resources import AdapterResource, ArtifactStatus
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.checks import Chain, Check, first_found
 from lorafleet_operator.decide.diff import RETRYABLE_ON_NEWER_POD
@@ -83,6 +83,17 @@ def num_answering(name: str, revision: str, pods: Sequence[ObservedPod]) -> int:
     return sum(pod.serves(name, revision) for pod in pods if pod.is_serving)
 
 
+def held_back(adapter: AdapterResource, desired: ArtifactStatus | None) -> list[str]:
+    """Return the fields of spec that a suspended adapter does not follow."""
+    spec = adapter.spec
+    differ = {
+        "source": desired is None or desired.source != spec.source,
+        "digest": desired is not None and spec.digest not in (None, desired.digest),
+        "placement": adapter.placement != spec.placement,
+    }
+    return [field for field, does in differ.items() if does]
+
+
 def _is_deleted(given: Standing) -> Finding | None:
     return Finding(Reason.DRAINING, "being unloaded") if given.lineup.intent.is_deleted else None
 
@@ -99,13 +110,11 @@ def _is_held_back(given: Standing) -> Finding | None:
     adapter, desired = given.lineup.intent.adapter, given.lineup.intent.desired
     if not adapter.spec.suspend:
         return None
-    is_current = (
-        desired is not None
-        and desired.revision == given.published
-        and desired.source == adapter.spec.source
-        and adapter.spec.digest in (None, desired.digest)
-    )
-    return None if is_current else Finding(Reason.SUSPENDED, "suspended: changes are not acted on")
+    held = held_back(adapter, desired)
+    if not held and desired is not None and desired.revision == given.published:
+        return None
+    waiting = f": {', '.join(held)}" if held else ""
+    return Finding(Reason.SUSPENDED, f"suspended: changes are not acted on{waiting}")
 
 
 def _is_unresolved(given: Standing) -> Finding | None:

@@ -13,13 +13,14 @@ from lorafleet_contract.resources import (
     PlacementMode,
     PlacementStatus,
 )
-from lorafleet_operator.decide.adapter_ready import Standing, num_answering, readiness_of
+from lorafleet_operator.decide.adapter_ready import Standing, held_back, num_answering, readiness_of
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.conditions import (
     ACCEPTED,
     AVAILABLE,
     READY,
     RESIDENT,
+    SUSPENDED,
     Verdict,
     progress_of,
     said,
@@ -48,6 +49,7 @@ def adapter_status(
         _available(lineup, published, pods),
         _resident(lineup, pods, placement),
         *_readiness(lineup, published, pods),
+        *_suspended(lineup),
     ]
     listed = _placements(lineup, pods) if intent.owns_name else []
     return AdapterStatus(
@@ -64,6 +66,7 @@ def adapter_status(
         ),
         history=history_after(adapter, intent, published, now),
         last_used=_last_used(lineup, pods),
+        placement=adapter.placement,
         conditions=with_times(verdicts, adapter.status.conditions, generation=adapter.metadata.generation, now=now),
     )
 
@@ -118,7 +121,7 @@ def _available(lineup: AdapterRevisions, published: str | None, pods: Sequence[O
 
 
 def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement) -> Verdict:
-    spec = lineup.intent.adapter.spec.placement
+    spec = lineup.intent.adapter.placement
     if lineup.main is None:
         return said(RESIDENT, False, Reason.PENDING, "nothing to place yet")
     if spec.mode is PlacementMode.ON_DEMAND:
@@ -143,6 +146,16 @@ def _readiness(lineup: AdapterRevisions, published: str | None, pods: Sequence[O
     ready = said(READY, found.is_ready, found.reason, found.message)
     is_waiting = found.reason is not Reason.SUSPENDED
     return [ready, *progress_of(ready, is_stalled=found.is_stalled, is_waiting=is_waiting)]
+
+
+def _suspended(lineup: AdapterRevisions) -> list[Verdict]:
+    """Return Suspended where it is true, also while no change waits."""
+    adapter = lineup.intent.adapter
+    if not adapter.spec.suspend:
+        return []
+    held = held_back(adapter, lineup.intent.desired)
+    waits = f"; {', '.join(held)} of spec {'waits' if len(held) == 1 else 'wait'}" if held else ""
+    return [said(SUSPENDED, True, Reason.SUSPENDED, f"changes are not acted on{waits}")]
 
 
 def _placements(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> list[PlacementStatus]:

@@ -17,6 +17,7 @@ from lorafleet_operator.decide.conditions import (
     AVAILABLE,
     READY,
     STALLED,
+    SUSPENDED,
     Verdict,
     condition_of,
     progress_of,
@@ -34,6 +35,8 @@ def base_status(
     """Return the status of a base with what its pods have room for and how its adapters are."""
     deployment, rival = facts.deployment, facts.rival(base)
     verdicts = [_accepted(base, facts.problem, rival), _available(facts.num_ready), *_readiness(base, facts)]
+    if base.spec.suspend:
+        verdicts.append(said(SUSPENDED, True, Reason.SUSPENDED, "what spec says is not applied"))
     return BaseModelStatus(
         observed_generation=base.metadata.generation,
         served_name=base.served_name if rival is None else None,

@@ -76,7 +76,7 @@ def wants_of(lineups: Iterable[AdapterRevisions], pods: Sequence[ObservedPod]) -
         main, other = lineup.main, lineup.other
         if main is None:
             continue
-        spec = lineup.intent.adapter.spec.placement
+        spec = lineup.intent.adapter.placement
         want = Want(
             name=lineup.name,
             rank=main.rank,
@@ -125,7 +125,7 @@ def _entry(lineup: AdapterRevisions, artifact: ArtifactStatus, *, is_resident: b
         name=lineup.name,
         source=artifact.resolved,
         residency=Residency.RESIDENT if is_resident else Residency.ON_DEMAND,
-        pinned=is_resident and lineup.intent.adapter.spec.placement.pin,
+        pinned=is_resident and lineup.intent.adapter.placement.pin,
         stable=artifact.revision == lineup.target,
     )
 

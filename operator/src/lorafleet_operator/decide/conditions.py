@@ -15,6 +15,7 @@ ACCEPTED: Final = "Accepted"
 RESIDENT: Final = "Resident"
 RECONCILING: Final = "Reconciling"
 STALLED: Final = "Stalled"
+SUSPENDED: Final = "Suspended"
 MAX_MESSAGE: Final = 1024
 
 
