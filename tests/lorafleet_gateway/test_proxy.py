@@ -383,3 +383,23 @@ async def test_paths_and_methods_that_do_not_exist(world: World) -> None:
         assert answer.status_code == status
         assert answer.json()["error"]["code"] is None
     assert (await client.head("/ready")).status_code == 200
+
+
+async def test_cut_off_from_the_api_server_it_answers_what_pods_can_answer(world: World) -> None:
+    """The revision that it knows is gone, and nobody tells of the new one: the pods' stable revision is right by design."""
+    first, second = await two_pods(world)
+    second.hold("french")
+    world.kube.is_down = True
+
+    async def only_stable(request: web.Request, pod: PodDouble, body: bytes) -> web.StreamResponse:
+        if "x-lorafleet-revision" in request.headers:
+            return await refusing(404, "revision_not_found")(request, pod, body)
+        return web.json_response({"pod": pod.name}, headers={"x-lorafleet-revision": NEW_REVISION})
+
+    first.reply = second.reply = only_stable
+    answer = await world.ask()
+    assert (answer.status_code, answer.headers["x-lorafleet-revision"]) == (200, NEW_REVISION)
+    pinned = await world.ask(headers={"x-lorafleet-revision": REVISION})
+    assert (pinned.status_code, pinned.json()["error"]["code"]) == (404, "revision_not_found")
+    first.reply = second.reply = refusing(404, "revision_not_found")
+    assert (await world.ask()).status_code == 503

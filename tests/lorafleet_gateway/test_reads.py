@@ -73,8 +73,8 @@ async def test_what_happens_is_counted(world: World) -> None:
         key = (f"lorafleet_gateway_{name}", tuple(sorted(labels.items())))
         return after.get(key, 0) - before.get(key, 0)
 
-    assert grown("requests_total", base="numerals", adapter="french", code="200") == 2
-    assert grown("requests_total", base="", adapter="", code="404") == 1
+    assert grown("requests_total", base="numerals", adapter="french", code="200", outcome="ok") == 2
+    assert grown("requests_total", base="", adapter="", code="404", outcome="client_error") == 1
     assert grown("retries_total", base="numerals", reason="draining") == 1
     assert grown("routed_total", base="numerals", why="device") == 2
     assert grown("routed_total", base="numerals", why="unlisted") == 1

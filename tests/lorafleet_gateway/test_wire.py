@@ -1,6 +1,8 @@
 """Clients that speak HTTP in ways that client libraries hide."""
 
 import asyncio
+import gzip
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -102,3 +104,85 @@ async def test_a_slow_reader_slows_the_pod_and_not_the_gateway(world: World) -> 
             await reader.read(1 << 20)
         await asyncio.wait_for(pod.ended.wait(), 5)
         assert pod.num_written == 400
+
+
+def head_of(raw: bytes) -> tuple[int, dict[str, str]]:
+    status, *lines = raw.decode().split("\r\n")
+    named = (line.split(": ", 1) for line in lines if line)
+    return int(status.split()[1]), {name.lower(): value for name, value in named}
+
+
+async def test_a_client_that_stops_reading_is_ended(world: World) -> None:
+    """Its request holds an adapter in the pod, and unloads and drains would wait for it."""
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    await world.open(client_timeout_seconds=0.5)
+    pod.reply = streaming(*["data: " + "x" * 65530 + "\n\n"] * 400)
+    async with connection(world) as (reader, writer):
+        writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.wait_for(pod.ended.wait(), 10)
+        assert pod.num_written < 350
+        await eventually("it is over", lambda: world.state is not None and world.state.num_in_flight == 0)
+
+
+async def test_to_http_1_0_the_end_of_the_connection_ends_a_stream(world: World) -> None:
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    await world.open()
+    pod.reply = streaming("data: 1\n\n", "data: [DONE]\n\n")
+    async with connection(world) as (reader, writer):
+        head = b"POST /v1/completions HTTP/1.0\r\nconnection: keep-alive\r\n"
+        writer.write(head + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+        raw = await asyncio.wait_for(reader.read(), 5)
+        assert raw.endswith(b"data: 1\n\ndata: [DONE]\n\n")
+
+
+async def test_what_is_no_request_is_answered_as_everything_is(world: World) -> None:
+    await world.open()
+    refused = {
+        b"hello\r\n\r\n": 400,
+        b"GET /v1/models HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n": 400,
+        b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer " + b"x" * 40000 + b"\r\n\r\n": 431,
+        b"GET /" + b"x" * 40000 + b" HTTP/1.1\r\nhost: x\r\n\r\n": 431,
+    }
+    for sent, status in refused.items():
+        async with connection(world) as (reader, writer):
+            writer.write(sent)
+            raw_head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            found, headers = head_of(raw_head)
+            assert found == status, sent[:40]
+            assert headers["server"] == "lorafleet-gateway"
+            assert len(headers["x-request-id"]) == 32
+            error = json.loads(await reader.readexactly(int(headers["content-length"])))["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert await reader.read() == b""
+
+
+async def test_a_large_token_of_a_proxy_passes(world: World) -> None:
+    client = await world.open()
+    assert (await client.get("/v1/models", headers={"authorization": "x" * 16000})).status_code == 200
+
+
+async def test_methods_encodings_and_request_ids(world: World) -> None:
+    client = await world.open()
+    for method, path, allowed in (("GET", "/v1/completions", "POST"), ("POST", "/v1/models", "GET, HEAD")):
+        answer = await client.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    zipped = {"content-encoding": "gzip"}
+    answer = await client.post("/v1/completions", content=gzip.compress(BODY), headers=zipped)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "invalid_value")
+    for path in ("/v1/models", "/health", "/ready", "/nowhere"):
+        assert (await client.get(path, headers={"x-request-id": "mine"})).headers["x-request-id"] == "mine"
+
+
+async def test_a_large_body_in_pieces_arrives_whole(world: World) -> None:
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    await world.open()
+    body = b'{"model": "numerals", "prompt": "' + bytes(97 + i % 26 for i in range(3_000_000)) + b'"}'
+    async with connection(world) as (reader, writer):
+        writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert (await answered(reader))[0] == 200
+    assert pod.received[0].body == body
+    assert pod.received[0].headers["content-length"] == str(len(body))

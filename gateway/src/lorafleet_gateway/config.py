@@ -36,6 +36,7 @@ class GatewayConfig:
     retry_seconds: float = 30.0
     connect_timeout_seconds: float = 2.0
     idle_timeout_seconds: float = 600.0
+    client_timeout_seconds: float = 120.0
     drain_grace_seconds: float = 5.0
     drain_timeout_seconds: float = 60.0
     log_level: str = "info"
@@ -60,6 +61,8 @@ OPTIONS: tuple[Option, ...] = (
            seconds(0.01, 60), "SECONDS", C, "connect_timeout_seconds"),
     Option("idle-timeout-seconds", "How long a pod may send nothing before its request is given up.",
            seconds(0.1, 86400), "SECONDS", C, "idle_timeout_seconds"),
+    Option("client-timeout-seconds", "How long a client may read nothing of its answer before its connection is ended.",
+           seconds(0.1, 86400), "SECONDS", C, "client_timeout_seconds"),
     Option("drain-grace-seconds", "How long new requests are still answered after SIGTERM.",
            seconds(0, 3600), "SECONDS", C, "drain_grace_seconds"),
     Option("drain-timeout-seconds", "How long running requests may go on after that.",

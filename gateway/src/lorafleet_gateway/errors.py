@@ -13,6 +13,8 @@ GatewayError
     ├── ModelNotFound           404  model_not_found
     ├── BodyTimeout             408  invalid_value
     ├── BodyTooLarge            413  invalid_value
+    ├── UnsupportedEncoding     415  invalid_value         a compressed body
+    ├── HeadTooLarge            431  without a code        the request line or a header is too long
     ├── AdapterFailed           424  adapter_failed        the adapter was refused; message gives the reason
     ├── Overloaded              429  overloaded            Retry-After
     ├── PodLost                 502  internal_error        a pod took the request and was lost
@@ -89,10 +91,14 @@ class NotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The path does not take this method."""
+    """The path does not take this method; `allowed` are those that it takes."""
 
     status = 405
     code = None
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class ModelNotFound(RequestError):
@@ -114,6 +120,20 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = ErrorCode.INVALID_VALUE
+
+
+class UnsupportedEncoding(RequestError):
+    """The body is compressed."""
+
+    status = 415
+    code = ErrorCode.INVALID_VALUE
+
+
+class HeadTooLarge(RequestError):
+    """The request line or a header is longer than the gateway takes."""
+
+    status = 431
+    code = None
 
 
 class AdapterFailed(RequestError):

@@ -16,10 +16,13 @@ TABLE, REGISTRY = METRICS.lines, METRICS.registry
 
 REQUESTS = METRICS.counter(
     "lorafleet_gateway_requests_total",
-    "Requests to the generation routes, by the status that the client got; 499 if it left first.",
+    "Requests to the generation routes, by the status that the client got (499 if it left first) and what came of it: "
+    "ok, client_error, error (5xx, or an error event in a stream), cut (a pod was lost in the middle of its answer), "
+    "client_left.",
     "base",
     "adapter",
     "code",
+    "outcome",
 )
 REQUEST_SECONDS = METRICS.histogram(
     "lorafleet_gateway_request_seconds", "From the arrival of a request to the end of its answer.", "base"

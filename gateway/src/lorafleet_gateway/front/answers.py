@@ -6,7 +6,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from lorafleet_contract.openai import ErrorAnswer, ErrorBody, error_type
-from lorafleet_gateway.errors import RequestError
+from lorafleet_gateway.errors import MethodNotAllowed, RequestError
 from lorafleet_gateway.front.headers import REQUEST_ID
 
 SERVER: Final = "lorafleet-gateway"
@@ -17,8 +17,10 @@ def error_response(error: RequestError, *, request_id: str) -> web.Response:
     headers = {REQUEST_ID: request_id}
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(error.retry_after_seconds)
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = error.allowed
     response = json_bytes(_error_body(error), status=error.status, headers=headers)
-    if error.status in (408, 413, 429):
+    if error.status in (408, 413, 415, 429):
         response.force_close()  # the rest of the body is not read
     return response
 

@@ -7,7 +7,7 @@ import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorafleet_gateway.errors import BodyTimeout, BodyTooLarge, InvalidRequest
+from lorafleet_gateway.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedEncoding
 from lorafleet_gateway.front.state import Room
 
 BODY_SECONDS: Final = 60.0
@@ -22,14 +22,18 @@ class _Wanted(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=512)]
 
 
-async def read_body(request: web.BaseRequest, max_bytes: int, room: Room) -> bytes:
+async def read_body(request: web.BaseRequest, max_bytes: int, room: Room) -> bytes | bytearray:
     """Return the body.
 
     Raises:
+        UnsupportedEncoding: it is compressed.
         BodyTooLarge: more than `max_bytes`; the rest is not read.
         Overloaded: there is no room for it.
         BodyTimeout: it took too long.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedEncoding(f"the body has to come without content-encoding, not as {encoding[:40]!r}")
     declared = request.content_length
     if declared is not None and declared > max_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; at most {max_bytes} are taken")
@@ -46,19 +50,17 @@ async def read_body(request: web.BaseRequest, max_bytes: int, room: Room) -> byt
         raise BodyTimeout(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
 
 
-async def _read(content: aiohttp.StreamReader, max_bytes: int, room: Room) -> bytes:
-    chunks: list[bytes] = []
-    num_bytes = 0
+async def _read(content: aiohttp.StreamReader, max_bytes: int, room: Room) -> bytearray:
+    body = bytearray()  # one buffer: pieces that are joined at the end exist twice for a moment
     async for chunk in content.iter_any():
-        num_bytes += len(chunk)
-        if num_bytes > max_bytes:
+        if len(body) + len(chunk) > max_bytes:
             raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
         room.take(len(chunk))
-        chunks.append(chunk)
-    return b"".join(chunks)
+        body += chunk
+    return body
 
 
-def model_of(body: bytes) -> str:
+def model_of(body: bytes | bytearray) -> str:
     """Return the field `model`.
 
     Raises:

@@ -1,6 +1,7 @@
 """What comes of offering a request to a pod, other than an answer."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from multidict import CIMultiDictProxy
@@ -49,6 +50,40 @@ class Silent(NotTaken):
 
 class Cut(GatewayError):
     """The connection broke within the answer."""
+
+
+class Result(StrEnum):
+    """What came of a request, for metrics and whoever judges a revision by them."""
+
+    OK = "ok"
+    CLIENT_ERROR = "client_error"
+    ERROR = "error"
+    """5xx, also as an event within a stream that began with 200."""
+    CUT = "cut"
+    """The pod was lost within its answer."""
+    CLIENT_LEFT = "client_left"
+
+
+def result_of(status: int) -> Result:
+    """Return what came of a request that was answered whole."""
+    if status < 400:
+        return Result.OK
+    return Result.CLIENT_ERROR if status < 500 else Result.ERROR
+
+
+class ErrorEvents:
+    """Finds the event by which a pod ends a stream that has failed; text of a model cannot look like it."""
+
+    _MARK: Final = b"\nevent: error\n"
+
+    def __init__(self) -> None:
+        self._tail = b"\n"
+        self.found = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Look at the next bytes of the stream."""
+        self.found = self.found or self._MARK in self._tail + chunk
+        self._tail = (self._tail + chunk)[-len(self._MARK) :]
 
 
 @dataclass(frozen=True, slots=True)

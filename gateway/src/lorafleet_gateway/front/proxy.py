@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from multidict import CIMultiDict
 from yarl import URL
 
 from lorafleet_contract.names import HEADER_POD
@@ -21,7 +24,7 @@ from lorafleet_gateway.fleet.routing import decide
 from lorafleet_gateway.front import headers
 from lorafleet_gateway.front.answers import SERVER, error_event, error_response
 from lorafleet_gateway.front.body import model_of, read_body
-from lorafleet_gateway.front.outcomes import Broken, Cut, NotTaken, Refusal
+from lorafleet_gateway.front.outcomes import Broken, Cut, ErrorEvents, NotTaken, Refusal, Result, result_of
 from lorafleet_gateway.front.retry import Offers
 from lorafleet_gateway.front.state import Phase, Room, State
 from lorafleet_gateway.front.upstream import Answer, Upstream
@@ -42,16 +45,20 @@ class Exchange:
     request_id: str
     began: float
     offers: Offers
-    body: bytes = b""
+    body: bytes | bytearray = b""
     room: Room | None = None
     target: Target | None = None
     revision: str | None = None
     """The one to answer with; None for a base."""
     is_pinned: bool = False
     """The client insists on a revision."""
+    leaves_revision_to_pods: bool = False
+    """No pod knows the revision and the API server does not answer: their stable one is offered the request."""
     status: int = 500
     pod: str = ""
     """Who answered."""
+    result: Result | None = None
+    """None: as the status says."""
 
     def let_go(self) -> None:
         """The request is not offered again: a long answer must not keep a large body in memory."""
@@ -95,7 +102,7 @@ class Proxy:
             exchange.status = error.status
             response = self._closing(error_response(error, request_id=exchange.request_id))
         except (asyncio.CancelledError, ConnectionError):
-            exchange.status = CLIENT_LEFT
+            exchange.status, exchange.result = CLIENT_LEFT, Result.CLIENT_LEFT
             raise
         finally:
             _account(exchange)
@@ -142,10 +149,10 @@ class Proxy:
             if isinstance(outcome, web.StreamResponse):
                 return outcome
             offers.failed(outcome)
-            if not offers.may_go_on(exchange.elapsed_seconds):
-                break
             if isinstance(outcome, Refusal) and outcome.code is ErrorCode.REVISION_NOT_FOUND:
                 target = await self._ask_again(exchange, target)
+            if not offers.may_go_on(exchange.elapsed_seconds):
+                break
         error = offers.error(target.name, decision.why, is_pinned=exchange.is_pinned)
         if error is not None:
             raise error
@@ -156,7 +163,11 @@ class Proxy:
         """A pod does not know the revision: see whether the watch is behind, and the name means another one by now."""
         if exchange.is_pinned:
             return target
-        await self._cluster.lookups.look_up(target.name)
+        if not await self._cluster.lookups.look_up(target.name) and not exchange.leaves_revision_to_pods:
+            exchange.leaves_revision_to_pods = True
+            exchange.offers.begin_again()
+            exchange.revision = None
+            return target
         exchange.target = now = self._cluster.directory.target(target.name)
         if now.revision != exchange.revision:
             exchange.offers.tried.clear()
@@ -201,21 +212,56 @@ class Proxy:
             except Cut as error:
                 raise Broken(str(error)) from error
             exchange.status = answer.status
-            return self._closing(web.Response(body=whole, status=answer.status, headers=kept))
+            response = self._closing(web.Response(body=whole, status=answer.status, headers=kept))
+            async with self._reading(exchange):
+                await response.prepare(exchange.request)
+                await response.write_eof()
+            return response
+        return await self._stream(exchange, answer, kept)
+
+    async def _stream(self, exchange: Exchange, answer: Answer, kept: CIMultiDict[str]) -> web.StreamResponse:
+        """Pass an answer through as it arrives."""
         response = self._closing(web.StreamResponse(status=answer.status, headers=kept))
+        if exchange.request.version < HttpVersion11 and response.content_length is None:
+            response.force_close()  # to HTTP/1.0 only the end of the connection tells the end of such an answer
         await response.prepare(exchange.request)
         exchange.let_go()
-        last = EVENT_END
+        exchange.status = answer.status
+        last, errors = EVENT_END, ErrorEvents()
         try:
             async for chunk in answer.chunks():
                 last = chunk
-                await response.write(chunk)
+                errors.feed(chunk)
+                async with self._reading(exchange):
+                    await response.write(chunk)
         except Cut as error:
-            await self._cut(exchange, response, error, is_between_events=last.endswith(EVENT_END))
+            exchange.result = Result.CUT
+            async with self._reading(exchange):
+                await self._cut(exchange, response, error, is_between_events=last.endswith(EVENT_END))
         else:
-            await response.write_eof()
-        exchange.status = answer.status
+            async with self._reading(exchange):
+                await response.write_eof()
+        if errors.found and exchange.result is None:
+            exchange.result = Result.ERROR
         return response
+
+    @asynccontextmanager
+    async def _reading(self, exchange: Exchange) -> AsyncIterator[None]:
+        """End the connection of a client that reads nothing for too long; its request holds an adapter in a pod.
+
+        Raises:
+            ConnectionResetError: it was ended.
+        """
+        try:
+            async with asyncio.timeout(self._config.client_timeout_seconds):
+                yield
+        except TimeoutError:
+            logger.info(
+                "a client read nothing for %g s: cut id=%s", self._config.client_timeout_seconds, exchange.request_id
+            )
+            if exchange.request.transport is not None:
+                exchange.request.transport.abort()
+            raise ConnectionResetError("the client stopped reading") from None
 
     async def _cut(
         self, exchange: Exchange, response: web.StreamResponse, error: Cut, *, is_between_events: bool
@@ -251,9 +297,11 @@ def _word(outcome: Refusal | NotTaken) -> str:
 def _account(exchange: Exchange) -> None:
     """Count and log a request that has ended: at level info what went other than well, the rest at debug; pods log it too."""
     seconds = exchange.elapsed_seconds
-    metrics.REQUESTS.of(exchange.base, exchange.adapter, str(exchange.status)).inc()
+    metrics.REQUESTS.of(
+        exchange.base, exchange.adapter, str(exchange.status), exchange.result or result_of(exchange.status)
+    ).inc()
     metrics.REQUEST_SECONDS.of(exchange.base).observe(seconds)
-    went_well = exchange.status < 400 and exchange.offers.num_made == 1
+    went_well = exchange.status < 400 and exchange.result is None and exchange.offers.num_made == 1
     level = logging.DEBUG if went_well else logging.INFO
     if access.isEnabledFor(level):
         request, target = exchange.request, exchange.target

@@ -43,6 +43,11 @@ class Offers:
         self.last = outcome
         self.num_broken += isinstance(outcome, Broken)
 
+    def begin_again(self) -> None:
+        """The request is another one from now on: every pod may be offered it, and once at least."""
+        self.tried.clear()
+        self.num_made = min(self.num_made, self.max_attempts - 1)
+
     def may_go_on(self, elapsed_seconds: float) -> bool:
         """Whether another pod may be asked."""
         if isinstance(self.last, Silent) or self.num_broken >= MAX_BROKEN:

@@ -1,26 +1,39 @@
 """The port: which path is answered by what, errors in OpenAI's shape."""
 
+import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from multidict import CIMultiDict, CIMultiDictProxy
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from lorafleet_common.sockets import BACKLOG
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
-from lorafleet_gateway.errors import MethodNotAllowed, ModelNotFound, NotFound, RequestError
+from lorafleet_gateway.errors import (
+    HeadTooLarge,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotFound,
+    RequestError,
+)
 from lorafleet_gateway.front.answers import SERVER, error_response, json_response
-from lorafleet_gateway.front.headers import request_id_of
+from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
 from lorafleet_gateway.front.models import described
 from lorafleet_gateway.front.proxy import Proxy
 from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
 
 logger = logging.getLogger(__name__)
+MAX_LINE_BYTES: Final = 32 << 10
+"""Of the request line and of each header: proxies add large tokens and cookies."""
+MAX_MESSAGE: Final = 300
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
 GENERATION_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -46,7 +59,10 @@ class FrontDoor:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         try:
-            return await self._handler(request)(request)
+            response = await self._handler(request)(request)
+            if not response.prepared:
+                response.headers.setdefault(REQUEST_ID, request_id_of(request.headers))
+            return response
         except RequestError as error:
             return error_response(error, request_id=request_id_of(request.headers))
         except ConnectionError:
@@ -67,16 +83,18 @@ class FrontDoor:
     def _handler(self, request: web.BaseRequest) -> Handler:
         path, method = request.path, request.method
         if path in GENERATION_PATHS:
+            allowed = "POST"
             if method == "POST":
                 return self._proxy.handle
         elif (
             read := self._reads.get(path) or (self._model if path.startswith(f"{MODELS_PATH}/") else None)
         ) is not None:
+            allowed = "GET, HEAD"
             if method in ("GET", "HEAD"):
                 return read
         else:
             raise NotFound(f"there is nothing at {path}")
-        raise MethodNotAllowed(f"{path} does not take {method}")
+        raise MethodNotAllowed(f"{path} does not take {method}", allowed=allowed)
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         return json_response({"status": "ok", "reason": ""})
@@ -108,10 +126,50 @@ class FrontDoor:
         return json_response(described([model], self._cluster)[0])
 
 
+class _Protocol(web.RequestHandler):
+    """One connection, whose requests that cannot be parsed are answered like all others."""
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Return the answer for what the parser refused."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("half an answer was sent")
+        error: RequestError
+        if isinstance(exc, LineTooLong):
+            error = HeadTooLarge(f"the request line or a header has more than {MAX_LINE_BYTES} bytes")
+        elif status < 500:
+            error = InvalidRequest(f"this is no HTTP request: {message or exc or 'it cannot be read'}"[:MAX_MESSAGE])
+        else:
+            logger.error("a connection failed unexpectedly", exc_info=exc)
+            error = RequestError("the gateway failed on this request")
+        response = error_response(error, request_id=request_id_of(CIMultiDictProxy(CIMultiDict())))
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    """Makes our protocol for each connection."""
+
+    def __init__(self, handler: Handler, **options: Any) -> None:
+        super().__init__(handler, handler_cancellation=True, **options)
+        self._options = options
+
+    def __call__(self) -> _Protocol:
+        """Return the protocol of a new connection."""
+        return _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
+
+
 async def open_port(door: FrontDoor, listener: socket.socket) -> web.ServerRunner:
     """Begin to answer; `cleanup` of what is returned cuts what still runs."""
-    options: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEP_ALIVE_SECONDS, "auto_decompress": False}
-    server = web.Server(door.handle, handler_cancellation=True, **options)
+    options: dict[str, Any] = {
+        "access_log": None,
+        "keepalive_timeout": KEEP_ALIVE_SECONDS,
+        "auto_decompress": False,
+        "max_line_size": MAX_LINE_BYTES,
+        "max_field_size": MAX_LINE_BYTES,
+    }
+    server = _Server(door.handle, **options)
     runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG).start()

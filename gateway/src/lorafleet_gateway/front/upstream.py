@@ -1,7 +1,6 @@
 """One request to one pod: what comes of it, classified by type."""
 
 import asyncio
-import io
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic import ValidationError
 from yarl import URL
@@ -19,7 +19,7 @@ from lorafleet_gateway.front.outcomes import REFUSAL_STATUSES, REFUSALS, Broken,
 MAX_REFUSAL_BYTES: Final = 1 << 16
 KEEP_ALIVE_SECONDS: Final = 30.0
 """Shorter than pods keep idle connections, so that it is not a pod who closes one in use."""
-LARGE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 1 << 20
 """Larger bodies are written in pieces, so that other requests get their turn."""
 _SKIPPED: Final = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
@@ -72,13 +72,15 @@ class Upstream:
         await self._session.close()
 
     @asynccontextmanager
-    async def request(self, url: URL, headers: CIMultiDict[str], body: bytes) -> AsyncIterator[Answer | Refusal]:
+    async def request(
+        self, url: URL, headers: CIMultiDict[str], body: bytes | bytearray
+    ) -> AsyncIterator[Answer | Refusal]:
         """Send a request; leaving the context before the answer's end closes the connection, which cancels it in the pod.
 
         Raises:
             NotTaken: there is no answer; the subclass says what is known of the request.
         """
-        data = body if len(body) < LARGE_BYTES else io.BytesIO(body)
+        data = body if isinstance(body, bytes) and len(body) <= PIECE_BYTES else Pieces(body)
         try:
             async with asyncio.timeout(self._idle_timeout_seconds):  # sock_read does not watch over the sending
                 response = await self._session.post(url, data=data, headers=headers, allow_redirects=False)
@@ -92,6 +94,24 @@ class Upstream:
         async with response:
             answer = Answer(response.status, response.headers, response.content)
             yield await _refusal(answer) if response.status in REFUSAL_STATUSES else answer
+
+
+class Pieces(aiohttp.payload.Payload):
+    """A large body, written piece by piece from the one buffer that holds it."""
+
+    def __init__(self, body: bytes | bytearray) -> None:
+        super().__init__(body)
+        self._size = len(body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text."""
+        return bytes(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the body."""
+        view = memoryview(self._value)
+        for begin in range(0, len(view), PIECE_BYTES):
+            await writer.write(view[begin : begin + PIECE_BYTES])
 
 
 async def _refusal(answer: Answer) -> Refusal | Answer:
