@@ -6,10 +6,10 @@ import pytest
 from support import operator_views as v
 from support.simulated_fleet import until
 
+from lorafleet_common import supervise as supervised
+from lorafleet_common.supervise import supervise
 from lorafleet_contract.admin import PodState
-from lorafleet_operator.act import supervise as supervised
 from lorafleet_operator.act.pod_watch import PodWatches
-from lorafleet_operator.act.supervise import supervise
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import PodUnreachable
 

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import aiohttp
 from pydantic import ValidationError
 
+from lorafleet_common.supervise import supervise
 from lorafleet_contract.admin import Routes, Tier
 from lorafleet_contract.base import Observed
 from lorafleet_gateway import metrics
@@ -143,9 +145,9 @@ class Fleet:
             if uid in pods:
                 pods[uid].endpoint = endpoint
             else:
-                pods[uid] = Pod(base, endpoint)
-                poll = self._polls[base, uid] = asyncio.create_task(self._follow(pods[uid]))
-                poll.add_done_callback(_never_ends)
+                pod = pods[uid] = Pod(base, endpoint)
+                name = f"the watch of pod {endpoint.pod}"
+                self._polls[base, uid] = asyncio.create_task(supervise(name, partial(self._follow, pod)))
         if not pods:
             del self._pods[base]
 
@@ -202,8 +204,3 @@ async def _bounded(content: aiohttp.StreamReader) -> bytes:
         if len(raw) > MAX_ANSWER_BYTES:
             raise _NotWhole(f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
     return bytes(raw)
-
-
-def _never_ends(poll: asyncio.Task[None]) -> None:
-    if not poll.cancelled() and (error := poll.exception()) is not None:
-        logger.error("a pod is not asked any more what it holds", exc_info=error)
