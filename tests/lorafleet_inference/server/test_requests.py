@@ -148,11 +148,11 @@ def test_bodies_that_are_no_request_are_refused(body: bytes) -> None:
             parse(body)
 
 
-def test_text_parts_are_joined_and_developers_are_system() -> None:
+def test_text_parts_stay_parts_and_developers_are_system() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     request = chat(messages=[{"role": "developer", "content": parts}, {"role": "user", "content": "x", "name": "ann"}])
     assert [message.for_template(0) for message in request.messages] == [
-        {"role": "system", "content": "one\ntwo"},
+        {"role": "system", "content": parts},
         {"role": "user", "content": "x", "name": "ann"},
     ]
 

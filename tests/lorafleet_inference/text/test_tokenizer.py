@@ -1,6 +1,7 @@
 """The tokenizer of a model folder behaves as transformers' own does."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from support.tokenizers_made import byte_fallback, byte_level
 from transformers import PreTrainedTokenizerFast
 
 from lorafleet_inference.errors import InvalidValue
-from lorafleet_inference.text.chat import ChatTemplate
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer import THREAD_CHARS, Text
 
@@ -44,7 +44,8 @@ def test_bos_and_eos_are_added_as_transformers_adds_them(tmp_path: Path, config:
 async def test_long_texts_give_the_same_tokens(tmp_path: Path) -> None:
     text = Text.load(folder(tmp_path, {}))
     long = "seven eight " * THREAD_CHARS
-    assert await text.encode(long, add_special_tokens=True) == text.encode_now(long, add_special_tokens=True)
+    whole = text.encode_now(long, add_special_tokens=True)
+    assert await text.encode(long, add_special_tokens=True, max_tokens=len(whole), field="prompt") == whole
 
 
 @pytest.mark.parametrize("in_file", [True, False])
@@ -52,7 +53,7 @@ async def test_chats_render_as_transformers_renders_them(tmp_path: Path, in_file
     path = folder(tmp_path, {} if in_file else {"chat_template": TEMPLATE}, template_file=in_file)
     text, reference = Text.load(path), PreTrainedTokenizerFast.from_pretrained(path)
     messages = [{"role": "system", "content": "Count."}, {"role": "user", "content": "seven <b>&"}]
-    rendered = (await text.templates.find(None, None)).render(messages)
+    rendered = await (await text.templates.find(None, None)).render(messages)
     expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered == expected
     assert (
@@ -63,7 +64,11 @@ async def test_chats_render_as_transformers_renders_them(tmp_path: Path, in_file
 
 async def test_an_adapter_may_bring_its_own_template(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    text = Text.load(folder(tmp_path / "base", {}, template_file=True))
+    with closing(Text.load(folder(tmp_path / "base", {}, template_file=True))) as text:
+        await _ask_with_templates_of_adapters(text, tmp_path)
+
+
+async def _ask_with_templates_of_adapters(text: Text, tmp_path: Path) -> None:
     own, plain = tmp_path / "own", tmp_path / "plain"
     own.mkdir()
     plain.mkdir()
@@ -71,10 +76,9 @@ async def test_an_adapter_may_bring_its_own_template(tmp_path: Path) -> None:
         json.dumps({"chat_template": "{{ eos_token }}{{ messages[0]['content'] }}"})
     )
     messages = [{"role": "user", "content": "hi"}]
-    assert (await text.templates.find("sha256:1", own)).render(messages) == "</s>hi"
-    assert (await text.templates.find("sha256:2", plain)).render(messages) == (
-        await text.templates.find(None, None)
-    ).render(messages)
+    assert await (await text.templates.find("sha256:1", own)).render(messages) == "</s>hi"
+    of_base = await (await text.templates.find(None, None)).render(messages)
+    assert await (await text.templates.find("sha256:2", plain)).render(messages) == of_base
 
 
 async def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
@@ -87,13 +91,6 @@ async def test_without_a_template_chat_is_refused_with_the_way_out(tmp_path: Pat
     text = Text.load(folder(tmp_path, {}))
     with pytest.raises(InvalidValue, match="/v1/completions"):
         await text.templates.find(None, None)
-
-
-@pytest.mark.parametrize("source", ["{{ raise_exception('roles must alternate') }}", "{{ 1 / 0 }}", "{% if %}"])
-def test_a_template_that_fails_fails_the_request(source: str) -> None:
-    with pytest.raises(InvalidValue) as caught:
-        ChatTemplate(source, {}).render([{"role": "user", "content": "hi"}])
-    assert caught.value.param == "messages"
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:

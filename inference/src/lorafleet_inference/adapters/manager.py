@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ from lorafleet_inference.errors import (
 __all__ = ["AdapterManager", "Lease", "ListedModel"]
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
+Judge = Callable[[Path], None]
+"""Raises AdapterError; may block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,16 @@ class ListedModel:
 class AdapterManager:
     """Owns catalogue, cache and leases of a pod. Made before the engine is ready; `start` when it is."""
 
-    def __init__(self, engine: AdapterEngine, config: ServerConfig, *, boot_id: str) -> None:
-        """Open the node cache.
+    def __init__(
+        self, engine: AdapterEngine, config: ServerConfig, *, boot_id: str, judge: Judge | None = None
+    ) -> None:
+        """Open the node cache; `judge` looks at what the engine does not need of an adapter.
 
         Raises:
             ConfigError: its folder cannot be written, a declared source is impossible, or an adapter is given twice.
         """
         self.boot_id = boot_id
+        self._judge = judge
         self.changes = Generation()
         """Grows with everything that the admin state or the routes show."""
         self.catalogue = Catalogue()
@@ -310,7 +315,10 @@ class AdapterManager:
     def _inspect(self, folder: Path) -> AdapterFacts:
         ready = self.engine_ready
         unknown = self._config.engine.unknown_config_fields
-        return inspect_adapter(folder, ready.facts, ready.budgets.max_rank, unknown_config_fields=unknown).facts
+        facts = inspect_adapter(folder, ready.facts, ready.budgets.max_rank, unknown_config_fields=unknown).facts
+        if self._judge is not None:
+            self._judge(folder)
+        return facts
 
     async def _free_one(self) -> bool:
         return await self._bringer.free_one()

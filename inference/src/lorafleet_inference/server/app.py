@@ -70,7 +70,7 @@ async def serve(config: ServerConfig) -> int:
         metrics.bind_base(config.served_name)
         engine = await EngineClient.start(config.engine)
         try:
-            manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex)
+            manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex, judge=text.judge)
             state = PodState(manager.changes.bump)
             pod = Pod(config, engine, manager, text, state, Admission(config.max_waiting_requests))
             servers = [
@@ -80,6 +80,7 @@ async def serve(config: ServerConfig) -> int:
             return await _run(pod, servers, stop)
         finally:
             await engine.close()
+            text.close()
 
 
 async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: StopSignals) -> int:

@@ -40,7 +40,9 @@ class Chat(Surface[ChatRequest]):
         messages = [message.for_template(index) for index, message in enumerate(request.messages)]
         text, lease = leased.text, leased.lease
         template = await text.templates.find(lease.key.digest if lease.key else None, lease.directory)
-        return [await text.encode(template.render(messages), add_special_tokens=False)]
+        prompt = await template.render(messages)
+        most = leased.facts.max_model_len
+        return [await text.encode(prompt, add_special_tokens=False, max_tokens=most, field=self.prompt_field)]
 
     def formatter(self, answer: Answer[ChatRequest]) -> Formatter:
         """Return who writes this answer."""

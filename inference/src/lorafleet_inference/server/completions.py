@@ -35,7 +35,8 @@ class Completions(Surface[CompletionRequest]):
 
     async def _prompt(self, prompt: str | list[int], leased: Leased) -> TokenIds:
         if isinstance(prompt, str):
-            return await leased.text.encode(prompt, add_special_tokens=True)
+            most = leased.facts.max_model_len
+            return await leased.text.encode(prompt, add_special_tokens=True, max_tokens=most, field=self.prompt_field)
         return tuple(prompt)
 
     def formatter(self, answer: Answer[CompletionRequest]) -> Formatter:

@@ -62,8 +62,8 @@ class RequestMessage(_Strict):
     content: str | list[TextPart] = ""
     name: str | None = None
 
-    def for_template(self, index: int) -> dict[str, str]:
-        """Return what the chat template sees; text parts are joined by newlines, `developer` is `system`.
+    def for_template(self, index: int) -> dict[str, Any]:
+        """Return what the chat template sees; parts stay parts, `developer` is `system`.
 
         Raises:
             UnsupportedParameter: a part that is not text, a tool's message, or an unknown field.
@@ -74,10 +74,10 @@ class RequestMessage(_Strict):
         for name, value in self.others.items():
             if value not in ([], {}, ""):
                 raise UnsupportedParameter(f"{name!r} of messages is not supported", param=f"{where}.{name}")
-        message = {"role": "system" if self.role == "developer" else self.role, "content": self._text(where)}
+        message = {"role": "system" if self.role == "developer" else self.role, "content": self._content(where)}
         return message if self.name is None else {**message, "name": self.name}
 
-    def _text(self, where: str) -> str:
+    def _content(self, where: str) -> str | list[dict[str, str]]:
         if isinstance(self.content, str):
             return self.content
         for number, part in enumerate(self.content):
@@ -85,7 +85,7 @@ class RequestMessage(_Strict):
                 raise UnsupportedParameter(
                     f"content parts of type {part.type!r} are not supported", param=f"{where}.content[{number}].type"
                 )
-        return "\n".join(part.text for part in self.content)
+        return [{"type": "text", "text": part.text} for part in self.content]
 
 
 class StreamOptions(_Strict):

@@ -3,42 +3,117 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 
-import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
-
-from lorafleet_inference.errors import InvalidValue
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.errors import AdapterError, InvalidValue
 from lorafleet_inference.text.files import TextFileError, read_limited, read_tokenizer_config
+from lorafleet_inference.text.rendering import Failing, Message, TemplateFailure, render
+from lorafleet_inference.text.template_workers import TemplateWorkers
 
-Message = Mapping[str, str]
-"""`role`, `content` and, where given, `name`."""
+THREAD_CHARS = 8192
+"""Longer conversations are rendered in a thread, where the template is the base's own."""
+NEEDLE = "48151623"
+"""A text that no template changes the case or the spacing of."""
 
 
-@dataclass(frozen=True, slots=True)
+class ContentForm(Enum):
+    """What a template takes as the content of a message."""
+
+    TEXT = auto()
+    PARTS = auto()
+    """A list of `{"type": "text", "text": ...}` and nothing else."""
+    NONE = auto()
+    """Neither shows up in the prompt."""
+
+
 class ChatTemplate:
-    """One Jinja template and the special tokens it may use."""
+    """One Jinja template and the special tokens it may use. With `workers` it is a stranger's and is rendered by them."""
 
-    source: str
-    special_tokens: Mapping[str, str]
+    def __init__(self, source: str, special_tokens: Mapping[str, str], workers: TemplateWorkers | None = None) -> None:
+        self.source = source
+        self._special_tokens = special_tokens
+        self._workers = workers
+        self._form: ContentForm | None = None
 
-    def render(self, messages: Sequence[Message]) -> str:
+    async def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt that asks for the next message.
 
         Raises:
-            InvalidValue: the template refuses these messages; its own words are in the message.
+            InvalidValue: the template refuses these messages, gets out of hand, or does not show what a user says.
         """
+        if self._form is None:
+            self._form = await self._find_form()
+        if self._form is ContentForm.NONE:
+            raise InvalidValue("the chat template leaves out what the user says", param="messages")
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
-                chat_template=self.source,
-                add_generation_prompt=True,
-                **self.special_tokens,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
-            raise InvalidValue(f"the chat template refused the messages: {error}", param="messages") from error
-        return str(rendered[0])
+            return await self._render([_in_form(message, self._form) for message in messages])
+        except TemplateFailure as failure:
+            raise InvalidValue(_sentence(failure), param="messages") from failure
+
+    async def _render(self, messages: Sequence[Message]) -> str:
+        if self._workers is not None:
+            return await self._workers.render(self.source, messages, self._special_tokens)
+        if sum(map(_num_chars, messages)) > THREAD_CHARS:
+            return await asyncio.to_thread(render, self.source, messages, self._special_tokens)
+        return render(self.source, messages, self._special_tokens)
+
+    async def _find_form(self) -> ContentForm:
+        """Try both forms; a template that takes texts gets texts."""
+        has_answered = False
+        for form in (ContentForm.TEXT, ContentForm.PARTS):
+            try:
+                text = await self._render([_in_form({"role": "user", "content": NEEDLE}, form)])
+            except TemplateFailure as failure:
+                if failure.failing is not Failing.REFUSED:
+                    return ContentForm.TEXT  # the request's own rendering says it
+                continue
+            has_answered = True
+            if NEEDLE in text and "'type'" not in text:  # else the list was written out as Python shows it
+                return form
+        return ContentForm.NONE if has_answered else ContentForm.TEXT
+
+
+def _in_form(message: Message, form: ContentForm) -> Message:
+    content = message["content"]
+    if form is ContentForm.PARTS:
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        return {**message, "content": parts}
+    return message if isinstance(content, str) else {**message, "content": "\n".join(part["text"] for part in content)}
+
+
+def _num_chars(message: Message) -> int:
+    content = message["content"]
+    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+
+
+def _sentence(failure: TemplateFailure) -> str:
+    what = {
+        Failing.MALFORMED: "the chat template is malformed",
+        Failing.REFUSED: "the chat template refused the messages",
+        Failing.OUT_OF_HAND: "the chat template got out of hand",
+    }
+    return f"{what[failure.failing]}: {failure}"
+
+
+def judge_template(directory: Path, special_tokens: Mapping[str, str], workers: TemplateWorkers) -> None:
+    """Try an adapter's own chat template once; blocks.
+
+    A template that refuses the one message it is tried with may take others, so that is no reason.
+
+    Raises:
+        AdapterError: ARTIFACT_INVALID: it cannot be read, is malformed, or gets out of hand.
+    """
+    try:
+        source = read_template_source(directory)
+        if source is not None:
+            workers.render_now(source, [{"role": "user", "content": NEEDLE}], special_tokens)
+    except TextFileError as error:
+        raise AdapterError(Reason.ARTIFACT_INVALID, str(error)) from error
+    except TemplateFailure as failure:
+        if failure.failing is not Failing.REFUSED:
+            raise AdapterError(Reason.ARTIFACT_INVALID, _sentence(failure)) from failure
 
 
 def read_template_source(directory: Path) -> str | None:
@@ -62,9 +137,17 @@ def read_template_source(directory: Path) -> str | None:
 class ChatTemplates:
     """The template of the base, and those that adapters bring along, by content digest."""
 
-    def __init__(self, base: ChatTemplate | None, special_tokens: Mapping[str, str], *, max_cached: int = 1024) -> None:
+    def __init__(
+        self,
+        base: ChatTemplate | None,
+        special_tokens: Mapping[str, str],
+        workers: TemplateWorkers,
+        *,
+        max_cached: int = 1024,
+    ) -> None:
         self._base = base
         self._special_tokens = special_tokens
+        self._workers = workers
         self._cache: OrderedDict[str, ChatTemplate | None] = OrderedDict()
         self._max_cached = max_cached
 
@@ -90,7 +173,7 @@ class ChatTemplates:
             source = await asyncio.to_thread(read_template_source, directory)
         except TextFileError as error:
             raise InvalidValue(f"the adapter's own chat template cannot be read: {error}", param="model") from error
-        template = None if source is None else ChatTemplate(source, self._special_tokens)
+        template = None if source is None else ChatTemplate(source, self._special_tokens, self._workers)
         self._cache[digest] = template
         if len(self._cache) > self._max_cached:
             self._cache.popitem(last=False)

@@ -61,6 +61,18 @@ class PieceTable:
             return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE_MARK, " ").encode()
         return self.tokenizer.decode([token_id], skip_special_tokens=False).encode()
 
+    def max_bytes(self) -> int | None:
+        """Return the size of the longest piece; None where a token may stand for any length of text.
+
+        That is so where the decoder is not exact, where a normaliser shortens texts, and where added tokens take the
+        spaces beside them.
+        """
+        takes_spaces = any(one.lstrip or one.rstrip for one in self.tokenizer.get_added_tokens_decoder().values())
+        if not self.exact or takes_spaces or not _keeps_length(self.tokenizer):
+            return None
+        names = self.tokenizer.get_vocab(with_added_tokens=True)
+        return max((len(name if self._byte_level else name.encode()) for name in names), default=None)
+
     def is_special(self, token_id: int) -> bool:
         """Whether a token never appears in texts."""
         return token_id in self._special
@@ -87,6 +99,17 @@ def _decoder_kinds(tokenizer: Tokenizer) -> list[str]:
             kind = "OtherStrip"
         kinds.append(kind)
     return kinds
+
+
+def _keeps_length(tokenizer: Tokenizer) -> bool:
+    """Whether the normaliser at most adds to a text."""
+    normalizer = json.loads(tokenizer.to_str())["normalizer"]
+    parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    return all(
+        part["type"] == "Prepend"
+        or (part["type"] == "Replace" and (part["pattern"], part["content"]) == ({"String": " "}, SPACE_MARK))
+        for part in parts
+    )
 
 
 def _num_stripped(tokenizer: Tokenizer) -> int:

@@ -2,27 +2,44 @@
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from lorafleet_inference.text.chat import ChatTemplate, ChatTemplates, read_template_source
+from lorafleet_inference.errors import ContextLengthExceeded
+from lorafleet_inference.text.chat import ChatTemplate, ChatTemplates, judge_template, read_template_source
 from lorafleet_inference.text.detokenizer import Detokenizer
 from lorafleet_inference.text.files import TextFileError, TokenizerConfig, read_tokenizer_config
 from lorafleet_inference.text.pieces import PieceTable
+from lorafleet_inference.text.template_workers import TemplateWorkers
 
 THREAD_CHARS = 8192
 """Longer texts are tokenised in a thread, so that one of a hundred pages does not hold up everybody's streams."""
+NUM_ENCODERS = 2
+"""Long texts that are tokenised at a time: each takes some hundred bytes a token meanwhile."""
+FIRST_CHARS_PER_TOKEN = 8
+SPARE_TOKENS = 1024
+"""Beyond twice the context: what follows a beginning may change how its last words are cut, never most of it."""
 
 
 class Text:
     """Everything between the text of a request and token ids: tokenizer, chat templates, detokeniser."""
 
-    def __init__(self, tokenizer: Tokenizer, templates: ChatTemplates, special_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        templates: ChatTemplates,
+        special_tokens: Mapping[str, str],
+        workers: TemplateWorkers,
+    ) -> None:
         self._tokenizer = tokenizer
         self.templates = templates
         self.special_tokens = special_tokens
         self.pieces = PieceTable(tokenizer)
+        self._max_piece_bytes = self.pieces.max_bytes()
+        self._workers = workers
+        self._encoders = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="tokenizer")
 
     @classmethod
     def load(cls, directory: Path) -> "Text":
@@ -43,13 +60,55 @@ class Text:
         special_tokens = config.special_tokens
         source = read_template_source(directory)
         base = None if source is None else ChatTemplate(source, special_tokens)
-        return cls(tokenizer, ChatTemplates(base, special_tokens), special_tokens)
+        workers = TemplateWorkers()
+        return cls(tokenizer, ChatTemplates(base, special_tokens, workers), special_tokens, workers)
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        """Return the token ids of a text; `add_special_tokens` adds bos and eos where the tokenizer does."""
-        if len(text) > THREAD_CHARS:
-            return await asyncio.to_thread(self.encode_now, text, add_special_tokens=add_special_tokens)
-        return self.encode_now(text, add_special_tokens=add_special_tokens)
+    def close(self) -> None:
+        """End the processes that render adapters' templates."""
+        self._encoders.shutdown(cancel_futures=True)
+        self._workers.close()
+
+    def judge(self, directory: Path) -> None:
+        """Look at what an adapter brings along for texts; blocks.
+
+        Raises:
+            AdapterError: ARTIFACT_INVALID: its chat template cannot be used.
+        """
+        judge_template(directory, self.special_tokens, self._workers)
+
+    async def encode(self, text: str, *, add_special_tokens: bool, max_tokens: int, field: str) -> tuple[int, ...]:
+        """Return the token ids of a text; `add_special_tokens` adds bos and eos where the tokenizer does.
+
+        Far longer texts than `max_tokens` are not tokenised to their end; `field` is where they come from.
+
+        Raises:
+            ContextLengthExceeded: it has more than `max_tokens` tokens, found out early.
+        """
+        if len(text) <= THREAD_CHARS:
+            return self.encode_now(text, add_special_tokens=add_special_tokens)
+        loop = asyncio.get_running_loop()
+        token_ids = await loop.run_in_executor(self._encoders, self._encode_long, text, add_special_tokens, max_tokens)
+        if token_ids is None:
+            raise ContextLengthExceeded(
+                f"the model's context has {max_tokens} tokens; the prompt, of {len(text)} characters, has more",
+                param=field,
+            )
+        return token_ids
+
+    def _encode_long(self, text: str, add_special_tokens: bool, max_tokens: int) -> tuple[int, ...] | None:
+        """Return the token ids, None if they are too many; gives up Python's lock for most of the time."""
+        if self._max_piece_bytes is not None and len(text) > self._max_piece_bytes * max_tokens:
+            return None
+        num_chars = max(FIRST_CHARS_PER_TOKEN * max_tokens, THREAD_CHARS)
+        while num_chars < len(text):
+            if len(self._encode_aside(text[:num_chars], add_special_tokens=False)) > 2 * max_tokens + SPARE_TOKENS:
+                return None
+            num_chars *= 2
+        return tuple(self._encode_aside(text, add_special_tokens=add_special_tokens))
+
+    def _encode_aside(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # the only call of the library that lets other threads run meanwhile
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def encode_now(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """As `encode`, in this thread."""

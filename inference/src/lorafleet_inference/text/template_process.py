@@ -1,0 +1,83 @@
+"""The process that renders the templates of adapters: somebody else's programs, with a limit of memory and of CPU time.
+
+Speaks frames on its standard input and output: 4 bytes little-endian length, then msgpack. Says `READY` first. A template
+that takes too much time ends the process by SIGPROF; whoever started it starts another one.
+"""
+
+import os
+import resource
+import signal
+import struct
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+MAX_CPU_SECONDS = 2.0
+"""For one rendering; honest templates need milliseconds."""
+MAX_MEMORY_BYTES = 512 << 20
+"""Beyond what the process needs before the first template."""
+READY = b"ready"
+_LENGTH = struct.Struct("<I")
+
+
+class Job(msgspec.Struct, frozen=True, array_like=True):
+    """One rendering."""
+
+    source: str
+    messages: list[dict[str, Any]]
+    special_tokens: dict[str, str]
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True):
+    """What came of it: a text, or how it failed and why."""
+
+    text: str | None
+    failing: str = ""
+    message: str = ""
+
+
+def write_frame(file: IO[bytes], data: bytes) -> None:
+    """Write one frame."""
+    file.write(_LENGTH.pack(len(data)) + data)
+    file.flush()
+
+
+def read_frame(file: IO[bytes]) -> bytes | None:
+    """Return the next frame; None at the end, also in the middle of one."""
+    head = file.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    data = file.read(length)
+    return data if len(data) == length else None
+
+
+def main() -> None:
+    """Render until standard input ends."""
+    from lorafleet_inference.text.rendering import Failing, TemplateFailure, render  # noqa: PLC0415  after `main` began
+
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MAX_MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    write_frame(out, READY)
+    decoder = msgspec.msgpack.Decoder(Job)
+    while (data := read_frame(sys.stdin.buffer)) is not None:
+        job = decoder.decode(data)
+        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
+        try:
+            done = Done(render(job.source, job.messages, job.special_tokens))
+        except TemplateFailure as failure:
+            done = Done(None, failure.failing.value, str(failure))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        write_frame(out, msgspec.msgpack.encode(done))
+        if done.failing == Failing.OUT_OF_HAND:
+            return  # what it left in memory goes with the process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Renders templates of adapters in processes of their own, a few at a time."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import LifoQueue
+
+import msgspec
+
+from lorafleet_inference.text.rendering import Failing, Message, TemplateFailure
+from lorafleet_inference.text.template_process import MAX_CPU_SECONDS, Done, Job, read_frame, write_frame
+
+NUM_WORKERS = 2
+MAX_SECONDS = 30.0
+"""For one rendering, where the process gets little of a busy CPU."""
+REST_SECONDS = 10.0
+"""For a template that got out of hand, so that its requests do not hold up those of others."""
+MAX_RESTING = 1024
+
+
+class _Worker:
+    """One process; started when it is needed, and again after it ended."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def render(self, job: bytes) -> Done:
+        process = self._process
+        if process is None:
+            process = self._process = self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watch = threading.Timer(MAX_SECONDS, process.kill)
+        watch.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                write_frame(process.stdin, job)
+            answer = read_frame(process.stdout)
+        finally:
+            watch.cancel()
+        done = None if answer is None else msgspec.msgpack.decode(answer, type=Done)
+        if done is None or done.failing == Failing.OUT_OF_HAND:
+            status = self.close()
+            if done is None:
+                slow = status in (-signal.SIGPROF, -signal.SIGKILL)
+                why = (
+                    f"it takes more than {MAX_CPU_SECONDS:g} seconds"
+                    if slow
+                    else "it ended the process that renders it"
+                )
+                return Done(None, Failing.OUT_OF_HAND.value, why)
+        assert done is not None
+        return done
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # nothing else of the environment: it is not a template's to know
+        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG") if name in os.environ}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lorafleet_inference.text.template_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**kept, "HF_HUB_OFFLINE": "1"},
+        )
+        assert process.stdout is not None
+        read_frame(process.stdout)  # READY; what it needs to begin is not the template's time
+        return process
+
+    def close(self) -> int | None:
+        """End the process; return its status, None if there was none."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        return process.wait()
+
+
+class TemplateWorkers:
+    """A few workers, and the templates that got out of hand just now."""
+
+    def __init__(self, num_workers: int = NUM_WORKERS) -> None:
+        self._idle: LifoQueue[_Worker] = LifoQueue()
+        self._workers = [_Worker() for _ in range(num_workers)]
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="templates")
+        self._resting: dict[str, tuple[float, str]] = {}
+        """Source -> until when, and why."""
+
+    async def render(self, source: str, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+        """As `render_now`, for the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.render_now, source, messages, special_tokens)
+
+    def render_now(self, source: str, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+        """Return the prompt; blocks.
+
+        Raises:
+            TemplateFailure: the template failed, or got out of hand a moment ago.
+        """
+        until, why = self._resting.get(source, (0.0, ""))
+        if time.monotonic() < until:
+            raise TemplateFailure(Failing.OUT_OF_HAND, why)
+        job = msgspec.msgpack.encode(Job(source, [dict(message) for message in messages], dict(special_tokens)))
+        worker = self._idle.get()
+        try:
+            done = worker.render(job)
+        finally:
+            self._idle.put(worker)
+        if done.text is not None:
+            return done.text
+        failing = Failing(done.failing)
+        if failing is Failing.OUT_OF_HAND:
+            if len(self._resting) >= MAX_RESTING:
+                self._resting.clear()
+            self._resting[source] = (time.monotonic() + REST_SECONDS, done.message)
+        raise TemplateFailure(failing, done.message)
+
+    @property
+    def pids(self) -> list[int]:
+        """Ids of the processes that run."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    def close(self) -> None:
+        """End the processes; nothing renders any more."""
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.close()

@@ -1,0 +1,98 @@
+"""Chat templates are programs of whoever wrote them: what they cannot do is the request's error, and nobody else's."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.errors import AdapterError, InvalidValue
+from lorafleet_inference.text.chat import ChatTemplate, judge_template
+from lorafleet_inference.text.template_workers import TemplateWorkers
+
+USER = [{"role": "user", "content": "hi"}]
+PARTS_ONLY = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for c in m['content'] %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+EITHER = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{% endfor %}"
+)
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+DOUBLING = "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}"
+RECURSIVE = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
+UNKNOWN_CODEC = "{{ messages[0].content.encode().decode('nope') }}"
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[TemplateWorkers]:
+    with closing(TemplateWorkers(1)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("source", ["{{ raise_exception('roles must alternate') }}", "{{ 1 / 0 }}", "{% if %}"])
+async def test_a_template_that_fails_fails_the_request(source: str) -> None:
+    with pytest.raises(InvalidValue, match="the chat template") as caught:
+        await ChatTemplate(source, {}).render(USER)
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("source", [RECURSIVE, UNKNOWN_CODEC])
+async def test_whatever_the_template_of_a_base_raises_is_the_requests_error(source: str) -> None:
+    with pytest.raises(InvalidValue, match="the chat template"):
+        await ChatTemplate(source, {}).render(USER)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [(ENDLESS, "2 seconds"), (DOUBLING, "memory"), (RECURSIVE, "recurses"), (UNKNOWN_CODEC, "nope")],
+)
+async def test_an_adapters_template_fails_alone(workers: TemplateWorkers, source: str, why: str) -> None:
+    with pytest.raises(InvalidValue, match=why):
+        await ChatTemplate(source, {}, workers).render(USER)
+    good = ChatTemplate("{{ bos_token }}{{ messages[-1]['content'] }}", {"bos_token": "<s>"}, workers)
+    assert await good.render(USER) == "<s>hi"
+
+
+@pytest.mark.parametrize("content", ["one", [{"type": "text", "text": "one"}]])
+async def test_templates_that_want_parts_get_parts(content: Any) -> None:
+    messages = [{"role": "system", "content": "be short"}, {"role": "user", "content": content}]
+    assert await ChatTemplate(PARTS_ONLY, {}).render(messages) == "<system>be short<user>one"
+
+
+async def test_templates_that_take_texts_get_texts() -> None:
+    two = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
+    assert await ChatTemplate(EITHER, {}).render(two) == "one\ntwo"
+    assert await ChatTemplate("{{ messages[0]['content'] }}", {}).render(two) == "one\ntwo"
+
+
+async def test_a_template_that_leaves_out_what_the_user_says_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="leaves out"):
+        await ChatTemplate("{% for m in messages %}<{{ m['role'] }}>{% endfor %}", {}).render(USER)
+
+
+@pytest.mark.parametrize("source", ["{% if %}", RECURSIVE])
+def test_a_template_is_tried_when_the_adapter_is_judged(tmp_path: Path, workers: TemplateWorkers, source: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": source}))
+    with pytest.raises(AdapterError, match="the chat template") as caught:
+        judge_template(tmp_path, {}, workers)
+    assert caught.value.reason is Reason.ARTIFACT_INVALID
+
+
+def test_a_template_that_takes_other_messages_than_the_one_it_is_tried_with_is_accepted(
+    tmp_path: Path, workers: TemplateWorkers
+) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('a system message comes first') }}")
+    judge_template(tmp_path, {}, workers)
+
+
+def test_workers_know_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for templates")
+    with closing(TemplateWorkers(1)) as fresh:
+        assert fresh.render_now("{{ messages[0].content }}", USER, {}) == "hi"
+        (pid,) = fresh.pids
+        assert b"AWS_SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
