@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_operator.process.health import MAX_RESYNC_AGE_SECONDS, Health, serve_health
+from lorafleet_operator.process.health import MAX_RESYNC_AGE_SECONDS, MAX_WATCH_AGE_SECONDS, Health, serve_health
 
 
 class Listed:
@@ -16,6 +16,15 @@ class Listed:
     def __init__(self) -> None:
         self.last = time.monotonic()
         self.is_synced = False
+
+
+class Watched:
+    """What health wants to know of the watches."""
+
+    age = 0.0
+
+    def oldest(self) -> tuple[str, float]:
+        return "/api/v1/pods", self.age
 
 
 def free_port() -> int:
@@ -40,6 +49,11 @@ async def test_probes() -> None:
         listed.is_synced = True
         assert await status("/readyz") == 200
         listed.last = time.monotonic() - MAX_RESYNC_AGE_SECONDS - 1
+        assert await status("/healthz") == 503
+        listed.last = time.monotonic()
+        health.freshness = Watched()
+        assert await status("/healthz") == 200
+        Watched.age = MAX_WATCH_AGE_SECONDS + 1
         assert await status("/healthz") == 503
         async with session.get("/metrics") as answer:
             assert "lorafleet_operator_reconciles_total" in await answer.text()

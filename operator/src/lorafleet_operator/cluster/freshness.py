@@ -39,6 +39,8 @@ class Freshness:
         self._start_seconds = start_seconds
         self._began = monotonic()
         self._heard: dict[str, float] = {}
+        self._last = dict.fromkeys(self._kinds, self._began)
+        """The same over all beginnings."""
 
     def begin(self) -> None:
         """The watches are begun, all of them anew."""
@@ -61,17 +63,22 @@ class Freshness:
     def heard(self, path: str) -> None:
         """A watch runs now."""
         if path in self._kinds:
-            self._heard[path] = monotonic()
+            self._heard[path] = self._last[path] = monotonic()
             metrics.WATCH_TIME.labels(kind=self._kinds[path]).set_to_current_time()
 
-    def problem(self, *, max_age_seconds: float = MAX_AGE_SECONDS) -> str | None:
-        """Return which watch does not run, in words, or None."""
+    def oldest(self) -> tuple[str, float]:
+        """Return the watch that was not heard of for the longest time, and that time in seconds."""
+        path = min(self._last, key=lambda path: self._last[path])
+        return path, monotonic() - self._last[path]
+
+    def problem(self) -> str | None:
+        """Return which of the watches that were begun last does not run, in words, or None."""
         now = monotonic()
         for path in self._kinds:
             heard = self._heard.get(path)
             if heard is None and now - self._began > self._start_seconds:
                 return f"the watch of {path} has not begun in {now - self._began:.0f} s"
-            if heard is not None and now - heard > max_age_seconds:
+            if heard is not None and now - heard > MAX_AGE_SECONDS:
                 return f"the watch of {path} was not heard of for {now - heard:.0f} s"
         return None
 

@@ -34,7 +34,11 @@ class Health:
         age = monotonic() - self.resync.last
         if age > MAX_RESYNC_AGE_SECONDS:
             return f"nothing was listed for {age:.0f} s"
-        return self.freshness.problem(max_age_seconds=MAX_WATCH_AGE_SECONDS) if self.freshness is not None else None
+        if self.freshness is not None:
+            path, age = self.freshness.oldest()
+            if age > MAX_WATCH_AGE_SECONDS:
+                return f"the watch of {path} was not heard of for {age:.0f} s"
+        return None
 
     @property
     def is_ready(self) -> bool:
