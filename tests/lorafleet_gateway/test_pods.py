@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
-from support.upstream_pods import PodDouble, streaming
+from support.upstream_pods import PodDouble, refusing, streaming
 
 from lorafleet_gateway.fleet import pods as fleet_pods
 from lorafleet_gateway.fleet.pods import PAUSE_SECONDS
+from lorafleet_gateway.fleet.routing import EJECT_AFTER
 
 from .conftest import World, eventually
 
@@ -187,3 +188,45 @@ async def test_an_answer_without_end_is_not_gathered(world: World, monkeypatch: 
     await world.open()
     assert world.num_reachable() == 1
     assert (await world.ask()).json() == {"pod": "good"}
+
+
+async def test_a_pod_that_fails_one_request_after_the_other_gets_nothing_for_a_while(world: World) -> None:
+    """It is the fastest and the least busy, and would get everything."""
+    bad, good = [await world.pod(name) for name in ("bad", "good")]
+    bad.hold("french")
+    good.hold("french", "Disk")
+    world.endpoints(bad, good)
+    await world.open()
+    await eventually("told", lambda: tier_of(world, good) == "Disk")
+    bad.reply = refusing(500, "internal_error")
+    assert [(await world.ask()).status_code for _ in range(EJECT_AFTER + 3)] == [500] * EJECT_AFTER + [200] * 3
+    assert world.cluster is not None
+    ejected = next(pod for pod in world.cluster.fleet.all() if pod.endpoint.uid == bad.uid)
+    ejected.ejected_until = 0.0  # the 30 s are over
+    bad.reply = None
+    assert (await world.ask()).json() == {"pod": "bad"}
+
+
+async def test_half_of_a_base_stays_whatever_it_answers(world: World) -> None:
+    pods = [await world.pod(name) for name in ("one", "two")]
+    for pod in pods:
+        pod.reply = refusing(500, "internal_error")
+    world.endpoints(*pods)
+    await world.open()
+    for _ in range(4 * EJECT_AFTER):
+        assert (await world.ask("numerals")).status_code == 500
+    assert world.cluster is not None
+    assert sum(pod.is_ejected for pod in world.cluster.fleet.all()) == 1
+
+
+async def test_a_pod_that_fails_now_and_then_is_not_ejected(world: World) -> None:
+    pods = [await world.pod(name) for name in ("one", "two")]
+    pods[0].hold("french")
+    world.endpoints(*pods)
+    await world.open()
+    for _ in range(3):
+        pods[0].reply = refusing(500, "internal_error")
+        for _ in range(EJECT_AFTER - 1):
+            await world.ask()
+        pods[0].reply = None
+        assert (await world.ask()).json() == {"pod": "one"}

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafleet_contract.admin import Tier
-from lorafleet_gateway.fleet.routing import SPILL_FACTOR, SPILL_FLOOR, Candidate, Decision, Why, decide
+from lorafleet_gateway.fleet.routing import (
+    SPILL_FACTOR,
+    SPILL_FLOOR,
+    Candidate,
+    Decision,
+    Why,
+    decide,
+    may_eject,
+    two_at_random,
+)
 
 uids = st.text("abcdef0123456789", min_size=1, max_size=4)
 candidates = st.builds(
@@ -16,6 +25,7 @@ candidates = st.builds(
     is_reachable=st.booleans(),
     tier=st.sampled_from([None, *Tier]),
     outstanding=st.integers(0, 200),
+    is_ejected=st.just(False),
 )
 pools = st.lists(candidates, max_size=8, unique_by=lambda c: c.uid)
 names = st.sampled_from(["french", "german", "roman"])
@@ -111,3 +121,65 @@ def test_a_hot_adapter_spills_only_where_it_can_be_loaded() -> None:
     assert decide("hot", pool, is_adapter=True, loads_on_demand=False) == Decision("a", Why.DEVICE)
     calm = [pod("a", Tier.DEVICE, SPILL_FLOOR - 1), pod("b", Tier.DISK, 0)]
     assert decide("hot", calm, is_adapter=True, loads_on_demand=True) == Decision("a", Why.DEVICE)
+
+
+@given(names, pools, st.booleans(), st.booleans())
+def test_the_least_busy_of_equally_near_pods_is_chosen(
+    name: str, pool: list[Candidate], is_adapter: bool, on_demand: bool
+) -> None:
+    decision = decide(name, pool, is_adapter=is_adapter, loads_on_demand=on_demand)
+    if decision.why not in (Why.BASE, Why.DEVICE):
+        return
+    ready = [c for c in pool if c.is_ready]
+    asked = [c for c in ready if c.is_reachable] or ready
+    equal = [c for c in asked if not is_adapter or c.tier is Tier.DEVICE]
+    chosen = next(c for c in equal if c.uid == decision.uid)
+    assert chosen.outstanding == min(c.outstanding for c in equal)
+
+
+def test_the_least_busy_is_chosen_wherever_it_stands_and_whatever_its_name() -> None:
+    """At a tie the name decides, and only then."""
+    for idle in range(5):
+        for name in ("french", "german", "roman", "numerals"):
+            pool = [pod(f"pod-{i}", Tier.DEVICE, 0 if i == idle else 1 + i) for i in range(5)]
+            assert decide(name, pool, is_adapter=True).uid == f"pod-{idle}"
+            assert decide(name, pool, is_adapter=False).uid == f"pod-{idle}"
+    equal = [pod(f"pod-{i}", Tier.DEVICE, 7) for i in range(5)]
+    assert len({decide(f"adapter-{i}", equal, is_adapter=True).uid for i in range(60)}) == 5
+
+
+def test_of_two_that_are_drawn_the_less_busy_one() -> None:
+    pool = [pod(f"pod-{i}", Tier.DEVICE, i) for i in range(4)]
+    for drawn in ([0, 3], [2, 1], [3, 2]):
+        for is_adapter in (True, False):
+            decision = decide("french", pool, is_adapter=is_adapter, sample=lambda _, d=drawn: [pool[i] for i in d])
+            assert decision.uid == f"pod-{min(drawn)}"
+
+
+def test_what_is_drawn_are_two_different_pods_and_each_in_time() -> None:
+    pool = [pod(f"pod-{i}") for i in range(4)]
+    draws = [two_at_random(pool) for _ in range(200)]
+    assert all(len({c.uid for c in drawn}) == 2 for drawn in draws)
+    assert {c.uid for drawn in draws for c in drawn} == {c.uid for c in pool}
+    assert list(two_at_random(pool[:1])) == pool[:1]
+
+
+def test_two_gateways_do_not_send_everything_to_the_one_idle_pod() -> None:
+    pool = [pod("idle", Tier.DEVICE, 0), *(pod(f"pod-{i}", Tier.DEVICE, 3) for i in range(9))]
+    chosen = Counter(decide("hot", pool, is_adapter=True, sample=two_at_random).uid for _ in range(500))
+    assert 0 < chosen["idle"] < 250
+
+
+def test_ejected_pods_are_asked_only_if_there_is_no_other() -> None:
+    def ejected(uid: str, tier: Tier) -> Candidate:
+        return Candidate(uid, is_ready=True, is_reachable=True, tier=tier, outstanding=0, is_ejected=True)
+
+    pool = [ejected("a", Tier.DEVICE), pod("b", Tier.DISK, 20)]
+    assert decide("french", pool, is_adapter=True) == Decision("b", Why.DISK)
+    assert decide("numerals", pool, is_adapter=False) == Decision("b", Why.BASE)
+    assert decide("french", pool, is_adapter=True, tried={"b"}) == Decision("a", Why.DEVICE)
+
+
+def test_at_most_half_of_a_base_is_ejected() -> None:
+    allowed = {n: max((k + 1 for k in range(n) if may_eject(num_ready=n, num_ejected=k)), default=0) for n in range(7)}
+    assert allowed == {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 5: 2, 6: 3}

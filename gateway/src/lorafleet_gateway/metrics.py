@@ -69,6 +69,11 @@ WATCH_RESTARTS = METRICS.counter(
 POLL_FAILURES = METRICS.counter(
     "lorafleet_gateway_pod_poll_failures_total", "Pods that did not say what they hold when asked.", "base"
 )
+EJECTIONS = METRICS.counter(
+    "lorafleet_gateway_ejections_total",
+    "Pods that failed five requests in a row and get nothing for 30 s, unless half of the base's pods are ejected already.",
+    "base",
+)
 READY = METRICS.gauge("lorafleet_gateway_ready", "1 while /ready answers 200, else 0.").of()
 
 ENDPOINTS = METRICS.read(

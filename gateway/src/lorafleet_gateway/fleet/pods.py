@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from lorafleet_contract.admin import Routes, Tier
 from lorafleet_contract.base import Observed
 from lorafleet_gateway import metrics
 from lorafleet_gateway.errors import GatewayError
-from lorafleet_gateway.fleet.routing import Candidate
+from lorafleet_gateway.fleet.routing import EJECT_AFTER, EJECT_SECONDS, Candidate, may_eject
 from lorafleet_gateway.views import BaseKey, Endpoint
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ class Pod:
     was_asked: bool = False
     num_in_flight: int = 0
     """Requests of this gateway."""
+    num_failed: int = 0
+    """Failed answers in a row."""
+    ejected_until: float = 0.0
+    """By the monotonic clock."""
     num_others: int = 0
     """Requests of others, as of its last answer."""
 
@@ -78,7 +83,13 @@ class Pod:
             is_reachable=self.is_reachable,
             tier=self.tiers.get((name, revision)) if revision is not None else None,
             outstanding=self.num_in_flight + self.num_others,
+            is_ejected=self.is_ejected,
         )
+
+    @property
+    def is_ejected(self) -> bool:
+        """Whether it gets nothing for now because it failed one request after the other."""
+        return time.monotonic() < self.ejected_until
 
     def doubt(self) -> None:
         """A request failed here: ask others first, until it says again what it holds."""
@@ -154,6 +165,18 @@ class Fleet:
     def of(self, base: BaseKey) -> list[Pod]:
         """Return the pods of a base."""
         return list(self._pods.get(base, {}).values())
+
+    def answered(self, pod: Pod, *, failed: bool) -> None:
+        """Take note of how a pod answered; one that fails again and again is ejected for a while."""
+        pod.num_failed = pod.num_failed + 1 if failed else 0
+        if pod.num_failed < EJECT_AFTER or pod.is_ejected:
+            return
+        ready = [other for other in self.of(pod.base) if other.is_ready]
+        if may_eject(num_ready=len(ready), num_ejected=sum(other.is_ejected for other in ready)):
+            logger.warning("pod %s failed %d requests in a row: ejected", pod.endpoint.pod, pod.num_failed)
+            metrics.EJECTIONS.of(metrics.BASES.of(pod.base[1])).inc()
+            pod.ejected_until = time.monotonic() + EJECT_SECONDS
+            pod.num_failed = 0
 
     def all(self) -> list[Pod]:
         """Return all pods."""

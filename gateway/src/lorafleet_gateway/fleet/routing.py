@@ -1,13 +1,15 @@
 """Which pod gets a request. Pure: a picture of the pods in, a decision with its reason out.
 
 An adapter goes where it is: device memory before host memory before disk before nowhere. Among pods that hold it on the
-device the one with the least outstanding requests wins. Where it would have to be loaded, a rendezvous hash of its name
+device two are drawn and the one with fewer outstanding requests wins: several gateways see the same counts, which are up
+to two seconds old, and would all send to the one idle pod. Where it would have to be loaded, a rendezvous hash of its name
 picks the pod, so that all requests for it (and all gateways) load it in the same place. A pod that is far busier than the
 others is passed over, so that a hot adapter spreads to a second one.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+import random
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +23,9 @@ SPILL_FLOOR: Final = 32
 SPILL_FACTOR: Final = 2.0
 """A pod is passed over when it has this many times the mean of the ready pods."""
 _PREFERENCE: Final = {Tier.DEVICE: 0, Tier.HOST: 1, Tier.DISK: 2, Tier.SOURCE: 3}
+EJECT_AFTER: Final = 5
+"""Failed answers in a row after which a pod gets nothing for a while."""
+EJECT_SECONDS: Final = 30.0
 _UNLISTED: Final = 3
 """A pod that has not heard of it yet is as good as one that has to download it."""
 
@@ -38,6 +43,8 @@ class Candidate:
     """Where it holds the revision asked for; None: it does not list it."""
     outstanding: int
     """Requests that it has not ended, as far as this gateway knows."""
+    is_ejected: bool = False
+    """It has failed one request after the other; it is asked only if there is no other."""
 
 
 class Why(StrEnum):
@@ -65,6 +72,25 @@ class Decision:
     why: Why
 
 
+Sample = Callable[[Sequence[Candidate]], Sequence[Candidate]]
+"""Of equally good pods those whose load is compared."""
+
+
+def everyone(pods: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Compare all."""
+    return pods
+
+
+def two_at_random(pods: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Compare two."""
+    return random.sample(pods, 2) if len(pods) > 2 else pods
+
+
+def may_eject(*, num_ready: int, num_ejected: int) -> bool:
+    """Return whether one more pod of a base may be ejected: never more than half of the ready ones."""
+    return 2 * (num_ejected + 1) <= num_ready
+
+
 def decide(
     name: str,
     candidates: Sequence[Candidate],
@@ -72,6 +98,7 @@ def decide(
     is_adapter: bool,
     loads_on_demand: bool = True,
     tried: AbstractSet[str] = frozenset(),
+    sample: Sample = everyone,
 ) -> Decision:
     """Return where a request for a model goes.
 
@@ -81,6 +108,7 @@ def decide(
         is_adapter: whether it is an adapter, not the base itself.
         loads_on_demand: whether pods load it when a request names it.
         tried: uids of pods that have refused this request.
+        sample: which of equally good pods are compared by their outstanding requests.
     """
     if not candidates:
         return Decision(None, Why.NO_PODS)
@@ -91,17 +119,22 @@ def decide(
     if not left:
         return Decision(None, Why.ALL_TRIED)
     pool = [candidate for candidate in left if candidate.is_reachable] or left
+    pool = [candidate for candidate in pool if not candidate.is_ejected] or pool
     if not is_adapter:
-        return Decision(min(pool, key=lambda c: (c.outstanding, -affinity(name, c.uid))).uid, Why.BASE)
-    ranked = sorted(pool, key=lambda c: _rank(name, c))
-    first = ranked[0]
+        return Decision(_least_busy(name, sample(pool)).uid, Why.BASE)
+    eligible = pool
     if loads_on_demand:
         limit = _spill_limit(pool)
-        chosen = next((candidate for candidate in ranked if candidate.outstanding < limit), first)
-        if _preference(chosen) > _preference(first):
-            return Decision(chosen.uid, Why.SPILL)
-        first = chosen
-    return Decision(first.uid, Why.UNLISTED if first.tier is None else Why(first.tier.lower()))
+        eligible = [candidate for candidate in pool if candidate.outstanding < limit] or pool
+    nearest = min(map(_preference, eligible))
+    nearby = [candidate for candidate in eligible if _preference(candidate) == nearest]
+    if nearest == _PREFERENCE[Tier.DEVICE]:
+        chosen = _least_busy(name, sample(nearby))
+    else:
+        chosen = max(nearby, key=lambda candidate: affinity(name, candidate.uid))
+    if nearest > min(map(_preference, pool)):
+        return Decision(chosen.uid, Why.SPILL)
+    return Decision(chosen.uid, Why.UNLISTED if chosen.tier is None else Why(chosen.tier.lower()))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -110,10 +143,8 @@ def affinity(name: str, uid: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{name}\0{uid}".encode(), digest_size=8).digest(), "big")
 
 
-def _rank(name: str, candidate: Candidate) -> tuple[int, int, int]:
-    preference = _preference(candidate)
-    balances = preference == _PREFERENCE[Tier.DEVICE]
-    return preference, candidate.outstanding if balances else 0, -affinity(name, candidate.uid)
+def _least_busy(name: str, pods: Collection[Candidate]) -> Candidate:
+    return min(pods, key=lambda candidate: (candidate.outstanding, -affinity(name, candidate.uid)))
 
 
 def _preference(candidate: Candidate) -> int:

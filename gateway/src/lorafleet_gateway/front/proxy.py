@@ -20,7 +20,7 @@ from lorafleet_gateway.cluster.directory import Target
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.errors import InvalidRequest, PodLost, RequestError
 from lorafleet_gateway.fleet.pods import Pod
-from lorafleet_gateway.fleet.routing import decide
+from lorafleet_gateway.fleet.routing import decide, two_at_random
 from lorafleet_gateway.front import headers
 from lorafleet_gateway.front.answers import SERVER, error_event, error_response
 from lorafleet_gateway.front.body import model_of, read_body
@@ -138,6 +138,7 @@ class Proxy:
                 is_adapter=target.revision is not None,
                 loads_on_demand=target.loads_on_demand,
                 tried=offers.tried,
+                sample=two_at_random,
             )
             if decision.uid is None:
                 break
@@ -186,11 +187,15 @@ class Proxy:
                     if isinstance(outcome, Refusal):
                         return outcome
                     exchange.pod = pod.endpoint.pod
-                    return await self._pass(exchange, outcome)
+                    response = await self._pass(exchange, outcome)
+                    has_failed = exchange.result in (Result.CUT, Result.ERROR) or exchange.status >= 500
+                    self._cluster.fleet.answered(pod, failed=has_failed)
+                    return response
         except NotTaken as error:
             logger.info("pod %s was %s: %s", pod.endpoint.pod, error.reason, error)
             metrics.UPSTREAM_ERRORS.of(exchange.base, error.reason).inc()
             pod.doubt()
+            self._cluster.fleet.answered(pod, failed=True)
             return error
 
     async def _pass(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
