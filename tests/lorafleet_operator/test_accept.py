@@ -76,3 +76,33 @@ def test_source_that_is_not_declared_any_more_does_not_stop_what_serves() -> Non
     assert refusal is not None
     assert refusal.keeps_serving
     assert reason(v.adapter(source={"name": "elsewhere", "path": "x"}, suspend=True), v.base()) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"name": "hub", "path": "acme/french"}, "source 'hub' of {} is a hub: it takes a repo"),
+        ({"name": "bucket", "repo": "acme/french"}, "source 'bucket' of {} is a bucket: it takes a path"),
+        ({"name": "models", "repo": "acme/french"}, "source 'models' of {} is a volume: it takes a path"),
+        ({"name": "hub", "repo": "solo/two"}, "source 'hub' of {} does not allow repository solo/two"),
+        ({"name": "x", "repo": "solo/two"}, "{} declares no source 'x'"),
+    ],
+)
+def test_message_names_the_source_its_kind_and_what_it_takes(source: dict[str, str], message: str) -> None:
+    adapter = v.adapter(source=source)
+    refusal = refusal_of(adapter, v.snapshot(adapter, base=v.base()))
+    assert refusal is not None
+    assert refusal.message == message.format("BaseModelDeployment team/base")
+    assert (refusal.retryable, refusal.keeps_serving) == (False, True)
+
+
+def test_refusals_say_whether_what_serves_goes_on() -> None:
+    strict = v.base(lora={"loadOnDemand": "Disabled"})
+    vain = refusal_of(v.adapter(placement={"mode": "OnDemand"}), v.snapshot(base=strict))
+    foreign = refusal_of(v.adapter(namespace="friends"), v.snapshot(base=v.base()))
+    assert vain is not None
+    assert foreign is not None
+    assert (vain.retryable, vain.keeps_serving) == (False, True)
+    assert (foreign.retryable, foreign.keeps_serving) == (False, False)
+    assert vain.message == "placement OnDemand, and BaseModelDeployment team/base has loadOnDemand Disabled"
+    assert foreign.message == "BaseModelDeployment team/base does not allow namespace friends"

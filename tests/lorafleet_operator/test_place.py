@@ -2,11 +2,13 @@
 
 import math
 import random
+from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_operator.decide.place import Placement, PodBudget, Want, place
+from lorafleet_operator.decide.place import Placement, PodBudget, Want, place, rendezvous
 
 RANKS = st.sampled_from([4, 8, 16, 32, 64])
 
@@ -159,3 +161,30 @@ def test_urgent_adapter_takes_the_place_of_another() -> None:
     after = place(budgets, [*held, Want("urgent", 8, 1, priority=1)])
     assert len(after.pods["urgent"]) == 1
     assert sum(after.missing.values()) == 1
+
+
+@pytest.mark.parametrize("num_pods", [2, 3, 5])
+@pytest.mark.parametrize("num_wants", [4, 7, 30])
+def test_no_pod_takes_more_than_a_quarter_above_its_share(num_pods: int, num_wants: int) -> None:
+    """Hashing alone would: the names are ones that all weigh most on one pod."""
+    budgets = [PodBudget(f"pod-{i}", 100, 1000, 8) for i in range(num_pods)]
+    uids = [budget.uid for budget in budgets]
+    names = (f"a{i}" for i in range(10_000))
+    drawn = [name for name in names if max(uids, key=lambda uid: rendezvous(name, uid)) == "pod-0"][:num_wants]
+    placement = place(budgets, [Want(name, 8, 1) for name in drawn])
+    held = Counter(uid for pods in placement.pods.values() for uid in pods)
+    share = math.ceil(1.25 * num_wants / num_pods)
+    assert held["pod-0"] == share, "as far as its share goes it stays where its hash says"
+    assert max(held.values()) == share
+    assert sum(held.values()) == num_wants
+
+
+def test_share_counts_all_that_is_wanted() -> None:
+    budgets = [PodBudget(f"pod-{i}", 100, 1000, 8) for i in range(4)]
+    wants = [Want("a", 8, None), *(Want(f"a{i}", 8, 2) for i in range(6)), Want("asked", 8, 0)]
+    placement = place(budgets, wants)
+    held = Counter(uid for pods in placement.pods.values() for uid in pods)
+    assert placement.pods["a"] == {budget.uid for budget in budgets}
+    assert placement.pods["asked"] == frozenset()
+    assert max(held.values()) <= math.ceil(1.25 * (4 + 12) / 4)
+    assert placement.missing == {}

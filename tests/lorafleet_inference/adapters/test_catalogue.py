@@ -149,3 +149,15 @@ def test_at_most_one_stable_revision_and_one_owner_whatever_is_written(steps: An
             of_name = catalogue.revisions(name)
             assert sum(one.stable for one in of_name) <= 1
             assert len({one.owner for one in of_name}) <= 1
+
+
+def test_a_contradiction_names_the_adapter_and_changes_nothing() -> None:
+    """Also when others of the write are in order, and when the two are not side by side."""
+    catalogue = Catalogue()
+    write(catalogue, 1, at("first", 1))
+    with pytest.raises(Contradiction, match=r"^two stable revisions of second$"):
+        write(catalogue, 2, at("first", 2), at("second", 1), at("third", 1), at("second", 2))
+    assert (catalogue.fence, catalogue.generation) == (1, 1)
+    assert [one.key.revision for one in catalogue] == [revision(1)]
+    write(catalogue, 2, at("second", 1), at("second", 2, stable=False))
+    assert catalogue.find("second", None).key.revision == revision(1)  # type: ignore[union-attr]

@@ -189,3 +189,80 @@ def test_many_adapters_in_turns_grow_nothing(num_adapters: int) -> None:
         assert residency.num_used_pages <= NUM_PAGES
         assert len(residency.on_device) <= MAX_RESIDENT
         assert residency.host_used_bytes <= HOST_BYTES
+
+
+def of(*sizes: tuple[int, int], num_pages: int = 4, max_resident: int = 9, host_bytes: int = 100) -> Residency:
+    """Adapters a, b, c… of so many pages and bytes each."""
+    residency = Residency(num_pages=num_pages, max_resident=max_resident, host_bytes=host_bytes)
+    for key, (pages, num_bytes) in zip(KEYS, sizes, strict=False):
+        residency.register(key, num_pages=pages, num_bytes=num_bytes, pinned=False)
+    return residency
+
+
+def come(residency: Residency, *found: AdapterKey, in_use: tuple[AdapterKey, ...] = ()) -> list[tuple[AdapterKey, ...]]:
+    """Load adapters and return who left for each."""
+    left = []
+    for key in found:
+        room = residency.make_room(key, in_use, service=no_service)
+        assert isinstance(room, Room)
+        residency.arrived(key)
+        left.append(room.evicted)
+    return left
+
+
+def test_the_last_page_and_the_last_place_are_given() -> None:
+    a, b, c, d = KEYS[:4]
+    by_pages = of((2, 1), (2, 1), (1, 1))
+    assert come(by_pages, a, b) == [(), ()]
+    assert by_pages.num_used_pages == 4
+    assert come(by_pages, c) == [(a,)]
+    by_places = of((1, 1), (1, 1), (1, 1), (1, 1), max_resident=3)
+    assert come(by_places, a, b, c, d) == [(), (), (), (a,)]
+    assert by_places.num_evictions == 1
+    whole = of((4, 1), (5, 1))
+    assert come(whole, a) == [()]
+    assert isinstance(whole.make_room(b, (), service=no_service), NoRoomEver)
+
+
+def test_no_more_leave_than_have_to() -> None:
+    a, b, c, d = KEYS[:4]
+    residency = of((1, 1), (2, 1), (1, 1), (2, 1))
+    assert come(residency, a, b, c, d)[-1] == (b,), "the older small one would have been in vain"
+    assert set(residency.on_device) == {a, c, d}
+
+
+def test_no_more_are_waited_for_than_have_to_end() -> None:
+    a, b, c, d = KEYS[:4]
+    residency = of((1, 1), (1, 1), (2, 1), (2, 1))
+    come(residency, a, b, c)
+    served = {a: 1.0, b: 2.0, c: 3.0}
+    waited = residency.make_room(d, (a, b, c), service=served.__getitem__)
+    assert waited == NoRoomYet((c,))
+    residency.release(a)
+    assert residency.make_room(d, (b, c), service={b: 9.0, c: 3.0}.__getitem__) == NoRoomYet((b,))
+
+
+def test_the_last_byte_of_the_host_is_given() -> None:
+    a, b, c = KEYS[:3]
+    residency = of((1, 60), (1, 40), (1, 1))
+    assert residency.keep_on_host(a) == (True, ())
+    assert residency.keep_on_host(b) == (True, ())
+    assert residency.host_used_bytes == 100
+    assert residency.keep_on_host(b) == (True, ()), "it is there already"
+    assert residency.keep_on_host(c) == (True, (a,))
+    assert (residency.host_bytes_of(a), residency.host_bytes_of(b)) == (0, 40)
+    whole = of((1, 100), (1, 101))
+    assert whole.keep_on_host(a) == (True, ())
+    assert whole.keep_on_host(b) == (False, ()), "nobody leaves in vain"
+    assert whole.host_used_bytes == 100
+
+
+def test_refusal_counts_what_pinned_adapters_hold() -> None:
+    a, b, c = KEYS[:3]
+    residency = of((1, 1), (2, 1), (2, 1))
+    come(residency, a, b)
+    residency.pin(a, pinned=True)
+    residency.pin(b, pinned=True)
+    room = residency.make_room(c, (), service=no_service)
+    assert isinstance(room, NoRoomEver)
+    assert "needs 2 of 4 rank pages and one of 9 places, and pinned adapters hold 3 pages and 2 places" in room.message

@@ -1,9 +1,10 @@
 """Stop strings are never shown, wherever tokens cut them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_inference.text.stopping import StopStrings
+from lorafleet_inference.text.stopping import Stopped, StopStrings
 
 letters = st.text(alphabet="ab#", max_size=30)
 stops = st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3)
@@ -41,3 +42,41 @@ def test_text_that_may_become_a_stop_string_waits_and_comes_when_it_does_not() -
     assert watcher.push("yes\nUs").text == "yes"
     assert watcher.push("ually").text == "\nUsually"
     assert watcher.push("\nUser: hi").met
+
+
+@pytest.mark.parametrize(
+    ("stop_strings", "pushed", "shown"),
+    [
+        (["#"], "ab", "ab"),  # one character is complete or not: nothing is kept back
+        (["abc"], "ab", ""),
+        (["abc"], "a", ""),
+        (["abc"], "aab", "a"),
+        (["abc"], "xab", "x"),
+        (["abc"], "bc", "bc"),
+        (["abc", "b#"], "ab", ""),
+        (["zz", "b#"], "ab", "a"),
+        (["abcd"], "abc", ""),
+    ],
+)
+def test_no_more_is_kept_back_than_may_become_a_stop_string(stop_strings: list[str], pushed: str, shown: str) -> None:
+    watcher = StopStrings(stop_strings)
+    assert watcher.push(pushed) == Stopped(shown, met=False)
+    assert watcher.finish() == pushed[len(shown) :]
+    assert watcher.finish() == "", "given once"
+
+
+@pytest.mark.parametrize(
+    ("stop_strings", "shown"),
+    [
+        (["abc"], "x"),
+        (["bc", "abc"], "x"),
+        (["abc", "bc"], "x"),
+        (["c", "bc"], "xa"),
+        (["xabc"], ""),
+        (["d", "b"], "xa"),
+    ],
+)
+def test_of_stop_strings_that_end_together_the_longest_is_cut(stop_strings: list[str], shown: str) -> None:
+    watcher = StopStrings(stop_strings)
+    assert watcher.push("xabcd") == Stopped(shown, met=True)
+    assert watcher.finish() == "", "what follows a stop string is not shown"
