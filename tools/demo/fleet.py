@@ -21,6 +21,8 @@ EXAMPLES = ROOT / "examples" / "numerals"
 NUMBER = 1987
 NAMESPACE = "numerals"
 SYSTEM = "lorafleet-system"
+TELL_SECONDS = 10.0
+"""How often what is not Ready is said again, if it has changed."""
 MAX_RESTARTS = 2
 """A container that ended so often while we waited does not come."""
 
@@ -48,6 +50,8 @@ def run(profile: Profile, progress: Progress) -> None:
     kube = profile.kube
     adapters = documents(EXAMPLES / "adapters.yaml")
     names = [adapter["metadata"]["name"] for adapter in adapters]
+    if problems := profile.lacking():
+        raise DemoError("this cluster lacks something; nothing has been applied:\n  " + "\n  ".join(problems))
     with progress.step("charts: custom resources, operator, gateway"):
         install_charts(profile)
     with progress.step(f"examples/numerals: one base model, {len(adapters)} adapters, an S3 server, a hub"):
@@ -101,11 +105,17 @@ def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seco
         DemoError: not all are Ready in time, with each one's reason; or the pods they wait for cannot start.
     """
     deadline, before, said = time.monotonic() + timeout_seconds, pod_identities(kube), -1
+    told, tell_at = "", time.monotonic() + TELL_SECONDS
     while True:
+        items = kube.get("basemodeldeployments,loraadapters", "-n", NAMESPACE)["items"]
         conditions = {
-            item["metadata"]["name"]: condition(item, "Ready")
-            for item in kube.get("loraadapters", "-n", NAMESPACE)["items"]
+            item["metadata"]["name"]: condition(item, "Ready") for item in items if item["kind"] == "LoraAdapter"
         }
+        if time.monotonic() >= tell_at:
+            tell_at = time.monotonic() + TELL_SECONDS
+            if (words := what_is_missing(items)) != told:
+                told = words
+                progress.say(words)
         waiting = [name for name in names if conditions.get(name, {}).get("status") != "True"]
         if len(names) - len(waiting) != said:
             said = len(names) - len(waiting)
@@ -122,6 +132,22 @@ def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seco
         if crashing := [name for name, times in ended.items() if times >= MAX_RESTARTS]:
             raise DemoError(f"engine pods end again and again: {', '.join(crashing)}")
         time.sleep(0.5)
+
+
+def what_is_missing(items: list[dict[str, Any]]) -> str:
+    """What `Ready` says of everything that is not Ready; adapters that say the same on one line."""
+    said: dict[str, list[str]] = {}
+    for item in items:
+        ready = condition(item, "Ready")
+        if ready.get("status") != "True":
+            kind = "bmd" if item["kind"] == "BaseModelDeployment" else "lora"
+            words = f"{ready.get('reason', 'Pending')}: {ready.get('message', '')}"
+            said.setdefault(words, []).append(f"{kind}/{item['metadata']['name']}")
+    lines = []
+    for words, names in said.items():
+        who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        lines.append(f"    {who}: {words}")
+    return "\n".join(lines)
 
 
 def condition(item: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from string import Template
 from typing import Any, Protocol
 
 from demo.kube import Kube
+from demo.needs import lacking, look
 from demo.progress import DemoError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -48,6 +49,9 @@ class Profile(Protocol):
     def environment(self) -> list[str]:
         """Lines for a shell that wants to talk to the cluster."""
 
+    def lacking(self) -> list[str]:
+        """What the cluster lacks for the demo."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalProfile:
@@ -59,6 +63,10 @@ class LocalProfile:
     operator_dependencies: Path
     inference_dependencies: Path
     bin_dir: Path
+
+    def lacking(self) -> list[str]:
+        """Nothing: tools/localcluster has made it for the demo."""
+        return []
 
     def chart_values(self) -> dict[str, Any]:
         """Thin image, hostPath dependencies and source."""
@@ -120,6 +128,10 @@ class CurrentProfile:
     kube: Kube
     registry: str
     tag: str
+
+    def lacking(self) -> list[str]:
+        """What no cluster can be assumed to have."""
+        return lacking(look(self.kube))
 
     def chart_values(self) -> dict[str, Any]:
         """The Dockerfiles' images."""
