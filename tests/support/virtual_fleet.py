@@ -33,6 +33,8 @@ from lorafleet_operator.process.run import lead
 START: Final = datetime.now(UTC).replace(microsecond=0)
 LATENCY_SECONDS: Final = 0.002
 RESTART_SECONDS: Final = 2.0
+DEAD_PEER_SECONDS: Final = 11.0
+RETRANSMISSION_SECONDS: Final = 0.3
 RESYNC_SECONDS: Final = 60.0
 """Longer than a fleet whose events all arrive may take."""
 
@@ -98,6 +100,12 @@ class Network:
         self.repeats_events = False
         self.unreachable: set[str] = set()
         """Names of pods."""
+
+    async def passage(self, pod: str) -> None:
+        """Wait until packets pass, as TCP does: what was sent comes late, unless the connection is given up before."""
+        async with asyncio.timeout(DEAD_PEER_SECONDS):
+            while pod in self.unreachable:  # noqa: ASYNC110  a retransmission is a timer
+                await asyncio.sleep(RETRANSMISSION_SECONDS)
 
     def heal(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -168,12 +176,10 @@ class VirtualAdmin(AdminClient):
         assert isinstance(pod, VirtualPod)
         try:
             async with asyncio.timeout(limit_seconds):
-                if name in self._network.unreachable:
-                    await asyncio.Event().wait()
+                await self._network.passage(name)
                 answer = await pod.answer(method, path, query or {}, body)
                 await asyncio.sleep(LATENCY_SECONDS)
-                if name in self._network.unreachable:
-                    await asyncio.Event().wait()
+                await self._network.passage(name)
         except PodRefusal as refusal:
             error = refusal.error
             raise PodRefused(refusal.status, error.reason, error.message, retryable=error.retryable) from None
