@@ -113,7 +113,7 @@ def test_names_are_unique_and_pods_can_be_made(folder: str) -> None:
     assert adapters
     for base in bases.values():
         template = pod_template(
-            base, engine_image="engine", labels={"lorafleet.io/base": base.metadata.name}, admin_secret="admin"
+            base, engine_image="engine", labels={"lorafleet.io/base": base.metadata.name}, token_sha256="0" * 64
         )
         engine = next(c for c in template["spec"]["containers"] if c["name"] == "engine")
         assert ("nvidia.com/gpu" in engine.get("resources", {}).get("limits", {})) == (
