@@ -2,13 +2,14 @@
 
 import queue
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
-from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.core import Engine, Inbox
+from lorafleet_inference.config import KV_BLOCK_TOKENS, EngineConfig
+from lorafleet_inference.engine.block_manager import chain_seed, next_hash
+from lorafleet_inference.engine.core import Engine, Inbox, Runner
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     AdapterStatus,
@@ -30,9 +31,9 @@ def key_of(name: str) -> AdapterKey:
 
 
 class DrivenEngine:
-    """A real engine whose steps the test runs, and all that it said."""
+    """A real engine whose steps the test runs, and all that it said. `wrap`: what the engine sees in the runner's place."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, wrap: Callable[[ModelRunner], Runner] = lambda runner: runner) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
         self.runner = ModelRunner(load_model(config), config)
@@ -42,7 +43,7 @@ class DrivenEngine:
             max_rank=config.max_rank,
             unknown_config_fields=config.unknown_config_fields,
         )
-        self.engine = Engine(self.runner, config, inspect, self.said.append, self.inbox)
+        self.engine = Engine(wrap(self.runner), config, inspect, self.said.append, self.inbox)
         self.max_step_tokens = 0
         self.num_preempted = 0
 
@@ -79,6 +80,14 @@ class DrivenEngine:
         while wanted - {event.request_id for event in self.events() if event.finish is not None}:
             assert time.monotonic() < deadline, wanted
             self.step()
+
+    def num_cached_blocks(self, adapter: str | None, token_ids: Sequence[int]) -> int:
+        """How many blocks of a text the prefix cache knows."""
+        chain, hashes = chain_seed(None if adapter is None else key_of(adapter)), []
+        for begin in range(0, len(token_ids) - KV_BLOCK_TOKENS + 1, KV_BLOCK_TOKENS):
+            chain = next_hash(chain, token_ids[begin : begin + KV_BLOCK_TOKENS])
+            hashes.append(chain)
+        return len(self.engine._blocks.match(hashes))
 
     def statuses(self) -> list[AdapterStatus]:
         """What was said of adapters."""

@@ -176,6 +176,11 @@ PREFIX_QUERIED = _read(
 PREFIX_HIT = _read("lorafleet_prefix_cache_hit_tokens_total", "counter", "Prompt tokens found in the prefix cache.")
 PREEMPTIONS = _read("lorafleet_preemptions_total", "counter", "Sequences set back to be computed again.")
 STEPS = _read("lorafleet_engine_steps_total", "counter", "Steps of the engine.")
+STEP_FAILURES = _read(
+    "lorafleet_engine_step_failures_total",
+    "counter",
+    "Steps that failed and were computed again request by request; only the requests that failed again have ended.",
+)
 STEP_SECONDS = _read("lorafleet_engine_step_seconds_total", "counter", "Time spent in steps.")
 STEP_TOKENS = _read("lorafleet_engine_step_tokens_total", "counter", "Tokens computed: prefill, decode.", "phase")
 ADAPTERS = _read(
@@ -263,6 +268,7 @@ def _engine_families(stats: EngineStats) -> Iterator[Metric]:
         PREFIX_HIT: stats.num_prefix_hit_tokens,
         PREEMPTIONS: stats.num_preemptions,
         STEPS: stats.num_steps,
+        STEP_FAILURES: stats.num_failed_steps,
         STEP_SECONDS: stats.step_seconds,
         EVICTIONS: stats.num_adapter_evictions,
         PAGES_USED: stats.used_rank_pages,

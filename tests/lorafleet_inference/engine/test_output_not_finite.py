@@ -6,14 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from support.engines import DrivenEngine, key_of
+from support.engines import DrivenEngine
 from support.families import VOCABULARY
 from support.models import adapters_of, model_folder
 from support.wild import wild_adapter
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.block_manager import chain_seed
 from lorafleet_inference.engine.messages import FinishReason, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
@@ -82,9 +81,8 @@ def test_no_block_of_it_enters_the_prefix_cache(folders: dict[str, Path]) -> Non
     for adapter in ("wild", "good"):
         engine.submit(adapter, adapter, long, GREEDY)
         engine.run_until_ended([adapter])
-    blocks = engine.engine._blocks
-    assert len(blocks.match(chain_seed(key_of("good")), long)) == 94 // 16
-    assert blocks.match(chain_seed(key_of("wild")), long) == []
+    assert engine.num_cached_blocks("good", long) == len(long) // 16
+    assert engine.num_cached_blocks("wild", long) == 0
     (event,) = [event for event in engine.events() if event.request_id == "wild"]
     assert event.code is ErrorCode.NOT_FINITE
     assert engine.engine._counts["prefill"] == 16 + len(long), "it was computed to its end"

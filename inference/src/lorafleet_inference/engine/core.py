@@ -37,6 +37,7 @@ from lorafleet_inference.engine.messages import (
 from lorafleet_inference.engine.plan import StepPlan, StepResult
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.steps import Executor, StepFailed, Steps
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 
 logger = logging.getLogger(__name__)
@@ -46,18 +47,11 @@ Inbox = queue.SimpleQueue[ToEngine | Posted]
 """Messages of the API process, and finished jobs of the loader thread."""
 
 
-class StepFailed(Exception):
-    """A step failed for a reason that nobody foresaw; the engine cannot go on."""
-
-
-class Runner(AdapterDevice[Any], Protocol):
+class Runner(AdapterDevice[Any], Executor, Protocol):
     """What computes: the model runner, seen from here."""
 
     facts: ModelFacts
     budgets: EngineBudgets
-
-    def execute(self, plan: StepPlan, seed_of: Callable[[str], int]) -> StepResult:
-        """Compute a step; `seed_of` gives the seed of a request that has none of its own."""
 
 
 class _Clocks:
@@ -116,6 +110,7 @@ class Engine:
         self._statuses: list[AdapterStatus] = []
         self._clocks = _Clocks()
         self._seeds: dict[str, int] = {}
+        self._steps = Steps(runner, self._blocks, self._seeds.__getitem__)
         self._counts = dict.fromkeys(("steps", "preempted", "prefill", "decode", "queried", "hit"), 0)
         self._step_seconds = 0.0
         self._last_stats: EngineStats | None = None
@@ -126,7 +121,7 @@ class Engine:
         """Serve until Shutdown.
 
         Raises:
-            StepFailed: after the requests of the step were ended with errors.
+            StepFailed: the engine cannot go on; the requests of the step were ended with errors.
         """
         self._send(EngineReady(self._runner.facts, self._runner.budgets))
         plan = StepPlan()
@@ -233,12 +228,11 @@ class Engine:
             if adapter is not None:
                 self._residency.use(adapter)
         try:
-            return self._runner.execute(plan, self._seeds.__getitem__)
-        except Exception as error:
-            message = f"the engine failed in a step: {type(error).__name__}: {error}"
-            self._events += self._scheduler.fail([item.request_id for item in plan.items], message)
+            return self._steps.execute(plan)
+        except StepFailed as error:
+            self._events += self._scheduler.fail([item.request_id for item in plan.items], str(error))
             self.publish()
-            raise StepFailed(message) from error
+            raise
 
     def _count(self, plan: StepPlan) -> None:
         for request_id in plan.first_scheduled:
@@ -268,6 +262,7 @@ class Engine:
             used_rank_pages=self._residency.num_used_pages,
             host_used_bytes=self._residency.host_used_bytes,
             step_seconds=self._step_seconds,
+            num_failed_steps=self._steps.num_failed,
             running_adapters=tuple(sorted(one.name for one in self._scheduler.running_adapters())),
             waiting_adapters=tuple(sorted(one.name for one in self._scheduler.waiting_adapters())),
         )

@@ -273,6 +273,8 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     host_used_bytes: int
     step_seconds: float
     """Sum of step durations since start."""
+    num_failed_steps: int = 0
+    """Steps that raised and were computed again item by item."""
     running_adapters: tuple[str, ...]
     waiting_adapters: tuple[str, ...]
 

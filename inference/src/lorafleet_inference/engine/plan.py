@@ -66,3 +66,5 @@ class StepResult:
     """Likewise of items with `score`."""
     not_finite: frozenset[str] = frozenset()
     """Requests whose logits are not finite in this step: nothing that they computed in it may be used."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Requests that could not be computed, with the reason in a sentence; in none of the others."""

@@ -17,8 +17,9 @@ import msgspec
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
-from lorafleet_inference.engine.core import Engine, Inbox, StepFailed
+from lorafleet_inference.engine.core import Engine, Inbox
 from lorafleet_inference.engine.messages import EngineFailed, Shutdown
+from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import ConfigError, InferenceError
 from lorafleet_inference.logs import set_up_logs
 from lorafleet_inference.model.loader import load_model

@@ -116,11 +116,14 @@ class Scheduler:
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Take in what a step computed; return the events of new tokens and of requests that ended.
 
-        A request whose logits are not finite ends, and no block that it computed in this step is published.
+        A request that failed or whose logits are not finite ends, and no block that it computed in this step is published.
         """
         events: list[TokenEvent] = []
         for item in plan.items:
             sequence = self._sequences[item.request_id]
+            if item.request_id in result.failed:
+                events.append(self._end(sequence, FinishReason.ERROR, error=result.failed[item.request_id]))
+                continue
             if item.request_id in result.not_finite:
                 events.append(self._end_not_finite(sequence))
                 continue

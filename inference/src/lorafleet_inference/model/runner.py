@@ -84,6 +84,18 @@ class ModelRunner:
             ).logits
         return result_of(batch.items, logits[0], seed_of, self.facts.eos_token_ids)
 
+    def is_lost(self, error: Exception) -> bool:
+        """Whether an error of `execute` leaves the device unusable: errors of kernels do, missing memory does not."""
+        if isinstance(error, torch.AcceleratorError):
+            return True
+        if self._device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self._device)
+            except RuntimeError:
+                return True
+            torch.cuda.empty_cache()
+        return False
+
     @torch.inference_mode()
     @on_one_thread()
     def load_slab(self, plan: AdapterPlan) -> HostAdapter:
