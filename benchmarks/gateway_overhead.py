@@ -152,6 +152,7 @@ async def gateway(pod_port: int, level: str) -> AsyncIterator[tuple[int, int]]:
                 port = probe.getsockname()[1]
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "lorafleet_gateway", "serve", "--host", "127.0.0.1", "--port", str(port), "--log-level", level,
+                "--metrics-port", "0",
                 env={**os.environ, "PYTHONPATH": path, "KUBECONFIG": str(kubeconfig)}, stderr=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
             try:

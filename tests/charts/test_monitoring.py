@@ -136,7 +136,7 @@ def test_everything_is_scraped(helm: Helm) -> None:
         spec = rendered.one("PodMonitor", f"lorafleet-{component}")["spec"]
         labels = rendered.one("Deployment", f"lorafleet-{component}")["spec"]["template"]["metadata"]["labels"]
         assert spec["selector"]["matchLabels"].items() <= labels.items()
-        assert spec["podMetricsEndpoints"][0]["port"] == rendered.container(component)["ports"][0]["name"]
+        assert spec["podMetricsEndpoints"][0]["port"] == rendered.container(component)["ports"][-1]["name"]
     engines = rendered.one("PodMonitor", "lorafleet-engines")["spec"]
     assert engines["namespaceSelector"] == {"any": True}
     assert engines["selector"] == {"matchExpressions": [{"key": "lorafleet.io/base", "operator": "Exists"}]}

@@ -143,7 +143,10 @@ def test_gateway_service_has_the_address_of_the_documentation(plain: Rendered) -
     assert service["spec"]["type"] == "ClusterIP"
     port = service["spec"]["ports"][0]
     assert (port["port"], port["targetPort"]) == (80, "http")
-    assert plain.container("gateway")["ports"] == [{"name": "http", "containerPort": 8000, "protocol": "TCP"}]
+    assert plain.container("gateway")["ports"] == [
+        {"name": "http", "containerPort": 8000, "protocol": "TCP"},
+        {"name": "metrics", "containerPort": 8002, "protocol": "TCP"},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -228,9 +231,8 @@ def test_gateway_is_open_until_its_clients_are_named(helm: Helm) -> None:
         "networkPolicy", {"enabled": True, "engineNamespaces": ["a"], "gatewayFrom": [{"namespaceSelector": {}}]}
     )
     opened = nested("networkPolicy", {"enabled": True, "engineNamespaces": ["a"]})
-    assert helm.render(opened).one("NetworkPolicy", "lorafleet-gateway")["spec"]["ingress"] == [
-        {"ports": [{"port": "http"}]}
-    ]
-    peers = helm.render(closed).one("NetworkPolicy", "lorafleet-gateway")["spec"]["ingress"][0]["from"]
-    assert peers[0] == {"namespaceSelector": {}}
-    assert len(peers) == 2  # and Prometheus
+    for given, public in ((opened, {"ports": [{"port": "http"}]}), (closed, None)):
+        rules = helm.render(given).one("NetworkPolicy", "lorafleet-gateway")["spec"]["ingress"]
+        assert rules[0] == (public or {"ports": [{"port": "http"}], "from": [{"namespaceSelector": {}}]})
+        prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        assert rules[1:] == [{"ports": [{"port": "metrics"}], "from": [prometheus]}]

@@ -17,6 +17,7 @@ from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.cluster.kube import KubeApi
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
+from lorafleet_gateway.front.monitoring import Monitoring
 from lorafleet_gateway.front.server import FrontDoor, open_port
 from lorafleet_gateway.front.state import State
 from lorafleet_gateway.front.upstream import Upstream
@@ -43,6 +44,7 @@ class World:
     cluster: Cluster | None = None
     state: State | None = None
     client: httpx.AsyncClient | None = None
+    metrics_url: str = ""
 
     def base(self, name: str = BASE, **body: Any) -> None:
         status = {"servedName": name, **body.pop("status", {})}
@@ -81,7 +83,7 @@ class World:
 
     async def open(self, *, waits: bool = True, **options: Any) -> httpx.AsyncClient:
         """Open the gateway and wait until it is ready."""
-        config = GatewayConfig(host="127.0.0.1", port=0, **options)
+        config = GatewayConfig(host="127.0.0.1", port=0, metrics_port=0, **options)
         api = KubeApi(self.kube.configuration)
         upstream = Upstream(
             connect_timeout_seconds=config.connect_timeout_seconds, idle_timeout_seconds=config.idle_timeout_seconds
@@ -92,8 +94,12 @@ class World:
         self.cluster = Cluster(api, fleet, config.watch_namespaces)
         self.state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
         listener = self.stack.enter_context(bind(config.host, config.port, option="--port"))
-        runner = await open_port(FrontDoor(config, self.cluster, upstream, self.state), listener)
-        self.stack.push_async_callback(runner.cleanup)
+        metrics_listener = self.stack.enter_context(bind(config.host, config.metrics_port, option="--metrics-port"))
+        self.metrics_url = f"http://127.0.0.1:{metrics_listener.getsockname()[1]}/metrics"
+        door = FrontDoor(config, self.cluster, upstream, self.state)
+        for handler, one in ((door.handle, listener), (Monitoring(door).handle, metrics_listener)):
+            runner = await open_port(handler, one)
+            self.stack.push_async_callback(runner.cleanup)
         following = asyncio.create_task(self.cluster.follow())
 
         async def end() -> None:

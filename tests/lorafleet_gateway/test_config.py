@@ -26,8 +26,9 @@ def test_every_option_reaches_the_configuration(option) -> None:
         "log-level": "debug",
         "log-format": "json",
     }
-    given = text.get(option.name, "7")
-    by_flag, by_variable = read_config([option.flag, given], {}), read_config([], {option.variable: given})
+    given = text.get(option.name, "true" if option.is_flag else "7")
+    flags = [option.flag] if option.is_flag else [option.flag, given]
+    by_flag, by_variable = read_config(flags, {}), read_config([], {option.variable: given})
     assert by_flag == by_variable
     assert getattr(by_flag, option.field) != getattr(GatewayConfig(), option.field)
 

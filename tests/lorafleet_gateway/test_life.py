@@ -37,7 +37,7 @@ async def gateway(
     kubeconfig.write_text(yaml.safe_dump(document))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": PATH, "KUBECONFIG": str(kubeconfig)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "lorafleet_gateway", "serve", "--host", "127.0.0.1", "--port", "0", *arguments,
+        sys.executable, "-m", "lorafleet_gateway", "serve", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", *arguments,
         env=environment, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from support.upstream_pods import REVISION, PodDouble, breaking, refusing, streaming
 
+from lorafleet_gateway.cluster.lookup import FORGET_SECONDS
 from lorafleet_gateway.front.retry import MAX_BROKEN
 
 from .conftest import World, eventually
@@ -88,6 +89,7 @@ async def test_a_client_may_insist_on_a_revision(world: World) -> None:
     pod = await world.pod("one")
     pod.hold("french")
     world.endpoints(pod)
+    world.adapter("french", status={"history": [{"revision": NEW_REVISION, "since": "2026-01-01T00:00:00Z"}]})
     await world.open()
     assert (await world.ask(headers={"x-lorafleet-revision": NEW_REVISION})).status_code == 200
     assert pod.received[0].headers["x-lorafleet-revision"] == NEW_REVISION
@@ -97,6 +99,30 @@ async def test_a_client_may_insist_on_a_revision(world: World) -> None:
     answer = await world.ask(headers={"x-lorafleet-revision": NEW_REVISION})
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "revision_not_found"
+
+
+async def test_a_revision_that_no_status_shows_cannot_be_pinned(world: World) -> None:
+    """A candidate that may yet be refused is not for clients; one that the watch is late to tell of is looked up."""
+    pod = await world.pod("one")
+    pod.hold("french")
+    world.endpoints(pod)
+    await world.open()
+    pinned = {"x-lorafleet-revision": NEW_REVISION}
+    answer = await world.ask(headers=pinned)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "revision_not_found")
+    assert not pod.received
+    await asyncio.sleep(FORGET_SECONDS)
+    world.kube.holds_events = True
+    world.adapter("french", status={"traffic": [{"revision": REVISION, "weight": 90}, {"revision": NEW_REVISION}]})
+    assert (await world.ask(headers=pinned)).status_code == 200
+
+
+async def test_any_revision_may_be_pinned_where_that_is_allowed(world: World) -> None:
+    pod = await world.pod("one")
+    pod.hold("french")
+    world.endpoints(pod)
+    await world.open(any_revision=True)
+    assert (await world.ask(headers={"x-lorafleet-revision": NEW_REVISION})).status_code == 200
 
 
 async def test_streams_arrive_as_they_are_made(world: World) -> None:

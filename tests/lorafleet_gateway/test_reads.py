@@ -56,16 +56,16 @@ async def test_what_happens_is_counted(world: World) -> None:
     first, second = await world.pod("first"), await world.pod("second")
     first.hold("french")
     world.endpoints(first, second)
-    client = await world.open()
+    await world.open()
     collector = metrics.ClusterCollector(world.cluster.readings)  # type: ignore[union-attr]
     metrics.REGISTRY.register(collector)
     try:
-        before = await scrape(client)
+        before = await scrape(world)
         await world.ask()
         await world.ask("nobody")
         first.reply = refusing(503, "draining")
         await world.ask()
-        after = await scrape(client)
+        after = await scrape(world)
     finally:
         metrics.REGISTRY.unregister(collector)
 
@@ -87,8 +87,8 @@ async def test_what_happens_is_counted(world: World) -> None:
     assert after["lorafleet_gateway_ready", ()] == 1
 
 
-async def scrape(client) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = (await client.get("/metrics")).text
+async def scrape(world: World) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = (await world.client.get(world.metrics_url)).text  # type: ignore[union-attr]
     families = text_string_to_metric_families(text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
@@ -115,3 +115,15 @@ def generated(page: str, name: str) -> str:
     found = re.search(rf"<!-- generated: {name} -->\n\n(.*?)\n<!-- end -->", text, re.DOTALL)
     assert found is not None, f"{page} has no table {name}"
     return found.group(1)
+
+
+async def test_metrics_are_on_a_port_of_their_own(world: World) -> None:
+    """They name all adapters of all tenants."""
+    client = await world.open()
+    assert (await client.get("/metrics")).status_code == 404
+    answer = await client.get(world.metrics_url)
+    assert answer.status_code == 200
+    assert "lorafleet_gateway_ready" in answer.text
+    assert (await client.get(world.metrics_url.replace("/metrics", "/v1/models"))).status_code == 404
+    posted = await client.post(world.metrics_url)
+    assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD")

@@ -10,6 +10,7 @@ from lorafleet_common.options import (
     LOG_LEVELS,
     Option,
     add_options,
+    boolean,
     num_bytes,
     number,
     object_names,
@@ -20,6 +21,8 @@ from lorafleet_common.options import (
 from lorafleet_common.options import describe as described
 from lorafleet_contract.names import PUBLIC_PORT
 
+METRICS_PORT = 8002
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
@@ -27,6 +30,7 @@ class GatewayConfig:
 
     host: str = "0.0.0.0"
     port: int = PUBLIC_PORT
+    metrics_port: int = METRICS_PORT
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all."""
     max_body_bytes: int = 32 << 20
@@ -36,6 +40,8 @@ class GatewayConfig:
     retry_seconds: float = 30.0
     connect_timeout_seconds: float = 2.0
     idle_timeout_seconds: float = 600.0
+    any_revision: bool = False
+    """Whether clients may pin revisions that no status shows."""
     client_timeout_seconds: float = 120.0
     drain_grace_seconds: float = 5.0
     drain_timeout_seconds: float = 60.0
@@ -47,6 +53,7 @@ C = GatewayConfig
 OPTIONS: tuple[Option, ...] = (
     Option("host", "Address to listen on.", str, "ADDRESS", C, "host"),
     Option("port", "Port to listen on; 0 takes a free one.", number(0, 65535), "PORT", C, "port"),
+    Option("metrics-port", "Port of /metrics; 0 takes a free one.", number(0, 65535), "PORT", C, "metrics_port"),
     Option("watch-namespaces", "Namespaces to serve, separated by commas.",
            object_names, "NAMES", C, "watch_namespaces", "all"),
     Option("max-body", "Largest request body.", num_bytes, "QUANTITY", C, "max_body_bytes"),
@@ -61,6 +68,8 @@ OPTIONS: tuple[Option, ...] = (
            seconds(0.01, 60), "SECONDS", C, "connect_timeout_seconds"),
     Option("idle-timeout-seconds", "How long a pod may send nothing before its request is given up.",
            seconds(0.1, 86400), "SECONDS", C, "idle_timeout_seconds"),
+    Option("any-revision", "Let clients pin any revision that a pod has, not only those that `status` shows as served.",
+           boolean, "", C, "any_revision", is_flag=True),
     Option("client-timeout-seconds", "How long a client may read nothing of its answer before its connection is ended.",
            seconds(0.1, 86400), "SECONDS", C, "client_timeout_seconds"),
     Option("drain-grace-seconds", "How long new requests are still answered after SIGTERM.",

@@ -11,6 +11,7 @@ GatewayError
     ├── NotFound                404  without a code: no such path
     ├── MethodNotAllowed        405  without a code
     ├── ModelNotFound           404  model_not_found
+    ├── RevisionNotFound        404  revision_not_found    a pinned revision that no status shows
     ├── BodyTimeout             408  invalid_value
     ├── BodyTooLarge            413  invalid_value
     ├── UnsupportedEncoding     415  invalid_value         a compressed body
@@ -106,6 +107,13 @@ class ModelNotFound(RequestError):
 
     status = 404
     code = ErrorCode.MODEL_NOT_FOUND
+
+
+class RevisionNotFound(RequestError):
+    """The client insists on a revision that the adapter's status does not show."""
+
+    status = 404
+    code = ErrorCode.REVISION_NOT_FOUND
 
 
 class BodyTimeout(RequestError):

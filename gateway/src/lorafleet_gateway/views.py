@@ -45,6 +45,8 @@ class AdapterView:
     name: str | None
     created: datetime
     root: str
+    pinnable: frozenset[str]
+    """Revisions that its status shows as served now or before: what clients may insist on."""
     revision: str | None
     """The stable one: what the bare name means."""
     is_refused: bool
@@ -90,9 +92,15 @@ class _AdapterSpec(Observed):
     source: _AdapterSource = _AdapterSource()
 
 
+class _Revision(Observed):
+    revision: str
+
+
 class _AdapterStatus(Observed):
     served_name: str | None = None
     stable_revision: str | None = None
+    history: list[_Revision] = []
+    traffic: list[_Revision] = []
     conditions: list[Condition] = []
 
 
@@ -181,6 +189,9 @@ def adapter_view(body: Json) -> AdapterView | None:
         created=meta.creation_timestamp,
         root=adapter.spec.source.repo or adapter.spec.source.path or "",
         revision=status.stable_revision,
+        pinnable=frozenset(
+            {one.revision for one in (*status.history, *status.traffic)} | {status.stable_revision or ""} - {""}
+        ),
         is_refused=any(c.type == STALLED and c.status == "True" for c in status.conditions),
         problem=problem,
         is_leaving=meta.deletion_timestamp is not None,

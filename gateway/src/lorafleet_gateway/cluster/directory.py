@@ -29,6 +29,8 @@ class Target:
     """For metrics: the base's served name, or its resource's while it has none."""
     revision: str | None = None
     """None: the base itself."""
+    pinnable: frozenset[str] = frozenset()
+    """Revisions that a client may insist on."""
     loads_on_demand: bool = True
 
     @property
@@ -73,6 +75,7 @@ class Directory:
             base_key=named.base_key,
             base_name=(base.name if base is not None else None) or named.base_key[1],
             revision=named.revision,
+            pinnable=named.pinnable,
             loads_on_demand=base is None or base.loads_on_demand,
         )
 

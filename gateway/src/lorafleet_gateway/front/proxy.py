@@ -12,13 +12,13 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from lorafleet_contract.names import HEADER_POD
+from lorafleet_contract.names import HEADER_POD, HEADER_REVISION
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.cluster.directory import Target
 from lorafleet_gateway.config import GatewayConfig
-from lorafleet_gateway.errors import InvalidRequest, PodLost, RequestError
+from lorafleet_gateway.errors import InvalidRequest, PodLost, RequestError, RevisionNotFound
 from lorafleet_gateway.fleet.pods import Pod
 from lorafleet_gateway.fleet.routing import decide, two_at_random
 from lorafleet_gateway.front import headers
@@ -119,6 +119,11 @@ class Proxy:
         pinned = headers.asked_revision(exchange.request.headers)
         if pinned is not None and target.revision is None:
             raise InvalidRequest(f"{name!r} is a base model: it has no revisions", param="model")
+        if pinned is not None and not self._config.any_revision and pinned not in target.pinnable:
+            await self._cluster.lookups.look_up(name)  # the watch may not have told of a new one yet
+            exchange.target = target = self._cluster.directory.target(name)
+            if pinned not in target.pinnable:
+                raise RevisionNotFound(f"the status of {name!r} shows no revision {pinned}", param=HEADER_REVISION)
         exchange.is_pinned = pinned is not None
         exchange.revision = pinned or target.revision
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDict, CIMultiDictProxy
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from lorafleet_common.sockets import BACKLOG
 from lorafleet_gateway import metrics
@@ -23,7 +22,7 @@ from lorafleet_gateway.errors import (
     NotFound,
     RequestError,
 )
-from lorafleet_gateway.front.answers import SERVER, error_response, json_response
+from lorafleet_gateway.front.answers import error_response, json_response
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
 from lorafleet_gateway.front.models import described
 from lorafleet_gateway.front.proxy import Proxy
@@ -52,7 +51,6 @@ class FrontDoor:
         self._reads: dict[str, Handler] = {
             "/health": self._health,
             "/ready": self._ready,
-            "/metrics": self._metrics,
             MODELS_PATH: self._models,
         }
 
@@ -106,11 +104,6 @@ class FrontDoor:
             return json_response({"status": "ready", "reason": ""})
         return json_response({"status": "not ready", "reason": reason}, status=503, headers={"retry-after": "1"})
 
-    async def _metrics(self, _: web.BaseRequest) -> web.Response:
-        metrics.READY.set(self.not_ready_reason() is None)
-        headers = {"content-type": CONTENT_TYPE_LATEST, "server": SERVER}
-        return web.Response(body=generate_latest(metrics.REGISTRY), headers=headers)
-
     async def _models(self, _: web.BaseRequest) -> web.Response:
         models = self._cluster.directory.models()
         return json_response({"object": "list", "data": described(models, self._cluster)})
@@ -160,7 +153,7 @@ class _Server(web.Server):
         return _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
 
 
-async def open_port(door: FrontDoor, listener: socket.socket) -> web.ServerRunner:
+async def open_port(handler: Handler, listener: socket.socket) -> web.ServerRunner:
     """Begin to answer; `cleanup` of what is returned cuts what still runs."""
     options: dict[str, Any] = {
         "access_log": None,
@@ -169,7 +162,7 @@ async def open_port(door: FrontDoor, listener: socket.socket) -> web.ServerRunne
         "max_line_size": MAX_LINE_BYTES,
         "max_field_size": MAX_LINE_BYTES,
     }
-    server = _Server(door.handle, **options)
+    server = _Server(handler, **options)
     runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG).start()

@@ -15,6 +15,7 @@ from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.cluster.kube import connect
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
+from lorafleet_gateway.front.monitoring import Monitoring
 from lorafleet_gateway.front.server import FrontDoor, open_port
 from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
@@ -29,7 +30,10 @@ async def serve(config: GatewayConfig) -> None:
         ConfigError: the port cannot be had.
         GatewayError: there is no API server to be asked, or something essential ended.
     """
-    with bind(config.host, config.port, option="--port") as listener:
+    with (
+        bind(config.host, config.port, option="--port") as listener,
+        bind(config.host, config.metrics_port, option="--metrics-port") as metrics_listener,
+    ):
         stop = StopSignals()
         api = await connect()
         upstream = Upstream(
@@ -38,21 +42,27 @@ async def serve(config: GatewayConfig) -> None:
         try:
             async with Fleet() as fleet:
                 cluster = Cluster(api, fleet, config.watch_namespaces)
-                await _run(config, cluster, upstream, listener, stop)
+                await _run(config, cluster, upstream, (listener, metrics_listener), stop)
         finally:
             await upstream.close()
             await api.close()
 
 
 async def _run(
-    config: GatewayConfig, cluster: Cluster, upstream: Upstream, listener: socket.socket, stop: StopSignals
+    config: GatewayConfig,
+    cluster: Cluster,
+    upstream: Upstream,
+    listeners: tuple[socket.socket, socket.socket],
+    stop: StopSignals,
 ) -> None:
     state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
     collector = metrics.ClusterCollector(cluster.readings)
     metrics.REGISTRY.register(collector)
     door = FrontDoor(config, cluster, upstream, state)
-    runner = await open_port(door, listener)
-    host, port = listener.getsockname()[:2]
+    handlers = (door.handle, Monitoring(door).handle)
+    runners = [await open_port(handler, one) for handler, one in zip(handlers, listeners, strict=True)]
+    logger.info("metrics on port %d", listeners[1].getsockname()[1])
+    host, port = listeners[0].getsockname()[:2]
     logger.info("listening on %s port %d", host, port)
     following = asyncio.ensure_future(cluster.follow())
     stopping = asyncio.ensure_future(stop.told.wait())
@@ -62,7 +72,7 @@ async def _run(
             following.result()
         await _drain(config, state, stop)
     finally:
-        await _close(runner, following, stopping)
+        await _close(runners, following, stopping)
         metrics.REGISTRY.unregister(collector)
 
 
@@ -81,8 +91,9 @@ async def _drain(config: GatewayConfig, state: State, stop: StopSignals) -> None
         logger.warning("%d requests did not end in time and are cut", state.num_in_flight)
 
 
-async def _close(runner: web.ServerRunner, *tasks: asyncio.Future[Any]) -> None:
-    await runner.cleanup()
+async def _close(runners: list[web.ServerRunner], *tasks: asyncio.Future[Any]) -> None:
+    for runner in runners:
+        await runner.cleanup()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
