@@ -48,6 +48,8 @@ def rules(plural: str) -> str:
 
 
 def _type(node: Json) -> str:
+    if node.get("x-kubernetes-int-or-string"):
+        return "integer or string"
     if node["type"] == "array":
         inner = node["items"]["type"]
         return f"list of {inner}s"

@@ -89,6 +89,19 @@ ACCEPTED = {
     ),
     "budget at its limits": base(lora={"maxResidentAdapters": 4096, "maxRank": 256, "loadOnDemand": "Disabled"}),
     "unknown config fields": base(lora={"unknownConfigFields": "Ignore"}),
+    "limits of guests": base(
+        lora={
+            "guests": {
+                "maxPriority": 5,
+                "allowPin": True,
+                "maxSlots": 4,
+                "servedNames": ["team-*", "one"],
+                "namespaces": [{"name": "a", "maxPriority": 10, "servedNames": ["*"]}],
+            }
+        }
+    ),
+    "no surge": base(rollout={"maxSurge": 0, "maxUnavailable": 1}),
+    "rollout in percent": base(rollout={"maxSurge": "25%", "maxUnavailable": "0%"}),
     "any pod template": base(podTemplate={"spec": {"nodeSelector": {"a": "b"}, "anything": [1, {"x": None}]}}),
     "all namespaces": base(allowedNamespaces=["*", "team-a"]),
     "no pods": base(replicas=0),
@@ -139,6 +152,10 @@ REFUSED = {
     "room for no adapter": (base(lora={"maxResidentAdapters": 0}), "lora.maxResidentAdapters"),
     "cache that is no quantity": (base(lora={"diskCache": "-1Gi"}), "lora.diskCache"),
     "unknown way with fields": (base(lora={"unknownConfigFields": "ignore"}), "lora.unknownConfigFields"),
+    "rollout that never moves": (base(rollout={"maxSurge": 0}), "maxSurge and maxUnavailable cannot both be 0"),
+    "rollout in words": (base(rollout={"maxSurge": "many"}), "rollout.maxSurge"),
+    "guests without a name": (base(lora={"guests": {"namespaces": [{"allowPin": True}]}}), "namespaces[0].name"),
+    "guests with no slot": (base(lora={"guests": {"maxSlots": 0}}), "guests.maxSlots"),
     "negative replicas": (base(replicas=-1), "spec.replicas"),
     "drain for ever": (base(drain={"timeoutSeconds": 3601}), "drain.timeoutSeconds"),
     "bad namespace": (base(allowedNamespaces=["a_b"]), "allowedNamespaces"),
@@ -184,11 +201,12 @@ def test_defaults(kube: Kube) -> None:
         },
         "replicas": 1,
         "drain": {"timeoutSeconds": 60},
+        "rollout": {"maxSurge": 1, "maxUnavailable": 0},
         "suspend": False,
     }
     spec = ask(kube, lora())["spec"]
     assert spec["placement"] == {"mode": "Fixed", "pin": False, "priority": 0}
-    assert spec["unload"] == {"drainTimeoutSeconds": 60}
+    assert spec["unload"] == {"drainTimeoutSeconds": 60, "forceAfterSeconds": 900}
     assert spec["suspend"] is False
 
 

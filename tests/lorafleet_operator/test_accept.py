@@ -106,3 +106,35 @@ def test_refusals_say_whether_what_serves_goes_on() -> None:
     assert (foreign.retryable, foreign.keeps_serving) == (False, False)
     assert vain.message == "placement OnDemand, and BaseModelDeployment team/base has loadOnDemand Disabled"
     assert foreign.message == "BaseModelDeployment team/base does not allow namespace friends"
+
+
+def guest(**placement):
+    return v.adapter(namespace="friends", placement=placement)
+
+
+def test_guests_neither_pin_nor_outrank_unless_the_base_says_so() -> None:
+    closed = v.base(allowedNamespaces=["*"])
+    assert reason(guest(), closed) is None
+    assert reason(guest(mode="All", pin=True), closed) is Reason.GUEST_NOT_ALLOWED
+    assert reason(guest(priority=1), closed) is Reason.GUEST_NOT_ALLOWED
+    assert reason(v.adapter(placement={"pin": True, "priority": 2**31 - 1}), closed) is None
+    limits = {"maxPriority": 5, "namespaces": [{"name": "friends", "allowPin": True}]}
+    open_to_friends = v.base(allowedNamespaces=["*"], lora={"guests": limits})
+    assert reason(guest(pin=True, priority=5), open_to_friends) is None
+    assert reason(guest(priority=6), open_to_friends) is Reason.GUEST_NOT_ALLOWED
+    stranger = v.adapter(namespace="strangers", placement={"pin": True})
+    assert reason(stranger, open_to_friends) is Reason.GUEST_NOT_ALLOWED
+
+
+def test_guest_that_asks_too_much_goes_on_with_what_serves() -> None:
+    refusal = refusal_of(guest(pin=True), v.snapshot(guest(pin=True), base=v.base(allowedNamespaces=["*"])))
+    assert refusal is not None
+    assert refusal.keeps_serving
+    assert "does not let namespace friends pin" in refusal.message
+
+
+def test_guests_have_the_names_that_the_base_allows() -> None:
+    base = v.base(allowedNamespaces=["*"], lora={"guests": {"servedNames": ["friends-*"]}})
+    assert reason(v.adapter(namespace="friends"), base) is Reason.GUEST_NOT_ALLOWED
+    assert reason(v.adapter("friends-french", namespace="friends"), base) is None
+    assert reason(v.adapter(), base) is None

@@ -82,7 +82,7 @@ CASES = [
         None,
         problem=ApplyProblem(Reason.APPLY_FAILED, "denied"),
     ),
-    Case("name taken", "False NameConflict", "X a/b is older", "Stalled", claim=Claim("other", "X a/b")),
+    Case("name taken", "False NameConflict", "X a/b has the name", "Stalled", claim=Claim("other", "X a/b")),
     Case("own name", "True PodsReady", "2 of 2", None, claim=Claim("uid-base", "BaseModelDeployment team/base")),
     Case("suspended", "False Suspended", "not applied", None, None, spec={"suspend": True}),
 ]

@@ -28,18 +28,113 @@ def store_of(*adapters: dict, bases: tuple[dict, ...] = (), pods: tuple[dict, ..
     return store
 
 
+def base_body(name: str = "base", *, created: str = "2025-01-01T00:00:00Z", status: dict | None = None, **spec) -> dict:
+    made = body(name, created=created, model={"volume": {"claimName": "m"}}, **spec)
+    return {**made, "status": status or {}}
+
+
+def holder(*adapters: dict, bases: tuple[dict, ...] = (), name: str = "x") -> str | None:
+    claim = claims_of(store_of(*adapters, bases=bases), NOW).get(name)
+    return claim.title if claim is not None else None
+
+
 def test_oldest_has_the_name_then_the_lower_uid() -> None:
     young, old = adapter("b", servedName="x", created="2026-02-01T00:00:00Z"), adapter("c", servedName="x")
     twin = adapter("a", servedName="x")
-    assert claims_of(store_of(young, old))["x"].uid == "uid-team-c"
-    assert claims_of(store_of(young, old, twin))["x"].uid == "uid-team-a"
+    assert holder(young, old, bases=(base_body(),)) == "LoraAdapter team/c"
+    assert holder(young, old, twin, bases=(base_body(),)) == "LoraAdapter team/a"
+
+
+def test_name_cannot_be_squatted_by_what_is_not_accepted() -> None:
+    """Neither by an adapter whose base is not there, nor by one of a namespace that the base does not allow."""
+    ref = {"name": "base", "namespace": "team"}
+    squatters = (
+        body("x", namespace="z", baseModelRef={"name": "whatever"}),
+        body("y", namespace="z", servedName="x", baseModelRef=ref),
+    )
+    mine = adapter("mine", servedName="x", created="2026-06-01T00:00:00Z")
+    assert holder(*squatters, mine, bases=(base_body(),)) == "LoraAdapter team/mine"
+    assert holder(*squatters, bases=(base_body(),)) is None
+    late = base_body("x", created="2026-07-01T00:00:00Z")
+    assert holder(squatters[0], bases=(late,)) == "BaseModelDeployment team/x"
+    allowing = base_body(allowedNamespaces=["z"])
+    assert holder(*squatters, mine, bases=(allowing,)) == "LoraAdapter z/y"
+
+
+def test_guests_claim_the_names_that_the_base_allows_them() -> None:
+    def guests(**limits) -> dict:
+        return base_body(allowedNamespaces=["*"], lora={"guests": limits})
+
+    guest = body("x", namespace="z", baseModelRef={"name": "base", "namespace": "team"})
+    assert holder(guest, bases=(guests(servedNames=["z-*"]),)) is None
+    assert holder(guest, bases=(guests(servedNames=["z-*", "x"]),)) == "LoraAdapter z/x"
+    exception = [{"name": "z", "servedNames": ["x"]}]
+    assert holder(guest, bases=(guests(servedNames=["z-*"], namespaces=exception),)) == "LoraAdapter z/x"
+
+
+def test_base_claims_before_its_own_adapters_and_takes_no_name_from_others() -> None:
+    own = adapter("x", created="2024-01-01T00:00:00Z", servedName="base")
+    assert holder(own, bases=(base_body(),), name="base") == "BaseModelDeployment team/base"
+    other = body("y", servedName="base", created="2024-01-01T00:00:00Z", baseModelRef={"name": "second"})
+    both = (base_body(), base_body("second"))
+    assert holder(own, other, bases=both, name="base") == "LoraAdapter team/y"
+
+
+def test_adapter_that_serves_keeps_its_name_while_its_base_is_recreated() -> None:
+    serving = {**adapter("x"), "status": {"stableRevision": "0123456789ab"}}
+    other = body(
+        "x", namespace="z", created="2025-12-01T00:00:00Z", baseModelRef={"name": "second", "namespace": "team"}
+    )
+    second = base_body("second", allowedNamespaces=["z"])
+    assert (
+        holder(
+            {**other, "metadata": {**other["metadata"], "creationTimestamp": "2026-02-01T00:00:00Z"}},
+            serving,
+            bases=(second,),
+        )
+        == "LoraAdapter team/x"
+    )
+
+
+def test_name_that_served_waits_for_its_namespace() -> None:
+    def base(hours: float) -> dict:
+        until = (NOW + timedelta(hours=hours)).isoformat()
+        entry = {"name": "x", "namespace": "team", "until": until}
+        return base_body(allowedNamespaces=["z"], status={"reservedNames": [entry]})
+
+    waiting = body(
+        "x", namespace="z", created="2025-06-01T00:00:00Z", baseModelRef={"name": "base", "namespace": "team"}
+    )
+    back = adapter("x", created="2026-06-01T00:00:00Z")
+    assert holder(waiting, bases=(base(1),)) == "namespace team"
+    assert "reserved" in claims_of(store_of(waiting, bases=(base(1),)), NOW)["x"].refuses("x")
+    assert holder(waiting, back, bases=(base(1),)) == "LoraAdapter team/x"
+    assert holder(waiting, bases=(base(-1),)) == "LoraAdapter z/x"
 
 
 def test_bases_have_names_too() -> None:
-    base = body("base", created="2025-01-01T00:00:00Z", model={"volume": {"claimName": "m"}})
-    store = store_of(adapter("x", servedName="base"), bases=(base,))
-    assert claims_of(store)["base"].title == "BaseModelDeployment team/base"
-    assert rivals_of(store, base) == {KEY}
+    store = store_of(adapter("x", servedName="base"), bases=(base_body(),))
+    assert claims_of(store, NOW)["base"].title == "BaseModelDeployment team/base"
+    assert rivals_of(store, base_body()) == {KEY}
+
+
+def test_pod_that_only_carries_the_label_is_left_alone() -> None:
+    """It would be sent the bearer token."""
+
+    def pod(name: str, owner: dict | None) -> dict:
+        made = pod_body()
+        labels = {"lorafleet.io/base": "base", "pod-template-hash": "abc"}
+        owners = [] if owner is None else [{"apiVersion": "apps/v1", "controller": True, "uid": "u", **owner}]
+        made["metadata"] |= {"name": name, "uid": name, "labels": labels, "ownerReferences": owners}
+        return made
+
+    pods = (
+        pod("ours", {"kind": "ReplicaSet", "name": "base-abc"}),
+        pod("bare", None),
+        pod("job", {"kind": "Job", "name": "base-abc"}),
+        pod("other", {"kind": "ReplicaSet", "name": "evil-abc"}),
+    )
+    assert [one.name for one in snapshot_of(store_of(pods=pods), KEY, NOW).pods] == ["ours"]
 
 
 def test_key_of_an_object_is_its_base() -> None:

@@ -317,6 +317,40 @@ async def test_oldest_has_the_name(fleet: Fleet) -> None:
     assert fleet.pods["base-0"].stable("french") == fleet.status("second")["stableRevision"]
 
 
+async def test_recreated_adapter_gets_its_name_back(fleet: Fleet) -> None:
+    """Another team's adapter has waited for the name, and a new operator knows no more than the API server."""
+    fleet.base(allowedNamespaces=["friends"])
+    operator = await fleet.operate()
+    await fleet.pod()
+    fleet.adapter("dup", created="2026-01-01T00:00:00Z")
+    await until("ours", lambda: fleet.is_ready("dup"))
+    theirs = {"namespace": "friends", "base": {"name": "base", "namespace": NAMESPACE}}
+    fleet.adapter("dup", "other", created="2026-02-01T00:00:00Z", **theirs)
+    await until("theirs waits", lambda: fleet.condition("dup", namespace="friends") == ("False", "NameConflict"))
+    fleet.delete("dup")
+    await until("gone", lambda: fleet.is_gone("dup"))
+    await fleet.end(operator)
+    await fleet.operate()
+    fleet.adapter("dup", created="2026-03-01T00:00:00Z")
+    await until("ours again", lambda: fleet.is_ready("dup"))
+    assert fleet.condition("dup", namespace="friends") == ("False", "NameConflict")
+    assert "stableRevision" not in fleet.status("dup", namespace="friends")
+
+
+async def test_guests_do_not_push_out_the_owner(fleet: Fleet) -> None:
+    """Pins and the highest priority of another namespace count for nothing where the base does not allow them."""
+    fleet.base(allowedNamespaces=["friends"])
+    fleet.adapter("own")
+    await fleet.operate()
+    pod = await fleet.pod(slots=1)
+    await until("own", lambda: fleet.is_ready("own"))
+    greedy = {"mode": "All", "pin": True, "priority": 2**31 - 1}
+    theirs = {"namespace": "friends", "base": {"name": "base", "namespace": NAMESPACE}}
+    fleet.adapter("guest", placement=greedy, **theirs)
+    await until("refused", lambda: fleet.condition("guest", namespace="friends") == ("False", "GuestNotAllowed"))
+    assert pod.residents() == {"own"}
+
+
 async def test_only_declared_sources_and_allowed_namespaces(fleet: Fleet) -> None:
     fleet.base(allowedNamespaces=["friends"])
     await fleet.operate()

@@ -159,3 +159,15 @@ def test_pods_are_told_what_to_do_with_unknown_config_fields() -> None:
     told = serve_arguments(v.base(lora={"unknownConfigFields": "Ignore"}), "0" * 64)
     assert "--unknown-config-fields=ignore" in told
     assert not any("unknown" in argument for argument in serve_arguments(v.base(), "0" * 64))
+
+
+def test_rollout_is_that_of_the_spec() -> None:
+    """A cluster without a spare device has to let a pod go first."""
+
+    def strategy(**spec) -> dict:
+        made = list(yaml.safe_load_all(documents(v.base(**spec))))
+        found: dict = next(one for one in made if one["kind"] == "Deployment")["spec"]["strategy"]["rollingUpdate"]
+        return found
+
+    assert strategy() == {"maxSurge": 1, "maxUnavailable": 0}
+    assert strategy(rollout={"maxSurge": 0, "maxUnavailable": "25%"}) == {"maxSurge": 0, "maxUnavailable": "25%"}

@@ -188,3 +188,13 @@ def test_share_counts_all_that_is_wanted() -> None:
     assert placement.pods["asked"] == frozenset()
     assert max(held.values()) <= math.ceil(1.25 * (4 + 12) / 4)
     assert placement.missing == {}
+
+
+def test_a_group_takes_no_more_slots_of_a_pod_than_it_may() -> None:
+    budgets = [PodBudget(uid, 8, 64, 8) for uid in ("a", "b")]
+    guests = [Want(f"g{n}", 8, None, priority=9, group="z", max_group_slots=2) for n in range(5)]
+    found = place(budgets, [*guests, Want("own", 8, None)])
+    assert found.pods["own"] == {"a", "b"}
+    for uid in ("a", "b"):
+        assert sum(uid in found.pods[want.name] for want in guests) == 2
+    assert sum(found.missing.values()) == 6

@@ -8,8 +8,10 @@ from support.operator_views import NOW
 
 from lorafleet_contract.admin import AdapterState, Owner, Residency
 from lorafleet_contract.resources import AdapterResource, ArtifactStatus, BaseModelResource
+from lorafleet_operator.decide.catalogue import entries_for, wants_of
 from lorafleet_operator.decide.diff import PodChange
 from lorafleet_operator.decide.intent import ResolveFailure, intents_of, resolve_key
+from lorafleet_operator.decide.names import RESERVED, reservations_of
 from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
 from lorafleet_operator.decide.views import ObservedPod
 
@@ -223,9 +225,16 @@ def plan(adapter: AdapterResource, pods: list[ObservedPod]) -> Plan:
     return plan_of(v.snapshot(adapter, base=v.base()), pods, {})
 
 
+def reserving(base: BaseModelResource, deleted: AdapterResource) -> BaseModelResource:
+    """The base once its status reserves what it has to."""
+    reserved = reservations_of(base, plan(deleted, []).intents, NOW)
+    return base.model_copy(update={"status": base.status.model_copy(update={"reserved_names": reserved})})
+
+
 def test_finalizer_goes_when_no_pod_can_hold_it() -> None:
     deleted = v.adapter(status=v.served("french"), deleted=True)
     holding = v.seen(v.entry("french", state=AdapterState.DRAINING), pod=P0)
+    base = reserving(v.base(), deleted)
     for pods, is_released in (
         ([holding], False),
         ([v.seen(pod=P0)], True),
@@ -234,9 +243,55 @@ def test_finalizer_goes_when_no_pod_can_hold_it() -> None:
         ([v.silent(v.pod("p0", leaving=True))], True),
         ([], True),
     ):
-        assert bool(released(plan(deleted, pods), pods, v.base())) == is_released, pods
-    assert released(plan(deleted, [holding]), [holding], None)
-    assert not released(plan(v.adapter(), []), [], v.base())
+        assert bool(released(plan(deleted, pods), pods, base, NOW)) == is_released, pods
+    assert released(plan(deleted, [holding]), [holding], None, NOW)
+    assert not released(plan(v.adapter(), []), [], base, NOW)
+
+
+def test_silent_pod_does_not_hold_a_deletion_for_ever() -> None:
+    """After `unload.forceAfterSeconds`, and never before the drain is over."""
+    pods = [v.silent(P0)]
+    for unload, seconds in (({}, 900), ({"forceAfterSeconds": 10}, 60), ({"forceAfterSeconds": 100}, 100)):
+        deleted = v.adapter(status=v.served("french"), deleted=True, unload=unload)
+        base = reserving(v.base(), deleted)
+        for is_sure in (True, False):
+            after = {
+                delay: bool(released(plan(deleted, pods), pods, base, NOW + timedelta(seconds=delay), is_sure=is_sure))
+                for delay in (seconds - 1, seconds)
+            }
+            assert after == {seconds - 1: False, seconds: True}
+        assert next_leave(plan(deleted, pods), pods, NOW) == seconds
+
+
+def test_name_that_served_is_reserved_before_its_adapter_goes() -> None:
+    """Else it is handed to whoever waits for it, as soon as its owner recreates the adapter."""
+    deleted = v.adapter(status=v.served("french"), deleted=True)
+    reserved = reservations_of(v.base(), plan(deleted, []).intents, NOW)
+    assert [(entry.name, entry.namespace, entry.until) for entry in reserved] == [("french", "team", NOW + RESERVED)]
+    assert not released(plan(deleted, []), [], v.base(), NOW)
+    base = reserving(v.base(), deleted)
+    assert reservations_of(base, (), NOW) == reserved
+    assert reservations_of(base, (), NOW + RESERVED) == []
+    never_served = v.adapter(deleted=True)
+    assert released(plan(never_served, []), [], v.base(), NOW)
+    asked = deleted.metadata.model_copy(update={"annotations": {"lorafleet.io/release-name": "true"}})
+    handed = deleted.model_copy(update={"metadata": asked})
+    assert reservations_of(v.base(), plan(handed, []).intents, NOW) == []
+    assert released(plan(handed, []), [], v.base(), NOW)
+
+
+def test_guests_are_placed_as_the_base_allows() -> None:
+    """Also one that is refused for it, as long as a revision of it serves."""
+    greedy = v.adapter(
+        namespace="friends", status=v.served("french"), placement={"mode": "All", "pin": True, "priority": 2**31 - 1}
+    )
+    base = v.base(allowedNamespaces=["friends"])
+    pods = [v.seen(v.entry("french"), pod=P0)]
+    made = plan_of(v.snapshot(greedy, base=base), pods, {})
+    (want,) = wants_of(made.lineups, pods)
+    assert want.priority == 0
+    (entry,) = entries_for(pods[0], made.lineups, made.placement)
+    assert (entry.residency, entry.pinned) == (Residency.RESIDENT, False)
 
 
 def test_sources_are_asked_of_pods_that_declare_them() -> None:
@@ -302,16 +357,16 @@ def test_grace_counts_from_when_the_status_was_seen() -> None:
         "stableRevision": new.revision,
         "artifact": dumped(new),
         "history": [
-            {"revision": new.revision, "digest": new.digest, "since": (v.NOW - timedelta(seconds=7)).isoformat()},
-            {"revision": old.revision, "digest": old.digest, "since": (v.NOW - timedelta(hours=1)).isoformat()},
+            {"revision": new.revision, "digest": new.digest, "since": (NOW - timedelta(seconds=7)).isoformat()},
+            {"revision": old.revision, "digest": old.digest, "since": (NOW - timedelta(hours=1)).isoformat()},
         ],
     }
     adapter = v.adapter(source={"name": "models", "path": "french-v2"}, status=status)
     pods = [v.seen(v.entry("french-v2"), v.entry("french", stable=False), pod=P0)]
     for seconds, leaves in ((1, False), (7, True)):
-        seen = {adapter.metadata.uid: v.NOW - timedelta(seconds=seconds)}
+        seen = {adapter.metadata.uid: NOW - timedelta(seconds=seconds)}
         snapshot = replace(v.snapshot(adapter, base=v.base()), published_at=seen)
         plan = plan_of(snapshot, pods, {})
         changes = changes_of(plan, snapshot, pods, fence=1)
         assert bool(changes) == leaves, seconds
-        assert (next_leave(plan, pods, v.NOW) is None) == leaves
+        assert (next_leave(plan, pods, NOW) is None) == leaves

@@ -127,7 +127,14 @@ class Fleet:
         await pod.listen(ip, public_port=None, admin_port=ADMIN_PORT)
         self.pods[name] = pod
         labels = {LABEL_BASE: base, "pod-template-hash": "1"}
-        metadata = {"name": name, "namespace": NAMESPACE, "uid": str(uuid.uuid4()), "labels": labels}
+        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{base}-1", "uid": "rs", "controller": True}
+        metadata = {
+            "name": name,
+            "namespace": NAMESPACE,
+            "uid": str(uuid.uuid4()),
+            "labels": labels,
+            "ownerReferences": [owner],
+        }
         started = {"name": "engine", "started": True, "ready": False, "state": {"running": {}}}
         status = {
             "podIP": ip,

@@ -9,6 +9,8 @@ BASE_MODEL_KIND: Final = "BaseModelDeployment"
 ADAPTER_PLURAL: Final = "loraadapters"
 ADAPTER_KIND: Final = "LoraAdapter"
 FINALIZER: Final = "lorafleet.io/unload"
+ANNOTATION_RELEASE_NAME: Final = "lorafleet.io/release-name"
+"""`true` on a LoraAdapter: its served name is not reserved for its namespace when it is deleted."""
 ANNOTATION_RETRY: Final = "lorafleet.io/retry"
 """On either kind, with any new value: what has failed is tried again at once."""
 

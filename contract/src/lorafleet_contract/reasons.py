@@ -30,6 +30,8 @@ class Reason(StrEnum):
     PENDING = "Pending"
     BASE_NOT_FOUND = "BaseNotFound"
     BASE_NOT_ALLOWED = "BaseNotAllowed"
+    GUEST_NOT_ALLOWED = "GuestNotAllowed"
+    """The base does not let adapters of another namespace pin, outrank or use the name."""
     NAME_CONFLICT = "NameConflict"
     NO_READY_PODS = "NoReadyPods"
     INSUFFICIENT_SLOTS = "InsufficientSlots"

@@ -63,6 +63,42 @@ class EngineSpec(Observed):
     env: list[dict[str, Any]] = []
 
 
+class GuestLimits(Observed):
+    """What the LoraAdapters of one guest namespace may ask of a base; None is what the base says of all guests."""
+
+    max_priority: int | None = None
+    allow_pin: bool | None = None
+    max_slots: Annotated[int, Field(ge=1)] | None = None
+    served_names: list[str] | None = None
+
+    def may_use(self, name: str) -> bool:
+        """Whether a served name is one of `served_names`; no list allows all."""
+        entries = self.served_names or ["*"]
+        return any(name.startswith(entry[:-1]) if entry.endswith("*") else name == entry for entry in entries)
+
+
+class GuestNamespace(GuestLimits):
+    """Exceptions for one namespace."""
+
+    name: str
+
+
+class Guests(GuestLimits):
+    """What LoraAdapters of other namespaces than the base's may ask of it."""
+
+    namespaces: list[GuestNamespace] = []
+
+    def limits_of(self, namespace: str) -> GuestLimits:
+        """Return what holds for one namespace: without a word of the base no pin and no priority above 0."""
+        own = next((entry for entry in self.namespaces if entry.name == namespace), None)
+        limits = GuestLimits(max_priority=0, allow_pin=False)
+        for said in (self, own):
+            if said is not None:
+                given = {field: getattr(said, field) for field in GuestLimits.model_fields}
+                limits = limits.model_copy(update={k: v for k, v in given.items() if v is not None})
+        return limits
+
+
 class LoraBudget(Observed):
     """What a pod sets aside for adapters."""
 
@@ -73,12 +109,20 @@ class LoraBudget(Observed):
     load_on_demand: Literal["Enabled", "Disabled"] = "Enabled"
     unknown_config_fields: Literal["Refuse", "Ignore"] = "Refuse"
     """Of an adapter's config: those, not empty, that no PEFT of today knows."""
+    guests: Guests = Guests()
 
 
 class DrainSpec(Observed):
     """How long a pod that goes away may finish what it runs."""
 
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+
+
+class BaseRollout(Observed):
+    """How a change of the pod template replaces pods, as in a Deployment."""
+
+    max_surge: int | str = 1
+    max_unavailable: int | str = 0
 
 
 class BaseModelSpec(Observed):
@@ -93,6 +137,7 @@ class BaseModelSpec(Observed):
     pod_template: dict[str, Any] = {}
     """Strategic merge over the operator's pod template; its container is `engine`."""
     drain: DrainSpec = DrainSpec()
+    rollout: BaseRollout = BaseRollout()
     allowed_namespaces: list[str] = []
     """Namespaces other than its own whose LoraAdapters may name this base; `*` is all."""
     suspend: bool = False
@@ -127,6 +172,8 @@ class UnloadSpec(Observed):
     """How an adapter leaves a pod."""
 
     drain_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    force_after_seconds: Annotated[int, Field(ge=1)] = 900
+    """After its deletion, and never before the drain: then it goes though a pod that does not answer may hold it."""
 
 
 class BaseModelRef(Observed):
@@ -267,6 +314,14 @@ class AdapterCounts(Wire):
     failed: int = 0
 
 
+class ReservedName(Wire):
+    """A served name that only LoraAdapters of one namespace may have for a while, because one of them served under it."""
+
+    name: str
+    namespace: str
+    until: datetime
+
+
 class BaseModelStatus(Observed):
     """Status of a BaseModelDeployment."""
 
@@ -280,6 +335,7 @@ class BaseModelStatus(Observed):
     url: str | None = None
     capacity: BaseCapacity = BaseCapacity()
     adapters: AdapterCounts = AdapterCounts()
+    reserved_names: list[ReservedName] = []
     conditions: list[Condition] = []
 
 

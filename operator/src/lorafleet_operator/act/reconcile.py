@@ -15,6 +15,7 @@ from lorafleet_contract.resources import (
     AdapterStatus,
     BaseCapacity,
     BaseModelResource,
+    ReservedName,
 )
 from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
@@ -36,6 +37,7 @@ from lorafleet_operator.decide.diff import PodChange, without
 from lorafleet_operator.decide.first_catalogue import LOOK_SECONDS, FirstCatalogues
 from lorafleet_operator.decide.intent import Intent, resolve_key
 from lorafleet_operator.decide.memory import Publications, Retries
+from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
@@ -170,7 +172,10 @@ class Reconciler:
         statuses = await self._tell_adapters(it, plan, pods, base)
         if applied is not None:
             facts = BaseEvidence(*applied, snapshot.pods, snapshot.claims.get(base.served_name))
-            await it.attempt(self._tell_base(it, base, facts, capacity_of(plan, pods), counts_of(statuses)))
+            reserved = reservations_of(base, plan.intents, snapshot.now)
+            await it.attempt(
+                self._tell_base(it, base, facts, capacity_of(plan, pods), counts_of(statuses), reserved=reserved)
+            )
         metrics.count_adapters(it.key, counts_of(statuses))
         await self._release(it, plan, pods, base)
         if (delay := next_leave(plan, pods, snapshot.now)) is not None:
@@ -273,10 +278,17 @@ class Reconciler:
         return statuses
 
     async def _tell_base(
-        self, it: _Pass, base: BaseModelResource, facts: BaseEvidence, capacity: BaseCapacity, counts: AdapterCounts
+        self,
+        it: _Pass,
+        base: BaseModelResource,
+        facts: BaseEvidence,
+        capacity: BaseCapacity,
+        counts: AdapterCounts,
+        *,
+        reserved: list[ReservedName],
     ) -> None:
         now = whole_seconds(self._tools.now())
-        status = base_status(base, facts, capacity=capacity, adapters=counts, now=now)
+        status = base_status(base, facts, capacity=capacity, adapters=counts, reserved=reserved, now=now)
         ready = condition_of(status.conditions, READY)
         if ready is not None and ready.reason == Reason.ROLLING_OUT:
             it.look_again(ROLLING_LOOK_SECONDS)
@@ -286,15 +298,15 @@ class Reconciler:
     async def _release(
         self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None
     ) -> None:
-        if self._tools.executor.is_writing(it.snapshot.pods) or not self._tools.watches.are_sure(it.snapshot.pods):
-            # what is on its way to a pod may be what is to be let go; an answer that brings no news wakes nobody
-            if any(intent.is_deleted for intent in plan.intents):
-                it.look_again(LOOK_SECONDS)
-            return
+        # what is on its way to a pod may be what is to be let go; an answer that brings no news wakes nobody
+        is_writing = self._tools.executor.is_writing(it.snapshot.pods)
+        is_sure = not is_writing and self._tools.watches.are_sure(it.snapshot.pods)
+        if not is_sure and any(intent.is_deleted for intent in plan.intents):
+            it.look_again(LOOK_SECONDS)
         await it.attempt(
             _together(
                 self._tools.writer.release(intent.adapter.metadata)
-                for intent in released(plan, pods, base)
+                for intent in released(plan, pods, base, it.snapshot.now, is_sure=is_sure)
                 if FINALIZER in intent.adapter.metadata.finalizers
             )
         )

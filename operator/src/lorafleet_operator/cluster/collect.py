@@ -1,5 +1,6 @@
 """Snapshots from the store: bodies become typed resources here and nowhere else."""
 
+import contextlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
@@ -8,7 +9,13 @@ from pydantic import BaseModel, ValidationError
 
 from lorafleet_common.paths import Json
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, ENGINE_CONTAINER, LABEL_BASE
-from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
+from lorafleet_contract.resources import (
+    AdapterResource,
+    BaseModelResource,
+    Guests,
+    ObjectMeta,
+    ReservedName,
+)
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE
 from lorafleet_operator.decide.pod_words import is_being_created, problem_of, stage_of
@@ -42,21 +49,67 @@ def all_keys(store: Store) -> set[BaseKey]:
     return {key for kind in Kind for body in store.all(kind) if (key := base_key_of(kind, body)) is not None}
 
 
-def claims_of(store: Store) -> dict[str, Claim]:
-    """Return who has each served name: the oldest, then the one with the lower uid.
+def claims_of(store: Store, now: datetime) -> dict[str, Claim]:
+    """Return who has each served name: of those that may claim it the oldest, then the one with the lower uid.
 
-    What is being deleted has its name until it is gone.
+    A base claims before its own adapters. An adapter claims when its base exists and allows its namespace and the name,
+    or while a revision of it serves. What is being deleted has its name until it is gone; a name that served lately goes
+    to its last namespace only.
     """
+    bases = {(b["metadata"]["namespace"], b["metadata"]["name"]): b for b in store.all(Kind.BASE) if _is_alive(b)}
+    guests = {key: _guests_of(body) for key, body in bases.items()}
+    reserved = _reserved(bases.values(), now)
+    claimants = [(BASE_MODEL_KIND, body) for body in store.all(Kind.BASE)]
+    for body in store.all(Kind.ADAPTER):
+        key = base_key_of(Kind.ADAPTER, body)
+        base = bases.get(key) if key is not None else None
+        if base is None or key is None:
+            may = bool((body.get("status") or {}).get("stableRevision"))
+        else:
+            may = served_name_of(base) != served_name_of(body) and _is_allowed(body, base, guests[key])
+        if may:
+            claimants.append((ADAPTER_KIND, body))
     best: dict[str, tuple[str, str, str]] = {}
-    for kind, title in ((Kind.BASE, BASE_MODEL_KIND), (Kind.ADAPTER, ADAPTER_KIND)):
-        for body in store.all(kind):
-            metadata = body["metadata"]
-            where = f"{title} {metadata['namespace']}/{metadata['name']}"
-            claim = (metadata.get("creationTimestamp") or "", metadata["uid"], where)
-            name = served_name_of(body)
-            if name not in best or claim < best[name]:
-                best[name] = claim
-    return {name: Claim(uid, title) for name, (_, uid, title) in best.items()}
+    for kind, body in claimants:
+        metadata, name = body["metadata"], served_name_of(body)
+        if name in reserved and reserved[name].namespace != metadata["namespace"]:
+            continue
+        where = f"{kind} {metadata['namespace']}/{metadata['name']}"
+        claim = (metadata.get("creationTimestamp") or "", metadata["uid"], where)
+        if name not in best or claim < best[name]:
+            best[name] = claim
+    kept = {name: Claim("", f"namespace {entry.namespace}", entry.until) for name, entry in reserved.items()}
+    return kept | {name: Claim(uid, title) for name, (_, uid, title) in best.items()}
+
+
+def _is_alive(body: Json) -> bool:
+    return not body["metadata"].get("deletionTimestamp")
+
+
+def _guests_of(base: Json) -> Guests:
+    try:
+        return Guests.model_validate(((base.get("spec") or {}).get("lora") or {}).get("guests") or {})
+    except ValidationError:
+        return Guests()  # the base itself is refused for it
+
+
+def _is_allowed(adapter: Json, base: Json, guests: Guests) -> bool:
+    namespace = adapter["metadata"]["namespace"]
+    if namespace == base["metadata"]["namespace"]:
+        return True
+    allowed = (base.get("spec") or {}).get("allowedNamespaces") or []
+    return bool({"*", namespace} & set(allowed)) and guests.limits_of(namespace).may_use(served_name_of(adapter))
+
+
+def _reserved(bases: Iterable[Json], now: datetime) -> dict[str, ReservedName]:
+    found: dict[str, ReservedName] = {}
+    for base in bases:
+        for entry in (base.get("status") or {}).get("reservedNames") or []:
+            with contextlib.suppress(ValidationError):
+                one = ReservedName.model_validate(entry)
+                if one.until > now and (one.name not in found or found[one.name].until < one.until):
+                    found[one.name] = one
+    return found
 
 
 def rivals_of(store: Store, body: Json) -> set[BaseKey]:
@@ -77,6 +130,7 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
     broken: list[BrokenResource] = []
     bases = _parsed(_of_key(store, Kind.BASE, key), BaseModelResource, BASE_MODEL_KIND, broken)
     adapters = _parsed(_of_key(store, Kind.ADAPTER, key), AdapterResource, ADAPTER_KIND, broken)
+    own = (pod_of(body, now) for body in _of_key(store, Kind.POD, key) if _is_own(body, key[1]))
     alive = [base for base in bases if base.metadata.deletion_timestamp is None]
     # of two bases of the same name the older one is gone, and its event is on its way
     alive.sort(key=lambda base: (base.metadata.creation_timestamp or now, base.metadata.uid))
@@ -84,8 +138,8 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
         key=key,
         base=alive[-1] if alive else None,
         adapters=tuple(sorted(adapters, key=lambda adapter: (adapter.metadata.namespace, adapter.metadata.name))),
-        pods=tuple(sorted((pod_of(body, now) for body in _of_key(store, Kind.POD, key)), key=lambda pod: pod.name)),
-        claims=claims_of(store),
+        pods=tuple(sorted(own, key=lambda pod: pod.name)),
+        claims=claims_of(store, now),
         broken=tuple(broken),
         are_orphans_known=store.num_lists[Kind.ADAPTER] >= 2,
         now=now,
@@ -117,6 +171,19 @@ def pod_of(body: Json, now: datetime) -> Pod:
         is_being_created=is_being_created(status),
         has_failed=status.get("phase") == "Failed",
         built_from=(metadata.get("annotations") or {}).get(ANNOTATION_TEMPLATE, ""),
+    )
+
+
+def _is_own(body: Json, base: str) -> bool:
+    """Whether a pod comes from the Deployment of the base: whatever else carries the label is not told the token.
+
+    The garbage collector and the ReplicaSet end a pod that only claims such an owner.
+    """
+    metadata = body["metadata"]
+    template = (metadata.get("labels") or {}).get("pod-template-hash", "")
+    return any(
+        owner.get("controller") and owner.get("kind") == "ReplicaSet" and owner.get("name") == f"{base}-{template}"
+        for owner in metadata.get("ownerReferences") or []
     )
 
 

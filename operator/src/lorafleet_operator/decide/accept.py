@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import AdapterResource, BaseModelResource, PlacementMode
+from lorafleet_contract.resources import AdapterResource, BaseModelResource, GuestLimits, PlacementMode
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.decide.checks import Chain, Check, first_found
 from lorafleet_operator.decide.views import Snapshot
@@ -68,12 +68,41 @@ def _namespace_is_not_allowed(given: Candidate) -> Refusal | None:
     return Refusal(Reason.BASE_NOT_ALLOWED, f"{given.where} does not allow namespace {namespace}")
 
 
+def _name_is_not_for_guests(given: Candidate) -> Refusal | None:
+    limits = guest_limits(given.adapter, given.base)
+    if limits is None or limits.may_use(given.adapter.served_name):
+        return None
+    allowed = ", ".join(limits.served_names or [])
+    message = f"{given.where} allows namespace {given.adapter.metadata.namespace} the names {allowed} only"
+    return Refusal(Reason.GUEST_NOT_ALLOWED, message)
+
+
+def _asks_more_than_a_guest_may(given: Candidate) -> Refusal | None:
+    limits, asked = guest_limits(given.adapter, given.base), given.adapter.placement
+    if limits is None:
+        return None
+    where = f"{given.where} does not let namespace {given.adapter.metadata.namespace}"
+    if asked.pin and not limits.allow_pin:
+        return Refusal(Reason.GUEST_NOT_ALLOWED, f"{where} pin", keeps_serving=True)
+    if asked.priority > (limits.max_priority or 0):
+        message = f"{where} have a priority above {limits.max_priority or 0}"
+        return Refusal(Reason.GUEST_NOT_ALLOWED, message, keeps_serving=True)
+    return None
+
+
+def guest_limits(adapter: AdapterResource, base: BaseModelResource) -> GuestLimits | None:
+    """Return what limits an adapter of another namespace; None for those of the base's own."""
+    if adapter.metadata.namespace == base.metadata.namespace:
+        return None
+    return base.spec.lora.guests.limits_of(adapter.metadata.namespace)
+
+
 def _name_is_taken(given: Candidate) -> Refusal | None:
     name = given.adapter.served_name
     claim = given.snapshot.claims.get(name)
     if claim is None or claim.uid == given.adapter.metadata.uid:
         return None
-    return Refusal(Reason.NAME_CONFLICT, f"{claim.title} is older and has the name {name}")
+    return Refusal(Reason.NAME_CONFLICT, claim.refuses(name), retryable=claim.reserved_until is not None)
 
 
 def _is_on_demand_in_vain(given: Candidate) -> Refusal | None:
@@ -139,10 +168,22 @@ ACCEPTANCE: Final[Chain[Candidate, Refusal]] = (
         _namespace_is_not_allowed,
     ),
     Check(
-        "No other resource holds the served name.",
+        "The base allows adapters of another namespace the served name.",
+        (Reason.GUEST_NOT_ALLOWED,),
+        "Set a `servedName` that `lora.guests` of the base allows, or ask its owner.",
+        _name_is_not_for_guests,
+    ),
+    Check(
+        "No other resource holds the served name, and none of another namespace held it lately.",
         (Reason.NAME_CONFLICT,),
         "Set another `servedName`, or delete the resource that holds the name.",
         _name_is_taken,
+    ),
+    Check(
+        "The base allows adapters of another namespace the pin or the priority.",
+        (Reason.GUEST_NOT_ALLOWED,),
+        "Lower `placement.priority`, drop `placement.pin`, or ask the owner of the base to raise `lora.guests`.",
+        _asks_more_than_a_guest_may,
     ),
     Check(
         "An adapter with `placement.mode: OnDemand` has a base that loads on demand.",

@@ -124,7 +124,7 @@ def readiness_of(standing: BaseStanding) -> Finding:
 
 def conflict(base: BaseModelResource, rival: Claim) -> str:
     """Return how a base that has lost its name says so."""
-    return f"{rival.title} is older and has the name {base.served_name}"
+    return rival.refuses(base.served_name)
 
 
 def _has_a_problem(given: BaseStanding) -> Finding | None:

@@ -10,6 +10,7 @@ from lorafleet_contract.resources import (
     BaseCapacity,
     BaseModelResource,
     BaseModelStatus,
+    ReservedName,
 )
 from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, BaseStanding, conflict, readiness_of
 from lorafleet_operator.decide.conditions import (
@@ -30,7 +31,13 @@ from lorafleet_operator.decide.views import Claim, ObservedPod
 
 
 def base_status(
-    base: BaseModelResource, facts: BaseEvidence, *, capacity: BaseCapacity, adapters: AdapterCounts, now: datetime
+    base: BaseModelResource,
+    facts: BaseEvidence,
+    *,
+    capacity: BaseCapacity,
+    adapters: AdapterCounts,
+    now: datetime,
+    reserved: Sequence[ReservedName] = (),
 ) -> BaseModelStatus:
     """Return the status of a base with what its pods have room for and how its adapters are."""
     deployment, rival = facts.deployment, facts.rival(base)
@@ -47,6 +54,7 @@ def base_status(
         url=url_of(base),
         capacity=capacity,
         adapters=adapters,
+        reserved_names=list(reserved),
         conditions=with_times(verdicts, base.status.conditions, generation=base.metadata.generation, now=now),
     )
 

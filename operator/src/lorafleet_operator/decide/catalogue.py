@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorafleet_contract.admin import Budgets, CatalogueEntry, Owner, Residency
-from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, PlacementMode, PlacementSpec
+from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, GuestLimits, PlacementMode, PlacementSpec
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.place import Placement, PodBudget, Want
 from lorafleet_operator.decide.views import ObservedPod
@@ -23,11 +23,24 @@ class AdapterRevisions:
     """The revision that the bare name means."""
     is_on_demand_refused: bool = False
     """Whether the base does not load on demand."""
+    guest: GuestLimits | None = None
+    """What limits an adapter of another namespace than the base's."""
 
     @property
     def name(self) -> str:
         """The served name."""
         return self.intent.name
+
+    @property
+    def priority(self) -> int:
+        """What counts of the priority that it asks for."""
+        asked = self.intent.adapter.placement.priority
+        return asked if self.guest is None else min(asked, self.guest.max_priority or 0)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it is pinned where it is resident."""
+        return self.intent.adapter.placement.pin and (self.guest is None or bool(self.guest.allow_pin))
 
     @property
     def main(self) -> ArtifactStatus | None:
@@ -81,9 +94,11 @@ def wants_of(lineups: Iterable[AdapterRevisions], pods: Sequence[ObservedPod]) -
             name=lineup.name,
             rank=main.rank,
             num_pods=_num_pods(spec),
-            priority=spec.priority,
+            priority=lineup.priority,
             holders=_holders(lineup, pods),
             other_rank=other.rank if other is not None else None,
+            group=lineup.intent.adapter.metadata.namespace if lineup.guest is not None else "",
+            max_group_slots=lineup.guest.max_slots if lineup.guest is not None else None,
         )
         wants.append(want)
     return wants
@@ -125,7 +140,7 @@ def _entry(lineup: AdapterRevisions, artifact: ArtifactStatus, *, is_resident: b
         name=lineup.name,
         source=artifact.resolved,
         residency=Residency.RESIDENT if is_resident else Residency.ON_DEMAND,
-        pinned=is_resident and lineup.intent.adapter.placement.pin,
+        pinned=is_resident and lineup.is_pinned,
         stable=artifact.revision == lineup.target,
     )
 

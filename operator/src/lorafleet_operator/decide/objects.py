@@ -113,11 +113,13 @@ def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child
     template = pod_template(base, engine_image=engine_image, labels=_labels(base), token_sha256=token_sha256)
     annotations = {**template["metadata"].get("annotations", {}), ANNOTATION_TEMPLATE: _hash_of(template)}
     template["metadata"] = {**template["metadata"], "annotations": annotations}
+    rollout = base.spec.rollout
+    strategy = {"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable}
     content = {
         "spec": {
             "replicas": base.spec.replicas,
             "selector": {"matchLabels": selector(base)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": strategy},
             "progressDeadlineSeconds": PROGRESS_SECONDS,
             "revisionHistoryLimit": 3,
             "template": template,

@@ -8,6 +8,7 @@ left and they are of a lower priority, and a pod that goes away moves only what 
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -42,6 +43,10 @@ class Want:
     """Pods on which it is resident now."""
     other_rank: int | None = None
     """Rank of a second revision that should be resident beside it while one replaces the other."""
+    group: str = ""
+    """Those of one group share `max_group_slots`."""
+    max_group_slots: int | None = None
+    """Slots of each pod that its group may take; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +68,20 @@ class _Space:
         self.slots = budget.slots
         self.pages = budget.rank_pages
         self.rank_page = budget.rank_page
+        self._num_of_group: Counter[str] = Counter()
 
-    def fits(self, rank: int) -> bool:
-        """Whether there is room for one adapter."""
+    def fits(self, want: Want, rank: int) -> bool:
+        """Whether there is room for one revision of an adapter."""
+        if want.max_group_slots is not None and self._num_of_group[want.group] >= want.max_group_slots:
+            return False
         return self.slots >= 1 and self.pages >= math.ceil(rank / self.rank_page)
 
-    def take(self, rank: int) -> bool:
-        """Take room for one adapter; False, and nothing taken, when there is none."""
-        if not self.fits(rank):
+    def take(self, want: Want, rank: int) -> bool:
+        """Take room for one revision of an adapter; False, and nothing taken, when there is none."""
+        if not self.fits(want, rank):
             return False
         self.slots -= 1
+        self._num_of_group[want.group] += 1
         self.pages -= math.ceil(rank / self.rank_page)
         return True
 
@@ -138,7 +147,7 @@ def _holding(want: Want, rooms: Sequence[_Room]) -> list[_Room]:
 def _reserve(want: Want, rooms: Sequence[_Room]) -> None:
     num_kept = 0
     for room in _holding(want, rooms):
-        if num_kept < _num_wanted(want, rooms) and room.spare.take(want.rank):
+        if num_kept < _num_wanted(want, rooms) and room.spare.take(want, want.rank):
             num_kept += 1
 
 
@@ -151,16 +160,16 @@ def _keep(want: Want, rooms: Sequence[_Room], placed: set[str]) -> None:
 def _fill(want: Want, rooms: Sequence[_Room], placed: set[str], share: int) -> None:
     candidates = _by_weight(want, (room for room in rooms if room.is_open and room.uid not in placed))
     # stable: each part is still by weight
-    candidates.sort(key=lambda room: (not room.spare.fits(want.rank), room.num_placed >= share))
+    candidates.sort(key=lambda room: (not room.spare.fits(want, want.rank), room.num_placed >= share))
     for room in candidates:
         if len(placed) >= _num_wanted(want, rooms):
             return
         if _put(want, room, placed):
-            room.spare.take(want.rank)
+            room.spare.take(want, want.rank)
 
 
 def _put(want: Want, room: _Room, placed: set[str]) -> bool:
-    if not room.take(want.rank):
+    if not room.take(want, want.rank):
         return False
     room.num_placed += 1
     placed.add(room.uid)
@@ -175,6 +184,6 @@ def _place_others(
     for want in wants:
         if want.other_rank is not None:
             beside[want.name] = frozenset(
-                room.uid for room in rooms if room.uid in placed[want.name] and room.take(want.other_rank)
+                room.uid for room in rooms if room.uid in placed[want.name] and room.take(want, want.other_rank)
             )
     return beside

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from lorafleet_contract.resources import BaseModelResource
+from lorafleet_operator.decide.accept import guest_limits
 from lorafleet_operator.decide.catalogue import AdapterRevisions, budgets_of, entries_for, revisions_by_name, wants_of
 from lorafleet_operator.decide.diff import PodChange, change_of
 from lorafleet_operator.decide.intent import Intent, Resolutions, intents_of
+from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.place import Placement, PodBudget, place
 from lorafleet_operator.decide.rollout import leaves_at, target_of
 from lorafleet_operator.decide.views import ObservedPod, Snapshot
@@ -32,7 +34,12 @@ def plan_of(snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolu
     base = snapshot.base
     refused = base is not None and base.spec.lora.load_on_demand == "Disabled"
     lineups = tuple(
-        AdapterRevisions(intent, target_of(intent, pods), is_on_demand_refused=refused)
+        AdapterRevisions(
+            intent,
+            target_of(intent, pods),
+            is_on_demand_refused=refused,
+            guest=guest_limits(intent.adapter, base) if base is not None else None,
+        )
         for intent in intents_of(snapshot, pods, resolutions)
     )
     budgets = tuple(budgets_of(base, pods)) if base is not None else ()
@@ -79,22 +86,36 @@ def resolvers_of(pods: Sequence[ObservedPod]) -> list[ObservedPod]:
     return sorted((pod for pod in able if rank(pod) == best), key=lambda pod: pod.pod.name)
 
 
-def released(plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None) -> list[Intent]:
-    """Return the deleted adapters that no pod can hold any more.
+def released(
+    plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None, now: datetime, *, is_sure: bool = True
+) -> list[Intent]:
+    """Return the deleted adapters that may go: their names are reserved, and no pod can hold them any more.
 
     A pod that is gone or going counts as unloaded, and so does every pod of a base that is gone. A pod that runs and
-    does not answer may hold it.
+    does not answer may hold it, until `unload.forceAfterSeconds` are over; without `is_sure` only those go.
     """
+    deleted = [intent for intent in plan.intents if intent.is_deleted]
+    if base is None:
+        return deleted if is_sure else []
+    written = base.status.reserved_names
+    unwritten = {entry.name for entry in reservations_of(base, deleted, now) if entry not in written}
     return [
         intent
-        for intent in plan.intents
-        if intent.is_deleted
+        for intent in deleted
+        if intent.name not in unwritten
         and (
-            base is None
-            or not intent.owns_name
-            or not any(_may_hold(pod, intent.name) for pod in pods if not pod.pod.is_leaving)
+            forced_at(intent) <= now
+            or (is_sure and not intent.owns_name)
+            or (is_sure and not any(_may_hold(pod, intent.name) for pod in pods if not pod.pod.is_leaving))
         )
     ]
+
+
+def forced_at(intent: Intent) -> datetime:
+    """Return when a deleted adapter goes whatever pods say."""
+    unload, deleted = intent.adapter.spec.unload, intent.adapter.metadata.deletion_timestamp
+    assert deleted is not None
+    return deleted + timedelta(seconds=max(unload.force_after_seconds, unload.drain_timeout_seconds))
 
 
 def _may_hold(pod: ObservedPod, name: str) -> bool:
@@ -111,5 +132,6 @@ def next_leave(plan: Plan, pods: Sequence[ObservedPod], now: datetime) -> float 
         for entry in pod.entries_of(lineup.name)
         if entry.revision not in (lineup.target, lineup.intent.published)
     ]
+    times += [forced_at(intent) for intent in plan.intents if intent.is_deleted]
     later = [time for time in times if time > now]
     return (min(later) - now).total_seconds() if later else None

@@ -146,6 +146,16 @@ class Claim:
     uid: str
     title: str
     """As people read it, e.g. `LoraAdapter team-a/french`."""
+    reserved_until: datetime | None = None
+    """Given where nobody has the name, and one namespace may still take it."""
+
+    def refuses(self, name: str) -> str:
+        """Return why others do not get the name."""
+        if self.reserved_until is None:
+            return f"{self.title} has the name {name}"
+        return (
+            f"{self.title} served as {name}: the name is reserved for it until {self.reserved_until:%Y-%m-%d %H:%M} UTC"
+        )
 
 
 @dataclass(frozen=True, slots=True)
