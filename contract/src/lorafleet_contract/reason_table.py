@@ -80,8 +80,13 @@ STANDING: Final = {
     Reason.SUSPENDED: About("`suspend` is set."),
     Reason.BASE_NOT_FOUND: About("`baseModelRef` names nothing."),
     Reason.BASE_NOT_ALLOWED: About("The base's `allowedNamespaces` does not have this namespace."),
+    Reason.GUEST_NOT_ALLOWED: About(
+        "The base's `lora.guests` does not let this namespace pin, have this priority, or use this served name. What "
+        "serves goes on without pin and priority; under a name that is not allowed nothing serves."
+    ),
     Reason.NAME_CONFLICT: About(
-        "The served name belongs to an older adapter or base; on a pod: it is the base model's own name."
+        "The served name belongs to an older adapter or base, or is reserved for the namespace in which it served last; "
+        "on a pod: it is the base model's own name."
     ),
     Reason.NO_READY_PODS: About("No ready pod of the base answers."),
     Reason.INSUFFICIENT_SLOTS: About("It does not fit beside the others; the message says what is missing."),
