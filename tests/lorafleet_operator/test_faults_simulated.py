@@ -51,23 +51,25 @@ def annotate(fleet: Fleet, kind: Kind, name: str, value: str) -> None:
 @pytest.mark.parametrize("event_seconds", [0.0, 0.05])
 async def test_deletion_just_before_a_status_write_is_noticed(fleet: Fleet, event_seconds: float) -> None:
     """It comes back in the answer to that write, and its own event is no news any more."""
-    await serving(fleet, "german")
+    await serving(fleet, "french", "german")
+    await asyncio.sleep(1.2)  # nothing else is to wake the base: what waits a moment has been written
     fleet.event_seconds = event_seconds
     fleet.kube.before = once(
         lambda verb, path: verb == "PATCH" and path.endswith("/french/status"), lambda: fleet.delete("french")
     )
-    fleet.adapter("french")
+    fleet.adapter("french", unload={"drainTimeoutSeconds": 9})  # a new generation, and nothing to tell pods
     await until("gone", lambda: fleet.is_gone("french"), seconds=5)
 
 
 async def test_change_just_before_a_status_write_is_noticed(fleet: Fleet) -> None:
-    await serving(fleet, "german")
+    await serving(fleet, "french", "german")
+    await asyncio.sleep(1.2)
     fleet.event_seconds = 0.05
     fleet.kube.before = once(
         lambda verb, path: verb == "PATCH" and path.endswith("/french/status"),
         lambda: fleet.adapter("french", placement={"mode": "All"}),
     )
-    fleet.adapter("french")
+    fleet.adapter("french", unload={"drainTimeoutSeconds": 9})
     await until("everywhere", lambda: all("french" in pod.residents() for pod in fleet.pods.values()), seconds=5)
 
 
@@ -180,6 +182,7 @@ async def test_same_fence_of_another_leader_is_risen_above(fleet: Fleet) -> None
 
 async def test_leader_that_has_not_renewed_writes_nothing(fleet: Fleet) -> None:
     await serving(fleet, "french")
+    await until("an Event for each", lambda: fleet.event_reasons() == ["Ready"] * 2)
     assert fleet.lease is not None
     told = {name: len(pod.writes) for name, pod in fleet.pods.items()}
 
