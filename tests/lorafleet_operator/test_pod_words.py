@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorafleet_operator.decide.pod_words import is_being_created, problem_of, stage_of
+from lorafleet_operator.decide.pod_words import is_being_created, problem_in, problem_of, stage_of
 
 SCHEDULED = {"type": "PodScheduled", "status": "True"}
 UNSCHEDULABLE = {
@@ -84,3 +84,10 @@ def test_only_a_pod_that_is_being_created_is_worth_a_look_at_its_events() -> Non
     assert not is_being_created(status(waiting("ErrImagePull")))
     assert not is_being_created(status({"name": "engine", "state": {"running": {}}}))
     assert not is_being_created(status(waiting("PodInitializing"), init=(waiting("ErrImagePull", name="fetch"),)))
+
+
+def test_latest_warning_is_the_problem() -> None:
+    old = {"reason": "FailedMount", "message": "timed out", "lastTimestamp": "2026-01-01T00:00:00Z"}
+    new = {"reason": "FailedMount", "message": 'secret "hub" not found', "eventTime": "2026-01-01T00:01:00Z"}
+    assert problem_in([old, new]) == problem_in([new, old]) == 'FailedMount: secret "hub" not found'
+    assert problem_in([]) == ""

@@ -24,7 +24,7 @@
   verbs: [create, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
 {{- end }}
 
 {{- define "lorafleet.gatewayRules" -}}

@@ -21,6 +21,7 @@ from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
+from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
@@ -67,6 +68,7 @@ class Tools:
     resolver: Resolver
     fences: Fences
     writer: StatusWriter
+    pod_events: PodEvents
     now: WallClock = utc_now
 
 
@@ -171,7 +173,8 @@ class Reconciler:
         pods = self._tools.watches.observe(snapshot.pods)
         statuses = await self._tell_adapters(it, plan, pods, base)
         if applied is not None:
-            facts = BaseEvidence(*applied, snapshot.pods, snapshot.claims.get(base.served_name))
+            known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
+            facts = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name))
             reserved = reservations_of(base, plan.intents, snapshot.now)
             await it.attempt(
                 self._tell_base(it, base, facts, capacity_of(plan, pods), counts_of(statuses), reserved=reserved)

@@ -40,6 +40,12 @@ def is_being_created(status: Json) -> bool:
     return bool(reasons & ON_THE_WAY) and not problem_of(status)
 
 
+def problem_in(events: Iterable[Json]) -> str:
+    """Return what the latest of some warnings says."""
+    latest = max(events, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), default={})
+    return _joined(latest)[:MAX_PROBLEM]
+
+
 def _containers(status: Json) -> list[Json]:
     """Init containers first: the engine waits for them."""
     statuses: list[Json] = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]

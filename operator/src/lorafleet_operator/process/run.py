@@ -12,6 +12,7 @@ from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
+from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.reconcile import Reconciler, Tools
 from lorafleet_operator.act.resolve import Resolver
@@ -147,6 +148,7 @@ async def _converge(
         executor=executor,
         resolver=resolver,
         fences=Fences(lease),
+        pod_events=PodEvents(api),
         writer=StatusWriter(writes, store, reporter=lease.identity, wake=wake, now=now),
         now=now,
     )

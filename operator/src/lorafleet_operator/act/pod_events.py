@@ -1,0 +1,54 @@
+"""Why pods are not created: only Events say which Secret, volume or sandbox the kubelet waits for."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from lorafleet_common.paths import Json, collection
+from lorafleet_operator.clock import monotonic
+from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.decide.pod_words import problem_in
+from lorafleet_operator.decide.views import Pod
+from lorafleet_operator.errors import KubeError
+
+logger = logging.getLogger(__name__)
+PATIENCE: Final = timedelta(seconds=5)
+"""A pod that is created in less is no problem."""
+KEEP_SECONDS: Final = 10.0
+"""How long an answer is good for."""
+TIMEOUT_SECONDS: Final = 2.0
+
+
+class PodEvents:
+    """The last warning about each pod that is being created."""
+
+    def __init__(self, api: KubeApi) -> None:
+        self._api = api
+        self._known: dict[str, tuple[float, str]] = {}
+
+    async def explained(self, pods: Sequence[Pod], namespace: str, now: datetime) -> tuple[Pod, ...]:
+        """Return the pods; those that are being created for long have as their problem what Events say of them."""
+        return tuple([await self._explained(pod, namespace, now) for pod in pods])
+
+    async def _explained(self, pod: Pod, namespace: str, now: datetime) -> Pod:
+        if not pod.is_being_created or pod.is_leaving or now - pod.created_at < PATIENCE:
+            self._known.pop(pod.uid, None)
+            return pod
+        asked, problem = self._known.get(pod.uid, (-KEEP_SECONDS, ""))
+        if monotonic() - asked >= KEEP_SECONDS:
+            problem = await self._ask(pod, namespace)
+            self._known[pod.uid] = (monotonic(), problem)
+        return replace(pod, problem=problem)
+
+    async def _ask(self, pod: Pod, namespace: str) -> str:
+        query = {"fieldSelector": f"involvedObject.uid={pod.uid},type=Warning", "limit": "50"}
+        path = collection("v1", "events", namespace)
+        try:
+            _, answer = await self._api.request("GET", path, query=query, timeout_seconds=TIMEOUT_SECONDS)
+        except KubeError as error:
+            logger.debug("Events about pod %s are not to be had: %s", pod.name, error)
+            return ""
+        events: list[Json] = answer.get("items") or []
+        return problem_in([event for event in events if event.get("involvedObject", {}).get("uid") == pod.uid])

@@ -1,0 +1,76 @@
+"""A pod that stays in ContainerCreating is named with what the kubelet's Events say of it."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest_asyncio
+from kubernetes.aio.client import ApiClient, Configuration
+from support import operator_views as v
+from support.fake_kube import FakeKube
+
+from lorafleet_operator.act.pod_events import PodEvents
+from lorafleet_operator.cluster.kube import KubeApi
+from lorafleet_operator.decide.views import Pod
+
+
+@pytest_asyncio.fixture
+async def kube() -> AsyncIterator[FakeKube]:
+    made = FakeKube()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest_asyncio.fixture
+async def api(kube: FakeKube) -> AsyncIterator[KubeApi]:
+    made = KubeApi(ApiClient(Configuration(host=kube.url)))
+    yield made
+    await made.close()
+
+
+def creating(name: str, *, age_seconds: float = 60, **more: Any) -> Pod:
+    return v.pod(name, ready=False, running=False, is_being_created=True, age_seconds=age_seconds, **more)
+
+
+def warn(kube: FakeKube, name: str, message: str) -> None:
+    event = {
+        "metadata": {"name": f"about-{name}", "namespace": "team"},
+        "type": "Warning",
+        "reason": "FailedMount",
+        "message": message,
+        "lastTimestamp": "2026-01-01T00:00:00Z",
+        "involvedObject": {"uid": f"uid-{name}"},
+    }
+    kube.put("events", event)
+
+
+async def test_pod_that_is_not_created_says_what_its_events_say(kube: FakeKube, api: KubeApi) -> None:
+    warn(kube, "p0", 'MountVolume.SetUp failed: secret "hub-token" not found')
+    warn(kube, "p9", "of another pod")
+    pods = (creating("p0"), creating("p1"), creating("young", age_seconds=1), v.pod("fine"))
+    found = await PodEvents(api).explained(pods, "team", v.NOW)
+    assert [pod.problem for pod in found] == [
+        'FailedMount: MountVolume.SetUp failed: secret "hub-token" not found',
+        "",
+        "",
+        "",
+    ]
+
+
+async def test_answer_is_kept_for_a_while_and_forgotten_when_the_pod_runs(kube: FakeKube, api: KubeApi) -> None:
+    events = PodEvents(api)
+    warn(kube, "p0", "first")
+    for _ in range(3):
+        (found,) = await events.explained((creating("p0"),), "team", v.NOW)
+        assert found.problem == "FailedMount: first"
+        warn(kube, "p0", "second")
+    await events.explained((v.pod("p0"),), "team", v.NOW)
+    (found,) = await events.explained((creating("p0"),), "team", v.NOW + timedelta(seconds=1))
+    assert found.problem == "FailedMount: second"
+
+
+async def test_api_server_that_does_not_tell_costs_nothing_else(kube: FakeKube, api: KubeApi) -> None:
+    kube.is_away = True
+    (found,) = await PodEvents(api).explained((creating("p0"),), "team", v.NOW)
+    assert found == creating("p0")
