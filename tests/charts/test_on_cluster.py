@@ -1,5 +1,6 @@
 """What an API server says of the charts, and what they made when the demo installed them."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -91,6 +92,21 @@ def test_operator_may_do_what_it_must_and_no_more(fleet: Fleet) -> None:
     assert not may("list", "secrets", SYSTEM)
     assert not may("delete", "pods", NAMESPACE)
     assert not may("patch", "basemodeldeployments.lorafleet.io", NAMESPACE)
+
+
+def test_admission_keeps_the_operator_to_its_own_objects(fleet: Fleet) -> None:
+    """The right to change Deployments is the right to run pods as any account."""
+    name, account = "foreign", f"--as=system:serviceaccount:{SYSTEM}:lorafleet-operator"
+    owner = {"apiVersion": "lorafleet.io/v1alpha1", "kind": "BaseModelDeployment", "name": "b", "uid": "u"}
+
+    def apply(**metadata: Json | list[Json]) -> str:
+        body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE, **metadata}}
+        path = f"/api/v1/namespaces/{NAMESPACE}/services"
+        ask = ("create", "--raw", f"{path}?dryRun=All", account, "-f", "-")
+        return fleet.kube.kubectl(*ask, stdin=json.dumps({**body, "spec": {"ports": [{"port": 80}]}}), check=False)
+
+    assert name in apply(ownerReferences=[owner])
+    assert apply() == ""
 
 
 def test_helm_test_passes(fleet: Fleet) -> None:

@@ -111,3 +111,15 @@ def test_our_kinds_join_the_roles_of_the_cluster(plain: Rendered, role: str, wri
 def test_rbac_can_be_left_to_others(helm: Helm) -> None:
     rendered = helm.render(nested("rbac.create", False))
     assert not [item for item in rendered.objects if "Role" in item["kind"]]
+
+
+def test_operator_is_kept_to_its_own_objects_unless_switched_off(helm: Helm, plain: Rendered) -> None:
+    policy = plain.one("ValidatingAdmissionPolicy", "lorafleet-system-lorafleet-operator")["spec"]
+    writes = {(resource, verb) for _, resource, _, verb in rights(plain.one("ClusterRole", "lorafleet-operator"))}
+    narrowed = {resource for rule in policy["matchConstraints"]["resourceRules"] for resource in rule["resources"]}
+    written = {resource for resource, verb in writes if verb in {"create", "patch"} and "/" not in resource}
+    assert written - narrowed == {"events"}
+    assert "system:serviceaccount:lorafleet-system:lorafleet-operator" in policy["matchConditions"][0]["expression"]
+    assert plain.one("ValidatingAdmissionPolicyBinding", "lorafleet-system-lorafleet-operator")
+    off = helm.render(nested("admission.restrictOperator", False))
+    assert not [item for item in off.objects if "Admission" in item["kind"]]

@@ -13,7 +13,7 @@ from lorafleet_operator.cluster.kube import Writes
 from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, deployment_facts
 from lorafleet_operator.decide.objects import Child, objects_of
 from lorafleet_operator.decide.views import BaseKey
-from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, NotOurs
+from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, KubeInvalid, NotOurs
 
 logger = logging.getLogger(__name__)
 PROBE_MANAGER: Final = "lorafleet-operator-probe"
@@ -113,9 +113,11 @@ class Applier:
         except KubeConflict:
             metadata = {"name": child.name, "namespace": child.body["metadata"]["namespace"]}
             probe = {"apiVersion": child.body["apiVersion"], "kind": child.kind, "metadata": metadata}
-            found = await self._api.apply(child.path, probe, manager=PROBE_MANAGER, dry_run=True)
+            problem = f"{child.kind} {child.name} exists and does not belong to this BaseModelDeployment"
+            try:
+                found = await self._api.apply(child.path, probe, manager=PROBE_MANAGER, dry_run=True)
+            except KubeInvalid as error:  # admission keeps the operator to objects of BaseModelDeployments
+                raise NotOurs(f"{problem}: {error.message}") from error
             owners = [ref.get("uid") for ref in found.get("metadata", {}).get("ownerReferences") or []]
             if owner_uid not in owners:
-                raise NotOurs(
-                    f"{child.kind} {child.name} exists and does not belong to this BaseModelDeployment"
-                ) from None
+                raise NotOurs(problem) from None
