@@ -114,7 +114,12 @@ ACCEPTED = {
     "adapter on three pods": lora(placement={"mode": "Fixed", "replicas": 3}),
     "adapter on demand": lora(placement={"mode": "OnDemand"}),
     "long name with a served one": lora("a" * 64, servedName="short"),
-    "served name with dots": lora(servedName="a.b-c"),
+    "long name without a served one": lora("a" * 64),
+    "served name as people write them": lora(servedName="acme/Llama-3_sql:v2.1"),
+    "served name of 253": lora(servedName="a" * 253),
+    "base with such a name": base(servedName="meta-llama/Llama-3.2-1B"),
+    "path as object stores hold them": lora(source={"name": "a", "path": "dt=2026-01-01/epoch=1-step=100 a+b@c/x"}),
+    "folders likewise": source(volume={"claimName": "c", "path": "runs/lr=1e-4 b"}),
 }  # fmt: skip
 
 
@@ -135,7 +140,11 @@ REFUSED = {
     "name with a dot": (base("a.b"), "must be a DNS label"),
     "name that begins with a digit": (base("1b"), "must be a DNS label"),
     "name of 51": (base("b" * 51), "at most 50 characters"),
-    "bad served name": (base(servedName="Big"), "spec.servedName"),
+    "served name with a revision": (base(servedName="big@1"), "spec.servedName"),
+    "served name with a gap": (lora(servedName="a//b"), "spec.servedName"),
+    "served name that leads up": (lora(servedName="a/../b"), "spec.servedName"),
+    "served name of 254": (lora(servedName="a" * 254), "spec.servedName"),
+    "empty served name": (lora(servedName=""), "spec.servedName"),
     "source of no kind": (source(), "exactly one of huggingFace, s3, volume"),
     "source of two kinds": (source(s3={"bucket": "abc"}, huggingFace={}), "exactly one of huggingFace, s3, volume"),
     "source with a bad name": (base(adapterSources=[{"name": "A", "huggingFace": {}}]), "adapterSources[0].name"),
@@ -172,7 +181,6 @@ REFUSED = {
     "no replicas": (lora(placement={"replicas": 0}), "placement.replicas"),
     "pinned on demand": (lora(placement={"mode": "OnDemand", "pin": True}), "pin does not go with mode OnDemand"),
     "placement that is not there yet": (lora(placement={"mode": "Auto"}), "placement.mode"),
-    "long name without a served one": (lora("a" * 64), "at most 63 characters, or spec.servedName be given"),
     "no time to drain": (lora(unload={"drainTimeoutSeconds": 0}), "drainTimeoutSeconds"),
     "unknown field of an adapter": (lora(rollout={}), "rollout"),
 }  # fmt: skip

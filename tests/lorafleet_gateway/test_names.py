@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from lorafleet_gateway.cluster.lookup import BURST, FORGET_SECONDS, MAX_REMEMBERED, Lookups
 from lorafleet_gateway.errors import KubeUnavailable
 
-from .conftest import NAMESPACE, World, eventually
+from .conftest import NAMESPACE, REVISION, World, eventually
 
+NEW_REVISION = "b" * 12
 STALLED = {"type": "Stalled", "status": "True", "reason": "RankTooHigh", "message": "rank 128 is over 64"}
 TIMES = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
 
@@ -35,7 +36,7 @@ async def test_a_name_that_nobody_has(world: World) -> None:
 
 async def test_names_that_no_resource_can_have_are_not_looked_up(world: World) -> None:
     await world.open()
-    for name in ("No Such", "a,status.servedName=french", "x" * 64, "ü"):
+    for name in ("No Such", "a,status.servedName=french", "x" * 254, "ü", "a/../b", "/a", "a//b"):
         assert await code_of(world, name) == (404, "model_not_found")
     assert world.kube.num_requests("fieldSelector") == 0
 
@@ -204,3 +205,35 @@ async def test_a_failed_look_up_is_remembered_as_failed() -> None:
     lookups = Lookups(find, Clock())
     assert not await lookups.look_up("a")
     assert not await lookups.look_up("a")
+
+
+async def test_names_as_people_write_them(world: World) -> None:
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    await world.open()
+    for number, name in enumerate(("acme/Llama-3_sql:v2", "sql_lora", "a" * 253)):
+        world.kube.holds_events = True
+        world.adapter(f"adapter-{number}", status={"servedName": name})
+        assert (await world.ask(name)).status_code == 200, "looked up before the watch tells"
+        world.kube.release_events()
+        world.kube.holds_events = False
+        assert world.client is not None
+        for path in (name, name.replace("/", "%2F")):
+            answer = await world.client.get(f"/v1/models/{path}")
+            assert (answer.status_code, answer.json()["id"]) == (200, name)
+
+
+async def test_a_revision_in_the_name_is_as_good_as_in_the_header(world: World) -> None:
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    before = [{"revision": NEW_REVISION, "since": "2026-01-01T00:00:00Z"}]
+    world.adapter("named", status={"servedName": "acme/sql", "history": before})
+    await world.open()
+    assert (await world.ask(f"acme/sql@{NEW_REVISION}")).status_code == 200
+    assert pod.received[-1].headers["x-lorafleet-revision"] == NEW_REVISION
+    same = {"x-lorafleet-revision": NEW_REVISION}
+    assert (await world.ask(f"acme/sql@{NEW_REVISION}", headers=same)).status_code == 200
+    for model in ("acme/sql@", "acme/sql@newest", f"acme/sql@{REVISION}", f"numerals@{REVISION}"):
+        answer = await world.ask(model, headers=same)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model"), model
+    assert await code_of(world, f"nobody@{REVISION}") == (404, "model_not_found")

@@ -6,9 +6,10 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from lorafleet_contract.base import Observed, Wire
+from lorafleet_contract.names import MAX_SERVED_NAME, SERVED_NAME
 from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, Revision, SourceRef
 
-ServedName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=63)]
+ServedName = Annotated[str, StringConstraints(pattern=SERVED_NAME, max_length=MAX_SERVED_NAME)]
 
 Fence = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """Of a leadership: twice what a Lease can count, and no more, whoever says it."""

@@ -43,6 +43,13 @@ MODEL_MOUNT: Final = "_model"
 
 REVISION_LENGTH: Final = 12
 
+SERVED_NAME: Final = r"^[A-Za-z0-9_:-][A-Za-z0-9._:-]*(/[A-Za-z0-9_:-][A-Za-z0-9._:-]*)*$"
+"""A model name as people write them: components that `/` separates, none of which begins with a dot, so that a name in
+the path of a URL is never taken for `.` or `..`. A name is never part of a path on disk."""
+MAX_SERVED_NAME: Final = 253
+REVISION_MARK: Final = "@"
+"""`name@revision` in a request means one revision of an adapter."""
+
 
 def revision_of(digest: str) -> str:
     """Return the short revision of a content digest `sha256:<64 hex>`: its first 12 hex digits.
@@ -54,3 +61,9 @@ def revision_of(digest: str) -> str:
     if algorithm != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
         raise ValueError(f"not a sha256 digest: {digest!r}")
     return value[:REVISION_LENGTH]
+
+
+def split_model(model: str) -> tuple[str, str | None]:
+    """Return the name and the revision that `model` of a request means; None: whatever revision is stable."""
+    name, mark, revision = model.partition(REVISION_MARK)
+    return name, revision if mark else None

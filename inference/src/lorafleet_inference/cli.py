@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,7 +13,7 @@ from typing import get_args
 
 import uvloop
 
-from lorafleet_contract.names import CREDENTIALS_DIR, revision_of
+from lorafleet_contract.names import CREDENTIALS_DIR, MAX_SERVED_NAME, SERVED_NAME, revision_of
 from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.errors import AdapterError, ConfigError
 from lorafleet_inference.fetch import model_folder
@@ -98,6 +99,8 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
         credentials_dir=server.get("credentials_dir", Path(CREDENTIALS_DIR)),
     )
     name = own.get("served_name") or Path(model).resolve().name
+    if len(name) > MAX_SERVED_NAME or not re.fullmatch(SERVED_NAME, name):
+        raise ConfigError("--served-name", f"{name!r} is no model name: letters, digits and ._-:/ make one")
     engine = EngineConfig(model=str(folder), kernel_cache=str(cache_dir / "kernels"), **values.of(EngineConfig))
     return ServerConfig(engine=engine, served_name=name, cache_dir=cache_dir, **server)
 

@@ -69,6 +69,35 @@ def test_from_a_reference_to_an_answer(declared: DeclaredPod, source: str) -> No
     ).items()
 
 
+def test_names_and_paths_as_people_write_them(declared: DeclaredPod) -> None:
+    name, path = "acme/Sql_lora:v2", "epoch=1-step=100 a+b@c"
+    pod = declared.pod
+    folder = declared.adapter(declared.volume, path)
+    declared.adapter(declared.bucket, path)
+    told = declared.admin.put(name, "volume", path)
+    assert (told.name, told.digest) == (name, digest_of(folder))
+    text = answer(pod, name)
+    assert text != answer(pod, "tiny")
+    assert answer(pod, f"{name}@{told.revision}") == answer(pod, f"{name}@{told.revision}", told.revision) == text
+    assert code_of(pod, f"{name}@{told.revision}", "0" * 12) == (400, "invalid_value")
+    assert code_of(pod, f"{name}@{'0' * 12}") == (404, "revision_not_found")
+    for written in (name, name.replace("/", "%2F")):
+        assert pod.get(f"/v1/models/{written}").json()["id"] == name
+        found = declared.admin.request("GET", f"/admin/v1/adapters/{written}")
+        assert found["revisions"][0]["revision"] == told.revision
+    series = f'lorafleet_requests_total{{adapter="{name}",base="tiny",finish="length"}}'
+    assert pod.metric(series) + pod.metric(series.replace("length", "stop")) >= 3
+    declared.admin.write(entry("acme/From_bucket", declared.admin.resolve("bucket", path)))
+    there = declared.admin.wait_for("acme/From_bucket", AdapterState.READY)
+    declared.admin.write(removed=[RevisionRef(name=there.name, revision=there.revision)])
+    for bad in ("..%2Fup", "a%2F..%2Fb", "a@b", "a%20b"):
+        with pytest.raises(Refused) as refused:
+            declared.admin.put(bad, "volume", path)
+        assert refused.value.status in (400, 404), bad
+    declared.admin.request("DELETE", f"/admin/v1/adapters/{name}")
+    assert code_of(pod, name) == (404, "model_not_found")
+
+
 def test_an_adapter_on_demand_is_loaded_by_a_request(declared: DeclaredPod) -> None:
     declared.adapter(declared.volume, "lazy")
     resolved = declared.admin.resolve("volume", "lazy")
@@ -198,9 +227,8 @@ def test_the_bases_name_is_taken(declared: DeclaredPod) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "named"),
     [
-        ("PUT", "/admin/v1/adapters", {"fence": 1, "generation": 1, "adaptors": []}, 400, "adaptors"),
         ("PUT", "/admin/v1/adapters", {"fence": -1, "generation": 1}, 400, "fence"),
-        ("PUT", "/admin/v1/adapters/Bad_Name", {"source": {"name": "volume", "path": "x"}}, 400, "name"),
+        ("PUT", "/admin/v1/adapters/Bad@Name", {"source": {"name": "volume", "path": "x"}}, 400, "name"),
         ("PUT", "/admin/v1/adapters/x", {"source": {"name": "volume", "path": "../x"}}, 400, "source"),
         ("PUT", "/admin/v1/adapters/x", {"source": {"name": "volume", "path": "a/../../x"}}, 400, "source"),
         ("POST", "/admin/v1/resolve", {"source": {"name": "volume", "path": "x", "repo": "a/b"}}, 400, "source"),

@@ -7,7 +7,16 @@ from typing import Any, Final
 
 import aiohttp
 
-from lorafleet_contract.names import ADAPTER_PLURAL, BASE_MODEL_PLURAL, GROUP, LABEL_ROLE, ROLE_PODS, VERSION
+from lorafleet_contract.names import (
+    ADAPTER_PLURAL,
+    BASE_MODEL_PLURAL,
+    GROUP,
+    LABEL_ROLE,
+    MAX_SERVED_NAME,
+    ROLE_PODS,
+    SERVED_NAME,
+    VERSION,
+)
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cache import Cache
 from lorafleet_gateway.cluster.directory import Directory, Target
@@ -21,7 +30,7 @@ from lorafleet_gateway.views import BaseKey
 
 RESOURCES: Final = f"{GROUP}/{VERSION}"
 SLICES: Final = "endpointslices"
-_LEGAL_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+_LEGAL_NAME: Final = re.compile(SERVED_NAME)
 """Of served names; no other can be found."""
 LOOKUP_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
@@ -88,7 +97,7 @@ class Cluster:
         try:
             return self.directory.target(name)
         except (ModelNotFound, AdapterFailed, AdapterLoading):
-            if not _LEGAL_NAME.fullmatch(name):
+            if len(name) > MAX_SERVED_NAME or not _LEGAL_NAME.fullmatch(name):
                 raise
             answered = await self.lookups.look_up(name)
         try:

@@ -38,16 +38,20 @@ def request_id_of(given: Given) -> str:
     return name if _LEGAL_ID.fullmatch(name) else f"{random.getrandbits(128):032x}"
 
 
-def asked_revision(given: Given) -> str | None:
-    """Return the revision that a client insists on; None: the stable one.
+def asked_revision(given: Given, in_name: str | None) -> str | None:
+    """Return the revision that a client insists on, by header or as `name@revision`; None: the stable one.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: it is none, or they differ.
     """
-    revision = given.get(HEADER_REVISION)
-    if revision is not None and not _LEGAL_REVISION.fullmatch(revision):
-        raise InvalidRequest(f"{HEADER_REVISION} has to be 12 hexadecimal digits", param=HEADER_REVISION)
-    return revision
+    in_header = given.get(HEADER_REVISION)
+    for revision, where in ((in_header, HEADER_REVISION), (in_name, "model")):
+        if revision is not None and not _LEGAL_REVISION.fullmatch(revision):
+            what = HEADER_REVISION if where == HEADER_REVISION else "what follows @ in model"
+            raise InvalidRequest(f"{what} has to be 12 hexadecimal digits", param=where)
+    if in_header is not None and in_name is not None and in_header != in_name:
+        raise InvalidRequest(f"model means another revision than the header {HEADER_REVISION}", param="model")
+    return in_name or in_header
 
 
 def for_pod(given: Given, *, request_id: str, revision: str | None) -> CIMultiDict[str]:

@@ -12,7 +12,7 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from lorafleet_contract.names import HEADER_POD, HEADER_REVISION
+from lorafleet_contract.names import HEADER_POD, HEADER_REVISION, split_model
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
@@ -114,9 +114,10 @@ class Proxy:
             await self._find_target(exchange, model_of(exchange.body))
             return await self._offer(exchange)
 
-    async def _find_target(self, exchange: Exchange, name: str) -> None:
+    async def _find_target(self, exchange: Exchange, model: str) -> None:
+        name, in_name = split_model(model)
         exchange.target = target = await self._cluster.target(name)
-        pinned = headers.asked_revision(exchange.request.headers)
+        pinned = headers.asked_revision(exchange.request.headers, in_name)
         if pinned is not None and target.revision is None:
             raise InvalidRequest(f"{name!r} is a base model: it has no revisions", param="model")
         if pinned is not None and not self._config.any_revision and pinned not in target.pinnable:

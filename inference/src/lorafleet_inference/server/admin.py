@@ -100,11 +100,11 @@ def _add_state(app: FastAPI, pod: Pod) -> None:
 
 
 def _add_names(app: FastAPI, pod: Pod) -> None:
-    @app.put("/admin/v1/adapters/{name}")
+    @app.put("/admin/v1/adapters/{name:path}")
     async def put(name: admin.ServedName, body: admin.AdapterPut) -> Response:
         return _answer(await pod.manager.put_local(name, body.source, pinned=body.pinned))
 
-    @app.get("/admin/v1/adapters/{name}")
+    @app.get("/admin/v1/adapters/{name:path}")
     async def get(name: str) -> Response:
         found = [one for one in pod.manager.observed() if one.name == name]
         failures = [one for one in pod.manager.local_failures if one.name == name]
@@ -112,7 +112,7 @@ def _add_names(app: FastAPI, pod: Pod) -> None:
             raise _unknown(name)
         return _answer(admin.AdapterAnswer(revisions=found, local_failure=failures[0] if failures else None))
 
-    @app.delete("/admin/v1/adapters/{name}")
+    @app.delete("/admin/v1/adapters/{name:path}")
     async def delete(name: str, drain_timeout_seconds: DrainSeconds = 60.0) -> Response:
         if not await pod.manager.remove_local(name, drain_seconds=drain_timeout_seconds):
             raise _unknown(name)

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Generic
 
-from lorafleet_contract.names import HEADER_REVISION
+from lorafleet_contract.names import HEADER_REVISION, split_model
 from lorafleet_inference.engine.vocabulary import vocabulary_of
+from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, json_response
@@ -20,11 +21,16 @@ from lorafleet_inference.text.output import Output
 async def leasing(pod: Pod, exchange: Exchange, model: str) -> AsyncIterator[Leased]:
     """Hold the base model or an adapter for a request; the answer's headers name it.
 
+    `name@revision` and the header mean the same revision.
+
     Raises:
         RequestError: it is unknown, has failed or does not come in time.
     """
-    revision = exchange.request.headers.get(HEADER_REVISION)
-    async with await pod.manager.lease(model, revision) as lease:
+    name, revision = split_model(model)
+    asked = exchange.request.headers.get(HEADER_REVISION)
+    if revision is not None and asked not in (None, revision):
+        raise InvalidValue(f"{model!r} means another revision than the header {HEADER_REVISION}", param="model")
+    async with await pod.manager.lease(name, revision if revision is not None else asked) as lease:
         exchange.headers.update(lease_headers(lease))
         yield Leased(pod.facts, vocabulary_of(pod.facts), pod.text, lease)
 
@@ -47,7 +53,7 @@ class Answering(Generic[RequestT]):
         with pod.state.request():
             request = surface.parse(body)
             num_sequences = surface.num_prompts(request) * request.n
-            with pod.admission.enter(request.model, num_sequences) as waiting:
+            with pod.admission.enter(split_model(request.model)[0], num_sequences) as waiting:
                 async with leasing(pod, exchange, request.model) as leased:
                     await self._answer(exchange, request, leased, waiting, arrived)
 
