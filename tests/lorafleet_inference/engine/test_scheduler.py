@@ -231,6 +231,7 @@ def test_looking_for_room_for_a_newcomer_looks_at_each_running_sequence_once() -
         ((5, -1), {}),
         ((5,), {"stop_token_ids": (VOCAB_SIZE,)}),
         ((5,), {"logit_bias": ((VOCAB_SIZE, 1.0),)}),
+        ((5,), {"eos_token_ids": (VOCAB_SIZE,)}),
     ],
 )
 def test_token_ids_outside_the_vocabulary_are_refused_whoever_sent_them(
@@ -244,3 +245,15 @@ def test_token_ids_outside_the_vocabulary_are_refused_whoever_sent_them(
     assert [(event.finish, event.code) for event in refused] == [(FinishReason.ERROR, ErrorCode.INVALID_VALUE)]
     assert str(VOCAB_SIZE) in str(refused[0].error)
     assert not simulation.stories["last"].ended
+
+
+@pytest.mark.parametrize(("ignore_eos", "finish"), [(False, FinishReason.STOP), (True, FinishReason.LENGTH)])
+def test_the_adapters_own_end_tokens_end_its_answers(ignore_eos: bool, finish: FinishReason) -> None:
+    simulation = Simulation(num_blocks=8, max_batch_tokens=8, max_batch_requests=2, token=lambda *_: 7)
+    own = SamplingParams(max_tokens=3, eos_token_ids=(7,), ignore_eos=ignore_eos)
+    simulation.submit(Submit("own", (5, 6), key_of("a"), own))
+    simulation.submit(Submit("other", (5, 6), key_of("b"), SamplingParams(max_tokens=3)))
+    while not all(story.ended for story in simulation.stories.values()):
+        simulation.step(KEYS)
+    assert simulation.stories["own"].events[-1].finish is finish
+    assert simulation.stories["other"].events[-1].finish is FinishReason.LENGTH

@@ -8,7 +8,7 @@ import pytest
 from support.tokenizers_made import byte_fallback, byte_level
 from transformers import PreTrainedTokenizerFast
 
-from lorafleet_inference.errors import InvalidValue
+from lorafleet_inference.errors import AdapterError, InvalidValue
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer import THREAD_CHARS, Text
 
@@ -79,6 +79,24 @@ async def _ask_with_templates_of_adapters(text: Text, tmp_path: Path) -> None:
     assert await (await text.templates.find("sha256:1", own)).render(messages) == "</s>hi"
     of_base = await (await text.templates.find(None, None)).render(messages)
     assert await (await text.templates.find("sha256:2", plain)).render(messages) == of_base
+
+
+async def test_an_adapters_own_special_tokens_go_into_its_template_and_end_its_answers(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    own = tmp_path / "own"
+    own.mkdir()
+    config = {"eos_token": "<|user|>", "chat_template": "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"}
+    (own / "tokenizer_config.json").write_text(json.dumps(config))
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 11]}))
+    with closing(Text.load(folder(tmp_path / "base", {}, template_file=True))) as text:
+        words = await text.templates.own("sha256:1", own)
+        template = await text.templates.find("sha256:1", own)
+        assert await template.render([{"role": "user", "content": "hi"}]) == "<s>hi<|user|>"
+        assert words.eos_token_ids == (text.pieces.tokenizer.token_to_id("<|user|>"), 9, 11)
+        assert (await text.templates.own(None, None)).eos_token_ids == ()
+        (own / "generation_config.json").write_text('{"eos_token_id": "x"}')
+        with pytest.raises(AdapterError, match="generation_config"):
+            text.judge(own)
 
 
 async def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ TEXT_FILES = frozenset(
         "added_tokens.json",
         "chat_template.jinja",
         "chat_template.json",
+        "generation_config.json",
         "merges.txt",
         "special_tokens_map.json",
         "tokenizer.json",
@@ -24,7 +25,7 @@ TEXT_FILES = frozenset(
         "vocab.txt",
     }
 )
-"""Tokenizer and template files: an adapter may bring its own chat template."""
+"""Tokenizer, template and generation files: an adapter may bring its own chat template and end tokens."""
 FILES = TEXT_FILES | {CONFIG, WEIGHTS}
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20

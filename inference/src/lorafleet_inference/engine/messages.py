@@ -50,7 +50,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     """Beside the model's own end tokens."""
+    eos_token_ids: tuple[int, ...] = ()
+    """End tokens of the adapter, beside the model's own."""
     ignore_eos: bool = False
+    """Neither the model's nor the adapter's end tokens end the answer."""
     min_tokens: int = 0
     """Before that many tokens of the answer, nothing that would end it is chosen."""
     num_logprobs: int | None = None

@@ -164,7 +164,9 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         sampling = sequence.request.sampling
-        if sampled.token_id in sampling.stop_token_ids or (not sampling.ignore_eos and sampled.token_id in self._eos):
+        token_id = sampled.token_id
+        is_end = not sampling.ignore_eos and (token_id in self._eos or token_id in sampling.eos_token_ids)
+        if is_end or token_id in sampling.stop_token_ids:
             return self._end(sequence, FinishReason.STOP)
         sequence.token_ids.append(sampled.token_id)
         if sequence.num_answer >= sampling.max_tokens or len(sequence.token_ids) >= self._max_model_len:

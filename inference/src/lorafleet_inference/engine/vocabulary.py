@@ -45,6 +45,7 @@ def first_unknown(prompt: Sequence[int], sampling: SamplingParams, vocabulary: V
     for field, token_ids, size in (
         (PROMPT, prompt, vocabulary.num_inputs),
         ("stop_token_ids", sampling.stop_token_ids, vocabulary.num_outputs),
+        ("eos_token_ids", sampling.eos_token_ids, vocabulary.num_outputs),
         ("logit_bias", biased, vocabulary.num_outputs),
     ):
         if token_ids and (max(token_ids) >= size or min(token_ids) < 0):

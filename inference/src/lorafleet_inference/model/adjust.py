@@ -23,7 +23,10 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
         (row, token)
         for row, draw in enumerate(draws)
         if draw.position - draw.num_prompt < draw.params.min_tokens
-        for token in (*draw.params.stop_token_ids, *(() if draw.params.ignore_eos else eos_token_ids))
+        for token in (
+            *draw.params.stop_token_ids,
+            *(() if draw.params.ignore_eos else (*eos_token_ids, *draw.params.eos_token_ids)),
+        )
     ]
     if not (biased or penalised or held):
         return logits

@@ -32,7 +32,10 @@ async def leasing(pod: Pod, exchange: Exchange, model: str) -> AsyncIterator[Lea
         raise InvalidValue(f"{model!r} means another revision than the header {HEADER_REVISION}", param="model")
     async with await pod.manager.lease(name, revision if revision is not None else asked) as lease:
         exchange.headers.update(lease_headers(lease))
-        yield Leased(pod.facts, vocabulary_of(pod.facts), pod.text, lease)
+        own = await pod.text.templates.own(lease.key.digest if lease.key else None, lease.directory)
+        vocabulary = vocabulary_of(pod.facts)
+        ends = tuple(one for one in own.eos_token_ids if 0 <= one < vocabulary.num_outputs)
+        yield Leased(pod.facts, vocabulary, pod.text, lease, ends)
 
 
 class Answering(Generic[RequestT]):
@@ -76,7 +79,7 @@ class Answering(Generic[RequestT]):
             field = self._surface.prompt_field
             max_tokens = answer_length(len(prompt), request.max_new_tokens, leased.facts, prompt_field=field)
             for choice in range(request.n):
-                sampling = request.sampling(max_tokens=max_tokens, choice=choice)
+                sampling = request.sampling(max_tokens=max_tokens, choice=choice, eos_token_ids=leased.eos_token_ids)
                 if choice == 0:
                     check_token_ids(prompt, sampling, leased.vocabulary, prompt_field=field)
                 plans.append(ChoicePlan(len(plans), prompt, sampling, new_prompt=choice == 0))

@@ -146,8 +146,11 @@ class GenerationRequest(_Strict):
     def num_logprobs(self) -> int | None:
         """None: no log-probabilities; else how many of the most likely tokens beside the chosen one."""
 
-    def sampling(self, *, max_tokens: int, choice: int) -> SamplingParams:
-        """Return how one choice is sampled. Choice i of a seeded request draws with seed + i; `top_p` 0 is greedy."""
+    def sampling(self, *, max_tokens: int, choice: int, eos_token_ids: tuple[int, ...] = ()) -> SamplingParams:
+        """Return how one choice is sampled; `eos_token_ids` are the adapter's own.
+
+        Choice i of a seeded request draws with seed + i; `top_p` 0 is greedy.
+        """
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature if self.top_p > 0 and self.temperature > LOWEST_TEMPERATURE else 0.0,
@@ -162,6 +165,7 @@ class GenerationRequest(_Strict):
             min_tokens=min(self.min_tokens, max_tokens),
             seed=None if self.seed is None or self.seed == NO_SEED else (self.seed + choice) % INT64,
             stop_token_ids=tuple(self.stop_token_ids),
+            eos_token_ids=eos_token_ids,
             ignore_eos=self.ignore_eos,
             num_logprobs=self.num_logprobs,
             # choices of one prompt have the same; the first one's are shown with each

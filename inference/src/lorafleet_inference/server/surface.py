@@ -32,6 +32,8 @@ class Leased:
     vocabulary: Vocabulary
     text: Text
     lease: Lease
+    eos_token_ids: tuple[int, ...]
+    """Of the adapter, beside the base's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,20 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.errors import AdapterError, InvalidValue
-from lorafleet_inference.text.files import TextFileError, read_limited, read_tokenizer_config
+from lorafleet_inference.text.files import (
+    TextFileError,
+    TokenizerConfig,
+    read_generation_fields,
+    read_limited,
+    read_tokenizer_config,
+)
 from lorafleet_inference.text.rendering import Failing, Message, TemplateFailure, render
 from lorafleet_inference.text.template_workers import TemplateWorkers
 
@@ -106,9 +113,11 @@ def judge_template(directory: Path, special_tokens: Mapping[str, str], workers: 
         AdapterError: ARTIFACT_INVALID: it cannot be read, is malformed, or gets out of hand.
     """
     try:
+        read_generation_fields(directory)
         source = read_template_source(directory)
+        own = (read_tokenizer_config(directory) or TokenizerConfig()).special_tokens
         if source is not None:
-            workers.render_now(source, [{"role": "user", "content": NEEDLE}], special_tokens)
+            workers.render_now(source, [{"role": "user", "content": NEEDLE}], {**special_tokens, **own})
     except TextFileError as error:
         raise AdapterError(Reason.ARTIFACT_INVALID, str(error)) from error
     except TemplateFailure as failure:
@@ -134,21 +143,32 @@ def read_template_source(directory: Path) -> str | None:
     return by_name.get("default")
 
 
+@dataclass(frozen=True, slots=True)
+class OwnWords:
+    """What an adapter's folder says of texts."""
+
+    template: ChatTemplate | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    """They end its answers beside the base's."""
+
+
 class ChatTemplates:
-    """The template of the base, and those that adapters bring along, by content digest."""
+    """The template of the base, and what adapters bring along, by content digest."""
 
     def __init__(
         self,
         base: ChatTemplate | None,
         special_tokens: Mapping[str, str],
         workers: TemplateWorkers,
+        token_to_id: Callable[[str], int | None],
         *,
         max_cached: int = 1024,
     ) -> None:
         self._base = base
         self._special_tokens = special_tokens
         self._workers = workers
-        self._cache: OrderedDict[str, ChatTemplate | None] = OrderedDict()
+        self._token_to_id = token_to_id
+        self._cache: OrderedDict[str, OwnWords] = OrderedDict()
         self._max_cached = max_cached
 
     async def find(self, digest: str | None, directory: Path | None) -> ChatTemplate:
@@ -157,24 +177,37 @@ class ChatTemplates:
         Raises:
             InvalidValue: there is none, or the adapter's is malformed.
         """
-        template = None
-        if digest is not None and directory is not None:
-            template = await self._of_adapter(digest, directory)
-        template = template or self._base
+        template = (await self.own(digest, directory)).template or self._base
         if template is None:
             raise InvalidValue("this model has no chat template: use /v1/completions", param="messages")
         return template
 
-    async def _of_adapter(self, digest: str, directory: Path) -> ChatTemplate | None:
-        if digest in self._cache:
-            self._cache.move_to_end(digest)
-            return self._cache[digest]
-        try:
-            source = await asyncio.to_thread(read_template_source, directory)
-        except TextFileError as error:
-            raise InvalidValue(f"the adapter's own chat template cannot be read: {error}", param="model") from error
-        template = None if source is None else ChatTemplate(source, self._special_tokens, self._workers)
-        self._cache[digest] = template
-        if len(self._cache) > self._max_cached:
-            self._cache.popitem(last=False)
-        return template
+    async def own(self, digest: str | None, directory: Path | None) -> OwnWords:
+        """Return what an adapter's folder says; nothing for the base.
+
+        Raises:
+            InvalidValue: a file is malformed.
+        """
+        if digest is None or directory is None:
+            return OwnWords()
+        words = self._cache.get(digest)
+        if words is None:
+            try:
+                words = await asyncio.to_thread(self._read, directory)
+            except TextFileError as error:
+                raise InvalidValue(f"a file of the adapter cannot be read: {error}", param="model") from error
+            self._cache[digest] = words
+            if len(self._cache) > self._max_cached:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(digest)
+        return words
+
+    def _read(self, directory: Path) -> OwnWords:
+        source = read_template_source(directory)
+        own = (read_tokenizer_config(directory) or TokenizerConfig()).special_tokens
+        template = None
+        if source is not None:
+            template = ChatTemplate(source, {**self._special_tokens, **own}, self._workers)
+        eos = self._token_to_id(own["eos_token"]) if "eos_token" in own else None
+        named = () if eos is None else (eos,)
+        return OwnWords(template, tuple(dict.fromkeys((*named, *read_generation_fields(directory).eos_token_ids))))

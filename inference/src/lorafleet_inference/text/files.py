@@ -57,6 +57,21 @@ class TokenizerConfig(BaseModel):
         return {name: token_text(token) for name, token in named.items() if token is not None}
 
 
+class GenerationFields(BaseModel):
+    """What is read of an adapter's generation_config.json."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    eos_token_id: int | list[int] | None = None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """None, one or several."""
+        if self.eos_token_id is None:
+            return ()
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
+
+
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -82,6 +97,19 @@ def read_limited(path: Path) -> str | None:
         return data.decode()
     except UnicodeDecodeError as error:
         raise TextFileError(f"{path.name} is not UTF-8 text") from error
+
+
+def read_generation_fields(directory: Path) -> GenerationFields:
+    """Return what a folder's generation_config.json says; nothing where there is none.
+
+    Raises:
+        TextFileError: the file is malformed.
+    """
+    text = read_limited(directory / "generation_config.json")
+    try:
+        return GenerationFields() if text is None else GenerationFields.model_validate_json(text)
+    except ValidationError as error:
+        raise TextFileError(f"generation_config.json is malformed: {error}") from error
 
 
 def read_tokenizer_config(directory: Path) -> TokenizerConfig | None:

@@ -61,7 +61,9 @@ class Text:
         source = read_template_source(directory)
         base = None if source is None else ChatTemplate(source, special_tokens)
         workers = TemplateWorkers()
-        return cls(tokenizer, ChatTemplates(base, special_tokens, workers), special_tokens, workers)
+        return cls(
+            tokenizer, ChatTemplates(base, special_tokens, workers, tokenizer.token_to_id), special_tokens, workers
+        )
 
     def close(self) -> None:
         """End the processes that render adapters' templates."""
