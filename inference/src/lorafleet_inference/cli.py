@@ -13,11 +13,11 @@ from typing import get_args
 
 import uvloop
 
+from lorafleet_common.logs import set_up_logs
 from lorafleet_contract.names import CREDENTIALS_DIR, MAX_SERVED_NAME, SERVED_NAME, revision_of
 from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.errors import AdapterError, ConfigError
 from lorafleet_inference.fetch import model_folder
-from lorafleet_inference.logs import set_up_logs
 from lorafleet_inference.options import add_options, default_cache_dir, read_values
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
     """
     values = read_values(parsed, environment)
     own = values.of(None)
-    set_up_logs(own.get("log_level", "info"), own.get("log_format", "text"))
+    set_up_logs(own.get("log_level", "info"), own.get("log_format", "text"), package="lorafleet_inference")
     if "model" not in own:
         raise ConfigError("--model", "is required")
     model: str = own["model"]

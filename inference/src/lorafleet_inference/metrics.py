@@ -7,78 +7,22 @@ the served name of the base model. Histograms have no adapter label: a scrape ha
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lorafleet_common.metrics import LATENCY_BUCKETS, MAX_LABELS, BoundedLabels, MetricTable
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, EngineReady, EngineStats
 
-MAX_ADAPTER_LABELS = 100
-"""Adapters that come later are counted together."""
-OTHER_ADAPTERS = "_other"
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter that nobody reads
-REGISTRY = CollectorRegistry()
-LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+METRICS = MetricTable("base")
+TABLE, REGISTRY = METRICS.lines, METRICS.registry
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
-
-Kind = Literal["counter", "gauge", "histogram"]
-PromT = TypeVar("PromT", Counter, Gauge, Histogram)
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """One line of the table; `labels` without `base`."""
-
-    name: str
-    kind: Kind
-    labels: tuple[str, ...]
-    meaning: str
-
-
-TABLE: list[Described] = []
-_base: list[str] = [""]
+counter, gauge, histogram = METRICS.counter, METRICS.gauge, METRICS.histogram
 
 
 def bind_base(name: str) -> None:
     """Set the served name of the base model; once, before anything is counted."""
-    _base[0] = name
-
-
-class Family(Generic[PromT]):
-    """One metric; `of` gives its child for label values."""
-
-    def __init__(self, metric: PromT) -> None:
-        self._metric: PromT = metric
-        self._children: dict[tuple[str, ...], PromT] = {}
-
-    def of(self, *values: str) -> PromT:
-        """Return the child for these values, in the order of the table's labels."""
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._metric.labels(_base[0], *values)
-        return child
-
-
-def counter(name: str, meaning: str, *labels: str) -> Family[Counter]:
-    """Declare a counter; its name ends in `_total`."""
-    TABLE.append(Described(name, "counter", labels, meaning))
-    return Family(Counter(name, meaning, ("base", *labels), registry=REGISTRY))
-
-
-def gauge(name: str, meaning: str, *labels: str) -> Family[Gauge]:
-    """Declare a gauge."""
-    TABLE.append(Described(name, "gauge", labels, meaning))
-    return Family(Gauge(name, meaning, ("base", *labels), registry=REGISTRY))
-
-
-def histogram(name: str, meaning: str, *labels: str, buckets: tuple[float, ...]) -> Family[Histogram]:
-    """Declare a histogram."""
-    TABLE.append(Described(name, "histogram", labels, meaning))
-    return Family(Histogram(name, meaning, ("base", *labels), buckets=buckets, registry=REGISTRY))
+    METRICS.bind(name)
 
 
 REQUESTS = counter(
@@ -141,30 +85,20 @@ READY = gauge("lorafleet_ready", "1 while /ready answers 200, else 0.")
 
 
 class AdapterLabels:
-    """Names for the label `adapter`, at most MAX_ADAPTER_LABELS of them; the base itself has an empty one."""
+    """Names for the label `adapter`, bounded, kept while they are used; the base itself has an empty one."""
 
-    def __init__(self, max_labels: int = MAX_ADAPTER_LABELS) -> None:
-        self._max_labels = max_labels
-        self._known: set[str] = set()
+    def __init__(self, max_labels: int = MAX_LABELS) -> None:
+        self._names = BoundedLabels(max_labels, forget=lambda name: METRICS.forget("adapter", name))
 
     def of(self, key: AdapterKey | None) -> str:
         """Return the label value of an adapter."""
-        if key is None:
-            return ""
-        if key.name not in self._known:
-            if len(self._known) >= self._max_labels:
-                return OTHER_ADAPTERS
-            self._known.add(key.name)
-        return key.name
+        return "" if key is None else self._names.of(key.name)
 
 
 ADAPTER_LABELS = AdapterLabels()
 
 
-def _read(name: str, kind: Kind, meaning: str, *labels: str) -> str:
-    TABLE.append(Described(name, kind, labels, meaning))
-    return name
-
+_read = METRICS.read
 
 RUNNING = _read("lorafleet_requests_running", "gauge", "Sequences in the running batch.")
 WAITING = _read("lorafleet_requests_waiting", "gauge", "Sequences that wait in the engine.")
@@ -280,10 +214,10 @@ def _engine_families(stats: EngineStats) -> Iterator[Metric]:
 
 
 def _family(name: str, *samples: tuple[tuple[str, ...], float]) -> Iterator[Metric]:
-    described = next(line for line in TABLE if line.name == name)
+    described = METRICS.line(name)
     labels = (VLLM_LABEL if name.startswith("vllm:") else "base", *described.labels)
     kind = CounterMetricFamily if described.kind == "counter" else GaugeMetricFamily
     family = kind(name, described.meaning, labels=labels)
     for values, value in samples:
-        family.add_metric((_base[0], *values), value)
+        family.add_metric((*METRICS.common_values, *values), value)
     yield family

@@ -14,12 +14,12 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from lorafleet_common.logs import LogFormat
 from lorafleet_contract.names import CACHE_DIR
 from lorafleet_contract.resources import quantity_bytes
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_inference.config import DeviceChoice, DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.errors import ConfigError
-from lorafleet_inference.logs import LogFormat
 
 PREFIX = "LORAFLEET_"
 FOR_OTHERS = frozenset({"LORAFLEET_URL", "LORAFLEET_REGISTRY", "LORAFLEET_TAG"})

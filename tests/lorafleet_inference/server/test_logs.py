@@ -5,12 +5,12 @@ import logging
 import subprocess
 import sys
 
-from lorafleet_inference.logs import JsonFormatter
+from lorafleet_common.logs import JsonFormatter
 
 PROGRAM = """
 import logging
-from lorafleet_inference.logs import set_up_logs
-set_up_logs("info", "json")
+from lorafleet_common.logs import set_up_logs
+set_up_logs("info", "json", package="lorafleet_inference")
 logging.getLogger("lorafleet_inference.x").info("ready %d", 3)
 logging.getLogger("lorafleet_inference.x").debug("hidden")
 logging.getLogger("library").info("hidden")

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
+from lorafleet_common.logs import LogFormat
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import FromEngine, Shutdown, ToEngine
-from lorafleet_inference.logs import LogFormat
 
 _LENGTH = struct.Struct(">I")
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from lorafleet_common.logs import JsonFormatter
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.channel import StartEngine, frame, messages_from
@@ -36,7 +37,6 @@ from lorafleet_inference.engine.messages import (
     Tokens,
 )
 from lorafleet_inference.errors import ConfigError, EngineFailure
-from lorafleet_inference.logs import JsonFormatter
 
 logger = logging.getLogger(__name__)
 _AnswerT = TypeVar("_AnswerT")

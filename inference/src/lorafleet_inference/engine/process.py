@@ -15,13 +15,13 @@ from functools import partial
 
 import msgspec
 
+from lorafleet_common.logs import set_up_logs
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.core import Engine, Inbox
 from lorafleet_inference.engine.messages import EngineFailed, Shutdown
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import ConfigError, InferenceError
-from lorafleet_inference.logs import set_up_logs
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     faulthandler.enable()  # a crash, and the API process's SIGABRT when a step hangs, leave every thread's stack in the log
     start = msgspec.json.decode(sys.stdin.buffer.read(), type=StartEngine)
-    set_up_logs(start.log_level, start.log_format)
+    set_up_logs(start.log_level, start.log_format, package="lorafleet_inference")
     end = EngineEnd(socket.socket(fileno=int(arguments[0])))
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(end, inbox), name="receiver", daemon=True).start()
