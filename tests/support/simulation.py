@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit, TokenEvent, TokenLogprobs
+from lorafleet_inference.engine.pace import Pace
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.vocabulary import Vocabulary
@@ -84,9 +85,14 @@ class Simulation:
             self.stories[request_id].cancelled = True
             self.tell([event])
 
-    def step(self, on_device: Collection[AdapterKey] = (), held: Collection[AdapterKey] = ()) -> StepPlan:
+    def step(
+        self,
+        on_device: Collection[AdapterKey] = (),
+        held: Collection[AdapterKey] = (),
+        pace: Pace | None = None,
+    ) -> StepPlan:
         """Plan, check and commit one step."""
-        plan = self.scheduler.plan(on_device, held)
+        plan = self.scheduler.plan(on_device, held, pace)
         self.blocks.check()
         self._check(plan, on_device, held)
         self.num_steps += 1

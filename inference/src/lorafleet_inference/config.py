@@ -28,7 +28,9 @@ class EngineConfig:
     max_model_len: int | None = None
     """Tokens of prompt and answer; None: what the model's config says."""
     max_batch_tokens: int = 2048
-    """Token budget of a step."""
+    """Most tokens of a step."""
+    target_step_ms: float = 300.0
+    """Steps have fewer tokens where the engine has learned that so many would take longer."""
     max_batch_requests: int = 256
     max_resident_adapters: int = 32
     max_rank: int = 64
@@ -52,6 +54,7 @@ class EngineConfig:
         checks = {
             "--max-model-len": self.max_model_len is None or self.max_model_len >= 1,
             "--max-batch-tokens": self.max_batch_tokens >= 1,
+            "--target-step-ms": self.target_step_ms > 0,
             "--max-batch-requests": self.max_batch_requests >= 1,
             "--max-resident-adapters": self.max_resident_adapters >= 1,
             "--max-rank": 1 <= self.max_rank <= 256,

@@ -115,6 +115,10 @@ STEP_FAILURES = _read(
     "counter",
     "Steps that failed and were computed again request by request; only the requests that failed again have ended.",
 )
+LATE_STEPS = _read("lorafleet_engine_late_steps_total", "counter", "Steps that took longer than --target-step-ms.")
+STEP_BUDGET = _read(
+    "lorafleet_engine_step_budget_tokens", "gauge", "Tokens that the last step could have had within --target-step-ms."
+)
 STEP_SECONDS = _read("lorafleet_engine_step_seconds_total", "counter", "Time spent in steps.")
 STEP_TOKENS = _read("lorafleet_engine_step_tokens_total", "counter", "Tokens computed: prefill, decode.", "phase")
 ADAPTERS = _read(
@@ -203,6 +207,8 @@ def _engine_families(stats: EngineStats) -> Iterator[Metric]:
         PREEMPTIONS: stats.num_preemptions,
         STEPS: stats.num_steps,
         STEP_FAILURES: stats.num_failed_steps,
+        LATE_STEPS: stats.num_late_steps,
+        STEP_BUDGET: stats.max_step_tokens,
         STEP_SECONDS: stats.step_seconds,
         EVICTIONS: stats.num_adapter_evictions,
         PAGES_USED: stats.used_rank_pages,

@@ -119,6 +119,13 @@ def _sha256(text: str) -> str:
     return text
 
 
+def _milliseconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"not a number of milliseconds: {text!r}") from None
+
+
 def _adapter(text: str) -> tuple[str, str]:
     name, separator, source = text.partition("=")
     if not (name and separator and source):
@@ -168,7 +175,9 @@ OPTIONS: tuple[Option, ...] = (
            _choice(*get_args(DtypeChoice)), "DTYPE", E, "dtype"),
     Option("max-model-len", "Tokens of prompt and answer together; cut to what the KV cache holds.", _integer, "TOKENS", E, "max_model_len",
            "what the model's config says"),
-    Option("max-batch-tokens", "Tokens that one step computes.", _integer, "TOKENS", E, "max_batch_tokens"),
+    Option("max-batch-tokens", "Tokens that one step computes at most.", _integer, "TOKENS", E, "max_batch_tokens"),
+    Option("target-step-ms", "How long a step should take at most. The engine learns from its steps how many tokens fit; a "
+           "request that comes waits for the step that runs.", _milliseconds, "MS", E, "target_step_ms"),
     Option("max-batch-requests", "Sequences that run at the same time.", _integer, "NUMBER", E, "max_batch_requests"),
     Option("max-resident-adapters", "Adapters in device memory.", _integer, "NUMBER", E, "max_resident_adapters"),
     Option("max-rank", "Largest LoRA rank that is accepted, 1 to 256.", _integer, "RANK", E, "max_rank"),

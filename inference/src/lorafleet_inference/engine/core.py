@@ -34,6 +34,7 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     Tokens,
 )
+from lorafleet_inference.engine.pace import PaceKeeper
 from lorafleet_inference.engine.plan import StepPlan, StepResult
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
@@ -111,8 +112,10 @@ class Engine:
         self._clocks = _Clocks()
         self._seeds: dict[str, int] = {}
         self._steps = Steps(runner, self._blocks, self._seeds.__getitem__)
-        self._counts = dict.fromkeys(("steps", "preempted", "prefill", "decode", "queried", "hit"), 0)
+        self._counts = dict.fromkeys(("steps", "late", "preempted", "prefill", "decode", "queried", "hit"), 0)
         self._step_seconds = 0.0
+        self._pace_keeper = PaceKeeper(1e-3 * config.target_step_ms)
+        self._max_step_tokens = 0
         self._last_stats: EngineStats | None = None
         self._last_stats_time = 0.0
         self._ended = False
@@ -133,13 +136,14 @@ class Engine:
 
     def step(self) -> StepPlan:
         """Plan, execute and commit one step; an empty plan means that there is nothing to compute now."""
-        plan = self._scheduler.plan(self._residency.on_device, self._loads.held)
+        pace = self._pace_keeper.pace
+        plan = self._scheduler.plan(self._residency.on_device, self._loads.held, pace)
         self._count(plan)
         if plan.items:
             began = time.monotonic()
             result = self._execute(plan)
             self._events += self._scheduler.commit(plan, result)
-            self._step_seconds += time.monotonic() - began
+            self._took(plan, time.monotonic() - began)
         return plan
 
     def drain(self, *, wait: bool) -> None:
@@ -237,7 +241,7 @@ class Engine:
     def _count(self, plan: StepPlan) -> None:
         for request_id in plan.first_scheduled:
             self._clocks.scheduled(request_id)
-        decode = sum(item.decode for item in plan.items)
+        decode = plan.num_answer_tokens
         counts = self._counts
         counts["steps"] += bool(plan.items)
         counts["preempted"] += len(plan.preempted)
@@ -245,6 +249,12 @@ class Engine:
         counts["prefill"] += plan.num_tokens - decode
         counts["queried"] += plan.num_queried_tokens
         counts["hit"] += plan.num_hit_tokens
+
+    def _took(self, plan: StepPlan, seconds: float) -> None:
+        self._step_seconds += seconds
+        self._counts["late"] += seconds > self._pace_keeper.pace.target
+        self._max_step_tokens = plan.max_tokens
+        self._pace_keeper.learn(plan.num_tokens - plan.num_answer_tokens, plan.num_answer_tokens, seconds)
 
     def _stats(self) -> EngineStats:
         counts = self._counts
@@ -254,6 +264,8 @@ class Engine:
             num_kv_blocks_used=self._blocks.num_used,
             num_preemptions=counts["preempted"],
             num_steps=counts["steps"],
+            num_late_steps=counts["late"],
+            max_step_tokens=self._max_step_tokens,
             num_prefill_tokens=counts["prefill"],
             num_decode_tokens=counts["decode"],
             num_prefix_queried_tokens=counts["queried"],

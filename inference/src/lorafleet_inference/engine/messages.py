@@ -267,6 +267,10 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_kv_blocks_used: int
     num_preemptions: int
     num_steps: int
+    num_late_steps: int
+    """Steps that took longer than the target."""
+    max_step_tokens: int
+    """Tokens that the last step could have had within the target."""
     num_prefill_tokens: int
     num_decode_tokens: int
     num_prefix_queried_tokens: int

@@ -38,6 +38,8 @@ class StepPlan:
     """Requests that are computed for the first time."""
     preempted: tuple[str, ...] = ()
     """Requests that lost their blocks and wait again."""
+    max_tokens: int = 0
+    """Tokens that it could have had."""
     num_queried_tokens: int = 0
     """Tokens of sequences that start in this step, looked up in the prefix cache."""
     num_hit_tokens: int = 0
@@ -47,6 +49,11 @@ class StepPlan:
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
         return sum(len(item.token_ids) for item in self.items)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Those of them that continue an answer by its last token."""
+        return sum(item.decode for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)

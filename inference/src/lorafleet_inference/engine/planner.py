@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.engine.pace import Pace
 from lorafleet_inference.engine.plan import StepItem, StepPlan
 from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
@@ -61,9 +62,12 @@ class Planner:
         """Adapters with waiting sequences, in the order in which they would start."""
         return [adapter for adapter in sorted(self.waiting, key=self._turn) if adapter is not None]
 
-    def plan(self, on_device: Collection[AdapterKey], held: Collection[AdapterKey]) -> StepPlan:
+    def plan(self, on_device: Collection[AdapterKey], held: Collection[AdapterKey], pace: Pace | None) -> StepPlan:
         """Choose the next step, as `Scheduler.plan` says."""
-        draft = _Draft(self._max_batch_tokens)
+        room = self._max_batch_tokens
+        if pace is not None:
+            room = min(room, pace.num_tokens(len(self.running.decoding())))
+        draft = _Draft(room)
         able = {one for one in self.waiting if one is None or (one in on_device and one not in held)}
         contending = able.union(self.running.adapters)
         self._claim_places(draft, able)
@@ -84,6 +88,7 @@ class Planner:
             items=tuple(draft.items.values()),
             first_scheduled=tuple(sequence.request_id for sequence in first),
             preempted=tuple(draft.preempted),
+            max_tokens=room,
             num_queried_tokens=sum(len(sequence.token_ids) for sequence in draft.started),
             num_hit_tokens=sum(hits),
         )
@@ -132,8 +137,10 @@ class Planner:
     def _fill(self, draft: _Draft, able: Collection[AdapterKey | None]) -> None:
         """Give the room that is left to prompts, running and new ones, in their order.
 
-        Nobody overtakes a new one that does not fit yet, and none is started in a step that had to preempt.
+        Nobody overtakes a new one that does not fit yet, and none is started in a step that had to preempt. Where an
+        adapter that had nothing running starts, prompts of those that had wait: its first token is not made later by them.
         """
+        had_running = frozenset(self.running.adapters)
         prompts = [one for one in self.running if one.request_id not in draft.items and draft.takes(one)]
         starting = {one for one in able if one in self.waiting} if not draft.preempted else set()
         while draft.room:
@@ -155,6 +162,9 @@ class Planner:
                 self._add(draft, waiting, draft.room)
                 if waiting.adapter not in self.waiting:
                     starting.remove(waiting.adapter)
+                if waiting.adapter not in had_running:
+                    starting -= had_running
+                    prompts = [one for one in prompts if one.adapter not in had_running]
 
     def _known(self, sequence: Sequence) -> Many[int]:
         """Return the blocks of its prefix that need not be computed again; all must be where the prompt is scored.

@@ -10,6 +10,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent
+from lorafleet_inference.engine.pace import Pace
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.sequence import Sequence
@@ -105,13 +106,16 @@ class Scheduler:
         """An adapter is gone."""
         self._counters.forget(adapter)
 
-    def plan(self, on_device: Collection[AdapterKey], held: Collection[AdapterKey] = ()) -> StepPlan:
+    def plan(
+        self, on_device: Collection[AdapterKey], held: Collection[AdapterKey] = (), pace: Pace | None = None
+    ) -> StepPlan:
         """Choose the next step.
 
         `on_device`: adapters that can be computed; requests of others wait without holding anyone back. `held`: adapters
-        of which nothing new is started, so that they can make room.
+        of which nothing new is started, so that they can make room. `pace`: how many tokens take how long; without it, or
+        within it, a step has at most `max_batch_tokens`.
         """
-        return self._planner.plan(on_device, held)
+        return self._planner.plan(on_device, held, pace)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Take in what a step computed; return the events of new tokens and of requests that ended.
