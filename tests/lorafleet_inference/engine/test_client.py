@@ -179,3 +179,20 @@ async def test_after_close_nothing_hangs_and_nothing_failed() -> None:
         with pytest.raises(EngineFailure):
             await client.register(key_of("a"), Path("/nowhere"), resident=False, pinned=False)
     assert not client.failed.done()
+
+
+async def test_a_listener_that_fails_ends_the_engine_and_nobody_waits() -> None:
+    async with engine() as client:
+        await client.wait_ready()
+
+        def fails(_: object) -> None:
+            raise RuntimeError("a listener's own fault")
+
+        client.subscribe(fails)
+        running = asyncio.create_task(answer(client, Submit("long", (5, 6, 7), None, LONG)))
+        await client.release(key_of("nobody"))
+        events = await running
+        assert events[-1].finish is FinishReason.ERROR
+        assert "a listener's own fault" in await client.failed
+        with pytest.raises(EngineFailure, match="a listener's own fault"):
+            await client.register(key_of("late"), Path("nowhere"), resident=False, pinned=False)

@@ -71,7 +71,7 @@ def test_what_steps_cost_now_is_what_counts() -> None:
     for _ in range(60):
         num_prompt = keeper.pace.num_tokens(0)
         keeper.learn(num_prompt, 0, 0.01 + 8e-4 * num_prompt)
-    assert keeper.pace.num_tokens(0) == pytest.approx(fast / 4, rel=0.1)
+    assert keeper.pace.num_tokens(0) == pytest.approx(fast / 4, rel=0.15)
 
 
 def test_answers_go_on_and_prompts_too_when_answers_alone_take_too_long() -> None:

@@ -217,6 +217,10 @@ class EngineClient:
         except msgspec.MsgspecError as error:
             self._last_words = f"what the engine sent cannot be read: {error}"
             self._process.kill()
+        except Exception as error:  # what is known of requests and adapters may be wrong from here on
+            logger.exception("what the engine said was not taken in")
+            self._last_words = f"what the engine said was not taken in: {type(error).__name__}: {error}"
+            self._process.kill()
         code = await self._wait_ended()
         words = self._last_words or f"the engine process ended with status {code}"
         self._gone.set_result(words)
