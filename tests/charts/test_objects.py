@@ -181,7 +181,7 @@ def test_all_namespaced_objects_name_their_namespace(helm: Helm) -> None:
     for item in helm.render(
         {"monitoring": {"podMonitors": {"enabled": True}, "rules": {"enabled": True}, "dashboard": {"enabled": True}}}
     ).objects:
-        if not item["kind"].startswith("Cluster"):
+        if not item["kind"].startswith(("Cluster", "ValidatingAdmissionPolicy")):
             assert item["metadata"]["namespace"] == "lorafleet-system", item["kind"]
 
 
