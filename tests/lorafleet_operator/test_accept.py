@@ -1,9 +1,12 @@
 """Which adapters are taken: judged from the resources and the names of the cluster."""
 
+from datetime import datetime
+
 import pytest
 from support import operator_views as v
 
 from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import AdapterResource
 from lorafleet_operator.decide.accept import refusal_of
 from lorafleet_operator.decide.views import Claim
 
@@ -138,3 +141,39 @@ def test_guests_have_the_names_that_the_base_allows() -> None:
     assert reason(v.adapter(namespace="friends"), base) is Reason.GUEST_NOT_ALLOWED
     assert reason(v.adapter("friends-french", namespace="friends"), base) is None
     assert reason(v.adapter(), base) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "adapter", "message", "keeps_serving"),
+    [
+        ({"servedNames": ["a-*", "b"]}, guest(), "allows namespace friends the names a-*, b only", False),
+        ({}, guest(priority=1), "does not let namespace friends have a priority above 0", True),
+        ({"maxPriority": 5}, guest(priority=6), "does not let namespace friends have a priority above 5", True),
+    ],
+)
+def test_guest_is_told_what_the_base_allows(
+    limits: dict, adapter: AdapterResource, message: str, keeps_serving: bool
+) -> None:
+    base = v.base(allowedNamespaces=["*"], lora={"guests": limits})
+    refusal = refusal_of(adapter, v.snapshot(adapter, base=base))
+    assert refusal is not None
+    assert refusal.message == f"BaseModelDeployment team/base {message}"
+    assert refusal.keeps_serving is keeps_serving
+
+
+@pytest.mark.parametrize(("until", "retryable"), [(None, False), (v.NOW, True)])
+def test_name_that_is_only_reserved_may_come_free(until: datetime | None, retryable: bool) -> None:
+    rival = {"french": Claim("uid-older", "LoraAdapter other/francais", until)}
+    refusal = refusal_of(v.adapter(), v.snapshot(base=v.base(), claims=rival))
+    assert refusal is not None
+    assert refusal.retryable is retryable
+    assert "french" in refusal.message
+
+
+def test_a_repository_is_not_allowed_by_the_beginning_of_its_name() -> None:
+    assert reason(v.adapter(source={"name": "hub", "repo": "solo/onx"}), v.base()) is Reason.SOURCE_NOT_ALLOWED
+
+
+@pytest.mark.parametrize("source", [{"name": "hub", "path": "x"}, {"name": "hub", "repo": "solo/two"}])
+def test_source_of_a_suspended_adapter_is_not_judged(source: dict[str, str]) -> None:
+    assert reason(v.adapter(source=source, suspend=True), v.base()) is None
