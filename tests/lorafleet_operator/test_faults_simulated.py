@@ -180,9 +180,17 @@ async def test_same_fence_of_another_leader_is_risen_above(fleet: Fleet) -> None
     await until("ready", lambda: fleet.is_ready("german"), seconds=5)
 
 
+async def _writes_after(fleet: Fleet, seconds: float) -> int:
+    await asyncio.sleep(seconds)
+    return len(fleet.kube.writes)
+
+
 async def test_leader_that_has_not_renewed_writes_nothing(fleet: Fleet) -> None:
     await serving(fleet, "french")
     await until("an Event for each", lambda: fleet.event_reasons() == ["Ready"] * 2)
+    # what is under way has passed the guard
+    while (before := len(fleet.kube.writes)) != await _writes_after(fleet, 0.3):
+        assert before < 1000
     assert fleet.lease is not None
     told = {name: len(pod.writes) for name, pod in fleet.pods.items()}
 
