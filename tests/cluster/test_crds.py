@@ -249,9 +249,19 @@ def test_columns(kube: Kube) -> None:
     def header(kind: str, *more: str) -> list[str]:
         return kube.kubectl("get", kind, "columns", "-n", NAMESPACE, *more).splitlines()[0].split()
 
-    assert header("bmd") == ["NAME", "REPLICAS", "UP", "ADAPTERS", "READY-ADAPTERS", "READY", "REASON", "AGE"]
+    assert header("bmd") == [
+        "NAME",
+        "REPLICAS",
+        "UP",
+        "ADAPTERS",
+        "READY-ADAPTERS",
+        "READY",
+        "REASON",
+        "SUSPENDED",
+        "AGE",
+    ]
     assert header("bmd", "-o", "wide")[-3:] == ["URL", "SLOTS", "USED-SLOTS"]
-    assert header("lora") == ["NAME", "BASE", "MODEL", "REVISION", "RESIDENT", "READY", "REASON", "AGE"]
+    assert header("lora") == ["NAME", "BASE", "MODEL", "REVISION", "RESIDENT", "READY", "REASON", "SUSPENDED", "AGE"]
     assert header("lora", "-o", "wide")[-5:] == ["SOURCE", "RANK", "DIGEST", "LAST-USED", "MESSAGE"]
     assert "columns" in kube.kubectl("get", "llm", "-n", NAMESPACE, "-o", "name")
 

@@ -80,7 +80,7 @@ def test_nodes_side_by_side(nodes):
     supervisor = Node(second).supervisor()
     os.kill(supervisor.pid, signal.SIGKILL)
     assert wait_until(lambda: read_process(sleepers[1]) is None, 10), "a component outlived the supervisor"
-    assert Node(second).supervisor() is None
+    assert wait_until(lambda: Node(second).supervisor() is None, 10), "it was told to end and has not"
     with pytest.raises(LocalClusterError, match="does not run"):
         Node(second).enter("true")
 
