@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorafleet_contract.admin import Residency, ServedName
+from lorafleet_contract.admin import ServedName
 from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.names import revision_of
 from lorafleet_contract.sources import (
@@ -161,11 +161,6 @@ class PlacementSpec(Observed):
     pin: bool = False
     priority: int = 0
     """Higher comes first where not all fit."""
-
-    @property
-    def residency(self) -> Residency:
-        """What a pod that it is placed on is told."""
-        return Residency.ON_DEMAND if self.mode is PlacementMode.ON_DEMAND else Residency.RESIDENT
 
 
 class UnloadSpec(Observed):
@@ -383,12 +378,6 @@ class AdapterResource(Observed):
     def placement(self) -> PlacementSpec:
         """The placement that is acted on: spec's, or while it is suspended the one before."""
         return (self.status.placement if self.spec.suspend else None) or self.spec.placement
-
-    @property
-    def base_key(self) -> tuple[str, str]:
-        """(namespace, name) of the base that it names."""
-        ref = self.spec.base_model_ref
-        return (ref.namespace or self.metadata.namespace, ref.name)
 
 
 def quantity_bytes(quantity: str) -> int:
