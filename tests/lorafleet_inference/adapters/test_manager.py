@@ -363,14 +363,14 @@ async def test_time_makes_ready_too(make_pod: MakePod) -> None:
 async def test_adapters_of_the_command_line(make_pod: MakePod, tmp_path: Path) -> None:
     good = write_adapter(tmp_path / "good")
     wide = write_adapter(tmp_path / "wide", rank=32)
-    given = (("good", str(good)), ("wide", str(wide)), ("lost", "/nowhere"), ("No", str(good)))
+    given = (("good", str(good)), ("wide", str(wide)), ("lost", "/nowhere"), ("no@name", str(good)))
     pod = await make_pod(adapters=(*given, ("base", str(good))))
     await pod.until("ready", lambda: pod.manager.ready)
     reasons = {one.name: one.reason for one in pod.manager.local_failures}
     assert reasons == {
         "wide": Reason.RANK_TOO_HIGH,
         "lost": Reason.ARTIFACT_NOT_FOUND,
-        "No": Reason.BAD_REQUEST,
+        "no@name": Reason.BAD_REQUEST,
         "base": Reason.NAME_CONFLICT,
     }
     assert await pod.manager.lease("good", None)
