@@ -162,8 +162,10 @@ async def test_settings_of_memory_reach_the_engine(shared: EngineClient) -> None
 
 async def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     async with engine(model=str(tmp_path)) as client:
-        with pytest.raises(EngineFailure, match="--model"):
+        with pytest.raises(EngineFailure, match=f"{tmp_path} cannot be loaded: it has no config.json"):
             await client.wait_ready()
+        assert client.config_error is not None
+        assert client.config_error.option == "--model"
 
 
 async def test_after_close_nothing_hangs_and_nothing_failed() -> None:
