@@ -59,6 +59,10 @@ class ServedPod:
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
 
+    def metric_of_adapter(self, series: str, adapter: str) -> float:
+        """As `metric`, of a series with `{adapter}` in it; a pod that knew many adapters counts later ones as `_other`."""
+        return sum(self.metric(series.replace("{adapter}", name)) for name in (adapter, "_other"))
+
     def wait_for(self, path: str, status: int, *, timeout_seconds: float = START_SECONDS) -> httpx.Response:
         """Wait until GET answers with a status."""
         deadline = time.monotonic() + timeout_seconds

@@ -85,8 +85,9 @@ def test_names_and_paths_as_people_write_them(declared: DeclaredPod) -> None:
         assert pod.get(f"/v1/models/{written}").json()["id"] == name
         found = declared.admin.request("GET", f"/admin/v1/adapters/{written}")
         assert found["revisions"][0]["revision"] == told.revision
-    series = f'lorafleet_requests_total{{adapter="{name}",base="tiny",finish="length"}}'
-    assert pod.metric(series) + pod.metric(series.replace("length", "stop")) >= 3
+    series = 'lorafleet_requests_total{adapter="{adapter}",base="tiny",finish="length"}'
+    ends = (series, series.replace("length", "stop"))
+    assert sum(pod.metric_of_adapter(end, name) for end in ends) >= 3
     declared.admin.write(entry("acme/From_bucket", declared.admin.resolve("bucket", path)))
     there = declared.admin.wait_for("acme/From_bucket", AdapterState.READY)
     declared.admin.write(removed=[RevisionRef(name=there.name, revision=there.revision)])

@@ -39,12 +39,12 @@ def test_an_adapter_with_one_nan_is_refused_with_the_tensor(declared: DeclaredPo
 def test_a_request_whose_logits_are_not_finite(
     declared: DeclaredPod, client: openai.OpenAI, fields: dict[str, Any]
 ) -> None:
-    series = 'lorafleet_not_finite_total{adapter="wild",base="tiny"}'
-    before = declared.pod.metric(series)
+    series = 'lorafleet_not_finite_total{adapter="{adapter}",base="tiny"}'
+    before = declared.pod.metric_of_adapter(series, "wild")
     with pytest.raises(openai.APIStatusError, match="logits of the adapter wild are not finite") as caught:
         client.completions.create(model="wild", **{**ASK, **fields})
     assert (caught.value.status_code, caught.value.code) == (424, "not_finite")
-    assert declared.pod.metric(series) == before + 1
+    assert declared.pod.metric_of_adapter(series, "wild") == before + 1
     assert client.completions.create(model="tame", **ASK).choices[0].finish_reason
     assert declared.pod.get("/health").status_code == 200
 
