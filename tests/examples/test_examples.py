@@ -13,6 +13,8 @@ from support.openapi import problems, schemas
 
 from lorafleet_contract.names import GROUP, VERSION
 from lorafleet_contract.resources import AdapterResource, BaseModelResource
+from lorafleet_operator.cluster.collect import base_key_of
+from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.decide.accept import refusal_of
 from lorafleet_operator.decide.pod_template import pod_template
 from lorafleet_operator.decide.views import Snapshot
@@ -85,10 +87,12 @@ def test_resource_has_the_fields_of_its_definition_and_no_others(where: str) -> 
 @pytest.mark.parametrize("where", [where for where, item in FILES.items() if item["kind"] == "LoraAdapter"])
 def test_operator_accepts_the_adapter(where: str) -> None:
     adapter = adapter_of(FILES[where])
-    base = bases_of(where.partition("/")[0]).get(adapter.base_key)
-    assert base is not None, f"{adapter.base_key} is not in this example"
+    key = base_key_of(Kind.ADAPTER, as_stored(FILES[where]))
+    assert key is not None
+    base = bases_of(where.partition("/")[0]).get(key)
+    assert base is not None, f"{key} is not in this example"
     snapshot = Snapshot(
-        key=adapter.base_key,
+        key=key,
         base=base,
         adapters=(adapter,),
         pods=(),
