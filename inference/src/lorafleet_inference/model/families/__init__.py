@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedModel
 
-from lorafleet_inference.model.families import bloom, falcon
+from lorafleet_inference.model.families import bloom, falcon, gptj
 
-PATCHES: Mapping[str, Callable[[PreTrainedModel, int], None]] = {"bloom": bloom.patch, "falcon": falcon.patch}
+PATCHES: Mapping[str, Callable[[PreTrainedModel, int], None]] = {
+    "bloom": bloom.patch,
+    "falcon": falcon.patch,
+    "gptj": gptj.patch,
+}
 """By `model_type` of the config."""
