@@ -16,6 +16,7 @@ from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.model.sampler import Draw, sample, uniform
 
 EOS = 8
+LARGEST = torch.finfo(torch.float32).max
 
 
 def adjusted(logits: list[float], draw: Draw) -> list[float]:
@@ -23,7 +24,7 @@ def adjusted(logits: list[float], draw: Draw) -> list[float]:
     out = list(logits)
     for token, bias in params.logit_bias:
         out[token] += bias
-    if params.uses_history:
+    if params.penalises:
         for token in set(draw.history):
             out[token] = (
                 out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
@@ -31,7 +32,12 @@ def adjusted(logits: list[float], draw: Draw) -> list[float]:
             out[token] -= params.frequency_penalty * answer.count(token) + params.presence_penalty * (token in answer)
     if draw.position - draw.num_prompt < params.min_tokens:
         for token in (*params.stop_token_ids, *([] if params.ignore_eos else [EOS])):
-            out[token] = -math.inf
+            out[token] = -LARGEST
+    for word in params.bad_words:
+        if (*answer, word[-1])[-len(word) :] == word:
+            out[word[-1]] = -LARGEST
+    if params.allowed_token_ids:
+        out = [value if token in params.allowed_token_ids else -math.inf for token, value in enumerate(out)]
     return out
 
 
@@ -91,6 +97,8 @@ params = st.builds(
         st.tuples(tokens, st.sampled_from([-100.0, -1.0, 2.5])), max_size=3, unique_by=lambda p: p[0]
     ).map(tuple),
     stop_token_ids=st.lists(tokens, max_size=2).map(tuple),
+    allowed_token_ids=st.lists(tokens, max_size=9).map(tuple),
+    bad_words=st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple),
     ignore_eos=st.booleans(),
     min_tokens=st.integers(0, 3),
 )
@@ -220,6 +228,8 @@ EXTREME = st.builds(
         tuple
     ),
     stop_token_ids=st.lists(tokens, max_size=9).map(tuple),
+    allowed_token_ids=st.lists(tokens, max_size=9).map(tuple),
+    bad_words=st.lists(tokens.map(lambda token: (token,)), max_size=9).map(tuple),
     min_tokens=st.integers(0, 9),
     num_logprobs=st.sampled_from([None, 0, 9]),
 )
@@ -248,6 +258,7 @@ def test_rows_that_are_not_finite_choose_nothing_and_wild_ones_a_token(
             continue
         assert got is not None
         assert 0 <= got.token_id < 9
+        assert not draw.params.allowed_token_ids or got.token_id in draw.params.allowed_token_ids
         assert got == sample(torch.tensor([row]), [draw], [EOS])[0]
         if got.logprobs is not None:
             values = [got.logprobs.chosen, *(value for _, value in got.logprobs.top)]

@@ -102,6 +102,50 @@ def test_the_prefix_of_another_adapter_is_computed() -> None:
         assert [item.start for item in simulation.step({one, two}).items] == [0]
 
 
+def test_requests_of_different_salts_share_no_prefix() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=64, max_batch_requests=4)
+    starts = []
+    for number, salt in enumerate(("", "x", "y", "x", "")):
+        asked = request(f"r{number}", num_prompt=10, seed=1, max_tokens=1)
+        simulation.submit(msgspec.structs.replace(asked, cache_salt=salt))
+        starts += [item.start for item in simulation.step().items]
+    assert starts == [0, 0, 0, 8, 8]
+
+
+def test_priority_orders_the_requests_of_an_adapter_and_not_adapters() -> None:
+    """One runs at a time; requests of equal priority keep their order, and the other adapter has its turns as ever."""
+    simulation = Simulation(num_blocks=50, max_batch_tokens=64, max_batch_requests=1)
+    a, b = key_of("a"), key_of("b")
+    for name, adapter, priority in (("a0", a, 5), ("a1", a, 0), ("a2", a, 0), ("a3", a, -3), ("b0", b, 9)):
+        asked = request(name, adapter, max_tokens=1)
+        simulation.submit(msgspec.structs.replace(asked, priority=priority))
+    order = [item.request_id for _ in range(5) for item in simulation.step({a, b}).items]
+    assert [name for name in order if name != "b0"] == ["a3", "a1", "a2", "a0"]
+    assert order.index("b0") <= 1
+
+
+def test_memory_that_is_short_takes_it_from_the_lowest_priority() -> None:
+    simulation = Simulation(num_blocks=6, max_batch_tokens=32, max_batch_requests=8)
+    for name, priority in (("oldest", 0), ("late", 1), ("urgent", 0)):
+        simulation.submit(msgspec.structs.replace(request(name, num_prompt=7, max_tokens=12), priority=priority))
+    preempted: tuple[str, ...] = ()
+    while not preempted:
+        preempted = simulation.step().preempted
+    assert preempted == ("late",)
+
+
+@pytest.mark.parametrize("num_prompt", [1, 5, 64])
+def test_a_request_for_no_tokens_scores_its_prompt_and_ends(num_prompt: int) -> None:
+    simulation = Simulation(num_blocks=16, max_batch_tokens=8, max_batch_requests=2)
+    asked = request("score", num_prompt=num_prompt)
+    simulation.submit(msgspec.structs.replace(asked, sampling=SamplingParams(max_tokens=0, prompt_logprobs=0)))
+    while not simulation.stories["score"].ended:
+        simulation.step()
+    (event,) = simulation.stories["score"].events
+    assert (event.token_ids, event.finish) == ((), FinishReason.LENGTH)
+    assert len(event.prompt_logprobs or ()) == num_prompt - 1
+
+
 def test_memory_that_is_short_preempts_the_latest_and_all_end() -> None:
     simulation = Simulation(num_blocks=6, max_batch_tokens=32, max_batch_requests=8)
     for number in range(3):
@@ -232,6 +276,8 @@ def test_looking_for_room_for_a_newcomer_looks_at_each_running_sequence_once() -
         ((5,), {"stop_token_ids": (VOCAB_SIZE,)}),
         ((5,), {"logit_bias": ((VOCAB_SIZE, 1.0),)}),
         ((5,), {"eos_token_ids": (VOCAB_SIZE,)}),
+        ((5,), {"allowed_token_ids": (5, VOCAB_SIZE)}),
+        ((5,), {"bad_words": ((5,), (5, VOCAB_SIZE))}),
     ],
 )
 def test_token_ids_outside_the_vocabulary_are_refused_whoever_sent_them(
@@ -245,6 +291,17 @@ def test_token_ids_outside_the_vocabulary_are_refused_whoever_sent_them(
     assert [(event.finish, event.code) for event in refused] == [(FinishReason.ERROR, ErrorCode.INVALID_VALUE)]
     assert str(VOCAB_SIZE) in str(refused[0].error)
     assert not simulation.stories["last"].ended
+
+
+def test_an_end_token_is_told_to_whom_asks_for_it() -> None:
+    simulation = Simulation(num_blocks=8, max_batch_tokens=8, max_batch_requests=2, token=lambda *_: EOS)
+    for name, show_end in (("shown", True), ("hidden", False)):
+        asked = SamplingParams(max_tokens=3, show_end=show_end)
+        simulation.submit(Submit(name, (5, 6), None, asked))
+    simulation.step()
+    told = {name: story.events[-1] for name, story in simulation.stories.items()}
+    assert (told["shown"].token_ids, told["shown"].with_end, told["shown"].finish) == ((EOS,), True, FinishReason.STOP)
+    assert (told["hidden"].token_ids, told["hidden"].with_end) == ((), False)
 
 
 @pytest.mark.parametrize(("ignore_eos", "finish"), [(False, FinishReason.STOP), (True, FinishReason.LENGTH)])

@@ -18,8 +18,8 @@ all_kinds = pytest.mark.parametrize(
 )
 
 
-def stream(tokenizer: Tokenizer, ids: list[int], *, strip_leading: bool = True) -> list[str]:
-    detokenizer = Detokenizer(TABLES[id(tokenizer)], strip_leading=strip_leading)
+def stream(tokenizer: Tokenizer, ids: list[int], *, strip_leading: bool = True, **how: bool) -> list[str]:
+    detokenizer = Detokenizer(TABLES[id(tokenizer)], strip_leading=strip_leading, **how)
     return [*(detokenizer.push([token_id]) for token_id in ids), detokenizer.finish()]
 
 
@@ -81,6 +81,24 @@ def test_special_tokens_and_unknown_ids_add_nothing() -> None:
     eos = BYTE_LEVEL.token_to_id("</s>")
     ids = [eos, *BYTE_LEVEL.encode("fox", add_special_tokens=False).ids, eos, 10**6]
     assert "".join(stream(BYTE_LEVEL, ids)) == "fox"
+
+
+@all_kinds
+def test_special_tokens_are_shown_where_they_are_asked_for(tokenizer: Tokenizer) -> None:
+    begin, end = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    words = tokenizer.encode("quick fox", add_special_tokens=False).ids
+    ids = [begin, *words, end, end, *words, end]
+    shown = "".join(stream(tokenizer, ids, skip_special=False))
+    assert shown == tokenizer.decode(ids, skip_special_tokens=False)
+    assert shown.startswith("<s>")
+    assert shown.endswith("</s>")
+
+
+def test_special_tokens_stand_side_by_side_where_that_is_asked_for() -> None:
+    begin, end = WORD_PIECE.token_to_id("<s>"), WORD_PIECE.token_to_id("</s>")
+    ids = [begin, begin, *WORD_PIECE.encode("fox", add_special_tokens=False).ids, end, end]
+    assert "".join(stream(WORD_PIECE, ids, skip_special=False)) == "<s> <s> fox </s> </s>"
+    assert "".join(stream(WORD_PIECE, ids, skip_special=False, space_special=False)) == "<s><s> fox </s></s>"
 
 
 @pytest.mark.parametrize("make", [byte_level, byte_fallback])

@@ -10,22 +10,22 @@ letters = st.text(alphabet="ab#", max_size=30)
 stops = st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3)
 
 
-def one_by_one(text: str, stop_strings: list[str]) -> tuple[str, bool]:
+def one_by_one(text: str, stop_strings: list[str], *, shown: bool = False) -> tuple[str, bool]:
     """Slow twin: look at the text after every character."""
     for end in range(1, len(text) + 1):
         begins = [end - len(stop) for stop in stop_strings if text[:end].endswith(stop)]
         if begins:
-            return text[: min(begins)], True
+            return text[: end if shown else min(begins)], True
     return text, False
 
 
-@given(text=letters, stop_strings=stops, data=st.data())
+@given(text=letters, stop_strings=stops, show_stop=st.booleans(), data=st.data())
 def test_any_cut_of_the_text_gives_what_reading_by_character_gives(
-    text: str, stop_strings: list[str], data: st.DataObject
+    text: str, stop_strings: list[str], show_stop: bool, data: st.DataObject
 ) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    watcher, shown, met = StopStrings(stop_strings), "", False
+    watcher, shown, met = StopStrings(stop_strings, shown=show_stop), "", False
     for part in parts:
         stopped = watcher.push(part)
         shown += stopped.text
@@ -34,7 +34,7 @@ def test_any_cut_of_the_text_gives_what_reading_by_character_gives(
             break
     if not met:
         shown += watcher.finish()
-    assert (shown, met) == one_by_one(text, stop_strings)
+    assert (shown, met) == one_by_one(text, stop_strings, shown=show_stop)
 
 
 def test_text_that_may_become_a_stop_string_waits_and_comes_when_it_does_not() -> None:

@@ -15,14 +15,15 @@ from lorafleet_inference.engine.messages import AdapterKey
 BlockHash = bytes
 
 
-def chain_seed(adapter: AdapterKey | None) -> BlockHash:
+def chain_seed(adapter: AdapterKey | None, salt: str = "") -> BlockHash:
     """Return what the hash chain of a sequence starts from.
 
     Equal tokens have equal KV only under the same weights: the base's and the adapter's content. The tag keeps an
-    adapter from ever meeting the base.
+    adapter from ever meeting the base. Sequences of different `salt` never meet, so that nobody learns by the time of
+    an answer what others have asked.
     """
     tagged = ("base",) if adapter is None else ("adapter", adapter.digest)
-    return hashlib.sha256(repr(tagged).encode()).digest()
+    return hashlib.sha256(repr((*tagged, salt) if salt else tagged).encode()).digest()
 
 
 def next_hash(previous: BlockHash, token_ids: Sequence[int]) -> BlockHash:

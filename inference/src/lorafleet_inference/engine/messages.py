@@ -32,6 +32,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens of one request are chosen. `temperature` 0 is greedy."""
 
     max_tokens: int
+    """0: only the prompt is computed, and scored where that is asked for."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
@@ -47,6 +48,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Likewise, for each time that the token occurs."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, added to its logit)."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """If there are any, nothing else is chosen."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token ids of each: its last one is not chosen where the answer ends with those before it."""
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     """Beside the model's own end tokens."""
@@ -56,15 +61,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Neither the model's nor the adapter's end tokens end the answer."""
     min_tokens: int = 0
     """Before that many tokens of the answer, nothing that would end it is chosen."""
+    show_end: bool = False
+    """Whether an end token that stops the answer is told as its last token."""
     num_logprobs: int | None = None
     """None: no log-probabilities. N >= 0: of the chosen token and of the N most likely ones."""
     prompt_logprobs: int | None = None
     """Likewise, of the prompt's tokens. Then nothing is taken from the prefix cache."""
 
     @property
+    def penalises(self) -> bool:
+        """Whether tokens that occurred are less likely to be chosen."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
     def uses_history(self) -> bool:
         """Whether earlier tokens change how the next one is chosen."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return self.penalises or any(len(word) > 1 for word in self.bad_words)
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -74,6 +86,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     prompt_token_ids: tuple[int, ...]
     adapter: AdapterKey | None
     sampling: SamplingParams
+    priority: int = 0
+    """Among requests of the same adapter the lower goes first; between adapters it means nothing."""
+    cache_salt: str = ""
+    """Only requests of the same salt share the prefix cache."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -208,11 +224,16 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenEvent(msgspec.Struct, frozen=True):
-    """New tokens of one request and, in its last event, why it ended. An end token that stopped it is not among the tokens."""
+    """New tokens of one request and, in its last event, why it ended.
+
+    An end token that stopped it is among the tokens only if the request wants it shown.
+    """
 
     request_id: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    with_end: bool = False
+    """Whether the last of the tokens is the end token that stopped it."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """Of the prompt's tokens from the second on; in the first event, if they were asked for."""
     finish: FinishReason | None = None

@@ -7,8 +7,8 @@ from lorafleet_inference.engine.fairness import ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.sequence import Sequence
 
-Place = tuple[float, bool, int]
-"""Who comes first: the least served adapter, then one that has nothing running, then the earliest arrival."""
+Place = tuple[float, bool, tuple[int, int]]
+"""Who comes first: the least served adapter, then one that has nothing running, then by priority and arrival."""
 
 
 class RunningSet:
@@ -45,7 +45,7 @@ class RunningSet:
     def place(self, sequence: Sequence) -> Place:
         """Return the order of a sequence, running or not."""
         adapter = sequence.adapter
-        return self._counters.of(adapter), adapter in self._num_of, sequence.arrival
+        return self._counters.of(adapter), adapter in self._num_of, sequence.order
 
     def decoding(self) -> list[Sequence]:
         """Return those whose next token is the last known one: the oldest first, then in their order."""

@@ -143,9 +143,9 @@ class Scheduler:
     def _refusal(self, request: Submit) -> tuple[ErrorCode, str] | None:
         """Return why a request can never be computed here, None if it can."""
         num_prompt = len(request.prompt_token_ids)
-        if num_prompt == 0 or request.sampling.max_tokens < 1:
-            return ErrorCode.INVALID_VALUE, "a request needs at least one prompt token and one token to answer"
-        if num_prompt >= self._max_model_len:
+        if num_prompt == 0 or request.sampling.max_tokens < 0:
+            return ErrorCode.INVALID_VALUE, "a request needs at least one prompt token, and no less than none to answer"
+        if num_prompt + min(request.sampling.max_tokens, 1) > self._max_model_len:
             message = f"the prompt has {num_prompt} tokens and the context {self._max_model_len}"
             return ErrorCode.CONTEXT_LENGTH_EXCEEDED, message
         vocabulary = self._vocabulary_of(request.adapter)
@@ -153,7 +153,7 @@ class Scheduler:
         if unknown is not None:
             return ErrorCode.INVALID_VALUE, unknown.message
         # the last token of an answer is never computed
-        num_tokens = min(num_prompt + request.sampling.max_tokens, self._max_model_len) - 1
+        num_tokens = max(num_prompt, min(num_prompt + request.sampling.max_tokens, self._max_model_len) - 1)
         if self._blocks.blocks_for(num_tokens) > self._blocks.num_blocks:
             most = self._blocks.num_blocks * self._blocks.block_tokens
             message = f"prompt and answer of {num_tokens + 1} tokens never fit the KV cache of {most} tokens"
@@ -168,10 +168,12 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         sampling = sequence.request.sampling
+        if sampling.max_tokens == 0:
+            return self._end(sequence, FinishReason.LENGTH)
         token_id = sampled.token_id
         is_end = not sampling.ignore_eos and (token_id in self._eos or token_id in sampling.eos_token_ids)
         if is_end or token_id in sampling.stop_token_ids:
-            return self._end(sequence, FinishReason.STOP)
+            return self._end(sequence, FinishReason.STOP, sampled=sampled if sampling.show_end else None)
         sequence.token_ids.append(sampled.token_id)
         if sequence.num_answer >= sampling.max_tokens or len(sequence.token_ids) >= self._max_model_len:
             return self._end(sequence, FinishReason.LENGTH, sampled=sampled)

@@ -46,6 +46,11 @@ class Sequence:
         return self.request.adapter
 
     @property
+    def order(self) -> tuple[int, int]:
+        """Its place among those of its adapter: by priority, then by arrival."""
+        return self.request.priority, self.arrival
+
+    @property
     def num_pending(self) -> int:
         """Known tokens that are not computed."""
         return len(self.token_ids) - self.num_computed
@@ -64,7 +69,7 @@ class Sequence:
         """Return the hash of a full block of its tokens; known tokens never change, so it is computed once."""
         while len(self.hashes) <= index:
             begin = len(self.hashes) * block_tokens
-            previous = self.hashes[-1] if self.hashes else chain_seed(self.adapter)
+            previous = self.hashes[-1] if self.hashes else chain_seed(self.adapter, self.request.cache_salt)
             self.hashes.append(next_hash(previous, self.token_ids[begin : begin + block_tokens]))
         return self.hashes[index]
 
@@ -101,7 +106,7 @@ class Sequence:
         reason: Reason | None = None,
         code: ErrorCode | None = None,
     ) -> TokenEvent:
-        """Return its next event."""
+        """Return its next event; a token that stops it is its end token."""
         num_cached = 0 if self.spoke else self.num_cached or 0
         prompt_logprobs = tuple(self.scored) if self.is_scored else None
         self.spoke = True
@@ -109,6 +114,7 @@ class Sequence:
             self.request_id,
             token_ids=() if sampled is None else (sampled.token_id,),
             logprobs=None if sampled is None or sampled.logprobs is None else (sampled.logprobs,),
+            with_end=sampled is not None and finish is FinishReason.STOP,
             prompt_logprobs=prompt_logprobs,
             finish=finish,
             error=error,
@@ -119,7 +125,7 @@ class Sequence:
 
 
 class WaitingQueues:
-    """Waiting sequences by adapter, in the order of arrival."""
+    """Waiting sequences by adapter, each adapter's in their order."""
 
     def __init__(self) -> None:
         self._queues: dict[AdapterKey | None, list[Sequence]] = {}
@@ -132,7 +138,7 @@ class WaitingQueues:
         return adapter in self._queues
 
     def first(self, adapter: AdapterKey | None) -> Sequence:
-        """The one that waits longest."""
+        """The one that goes first."""
         return self._queues[adapter][0]
 
     def of(self, adapter: AdapterKey) -> tuple[Sequence, ...]:
@@ -140,8 +146,8 @@ class WaitingQueues:
         return tuple(self._queues.get(adapter, ()))
 
     def add(self, sequence: Sequence) -> None:
-        """Put one in its place by arrival, also one that ran before."""
-        insort(self._queues.setdefault(sequence.adapter, []), sequence, key=lambda one: one.arrival)
+        """Put one in its place, also one that ran before."""
+        insort(self._queues.setdefault(sequence.adapter, []), sequence, key=lambda one: one.order)
 
     def remove(self, sequence: Sequence) -> None:
         """Take one out."""

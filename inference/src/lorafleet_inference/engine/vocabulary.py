@@ -42,11 +42,14 @@ def vocabulary_of(facts: ModelFacts) -> Vocabulary:
 def first_unknown(prompt: Sequence[int], sampling: SamplingParams, vocabulary: Vocabulary) -> Unknown | None:
     """Return the first token id of a request that is not of the vocabulary; None if all are."""
     biased = [token for token, _ in sampling.logit_bias]
+    bad = [token for word in sampling.bad_words for token in word]
     for field, token_ids, size in (
         (PROMPT, prompt, vocabulary.num_inputs),
         ("stop_token_ids", sampling.stop_token_ids, vocabulary.num_outputs),
         ("eos_token_ids", sampling.eos_token_ids, vocabulary.num_outputs),
         ("logit_bias", biased, vocabulary.num_outputs),
+        ("allowed_token_ids", sampling.allowed_token_ids, vocabulary.num_outputs),
+        ("bad_words", bad, vocabulary.num_outputs),
     ):
         if token_ids and (max(token_ids) >= size or min(token_ids) < 0):
             return Unknown(field, next(one for one in token_ids if not 0 <= one < size), size)

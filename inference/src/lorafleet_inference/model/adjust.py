@@ -1,6 +1,7 @@
-"""Changes logits before a token is chosen, greedy or not: bias, penalties, no end before `min_tokens`.
+"""Changes logits before a token is chosen, greedy or not: bias, penalties, bad words, no end before `min_tokens`.
 
-Finite logits stay finite: what would be larger than a float32 can be is the largest float32.
+Finite logits stay finite: what would be larger than a float32 can be is the largest float32. Only tokens that are not
+among the allowed ones become -inf.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ LARGEST = torch.finfo(torch.float32).max
 def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequence[int]) -> torch.Tensor:
     """Return logits [rows, vocabulary] float32 as requests want them; the given ones stay as they are."""
     biased = [(row, *pair) for row, draw in enumerate(draws) for pair in draw.params.logit_bias]
-    penalised = [row for row, draw in enumerate(draws) if draw.params.uses_history]
+    penalised = [row for row, draw in enumerate(draws) if draw.params.penalises]
     held = [
         (row, token)
         for row, draw in enumerate(draws)
@@ -28,7 +29,9 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
             *(() if draw.params.ignore_eos else (*eos_token_ids, *draw.params.eos_token_ids)),
         )
     ]
-    if not (biased or penalised or held):
+    held += [(row, token) for row, draw in enumerate(draws) for token in _ends_of_bad_words(draw)]
+    restricted = [row for row, draw in enumerate(draws) if draw.params.allowed_token_ids]
+    if not (biased or penalised or held or restricted):
         return logits
     changed = logits.clone()
     if biased:
@@ -40,7 +43,28 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
         rows, tokens = zip(*held, strict=True)
         # not -inf: where a request holds every token, one of them has to be chosen
         changed[_ids(rows, changed), _ids(tokens, changed)] = -LARGEST
+    if restricted:
+        _restrict(changed, restricted, draws)
     return changed
+
+
+def _ends_of_bad_words(draw: "Draw") -> list[int]:
+    """Return the tokens that would complete a bad word."""
+    words = draw.params.bad_words
+    if not words:
+        return []
+    answer = draw.history[draw.num_prompt :]
+    return [word[-1] for word in words if len(word) == 1 or answer[1 - len(word) :] == word[:-1]]
+
+
+def _restrict(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:
+    """Take out what is not among a row's allowed tokens, of which one can be chosen whatever its logit; in place."""
+    pairs = [(row, token) for row in rows for token in draws[row].params.allowed_token_ids]
+    where_row, where_token = zip(*pairs, strict=True)
+    index = (_ids(where_row, logits), _ids(where_token, logits))
+    kept = logits[index].clamp_(min=-LARGEST)
+    logits[_ids(rows, logits)] = float("-inf")
+    logits[index] = kept
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:

@@ -1,7 +1,8 @@
 """Chooses tokens from logits.
 
-What a request asks for comes in this order: `logit_bias`, penalties, `min_tokens` (`adjust.py`); then, unless it is
-greedy, temperature, `top_k`, `top_p`, `min_p`, `typical_p` (`truncate.py`), each over what the ones before have left.
+What a request asks for comes in this order: `logit_bias`, penalties, `bad_words` and `min_tokens`, `allowed_token_ids`
+(`adjust.py`); then, unless it is greedy, temperature, `top_k`, `top_p`, `min_p`, `typical_p` (`truncate.py`), each over
+what the ones before have left.
 
 A row of logits whose largest value is not finite, NaN included, chooses no token; -inf elsewhere is a token of probability 0.
 Whatever a request asks for, finite logits stay finite, and a chosen token is of the vocabulary.

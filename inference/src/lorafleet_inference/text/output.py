@@ -1,4 +1,4 @@
-"""From the engine's token events to what a client may see of one choice: text, log-probabilities, the end."""
+"""From the engine's token events to what a client may see of one choice: text, tokens, log-probabilities, the end."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -27,14 +27,24 @@ class Shown:
     """Empty unless log-probabilities were asked for."""
     stopped: bool
     """A stop string was met: nothing more will be shown."""
+    token_ids: tuple[int, ...] = ()
+    """All of the event up to the end, where token ids are asked for."""
 
 
 class Output:
-    """Builds the visible answer of one choice. Tokens show together with their text, and not at all if it is cut off."""
+    """Builds the visible answer of one choice.
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+    Log-probabilities show together with their text, and not at all if it is cut off; token ids show as they come.
+    `show_stop`: the stop string or the text of the end token is part of the answer.
+    """
+
+    def __init__(
+        self, detokenizer: Detokenizer, stops: Sequence[str], *, show_stop: bool = False, show_ids: bool = False
+    ) -> None:
         self._detokenizer = detokenizer
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(stops, shown=show_stop)
+        self._show_stop = show_stop
+        self._show_ids = show_ids
         self._pending: deque[ShownToken] = deque()
         self._num_decoded = 0
         self._num_shown = 0
@@ -43,9 +53,14 @@ class Output:
         """Add the tokens of an event."""
         text, met = "", False
         logprobs = event.logprobs or (None,) * len(event.token_ids)
+        num_seen, num_tokens = 0, len(event.token_ids)
         for token_id, entry in zip(event.token_ids, logprobs, strict=True):
-            if entry is not None:
+            num_seen += 1
+            is_end = event.with_end and num_seen == num_tokens
+            if entry is not None and not (is_end and self._hides_end):
                 self._pending.append(ShownToken(token_id, entry, self._num_decoded))
+            if is_end and not self._show_stop:
+                break
             piece = self._detokenizer.push((token_id,))
             self._num_decoded += len(piece)
             stopped = self._stops.push(piece)
@@ -58,7 +73,13 @@ class Output:
             text += rest.text + ("" if rest.met else self._stops.finish())
             met = rest.met
         self._num_shown += len(text)
-        return Shown(text, self._release(final=event.finish is not None and not met), stopped=met)
+        tokens = self._release(final=event.finish is not None and not met)
+        return Shown(text, tokens, met, event.token_ids[:num_seen] if self._show_ids else ())
+
+    @property
+    def _hides_end(self) -> bool:
+        """Whether an end token is not among the tokens of the answer, although the engine tells it."""
+        return not (self._show_stop or self._show_ids)
 
     def _release(self, *, final: bool) -> tuple[ShownToken, ...]:
         ready = []

@@ -41,13 +41,16 @@ class PieceTable:
 
     def piece(self, token_id: int) -> bytes:
         """Return what a token adds to a text: nothing for special tokens and unknown ids."""
-        cached = self._cache.get(token_id)
-        if cached is None:
-            cached = self._cache[token_id] = b"" if token_id in self._special else self.shown(token_id)
-        return cached
+        return b"" if token_id in self._special else self.shown(token_id)
 
     def shown(self, token_id: int) -> bytes:
         """Return the bytes of a token as log-probabilities show them: special tokens in words."""
+        cached = self._cache.get(token_id)
+        if cached is None:
+            cached = self._cache[token_id] = self._spelled(token_id)
+        return cached
+
+    def _spelled(self, token_id: int) -> bytes:
         token = self.tokenizer.id_to_token(token_id)
         if token is None:
             return b""

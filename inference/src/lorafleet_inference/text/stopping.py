@@ -6,21 +6,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """What may be shown, and whether a stop string was met (it and what follows are not shown)."""
+    """What may be shown, and whether a stop string was met (what follows it is not shown)."""
 
     text: str
     met: bool
 
 
 class StopStrings:
-    """Cuts a growing text before the first stop string; of several that match, the one that ends first wins.
+    """Cuts a growing text before the first stop string, or with `shown` behind it; of several, the one that ends first wins.
 
     Text that could be the beginning of a stop string is kept back until that is decided.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, shown: bool = False) -> None:
         assert all(stops), "an empty stop string is refused where requests are read"
         self._stops = tuple(stops)
+        self._shown = shown
         self._max_chars = max(map(len, stops), default=0)
         self._held = ""
 
@@ -43,9 +44,12 @@ class StopStrings:
         return held
 
     def _first(self, text: str) -> int | None:
-        """Return where the stop string that is complete first begins; of those that end together, the longest."""
+        """Return where the stop string that is complete first begins, or if it is shown ends.
+
+        Of those that end together it is the longest.
+        """
         ends = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        return min(ends)[1] if ends else None
+        return min(ends)[0 if self._shown else 1] if ends else None
 
     def _num_kept(self, text: str) -> int:
         longest = min(self._max_chars - 1, len(text))
