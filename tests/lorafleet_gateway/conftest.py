@@ -11,10 +11,10 @@ import pytest
 from support.kube_api import KubeDouble, kube_double
 from support.upstream_pods import REVISION, PodDouble, pod_double
 
+from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.sockets import bind
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 from lorafleet_gateway.cluster.cluster import Cluster
-from lorafleet_gateway.cluster.kube import KubeApi
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
 from lorafleet_gateway.front.monitoring import Monitoring

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from lorafleet_common.kube.errors import KubeUnavailable
 from lorafleet_gateway.cluster.lookup import BURST, FORGET_SECONDS, MAX_REMEMBERED, Lookups
-from lorafleet_gateway.errors import KubeUnavailable
 
 from .conftest import NAMESPACE, REVISION, World, eventually
 

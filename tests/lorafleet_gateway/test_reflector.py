@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lorafleet_gateway.cluster.kube import KubeApi, use_token_file
-from lorafleet_gateway.cluster.reflector import Reflector
+from lorafleet_common.kube.client import KubeApi, use_token_file
+from lorafleet_common.kube.reflector import Reflector
 
 from .conftest import NAMESPACE, World, eventually
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_gateway.config import read_config
 from lorafleet_gateway.errors import GatewayError
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"lorafleet-gateway: {error}\n")
         return 2
-    except GatewayError as error:
+    except (GatewayError, KubeError) as error:
         logger.error("ending: %s", error)
         return 1
     return 0

@@ -1,11 +1,7 @@
-"""All errors of the gateway; options raise lorafleet_common.errors.ConfigError.
+"""All errors of the gateway; options raise lorafleet_common.errors.ConfigError, the API server lorafleet_common.kube.errors.
 
 GatewayError
 ├── WatchEnded                  an essential task ended; the process ends
-├── KubeError                   the API server did not do it
-│   ├── KubeExpired             410: too old to go on from; list again
-│   ├── KubeRefused             401, 403, 404…: RBAC or a missing definition
-│   └── KubeUnavailable         429, 5xx, no connection, timeout
 └── RequestError                one request fails; carries HTTP status, code, field and seconds for Retry-After
     ├── InvalidRequest          400  invalid_value
     ├── NotFound                404  without a code: no such path
@@ -36,32 +32,6 @@ class GatewayError(Exception):
 
 class WatchEnded(GatewayError):
     """Something without which the gateway grows blind has ended."""
-
-
-class KubeError(GatewayError):
-    """The API server did not do what it was asked."""
-
-    retryable: ClassVar[bool] = False
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
-        self.status = status
-        """HTTP code; 0 without an answer."""
-        self.reason = reason
-
-
-class KubeExpired(KubeError):
-    """410: the resourceVersion is too old."""
-
-
-class KubeRefused(KubeError):
-    """It will be refused again until somebody changes rights or definitions."""
-
-
-class KubeUnavailable(KubeError):
-    """Nothing is known; trying again may help."""
-
-    retryable = True
 
 
 class RequestError(GatewayError):

@@ -3,15 +3,14 @@
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
+from lorafleet_common.paths import Json
 from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
 from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
-
-Json = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 BaseKey = tuple[str, str]

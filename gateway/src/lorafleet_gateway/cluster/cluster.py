@@ -7,6 +7,10 @@ from typing import Any, Final
 
 import aiohttp
 
+from lorafleet_common.kube.cache import Cache
+from lorafleet_common.kube.client import KubeApi
+from lorafleet_common.kube.reflector import Reflector, Scope
+from lorafleet_common.paths import collection
 from lorafleet_contract.names import (
     ADAPTER_PLURAL,
     BASE_MODEL_PLURAL,
@@ -18,11 +22,8 @@ from lorafleet_contract.names import (
     VERSION,
 )
 from lorafleet_gateway import metrics
-from lorafleet_gateway.cluster.cache import Cache
 from lorafleet_gateway.cluster.directory import Directory, Target
-from lorafleet_gateway.cluster.kube import KubeApi, collection
 from lorafleet_gateway.cluster.lookup import Lookups
-from lorafleet_gateway.cluster.reflector import Reflector, Scope
 from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, ModelNotFound, NoReadyPod, WatchEnded
 from lorafleet_gateway.fleet.pods import Fleet, Pod
 from lorafleet_gateway.metrics import Reading
@@ -63,7 +64,8 @@ class Cluster:
         for namespace in namespaces or ("",):
             for plural, group_version, labels, cache in kinds:
                 path = collection(group_version, plural, namespace or None)
-                self._reflectors.append(Reflector(api, Scope(plural, path, namespace, labels), cache))
+                scope = Scope(plural, path, namespace, labels)
+                self._reflectors.append(Reflector(api, scope, cache, restarted=_restarted))
                 if plural != SLICES:
                     self._named.append(_Followed(path, cache, namespace))
 
@@ -160,6 +162,10 @@ class Cluster:
 
     def _endpoints_changed(self, key: BaseKey) -> None:
         self.fleet.sync(key, self.directory.endpoints(key))
+
+
+def _restarted(kind: str, reason: str) -> None:
+    metrics.WATCH_RESTARTS.of(kind, reason).inc()
 
 
 def _state_of(pod: Pod) -> str:

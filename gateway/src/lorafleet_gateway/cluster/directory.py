@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorafleet_gateway.cluster.cache import Cache
+from lorafleet_common.kube.cache import Cache
 from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, ModelNotFound
 from lorafleet_gateway.views import (
     AdapterView,

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_gateway import metrics
-from lorafleet_gateway.errors import KubeError
 
 logger = logging.getLogger(__name__)
 FORGET_SECONDS: Final = 1.0

@@ -8,11 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
+from lorafleet_common.kube.client import connect
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.sockets import bind
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
-from lorafleet_gateway.cluster.kube import connect
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
 from lorafleet_gateway.front.monitoring import Monitoring
@@ -28,7 +28,8 @@ async def serve(config: GatewayConfig) -> None:
 
     Raises:
         ConfigError: the port cannot be had.
-        GatewayError: there is no API server to be asked, or something essential ended.
+        KubeError: there is no API server to be asked.
+        GatewayError: something essential ended.
     """
     with (
         bind(config.host, config.port, option="--port") as listener,

@@ -14,8 +14,8 @@ import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from lorafleet_gateway.errors import KubeError, KubeExpired, KubeRefused, KubeUnavailable
-from lorafleet_gateway.views import Json
+from lorafleet_common.kube.errors import KubeError, KubeExpired, KubeRefused, KubeUnavailable
+from lorafleet_common.paths import Json
 
 PAGE: Final = 500
 """Objects in one answer of a list."""
@@ -72,12 +72,6 @@ def use_token_file(configuration: Any, token_file: Path) -> None:
 
     configuration.refresh_api_key_hook = read
     read(configuration)
-
-
-def collection(group_version: str, plural: str, namespace: str | None = None) -> str:
-    """Return the path of a collection; no namespace means all of them."""
-    root = f"/apis/{group_version}"
-    return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
 
 
 class KubeApi:

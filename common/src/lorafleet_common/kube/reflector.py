@@ -4,13 +4,14 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lorafleet_gateway import metrics
-from lorafleet_gateway.cluster.cache import Cache, as_number
-from lorafleet_gateway.cluster.kube import Event, KubeApi
-from lorafleet_gateway.errors import KubeError, KubeExpired
+from lorafleet_common.kube.cache import Cache
+from lorafleet_common.kube.client import Event, KubeApi
+from lorafleet_common.kube.errors import KubeError, KubeExpired
+from lorafleet_common.paths import as_number
 
 logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 0.05
@@ -37,8 +38,11 @@ class Scope:
 class Reflector:
     """One collection, for ever. Data never vanishes because the API server is away."""
 
-    def __init__(self, api: KubeApi, scope: Scope, cache: Cache[Any]) -> None:
+    def __init__(
+        self, api: KubeApi, scope: Scope, cache: Cache[Any], *, restarted: Callable[[str, str], None] = lambda *_: None
+    ) -> None:
         self.scope = scope
+        self._restarted = restarted
         self._api = api
         self._cache = cache
         self._version = ""
@@ -64,7 +68,7 @@ class Reflector:
             except KubeError as error:
                 reason = "broken"
                 self._failed(error)
-            metrics.WATCH_RESTARTS.of(self.scope.kind, reason).inc()
+            self._restarted(self.scope.kind, reason)
             await asyncio.sleep(self._pause())
 
     async def _list(self) -> None:
@@ -110,7 +114,7 @@ class Reflector:
         logger.log(logging.WARNING if is_loud else logging.DEBUG, "cannot follow %s", self.problem)
 
     def _pause(self) -> float:
-        """Return how long to wait: longer after each failure; gateways that lost one API server do not come back as one."""
+        """Return how long to wait: longer after each failure; processes that lost one API server do not come back as one."""
         delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(self._num_failures, 10), MAX_RETRY_SECONDS)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311  no secret
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
-from lorafleet_gateway.views import Json
+from lorafleet_common.paths import Json, version_of
 
 
 class HasUid(Protocol):
@@ -84,13 +84,3 @@ class Cache(Generic[V]):
         known = self._entries.pop(uid, None)
         if known is not None and known[2] is not None:
             self._changed(known[2], None)
-
-
-def version_of(body: Json) -> int:
-    """Return the resourceVersion as the number that it is; 0 when it is none."""
-    return as_number(body["metadata"].get("resourceVersion") or "")
-
-
-def as_number(version: str) -> int:
-    """Return a resourceVersion as a number; 0 when it is none."""
-    return int(version) if version.isdigit() else 0

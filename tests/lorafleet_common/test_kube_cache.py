@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_gateway.cluster.cache import Cache
+from lorafleet_common.kube.cache import Cache
 
 
 @dataclass(frozen=True)
