@@ -41,7 +41,7 @@ async def test_a_cut_watch_goes_on_where_it_was(world: World) -> None:
     await watching(world)
     world.kube.bookmark()
     bookmarked = world.kube.version
-    await eventually("the bookmark arrived", lambda: all(r._version == str(bookmarked) for r in reflectors(world)))
+    await eventually("the bookmark arrived", lambda: all(r._version == bookmarked for r in reflectors(world)))
     num_lists = world.kube.num_requests("limit=")
     world.kube.cut_watches()
     world.adapter("german")
@@ -121,11 +121,11 @@ async def test_the_token_file_is_read_again(world: World, tmp_path: Path) -> Non
     use_token_file(configuration, file)
     api = KubeApi(configuration)
     try:
-        await api.list("/apis/lorafleet.io/v1alpha1/loraadapters", {})
+        await api.list("/apis/lorafleet.io/v1alpha1/loraadapters")
         file.write_text("second\n")
-        await api.list("/apis/lorafleet.io/v1alpha1/loraadapters", {})
+        await api.list("/apis/lorafleet.io/v1alpha1/loraadapters")
         file.unlink()
-        await api.list("/apis/lorafleet.io/v1alpha1/loraadapters", {})
+        await api.list("/apis/lorafleet.io/v1alpha1/loraadapters")
     finally:
         await api.close()
     assert world.kube.tokens == ["Bearer first", "Bearer second", "Bearer second"]

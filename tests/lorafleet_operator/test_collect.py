@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from support.operator_views import KEY, NOW
 
+from lorafleet_common.kube.client import Listed
 from lorafleet_operator.cluster.collect import all_keys, base_key_of, claims_of, pod_of, rivals_of, snapshot_of
-from lorafleet_operator.cluster.kube import Listed
 from lorafleet_operator.cluster.store import Kind, Store
 
 

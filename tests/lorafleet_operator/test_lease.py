@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 from support.fake_kube import FakeKube
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_common.kube.client import KubeApi
+from lorafleet_common.kube.errors import KubeConflict, KubeNotFound, KubeUnavailable
 from lorafleet_common.paths import collection
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.kube import KubeApi, Writes
 from lorafleet_operator.cluster.lease import Lease
-from lorafleet_operator.errors import KubeConflict, KubeNotFound, KubeUnavailable, LeaseLost, NotLeading
+from lorafleet_operator.cluster.writes import Writes
+from lorafleet_operator.errors import LeaseLost, NotLeading
 
 
 @pytest_asyncio.fixture
@@ -29,7 +31,7 @@ async def kube() -> AsyncIterator[FakeKube]:
 async def api(kube: FakeKube) -> AsyncIterator[KubeApi]:
     configuration = Configuration()
     configuration.host = kube.url
-    client = KubeApi(ApiClient(configuration))
+    client = KubeApi(configuration)
     yield client
     await client.close()
 

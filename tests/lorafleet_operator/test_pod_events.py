@@ -5,12 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest_asyncio
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 from support import operator_views as v
 from support.fake_kube import FakeKube
 
+from lorafleet_common.kube.client import KubeApi
 from lorafleet_operator.act.pod_events import PodEvents
-from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.decide.views import Pod
 
 
@@ -24,7 +24,7 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 @pytest_asyncio.fixture
 async def api(kube: FakeKube) -> AsyncIterator[KubeApi]:
-    made = KubeApi(ApiClient(Configuration(host=kube.url)))
+    made = KubeApi(Configuration(host=kube.url))
     yield made
     await made.close()
 

@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 from support.fake_kube import FakeKube
 from support.fake_pod import FakePod, Library
 
+from lorafleet_common.kube.client import KubeApi
 from lorafleet_contract.names import LABEL_BASE
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.cluster.handlers import EventSink
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
@@ -242,7 +242,7 @@ class Fleet:
     async def open(self) -> None:
         configuration = Configuration()
         configuration.host = self.kube.url
-        self._api = KubeApi(ApiClient(configuration))
+        self._api = KubeApi(configuration)
 
     async def close(self) -> None:
         for operator in list(self.operators):

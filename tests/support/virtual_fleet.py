@@ -17,16 +17,17 @@ from support.fake_pod import FakePod
 from support.fake_pod import Refused as PodRefusal
 from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, Json
 
+from lorafleet_common.kube.client import APPLY, KubeApi, error_of
+from lorafleet_common.kube.errors import KubeError, KubeUnavailable
 from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
 from lorafleet_contract.names import revision_of
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.cluster.handlers import EventSink
-from lorafleet_operator.cluster.kube import APPLY, KubeApi, _error
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
-from lorafleet_operator.errors import KubeUnavailable, LeaseLost, OperatorError, PodRefused, PodUnreachable
+from lorafleet_operator.errors import LeaseLost, OperatorError, PodRefused, PodUnreachable
 from lorafleet_operator.process.health import Health
 from lorafleet_operator.process.run import lead
 
@@ -139,7 +140,7 @@ class VirtualKube(KubeApi):
             status, answer = self._kube._answer(method, path, dict(query or {}), json.dumps(body) if body else "")
         except Refused as refusal:
             raw = json.dumps({"reason": str(refusal), "message": f"{method} {path}"}).encode()
-            raise _error(refusal.status, raw, is_apply=content_type == APPLY) from None
+            raise error_of(refusal.status, raw, is_apply=content_type == APPLY) from None
         answer = copy.deepcopy(answer)
         await asyncio.sleep(LATENCY_SECONDS)
         if method != "GET" and self._network.loses_answers and "leases" not in path:
@@ -214,7 +215,7 @@ class Operator:
         while True:
             api = VirtualKube(self._fleet.kube, self.network)
             lease = Lease(api, namespace=SYSTEM, name=self._config.lease, pod_name=self._name)
-            with contextlib.suppress(LeaseLost, OperatorError):
+            with contextlib.suppress(LeaseLost, OperatorError, KubeError):
                 await lease.acquire()
                 await lead(
                     self._config,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_operator.config import read_config
 from lorafleet_operator.errors import OperatorError
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"lorafleet-operator: {error}\n")
         return 2
-    except OperatorError as error:
+    except (OperatorError, KubeError) as error:
         logger.error("ending: %s", error)
         return 1
     return 0
@@ -59,7 +60,7 @@ def _token(arguments: Sequence[str]) -> int:
 
     try:
         token = asyncio.run(token_of(parsed.base, namespace=parsed.namespace, key_secret=parsed.key_secret))
-    except (OperatorError, ConfigError) as error:
+    except (OperatorError, KubeError, ConfigError) as error:
         sys.stderr.write(f"lorafleet-operator: {error}\n")
         return 1
     sys.stdout.write(f"{token}\n")

@@ -4,18 +4,17 @@ OperatorError
 ├── LeaseLost                   another operator leads; the process ends
 ├── WatchEnded                  kopf gave up, or an essential task ended; the process ends
 ├── WatchSilent                 a watch does not run; all are begun again
-├── KubeError                   the API server did not do it            retryable
-│   ├── KubeNotFound            404                                     no
-│   ├── KubeConflict            409                                     yes, after looking again
-│   ├── KubeInvalid             400, 422 and 500 of an apply            no: the object has to change
-│   ├── NotLeading              nothing was sent: the Lease is not held yes
-│   └── KubeUnavailable         410, 429, 5xx, no connection, timeout   yes
 ├── NotOurs                     an object of that name belongs to somebody else
 ├── InvalidSpec                 a spec passed the API server and means nothing
 └── AdminError                  a pod did not do it
     ├── PodUnreachable          no connection, timeout, 5xx without a body: nothing is known
     └── PodRefused              the pod answered with a reason; carries whether trying again may help
+
+KubeError                       of lorafleet_common.kube.errors: the API server did not do it
+└── NotLeading                  nothing was sent: the Lease is not held; retryable
 """
+
+from lorafleet_common.kube.errors import KubeError
 
 
 class OperatorError(Exception):
@@ -34,37 +33,6 @@ class WatchEnded(OperatorError):
 
 class WatchSilent(OperatorError):
     """A watch was not heard to begin in time."""
-
-
-class KubeError(OperatorError):
-    """The API server did not do what it was asked."""
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(f"{status} {reason}: {message}")
-        self.status = status
-        """HTTP code; 0 without an answer."""
-        self.reason = reason
-        self.message = message
-
-
-class KubeNotFound(KubeError):
-    """404."""
-
-
-class KubeConflict(KubeError):
-    """409: the object is another one by now, or exists already."""
-
-    retryable = True
-
-
-class KubeInvalid(KubeError):
-    """The object itself is refused."""
-
-
-class KubeUnavailable(KubeError):
-    """Nothing is known; trying again may help."""
-
-    retryable = True
 
 
 class NotLeading(KubeError):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from lorafleet_common.kube.cache import Cache
 from lorafleet_common.kube.client import Event, KubeApi
 from lorafleet_common.kube.errors import KubeError, KubeExpired
-from lorafleet_common.paths import as_number
+from lorafleet_common.paths import version_of
 
 logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 0.05
@@ -29,11 +29,6 @@ class Scope:
     """Empty: all."""
     labels: str = ""
 
-    @property
-    def query(self) -> dict[str, str]:
-        """Query of its lists and watches."""
-        return {"labelSelector": self.labels} if self.labels else {}
-
 
 class Reflector:
     """One collection, for ever. Data never vanishes because the API server is away."""
@@ -45,7 +40,7 @@ class Reflector:
         self._restarted = restarted
         self._api = api
         self._cache = cache
-        self._version = ""
+        self._version = 0
         self._num_failures = 0
         self.is_listed = False
         self.problem = "nothing was listed yet"
@@ -62,7 +57,7 @@ class Reflector:
                     await self._list()
                 await self._watch()
             except KubeExpired:
-                reason, self._version = "expired", ""
+                reason, self._version = "expired", 0
                 self._num_failures += 1
                 logger.info("%s: too far behind, listing again", self._where)
             except KubeError as error:
@@ -72,17 +67,17 @@ class Reflector:
             await asyncio.sleep(self._pause())
 
     async def _list(self) -> None:
-        page = await self._api.list(self.scope.path, self.scope.query)
-        self._cache.replace(page.items, as_number(page.version), self.scope.namespace)
-        self._version = page.version
+        listed = await self._api.list(self.scope.path, labels=self.scope.labels)
+        self._cache.replace(listed.items, listed.version, self.scope.namespace)
+        self._version = listed.version
         if not self.is_listed:
-            logger.info("%s: %d listed", self._where, len(page.items))
+            logger.info("%s: %d listed", self._where, len(listed.items))
         self.is_listed = True
         self._said_something()
 
     async def _watch(self) -> None:
         began = time.monotonic()
-        async for event in self._api.watch(self.scope.path, self.scope.query, version=self._version):
+        async for event in self._api.watch(self.scope.path, version=self._version, labels=self.scope.labels):
             self._take(event)
             self._num_failures = 0
             self._said_something()
@@ -92,13 +87,13 @@ class Reflector:
             self._num_failures += 1  # whoever ends watches at once is not asked without a pause
 
     def _take(self, event: Event) -> None:
-        version: str = event.body["metadata"]["resourceVersion"]
+        version = version_of(event.body)
         if event.type in ("ADDED", "MODIFIED"):
             self._cache.put(event.body, self.scope.namespace)
         elif event.type == "DELETED":
             self._cache.remove(event.body, self.scope.namespace)
         else:
-            self._cache.advance(as_number(version), self.scope.namespace)
+            self._cache.advance(version, self.scope.namespace)
         self._version = version
 
     def _said_something(self) -> None:

@@ -5,8 +5,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
-
 from lorafleet_common.kube.cache import Cache
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.reflector import Reflector, Scope
@@ -33,7 +31,7 @@ RESOURCES: Final = f"{GROUP}/{VERSION}"
 SLICES: Final = "endpointslices"
 _LEGAL_NAME: Final = re.compile(SERVED_NAME)
 """Of served names; no other can be found."""
-LOOKUP_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
+LOOKUP_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +147,14 @@ class Cluster:
         return metrics.BASES.of((base.name if base is not None else None) or key[1])
 
     async def _find(self, name: str) -> int:
-        pages = await asyncio.gather(
-            *(
-                self._api.list(kind.path, {"fieldSelector": f"status.servedName={name}"}, patience=LOOKUP_TIMEOUT)
-                for kind in self._named
-            )
+        fields = f"status.servedName={name}"
+        lists = await asyncio.gather(
+            *(self._api.list(kind.path, fields=fields, timeout_seconds=LOOKUP_SECONDS) for kind in self._named)
         )
-        for kind, page in zip(self._named, pages, strict=True):
-            for body in page.items:
+        for kind, listed in zip(self._named, lists, strict=True):
+            for body in listed.items:
                 kind.cache.put_found(body, kind.namespace)
-        return sum(len(page.items) for page in pages)
+        return sum(len(listed.items) for listed in lists)
 
     def _endpoints_changed(self, key: BaseKey) -> None:
         self.fleet.sync(key, self.directory.endpoints(key))

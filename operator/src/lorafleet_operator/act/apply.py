@@ -5,15 +5,16 @@ import json
 import logging
 from typing import Final
 
+from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeInvalid
 from lorafleet_common.paths import Json
 from lorafleet_contract.names import MANAGED_BY
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
-from lorafleet_operator.cluster.kube import Writes
+from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, deployment_facts
 from lorafleet_operator.decide.objects import Child, objects_of
 from lorafleet_operator.decide.views import BaseKey
-from lorafleet_operator.errors import InvalidSpec, KubeConflict, KubeError, KubeInvalid, NotOurs
+from lorafleet_operator.errors import InvalidSpec, NotOurs
 
 logger = logging.getLogger(__name__)
 PROBE_MANAGER: Final = "lorafleet-operator-probe"

@@ -5,12 +5,12 @@ import uuid
 from datetime import UTC, datetime
 from typing import Final
 
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import GROUP, MANAGED_BY, VERSION
 from lorafleet_contract.resources import Condition, ObjectMeta
-from lorafleet_operator.cluster.kube import Writes
+from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.decide.conditions import READY, STALLED, condition_of
-from lorafleet_operator.errors import KubeError
 
 logger = logging.getLogger(__name__)
 MAX_NOTE: Final = 1024

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from lorafleet_common.kube.client import KubeApi
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import Json, collection
 from lorafleet_operator.clock import monotonic
-from lorafleet_operator.cluster.kube import KubeApi
 from lorafleet_operator.decide.pod_words import problem_in
 from lorafleet_operator.decide.views import Pod
-from lorafleet_operator.errors import KubeError
 
 logger = logging.getLogger(__name__)
 PATIENCE: Final = timedelta(seconds=5)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_contract.admin import Residency
 from lorafleet_contract.names import ANNOTATION_RETRY, FINALIZER
 from lorafleet_contract.reasons import Reason
@@ -45,7 +46,6 @@ from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
 from lorafleet_operator.decide.rollout import SWITCH_GRACE
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
-from lorafleet_operator.errors import KubeError
 
 logger = logging.getLogger(__name__)
 MAX_PARALLEL_WRITES: Final = 8

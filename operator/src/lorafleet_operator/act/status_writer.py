@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeNotFound
 from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, FINALIZER, GROUP, VERSION
 from lorafleet_contract.reasons import Reason
@@ -19,11 +20,11 @@ from lorafleet_operator import metrics
 from lorafleet_operator.act import events
 from lorafleet_operator.clock import WallClock, utc_now, whole_seconds
 from lorafleet_operator.cluster.collect import base_key_of
-from lorafleet_operator.cluster.kube import Writes
 from lorafleet_operator.cluster.store import Kind, Store
+from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.decide.conditions import READY, progress_of, said, with_times
 from lorafleet_operator.decide.views import BaseKey, BrokenResource
-from lorafleet_operator.errors import KubeConflict, KubeError, KubeNotFound, NotLeading
+from lorafleet_operator.errors import NotLeading
 
 logger = logging.getLogger(__name__)
 STATUS_MANAGER: Final = "lorafleet-operator-status"

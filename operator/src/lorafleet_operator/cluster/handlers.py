@@ -10,11 +10,11 @@ import aiohttp
 import kopf
 from kubernetes.aio.client import Configuration
 
+from lorafleet_common.kube.client import SERVICE_ACCOUNT
 from lorafleet_common.paths import Json, version_of
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator.cluster.collect import base_key_of, rivals_of
 from lorafleet_operator.cluster.freshness import WATCH_SECONDS, Freshness
-from lorafleet_operator.cluster.kube import SERVICE_ACCOUNT
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey

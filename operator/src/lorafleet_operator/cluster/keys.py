@@ -6,10 +6,10 @@ import secrets
 from typing import Final
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_common.kube.client import KubeApi
+from lorafleet_common.kube.errors import KubeConflict, KubeNotFound
 from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import MANAGED_BY
-from lorafleet_operator.cluster.kube import KubeApi
-from lorafleet_operator.errors import KubeConflict, KubeNotFound
 
 KEY_FIELD: Final = "key"
 KEY_BYTES: Final = 32

@@ -4,9 +4,9 @@ from collections import OrderedDict
 from enum import StrEnum
 from typing import Final
 
+from lorafleet_common.kube.client import Listed
 from lorafleet_common.paths import Json, version_of
 from lorafleet_contract.names import ADAPTER_PLURAL, BASE_MODEL_PLURAL
-from lorafleet_operator.cluster.kube import Listed
 
 MAX_TOMBSTONES: Final = 10_000
 _OF_EACH_WRITE: Final = frozenset({"resourceVersion", "managedFields"})

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lorafleet_operator.errors import KubeError
+from lorafleet_common.kube.errors import KubeError
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,17 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from lorafleet_common.kube.client import KubeApi, Listed
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import collection
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.clock import monotonic
 from lorafleet_operator.cluster.collect import all_keys
-from lorafleet_operator.cluster.kube import KubeApi, Listed
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
-from lorafleet_operator.errors import KubeError
 
 logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 1.0

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from lorafleet_common.kube.client import KubeApi, connect
+from lorafleet_common.kube.errors import KubeError, KubeNotFound
 from lorafleet_operator import metrics
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
@@ -21,12 +23,12 @@ from lorafleet_operator.clock import WallClock, utc_now
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.cluster.handlers import EventSink, watch
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.kube import KubeApi, Writes, connect
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
+from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
-from lorafleet_operator.errors import KubeError, KubeNotFound, WatchEnded
+from lorafleet_operator.errors import WatchEnded
 from lorafleet_operator.process.health import Health, serve_health
 from lorafleet_operator.process.queue import WorkQueue
 from lorafleet_operator.process.resync import Resync

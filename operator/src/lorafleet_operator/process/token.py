@@ -1,11 +1,12 @@
 """`lorafleet-operator token NAMESPACE/NAME`: the admin token of a base model, for people."""
 
+from lorafleet_common.kube.client import connect
+from lorafleet_common.kube.errors import KubeNotFound
 from lorafleet_common.paths import collection
 from lorafleet_contract.names import BASE_MODEL_PLURAL, GROUP, VERSION
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.kube import connect
 from lorafleet_operator.decide.objects import admin_token
-from lorafleet_operator.errors import KubeNotFound, OperatorError
+from lorafleet_operator.errors import OperatorError
 
 
 async def token_of(base: str, *, namespace: str, key_secret: str) -> str:
@@ -13,6 +14,7 @@ async def token_of(base: str, *, namespace: str, key_secret: str) -> str:
 
     Raises:
         OperatorError: there is no such base, or the API server does not show it or the key.
+        KubeError: the API server did not answer.
         ConfigError: the Secret holds no key.
     """
     home, _, name = base.partition("/")
