@@ -14,10 +14,11 @@ from lorafleet_inference.adapters.files import CONFIG, WEIGHTS, files_of_adapter
 from lorafleet_inference.adapters.headers import read_header
 from lorafleet_inference.adapters.peft_config import ZERO_WHERE_MISSING, PeftConfig, Targets, read_config
 from lorafleet_inference.adapters.peft_defaults import HEADS
-from lorafleet_inference.adapters.tensors import ModuleTensors, Part, Tensor, by_module
-from lorafleet_inference.adapters.types import AdapterPlan, LoraSite, OwnParameter
+from lorafleet_inference.adapters.sites import mismatch, site_of
+from lorafleet_inference.adapters.tensors import ModuleTensors, Part, by_module
+from lorafleet_inference.adapters.types import AdapterPlan, OwnParameter
 from lorafleet_inference.config import UnknownFields
-from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
+from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, WholeFacts
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.errors import AdapterError
 
@@ -48,7 +49,7 @@ def inspect_adapter(
     _check_modules(lora, inner, side, config, targets)
     _check_targets(config, {tensors.name for tensors in lora}, inner, targets)
     sites = [
-        _site(inner.get(tensors.name) or side[tensors.name], tensors, config, targets, max_rank=max_rank)
+        site_of(inner.get(tensors.name) or side[tensors.name], tensors, config, targets, max_rank=max_rank)
         for tensors in lora
     ]
     own = _own_parameters(rest, whole, lora={one.name for one in lora})
@@ -127,57 +128,6 @@ def _check_targets(config: PeftConfig, names: set[str], modules: Mapping[str, Mo
             raise AdapterError(Reason.ARTIFACT_INVALID, f"{name} is targeted and has no tensors, and {why}")
 
 
-def _site(
-    module: ModuleFacts, tensors: ModuleTensors, config: PeftConfig, targets: Targets, *, max_rank: int
-) -> LoraSite:
-    is_embedding = module.kind is ModuleKind.EMBEDDING
-    wanted = {Part.EMBEDDING_A, Part.EMBEDDING_B} if is_embedding else {Part.A, Part.B}
-    wanted |= {Part.MAGNITUDE} if config.use_dora else set()
-    wanted |= {Part.B_BIAS} if config.lora_bias else set()
-    _check_parts(tensors, wanted)
-    a = tensors.parts[Part.EMBEDDING_A if is_embedding else Part.A]
-    b = tensors.parts[Part.EMBEDDING_B if is_embedding else Part.B]
-    rank = targets.rank(module.name)
-    for tensor in (a, b):
-        if len(tensor.facts.shape) != 2:
-            raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {tensor.key} has shape {list(tensor.facts.shape)}")
-    if a.facts.shape[1] != module.in_features:
-        _mismatch(a, (rank, module.in_features))
-    if b.facts.shape[0] != module.out_features:
-        _mismatch(b, (module.out_features, rank))
-    if not a.facts.shape[0] == b.facts.shape[1] == rank:
-        raise AdapterError(
-            Reason.ARTIFACT_INVALID,
-            f"tensors {a.key} {list(a.facts.shape)} and {b.key} {list(b.facts.shape)} are not of rank {rank}, "
-            f"as {CONFIG} says (r, rank_pattern)",
-        )
-    for part in (Part.MAGNITUDE, Part.B_BIAS):
-        if part in tensors.parts and tensors.parts[part].facts.shape != (module.out_features,):
-            _mismatch(tensors.parts[part], (module.out_features,))
-    if rank > max_rank:
-        raise AdapterError(Reason.RANK_TOO_HIGH, f"{module.name} has rank {rank}; this base serves up to {max_rank}")
-    return LoraSite(
-        module.name,
-        rank,
-        targets.scale(module.name),
-        a.key,
-        b.key,
-        magnitude_key=tensors.key_of(Part.MAGNITUDE),
-        b_bias_key=tensors.key_of(Part.B_BIAS),
-    )
-
-
-def _check_parts(tensors: ModuleTensors, wanted: set[Part]) -> None:
-    for part in sorted(wanted - tensors.parts.keys()):
-        raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {part} of {tensors.name} is missing beside {tensors.key}")
-    for part in sorted(tensors.parts.keys() - wanted - {Part.BIAS, Part.BASE_COPY}):
-        raise AdapterError(
-            Reason.ARTIFACT_INVALID,
-            f"tensor {tensors.parts[part].key}: {CONFIG} does not speak of it (use_dora, lora_bias, modules_to_save), "
-            "so PEFT would pass it over",
-        )
-
-
 def _own_parameters(
     found: Sequence[ModuleTensors], whole: Mapping[str, WholeFacts], *, lora: set[str]
 ) -> tuple[OwnParameter, ...]:
@@ -196,7 +146,7 @@ def _own_parameters(
                     "(modules_to_save, bias)",
                 )
             if shapes[part] != tensor.facts.shape:
-                _mismatch(tensor, shapes[part])
+                mismatch(tensor, shapes[part])
             assert part is Part.BIAS or tensors.name not in lora, "_check_parts refused it"
             own.append(OwnParameter(tensors.name, part.value, tensor.key))
     return tuple(own)
@@ -217,13 +167,6 @@ def _base_copies(
             )
         wanted = dict(whole[tensors.name].parameters)["weight"]
         if copied.facts.shape != wanted:
-            _mismatch(copied, wanted)
+            mismatch(copied, wanted)
         copies.append(OwnParameter(tensors.name, "weight", copied.key))
     return tuple(copies)
-
-
-def _mismatch(tensor: Tensor, expected: Sequence[int]) -> None:
-    raise AdapterError(
-        Reason.BASE_MODEL_MISMATCH,
-        f"tensor {tensor.key} has shape {list(tensor.facts.shape)}; the base needs {list(expected)}",
-    )
