@@ -85,6 +85,8 @@ class Family:
     """Where experts are fused, peft's all-linear would take in the router too."""
     experts: tuple[str, str, str] | None = None
     """What the gate, up and down maps of an expert were called before they were fused."""
+    mixture: str = "mlp"
+    """What the parent of router and experts was called then."""
     max_model_len: int | None = None
 
 
@@ -100,6 +102,7 @@ FAMILIES: Mapping[str, Family] = {
         wide="o_proj",
         linear=_PROJECTIONS,
         experts=("w1", "w3", "w2"),
+        mixture="block_sparse_moe",
     ),
     "gemma": Family(GemmaConfig(**_GQA, head_dim=16)),
     "gemma2": Family(Gemma2Config(**_GQA, head_dim=16, query_pre_attn_scalar=16, sliding_window=24)),
@@ -208,8 +211,11 @@ KINDS: Mapping[str, str] = {
     "experts": "`target_parameters` with both weights of fused experts",
     "experts-down-rslora": "`target_parameters` with the down weights only, `use_rslora`",
     "experts-apart": "saved one by one, before transformers fused experts",
+    "router": "`target_parameters` with the router, `use_rslora`",
+    "router-and-experts-apart": "all linear layers, before transformers fused experts and made routers modules",
 }
 """Kind of adapter -> what it is."""
+ROUTER = "mlp.gate.weight"
 BOTH_EXPERT_MAPS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
@@ -244,6 +250,10 @@ def adapter_specs(family: Family) -> dict[str, AdapterSpec]:
             ),
             "experts-apart": AdapterSpec(
                 4, attention, options={"target_parameters": [*BOTH_EXPERT_MAPS]}, rewrite="old-experts"
+            ),
+            "router": AdapterSpec(6, attention, options={"target_parameters": [ROUTER], "use_rslora": True}),
+            "router-and-experts-apart": AdapterSpec(
+                4, linear, options={"target_parameters": [*BOTH_EXPERT_MAPS, ROUTER]}, rewrite="old-experts"
             ),
         }
     return {name: dataclasses.replace(spec, seed=number) for number, (name, spec) in enumerate(specs.items())}

@@ -112,25 +112,26 @@ def _as_old_peft(folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps({key: config[key] for key in kept}))
 
 
-def _as_old_experts(folder: Path, maps: tuple[str, str, str]) -> None:
+def _as_old_experts(folder: Path, maps: tuple[str, str, str], mixture: str) -> None:
     """Write random maps of each expert in place of the stacked ones, as before transformers fused experts."""
     config = json.loads((folder / CONFIG).read_text())
     tensors: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(5)
     for key, tensor in load_file(folder / WEIGHTS).items():
         if ".experts." not in key:
-            tensors[key] = tensor
+            tensors[key.replace(".mlp.gate.", f".{mixture}.gate.")] = tensor
             continue
         rank, (outer, inner) = config["r"], tensor.shape
         is_up, is_a = ".base_layer." in key, "lora_A" in key
-        layer = key.split(".experts.")[0]
+        layer = key.split(".mlp.experts.")[0]
         for name in maps[:2] if is_up else maps[2:]:
             shape = (rank, inner) if is_a else (outer // (2 if is_up else 1), rank)
             for expert in range(4):
-                old = f"{layer}.experts.{expert}.{name}.lora_{'A' if is_a else 'B'}.weight"
+                old = f"{layer}.{mixture}.experts.{expert}.{name}.lora_{'A' if is_a else 'B'}.weight"
                 tensors[old] = torch.randn(shape, generator=generator) * 0.25 / rank**0.5
     save_file(tensors, folder / WEIGHTS)
-    config |= {"target_modules": [*config["target_modules"], *maps], "target_parameters": None}
+    routers = ["gate"] if any(name.endswith("gate.weight") for name in config["target_parameters"]) else []
+    config |= {"target_modules": [*config["target_modules"], *maps, *routers], "target_parameters": None}
     (folder / CONFIG).write_text(json.dumps(config))
 
 
@@ -143,7 +144,7 @@ def adapters_of(family: str) -> dict[str, Path]:
         folders[name] = save_adapter(model_folder(family), root / name, spec)
         maps = FAMILIES[family].experts
         if spec.rewrite == "old-experts" and maps is not None:
-            _as_old_experts(folders[name], maps)
+            _as_old_experts(folders[name], maps, FAMILIES[family].mixture)
     return folders
 
 

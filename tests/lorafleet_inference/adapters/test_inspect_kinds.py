@@ -171,8 +171,50 @@ def test_experts_that_were_saved_one_by_one_are_fused(tmp_path: Path) -> None:
     assert "rank_pattern" in refusal(tmp_path, Reason.UNSUPPORTED_ADAPTER, apart(range(4)), "mixtral", **patterns)
 
 
-def test_a_router_is_refused_by_name(tmp_path: Path) -> None:
-    shapes = {**lora(Q), **lora("model.layers.1.mlp.gate", HIDDEN, NUM_EXPERTS)}
-    message = refusal(tmp_path, Reason.UNSUPPORTED_ADAPTER, shapes, "mixtral", target_parameters=["mlp.gate.weight"])
-    assert "model.layers.1.mlp.gate" in message
+ROUTER = "model.layers.1.mlp.gate"
+OLD_ROUTER = "model.layers.1.block_sparse_moe.gate"
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (ROUTER, {"target_parameters": ["mlp.gate.weight"]}),
+        (ROUTER, {"targets": ["q_proj", "gate"]}),
+        (OLD_ROUTER, {"targets": ["q_proj", "gate"]}),
+        (OLD_ROUTER, {"targets": r".*\.(q_proj|block_sparse_moe\.gate)"}),
+        (OLD_ROUTER, {"targets": "all-linear"}),
+    ],
+)
+def test_a_router_is_named_as_today_or_as_the_linear_layer_that_it_was(
+    tmp_path: Path, name: str, config: dict[str, Any]
+) -> None:
+    plan = inspect(tmp_path, {**lora(Q), **lora(name, HIDDEN, NUM_EXPERTS)}, "mixtral", **config)
+    (site,) = plan.side_sites
+    assert (site.module, site.rank, site.scale) == (ROUTER, RANK, 2.0)
+    assert site.a_key == f"base_model.model.{name}.lora_A.weight"
+    assert [one.module for one in plan.sites] == [Q]
+
+
+def test_routers_that_peft_would_read_otherwise_are_refused(tmp_path: Path) -> None:
+    shapes = {**lora(Q), **lora(OLD_ROUTER, HIDDEN, NUM_EXPERTS)}
+    assert "pass it over" in refusal(tmp_path, Reason.ARTIFACT_INVALID, shapes, "mixtral")
+    named = {"targets": ["q_proj", "gate"]}
+    for patterns in ({"alpha_pattern": {"gate": 3}}, {"rank_pattern": {"block_sparse_moe.gate": 2}}):
+        message = refusal(tmp_path, Reason.UNSUPPORTED_ADAPTER, shapes, "mixtral", **named, **patterns)
+        assert "mlp.gate.weight" in message
+    twice = {**shapes, **lora(ROUTER, HIDDEN, NUM_EXPERTS)}
+    assert "same module" in refusal(tmp_path, Reason.ARTIFACT_INVALID, twice, "mixtral", **named)
+    wrong = lora(ROUTER, HIDDEN, NUM_EXPERTS + 1)
+    assert "shape [5, 4]" in refusal(tmp_path, Reason.BASE_MODEL_MISMATCH, wrong, "mixtral", **named)
+    too_high = {"target_parameters": ["mlp.gate.weight"], "rank_pattern": {"mlp.gate.weight": 17}}
+    high = lora(ROUTER, HIDDEN, NUM_EXPERTS, 17)
+    assert "rank 17" in refusal(tmp_path, Reason.RANK_TOO_HIGH, high, "mixtral", **too_high)
+    biased = {**lora(ROUTER, HIDDEN, NUM_EXPERTS), f"{ROUTER}.bias": (NUM_EXPERTS,)}
+    assert "no such parameter" in refusal(tmp_path, Reason.BASE_MODEL_MISMATCH, biased, "mixtral", **named)
+
+
+def test_other_parameters_are_refused_by_name(tmp_path: Path) -> None:
+    shapes = {**lora(Q), **lora("model.layers.1.mlp.other", HIDDEN, NUM_EXPERTS)}
+    message = refusal(tmp_path, Reason.UNSUPPORTED_ADAPTER, shapes, "mixtral", target_parameters=["mlp.other.weight"])
+    assert "model.layers.1.mlp.other" in message
     assert "target_parameters" in message

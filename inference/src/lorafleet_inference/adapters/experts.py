@@ -75,7 +75,7 @@ def take_experts(
 def _stacked(
     facts: ExpertsFacts, levels: Mapping[int, ModuleTensors], config: PeftConfig, targets: Targets
 ) -> list[ExpertSite]:
-    names = [name for name, _, _ in facts.parameters if _is_targeted(f"{facts.name}.{name}", config)]
+    names = [name for name, _, _ in facts.parameters if is_targeted(f"{facts.name}.{name}", config)]
     if sorted(levels) != list(range(len(names))):
         key = next(iter(levels.values())).key
         raise AdapterError(
@@ -91,7 +91,8 @@ def _stacked(
     return sites
 
 
-def _is_targeted(parameter: str, config: PeftConfig) -> bool:
+def is_targeted(parameter: str, config: PeftConfig) -> bool:
+    """Whether `target_parameters` names a parameter."""
     wanted = config.target_parameters or []
     return any(parameter == one or parameter.endswith(f".{one}") for one in wanted)
 

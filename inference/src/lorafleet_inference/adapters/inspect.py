@@ -14,6 +14,7 @@ from lorafleet_inference.adapters.files import CONFIG, WEIGHTS, files_of_adapter
 from lorafleet_inference.adapters.headers import read_header
 from lorafleet_inference.adapters.peft_config import ZERO_WHERE_MISSING, PeftConfig, Targets, read_config
 from lorafleet_inference.adapters.peft_defaults import HEADS
+from lorafleet_inference.adapters.routers import take_routers
 from lorafleet_inference.adapters.sites import mismatch, site_of
 from lorafleet_inference.adapters.tensors import ModuleTensors, Part, by_module
 from lorafleet_inference.adapters.types import AdapterPlan, OwnParameter
@@ -44,14 +45,23 @@ def inspect_adapter(
     found = [tensors for tensors in found if tensors.is_lora or not _is_head(tensors.name, whole)]
     experts, rest = take_experts(found, model.experts, config, targets, max_rank=max_rank)
     lora = [tensors for tensors in rest if tensors.is_lora]
+    routers, lora = take_routers(lora, model.side_modules, config, targets, max_rank=max_rank)
     inner = {module.name: module for module in model.modules}
     side = {module.name: module for module in model.side_modules}
     _check_modules(lora, inner, side, config, targets)
     _check_targets(config, {tensors.name for tensors in lora}, inner, targets)
     sites = [
-        site_of(inner.get(tensors.name) or side[tensors.name], tensors, config, targets, max_rank=max_rank)
+        site_of(
+            inner.get(tensors.name) or side[tensors.name],
+            tensors,
+            config,
+            targets.rank(tensors.name),
+            targets.scale(tensors.name),
+            max_rank=max_rank,
+        )
         for tensors in lora
     ]
+    sites += routers
     own = _own_parameters(rest, whole, lora={one.name for one in lora})
     facts = AdapterFacts(
         rank=max([0, *(site.rank for site in sites), *(site.rank for site in experts)]),
@@ -99,7 +109,7 @@ def _check_modules(
             if config.target_parameters:
                 raise AdapterError(
                     Reason.UNSUPPORTED_ADAPTER,
-                    f"tensor {tensors.key}: of target_parameters, only the weights of fused experts are computed",
+                    f"tensor {tensors.key}: of target_parameters, only the weights of routers and of fused experts are computed",
                 )
             hint = (
                 "; it was trained on the model without its head (AutoModel)" if f"model.{tensors.name}" in inner else ""

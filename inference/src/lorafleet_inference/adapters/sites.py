@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import CONFIG
-from lorafleet_inference.adapters.peft_config import PeftConfig, Targets
+from lorafleet_inference.adapters.peft_config import PeftConfig
 from lorafleet_inference.adapters.tensors import ModuleTensors, Part, Tensor
 from lorafleet_inference.adapters.types import LoraSite
 from lorafleet_inference.engine.messages import ModuleFacts, ModuleKind
@@ -13,7 +13,7 @@ from lorafleet_inference.errors import AdapterError
 
 
 def site_of(
-    module: ModuleFacts, tensors: ModuleTensors, config: PeftConfig, targets: Targets, *, max_rank: int
+    module: ModuleFacts, tensors: ModuleTensors, config: PeftConfig, rank: int, scale: float, *, max_rank: int
 ) -> LoraSite:
     """Return what is to be computed for the LoRA tensors of a module.
 
@@ -27,7 +27,6 @@ def site_of(
     _check_parts(tensors, wanted)
     a = tensors.parts[Part.EMBEDDING_A if is_embedding else Part.A]
     b = tensors.parts[Part.EMBEDDING_B if is_embedding else Part.B]
-    rank = targets.rank(module.name)
     for tensor in (a, b):
         if len(tensor.facts.shape) != 2:
             raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {tensor.key} has shape {list(tensor.facts.shape)}")
@@ -49,7 +48,7 @@ def site_of(
     return LoraSite(
         module.name,
         rank,
-        targets.scale(module.name),
+        scale,
         a.key,
         b.key,
         magnitude_key=tensors.key_of(Part.MAGNITUDE),

@@ -73,7 +73,7 @@ class AdapterPlan:
     vocabulary: Vocabulary
     """The token ids that it knows: the base's, or as many as it has rows of its own."""
     side_sites: tuple[LoraSite, ...] = ()
-    """Of the input embedding and the output head."""
+    """Of the input embedding, the output head and routers of experts."""
     own: tuple[OwnParameter, ...] = ()
     experts: tuple[ExpertSite, ...] = ()
     base_copies: tuple[OwnParameter, ...] = ()

@@ -136,6 +136,8 @@ class ModuleKind(StrEnum):
     CONV1D = "conv1d"
     """transformers' Conv1D: weight [in, out]."""
     EMBEDDING = "embedding"
+    ROUTER = "router"
+    """Chooses experts: weight [experts, in]."""
 
 
 class ModuleFacts(msgspec.Struct, frozen=True):
@@ -178,7 +180,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     modules: tuple[ModuleFacts, ...]
     """Linear layers that every token passes: what LoRA usually adapts."""
     side_modules: tuple[ModuleFacts, ...] = ()
-    """The input embedding, and the output head, which sees sampled positions only."""
+    """The input embedding, the output head, which sees sampled positions only, and routers of experts."""
     whole_modules: tuple[WholeFacts, ...] = ()
     experts: tuple[ExpertsFacts, ...] = ()
 

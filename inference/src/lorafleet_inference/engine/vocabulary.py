@@ -35,7 +35,7 @@ class Unknown:
 def vocabulary_of(facts: ModelFacts) -> Vocabulary:
     """Return what the base model knows."""
     rows = [one.in_features for one in facts.side_modules if one.kind is ModuleKind.EMBEDDING]
-    outputs = [one.out_features for one in facts.side_modules if one.kind is not ModuleKind.EMBEDDING]
+    outputs = [one.out_features for one in facts.side_modules if one.kind is ModuleKind.LINEAR]
     return Vocabulary(min([facts.vocab_size, *rows]), min([facts.vocab_size, *outputs]))
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.kernels.packed import plain_weight
-from lorafleet_inference.model import experts
+from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.experts import ExpertChange, ExpertLora
 
@@ -111,11 +111,16 @@ class ExtrasBank:
             return
         self._hooked.add(name)
 
-        def apply(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for change in self._changes.get(name, ()):
-                _apply(module, change, args[0], output)
+        module = self._modules[name]
 
-        self._modules[name].register_forward_hook(apply)
+        def apply(x: torch.Tensor, y: torch.Tensor) -> None:
+            for change in self._changes.get(name, ()):
+                _apply(module, change, x, y)
+
+        if routers.can_adapt(module):
+            routers.adapt(module, apply, lambda: name in self._changes)
+        else:
+            module.register_forward_hook(lambda _, args, output: apply(args[0], output))
 
 
 def _twin(module: torch.nn.Module, extra: Extra) -> torch.nn.Module | None:

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorafleet_inference.engine.messages import ExpertsFacts, ModelFacts, ModuleFacts, ModuleKind, WholeFacts
+from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.base_files import read_base_config
-from lorafleet_inference.model.experts import can_adapt
 
 
 def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> ModelFacts:
@@ -73,6 +73,9 @@ def _side_modules(model: PreTrainedModel) -> list[ModuleFacts]:
             found.append(ModuleFacts(name, ModuleKind.EMBEDDING, module.num_embeddings, module.embedding_dim))
         elif module is head and isinstance(module, torch.nn.Linear):
             found.append(ModuleFacts(name, ModuleKind.LINEAR, module.in_features, module.out_features))
+        elif routers.can_adapt(module):
+            num_experts, hidden = module.get_parameter("weight").shape
+            found.append(ModuleFacts(name, ModuleKind.ROUTER, hidden, num_experts))
     return found
 
 
@@ -92,7 +95,7 @@ def _whole_modules(model: PreTrainedModel) -> list[WholeFacts]:
 def _experts(model: PreTrainedModel) -> list[ExpertsFacts]:
     found = []
     for name, module in model.named_modules():
-        if can_adapt(module):
+        if experts.can_adapt(module):
             stacked = {key: value for key, value in module.named_parameters(recurse=False) if value.ndim == 3}
             parameters = tuple((key, value.shape[2], value.shape[1]) for key, value in stacked.items())
             found.append(ExpertsFacts(name, len(next(iter(stacked.values()))), parameters))
