@@ -61,3 +61,11 @@ async def test_texts_of_the_longest_pieces_are_not_refused(text: Text) -> None:
     num_tokens = len(text.encode_now(long, add_special_tokens=False))
     ids = await text.encode(long, add_special_tokens=False, max_tokens=num_tokens, field="prompt")
     assert len(ids) == num_tokens
+
+
+async def test_the_end_of_a_very_long_text_costs_as_much_as_that_of_a_long_one(text: Text) -> None:
+    long = "seven eight " * MEGABYTE
+    began = time.process_time()
+    ids = await text.encode(long, add_special_tokens=False, max_tokens=512, field="prompt", keep_last=100)
+    assert time.process_time() - began < 1.0
+    assert ids == text.encode_now(long[-6000:], add_special_tokens=False)[-100:]

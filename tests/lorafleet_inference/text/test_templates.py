@@ -11,9 +11,10 @@ import pytest
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.errors import AdapterError, InvalidValue
 from lorafleet_inference.text.chat import ChatTemplate, judge_template
+from lorafleet_inference.text.conversation import Conversation
 from lorafleet_inference.text.template_workers import TemplateWorkers
 
-USER = [{"role": "user", "content": "hi"}]
+USER = Conversation(({"role": "user", "content": "hi"},))
 PARTS_ONLY = (
     "{% for m in messages %}<{{ m['role'] }}>{% for c in m['content'] %}"
     "{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -60,12 +61,13 @@ async def test_an_adapters_template_fails_alone(workers: TemplateWorkers, source
 
 @pytest.mark.parametrize("content", ["one", [{"type": "text", "text": "one"}]])
 async def test_templates_that_want_parts_get_parts(content: Any) -> None:
-    messages = [{"role": "system", "content": "be short"}, {"role": "user", "content": content}]
-    assert await ChatTemplate(PARTS_ONLY, {}).render(messages) == "<system>be short<user>one"
+    messages = ({"role": "system", "content": "be short"}, {"role": "user", "content": content})
+    assert await ChatTemplate(PARTS_ONLY, {}).render(Conversation(messages)) == "<system>be short<user>one"
 
 
 async def test_templates_that_take_texts_get_texts() -> None:
-    two = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    two = Conversation(({"role": "user", "content": parts},))
     assert await ChatTemplate(EITHER, {}).render(two) == "one\ntwo"
     assert await ChatTemplate("{{ messages[0]['content'] }}", {}).render(two) == "one\ntwo"
 
@@ -96,3 +98,44 @@ def test_workers_know_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch
         assert fresh.render_now("{{ messages[0].content }}", USER, {}) == "hi"
         (pid,) = fresh.pids
         assert b"AWS_SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+QWEN_LIKE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+HALF = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "The answer is "})
+all_ways = pytest.mark.parametrize("own_process", [False, True])
+
+
+def asked(messages: Any = USER.messages, **how: Any) -> Conversation:
+    return Conversation(tuple(messages), **how)
+
+
+@all_ways
+async def test_what_a_request_asks_of_the_template_reaches_it(workers: TemplateWorkers, own_process: bool) -> None:
+    template = ChatTemplate(QWEN_LIKE, {}, workers if own_process else None)
+    user = "<|im_start|>user\nhi<|im_end|>\n"
+    assert await template.render(asked()) == f"{user}<|im_start|>assistant\n"
+    assert await template.render(asked(add_generation_prompt=False)) == user
+    off = {"enable_thinking": False, "nobody_reads": [1, {"a": None}]}
+    assert await template.render(asked(variables=off)) == f"{user}<|im_start|>assistant\n<think></think>"
+    half = asked(HALF, add_generation_prompt=False, continue_final_message=True)
+    assert await template.render(half) == f"{user}<|im_start|>assistant\nThe answer is "
+
+
+@all_ways
+async def test_documents_reach_the_template_or_are_refused(workers: TemplateWorkers, own_process: bool) -> None:
+    documents = ({"title": "T", "text": "body"},)
+    chosen = workers if own_process else None
+    reads = "{% for d in documents or [] %}[{{ d.title }}: {{ d.text }}]{% endfor %}{{ messages[0].content }}"
+    assert await ChatTemplate(reads, {}, chosen).render(asked(documents=documents)) == "[T: body]hi"
+    with pytest.raises(InvalidValue, match="no place for documents") as caught:
+        await ChatTemplate("{{ messages[0].content }}", {}, chosen).render(asked(documents=documents))
+    assert caught.value.param == "documents"
+
+
+async def test_a_number_that_no_template_can_be_told_is_the_requests_error(workers: TemplateWorkers) -> None:
+    with pytest.raises(InvalidValue, match="too large"):
+        await ChatTemplate(EITHER, {}, workers).render(asked(variables={"n": 1 << 70}))

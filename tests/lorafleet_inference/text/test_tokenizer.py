@@ -9,6 +9,7 @@ from support.tokenizers_made import byte_fallback, byte_level
 from transformers import PreTrainedTokenizerFast
 
 from lorafleet_inference.errors import AdapterError, InvalidValue
+from lorafleet_inference.text.conversation import Conversation
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer import THREAD_CHARS, Text
 
@@ -53,7 +54,7 @@ async def test_chats_render_as_transformers_renders_them(tmp_path: Path, in_file
     path = folder(tmp_path, {} if in_file else {"chat_template": TEMPLATE}, template_file=in_file)
     text, reference = Text.load(path), PreTrainedTokenizerFast.from_pretrained(path)
     messages = [{"role": "system", "content": "Count."}, {"role": "user", "content": "seven <b>&"}]
-    rendered = await (await text.templates.find(None, None)).render(messages)
+    rendered = await (await text.templates.find(None, None)).render(Conversation(tuple(messages)))
     expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered == expected
     assert (
@@ -76,9 +77,9 @@ async def _ask_with_templates_of_adapters(text: Text, tmp_path: Path) -> None:
         json.dumps({"chat_template": "{{ eos_token }}{{ messages[0]['content'] }}"})
     )
     messages = [{"role": "user", "content": "hi"}]
-    assert await (await text.templates.find("sha256:1", own)).render(messages) == "</s>hi"
-    of_base = await (await text.templates.find(None, None)).render(messages)
-    assert await (await text.templates.find("sha256:2", plain)).render(messages) == of_base
+    assert await (await text.templates.find("sha256:1", own)).render(Conversation(tuple(messages))) == "</s>hi"
+    of_base = await (await text.templates.find(None, None)).render(Conversation(tuple(messages)))
+    assert await (await text.templates.find("sha256:2", plain)).render(Conversation(tuple(messages))) == of_base
 
 
 async def test_an_adapters_own_special_tokens_go_into_its_template_and_end_its_answers(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ async def test_an_adapters_own_special_tokens_go_into_its_template_and_end_its_a
     with closing(Text.load(folder(tmp_path / "base", {}, template_file=True))) as text:
         words = await text.templates.own("sha256:1", own)
         template = await text.templates.find("sha256:1", own)
-        assert await template.render([{"role": "user", "content": "hi"}]) == "<s>hi<|user|>"
+        assert await template.render(Conversation(({"role": "user", "content": "hi"},))) == "<s>hi<|user|>"
         assert words.eos_token_ids == (text.pieces.tokenizer.token_to_id("<|user|>"), 9, 11)
         assert (await text.templates.own(None, None)).eos_token_ids == ()
         (own / "generation_config.json").write_text('{"eos_token_id": "x"}')
@@ -124,3 +125,20 @@ def test_broken_tokenizer_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(TextFileError, match="tokenizer_config"):
         Text.load(tmp_path)
+
+
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+@pytest.mark.parametrize("times", [1, 3, 4 * THREAD_CHARS])
+async def test_the_last_tokens_of_a_text_are_those_that_transformers_keeps(
+    tmp_path: Path, times: int, add_special_tokens: bool
+) -> None:
+    path = folder(tmp_path, {})
+    reference = PreTrainedTokenizerFast.from_pretrained(path, truncation_side="left")
+    sample = "seven eight, nine " * times
+    with closing(Text.load(path)) as text:
+        for keep_last in (1, 2, 7, 600):
+            ids = await text.encode(
+                sample, add_special_tokens=add_special_tokens, max_tokens=601, field="prompt", keep_last=keep_last
+            )
+            whole = reference(sample, add_special_tokens=add_special_tokens, truncation=True, max_length=keep_last)
+            assert list(ids) == whole["input_ids"]

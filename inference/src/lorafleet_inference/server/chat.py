@@ -17,6 +17,7 @@ from lorafleet_inference.server.wire import (
     Finish,
     Usage,
 )
+from lorafleet_inference.text.conversation import Conversation
 from lorafleet_inference.text.output import ShownToken
 
 
@@ -37,10 +38,10 @@ class Chat(Surface[ChatRequest]):
 
     async def prompts(self, request: ChatRequest, leased: Leased) -> list[TokenIds]:
         """Render the chat template over the messages."""
-        messages = [message.for_template(index) for index, message in enumerate(request.messages)]
+        asked = Conversation(tuple(message.for_template(index) for index, message in enumerate(request.messages)))
         text, lease = leased.text, leased.lease
         template = await text.templates.find(lease.key.digest if lease.key else None, lease.directory)
-        prompt = await template.render(messages)
+        prompt = await template.render(asked)
         most = leased.facts.max_model_len
         return [await text.encode(prompt, add_special_tokens=False, max_tokens=most, field=self.prompt_field)]
 

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
+import msgspec
+
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.errors import AdapterError, InvalidValue
+from lorafleet_inference.text.conversation import Conversation, Message
 from lorafleet_inference.text.files import (
     TextFileError,
     TokenizerConfig,
@@ -16,13 +19,15 @@ from lorafleet_inference.text.files import (
     read_limited,
     read_tokenizer_config,
 )
-from lorafleet_inference.text.rendering import Failing, Message, TemplateFailure, render
+from lorafleet_inference.text.rendering import Failing, TemplateFailure, render
 from lorafleet_inference.text.template_workers import TemplateWorkers
 
 THREAD_CHARS = 8192
 """Longer conversations are rendered in a thread, where the template is the base's own."""
 NEEDLE = "48151623"
 """A text that no template changes the case or the spacing of."""
+MAX_REQUEST_TEMPLATES = 64
+"""Templates of requests that are remembered with the form that they take."""
 
 
 class ContentForm(Enum):
@@ -44,8 +49,8 @@ class ChatTemplate:
         self._workers = workers
         self._form: ContentForm | None = None
 
-    async def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt that asks for the next message.
+    async def render(self, asked: Conversation) -> str:
+        """Return the prompt.
 
         Raises:
             InvalidValue: the template refuses these messages, gets out of hand, or does not show what a user says.
@@ -55,23 +60,25 @@ class ChatTemplate:
         if self._form is ContentForm.NONE:
             raise InvalidValue("the chat template leaves out what the user says", param="messages")
         try:
-            return await self._render([_in_form(message, self._form) for message in messages])
+            messages = tuple(_in_form(message, self._form) for message in asked.messages)
+            return await self._render(msgspec.structs.replace(asked, messages=messages))
         except TemplateFailure as failure:
-            raise InvalidValue(_sentence(failure), param="messages") from failure
+            field = "documents" if failure.failing is Failing.NO_DOCUMENTS else "messages"
+            raise InvalidValue(_sentence(failure), param=field) from failure
 
-    async def _render(self, messages: Sequence[Message]) -> str:
+    async def _render(self, asked: Conversation) -> str:
         if self._workers is not None:
-            return await self._workers.render(self.source, messages, self._special_tokens)
-        if sum(map(_num_chars, messages)) > THREAD_CHARS:
-            return await asyncio.to_thread(render, self.source, messages, self._special_tokens)
-        return render(self.source, messages, self._special_tokens)
+            return await self._workers.render(self.source, asked, self._special_tokens)
+        if asked.num_chars > THREAD_CHARS:
+            return await asyncio.to_thread(render, self.source, asked, self._special_tokens)
+        return render(self.source, asked, self._special_tokens)
 
     async def _find_form(self) -> ContentForm:
         """Try both forms; a template that takes texts gets texts."""
         has_answered = False
         for form in (ContentForm.TEXT, ContentForm.PARTS):
             try:
-                text = await self._render([_in_form({"role": "user", "content": NEEDLE}, form)])
+                text = await self._render(Conversation((_in_form({"role": "user", "content": NEEDLE}, form),)))
             except TemplateFailure as failure:
                 if failure.failing is not Failing.REFUSED:
                     return ContentForm.TEXT  # the request's own rendering says it
@@ -90,15 +97,11 @@ def _in_form(message: Message, form: ContentForm) -> Message:
     return message if isinstance(content, str) else {**message, "content": "\n".join(part["text"] for part in content)}
 
 
-def _num_chars(message: Message) -> int:
-    content = message["content"]
-    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
-
-
 def _sentence(failure: TemplateFailure) -> str:
     what = {
         Failing.MALFORMED: "the chat template is malformed",
         Failing.REFUSED: "the chat template refused the messages",
+        Failing.NO_DOCUMENTS: "the chat template has no place for documents",
         Failing.OUT_OF_HAND: "the chat template got out of hand",
     }
     return f"{what[failure.failing]}: {failure}"
@@ -117,7 +120,8 @@ def judge_template(directory: Path, special_tokens: Mapping[str, str], workers: 
         source = read_template_source(directory)
         own = (read_tokenizer_config(directory) or TokenizerConfig()).special_tokens
         if source is not None:
-            workers.render_now(source, [{"role": "user", "content": NEEDLE}], {**special_tokens, **own})
+            trial = Conversation(({"role": "user", "content": NEEDLE},))
+            workers.render_now(source, trial, {**special_tokens, **own})
     except TextFileError as error:
         raise AdapterError(Reason.ARTIFACT_INVALID, str(error)) from error
     except TemplateFailure as failure:
@@ -170,6 +174,17 @@ class ChatTemplates:
         self._token_to_id = token_to_id
         self._cache: OrderedDict[str, OwnWords] = OrderedDict()
         self._max_cached = max_cached
+        self._of_requests: OrderedDict[str, ChatTemplate] = OrderedDict()
+
+    def of_request(self, source: str) -> ChatTemplate:
+        """Return a template that a request brings along: a stranger's."""
+        template = self._of_requests.get(source)
+        if template is None:
+            template = self._of_requests[source] = ChatTemplate(source, self._special_tokens, self._workers)
+            if len(self._of_requests) > MAX_REQUEST_TEMPLATES:
+                self._of_requests.popitem(last=False)
+        self._of_requests.move_to_end(source)
+        return template
 
     async def find(self, digest: str | None, directory: Path | None) -> ChatTemplate:
         """Return the template for an adapter (its own where its folder has one) or, with no digest, for the base.

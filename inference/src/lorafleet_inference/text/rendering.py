@@ -1,14 +1,14 @@
 """Renders a chat template, and says how it failed if it did."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
 
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-Message = Mapping[str, Any]
-"""`role`, `content` (text, or a list of parts) and, where given, `name`."""
+from lorafleet_inference.text.conversation import Conversation
+
 MAX_RENDERED_CHARS = 64 << 20
 """Far above any context; a template that makes more of a request is out of hand."""
 
@@ -20,6 +20,8 @@ class Failing(StrEnum):
     """It is no template."""
     REFUSED = "refused"
     """It does not take these messages."""
+    NO_DOCUMENTS = "no documents"
+    """It has no place for documents."""
     OUT_OF_HAND = "out of hand"
     """It recurses without end, or takes more time or memory than it may."""
 
@@ -32,20 +34,26 @@ class TemplateFailure(Exception):
         self.failing = failing
 
 
-def render(source: str, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
-    """Return the prompt that asks for the next message.
+def render(source: str, asked: Conversation, special_tokens: Mapping[str, str]) -> str:
+    """Return the prompt.
 
     Raises:
         TemplateFailure: the template failed, however it did.
     """
     try:
+        if asked.documents and "documents" not in names_in(source):
+            raise TemplateFailure(Failing.NO_DOCUMENTS, "it reads none")
         rendered, _ = render_jinja_template(
-            conversations=[[dict(message) for message in messages]],
+            conversations=[[dict(message) for message in asked.messages]],
             chat_template=source,
-            add_generation_prompt=True,
-            **special_tokens,
+            documents=[dict(document) for document in asked.documents] or None,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
+            **{**special_tokens, **asked.variables},
         )
         text = str(rendered[0])
+    except TemplateFailure:
+        raise
     except jinja2.TemplateSyntaxError as error:
         raise TemplateFailure(Failing.MALFORMED, f"{error.message} (line {error.lineno})") from error
     except RecursionError as error:
@@ -57,3 +65,14 @@ def render(source: str, messages: Sequence[Message], special_tokens: Mapping[str
     if len(text) > MAX_RENDERED_CHARS:
         raise TemplateFailure(Failing.OUT_OF_HAND, f"it makes a text of more than {MAX_RENDERED_CHARS} characters")
     return text
+
+
+@lru_cache(maxsize=64)
+def names_in(source: str) -> frozenset[str]:
+    """Return all names that a template's expressions use.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is no template.
+    """
+    words = jinja2.Environment().lex(source)  # noqa: S701  nothing is rendered
+    return frozenset(text for _, kind, text in words if kind == "name")

@@ -10,9 +10,11 @@ import signal
 import struct
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import msgspec
+
+from lorafleet_inference.text.conversation import Conversation
 
 MAX_CPU_SECONDS = 2.0
 """For one rendering; honest templates need milliseconds."""
@@ -26,7 +28,7 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     """One rendering."""
 
     source: str
-    messages: list[dict[str, Any]]
+    asked: Conversation
     special_tokens: dict[str, str]
 
 
@@ -70,7 +72,7 @@ def main() -> None:
         job = decoder.decode(data)
         signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
         try:
-            done = Done(render(job.source, job.messages, job.special_tokens))
+            done = Done(render(job.source, job.asked, job.special_tokens))
         except TemplateFailure as failure:
             done = Done(None, failure.failing.value, str(failure))
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import LifoQueue
 
 import msgspec
 
-from lorafleet_inference.text.rendering import Failing, Message, TemplateFailure
+from lorafleet_inference.text.conversation import Conversation
+from lorafleet_inference.text.rendering import Failing, TemplateFailure
 from lorafleet_inference.text.template_process import MAX_CPU_SECONDS, Done, Job, read_frame, write_frame
 
 NUM_WORKERS = 2
@@ -102,12 +103,12 @@ class TemplateWorkers:
         self._resting: dict[str, tuple[float, str]] = {}
         """Source -> until when, and why."""
 
-    async def render(self, source: str, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+    async def render(self, source: str, asked: Conversation, special_tokens: Mapping[str, str]) -> str:
         """As `render_now`, for the event loop."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.render_now, source, messages, special_tokens)
+        return await loop.run_in_executor(self._threads, self.render_now, source, asked, special_tokens)
 
-    def render_now(self, source: str, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+    def render_now(self, source: str, asked: Conversation, special_tokens: Mapping[str, str]) -> str:
         """Return the prompt; blocks.
 
         Raises:
@@ -116,7 +117,10 @@ class TemplateWorkers:
         until, why = self._resting.get(source, (0.0, ""))
         if time.monotonic() < until:
             raise TemplateFailure(Failing.OUT_OF_HAND, why)
-        job = msgspec.msgpack.encode(Job(source, [dict(message) for message in messages], dict(special_tokens)))
+        try:
+            job = msgspec.msgpack.encode(Job(source, asked, dict(special_tokens)))
+        except OverflowError as error:
+            raise TemplateFailure(Failing.REFUSED, f"a number is too large: {error}") from error
         worker = self._idle.get()
         try:
             done = worker.render(job)

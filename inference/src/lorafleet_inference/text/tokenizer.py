@@ -78,17 +78,24 @@ class Text:
         """
         judge_template(directory, self.special_tokens, self._workers)
 
-    async def encode(self, text: str, *, add_special_tokens: bool, max_tokens: int, field: str) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool, max_tokens: int, field: str, keep_last: int | None = None
+    ) -> tuple[int, ...]:
         """Return the token ids of a text; `add_special_tokens` adds bos and eos where the tokenizer does.
 
-        Far longer texts than `max_tokens` are not tokenised to their end; `field` is where they come from.
+        Far longer texts than `max_tokens` are not tokenised to their end; `field` is where they come from. `keep_last`
+        takes away from the beginning of the text until so many tokens are left, bos and eos among them.
 
         Raises:
             ContextLengthExceeded: it has more than `max_tokens` tokens, found out early.
         """
+        loop = asyncio.get_running_loop()
+        if keep_last is not None and keep_last < max_tokens:
+            if len(text) <= THREAD_CHARS:
+                return self._encode_last(text, add_special_tokens, keep_last)
+            return await loop.run_in_executor(self._encoders, self._encode_last, text, add_special_tokens, keep_last)
         if len(text) <= THREAD_CHARS:
             return self.encode_now(text, add_special_tokens=add_special_tokens)
-        loop = asyncio.get_running_loop()
         token_ids = await loop.run_in_executor(self._encoders, self._encode_long, text, add_special_tokens, max_tokens)
         if token_ids is None:
             raise ContextLengthExceeded(
@@ -108,6 +115,18 @@ class Text:
             num_chars *= 2
         return tuple(self._encode_aside(text, add_special_tokens=add_special_tokens))
 
+    def _encode_last(self, text: str, add_special_tokens: bool, num_tokens: int) -> tuple[int, ...]:
+        """Return the last tokens of a text. Of a long one only an end is tokenised, with a good part more than is kept."""
+        num_chars = max(FIRST_CHARS_PER_TOKEN * num_tokens, THREAD_CHARS)
+        while True:
+            (encoding,) = self._tokenizer.encode_batch_fast([text[-num_chars:]], add_special_tokens=False)
+            if num_chars >= len(text) or len(encoding.ids) > 2 * num_tokens + SPARE_TOKENS:
+                break
+            num_chars *= 2
+        num_added = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
+        encoding.truncate(max(0, num_tokens - num_added), direction="left")
+        return tuple(self._tokenizer.post_process(encoding, None, add_special_tokens).ids)
+
     def _encode_aside(self, text: str, *, add_special_tokens: bool) -> list[int]:
         # the only call of the library that lets other threads run meanwhile
         return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
@@ -116,13 +135,15 @@ class Text:
         """As `encode`, in this thread."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def detokenizer(self, *, strip_leading: bool) -> Detokenizer:
+    def detokenizer(self, *, strip_leading: bool, skip_special: bool = True, space_special: bool = True) -> Detokenizer:
         """Return a fresh incremental detokeniser.
 
         `strip_leading`: the text stands by itself, so a tokenizer that marks the start of a text with a space loses
-        that space; without it the text continues a prompt and keeps it.
+        that space; without it the text continues a prompt and keeps it. The others are those of `Detokenizer`.
         """
-        return Detokenizer(self.pieces, strip_leading=strip_leading)
+        return Detokenizer(
+            self.pieces, strip_leading=strip_leading, skip_special=skip_special, space_special=space_special
+        )
 
 
 def _apply_config(tokenizer: Tokenizer, config: TokenizerConfig) -> None:

@@ -1,0 +1,47 @@
+"""What a chat template is asked to write out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+Message = Mapping[str, Any]
+"""`role`, `content` (text, or a list of parts) and, where given, `name`."""
+RESERVED = frozenset(
+    {
+        "messages",
+        "conversations",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "return_assistant_tokens_mask",
+    }
+)
+"""Names that a variable of a request cannot have."""
+
+
+class Conversation(msgspec.Struct, frozen=True, array_like=True):
+    """Messages, and what else the template may read. A variable that it does not read changes nothing."""
+
+    messages: tuple[Message, ...]
+    add_generation_prompt: bool = True
+    """Whether the assistant's turn is opened."""
+    continue_final_message: bool = False
+    """Whether the text ends with the last message, left open."""
+    documents: tuple[Mapping[str, Any], ...] = ()
+    """Refused by a template that does not read them: they are content."""
+    variables: Mapping[str, Any] = {}
+    """Of the request; they win over special tokens of the same name."""
+
+    @property
+    def num_chars(self) -> int:
+        """Characters of the messages and documents."""
+        documents = sum(len(text) for one in self.documents for text in one.values() if isinstance(text, str))
+        return documents + sum(map(_num_chars, self.messages))
+
+
+def _num_chars(message: Message) -> int:
+    content = message["content"]
+    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
