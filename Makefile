@@ -56,8 +56,8 @@ numerals: env ## remake the demo model and its adapters in models/ (about 10 min
 evaluate: env ## ask every model of the demo 500 numbers it never saw; URL=http://… asks a running API instead of starting one
 	@PYTHONPATH=tools $(VENV)/python -m numerals evaluate $(if $(URL),--url $(URL))
 
-mutants: env ## small faults in the pure cores, one at a time: which does no test notice (an hour on 2 cores; NAMES="lorafleet_operator.decide.place*")
-	@nice -n 19 $(VENV)/python tools/mutants.py $(NAMES)
+mutants: env ## small faults in the pure cores, one at a time: which does no test notice (half an hour; MODULES="place diff" for some)
+	@nice -n 19 $(VENV)/python tools/mutants.py $(MODULES)
 
 clean: ## remove the environment and what tools left in the checkout; the cache outside it stays
 	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
