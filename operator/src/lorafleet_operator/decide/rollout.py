@@ -31,7 +31,13 @@ def target_of(intent: Intent, pods: Sequence[ObservedPod]) -> str | None:
 
 def _has_begun(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
     """Whether some pod answers the bare name with the revision already."""
-    return any((entry := pod.own(name, revision)) is not None and entry.stable for pod in pods)
+    return any(_means(pod, name, revision) for pod in pods)
+
+
+def _means(pod: ObservedPod, name: str, revision: str) -> bool:
+    """Whether a pod takes the bare name for the revision."""
+    entry = pod.own(name, revision)
+    return entry is not None and entry.stable
 
 
 def _may_go_on(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
@@ -43,16 +49,12 @@ def _may_go_on(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
 
 def published_after(intent: Intent, target: str | None, pods: Sequence[ObservedPod]) -> str | None:
     """Return the revision that status names: the target once it answers and every serving pod knows it as the stable one."""
-    if target is None or target == intent.published:
+    if target is None:
         return intent.published
     serving = [pod for pod in pods if pod.is_serving]
-    entries = [pod.own(intent.name, target) for pod in serving]
-    answers = any(
-        entry is not None and entry.stable and pod.serves(intent.name, target)
-        for pod, entry in zip(serving, entries, strict=True)
-    )
-    known = all(entry is not None and entry.stable for entry in entries)
-    if answers and (known or intent.published is None):
+    moved = [pod for pod in serving if _means(pod, intent.name, target)]
+    is_answered = any(pod.serves(intent.name, target) for pod in moved)
+    if is_answered and (moved == serving or intent.published is None):
         return target
     return intent.published
 

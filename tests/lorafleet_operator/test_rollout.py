@@ -1,0 +1,213 @@
+"""Which revision the bare name means on pods and in status, what history keeps, and when a revision may leave."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from support import operator_views as v
+from support.operator_views import NOW
+
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency, Tier
+from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import ArtifactStatus, HistoryEntry
+from lorafleet_operator.decide.accept import Refusal
+from lorafleet_operator.decide.intent import Intent
+from lorafleet_operator.decide.rollout import (
+    MAX_HISTORY,
+    SWITCH_GRACE,
+    history_after,
+    leaves_at,
+    may_leave,
+    published_after,
+    target_of,
+)
+from lorafleet_operator.decide.views import ObservedPod
+
+OLD, NEW, OTHER = v.artifact("french"), v.artifact("french-v2"), v.artifact("odd")
+SECOND = timedelta(seconds=1)
+
+
+def intent(
+    *,
+    desired: ArtifactStatus | None = NEW,
+    stable: ArtifactStatus | None = OLD,
+    history: Sequence[tuple[ArtifactStatus, datetime]] = (),
+    deleted: bool = False,
+    suspend: bool = False,
+    **more: Any,
+) -> Intent:
+    """An adapter of which `stable` is published and `desired` is wanted."""
+    entries = [{"revision": a.revision, "digest": a.digest, "since": since.isoformat()} for a, since in history]
+    adapter = v.adapter(status={"history": entries}, deleted=deleted, suspend=suspend)
+    published = stable.revision if stable is not None else None
+    given = {"refusal": None, "published": published, "failure": None, "owns_name": True, **more}
+    return Intent(adapter=adapter, desired=desired, stable=stable, **given)
+
+
+def has(
+    *entries: ObservedAdapter, name: str = "p0", fence: int = 1, slots: int = 8, draining: bool = False, **pod: Any
+) -> ObservedPod:
+    return v.seen(*entries, pod=v.pod(name, **pod), fence=fence, slots=slots, draining=draining)
+
+
+def old(**more: Any) -> ObservedAdapter:
+    return v.entry("french", **more)
+
+
+def new(**more: Any) -> ObservedAdapter:
+    return v.entry("french-v2", **{"stable": False, **more})
+
+
+def on_demand(**more: Any) -> ObservedAdapter:
+    return new(residency=Residency.ON_DEMAND, tier=Tier.DISK, **more)
+
+
+PINNED = v.entry("pinned", "pinned", pinned=True)
+"""With one slot, nothing else is ever loaded on demand beside it."""
+BEFORE_IT_BEGINS = {
+    "it is ready where it is": ([has(new())], True),
+    "it is loading": ([has(new(state=AdapterState.LOADING))], False),
+    "it has failed": ([has(new(state=AdapterState.FAILED))], False),
+    "an on-demand copy has failed": ([has(new()), has(on_demand(state=AdapterState.FAILED), name="p1")], False),
+    "nobody knows it": ([has(old())], False),
+    "one does not know it": ([has(new()), has(old(), name="p1")], False),
+    "one downloads it for later": ([has(new()), has(on_demand(state=AdapterState.DOWNLOADING), name="p1")], True),
+    "all have it for later": ([has(on_demand())], True),
+    "nobody has room for it": ([has(PINNED, on_demand(), slots=1)], False),
+    "the last has no room for it": ([has(new()), has(PINNED, on_demand(), slots=1, name="p1")], True),
+    "the first has no room for it": ([has(PINNED, on_demand(), slots=1), has(new(), name="p1")], True),
+    "there is no pod": ([], False),
+    "no pod is ready": ([has(new(), ready=False)], False),
+    "the only pod is leaving": ([has(new(), leaving=True)], False),
+    "one that is not ready does not know it": ([has(new()), has(name="p1", ready=False)], True),
+    "one that is leaving does not know it": ([has(new()), has(name="p1", leaving=True)], True),
+    "a ready one says nothing": ([has(new()), v.silent(v.pod("p1"))], False),
+    "one that drains does not know it": ([has(draining=True), has(new(), name="p1")], True),
+    "the only one drains": ([has(new(), draining=True)], False),
+    "one that drains, and one that does not know it": ([has(draining=True), has(name="p1"), has(new())], False),
+}
+MOVED = has(new(stable=True), old(stable=False))
+ONCE_IT_HAS_BEGUN = {
+    "all have moved": ([MOVED], True),
+    "one is behind": ([MOVED, has(new(), old(), name="p1")], True),
+    "the first is behind": ([has(new(), old(), name="p1"), MOVED], True),
+    "it is loading again somewhere": ([MOVED, has(new(state=AdapterState.LOADING), name="p1")], True),
+    "it has failed somewhere": ([MOVED, has(new(state=AdapterState.FAILED), name="p1")], False),
+    "one says that it does not know it": ([MOVED, has(old(), name="p1")], False),
+    "one says nothing": ([MOVED, v.silent(v.pod("p1"))], True),
+    "one has just begun and was told nothing": ([MOVED, has(name="p1", fence=0)], True),
+    "one that is not ready does not know it": ([MOVED, has(old(), name="p1", ready=False)], True),
+    "one that drains does not know it": ([MOVED, has(old(), name="p1", draining=True)], True),
+}
+
+
+@pytest.mark.parametrize(("pods", "moves"), BEFORE_IT_BEGINS.values(), ids=BEFORE_IT_BEGINS.keys())
+def test_the_name_moves_when_every_pod_that_serves_can_answer(pods: list[ObservedPod], moves: bool) -> None:
+    assert target_of(intent(), pods) == (NEW if moves else OLD).revision
+
+
+@pytest.mark.parametrize(("pods", "moves"), ONCE_IT_HAS_BEGUN.values(), ids=ONCE_IT_HAS_BEGUN.keys())
+def test_a_switch_that_has_begun_goes_on_unless_a_pod_says_no(pods: list[ObservedPod], moves: bool) -> None:
+    assert target_of(intent(), pods) == (NEW if moves else OLD).revision
+
+
+def test_what_the_name_means_where_there_is_nothing_to_switch() -> None:
+    assert target_of(intent(stable=None), []) == NEW.revision, "the first revision needs no pod that is ready"
+    assert target_of(intent(desired=None), [MOVED]) == OLD.revision, "what is wanted is not resolved"
+    assert target_of(intent(desired=None, stable=None), [MOVED]) is None
+    assert target_of(intent(deleted=True), [MOVED]) == OLD.revision
+    assert target_of(intent(suspend=True), [MOVED]) == OLD.revision
+    assert target_of(intent(suspend=True, stable=None), [MOVED]) is None
+    refused = Refusal(Reason.SOURCE_NOT_ALLOWED, "no", keeps_serving=True)
+    assert target_of(intent(refusal=refused), [MOVED]) == OLD.revision
+
+
+STATUS = {
+    "it answers everywhere": ([has(new(stable=True))], True),
+    "a pod answers the name with the old one": ([has(new(stable=True)), has(new(), old(), name="p1")], False),
+    "a pod does not know it": ([has(new(stable=True)), has(old(), name="p1")], False),
+    "the first pod does not know it": ([has(old(), name="p1"), has(new(stable=True))], False),
+    "it is loading": ([has(new(stable=True, state=AdapterState.LOADING))], False),
+    "it answers on one and loads on another": (
+        [has(new(stable=True)), has(new(stable=True, state=AdapterState.LOADING), name="p1")],
+        True,
+    ),
+    "it answers by its revision only": ([has(new())], False),
+    "nobody serves": ([has(new(stable=True), ready=False)], False),
+    "there is no pod": ([], False),
+    "one that does not serve does not know it": ([has(new(stable=True)), has(name="p1", ready=False)], True),
+}
+
+
+@pytest.mark.parametrize(("pods", "moves"), STATUS.values(), ids=STATUS.keys())
+def test_status_names_a_revision_that_every_serving_pod_gives_the_name(pods: list[ObservedPod], moves: bool) -> None:
+    assert published_after(intent(), NEW.revision, pods) == (NEW if moves else OLD).revision
+
+
+def test_the_first_revision_is_named_as_soon_as_one_pod_answers() -> None:
+    first = intent(stable=None)
+    answers, loads = has(new(stable=True)), has(new(stable=True, state=AdapterState.LOADING), name="p1")
+    assert published_after(first, NEW.revision, [answers, has(name="p2")]) == NEW.revision
+    assert published_after(first, NEW.revision, [loads]) is None
+    assert published_after(first, None, [answers]) is None
+    assert published_after(intent(), None, [answers]) == OLD.revision
+    assert published_after(intent(), OLD.revision, []) == OLD.revision
+
+
+def past(*artifacts: ArtifactStatus) -> list[tuple[ArtifactStatus, datetime]]:
+    return [(artifact, NOW - timedelta(hours=number)) for number, artifact in enumerate(artifacts, 1)]
+
+
+def test_history_has_each_published_revision_once_at_its_head() -> None:
+    def after(given: Intent, published: str | None) -> list[HistoryEntry]:
+        return history_after(given.adapter, given, published, NOW)
+
+    given = intent(history=past(OLD))
+    known = given.adapter.status.history
+    head = HistoryEntry(revision=NEW.revision, digest=NEW.digest, since=NOW)
+    assert after(given, NEW.revision) == [head, *known]
+    assert after(given, OLD.revision) == known
+    assert after(given, None) == known
+    assert after(given, OTHER.revision) == known, "nobody knows what it is made of"
+    first = HistoryEntry(revision=OLD.revision, digest=OLD.digest, since=NOW)
+    assert after(intent(desired=None), OLD.revision) == [first], "of what status says that is stable"
+    again = intent(history=past(OLD, NEW))
+    assert [entry.revision for entry in after(again, NEW.revision)] == [a.revision for a in (NEW, OLD, NEW)]
+
+
+def test_history_is_short() -> None:
+    given = intent(history=past(*(v.artifact(f"v{number}") for number in range(MAX_HISTORY))))
+    longer = history_after(given.adapter, given, NEW.revision, NOW)
+    assert [entry.digest for entry in longer] == [NEW.digest, *(v.digest(f"v{number}") for number in range(4))]
+    assert MAX_HISTORY == 5
+
+
+def test_what_is_wanted_or_answers_stays_and_what_else_there_is_goes() -> None:
+    assert not may_leave(intent(), OLD.revision, NEW.revision, NOW), "published"
+    assert not may_leave(intent(), NEW.revision, NEW.revision, NOW), "the target"
+    assert may_leave(intent(), OTHER.revision, NEW.revision, NOW)
+    assert not may_leave(intent(desired=None), OTHER.revision, None, NOW), "it may be what is wanted"
+
+
+@pytest.mark.parametrize("owns_name", [True, False])
+def test_an_adapter_that_is_not_served_leaves_if_the_name_is_its_own(owns_name: bool) -> None:
+    refused = Refusal(Reason.NAME_CONFLICT, "taken")
+    assert may_leave(intent(deleted=True, owns_name=owns_name), OLD.revision, OLD.revision, NOW) == owns_name
+    assert may_leave(intent(refusal=refused, owns_name=owns_name), OLD.revision, OLD.revision, NOW) == owns_name
+
+
+def test_a_replaced_revision_leaves_when_gateways_have_had_time_to_hear_of_it() -> None:
+    switched = NOW - 4 * SECOND
+    given = {"desired": NEW, "stable": NEW, "history": [(NEW, switched), (OLD, NOW - timedelta(hours=1))]}
+    due = switched + SWITCH_GRACE
+    assert SWITCH_GRACE == 6 * SECOND
+    assert leaves_at(intent(**given), OLD.revision, NOW) == due
+    assert leaves_at(intent(**given), OTHER.revision, NOW) == NOW, "only the last one was answered lately"
+    assert leaves_at(intent(**{**given, "history": [(NEW, switched)]}), OLD.revision, NOW) == NOW
+    acknowledged = intent(**given, published_at=switched + SECOND)
+    assert leaves_at(acknowledged, OLD.revision, NOW) == due + SECOND
+    restarted = intent(**given, published_at=switched - SECOND)
+    assert leaves_at(restarted, OLD.revision, NOW) == due, "never before status named the new one"
+    assert not may_leave(intent(**given), OLD.revision, NEW.revision, due - SECOND)
+    assert may_leave(intent(**given), OLD.revision, NEW.revision, due)
