@@ -61,7 +61,7 @@ def test_a_repetition_changes_nothing() -> None:
 
 def test_the_first_write_counts_whatever_its_numbers() -> None:
     catalogue = Catalogue()
-    assert not catalogue.was_written
+    assert catalogue.was_written is False
     assert write(catalogue, 0, at("a", 1), fence=0).put
     assert catalogue.was_written
 
@@ -133,6 +133,7 @@ def test_at_most_one_stable_revision_and_one_owner_whatever_is_written(steps: An
     tracked: dict[Any, Entry] = {}
     for fence, number, written, removed in steps:
         before = (catalogue.fence, catalogue.generation)
+        known = dict(tracked)
         changes = []
         with suppress(StaleWrite, Contradiction, NotOwned):
             changes.extend(catalogue.put(one) for one in written if one.owner is Owner.LOCAL)
@@ -140,7 +141,10 @@ def test_at_most_one_stable_revision_and_one_owner_whatever_is_written(steps: An
             operator = [one for one in written if one.owner is Owner.OPERATOR]
             changes.append(write(catalogue, number, *operator, fence=fence, removed=removed))
         for one in changes:
+            assert all(known.get(each.key) == each for each in one.repeated)
+            assert all(known.get(each.key) != each for each in one.put), "what is as it was has not changed"
             tracked |= {each.key: each for each in one.put}
+            known |= tracked
             for each in one.removed:
                 del tracked[each.key]
         assert (catalogue.fence, catalogue.generation) >= before
@@ -161,3 +165,48 @@ def test_a_contradiction_names_the_adapter_and_changes_nothing() -> None:
     assert [one.key.revision for one in catalogue] == [revision(1)]
     write(catalogue, 2, at("second", 1), at("second", 2, stable=False))
     assert catalogue.find("second", None).key.revision == revision(1)  # type: ignore[union-attr]
+
+
+def test_what_is_written_as_it_was_is_repeated_and_has_not_changed() -> None:
+    catalogue = Catalogue()
+    write(catalogue, 1, at("a", 1), at("a", 2, stable=False), at("b", 1))
+    changes = write(catalogue, 2, at("a", 1), at("b", 1, pinned=True), at("c", 1))
+    assert changes.repeated == (at("a", 1),)
+    assert changes.put == (at("b", 1, pinned=True), at("c", 1)), "a revision that is not stable is not made so again"
+    assert (changes.removed, changes.passed_over) == ((), ())
+    moved = write(catalogue, 3, at("a", 3), at("b", 1, pinned=True))
+    assert moved.put == (at("a", 1, stable=False), at("a", 3))
+    assert moved.repeated == (at("b", 1, pinned=True),)
+
+
+def test_a_revision_leaves_alone_and_a_name_with_its_last_one() -> None:
+    catalogue = Catalogue()
+    write(catalogue, 1, at("a", 1), at("a", 2, stable=False))
+    key = at("a", 1).key
+    assert catalogue.remove_one(key).removed == (at("a", 1),)
+    assert catalogue.remove_one(key).removed == ()
+    assert catalogue.revisions("a") == [at("a", 2, stable=False)]
+    assert catalogue.owner("a") is Owner.OPERATOR
+    assert catalogue.remove_one(at("a", 2).key).removed == (at("a", 2, stable=False),)
+    assert catalogue.owner("a") is None
+    assert catalogue.put(at("a", 1, owner=Owner.LOCAL)).put, "nobody has the name any more"
+
+
+def test_what_is_not_known_is_not_found() -> None:
+    catalogue = Catalogue()
+    write(catalogue, 1, at("a", 1, stable=False))
+    assert catalogue.find("a", None) is None, "none is stable"
+    assert catalogue.find("a", revision(2)) is None
+    assert catalogue.find("b", None) is None
+    assert catalogue.find("a", revision(1)) == at("a", 1, stable=False)
+
+
+def test_refusals_name_what_stands_against_the_write() -> None:
+    catalogue = Catalogue()
+    write(catalogue, 5, at("theirs", 1), fence=2)
+    with pytest.raises(StaleWrite, match="fence 1, generation 9 is older than fence 2, generation 5"):
+        write(catalogue, 9, fence=1)
+    with pytest.raises(NotOwned, match="theirs belongs to the owner operator"):
+        catalogue.put(at("theirs", 2, owner=Owner.LOCAL))
+    with pytest.raises(NotOwned, match="theirs belongs to the owner operator"):
+        catalogue.remove("theirs", Owner.LOCAL)

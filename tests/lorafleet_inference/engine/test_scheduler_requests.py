@@ -1,0 +1,310 @@
+"""The life of one request in the scheduler: what is accepted, what ends it, and what its events say."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import pytest
+from support.engines import key_of
+
+from lorafleet_contract.openai import ErrorCode
+from lorafleet_contract.reasons import Reason
+from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.messages import (
+    AdapterKey,
+    FinishReason,
+    SamplingParams,
+    Submit,
+    TokenEvent,
+    TokenLogprobs,
+)
+from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
+from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.vocabulary import Vocabulary
+
+EOS, STOP, PLAIN = 1, 8, 2
+BLOCK_TOKENS = 4
+MAX_MODEL_LEN = 32
+A, B = key_of("a"), key_of("b")
+LOGPROBS = TokenLogprobs(-0.5, ((PLAIN, -0.5),))
+
+
+def scheduler(*, num_blocks: int = 64, max_batch_tokens: int = 64, max_batch_requests: int = 8) -> Scheduler:
+    """The adapter b has one token more than the base and a."""
+    return Scheduler(
+        BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=True),
+        max_batch_tokens=max_batch_tokens,
+        max_batch_requests=max_batch_requests,
+        max_model_len=MAX_MODEL_LEN,
+        eos_token_ids=(EOS,),
+        vocabulary_of=lambda adapter: Vocabulary(101, 101) if adapter == B else Vocabulary(100, 100),
+    )
+
+
+def asked(
+    request_id: str, num_prompt: int = 3, *, adapter: AdapterKey | None = None, max_tokens: int = 4, **sampling: Any
+) -> Submit:
+    """A request whose prompt is 10, 11, 12…"""
+    return Submit(
+        request_id, tuple(range(10, 10 + num_prompt)), adapter, SamplingParams(max_tokens=max_tokens, **sampling)
+    )
+
+
+def sampled(plan: StepPlan, token: Callable[[StepItem], int] = lambda _: PLAIN) -> StepResult:
+    """What a step computes."""
+    tokens = {item.request_id: Sampled(token(item), LOGPROBS) for item in plan.items if item.sample is not None}
+    scored = {item.request_id: (TokenLogprobs(-1.0, ()),) * len(item.score) for item in plan.items if item.score}
+    return StepResult(tokens, scored)
+
+
+def step(one: Scheduler, *tokens: int, on_device: Collection[AdapterKey] = (A, B)) -> list[TokenEvent]:
+    """Run steps in which each request gets these tokens, one after the other."""
+    events = []
+    for token in tokens or (PLAIN,):
+        plan = one.plan(on_device)
+        events += one.commit(plan, sampled(plan, lambda _, chosen=token: chosen))
+    return events
+
+
+def submitted(*requests: Submit, **sizes: int) -> Scheduler:
+    one = scheduler(**sizes)
+    for request in requests:
+        assert one.submit(request) is None
+    return one
+
+
+TOO_LONG, INVALID = ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_VALUE
+LIMITS: dict[str, tuple[Submit, ErrorCode | None, str]] = {
+    "no prompt": (asked("r", 0), INVALID, "at least one prompt token"),
+    "one token": (asked("r", 1), None, ""),
+    "no answer": (asked("r", max_tokens=0), INVALID, "one token to answer"),
+    "one token to answer": (asked("r", max_tokens=1), None, ""),
+    "no room for an answer": (asked("r", 32), TOO_LONG, "prompt has 32 tokens and the context 32"),
+    "room for one token": (asked("r", 31, max_tokens=999), None, ""),
+    "a token of another adapter": (asked("r", adapter=A, stop_token_ids=(100,)), INVALID, "token id 100"),
+    "a token of its adapter": (asked("r", adapter=B, stop_token_ids=(100,)), None, ""),
+    "a token of nobody": (Submit("r", (5, 101), B, SamplingParams(max_tokens=1)), INVALID, "prompt: token id 101"),
+}
+
+
+@pytest.mark.parametrize(("request_", "code", "words"), LIMITS.values(), ids=LIMITS.keys())
+def test_what_can_never_be_computed_is_refused(request_: Submit, code: ErrorCode | None, words: str) -> None:
+    one = scheduler()
+    refused = one.submit(request_)
+    if code is None:
+        assert refused is None
+        assert one.num_waiting == 1
+        return
+    assert refused == TokenEvent("r", finish=FinishReason.ERROR, error=refused.error, code=code)
+    assert words in (refused.error or "")
+    assert (one.num_waiting, one.num_running) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "max_tokens", "fits"), [(10, 7, True), (10, 8, False), (16, 1, True), (17, 1, False), (1, 99, False)]
+)
+def test_prompt_and_answer_but_its_last_token_have_to_fit_into_the_cache(
+    num_prompt: int, max_tokens: int, fits: bool
+) -> None:
+    refused = scheduler(num_blocks=4).submit(asked("r", num_prompt, max_tokens=max_tokens))
+    assert (refused is None) == fits
+    if refused is not None:
+        total = min(num_prompt + max_tokens, MAX_MODEL_LEN)
+        assert refused.code is TOO_LONG
+        assert f"answer of {total} tokens never fit the KV cache of 16 tokens" in (refused.error or "")
+
+
+def test_no_more_than_the_context_is_asked_of_the_cache() -> None:
+    assert submitted(asked("r", 10, max_tokens=999), num_blocks=8).num_waiting == 1
+
+
+def test_an_id_that_is_taken_is_refused_and_its_first_request_goes_on() -> None:
+    one = submitted(asked("r", max_tokens=1))
+    again = one.submit(asked("r", 0))
+    assert again == TokenEvent("r", finish=FinishReason.ERROR, error="a request of this id is running")
+    assert [event.finish for event in step(one)] == [FinishReason.LENGTH]
+    assert one.submit(asked("r")) is None, "it has ended"
+
+
+ENDS: dict[str, tuple[dict[str, Any], int, list[int], FinishReason]] = {
+    "the model's end token": ({}, EOS, [], FinishReason.STOP),
+    "the model's end token, later": ({}, EOS, [PLAIN, PLAIN], FinishReason.STOP),
+    "an end token of the adapter": ({"eos_token_ids": (7,)}, 7, [PLAIN], FinishReason.STOP),
+    "a stop token": ({"stop_token_ids": (STOP,)}, STOP, [PLAIN], FinishReason.STOP),
+    "a stop token, without end tokens": (
+        {"stop_token_ids": (STOP,), "ignore_eos": True},
+        STOP,
+        [PLAIN, EOS],
+        FinishReason.STOP,
+    ),
+    "its length": ({"max_tokens": 3}, PLAIN, [PLAIN] * 2, FinishReason.LENGTH),
+    "its length, with an end token that is ignored": (
+        {"max_tokens": 2, "ignore_eos": True, "eos_token_ids": (7,)},
+        EOS,
+        [7],
+        FinishReason.LENGTH,
+    ),
+}
+
+
+@pytest.mark.parametrize(("sampling", "last", "before", "finish"), ENDS.values(), ids=ENDS.keys())
+def test_what_ends_an_answer(sampling: dict[str, Any], last: int, before: list[int], finish: FinishReason) -> None:
+    one = submitted(asked("r", **{"max_tokens": 9, **sampling}))
+    for token in before:
+        assert step(one, token) == [TokenEvent("r", (token,), (LOGPROBS,))]
+    ended = step(one, last)
+    shown = {} if finish is FinishReason.STOP else {"token_ids": (last,), "logprobs": (LOGPROBS,)}
+    assert ended == [TokenEvent("r", **shown, finish=finish)]
+    assert (one.num_running, one.num_waiting) == (0, 0)
+
+
+def test_an_answer_ends_where_the_context_does() -> None:
+    one = submitted(asked("r", MAX_MODEL_LEN - 2, max_tokens=99))
+    events = step(one, PLAIN, PLAIN)
+    assert [event.finish for event in events] == [None, FinishReason.LENGTH]
+    assert events[-1].token_ids == (PLAIN,)
+
+
+def test_cancelled_requests_end_once_wherever_they_are() -> None:
+    one = submitted(asked("runs"), asked("waits", adapter=A), asked("goes on"))
+    step(one, on_device=())
+    cancelled = {name: TokenEvent(name, finish=FinishReason.CANCELLED) for name in ("runs", "waits", "goes on")}
+    assert one.cancel("runs") == cancelled["runs"]
+    assert one.cancel("waits") == cancelled["waits"]
+    assert [one.cancel(name) for name in ("runs", "waits", "nobody")] == [None, None, None]
+    assert [event.request_id for event in step(one)] == ["goes on"]
+    assert one.submit(asked("new")) is None
+    assert one.cancel_all() == [cancelled["goes on"], TokenEvent("new", finish=FinishReason.CANCELLED)]
+    assert (one.num_running, one.num_waiting) == (0, 0)
+    assert one.cancel_all() == []
+
+
+def test_requests_that_are_failed_say_why_and_the_others_go_on() -> None:
+    one = submitted(asked("first"), asked("second"), asked("third"))
+    step(one)
+    assert one.fail(["first", "third"], "the device is gone") == [
+        TokenEvent(name, finish=FinishReason.ERROR, error="the device is gone") for name in ("first", "third")
+    ]
+    assert [event.request_id for event in step(one)] == ["second"]
+
+
+def test_an_adapter_that_cannot_be_loaded_ends_what_waits_for_it_and_nothing_that_runs() -> None:
+    one = submitted(asked("runs", adapter=A, max_tokens=9))
+    step(one)
+    for name, adapter in (("first", A), ("second", A), ("other", B)):
+        assert one.submit(asked(name, adapter=adapter)) is None
+    given = {"finish": FinishReason.ERROR, "error": "it is broken", "reason": Reason.ARTIFACT_INVALID}
+    failed = one.fail_adapter(A, Reason.ARTIFACT_INVALID, "it is broken")
+    assert failed == [TokenEvent(name, **given) for name in ("first", "second")]
+    assert {event.request_id for event in step(one)} == {"runs", "other"}
+    assert one.fail_adapter(key_of("nobody"), Reason.ARTIFACT_INVALID, "") == []
+
+
+def test_whose_weights_are_needed_and_who_waits() -> None:
+    one = submitted(asked("a", adapter=A), asked("base"), asked("b", adapter=B, max_tokens=1))
+    assert one.running_adapters() == set()
+    assert one.waiting_adapters() == [A, B]
+    assert [one.has_work(key) for key in (A, B, key_of("c"))] == [True, True, False]
+    step(one, on_device=(B,))
+    assert one.running_adapters() == set(), "b has ended, and the base needs none"
+    assert one.waiting_adapters() == [A]
+    assert [one.has_work(key) for key in (A, B)] == [True, False]
+    step(one, on_device=(A,))
+    assert one.running_adapters() == {A}
+    assert one.waiting_adapters() == []
+    assert one.has_work(A)
+
+
+def test_the_least_served_adapter_waits_at_the_head_until_it_is_forgotten() -> None:
+    one = submitted(asked("b", 9, adapter=B, max_tokens=1), asked("a", 2, adapter=A, max_tokens=1))
+    step(one)
+    assert one.service(B) == 9
+    assert one.service(A) == 2
+    for name, key in (("b2", B), ("a2", A)):
+        assert one.submit(asked(name, adapter=key)) is None
+    assert one.waiting_adapters() == [A, B]
+    one.forget(B)
+    assert one.service(B) == 2, "it is like a new one"
+
+
+def test_requests_of_an_adapter_start_as_they_came_also_after_a_preemption() -> None:
+    requests = [asked(name, 7, max_tokens=12) for name in ("first", "second", "third", "fourth")]
+    one = submitted(*requests, num_blocks=6, max_batch_requests=3)
+    order: list[str] = []
+    ended: list[str] = []
+    preempted: set[str] = set()
+    for _ in range(200):
+        plan = one.plan(())
+        order += plan.first_scheduled
+        preempted.update(plan.preempted)
+        # prompts differ from each other in nothing: tokens do
+        result = sampled(plan, lambda item: 20 + int(item.request_id == "second"))
+        ended += [event.request_id for event in one.commit(plan, result) if event.finish]
+    assert order == ended == ["first", "second", "third", "fourth"]
+    assert preempted
+
+
+def test_a_request_that_fails_alone_in_a_step_publishes_nothing() -> None:
+    one = submitted(*(asked(name, 9, max_tokens=2) for name in ("failed", "not finite", "fine")), max_batch_requests=3)
+    plan = one.plan(())
+    result = sampled(plan)
+    bad = with_faults(result, failed={"failed": "out of memory"}, not_finite=frozenset({"not finite"}))
+    events = {event.request_id: event for event in one.commit(plan, bad)}
+    assert events["failed"] == TokenEvent("failed", finish=FinishReason.ERROR, error="out of memory")
+    assert (events["not finite"].finish, events["not finite"].code) == (FinishReason.ERROR, ErrorCode.NOT_FINITE)
+    assert events["fine"].token_ids == (PLAIN,)
+
+
+def with_faults(result: StepResult, **more: Any) -> StepResult:
+    return StepResult(result.sampled, result.scored, **more)
+
+
+@pytest.mark.parametrize("way", ["failed", "not_finite", "fine"])
+def test_only_what_was_computed_well_is_found_again(way: str) -> None:
+    one = submitted(asked("one", 9, max_tokens=1))
+    plan = one.plan(())
+    bad = {"failed": {"failed": {"one": "no"}}, "not_finite": {"not_finite": frozenset({"one"})}, "fine": {}}[way]
+    one.commit(plan, with_faults(sampled(plan), **bad))
+    assert one.submit(asked("two", 9)) is None
+    (item,) = one.plan(()).items
+    assert item.start == (8 if way == "fine" else 0)
+
+
+@pytest.mark.parametrize(("adapter", "whose"), [(None, "the base model"), (A, "the adapter a")])
+def test_logits_that_are_not_finite_are_laid_to_whose_weights_they_are_of(
+    adapter: AdapterKey | None, whose: str
+) -> None:
+    one = submitted(asked("r", 5, adapter=adapter))
+    step(one)
+    plan = one.plan((A,))
+    (event,) = one.commit(plan, StepResult(not_finite=frozenset({"r"})))
+    assert event.finish is FinishReason.ERROR
+    assert event.code is ErrorCode.NOT_FINITE
+    assert event.error == (
+        f"the logits of {whose} are not finite (NaN or infinity) within the first 6 tokens of this request"
+    )
+
+
+def test_blocks_are_found_again_as_soon_as_they_are_full() -> None:
+    """Also those of the answer, and by a request that begins while the first still runs."""
+    one = submitted(asked("first", 3, max_tokens=20))
+    step(one, *range(13, 19))  # 10 … 17 have been computed, and 18 is known
+    assert one.submit(asked("second", 12)) is None
+    plan = one.plan(())
+    item = next(item for item in plan.items if item.request_id == "second")
+    assert item.start == 8
+    events = {event.request_id: event for event in one.commit(plan, sampled(plan))}
+    assert events["second"].num_cached_tokens == 8
+
+
+def test_prompts_cut_into_steps_are_scored_from_the_second_token_on() -> None:
+    one = submitted(asked("r", 12, max_tokens=2, prompt_logprobs=0), max_batch_tokens=5)
+    events, sizes = [], []
+    for number in range(1, 5):
+        plan = one.plan(())
+        sizes += [len(item.token_ids) for item in plan.items]
+        scored = {item.request_id: (TokenLogprobs(-number, ()),) * len(item.score) for item in plan.items if item.score}
+        events += one.commit(plan, StepResult(sampled(plan).sampled, scored))
+    assert sizes == [5, 5, 2, 1]
+    assert [event.finish for event in events] == [None, FinishReason.LENGTH]
+    assert [one.chosen for one in events[0].prompt_logprobs or ()] == [-1] * 5 + [-2] * 5 + [-3]
+    assert events[1].prompt_logprobs is None
