@@ -76,10 +76,13 @@ TOO_LONG, INVALID = ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_VALUE
 LIMITS: dict[str, tuple[Submit, ErrorCode | None, str]] = {
     "no prompt": (asked("r", 0), INVALID, "at least one prompt token"),
     "one token": (asked("r", 1), None, ""),
-    "no answer": (asked("r", max_tokens=0), INVALID, "one token to answer"),
+    "less than no answer": (asked("r", max_tokens=-1), INVALID, "no less than none to answer"),
+    "no answer": (asked("r", max_tokens=0), None, ""),
     "one token to answer": (asked("r", max_tokens=1), None, ""),
     "no room for an answer": (asked("r", 32), TOO_LONG, "prompt has 32 tokens and the context 32"),
     "room for one token": (asked("r", 31, max_tokens=999), None, ""),
+    "no room, and no answer": (asked("r", 32, max_tokens=0), None, ""),
+    "more than the context": (asked("r", 33, max_tokens=0), TOO_LONG, "prompt has 33 tokens"),
     "a token of another adapter": (asked("r", adapter=A, stop_token_ids=(100,)), INVALID, "token id 100"),
     "a token of its adapter": (asked("r", adapter=B, stop_token_ids=(100,)), None, ""),
     "a token of nobody": (Submit("r", (5, 101), B, SamplingParams(max_tokens=1)), INVALID, "prompt: token id 101"),
@@ -100,7 +103,8 @@ def test_what_can_never_be_computed_is_refused(request_: Submit, code: ErrorCode
 
 
 @pytest.mark.parametrize(
-    ("num_prompt", "max_tokens", "fits"), [(10, 7, True), (10, 8, False), (16, 1, True), (17, 1, False), (1, 99, False)]
+    ("num_prompt", "max_tokens", "fits"),
+    [(10, 7, True), (10, 8, False), (16, 1, True), (17, 1, False), (16, 0, True), (17, 0, False), (1, 99, False)],
 )
 def test_prompt_and_answer_but_its_last_token_have_to_fit_into_the_cache(
     num_prompt: int, max_tokens: int, fits: bool
@@ -108,7 +112,7 @@ def test_prompt_and_answer_but_its_last_token_have_to_fit_into_the_cache(
     refused = scheduler(num_blocks=4).submit(asked("r", num_prompt, max_tokens=max_tokens))
     assert (refused is None) == fits
     if refused is not None:
-        total = min(num_prompt + max_tokens, MAX_MODEL_LEN)
+        total = max(num_prompt + 1, min(num_prompt + max_tokens, MAX_MODEL_LEN))
         assert refused.code is TOO_LONG
         assert f"answer of {total} tokens never fit the KV cache of 16 tokens" in (refused.error or "")
 
@@ -136,6 +140,8 @@ ENDS: dict[str, tuple[dict[str, Any], int, list[int], FinishReason]] = {
         [PLAIN, EOS],
         FinishReason.STOP,
     ),
+    "an end token that is shown": ({"show_end": True}, EOS, [PLAIN], FinishReason.STOP),
+    "a stop token that is shown": ({"show_end": True, "stop_token_ids": (STOP,)}, STOP, [], FinishReason.STOP),
     "its length": ({"max_tokens": 3}, PLAIN, [PLAIN] * 2, FinishReason.LENGTH),
     "its length, with an end token that is ignored": (
         {"max_tokens": 2, "ignore_eos": True, "eos_token_ids": (7,)},
@@ -152,8 +158,17 @@ def test_what_ends_an_answer(sampling: dict[str, Any], last: int, before: list[i
     for token in before:
         assert step(one, token) == [TokenEvent("r", (token,), (LOGPROBS,))]
     ended = step(one, last)
-    shown = {} if finish is FinishReason.STOP else {"token_ids": (last,), "logprobs": (LOGPROBS,)}
+    shown: dict[str, Any] = {"token_ids": (last,), "logprobs": (LOGPROBS,)}
+    if finish is FinishReason.STOP:
+        shown = {**shown, "with_end": True} if sampling.get("show_end") else {}
     assert ended == [TokenEvent("r", **shown, finish=finish)]
+    assert (one.num_running, one.num_waiting) == (0, 0)
+
+
+def test_a_request_without_an_answer_ends_when_its_prompt_is_computed() -> None:
+    one = submitted(asked("r", 9, max_tokens=0), max_batch_tokens=5)
+    assert step(one) == []
+    assert step(one) == [TokenEvent("r", finish=FinishReason.LENGTH)]
     assert (one.num_running, one.num_waiting) == (0, 0)
 
 
