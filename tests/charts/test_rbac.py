@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.charts import Helm, Json, Rendered, nested
+from support.charts import Helm, Json, Rendered, merged, nested
 
 ROOT = Path(__file__).resolve().parents[2]
 Right = tuple[str, str, str, str]
@@ -65,7 +65,8 @@ def test_nobody_reads_secrets_of_others(plain: Rendered) -> None:
 
 
 def test_watched_namespaces_get_roles_instead(helm: Helm, plain: Rendered) -> None:
-    rendered = helm.render({"watchNamespaces": ["team-a", "team-b"]})
+    values = merged({"watchNamespaces": ["team-a", "team-b"]}, nested("rbac.kindsEverywhere", False))
+    rendered = helm.render(values)
     own = [
         item
         for item in [*rendered.of("ClusterRole"), *rendered.of("ClusterRoleBinding")]
@@ -79,6 +80,24 @@ def test_watched_namespaces_get_roles_instead(helm: Helm, plain: Rendered) -> No
         assert [item["metadata"]["namespace"] for item in roles] == ["team-a", "team-b"]
         assert [item["metadata"]["namespace"] for item in bindings] == ["team-a", "team-b"]
         assert all(rights(item) == everywhere for item in roles)
+
+
+def test_rights_on_both_kinds_do_not_go_with_a_namespace(helm: Helm, plain: Rendered) -> None:
+    """A Role ends together with the adapters of its namespace, whose finalizer is then nobody's to take off."""
+    rendered = helm.render({"watchNamespaces": ["team-a", "team-b"]})
+    for component in ("operator", "gateway"):
+        name = f"lorafleet-{component}"
+        everywhere = rights(plain.one("ClusterRole", name))
+        kinds = rights(rendered.one("ClusterRole", f"lorafleet-system-{name}"))
+        names = {right for right in kinds if right[1] == "namespaces"}
+        assert {group for group, *_ in kinds - names} == {"lorafleet.io"}
+        assert {(name, verb) for _, _, name, verb in names} <= {("team-a", "get"), ("team-b", "get")}
+        assert bool(names) == (component == "operator")
+        binding = rendered.one("ClusterRoleBinding", f"lorafleet-system-{name}")
+        assert binding["roleRef"]["name"] == f"lorafleet-system-{name}"
+        roles = [item for item in rendered.of("Role") if item["metadata"]["name"] == name]
+        assert [item["metadata"]["namespace"] for item in roles] == ["team-a", "team-b"]
+        assert all(rights(item) == everywhere - kinds for item in roles)
 
 
 def test_bindings_bind_the_service_accounts(helm: Helm) -> None:

@@ -9,11 +9,12 @@ import pytest
 import pytest_asyncio
 from kubernetes.aio.client import Configuration
 from support.fake_kube import FakeKube
-from support.simulated_fleet import CONFIG, until
+from support.simulated_fleet import until
 
 from lorafleet_contract.names import LABEL_BASE
 from lorafleet_operator.cluster.freshness import START_SECONDS, WATCH_SECONDS, Freshness
 from lorafleet_operator.cluster.handlers import ERROR_BACKOFFS, EventSink, settings_of, watch
+from lorafleet_operator.cluster.scope import Scope
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.process.health import MAX_WATCH_AGE_SECONDS
 
@@ -27,12 +28,13 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 
 @contextlib.asynccontextmanager
-async def watched(kube: FakeKube, freshness: Freshness) -> AsyncIterator[Store]:
-    """A store that is filled by watches."""
+async def watched(kube: FakeKube, freshness: Freshness, scope: Scope | None = None) -> AsyncIterator[Store]:
+    """A store that is filled by watches, of everything if no scope is given."""
+    scope = scope or Scope(())
     store, configuration = Store(), Configuration()
     configuration.host = kube.url
     sink = EventSink(store, lambda _: None)
-    task = asyncio.create_task(watch(CONFIG, sink, configuration, "me", freshness=freshness, heed_signals=lambda: None))
+    task = asyncio.create_task(watch(scope, sink, configuration, "me", freshness=freshness, heed_signals=lambda: None))
     try:
         yield store
     finally:
@@ -40,16 +42,16 @@ async def watched(kube: FakeKube, freshness: Freshness) -> AsyncIterator[Store]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def put(kube: FakeKube, kind: Kind, name: str) -> None:
+def put(kube: FakeKube, kind: Kind, name: str, namespace: str = "team") -> None:
     labels = {"labels": {LABEL_BASE: "base"}} if kind is Kind.POD else {}
     version = "v1" if kind is Kind.POD else "lorafleet.io/v1alpha1"
     names = {Kind.POD: "Pod", Kind.ADAPTER: "LoraAdapter", Kind.BASE: "BaseModelDeployment"}
-    metadata = {"name": name, "namespace": "team", **labels}
+    metadata = {"name": name, "namespace": namespace, **labels}
     kube.put(kind, {"apiVersion": version, "kind": names[kind], "metadata": metadata, "spec": {}})
 
 
 async def test_watches_are_known_to_run_and_bring_events(kube: FakeKube) -> None:
-    freshness = Freshness((), start_seconds=1)
+    freshness = Freshness(start_seconds=1)
     put(kube, Kind.ADAPTER, "a")
     async with watched(kube, freshness) as store:
         await until("listed", lambda: len(store.all(Kind.ADAPTER)) == 1)
@@ -64,7 +66,7 @@ async def test_watches_are_known_to_run_and_bring_events(kube: FakeKube) -> None
 async def test_kind_that_was_not_there_yet_is_watched_later(kube: FakeKube, caplog: pytest.LogCaptureFixture) -> None:
     """kopf looks once which kinds there are, and another data path of the API server may know them sooner."""
     kube.has_group = False
-    freshness = Freshness((), start_seconds=1)
+    freshness = Freshness(start_seconds=1)
     with caplog.at_level(logging.ERROR):
         async with watched(kube, freshness) as store:
             await until("noticed", lambda: "has not begun" in caplog.text)
@@ -81,3 +83,27 @@ def test_a_watch_that_cannot_be_had_is_tried_again_soon() -> None:
     assert max(ERROR_BACKOFFS) <= 2
     assert settings.watching.server_timeout == WATCH_SECONDS
     assert WATCH_SECONDS + START_SECONDS < MAX_WATCH_AGE_SECONDS
+
+
+async def test_watches_leave_out_a_namespace_that_is_refused(kube: FakeKube) -> None:
+    scope = Scope(("team", "other"), watch_retry_seconds=0.1)
+    freshness = Freshness(scope.watch_refused, start_seconds=1)
+    kube.forbid("other", Kind.POD)
+    async with watched(kube, freshness, scope) as store:
+        await until("left out", lambda: scope.watchable == ("team",))
+        put(kube, Kind.ADAPTER, "a")
+        await until("told", lambda: len(store.all(Kind.ADAPTER)) == 1)
+        await asyncio.sleep(1.2)
+        assert freshness.problem() is None
+        assert freshness.oldest()[1] < 5
+        kube.permit("other")
+        await asyncio.sleep(0.2)
+        scope.listed("other", None)
+        put(kube, Kind.ADAPTER, "far", "other")
+        await until("watched", lambda: len(store.all(Kind.ADAPTER)) == 2)
+        await until("all run", lambda: freshness.problem() is None)
+        kube.forbid("other", *Kind)
+        kube.end_watches()
+        await until("left out again", lambda: scope.watchable == ("team",))
+        put(kube, Kind.ADAPTER, "b")
+        await until("told", lambda: len(store.all(Kind.ADAPTER)) == 3)

@@ -5,6 +5,7 @@ far as the operator can tell; it validates nothing. Cluster tests hold the opera
 """
 
 import asyncio
+import contextlib
 import copy
 import json
 import uuid
@@ -70,12 +71,15 @@ class FakeKube:
         self.on_change: list[Callable[[str, str, Json], None]] = []
         self.is_away = False
         """While true everything is answered 503."""
+        self.forbidden: set[tuple[str, str]] = set()
+        """(plural, namespace) of what nobody may list, watch or write."""
         self.has_group = True
         """Whether discovery tells of the custom resources."""
         self.before: Callable[[str, str], None] | None = None
         """Called with verb and path before each answer; what it changes comes first, what it raises is answered."""
         self.writes: list[str] = []
         """`VERB path` of everything that changed something."""
+        self._watches: list[asyncio.Queue[Json | None]] = []
         self._version = 0
         self._runner: web.AppRunner | None = None
         self.url = ""
@@ -174,21 +178,30 @@ class FakeKube:
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         """Stream what happens to a collection from now on."""
-        plural = request.path.rsplit("/", 1)[-1]
-        events: asyncio.Queue[Json] = asyncio.Queue()
+        plural, namespace, _, _ = _parsed(request.path)
+        events: asyncio.Queue[Json | None] = asyncio.Queue()
 
         def hear(event: str, changed: str, body: Json) -> None:
-            if changed == plural:
+            if changed == plural and namespace in ("", body["metadata"].get("namespace")):
                 events.put_nowait({"type": event, "object": body})
 
         self.on_change.append(hear)
+        self._watches.append(events)
         stream = web.StreamResponse()
         await stream.prepare(request)
         try:
-            while True:
-                await stream.write(json.dumps(await events.get()).encode() + b"\n")
+            with contextlib.suppress(ConnectionResetError):
+                while (event := await events.get()) is not None:
+                    await stream.write(json.dumps(event).encode() + b"\n")
+            return stream
         finally:
             self.on_change.remove(hear)
+            self._watches.remove(events)
+
+    def end_watches(self) -> None:
+        """End all watches, as the API server does from time to time."""
+        for events in self._watches:
+            events.put_nowait(None)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0)
@@ -196,9 +209,10 @@ class FakeKube:
             return web.json_response({"reason": "ServiceUnavailable", "message": "away"}, status=503)
         if (document := self._discovery(request.path.rstrip("/"))) is not None:
             return web.json_response(document)
-        if request.query.get("watch") == "true":
-            return await self._watch(request)
         try:
+            if request.query.get("watch") == "true":
+                self._check_rights(request.path)
+                return await self._watch(request)
             if self.before is not None:
                 self.before(request.method, request.path)
             status, body = self._answer(request.method, request.path, dict(request.query), await request.text())
@@ -211,13 +225,21 @@ class FakeKube:
             return web.json_response(answer, status=refusal.status)
         return web.json_response(body, status=status)
 
+    def forbid(self, namespace: str, *plurals: str) -> None:
+        """Take the rights in a namespace away."""
+        self.forbidden |= {(plural, namespace) for plural in plurals}
+
+    def permit(self, namespace: str) -> None:
+        """Give them back."""
+        self.forbidden = {(plural, place) for plural, place in self.forbidden if place != namespace}
+
+    def _check_rights(self, path: str) -> None:
+        if _parsed(path)[:2] in self.forbidden:
+            raise Refused(403, "Forbidden")
+
     def _answer(self, method: str, path: str, query: dict[str, str], text: str) -> tuple[int, Json]:
-        parts = path.strip("/").split("/")
-        parts = parts[2:] if parts[0] == "api" else parts[3:]
-        namespace = ""
-        if parts[0] == "namespaces":
-            namespace, parts = parts[1], parts[2:]
-        plural, name, sub = (*parts, "", "")[:3]
+        plural, namespace, name, sub = _parsed(path)
+        self._check_rights(path)
         key = (plural, namespace, name)
         body: Json = json.loads(text) if text else {}
         if method == "GET" and not name:
@@ -279,6 +301,17 @@ class FakeKube:
             return body
         self.owners[key] = {**owners, mine: set(wanted)}
         return self.put(key[0], body) if known is None else self._store(key, body)
+
+
+def _parsed(path: str) -> tuple[str, str, str, str]:
+    """Plural, namespace, name and subresource of a path; empty what it does not have."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    namespace = ""
+    if parts[0] == "namespaces" and len(parts) > 2:
+        namespace, parts = parts[1], parts[2:]
+    plural, name, sub = (*parts, "", "")[:3]
+    return plural, namespace, name, sub
 
 
 def _now() -> str:

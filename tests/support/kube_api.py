@@ -37,7 +37,7 @@ class KubeDouble:
     holds_events: bool = False
     """Watches say nothing although things happen."""
     refuses: dict[str, int] = field(default_factory=dict)
-    """Plural -> status."""
+    """Plural, or namespace/plural -> status."""
     requests: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     num_watching: int = 0
@@ -119,8 +119,8 @@ class KubeDouble:
         plural, namespace = _split(request.path)
         if self.is_down:
             return _status(503, "ServiceUnavailable", "down")
-        if plural in self.refuses:
-            return _status(self.refuses[plural], "Forbidden", f"{plural} is forbidden")
+        for refused in {plural, f"{namespace}/{plural}"} & self.refuses.keys():
+            return _status(self.refuses[refused], "Forbidden", f"{plural} is forbidden")
         selected = Selected(plural, namespace, dict(request.query))
         if request.query.get("watch") == "true":
             return await self._watch(request, selected)

@@ -22,6 +22,7 @@ from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.cluster.handlers import EventSink
 from lorafleet_operator.cluster.keys import admin_key
 from lorafleet_operator.cluster.lease import Lease
+from lorafleet_operator.cluster.scope import Scope
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.objects import admin_token
@@ -222,9 +223,11 @@ class Fleet:
         yield
         self._drops_events = False
 
-    async def _watching(self, sink: EventSink) -> None:
+    async def _watching(self, sink: EventSink, scope: Scope) -> None:
         def hear(event: str, plural: str, body: Json) -> None:
             if self._drops_events or plural not in tuple(Kind):
+                return
+            if not {None, body["metadata"].get("namespace", "")} & set(scope.watchable):
                 return
             if self.event_seconds:
                 asyncio.get_running_loop().call_later(self.event_seconds, sink.take, Kind(plural), event, body)

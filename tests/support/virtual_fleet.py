@@ -25,6 +25,7 @@ from lorafleet_contract.names import revision_of
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.cluster.handlers import EventSink
 from lorafleet_operator.cluster.lease import Lease
+from lorafleet_operator.cluster.scope import Scope
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.errors import LeaseLost, OperatorError, PodRefused, PodUnreachable
@@ -228,7 +229,7 @@ class Operator:
                 )
             await asyncio.sleep(RESTART_SECONDS)
 
-    async def _watching(self, sink: EventSink) -> None:
+    async def _watching(self, sink: EventSink, _: Scope) -> None:
         loop, network = asyncio.get_running_loop(), self.network
 
         def hear(event: str, plural: str, body: Json) -> None:

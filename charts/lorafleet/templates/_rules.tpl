@@ -1,6 +1,7 @@
 {{/* What operator and gateway may do; operator/README.md and gateway/README.md have the same tables. */}}
 
-{{- define "lorafleet.operatorRules" -}}
+{{/* The two kinds. They are seen everywhere (rbac.kindsEverywhere): a namespace's Roles go together with the adapters in it. */}}
+{{- define "lorafleet.operatorKinds" -}}
 - apiGroups: [lorafleet.io]
   resources: [basemodeldeployments]
   verbs: [list, watch]
@@ -10,6 +11,9 @@
 - apiGroups: [lorafleet.io]
   resources: [basemodeldeployments/status, loraadapters/status]
   verbs: [patch]
+{{- end }}
+
+{{- define "lorafleet.operatorRules" -}}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
@@ -27,10 +31,13 @@
   verbs: [create, list]
 {{- end }}
 
-{{- define "lorafleet.gatewayRules" -}}
+{{- define "lorafleet.gatewayKinds" -}}
 - apiGroups: [lorafleet.io]
   resources: [basemodeldeployments, loraadapters]
   verbs: [list, watch]
+{{- end }}
+
+{{- define "lorafleet.gatewayRules" -}}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list, watch]

@@ -90,6 +90,12 @@ WATCH_HEARD = METRICS.read(
     "When the API server said something of a kind last, in Unix time; it does so about once a minute.",
     "kind",
 )
+NAMESPACE_REFUSED = METRICS.read(
+    "lorafleet_gateway_namespace_refused",
+    "gauge",
+    "1 for a namespace that is to be followed and that the API server does not show: it is gone, or rights are missing.",
+    "namespace",
+)
 
 
 BASES = BoundedLabels(forget=lambda name: METRICS.forget("base", name))
@@ -114,7 +120,7 @@ class ClusterCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families for one scrape."""
         families: dict[str, GaugeMetricFamily] = {}
-        for line in map(METRICS.line, (ENDPOINTS, ADAPTERS, WATCH_HEARD)):
+        for line in map(METRICS.line, (ENDPOINTS, ADAPTERS, WATCH_HEARD, NAMESPACE_REFUSED)):
             families[line.name] = GaugeMetricFamily(line.name, line.meaning, labels=line.labels)
         for reading in self._read():
             families[reading.name].add_metric(reading.labels, reading.value)

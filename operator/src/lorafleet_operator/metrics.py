@@ -52,6 +52,11 @@ WATCH_TIME = METRICS.gauge(
     "When a watch was last heard to begin, in Unix time; each is begun anew every minute.",
     "kind",
 ).metric
+NAMESPACE_REFUSED = METRICS.gauge(
+    "lorafleet_operator_namespace_refused",
+    "1 for a namespace that is to be served and that the API server does not show: it is gone, or rights are missing.",
+    "namespace",
+).metric
 LEADER = METRICS.gauge("lorafleet_operator_leader", "1 while this process leads.").metric
 
 

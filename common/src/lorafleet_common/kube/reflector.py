@@ -10,12 +10,14 @@ from typing import Any, Final
 
 from lorafleet_common.kube.cache import Cache
 from lorafleet_common.kube.client import Event, KubeApi
-from lorafleet_common.kube.errors import KubeError, KubeExpired
+from lorafleet_common.kube.errors import KubeError, KubeExpired, KubeNotFound, KubeRefused
 from lorafleet_common.paths import version_of
 
 logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 0.05
 MAX_RETRY_SECONDS: Final = 2.0
+MAX_REFUSED_SECONDS: Final = 5.0
+"""One namespace that is refused is asked for again this often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Reflector:
         self._version = 0
         self._num_failures = 0
         self.is_listed = False
+        self.is_refused = False
+        """One namespace that the API server does not show: it is gone, or rights are missing."""
         self.problem = "nothing was listed yet"
         """Why it does not follow; empty while it does."""
         self.heard_at = 0.0
@@ -98,11 +102,15 @@ class Reflector:
 
     def _said_something(self) -> None:
         self.problem = ""
+        if self.is_refused:
+            self.is_refused = False
+            logger.info("%s: may be followed again", self._where)
         self.heard_at = time.time()
 
     def _failed(self, error: KubeError) -> None:
         self._num_failures += 1
         self.problem = f"{self._where}: {error}"
+        self.is_refused = self.scope.namespace != "" and isinstance(error, KubeRefused | KubeNotFound)
         # that a watch breaks off is normal; that it cannot be had again is not
         is_news = not error.retryable and self._num_failures == 1
         is_loud = is_news or self._num_failures in (3, 10) or self._num_failures % 100 == 0
@@ -110,7 +118,8 @@ class Reflector:
 
     def _pause(self) -> float:
         """Return how long to wait: longer after each failure; processes that lost one API server do not come back as one."""
-        delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(self._num_failures, 10), MAX_RETRY_SECONDS)
+        limit = MAX_REFUSED_SECONDS if self.is_refused else MAX_RETRY_SECONDS
+        delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(self._num_failures, 10), limit)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311  no secret
 
     @property

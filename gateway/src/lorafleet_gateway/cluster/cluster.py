@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lorafleet_common.kube.cache import Cache
-from lorafleet_common.kube.client import KubeApi
+from lorafleet_common.kube.client import KubeApi, Listed
+from lorafleet_common.kube.errors import KubeError, KubeNotFound, KubeRefused
 from lorafleet_common.kube.reflector import Reflector, Scope
 from lorafleet_common.paths import collection
 from lorafleet_contract.names import (
@@ -108,11 +109,16 @@ class Cluster:
             raise NoReadyPod(f"whether there is a model {name!r} cannot be found out now") from error
 
     def unready_reason(self) -> str | None:
-        """Return why requests cannot be answered rightly yet; None from the first time that they can, for ever."""
+        """Return why requests cannot be answered rightly yet; None from the first time that they can, for ever.
+
+        A namespace that is refused is not waited for, unless all are.
+        """
         if self._was_settled:
             return None
+        listed = {reflector.scope.kind for reflector in self._reflectors if reflector.is_listed}
         for reflector in self._reflectors:
-            if not reflector.is_listed:
+            is_passed_over = reflector.is_refused and reflector.scope.kind in listed
+            if not reflector.is_listed and not is_passed_over:
                 return reflector.problem
         if any(pod.endpoint.is_ready and not pod.was_asked for pod in self.fleet.all()):
             return "pods are being asked what they hold"
@@ -123,6 +129,8 @@ class Cluster:
         """Return the gauges that are read at a scrape."""
         heard: dict[str, float] = {}
         for reflector in self._reflectors:
+            if reflector.is_refused:
+                continue
             kind = reflector.scope.kind
             heard[kind] = min(reflector.heard_at, heard.get(kind, reflector.heard_at))
         counts: dict[tuple[str, str], int] = {}
@@ -139,6 +147,7 @@ class Cluster:
             *(Reading(metrics.ENDPOINTS, labels, number) for labels, number in counts.items()),
             *(Reading(metrics.ADAPTERS, (label,), number) for label, number in adapters.items()),
             *(Reading(metrics.WATCH_HEARD, (kind,), at) for kind, at in heard.items()),
+            *(Reading(metrics.NAMESPACE_REFUSED, (namespace,), 1) for namespace in sorted(self._refused())),
         ]
 
     def label_of(self, key: BaseKey) -> str:
@@ -146,15 +155,33 @@ class Cluster:
         base = self.directory.base(key)
         return metrics.BASES.of((base.name if base is not None else None) or key[1])
 
+    def _refused(self) -> set[str]:
+        """Return the namespaces of which something cannot be followed."""
+        return {reflector.scope.namespace for reflector in self._reflectors if reflector.is_refused}
+
     async def _find(self, name: str) -> int:
-        fields = f"status.servedName={name}"
-        lists = await asyncio.gather(
-            *(self._api.list(kind.path, fields=fields, timeout_seconds=LOOKUP_SECONDS) for kind in self._named)
-        )
-        for kind, listed in zip(self._named, lists, strict=True):
+        answers = await asyncio.gather(*(self._find_in(kind, name) for kind in self._named))
+        found = [(kind, one) for kind, one in zip(self._named, answers, strict=True) if isinstance(one, Listed)]
+        if not found:
+            raise next(error for error in answers if isinstance(error, KubeError))
+        for kind, listed in found:
             for body in listed.items:
                 kind.cache.put_found(body, kind.namespace)
-        return sum(len(listed.items) for listed in lists)
+        return sum(len(listed.items) for _, listed in found)
+
+    async def _find_in(self, kind: _Followed, name: str) -> Listed | KubeError:
+        """Return what has the name in one scope, or that the namespace is refused.
+
+        Raises:
+            KubeError: it cannot be found out.
+        """
+        fields = f"status.servedName={name}"
+        try:
+            return await self._api.list(kind.path, fields=fields, timeout_seconds=LOOKUP_SECONDS)
+        except (KubeRefused, KubeNotFound) as error:
+            if not kind.namespace:
+                raise
+            return error
 
     def _endpoints_changed(self, key: BaseKey) -> None:
         self.fleet.sync(key, self.directory.endpoints(key))

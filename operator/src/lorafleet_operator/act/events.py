@@ -39,8 +39,16 @@ def transition(
     return None
 
 
-async def post(api: Writes, kind: str, meta: ObjectMeta, event: tuple[str, str, str], *, reporter: str) -> None:
-    """Post one Event about a resource; failing is logged and harmless."""
+async def post(
+    api: Writes,
+    kind: str,
+    meta: ObjectMeta,
+    event: tuple[str, str, str],
+    *,
+    reporter: str,
+    api_version: str = f"{GROUP}/{VERSION}",
+) -> None:
+    """Post one Event about an object; failing is logged and harmless."""
     event_type, reason, message = event
     namespace = meta.namespace
     moment = datetime.now(UTC)
@@ -49,7 +57,7 @@ async def post(api: Writes, kind: str, meta: ObjectMeta, event: tuple[str, str, 
         "kind": "Event",
         "metadata": {"name": f"{meta.name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
         "involvedObject": {
-            "apiVersion": f"{GROUP}/{VERSION}",
+            "apiVersion": api_version,
             "kind": kind,
             "name": meta.name,
             "namespace": namespace,

@@ -256,6 +256,8 @@ class Reconciler:
     ) -> list[AdapterStatus]:
         now = whole_seconds(self._tools.now())
         statuses = [adapter_status(lineup, pods, plan.placement, now=now) for lineup in plan.lineups]
+        if base is not None and it.snapshot.are_pods_hidden and not pods:
+            return statuses  # nothing is known of its pods, and nothing is said
         if not self._tools.watches.have_been_asked(pod for pod in it.snapshot.pods if pod.is_ready):
             it.look_again(LOOK_SECONDS)  # of what is not seen yet nothing is said
             return statuses
@@ -303,8 +305,9 @@ class Reconciler:
     ) -> None:
         # what is on its way to a pod may be what is to be let go; an answer that brings no news wakes nobody
         is_writing = self._tools.executor.is_writing(it.snapshot.pods)
-        is_sure = not is_writing and self._tools.watches.are_sure(it.snapshot.pods)
-        if not is_sure and any(intent.is_deleted for intent in plan.intents):
+        is_hidden = base is not None and it.snapshot.are_pods_hidden
+        is_sure = not is_hidden and not is_writing and self._tools.watches.are_sure(it.snapshot.pods)
+        if not is_sure and not is_hidden and any(intent.is_deleted for intent in plan.intents):
             it.look_again(LOOK_SECONDS)
         await it.attempt(
             _together(

@@ -141,9 +141,15 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
         pods=tuple(sorted(own, key=lambda pod: pod.name)),
         claims=claims_of(store, now),
         broken=tuple(broken),
-        are_orphans_known=store.num_lists[Kind.ADAPTER] >= 2,
+        are_orphans_known=store.are_listed(Kind.ADAPTER, _homes(key, alive), times=2),
+        are_pods_hidden=store.is_hidden(Kind.POD, key[0]),
         now=now,
     )
+
+
+def _homes(key: BaseKey, bases: Iterable[BaseModelResource]) -> set[str]:
+    """Return the namespaces whose adapters a base may have."""
+    return {key[0]}.union(*(base.spec.allowed_namespaces for base in bases))
 
 
 def pod_of(body: Json, now: datetime) -> Pod:

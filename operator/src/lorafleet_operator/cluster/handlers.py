@@ -15,8 +15,8 @@ from lorafleet_common.paths import Json, version_of
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator.cluster.collect import base_key_of, rivals_of
 from lorafleet_operator.cluster.freshness import WATCH_SECONDS, Freshness
+from lorafleet_operator.cluster.scope import Scope
 from lorafleet_operator.cluster.store import Kind, Store
-from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import WatchEnded, WatchSilent
 
@@ -53,9 +53,15 @@ class EventSink:
 
 
 def registry_of(
-    sink: EventSink, connection: Callable[[], kopf.ConnectionInfo], freshness: Freshness
+    sink: EventSink,
+    connection: Callable[[], kopf.ConnectionInfo],
+    freshness: Freshness,
+    sessions: list[aiohttp.ClientSession],
 ) -> kopf.OperatorRegistry:
-    """Return a registry whose handlers pass events to the sink, over connections that tell of watches that begin."""
+    """Return a registry whose handlers pass events to the sink, over connections that tell of watches that begin.
+
+    `sessions` gets what is to be closed at the end: kopf does so unless it is cancelled early.
+    """
     registry = kopf.OperatorRegistry()
 
     async def login(**_: Any) -> kopf.AiohttpSession:
@@ -66,7 +72,8 @@ def registry_of(
             headers=info.as_http_headers(),
             trace_configs=[freshness.trace()],
         )
-        return kopf.AiohttpSession(server=info.server, aiohttp_session=session)  # kopf closes it
+        sessions.append(session)
+        return kopf.AiohttpSession(server=info.server, aiohttp_session=session)
 
     # kopf writes what a handler returns into status, hence None
     def taker(kind: Kind) -> Callable[..., Awaitable[None]]:
@@ -125,7 +132,7 @@ def _path(name: str | None) -> Path | None:
 
 
 async def watch(
-    config: OperatorConfig,
+    scope: Scope,
     sink: EventSink,
     configuration: Configuration,
     identity: str,
@@ -133,28 +140,35 @@ async def watch(
     freshness: Freshness,
     heed_signals: Callable[[], None],
 ) -> None:
-    """Watch until cancelled; where a watch does not run, all are begun again.
+    """Watch until cancelled; where a watch does not run, or another set of namespaces may be watched, all are begun again.
 
-    kopf looks once which kinds there are, and never watches one that was not there yet. It takes SIGTERM and SIGINT for
+    kopf ends all watches when one is refused: a namespace that is refused is left out until it may be watched. It looks
+    once which kinds there are, and never watches one that was not there yet. It takes SIGTERM and SIGINT for
     itself; `heed_signals` takes them back.
 
     Raises:
         WatchEnded: kopf gave up.
     """
     while True:
-        freshness.begin()
+        namespaces = scope.watchable
+        freshness.begin(namespaces)
+        if not namespaces:
+            await scope.wait_changed()
+            continue
         try:
-            await _watch(config, sink, configuration, identity, freshness=freshness, heed_signals=heed_signals)
+            await _watch(scope, sink, configuration, identity, freshness=freshness, heed_signals=heed_signals)
         except WatchSilent as error:
             logger.error("%s; all watches are begun again", error)
         except Exception as error:
-            raise WatchEnded(f"the watches ended: {type(error).__name__}: {error}") from error
+            if scope.watchable == namespaces:
+                raise WatchEnded(f"the watches ended: {type(error).__name__}: {error}") from error
         else:
-            raise WatchEnded("the watches ended")
+            if scope.watchable == namespaces:
+                raise WatchEnded("the watches ended")
 
 
 async def _watch(
-    config: OperatorConfig,
+    scope: Scope,
     sink: EventSink,
     configuration: Configuration,
     identity: str,
@@ -162,22 +176,24 @@ async def _watch(
     freshness: Freshness,
     heed_signals: Callable[[], None],
 ) -> None:
-    """Watch until something ends.
+    """Watch what may be watched now, until something ends or this has changed.
 
     Raises:
         WatchSilent: a watch does not run.
     """
+    namespaces = [namespace for namespace in scope.watchable if namespace is not None]
+    sessions: list[aiohttp.ClientSession] = []
     roots = await kopf.spawn_tasks(
-        registry=registry_of(sink, lambda: connection_of(configuration), freshness),
+        registry=registry_of(sink, lambda: connection_of(configuration), freshness, sessions),
         settings=settings_of(),
         standalone=True,
         identity=identity,  # else kopf asks for a user name, and a container's user may have none
-        clusterwide=not config.watch_namespaces,
-        namespaces=config.watch_namespaces,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
     )
     heed_signals()
     # not kopf.run_tasks: at its end it cancels every younger task of the loop, which are ours
-    tasks = [*roots, asyncio.create_task(freshness.check())]
+    tasks = [*roots, asyncio.create_task(freshness.check()), asyncio.create_task(scope.wait_changed())]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -186,3 +202,4 @@ async def _watch(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(session.close() for session in sessions))

@@ -14,6 +14,7 @@ from typing import Final
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeNotFound
 from lorafleet_common.paths import Json, collection
+from lorafleet_contract.resources import ObjectMeta
 from lorafleet_operator.clock import monotonic
 from lorafleet_operator.errors import LeaseLost
 
@@ -50,6 +51,12 @@ class Lease:
         """The number of this leadership; grows with every one."""
         assert self._held is not None
         return int(self._held["spec"].get("leaseTransitions") or 0)
+
+    @property
+    def metadata(self) -> ObjectMeta:
+        """Of the Lease itself, which Events may be about."""
+        assert self._held is not None
+        return ObjectMeta.model_validate(self._held["metadata"])
 
     @property
     def is_held(self) -> bool:

@@ -1,6 +1,7 @@
 """What the API server was last heard to have: filled by events, put right by every complete list."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Final
 
@@ -26,12 +27,16 @@ class Store:
     An older version never replaces a newer one, and what was deleted does not come back from a list that began before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scopes: Collection[str | None] = (None,)) -> None:
+        self._scopes = scopes
+        """What is listed one by one: namespaces, or None for all of them."""
         self._objects: dict[Kind, dict[str, Json]] = {kind: {} for kind in Kind}
         self._tombstones: OrderedDict[str, int] = OrderedDict()
         """Uid -> version of its end."""
-        self.num_lists: dict[Kind, int] = dict.fromkeys(Kind, 0)
-        """Complete lists that were taken in."""
+        self._num_lists: Counter[tuple[Kind, str | None]] = Counter()
+        """Lists that were taken in, by what they were of."""
+        self._hidden: set[tuple[Kind, str | None]] = set()
+        """What could not be listed the last time."""
 
     def all(self, kind: Kind) -> list[Json]:
         """Return all objects of a kind."""
@@ -73,12 +78,13 @@ class Store:
             self._tombstones.popitem(last=False)
         return self._objects[kind].pop(uid, None) is not None
 
-    def replace(self, kind: Kind, listed: Listed, *, known_before: frozenset[str]) -> None:
-        """Take in a complete list.
+    def replace(self, kind: Kind, listed: Listed, *, known_before: frozenset[str], scope: str | None = None) -> None:
+        """Take in the list of a scope.
 
         Args:
             kind: what was listed.
             listed: all objects there are.
+            scope: the namespace that was listed; None for all of them.
             known_before: uids that were known when the list was asked for; only those can have gone since.
         """
         there = {body["metadata"]["uid"] for body in listed.items}
@@ -86,11 +92,28 @@ class Store:
             self.remove(kind, uid, listed.version)
         for body in listed.items:
             self.put(kind, body)
-        self.num_lists[kind] += 1
+        self._num_lists[kind, scope] += 1
+        self._hidden.discard((kind, scope))
 
-    def uids(self, kind: Kind) -> frozenset[str]:
-        """Return the uids of a kind."""
-        return frozenset(self._objects[kind])
+    def hide(self, kind: Kind, scope: str) -> None:
+        """Take in that a namespace cannot be listed: what is known of it stays."""
+        self._hidden.add((kind, scope))
+
+    def is_hidden(self, kind: Kind, namespace: str) -> bool:
+        """Whether there may be objects in a namespace that are not known."""
+        return (kind, namespace) in self._hidden
+
+    def are_listed(self, kind: Kind, namespaces: Collection[str], *, times: int) -> bool:
+        """Whether everything of a kind in these namespaces was listed at least so often; `*` is all that are listed."""
+        asked = [scope for scope in self._scopes if scope is None or "*" in namespaces or scope in namespaces]
+        return all(self._num_lists[kind, scope] >= times for scope in asked)
+
+    def uids(self, kind: Kind, scope: str | None = None) -> frozenset[str]:
+        """Return the uids of a kind, of one namespace or of all."""
+        known = self._objects[kind]
+        if scope is None:
+            return frozenset(known)
+        return frozenset(uid for uid, body in known.items() if body["metadata"]["namespace"] == scope)
 
 
 def _others(body: Json) -> Json:

@@ -172,7 +172,9 @@ class Snapshot:
     """Served name -> who has it, over all bases and adapters of the cluster."""
     broken: tuple[BrokenResource, ...]
     are_orphans_known: bool
-    """Whether a name that no adapter has may be removed from pods: everything was listed more than once."""
+    """Whether a name that no adapter has may be removed from pods: they were all listed more than once."""
     now: datetime
+    are_pods_hidden: bool = False
+    """Whether there may be pods that are not known: the API server does not show those of the namespace."""
     published_at: Mapping[str, datetime] = field(default_factory=dict)
     """Adapter uid -> since when this operator has seen the API server name its stable revision."""

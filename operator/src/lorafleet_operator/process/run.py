@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from lorafleet_common.kube.client import KubeApi, connect
 from lorafleet_common.kube.errors import KubeError, KubeNotFound
 from lorafleet_operator import metrics
+from lorafleet_operator.act import events
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
@@ -23,7 +24,9 @@ from lorafleet_operator.clock import WallClock, utc_now
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.cluster.handlers import EventSink, watch
 from lorafleet_operator.cluster.keys import admin_key
+from lorafleet_operator.cluster.lease import GROUP_VERSION as LEASE_VERSION
 from lorafleet_operator.cluster.lease import Lease
+from lorafleet_operator.cluster.scope import Change, Scope
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.config import OperatorConfig
@@ -36,7 +39,7 @@ from lorafleet_operator.process.workers import work
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Watching = Callable[[EventSink], Coroutine[Any, Any, None]]
+Watching = Callable[[EventSink, Scope], Coroutine[Any, Any, None]]
 EVENT_DELAY_SECONDS: Final = 0.03
 """Events that come together make one pass."""
 
@@ -88,10 +91,10 @@ async def _wait_and_lead(
     await lease.acquire()
     metrics.LEADER.set(1)
 
-    async def watching(sink: EventSink) -> None:
-        health.freshness = Freshness(config.watch_namespaces)
+    async def watching(sink: EventSink, scope: Scope) -> None:
+        health.freshness = Freshness(scope.watch_refused)
         await watch(
-            config,
+            scope,
             sink,
             api.configuration,
             lease.identity,
@@ -130,7 +133,8 @@ async def _converge(
     client: AdminClient,
     now: WallClock,
 ) -> None:
-    store, queue = Store(), WorkQueue[BaseKey]()
+    scope = Scope(config.watch_namespaces)
+    store, queue = Store(scope.namespaces), WorkQueue[BaseKey]()
 
     def wake(key: BaseKey, delay_seconds: float = EVENT_DELAY_SECONDS) -> None:
         queue.add_after(key, delay_seconds)
@@ -155,7 +159,11 @@ async def _converge(
         now=now,
     )
     reconciler = Reconciler(tools)
-    resync = Resync(api, config, store=store, applier=applier, wake=wake)
+
+    async def tell(change: Change) -> None:
+        await _tell_of_namespace(change, writes, lease)
+
+    resync = Resync(api, scope, seconds=config.resync_seconds, store=store, applier=applier, wake=wake, tell=tell)
     health.resync = resync
     try:
         try:
@@ -164,7 +172,7 @@ async def _converge(
             raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
         logger.info("everything is listed; converging")
         workers = (work(queue, reconciler) for _ in range(config.workers))
-        await _all_or_none(watching(EventSink(store, wake)), resync.for_ever(), *workers)
+        await _all_or_none(watching(EventSink(store, wake), scope), resync.for_ever(), *workers)
     finally:
         health.resync = None
         queue.close()
@@ -172,6 +180,17 @@ async def _converge(
         await executor.close()
         await watches.close()
         await client.close()
+
+
+async def _tell_of_namespace(change: Change, writes: Writes, lease: Lease) -> None:
+    """Post an Event about a namespace that is refused or served again, on the Lease: what is ours and always there."""
+    namespace, refusal = change
+    if refusal is None:
+        event = ("Normal", "NamespaceServed", f"namespace {namespace} is served again")
+    else:
+        event = ("Warning", "NamespaceRefused", f"namespace {namespace} is not served: {refusal}")
+    if lease.is_held:
+        await events.post(writes, "Lease", lease.metadata, event, reporter=lease.identity, api_version=LEASE_VERSION)
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
