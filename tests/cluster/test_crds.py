@@ -260,7 +260,7 @@ def test_columns(kube: Kube) -> None:
         "SUSPENDED",
         "AGE",
     ]
-    assert header("bmd", "-o", "wide")[-3:] == ["URL", "SLOTS", "USED-SLOTS"]
+    assert header("bmd", "-o", "wide")[-4:] == ["OPERATOR", "URL", "SLOTS", "USED-SLOTS"]
     assert header("lora") == ["NAME", "BASE", "MODEL", "REVISION", "RESIDENT", "READY", "REASON", "SUSPENDED", "AGE"]
     assert header("lora", "-o", "wide")[-5:] == ["SOURCE", "RANK", "DIGEST", "LAST-USED", "MESSAGE"]
     assert "columns" in kube.kubectl("get", "llm", "-n", NAMESPACE, "-o", "name")

@@ -284,6 +284,9 @@ class FakeKube:
             raise Refused(409 if uid and not sub else 404, "Conflict" if uid and not sub else "NotFound")
         if known is not None and uid not in (None, known["metadata"]["uid"]):
             raise Refused(409, "Conflict")
+        version = applied["metadata"].get("resourceVersion")
+        if known is not None and version not in (None, known["metadata"]["resourceVersion"]):
+            raise Refused(409, "Conflict")
         wanted = {
             path: value
             for path, value in leaves(applied).items()

@@ -11,6 +11,9 @@
 - apiGroups: [lorafleet.io]
   resources: [basemodeldeployments/status, loraadapters/status]
   verbs: [patch]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [get]
 {{- end }}
 
 {{- define "lorafleet.operatorRules" -}}

@@ -14,6 +14,9 @@ ANNOTATION_RELEASE_NAME: Final = "lorafleet.io/release-name"
 ANNOTATION_RETRY: Final = "lorafleet.io/retry"
 """On either kind, with any new value: what has failed is tried again at once."""
 
+ANNOTATION_OPERATOR: Final = "lorafleet.io/operator"
+"""On a BaseModelDeployment: `namespace/Lease` of the operator that is to have it, of several in a cluster."""
+
 LABEL_BASE: Final = "lorafleet.io/base"
 """On pods, Services and EndpointSlices of a base: the name of its BaseModelDeployment."""
 LABEL_ROLE: Final = "lorafleet.io/role"

@@ -321,6 +321,8 @@ class BaseModelStatus(Observed):
     """Status of a BaseModelDeployment."""
 
     observed_generation: int | None = None
+    operator: str | None = None
+    """`namespace/Lease` of the operator that works on it; empty when that one serves the namespace no more."""
     served_name: str | None = None
     """None when another resource has the name."""
     replicas: int = 0

@@ -57,6 +57,11 @@ NAMESPACE_REFUSED = METRICS.gauge(
     "1 for a namespace that is to be served and that the API server does not show: it is gone, or rights are missing.",
     "namespace",
 ).metric
+BASES_LEFT = METRICS.gauge(
+    "lorafleet_operator_bases_left",
+    "Base models that are left alone because another operator works on them, by namespace/Lease of that one.",
+    "operator",
+).metric
 LEADER = METRICS.gauge("lorafleet_operator_leader", "1 while this process leads.").metric
 
 

@@ -22,6 +22,7 @@ from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
+from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.resolve import Resolver
@@ -49,6 +50,8 @@ from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod
 
 logger = logging.getLogger(__name__)
 MAX_PARALLEL_WRITES: Final = 8
+OTHERS_LOOK_SECONDS: Final = 10.0
+"""Another operator's base is looked at again after this: that one may be gone."""
 ROLLING_LOOK_SECONDS: Final = 2.0
 """A Deployment tells its status a little after its pods have changed."""
 RESOLVE_PATIENCE_SECONDS: Final = 3.0
@@ -67,6 +70,7 @@ class Tools:
     executor: Executor
     resolver: Resolver
     fences: Fences
+    operators: Operators
     writer: StatusWriter
     pod_events: PodEvents
     now: WallClock = utc_now
@@ -128,9 +132,22 @@ class Reconciler:
         await it.attempt(_together(self._tell_broken(broken) for broken in snapshot.broken))
         if snapshot.base is None:
             await self._without_base(it)
-        else:
+        elif await self._is_ours(it, snapshot.base):
             await self._with_base(it, snapshot.base)
         return it.outcome()
+
+    async def _is_ours(self, it: _Pass, base: BaseModelResource) -> bool:
+        """Take a base that nobody has; one that another operator has is left alone, with its pods and adapters."""
+        is_ours = False
+
+        async def take() -> None:
+            nonlocal is_ours
+            is_ours = await self._tools.operators.take(base)
+
+        if await it.attempt(take()) and not is_ours:
+            self._leave(it.key)
+            it.look_again(OTHERS_LOOK_SECONDS)
+        return is_ours
 
     async def _tell_broken(self, broken: BrokenResource) -> None:
         if broken.meta.deletion_timestamp is None:
@@ -139,10 +156,18 @@ class Reconciler:
             # what pods know of it has no adapter any more, and leaves them like that
             await self._tools.writer.release(broken.meta)
 
+    def _leave(self, key: BaseKey) -> None:
+        """Stop working on a base."""
+        self._tools.watches.sync(key, (), "")
+        self._tools.resolver.want(key, (), (), "")
+        self._forget(key)
+        metrics.count_adapters(key, AdapterCounts())
+
     async def _without_base(self, it: _Pass) -> None:
-        self._tools.watches.sync(it.key, (), "")
-        self._tools.resolver.want(it.key, (), (), "")
-        self._forget(it.key)
+        self._leave(it.key)
+        if self._tools.operators.is_elsewhere(it.key):
+            return
+        self._tools.operators.forget(it.key)
         plan = plan_of(it.snapshot, (), {})
         statuses = await self._tell_adapters(it, plan, (), None)
         await self._release(it, plan, (), None)

@@ -29,6 +29,8 @@ from lorafleet_operator.errors import NotLeading
 logger = logging.getLogger(__name__)
 STATUS_MANAGER: Final = "lorafleet-operator-status"
 FINALIZER_MANAGER: Final = "lorafleet-operator-finalizer"
+CLAIM_MANAGER: Final = "lorafleet-operator-claim"
+"""Of status.operator alone: the status that an operator writes in its last moment takes nothing from the next one."""
 KINDS: Final = {Kind.BASE: BASE_MODEL_KIND, Kind.ADAPTER: ADAPTER_KIND}
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 
@@ -85,7 +87,7 @@ class StatusWriter:
             await events.post(self._api, KINDS[kind], meta, event, reporter=self._reporter)
 
     async def _write(self, kind: Kind, meta: ObjectMeta, status: AdapterStatus | BaseModelStatus) -> bool:
-        content = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        content = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"operator"})
         if not await self._apply(kind, meta, {"status": content}, "/status", STATUS_MANAGER):
             return False
         metrics.STATUS_WRITES.labels(kind=KINDS[kind]).inc()
@@ -112,6 +114,16 @@ class StatusWriter:
             "conditions": [c.model_dump(mode="json", by_alias=True, exclude_none=True) for c in after],
         }
         await self._apply(kind, resource.meta, {"status": content}, "/status", STATUS_MANAGER)
+
+    async def claim(self, base: ObjectMeta, operator: str) -> None:
+        """Write who operates a base, unless somebody has changed it since it was seen.
+
+        Raises:
+            KubeConflict: it has changed.
+            KubeError: it could not be written.
+        """
+        content = {"metadata": {"resourceVersion": base.resource_version}, "status": {"operator": operator}}
+        await self._apply(Kind.BASE, base, content, "/status", CLAIM_MANAGER)
 
     async def hold(self, adapter: ObjectMeta) -> None:
         """Put the finalizer on a LoraAdapter.

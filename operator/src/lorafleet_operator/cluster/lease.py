@@ -41,6 +41,8 @@ class Lease:
         self._path = f"{self._collection}/{name}"
         self._name = name
         self._pod_name = pod_name
+        self.name = f"{namespace}/{name}"
+        """What this and its successors are known by."""
         self.identity = f"{pod_name}_{uuid.uuid4().hex[:8]}"
         self._held: Json | None = None
         self._renewed = 0.0
@@ -70,7 +72,7 @@ class Lease:
         while True:
             try:
                 found = await self._read()
-                mark = _mark(found)
+                mark = mark_of(found)
                 if mark[:1] != seen[:1]:
                     logger.info("the Lease is held by %s", mark[0] or "nobody")
                 if mark != seen:
@@ -139,8 +141,8 @@ class Lease:
             return
         if found is None:
             raise LeaseLost("it was deleted")
-        if _mark(found)[0] != self.identity:
-            raise LeaseLost(f"{_mark(found)[0] or 'nobody'} holds it")
+        if mark_of(found)[0] != self.identity:
+            raise LeaseLost(f"{mark_of(found)[0] or 'nobody'} holds it")
         self._held = found
 
     async def _take(self, found: Json | None) -> None:
@@ -170,7 +172,7 @@ class Lease:
             self._renewed = began
 
 
-def _mark(found: Json | None) -> tuple[str, ...]:
+def mark_of(found: Json | None) -> tuple[str, ...]:
     """Holder and what changes with every renewal; clocks of other machines are not believed."""
     spec = (found or {}).get("spec") or {}
     return (str(spec.get("holderIdentity") or ""), str(spec.get("renewTime") or ""), str(spec.get("leaseTransitions")))

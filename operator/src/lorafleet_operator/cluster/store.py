@@ -58,6 +58,8 @@ class Store:
 
         Its event will be no news, so this is the only time to notice.
         """
+        if not {None, body["metadata"]["namespace"]} & set(self._scopes):
+            return False
         known = self._objects[kind].get(body["metadata"]["uid"])
         return self.put(kind, body) and known is not None and _others(known) != _others(body)
 

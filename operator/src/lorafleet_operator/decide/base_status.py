@@ -46,6 +46,7 @@ def base_status(
         verdicts.append(said(SUSPENDED, True, Reason.SUSPENDED, "what spec says is not applied"))
     return BaseModelStatus(
         observed_generation=base.metadata.generation,
+        operator=base.status.operator,
         served_name=base.served_name if rival is None else None,
         replicas=deployment.replicas if deployment is not None else sum(not pod.is_leaving for pod in facts.pods),
         ready_replicas=facts.num_ready,

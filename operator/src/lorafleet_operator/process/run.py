@@ -15,11 +15,13 @@ from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
+from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.reconcile import Reconciler, Tools
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
+from lorafleet_operator.act.strays import Strays
 from lorafleet_operator.clock import WallClock, utc_now
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.cluster.handlers import EventSink, watch
@@ -145,6 +147,9 @@ async def _converge(
     executor = Executor(client, watches, wake)
     writes = Writes(api, lambda: lease.is_held)
     applier = Applier(writes, engine_image=config.engine_image, key=key)
+    writer = StatusWriter(writes, store, reporter=lease.identity, wake=wake, now=now)
+    operators = Operators(api, writer, me=lease.name)
+    strays = Strays(api, scope, operators, writer)
     tools = Tools(
         key=key,
         lease=lease,
@@ -155,7 +160,8 @@ async def _converge(
         resolver=resolver,
         fences=Fences(lease),
         pod_events=PodEvents(api),
-        writer=StatusWriter(writes, store, reporter=lease.identity, wake=wake, now=now),
+        operators=operators,
+        writer=writer,
         now=now,
     )
     reconciler = Reconciler(tools)
@@ -170,9 +176,10 @@ async def _converge(
             await _patiently(resync.once)
         except KubeNotFound as error:
             raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
+        await strays.look()
         logger.info("everything is listed; converging")
         workers = (work(queue, reconciler) for _ in range(config.workers))
-        await _all_or_none(watching(EventSink(store, wake), scope), resync.for_ever(), *workers)
+        await _all_or_none(watching(EventSink(store, wake), scope), resync.for_ever(), strays.for_ever(config.resync_seconds), *workers)
     finally:
         health.resync = None
         queue.close()
