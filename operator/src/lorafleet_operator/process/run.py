@@ -179,7 +179,9 @@ async def _converge(
         await strays.look()
         logger.info("everything is listed; converging")
         workers = (work(queue, reconciler) for _ in range(config.workers))
-        await _all_or_none(watching(EventSink(store, wake), scope), resync.for_ever(), strays.for_ever(config.resync_seconds), *workers)
+        await _all_or_none(
+            watching(EventSink(store, wake), scope), resync.for_ever(), strays.for_ever(config.resync_seconds), *workers
+        )
     finally:
         health.resync = None
         queue.close()
