@@ -13,7 +13,8 @@ from pathlib import Path
 from hubserver.app import Trouble, hub_app
 from hubserver.repositories import Repositories
 
-from lorafleet_inference.server.listening import bind, http_server, url_of
+from lorafleet_common.sockets import bind, url_of
+from lorafleet_inference.server.listening import http_server
 
 RCLONE = Path(sys.executable).parent / "rclone"
 ACCESS_KEY, SECRET_KEY = "AKTEST", "not-so-secret"

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from lorafleet_inference.server.listening import bind, http_server, url_of
+from lorafleet_common.sockets import bind, url_of
+from lorafleet_inference.server.listening import http_server
 
 
 @dataclass

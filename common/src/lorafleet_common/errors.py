@@ -10,3 +10,4 @@ class ConfigError(Exception):
     def __init__(self, option: str, problem: str) -> None:
         super().__init__(f"{option}: {problem}")
         self.option = option
+        self.problem = problem

@@ -13,12 +13,14 @@ from typing import get_args
 
 import uvloop
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import set_up_logs
+from lorafleet_common.options import add_options, read_values
 from lorafleet_contract.names import CREDENTIALS_DIR, MAX_SERVED_NAME, SERVED_NAME, revision_of
 from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
-from lorafleet_inference.errors import AdapterError, ConfigError
+from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.fetch import model_folder
-from lorafleet_inference.options import add_options, default_cache_dir, read_values
+from lorafleet_inference.options import OPTIONS, default_cache_dir
 
 logger = logging.getLogger(__name__)
 USAGE_STATUS = 2
@@ -43,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve", help="run one pod", description="Serve a base model and its adapters.", allow_abbrev=False
     )
-    add_options(serve)
+    add_options(serve, OPTIONS)
     serve.set_defaults(run=_serve)
     validate = commands.add_parser(
         "validate",
@@ -84,7 +86,7 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
     Raises:
         ConfigError: an option is missing, bad or unknown.
     """
-    values = read_values(parsed, environment)
+    values = read_values(OPTIONS, parsed, environment)
     own = values.of(None)
     set_up_logs(own.get("log_level", "info"), own.get("log_format", "text"), package="lorafleet_inference")
     if "model" not in own:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_contract.names import ADMIN_PORT, CACHE_DIR, CREDENTIALS_DIR, PUBLIC_PORT, VOLUMES_DIR
 from lorafleet_contract.sources import AdapterSource
-from lorafleet_inference.errors import ConfigError
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]

@@ -1,7 +1,6 @@
-"""All errors of the pod.
+"""All errors of the pod; options raise lorafleet_common.errors.ConfigError.
 
 InferenceError
-├── ConfigError           the process does not start; names the option
 ├── RequestError          one request fails; carries HTTP status, code and field
 │   ├── InvalidValue            400  invalid_value
 │   ├── UnsupportedParameter    400  unsupported_parameter
@@ -26,15 +25,6 @@ from lorafleet_contract.reasons import RETRYABLE, Reason
 
 class InferenceError(Exception):
     """Root of the tree."""
-
-
-class ConfigError(InferenceError):
-    """An option is missing, unknown or illegal; `option` names it as the user wrote it."""
-
-    def __init__(self, option: str, message: str) -> None:
-        super().__init__(f"{option}: {message}")
-        self.option = option
-        self.message = message
 
 
 class RequestError(InferenceError):

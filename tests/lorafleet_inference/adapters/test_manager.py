@@ -10,6 +10,7 @@ import pytest
 from support.adapter_files import write_adapter
 from support.loads_engine import LoadsEngine
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_contract.admin import (
     AdapterState,
     CatalogueEntry,
@@ -29,7 +30,6 @@ from lorafleet_inference.errors import (
     AdapterError,
     AdapterFailed,
     AdapterLoading,
-    ConfigError,
     ModelNotFound,
     RequestError,
     RevisionNotFound,

@@ -11,6 +11,7 @@ from support.adapter_files import write_adapter
 from support.servers import ACCESS_KEY, SECRET_KEY, ServedHub, ServedS3, serve_hub, serve_s3
 from support.versioned_s3 import VersionedBucket, serve_versioned
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_inference.adapters.files import FoundFile
@@ -20,7 +21,7 @@ from lorafleet_inference.adapters.sources.folder import FolderSource
 from lorafleet_inference.adapters.sources.hub import HubSource
 from lorafleet_inference.adapters.sources.registry import Sources, ad_hoc
 from lorafleet_inference.adapters.sources.s3 import PART_BYTES, S3Source
-from lorafleet_inference.errors import AdapterError, ConfigError
+from lorafleet_inference.errors import AdapterError
 
 TOKEN = "hf_secret_of_the_tests"
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import adapters_of, model_folder
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_inference.cli import main
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.model.facts import facts_of_folder
 from lorafleet_inference.model.loader import LoadedModel, load_model
 

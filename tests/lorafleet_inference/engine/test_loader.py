@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.model.facts import facts_of_folder
 from lorafleet_inference.model.loader import LoadedModel, load_model
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
+from lorafleet_common.errors import ConfigError
+from lorafleet_common.options import add_options, read_values
 from lorafleet_inference.config import EngineConfig, ServerConfig
-from lorafleet_inference.errors import ConfigError
-from lorafleet_inference.options import OPTIONS, add_options, read_values
+from lorafleet_inference.options import OPTIONS
 
 
 def values(*arguments: str, **environment: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_options(parser)
-    return dict(read_values(parser.parse_args(arguments), environment).given)
+    add_options(parser, OPTIONS)
+    return dict(read_values(OPTIONS, parser.parse_args(arguments), environment).given)
 
 
 def test_a_flag_wins_over_its_variable() -> None:

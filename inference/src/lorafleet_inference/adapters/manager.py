@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_contract.admin import (
     CatalogueEntry,
     CatalogueWrite,
@@ -33,7 +34,6 @@ from lorafleet_inference.engine.messages import EngineReady
 from lorafleet_inference.errors import (
     AdapterFailed,
     AdapterLoading,
-    ConfigError,
     EngineNotReady,
     ModelNotFound,
     RequestError,

@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import JsonFormatter
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine import allocator
@@ -36,7 +37,7 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     Tokens,
 )
-from lorafleet_inference.errors import ConfigError, EngineFailure
+from lorafleet_inference.errors import EngineFailure
 
 logger = logging.getLogger(__name__)
 _AnswerT = TypeVar("_AnswerT")

@@ -15,13 +15,14 @@ from functools import partial
 
 import msgspec
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.core import Engine, Inbox
 from lorafleet_inference.engine.messages import EngineFailed, Shutdown
 from lorafleet_inference.engine.steps import StepFailed
-from lorafleet_inference.errors import ConfigError, InferenceError
+from lorafleet_inference.errors import InferenceError
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
         )
         Engine(runner, start.config, inspect, end.send, inbox).run()
     except ConfigError as error:
-        end.send(EngineFailed(error.message, error.option))
+        end.send(EngineFailed(error.problem, error.option))
         return 1
     except (InferenceError, StepFailed) as error:
         logger.exception("the engine ends")

@@ -12,8 +12,9 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.headers import read_header, what_it_is_instead
-from lorafleet_inference.errors import AdapterError, ConfigError
+from lorafleet_inference.errors import AdapterError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import ModelFacts
-from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.kernels.packed import can_pack, pack_linears
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, LayerShape, Probe, attending, register

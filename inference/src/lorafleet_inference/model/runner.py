@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts
 from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
-from lorafleet_inference.errors import ConfigError
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending

@@ -7,20 +7,22 @@ not heard yet; then they are refused while running ones end; then the engine and
 import asyncio
 import hashlib
 import logging
-import signal
 import socket
 import uuid
 from collections.abc import Coroutine
 from pathlib import Path
 
+from lorafleet_common.errors import ConfigError
+from lorafleet_common.signals import StopSignals
+from lorafleet_common.sockets import bind, url_of
 from lorafleet_inference import metrics
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.engine.client import EngineClient
-from lorafleet_inference.errors import ConfigError, RequestError
+from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
-from lorafleet_inference.server.listening import HttpServer, bind, http_server, url_of
+from lorafleet_inference.server.listening import HttpServer, http_server
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app
 from lorafleet_inference.server.state import Phase, PodState
@@ -30,24 +32,6 @@ from lorafleet_inference.text.tokenizer import Text
 logger = logging.getLogger(__name__)
 LOST_ENGINE_GRACE_SECONDS = 1.0
 """Time for the last errors to reach clients, and for a probe to see /health 503, before the process ends."""
-
-
-class StopSignals:
-    """SIGTERM and SIGINT: the first one asks to drain, the second one to end at once."""
-
-    def __init__(self) -> None:
-        self.told = asyncio.Event()
-        self.told_again = asyncio.Event()
-        self.by_router = False
-        """Whether whoever routes has to hear of the end: not when a person pressed Ctrl-C."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._told, number)
-
-    def _told(self, number: signal.Signals) -> None:
-        if self.told.is_set():
-            self.told_again.set()
-        self.by_router = number == signal.SIGTERM
-        self.told.set()
 
 
 async def serve(config: ServerConfig) -> int:

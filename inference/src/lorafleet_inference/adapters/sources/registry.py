@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterSource, SourceRef, VolumePlace
 from lorafleet_inference.adapters.files import FoundFile
@@ -15,7 +16,7 @@ from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.adapters.sources.folder import FolderSource, LocalDisk
 from lorafleet_inference.adapters.sources.hub import HubSource
 from lorafleet_inference.adapters.sources.s3 import S3Source
-from lorafleet_inference.errors import AdapterError, ConfigError
+from lorafleet_inference.errors import AdapterError
 
 
 class Refusing:
