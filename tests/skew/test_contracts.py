@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from skew.contract_0_1_0 import admin as released
 
 from lorafleet_contract import admin as today
+from lorafleet_contract.evidence import ErrorClass, Evidence
 
 RELEASED = {"0.1.0": released}
 REQUESTS = ("CatalogueWrite", "ResolveRequest", "DrainRequest")
@@ -111,6 +112,43 @@ def test_a_field_of_the_next_release_is_passed_over(name: str) -> None:
     if name in DOCUMENTS:
         document = {**DOCUMENTS[name], "aFieldOfTheNextRelease": {"x": 1}}
         assert model.model_validate(document) == model.model_validate(DOCUMENTS[name])
+
+
+EVIDENCE: dict[str, Any] = {
+    "bootId": "b",
+    "sequence": 7,
+    "boundsSeconds": [0.1, 1.0],
+    "revisions": [
+        {
+            "namespace": "team",
+            "base": "n",
+            "adapter": "french",
+            "revision": "a" * 12,
+            "began": 3,
+            "numRequests": 5,
+            "errors": {"server_error": 2, "client_left": 1},
+            "firstByte": {"sumSeconds": 0.2, "buckets": [1, 1, 0]},
+            "whole": {"sumSeconds": 1.2, "buckets": [0, 2, 0]},
+        }
+    ],
+    "numUntracked": 1,
+}
+"""Of today's gateways, which later operators meet; no release before has it."""
+
+
+def test_evidence_is_on_the_wire_as_the_reference_says() -> None:
+    read = Evidence.model_validate(EVIDENCE)
+    assert read.model_dump(mode="json", by_alias=True) == EVIDENCE
+    assert read.revisions[0].num_faults == 2
+
+
+def test_evidence_of_a_newer_gateway_is_read() -> None:
+    """With fields and classes of errors that nobody knew; what is not known to be harmless is held against the revision."""
+    row = {**EVIDENCE["revisions"][0], "numTokens": 99}
+    row["errors"] = {**row["errors"], "of_the_next_release": 4}
+    read = Evidence.model_validate({**EVIDENCE, "revisions": [row], "region": "x"})
+    assert read.revisions[0].num_faults == 6
+    assert "of_the_next_release" not in set(ErrorClass)
 
 
 @pytest.mark.parametrize("version", RELEASED)

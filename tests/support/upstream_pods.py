@@ -134,11 +134,14 @@ async def breaking(request: web.Request, pod: PodDouble, body: bytes) -> web.Str
     return web.Response()
 
 
-def streaming(*events: str, breaks: bool = False, pause: asyncio.Event | None = None) -> Reply:
+def streaming(
+    *events: str, breaks: bool = False, pause: asyncio.Event | None = None, headers: dict[str, str] | None = None
+) -> Reply:
     """Stream events; wait for `pause` after the first, break off after the last."""
 
     async def reply(request: web.Request, pod: PodDouble, body: bytes) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream", "x-lorafleet-pod": pod.name})
+        said = {"content-type": "text/event-stream", "x-lorafleet-pod": pod.name, **(headers or {})}
+        response = web.StreamResponse(headers=said)
         await response.prepare(request)
         for index, event in enumerate(events):
             await response.write(event.encode())

@@ -53,7 +53,7 @@ C = GatewayConfig
 OPTIONS: tuple[Option, ...] = (
     Option("host", "Address to listen on.", str, "ADDRESS", C, "host"),
     Option("port", "Port to listen on; 0 takes a free one.", number(0, 65535), "PORT", C, "port"),
-    Option("metrics-port", "Port of /metrics; 0 takes a free one.", number(0, 65535), "PORT", C, "metrics_port"),
+    Option("metrics-port", "Port of /metrics and /v1/evidence; 0 takes a free one.", number(0, 65535), "PORT", C, "metrics_port"),
     Option("watch-namespaces", "Namespaces to serve, separated by commas.",
            object_names, "NAMES", C, "watch_namespaces", "all"),
     Option("max-body", "Largest request body.", num_bytes, "QUANTITY", C, "max_body_bytes"),

@@ -54,6 +54,12 @@ def asked_revision(given: Given, in_name: str | None) -> str | None:
     return in_name or in_header
 
 
+def answered_revision(given: Given) -> str | None:
+    """Return the revision that a pod says it answered with; None where it says none that can be one."""
+    revision = given.get(HEADER_REVISION, "")
+    return revision if _LEGAL_REVISION.fullmatch(revision) else None
+
+
 def for_pod(given: Given, *, request_id: str, revision: str | None) -> CIMultiDict[str]:
     """Return the headers of a request to a pod."""
     headers = _through(given, _NOT_FOR_PODS)

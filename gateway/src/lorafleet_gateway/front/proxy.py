@@ -24,6 +24,7 @@ from lorafleet_gateway.fleet.routing import decide, two_at_random
 from lorafleet_gateway.front import headers
 from lorafleet_gateway.front.answers import SERVER, error_event, error_response
 from lorafleet_gateway.front.body import model_of, read_body
+from lorafleet_gateway.front.evidence import Ledger, RevisionKey, error_class_of
 from lorafleet_gateway.front.outcomes import Broken, Cut, ErrorEvents, NotTaken, Refusal, Result, result_of
 from lorafleet_gateway.front.retry import Offers
 from lorafleet_gateway.front.state import Phase, Room, State
@@ -57,6 +58,10 @@ class Exchange:
     status: int = 500
     pod: str = ""
     """Who answered."""
+    answered_revision: str | None = None
+    """What the pod says that it answered with."""
+    first_byte_seconds: float | None = None
+    """Until a pod began to answer."""
     result: Result | None = None
     """None: as the status says."""
 
@@ -86,11 +91,14 @@ class Exchange:
 class Proxy:
     """Answers POST /v1/chat/completions and /v1/completions."""
 
-    def __init__(self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State) -> None:
+    def __init__(
+        self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State, evidence: Ledger
+    ) -> None:
         self._config = config
         self._cluster = cluster
         self._upstream = upstream
         self._state = state
+        self._evidence = evidence
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; cancelled when the client leaves, which cancels it in the pod too."""
@@ -106,6 +114,7 @@ class Proxy:
             raise
         finally:
             _account(exchange)
+            self._count(exchange)
         return response
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
@@ -210,7 +219,9 @@ class Proxy:
         Raises:
             Broken: it ended before anything of it had reached the client.
         """
-        metrics.FIRST_BYTE_SECONDS.of(exchange.base).observe(exchange.elapsed_seconds)
+        exchange.first_byte_seconds = exchange.elapsed_seconds
+        exchange.answered_revision = headers.answered_revision(answer.headers)
+        metrics.FIRST_BYTE_SECONDS.of(exchange.base).observe(exchange.first_byte_seconds)
         if answer.status >= 500:
             metrics.UPSTREAM_ERRORS.of(exchange.base, str(answer.status)).inc()
         kept = headers.for_client(answer.headers)
@@ -293,6 +304,19 @@ class Proxy:
         kept = headers.for_client(refusal.headers)
         kept.setdefault("server", SERVER)
         return self._closing(web.Response(body=refusal.body, status=refusal.status, headers=kept))
+
+    def _count(self, exchange: Exchange) -> None:
+        """Count a request for an adapter as evidence of the revision that answered it, or should have."""
+        target, revision = exchange.target, exchange.answered_revision or exchange.revision
+        if target is None or target.adapter is None or revision is None:
+            return
+        self._evidence.add(
+            RevisionKey(target.base_key, target.adapter, revision),
+            error_class_of(exchange.status, exchange.result),
+            first_byte_seconds=exchange.first_byte_seconds,
+            seconds=exchange.elapsed_seconds,
+            is_named=revision == target.revision or revision in target.pinnable,
+        )
 
     def _closing(self, response: web.StreamResponse) -> web.StreamResponse:
         """Whoever talks to a gateway that is leaving shall connect anew, to another one."""

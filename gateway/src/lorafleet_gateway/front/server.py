@@ -23,6 +23,7 @@ from lorafleet_gateway.errors import (
     RequestError,
 )
 from lorafleet_gateway.front.answers import error_response, json_response
+from lorafleet_gateway.front.evidence import Ledger
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
 from lorafleet_gateway.front.models import described
 from lorafleet_gateway.front.proxy import Proxy
@@ -47,7 +48,8 @@ class FrontDoor:
     def __init__(self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State) -> None:
         self._cluster = cluster
         self._state = state
-        self._proxy = Proxy(config, cluster, upstream, state)
+        self.evidence = Ledger()
+        self._proxy = Proxy(config, cluster, upstream, state, self.evidence)
         self._reads: dict[str, Handler] = {
             "/health": self._health,
             "/ready": self._ready,
