@@ -113,6 +113,7 @@ ACCEPTED = {
     "adapter on all pods": lora(placement={"mode": "All", "pin": True, "priority": -5}),
     "adapter on three pods": lora(placement={"mode": "Fixed", "replicas": 3}),
     "adapter on demand": lora(placement={"mode": "OnDemand"}),
+    "deadline of a day": lora(rollout={"progressDeadlineSeconds": 86400}),
     "long name with a served one": lora("a" * 64, servedName="short"),
     "long name without a served one": lora("a" * 64),
     "served name as people write them": lora(servedName="acme/Llama-3_sql:v2.1"),
@@ -182,7 +183,8 @@ REFUSED = {
     "pinned on demand": (lora(placement={"mode": "OnDemand", "pin": True}), "pin does not go with mode OnDemand"),
     "placement that is not there yet": (lora(placement={"mode": "Auto"}), "placement.mode"),
     "no time to drain": (lora(unload={"drainTimeoutSeconds": 0}), "drainTimeoutSeconds"),
-    "unknown field of an adapter": (lora(rollout={}), "rollout"),
+    "no time for progress": (lora(rollout={"progressDeadlineSeconds": 0}), "rollout.progressDeadlineSeconds"),
+    "unknown field of an adapter": (lora(canary={}), "canary"),
 }  # fmt: skip
 
 
@@ -215,6 +217,7 @@ def test_defaults(kube: Kube) -> None:
     spec = ask(kube, lora())["spec"]
     assert spec["placement"] == {"mode": "Fixed", "pin": False, "priority": 0}
     assert spec["unload"] == {"drainTimeoutSeconds": 60, "forceAfterSeconds": 900}
+    assert spec["rollout"] == {"progressDeadlineSeconds": 600}
     assert spec["suspend"] is False
 
 

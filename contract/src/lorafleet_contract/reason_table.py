@@ -74,6 +74,10 @@ STANDING: Final = {
     Reason.RESOLVING: About("A pod is pinning its source to content."),
     Reason.ACCEPTED: About("Base, name and source are in order."),
     Reason.LOADING: About("Pods are loading the revision that is wanted."),
+    Reason.PROGRESS_DEADLINE_EXCEEDED: About(
+        "A revision does not become the stable one, and no further pod has loaded it for "
+        "`rollout.progressDeadlineSeconds`; the message names pods and what they say. What served before goes on serving."
+    ),
     Reason.SERVING: About("The wanted revision is answered."),
     Reason.RESIDENT: About("It is in device memory wherever it was placed."),
     Reason.DRAINING: About("It is being unloaded and waits for requests that run."),

@@ -37,6 +37,8 @@ class Reason(StrEnum):
     INSUFFICIENT_SLOTS = "InsufficientSlots"
     RESOLVING = "Resolving"
     LOADING = "Loading"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+    """As of a Deployment: a revision is not loaded, and there was no progress for too long."""
     SERVING = "Serving"
     RESIDENT = "Resident"
     ACCEPTED = "Accepted"

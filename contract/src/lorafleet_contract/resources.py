@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lorafleet_contract.admin import ServedName
 from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.names import revision_of
+from lorafleet_contract.rollout import RolloutSpec, RolloutStatus
 from lorafleet_contract.sources import (
     AdapterFacts,
     AdapterSource,
@@ -187,6 +188,7 @@ class AdapterSpec(Observed):
     digest: Digest | None = None
     placement: PlacementSpec = PlacementSpec()
     unload: UnloadSpec = UnloadSpec()
+    rollout: RolloutSpec = RolloutSpec()
     suspend: bool = False
     """Changes of source, digest and placement are not acted on while true; what serves goes on serving."""
 
@@ -287,6 +289,7 @@ class AdapterStatus(Observed):
     """The hour of the last request that a pod has told of."""
     placement: PlacementSpec | None = None
     """The placement that is acted on: spec's, or the one before `suspend` was set."""
+    rollout: RolloutStatus | None = None
     conditions: list[Condition] = []
 
 

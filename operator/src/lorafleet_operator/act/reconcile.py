@@ -45,6 +45,7 @@ from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
+from lorafleet_operator.decide.progress import next_deadline
 from lorafleet_operator.decide.rollout import SWITCH_GRACE
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
 
@@ -286,12 +287,14 @@ class Reconciler:
         if not self._tools.watches.have_been_asked(pod for pod in it.snapshot.pods if pod.is_ready):
             it.look_again(LOOK_SECONDS)  # of what is not seen yet nothing is said
             return statuses
-        pairs = zip((intent.adapter for intent in plan.intents), statuses, strict=True)
+        pairs = list(zip((intent.adapter for intent in plan.intents), statuses, strict=True))
+        if (delay := next_deadline(pairs, now)) is not None:
+            it.look_again(delay + 1.0)  # times of a status are whole seconds
         changed = [(adapter, status) for adapter, status in pairs if status != adapter.status]
         due = self._deferrals.due(it.key, changed, now=monotonic())
         if len(due) < len(changed):
             it.look_again(WAIT_SECONDS)
-        word = self._outages.judge(it.key, list(zip((i.adapter for i in plan.intents), statuses, strict=True)))
+        word = self._outages.judge(it.key, pairs)
 
         async def write(adapter: AdapterResource, status: AdapterStatus) -> None:
             is_quiet = base is not None and adapter.metadata.uid in word.quiet

@@ -10,6 +10,7 @@ from lorafleet_contract.resources import AdapterResource, ArtifactStatus
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.checks import Chain, Check, first_found
 from lorafleet_operator.decide.diff import RETRYABLE_ON_NEWER_POD
+from lorafleet_operator.decide.progress import obstacles
 from lorafleet_operator.decide.views import ObservedPod
 
 
@@ -32,6 +33,8 @@ class Standing:
     lineup: AdapterRevisions
     published: str | None
     pods: Sequence[ObservedPod]
+    is_overdue: bool = False
+    """The desired revision has made no progress for longer than its deadline."""
 
     @property
     def desired(self) -> ArtifactStatus:
@@ -156,6 +159,22 @@ def _waits_for_room(entry: ObservedAdapter) -> bool:
     return entry.state is AdapterState.READY
 
 
+def _is_overdue(given: Standing) -> Finding | None:
+    """What will not mend itself is said as what it is, also then."""
+    if given.is_served or not given.is_overdue or _is_nowhere_placed(given) is not None:
+        return None
+    failed = _has_failed(given)
+    if failed is not None and failed.is_stalled:
+        return None
+    seconds = given.lineup.intent.adapter.spec.rollout.progress_deadline_seconds
+    pods = obstacles(given.lineup.name, given.desired.revision, given.pods)
+    message = (
+        f"revision {given.desired.revision} has made no progress for {seconds} s and is ready on "
+        f"{given.num_answering} of {len(given.serving)} pods; {pods}"
+    )
+    return Finding(Reason.PROGRESS_DEADLINE_EXCEEDED, message, is_stalled=True)
+
+
 def _has_failed(given: Standing) -> Finding | None:
     if given.is_served or given.failure is None:
         return None
@@ -218,6 +237,13 @@ READINESS: Final[Chain[Standing, Finding]] = (
         (Reason.INSUFFICIENT_SLOTS,),
         "Pin fewer adapters, raise `lora.maxResidentAdapters`, or add replicas.",
         _has_no_room,
+    ),
+    Check(
+        "The revision is served, or made progress within `rollout.progressDeadlineSeconds`.",
+        (Reason.PROGRESS_DEADLINE_EXCEEDED,),
+        "Look at the pods that the message names. Nothing is rolled back: the operator goes on, and what served serves. "
+        "Put the old source back to give the revision up.",
+        _is_overdue,
     ),
     Check(
         "The revision is served, or no pod failed to load it.",

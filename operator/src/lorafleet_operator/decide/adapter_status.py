@@ -27,6 +27,7 @@ from lorafleet_operator.decide.conditions import (
     with_times,
 )
 from lorafleet_operator.decide.place import Placement
+from lorafleet_operator.decide.progress import is_overdue, rollout_after
 from lorafleet_operator.decide.rollout import history_after, published_after
 from lorafleet_operator.decide.views import ObservedPod
 
@@ -44,11 +45,12 @@ def adapter_status(
     published = published_after(intent, lineup.target, pods)
     if not intent.is_served:
         published = None
+    rollout = rollout_after(lineup, published, pods, now)
     verdicts = [
         _accepted(lineup),
         _available(lineup, published, pods),
         _resident(lineup, pods, placement),
-        *_readiness(lineup, published, pods),
+        *_readiness(lineup, published, pods, is_overdue=is_overdue(adapter, rollout, now)),
         *_suspended(lineup),
     ]
     listed = _placements(lineup, pods) if intent.owns_name else []
@@ -67,6 +69,7 @@ def adapter_status(
         history=history_after(adapter, intent, published, now),
         last_used=_last_used(lineup, pods),
         placement=adapter.placement,
+        rollout=rollout,
         conditions=with_times(verdicts, adapter.status.conditions, generation=adapter.metadata.generation, now=now),
     )
 
@@ -140,9 +143,11 @@ def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: 
     return said(RESIDENT, True, Reason.RESIDENT, f"resident on {desired} {'pod' if desired == 1 else 'pods'}")
 
 
-def _readiness(lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]) -> list[Verdict]:
+def _readiness(
+    lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod], *, is_overdue: bool
+) -> list[Verdict]:
     """Return Ready, and Stalled or Reconciling where true."""
-    found = readiness_of(Standing(lineup, published, pods))
+    found = readiness_of(Standing(lineup, published, pods, is_overdue))
     ready = said(READY, found.is_ready, found.reason, found.message)
     is_waiting = found.reason is not Reason.SUSPENDED
     return [ready, *progress_of(ready, is_stalled=found.is_stalled, is_waiting=is_waiting)]

@@ -62,19 +62,25 @@ def published_after(intent: Intent, target: str | None, pods: Sequence[ObservedP
 def _may_switch(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
     """Whether requests for the bare name can be answered with the revision wherever they arrive."""
     ready = [pod for pod in pods if pod.pod.is_ready and not pod.pod.is_leaving]
-    num_answering = 0
-    for pod in ready:
-        if pod.state is None:
-            return False
-        if pod.state.draining:
-            continue
-        entry = pod.own(name, revision)
-        if entry is None or entry.state is AdapterState.FAILED:
-            return False
-        if entry.residency is Residency.RESIDENT and entry.state is not AdapterState.READY:
-            return False
-        num_answering += pod.serves(name, revision)
-    return num_answering > 0
+    if any(obstacle_to_switch(pod, name, revision) is not None for pod in ready):
+        return False
+    return any(pod.serves(name, revision) for pod in ready if pod.is_serving)
+
+
+def obstacle_to_switch(pod: ObservedPod, name: str, revision: str) -> str | None:
+    """Return why the bare name cannot mean a revision while a ready pod is as it is, in words; None where it can."""
+    if pod.state is None:
+        return "does not answer the operator"
+    if pod.state.draining:
+        return None
+    entry = pod.own(name, revision)
+    if entry is None:
+        return "has not taken the revision into its catalogue"
+    if entry.state is AdapterState.FAILED:
+        return f"{entry.reason}: {entry.message}"
+    if entry.residency is Residency.RESIDENT and entry.state is not AdapterState.READY:
+        return str(entry.state)
+    return None
 
 
 def history_after(adapter: AdapterResource, intent: Intent, published: str | None, now: datetime) -> list[HistoryEntry]:
