@@ -1,17 +1,15 @@
 """Random Llamas of known sizes and random adapters for them, made once and kept in a folder."""
 
 import json
-import random
 import shutil
-import string
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from measure.sizes import SIZES
+from measure.tokenizer import tokenizer
 
 MAX_MODEL_LEN = 2048
 DONE = "complete"
@@ -40,7 +38,7 @@ def make_model(name: str, folder: Path, dtype: str) -> Path:
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(path)
-    _tokenizer(size.vocabulary).save(str(path / "tokenizer.json"))
+    tokenizer(size.vocabulary).save(str(path / "tokenizer.json"))
     (path / DONE).touch()
     return path
 
@@ -91,19 +89,3 @@ def _save_adapter(config: LlamaConfig, path: Path, rank: int, seed: int) -> None
         "inference_mode": True,
     }
     (path / "adapter_config.json").write_text(json.dumps(adapter, indent=2))
-
-
-def _tokenizer(vocabulary: int) -> Tokenizer:
-    """Words of letters for every id: as many characters a token as real text, and no merges, since prompts are token ids."""
-    rng = random.Random(0)
-    tokens = {token: number for number, token in enumerate(("<s>", "</s>", "<pad>"))}
-    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        tokens[byte] = len(tokens)
-    while len(tokens) < vocabulary:
-        word = "Ġ" + "".join(rng.choices(string.ascii_lowercase, k=rng.randrange(2, 8)))
-        tokens.setdefault(word, len(tokens))
-    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>", "<pad>")])
-    return tokenizer

@@ -35,6 +35,8 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_many(many))
     if rows := document.get("fairness"):
         parts.append(_fairness(rows))
+    if rows := document.get("api_process"):
+        parts.append(_api_process(rows, document.get("before")))
     return "\n".join(parts)
 
 
@@ -111,4 +113,22 @@ def _fairness(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {beside['ttft_p50_ms']:.0f} | {beside['ttft_p95_ms']:.0f} "
             f"| {beside['ttft_p95_ms'] / alone['ttft_p95_ms']:.1f} |\n"
         )
+    return head + body
+
+
+def _api_process(rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None) -> str:
+    """What a token costs; with the same of another version where that was measured beside."""
+    old = {row["case"]: row for row in before["api_process"]} if before else {}
+    what = "CPU ms a token | tokens/s | events a token | latency p50 ms | p99"
+    head = f"| | {what} |\n|---|---:|---:|---:|---:|---:|\n"
+    if before:
+        head = f"In brackets what commit {before['commit']} had, measured in the same sitting.\n\n{head}"
+    names = ("cpu_ms_per_token", "tokens_per_second", "events_per_token", "latency_p50_ms", "latency_p99_ms")
+    body = ""
+    for row in rows:
+        cells = []
+        for name, form in zip(names, (".4f", ",.0f", ".2f", ".1f", ".1f"), strict=True):
+            earlier = f" ({old[row['case']][name]:{form}})" if row["case"] in old else ""
+            cells.append(f"{row[name]:{form}}{earlier}")
+        body += f"| {row['case']} | {' | '.join(cells)} |\n"
     return head + body

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 _AnswerT = TypeVar("_AnswerT")
 CLOSE_SECONDS = 10.0
 """After that an engine that was told to end, or that said that it ends, is killed."""
+PROGRAM = (sys.executable, "-m", "lorafleet_inference.engine.process")
+"""Runs the engine; the number of its socket is appended."""
 NUM_PINGS = 4
 """In the time that a step may take: so many that are not answered mean that the engine hangs."""
 
@@ -73,14 +75,12 @@ class EngineClient:
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> Self:
+    async def start(cls, config: EngineConfig, program: Sequence[str] = PROGRAM) -> Self:
         """Spawn the engine process and return at once; it loads the base model meanwhile."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "lorafleet_inference.engine.process",
+                *program,
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
