@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,41 @@ def test_kept_downloads_count_and_go_before_adapters(opened: Open) -> None:
     add(cache, 2, 20)
     assert has(cache, 1)
     assert cache.used_bytes == 30
+
+
+NUM_FILES = 1000
+"""Of a folder that takes a while to remove."""
+
+
+def fill(folder: Path) -> None:
+    for number in range(NUM_FILES):
+        (folder / f"{number}").touch()
+
+
+@pytest.mark.parametrize("how", ["evicted", "abandoned"])
+def test_nobody_waits_while_a_folder_is_removed(opened: Open, how: str) -> None:
+    cache = opened(30)
+    if how == "evicted":
+        add(cache, 1)
+        fill(cache.root / digest(1)[7:])
+        removing = threading.Thread(target=cache.begin, args=("large", 30))
+    else:
+        download = cache.begin("content 1", 10)
+        fill(download.folder)
+        removing = threading.Thread(target=partial(cache.abandon, download, keep=False))
+
+    def is_removed() -> bool:
+        return any(cache.root.glob(".trash-*"))
+
+    removing.start()
+    answered = False
+    while removing.is_alive():
+        began = is_removed()
+        assert cache.used_bytes <= 30
+        answered = answered or (began and is_removed())
+    removing.join()
+    assert answered, "whoever asked meanwhile was answered before the folder was gone"
+    assert not is_removed()
 
 
 def test_a_second_process_takes_a_folder_of_its_own(opened: Open) -> None:

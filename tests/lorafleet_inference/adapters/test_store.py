@@ -242,6 +242,27 @@ async def test_a_full_disk_is_told_as_such(make_store: MakeStore) -> None:
     assert store.cache.used_bytes == 0
 
 
+class ManyFiles(FullDisk):
+    """A source that leaves a folder that takes a while to remove."""
+
+    def fetch(self, place: Place, file: FoundFile, folder: Path) -> None:
+        for number in range(500):
+            (folder / f"{number}").touch()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_the_event_loop_goes_on_while_a_failed_download_is_removed(make_store: MakeStore) -> None:
+    store = make_store()
+    resolving = asyncio.ensure_future(store.resolve(ManyFiles(), Place("red")))
+    num_turns = 0
+    while not resolving.done():
+        num_turns += any(store.cache.root.glob(".trash-*"))
+        await asyncio.sleep(0)
+    assert (await refused(resolving)).reason is Reason.LOAD_FAILED
+    assert num_turns
+    assert not list((store.cache.root / ".partial").iterdir())
+
+
 async def test_a_place_that_is_not_allowed_is_refused_though_it_is_on_the_disk(
     make_store: MakeStore, hub: ServedHub
 ) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -120,11 +121,12 @@ class NodeCache:
         with self._mutex:
             own_leftover = self._leftovers.pop(name, 0)
             try:
-                self._make_room(num_bytes)
+                trash = self._make_room(num_bytes)
             except NoRoom:
                 self._leftovers |= {name: own_leftover} if own_leftover else {}
                 raise
             self._reserved_bytes += num_bytes
+        _remove(trash)
         folder = self._partials / name
         folder.mkdir(parents=True, exist_ok=True)
         return Download(folder, num_bytes)
@@ -140,25 +142,28 @@ class NodeCache:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
                 num_bytes += os.fstat(file.fileno()).st_size
-        name = _name(digest)
+        name, trash = _name(digest), []
         with self._mutex:
             if name in self._entries:
-                self._discard(download.folder)
+                trash = [self._set_aside(download.folder)]
             else:
                 download.folder.rename(self.root / name)
                 self._entries[name] = _Entry(num_bytes)
             self._reserved_bytes -= download.num_bytes
+        _remove(trash)
         with contextlib.suppress(OSError):  # the files are safe; a lost rename is a download done again
             _sync_folder(self.root)
 
     def abandon(self, download: Download, *, keep: bool) -> None:
         """End a download that is not complete; `keep` what came, so that another attempt goes on with it."""
+        left_bytes, trash = _size_of(download.folder) if keep else 0, []
         with self._mutex:
             self._reserved_bytes -= download.num_bytes
             if keep:
-                self._leftovers[download.folder.name] = _size_of(download.folder)
+                self._leftovers[download.folder.name] = left_bytes
             else:
-                self._discard(download.folder)
+                trash = [self._set_aside(download.folder)]
+        _remove(trash)
 
     @property
     def _partials(self) -> Path:
@@ -168,40 +173,48 @@ class NodeCache:
         entries = sum(entry.num_bytes for entry in self._entries.values())
         return entries + sum(self._leftovers.values()) + self._reserved_bytes
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _make_room(self, num_bytes: int) -> list[Path]:
+        """Evict what is needed; return the folders that are to be removed when others may go on."""
         idle = [name for name, entry in self._entries.items() if entry.num_holders == 0]
         evictable = sum(self._entries[name].num_bytes for name in idle) + sum(self._leftovers.values())
         if self._max_bytes - self._used() + evictable < num_bytes:
             raise NoRoom(f"{num_bytes} bytes are needed, and adapters in use leave fewer of {self._max_bytes}")
+        trash = []
         for name in list(self._leftovers):
             if self._used() + num_bytes > self._max_bytes:
                 del self._leftovers[name]
-                self._discard(self._partials / name)
+                trash.append(self._set_aside(self._partials / name))
         for name in idle:
             if self._used() + num_bytes > self._max_bytes:
                 del self._entries[name]
-                self._discard(self.root / name)
+                trash.append(self._set_aside(self.root / name))
+        return trash
 
     def _scan(self) -> None:
         self._partials.mkdir(parents=True, exist_ok=True)
-        for trash in self.root.glob(".trash-*"):
-            shutil.rmtree(trash, ignore_errors=True)
+        _remove(self.root.glob(".trash-*"))
         for partial in sorted(self._partials.iterdir(), key=_changed):
             if _changed(partial) < max(time.time() - STALE_SECONDS, _boot_time()):
-                self._discard(partial)
+                _remove([self._set_aside(partial)])
             else:
                 self._leftovers[partial.name] = _size_of(partial)
         found = [path for path in self.root.iterdir() if not path.name.startswith(".")]
         for path in sorted(found, key=_changed):
             self._entries[path.name] = _Entry(_size_of(path))
         with contextlib.suppress(NoRoom):  # the budget may have become smaller
-            self._make_room(0)
+            _remove(self._make_room(0))
 
-    def _discard(self, folder: Path) -> None:
-        """Remove a folder so that nobody ever sees half of it."""
+    def _set_aside(self, folder: Path) -> Path:
+        """Take a folder away so that nobody ever sees half of it, and return where it waits to be removed."""
         trash = self.root / f".trash-{time.monotonic_ns()}-{folder.name}"
         folder.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        return trash
+
+
+def _remove(trash: Iterable[Path]) -> None:
+    """Remove folders; may take long, so nobody's lock is held meanwhile."""
+    for folder in trash:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name(digest: str) -> str:

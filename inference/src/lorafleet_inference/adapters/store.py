@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -51,6 +52,7 @@ class AdapterStore:
         self._free_one = free_one
         self._first_pause_seconds = first_pause_seconds
         self._threads = ThreadPoolExecutor(2 * MAX_PARALLEL, thread_name_prefix="adapter-io")
+        self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="adapter-cleaner")
         self._slots = asyncio.Semaphore(MAX_PARALLEL)
         self._fetches: dict[str, asyncio.Task[Artifact]] = {}
         """Downloads under way, by what is downloaded; whoever wants the same one waits for it."""
@@ -64,6 +66,7 @@ class AdapterStore:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._cleaner.shutdown(wait=False)
         self.cache.close()
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -165,7 +168,7 @@ class AdapterStore:
             try:
                 yield download
             except BaseException as error:
-                self.cache.abandon(download, keep=_goes_on(error))
+                await self._abandon(download, keep=_goes_on(error))
                 if isinstance(error, OSError):
                     raise _disk_failed(error) from error
                 raise
@@ -174,6 +177,11 @@ class AdapterStore:
             raise
         ADAPTER_FETCH_SECONDS.of(source.name).observe(time.perf_counter() - began)
         ADAPTER_FETCHED_BYTES.of(source.name).inc(num_bytes)
+
+    async def _abandon(self, download: Download, *, keep: bool) -> None:
+        """End a download in the thread that waits for no source; it goes on when whoever waits is cancelled."""
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self._cleaner, partial(self.cache.abandon, download, keep=keep)))
 
     async def _begin(self, identity: str, num_bytes: int, *, may_evict: bool) -> Download:
         while True:
