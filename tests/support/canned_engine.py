@@ -159,6 +159,8 @@ class CannedEngine:
             case Cancel(request_id):
                 if self._runs.pop(request_id, None) is not None:
                     self._connection.sendall(frame(Tokens((TokenEvent(request_id, finish=FinishReason.CANCELLED),))))
+                else:
+                    self._ticks += 1
             case Ping():
                 self._connection.sendall(frame(Pong()))
             case Shutdown():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from support import canned_engine
+from support.canned_pod import model_without_weights
 from support.engines import key_of
 from support.models import VOCABULARY, AdapterSpec, Reference, model_folder, save_adapter
 
@@ -198,3 +200,52 @@ async def test_a_listener_that_fails_ends_the_engine_and_nobody_waits() -> None:
         assert "a listener's own fault" in await client.failed
         with pytest.raises(EngineFailure, match="a listener's own fault"):
             await client.register(key_of("late"), Path("nowhere"), resident=False, pinned=False)
+
+
+@asynccontextmanager
+async def canned(folder: Path, *options: str) -> AsyncIterator[EngineClient]:
+    model_without_weights(folder)
+    client = await EngineClient.start(EngineConfig(model=str(folder), device="cpu"), canned_engine.program(*options))
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await client.wait_ready()
+            yield client
+    finally:
+        await client.close()
+
+
+async def test_tokens_that_wait_are_one_event(tmp_path: Path) -> None:
+    sampling = SamplingParams(max_tokens=8, num_logprobs=1, prompt_logprobs=0)
+    async with canned(tmp_path / "model", "--at-once=8") as client:
+        (event,) = await answer(client, Submit("r", (5, 6, 7), None, sampling))
+    assert event.token_ids == (5, 6, 7, 5, 6, 7, 5, 6)
+    assert event.logprobs is not None
+    assert [one.top[0][0] for one in event.logprobs] == list(event.token_ids)
+    assert event.finish is FinishReason.LENGTH
+    assert event.queue_seconds is not None
+    assert event.prompt_logprobs is not None
+
+
+async def test_tokens_come_one_by_one_to_whoever_takes_them_at_once(tmp_path: Path) -> None:
+    async with canned(tmp_path / "model", "--ticked") as client:
+        stream = client.submit(Submit("r", (5, 6, 7), None, SamplingParams(max_tokens=4)))
+        for number in range(4):
+            coming = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)  # it waits now, the first time having submitted
+            client.cancel("nobody")
+            event = await coming
+            assert event.token_ids == (5 + number % 3,)
+        assert event.finish is FinishReason.LENGTH
+
+
+async def test_tokens_before_a_lost_engine_are_shown_first(tmp_path: Path) -> None:
+    async with canned(tmp_path / "model", "--at-once=3") as client:
+        stream = client.submit(Submit("r", (5, 6, 7), None, SamplingParams(max_tokens=1 << 20)))
+        await anext(stream)
+        os.kill(client.pid, signal.SIGKILL)
+        await client.failed
+        events = [event async for event in stream]
+    assert events[-1].finish is FinishReason.ERROR
+    assert events[-1].token_ids == ()
+    assert all(event.finish is None and event.token_ids for event in events[:-1])
+    assert len(events) <= 2

@@ -36,6 +36,7 @@ from lorafleet_inference.engine.messages import (
     ToEngine,
     TokenEvent,
     Tokens,
+    joined,
 )
 from lorafleet_inference.errors import EngineFailure
 
@@ -125,7 +126,10 @@ class EngineClient:
         return self._failed
 
     async def submit(self, message: Submit) -> AsyncGenerator[TokenEvent, None]:
-        """Run one sequence and yield its events; the last one is terminal. Closing early cancels it."""
+        """Run one sequence and yield its events; the last one is terminal. Closing early cancels it.
+
+        Tokens that came while nobody took them are one event; an end that is no answer comes after them, alone.
+        """
         queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
         assert message.request_id not in self._streams, "request ids are unique"
         if self._gone.done():
@@ -136,9 +140,16 @@ class EngineClient:
         try:
             self._send(message)
             while not ended:
-                event = await queue.get()
-                ended = event.finish is not None
-                yield event
+                waiting = [await queue.get()]
+                while waiting[-1].finish is None and not queue.empty():
+                    waiting.append(queue.get_nowait())
+                last = waiting[-1]
+                ended = last.finish is not None
+                if last.finish in (FinishReason.ERROR, FinishReason.CANCELLED) and len(waiting) > 1:
+                    yield joined(waiting[:-1])
+                    yield last
+                else:
+                    yield joined(waiting)
         finally:
             self._streams.pop(message.request_id, None)
             if not ended:

@@ -7,6 +7,7 @@ Every Submit is answered by TokenEvents of which exactly one is terminal (`finis
 Token ids are ints of the base model's vocabulary; times are seconds; sizes are bytes.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -250,6 +251,27 @@ class TokenEvent(msgspec.Struct, frozen=True):
     """Prompt tokens whose KV was found in the prefix cache; in the first event."""
     queue_seconds: float | None = None
     """Time from Submit to the first scheduled step; in the first event."""
+
+
+def joined(events: Sequence[TokenEvent]) -> TokenEvent:
+    """Return events of one request that follow each other as one; only the last may be terminal."""
+    if len(events) == 1:
+        return events[0]
+    first, last = events[0], events[-1]
+    logprobs = tuple(one for event in events for one in event.logprobs or ())
+    return TokenEvent(
+        first.request_id,
+        token_ids=tuple(token_id for event in events for token_id in event.token_ids),
+        logprobs=logprobs or None,
+        with_end=last.with_end,
+        prompt_logprobs=first.prompt_logprobs,
+        finish=last.finish,
+        error=last.error,
+        reason=last.reason,
+        code=last.code,
+        num_cached_tokens=first.num_cached_tokens,
+        queue_seconds=first.queue_seconds,
+    )
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True):

@@ -104,9 +104,10 @@ class _Run:
     async def whole(self, exchange: Exchange) -> None:
         """Answer with one JSON document."""
         parts: list[list[ChoiceDelta]] = [[] for _ in self._plans]
-        async with aclosing(self._generation.deltas(self._plans, self._outputs)) as deltas:
-            async for delta in deltas:
-                parts[delta.index].append(delta)
+        async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
+            async for deltas in batches:
+                for delta in deltas:
+                    parts[delta.index].append(delta)
         usage = self._generation.usage(self._num_prompt_tokens)
         await exchange.respond(
             json_response(self._formatter.whole(self._choices(parts), usage), headers=exchange.headers)
@@ -127,10 +128,9 @@ class _Run:
     async def stream(self, exchange: Exchange, *, include_usage: bool) -> None:
         """Answer with server-sent events."""
         events = exchange.open_stream()
-        async with aclosing(self._generation.deltas(self._plans, self._outputs)) as deltas:
-            async for delta in deltas:
-                for event in self._formatter.events(delta):
-                    await events.event(event)
+        async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
+            async for deltas in batches:
+                await events.send(event for delta in deltas for event in self._formatter.events(delta))
         if include_usage:
-            await events.event(self._formatter.usage_event(self._generation.usage(self._num_prompt_tokens)))
+            await events.send((self._formatter.usage_event(self._generation.usage(self._num_prompt_tokens)),))
         await events.end()

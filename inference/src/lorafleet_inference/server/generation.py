@@ -58,6 +58,10 @@ class ChoiceDelta:
     finish: Finish | None
 
 
+Deltas = tuple[ChoiceDelta, ...]
+"""What came together: at most one of each choice."""
+
+
 class Meter:
     """Measures one sequence."""
 
@@ -66,18 +70,21 @@ class Meter:
         self._arrived = arrived
         self._last: float | None = None
 
-    def tokens(self, event: TokenEvent) -> None:
-        """Count the tokens of an event."""
-        now = time.perf_counter()
-        if event.queue_seconds is not None:
-            metrics.QUEUE_SECONDS.of().observe(event.queue_seconds)
-        if not event.token_ids:
+    def queued(self, seconds: float) -> None:
+        """Count the time before the first step."""
+        metrics.QUEUE_SECONDS.of().observe(seconds)
+
+    def tokens(self, number: int) -> None:
+        """Count tokens that came together."""
+        if not number:
             return
-        metrics.GENERATION_TOKENS.of(self._adapter).inc(len(event.token_ids))
+        now = time.perf_counter()
+        metrics.GENERATION_TOKENS.of(self._adapter).inc(number)
         if self._last is None:
             metrics.TIME_TO_FIRST_TOKEN.of().observe(now - self._arrived)
         else:
-            metrics.INTER_TOKEN.of().observe((now - self._last) / len(event.token_ids))
+            for _ in range(number):
+                metrics.INTER_TOKEN.of().observe((now - self._last) / number)
         self._last = now
 
     def not_finite(self) -> None:
@@ -116,17 +123,21 @@ class Generation:
             prompt_tokens_details=CachedTokens(min(self.num_cached_tokens, num_prompt_tokens)),
         )
 
-    async def deltas(self, plans: Sequence[ChoicePlan], outputs: Sequence[Output]) -> AsyncGenerator[ChoiceDelta, None]:
-        """Yield what the choices show, each in its order, in between each other as they come.
+    async def deltas(self, plans: Sequence[ChoicePlan], outputs: Sequence[Output]) -> AsyncGenerator[Deltas, None]:
+        """Yield what the choices show as it comes, each in its order; what waits is taken together.
 
         Raises:
             RequestError: what the engine says of a sequence; the others are cancelled.
         """
         streams = [self._choice(plan, output) for plan, output in zip(plans, outputs, strict=True)]
-        joined = streams[0] if len(streams) == 1 else _merge(streams)
-        async with aclosing(joined):
-            async for delta in joined:
-                yield delta
+        if len(streams) > 1:
+            async with aclosing(_merge(streams)) as merged:
+                async for deltas in merged:
+                    yield deltas
+            return
+        async with aclosing(streams[0]) as only:
+            async for delta in only:
+                yield (delta,)
 
     async def _choice(self, plan: ChoicePlan, output: Output) -> AsyncGenerator[ChoiceDelta, None]:
         meter, waiting, finish = Meter(self._adapter, self._arrived), True, "cancelled"
@@ -137,18 +148,15 @@ class Generation:
                 async for event in events:
                     if waiting:
                         waiting = False
-                        self._waiting.leave(1)
-                        self.num_cached_tokens += event.num_cached_tokens if plan.new_prompt else 0
-                    if event.prompt_logprobs is not None:
-                        self.prompt_logprobs[plan.index] = event.prompt_logprobs
-                    meter.tokens(event)
-                    self.num_completion_tokens += len(event.token_ids)
+                        self._began(plan, event, meter)
                     if event.code is ErrorCode.NOT_FINITE:
                         meter.not_finite()
                     if event.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
                         finish = event.finish.value
                         raise _failure(event)
                     shown = output.push(event)
+                    meter.tokens(shown.num_tokens)
+                    self.num_completion_tokens += shown.num_tokens
                     ended = "stop" if shown.stopped else _FINISH.get(event.finish) if event.finish else None
                     if ended is not None:
                         finish = ended
@@ -160,6 +168,15 @@ class Generation:
                 raise EngineFailure("the engine ended this request without saying why")
         finally:
             meter.end(finish)
+
+    def _began(self, plan: ChoicePlan, event: TokenEvent, meter: Meter) -> None:
+        """Take in what stands in the first event of a sequence alone."""
+        self._waiting.leave(1)
+        self.num_cached_tokens += event.num_cached_tokens if plan.new_prompt else 0
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs[plan.index] = event.prompt_logprobs
+        if event.queue_seconds is not None:
+            meter.queued(event.queue_seconds)
 
 
 def _failure(event: TokenEvent) -> RequestError:
@@ -173,8 +190,8 @@ def _failure(event: TokenEvent) -> RequestError:
     return AdapterFailed(f"{event.reason}: {message}")
 
 
-async def _merge(streams: Sequence[AsyncGenerator[ChoiceDelta, None]]) -> AsyncGenerator[ChoiceDelta, None]:
-    """Yield from all streams as items come; the first error ends all."""
+async def _merge(streams: Sequence[AsyncGenerator[ChoiceDelta, None]]) -> AsyncGenerator[Deltas, None]:
+    """Yield from all streams as items come, those that wait together; the first error ends all."""
     queue: asyncio.Queue[ChoiceDelta | Exception | None] = asyncio.Queue()
 
     async def pump(stream: AsyncGenerator[ChoiceDelta, None]) -> None:
@@ -190,14 +207,32 @@ async def _merge(streams: Sequence[AsyncGenerator[ChoiceDelta, None]]) -> AsyncG
     try:
         num_open = len(tasks)
         while num_open:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                num_open -= 1
-            else:
-                yield item
+            items = [await queue.get()]
+            while not queue.empty():
+                items.append(queue.get_nowait())
+            num_open -= items.count(None)
+            if deltas := [item for item in items if isinstance(item, ChoiceDelta)]:
+                yield _joined(deltas)
+            for item in items:
+                if isinstance(item, Exception):
+                    raise item
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _joined(deltas: Sequence[ChoiceDelta]) -> Deltas:
+    """Return one delta for each choice that has some."""
+    of: dict[int, list[ChoiceDelta]] = {}
+    for delta in deltas:
+        of.setdefault(delta.index, []).append(delta)
+    return tuple(
+        ChoiceDelta(
+            index,
+            "".join(one.text for one in mine),
+            tuple(token for one in mine for token in one.tokens),
+            mine[-1].finish,
+        )
+        for index, mine in of.items()
+    )

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -103,11 +103,11 @@ class EventStream:
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def event(self, body: msgspec.Struct) -> None:
-        """Send one event."""
+    async def send(self, bodies: Iterable[msgspec.Struct]) -> None:
+        """Send events in one piece."""
         if not self.started:
             await self.start()
-        await self.raw(b"data: " + _encoder.encode(body) + b"\n\n")
+        await self.raw(b"".join(b"data: " + _encoder.encode(body) + b"\n\n" for body in bodies))
 
     async def raw(self, data: bytes) -> None:
         """Send bytes as they are."""

@@ -25,6 +25,8 @@ class Shown:
     text: str
     tokens: tuple[ShownToken, ...]
     """Empty unless log-probabilities were asked for."""
+    num_tokens: int
+    """Tokens of the event up to the one that completed a stop string; all of them where none did."""
     stopped: bool
     """A stop string was met: nothing more will be shown."""
     token_ids: tuple[int, ...] = ()
@@ -51,9 +53,23 @@ class Output:
 
     def push(self, event: TokenEvent) -> Shown:
         """Add the tokens of an event."""
-        text, met = "", False
-        logprobs = event.logprobs or (None,) * len(event.token_ids)
-        num_seen, num_tokens = 0, len(event.token_ids)
+        if event.logprobs is None and not event.with_end and not self._stops:
+            text, num_tokens, met = self._detokenizer.push(event.token_ids), len(event.token_ids), False
+            self._num_decoded += len(text)
+        else:
+            text, num_tokens, met = self._push_each(event)
+        if not met and event.finish is not None:
+            rest = self._stops.push(self._detokenizer.finish())
+            text += rest.text + ("" if rest.met else self._stops.finish())
+            met = rest.met
+        self._num_shown += len(text)
+        tokens = self._release(final=event.finish is not None and not met)
+        return Shown(text, tokens, num_tokens, met, event.token_ids[:num_tokens] if self._show_ids else ())
+
+    def _push_each(self, event: TokenEvent) -> tuple[str, int, bool]:
+        """Add token after token, up to the one that completes a stop string; return text, tokens, whether one did."""
+        text, num_seen, num_tokens = "", 0, len(event.token_ids)
+        logprobs = event.logprobs or (None,) * num_tokens
         for token_id, entry in zip(event.token_ids, logprobs, strict=True):
             num_seen += 1
             is_end = event.with_end and num_seen == num_tokens
@@ -66,15 +82,8 @@ class Output:
             stopped = self._stops.push(piece)
             text += stopped.text
             if stopped.met:
-                met = True
-                break
-        if not met and event.finish is not None:
-            rest = self._stops.push(self._detokenizer.finish())
-            text += rest.text + ("" if rest.met else self._stops.finish())
-            met = rest.met
-        self._num_shown += len(text)
-        tokens = self._release(final=event.finish is not None and not met)
-        return Shown(text, tokens, met, event.token_ids[:num_seen] if self._show_ids else ())
+                return text, num_seen, True
+        return text, num_seen, False
 
     @property
     def _hides_end(self) -> bool:

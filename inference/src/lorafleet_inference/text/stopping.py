@@ -25,6 +25,10 @@ class StopStrings:
         self._max_chars = max(map(len, stops), default=0)
         self._held = ""
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._stops)
+
     def push(self, text: str) -> Stopped:
         """Return what of the held and the new text may be shown."""
         if not self._stops or not text:
