@@ -10,11 +10,13 @@ from typing import Any, Protocol
 
 import msgspec
 
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.adapter_loads import AdapterDevice, AdapterLoads, Outcome
 from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.grammars import Grammars, GrammarTokenizer
 from lorafleet_inference.engine.messages import (
     AdapterStatus,
     Cancel,
@@ -35,7 +37,7 @@ from lorafleet_inference.engine.messages import (
     Tokens,
 )
 from lorafleet_inference.engine.pace import PaceKeeper
-from lorafleet_inference.engine.plan import StepPlan, StepResult
+from lorafleet_inference.engine.plan import SamplingState, StepPlan, StepResult, TokenMask
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.steps import Executor, StepFailed, Steps
@@ -75,6 +77,27 @@ class _Clocks:
         return event if waited is None else msgspec.structs.replace(event, queue_seconds=waited)
 
 
+class _Choices(SamplingState):
+    """What choosing the tokens of each request needs."""
+
+    def __init__(self, grammars: Grammars) -> None:
+        self.grammars = grammars
+        self._seeds: dict[str, int] = {}
+
+    def begin(self, request_id: str) -> None:
+        self._seeds[request_id] = secrets.randbits(64)
+
+    def end(self, request_id: str) -> None:
+        self._seeds.pop(request_id, None)
+        self.grammars.forget(request_id)
+
+    def seed(self, request_id: str) -> int:
+        return self._seeds[request_id]
+
+    def mask(self, request_id: str) -> TokenMask | None:
+        return self.grammars.mask(request_id)
+
+
 class Engine:
     """Owns scheduler, residency and counters; `runner` computes, `send` hands messages to the API process."""
 
@@ -85,7 +108,9 @@ class Engine:
         inspect: Callable[[Path], AdapterPlan],
         send: Callable[[FromEngine], None],
         inbox: Inbox,
+        grammar_tokenizer: GrammarTokenizer | None = None,
     ) -> None:
+        """Without `grammar_tokenizer`, requests with a grammar are refused."""
         budgets, facts = runner.budgets, runner.facts
         self._inbox = inbox
         self._runner = runner
@@ -110,8 +135,8 @@ class Engine:
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []
         self._clocks = _Clocks()
-        self._seeds: dict[str, int] = {}
-        self._steps = Steps(runner, self._blocks, self._seeds.__getitem__)
+        self._choices = _Choices(Grammars(grammar_tokenizer, self._post))
+        self._steps = Steps(runner, self._blocks, self._choices)
         self._counts = dict.fromkeys(("steps", "late", "preempted", "prefill", "decode", "queried", "hit"), 0)
         self._step_seconds = 0.0
         self._pace_keeper = PaceKeeper(1e-3 * config.target_step_ms)
@@ -133,6 +158,7 @@ class Engine:
             plan = self.step()
             self.publish()
         self._loads.close()
+        self._choices.grammars.close()
 
     def step(self) -> StepPlan:
         """Plan, execute and commit one step; an empty plan means that there is nothing to compute now."""
@@ -141,6 +167,7 @@ class Engine:
         self._count(plan)
         if plan.items:
             began = time.monotonic()
+            self._choices.grammars.begin_step([item.request_id for item in plan.items if item.sample is not None])
             result = self._execute(plan)
             self._events += self._scheduler.commit(plan, result)
             self._took(plan, time.monotonic() - began)
@@ -166,7 +193,7 @@ class Engine:
         if self._events:
             for event in self._events:
                 if event.finish is not None:
-                    self._seeds.pop(event.request_id, None)
+                    self._choices.end(event.request_id)
             self._send(Tokens(tuple(self._clocks.stamp(event) for event in self._events)))
         self._statuses, self._events = [], []
         if time.monotonic() - self._last_stats_time >= STATS_SECONDS:
@@ -187,8 +214,7 @@ class Engine:
             case Submit():
                 self._submit(message)
             case Cancel(request_id):
-                event = self._scheduler.cancel(request_id)
-                self._events += [] if event is None else [event]
+                self._cancel(request_id)
             case RegisterAdapter():
                 self._settle(self._loads.register(message))
             case ReleaseAdapter(key):
@@ -197,11 +223,47 @@ class Engine:
                 self._send(Pong())
             case Shutdown():
                 self._events += self._scheduler.cancel_all()
+                waiting = self._choices.grammars.cancel_all()
+                self._events += [TokenEvent(name, finish=FinishReason.CANCELLED) for name in waiting]
                 self._ended = True
             case _:
                 self._settle(message())
 
+    def _post(self, job: Callable[[], None]) -> None:
+        """Have a job done between two steps; for other threads."""
+
+        def run() -> Outcome:
+            job()
+            return Outcome()
+
+        self._inbox.put(run)
+
+    def _cancel(self, request_id: str) -> None:
+        if self._choices.grammars.cancel(request_id):
+            self._events.append(TokenEvent(request_id, finish=FinishReason.CANCELLED))
+        elif (event := self._scheduler.cancel(request_id)) is not None:
+            self._events.append(event)
+
     def _submit(self, request: Submit) -> None:
+        self._clocks.submitted(request.request_id)
+        grammar = request.sampling.grammar
+        if grammar is None:
+            self._schedule(request)
+            return
+
+        def go_on(problem: str | None) -> None:
+            if problem is None:
+                self._schedule(request)
+                return
+            message = f"the form of the answer cannot be enforced: {problem}"
+            code = ErrorCode.INVALID_VALUE
+            self._events.append(TokenEvent(request.request_id, finish=FinishReason.ERROR, error=message, code=code))
+
+        ends = () if request.sampling.ignore_eos else request.sampling.eos_token_ids
+        ends = (*self._runner.facts.eos_token_ids, *ends)
+        self._choices.grammars.compile(request.request_id, grammar, go_on, ends)
+
+    def _schedule(self, request: Submit) -> None:
         if request.adapter is not None and not self._loads.accepts(request.adapter):
             self._events.append(
                 TokenEvent(
@@ -212,12 +274,11 @@ class Engine:
                 )
             )
             return
-        refused = self._scheduler.submit(request)
+        refused = self._scheduler.submit(request, self._choices.grammars.constraint(request.request_id))
         if refused is not None:
             self._events.append(refused)
             return
-        self._seeds[request.request_id] = secrets.randbits(64)
-        self._clocks.submitted(request.request_id)
+        self._choices.begin(request.request_id)
 
     def _settle(self, outcome: Outcome) -> None:
         self._statuses += outcome.statuses
@@ -260,7 +321,7 @@ class Engine:
         counts = self._counts
         return EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + self._choices.grammars.num_waiting,
             num_kv_blocks_used=self._blocks.num_used,
             num_preemptions=counts["preempted"],
             num_steps=counts["steps"],
@@ -275,6 +336,8 @@ class Engine:
             host_used_bytes=self._residency.host_used_bytes,
             step_seconds=self._step_seconds,
             num_failed_steps=self._steps.num_failed,
+            num_grammars=self._choices.grammars.num_compiled,
+            grammar_seconds=self._choices.grammars.compile_seconds,
             running_adapters=tuple(sorted(one.name for one in self._scheduler.running_adapters())),
             waiting_adapters=tuple(sorted(one.name for one in self._scheduler.waiting_adapters())),
         )

@@ -58,6 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Beside the model's own end tokens."""
     eos_token_ids: tuple[int, ...] = ()
     """End tokens of the adapter, beside the model's own."""
+    grammar: str | None = None
+    """What the answer has to match, as llguidance writes grammars."""
     ignore_eos: bool = False
     """Neither the model's nor the adapter's end tokens end the answer."""
     min_tokens: int = 0
@@ -327,6 +329,10 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Sum of step durations since start."""
     num_failed_steps: int = 0
     """Steps that raised and were computed again item by item."""
+    num_grammars: int = 0
+    """Grammars that were compiled."""
+    grammar_seconds: float = 0.0
+    """Sum of the durations of that."""
     running_adapters: tuple[str, ...]
     waiting_adapters: tuple[str, ...]
 

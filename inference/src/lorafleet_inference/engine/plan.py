@@ -1,8 +1,15 @@
 """What the scheduler hands to whoever computes, and what it gets back."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, TokenLogprobs
+
+TokenMask = npt.NDArray[np.uint8]
+"""[ceil(vocabulary / 8)]: bit i of byte j, from the lowest, says whether the token 8 * j + i may be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,28 @@ class StepPlan:
     def num_answer_tokens(self) -> int:
         """Those of them that continue an answer by its last token."""
         return sum(item.decode for item in self.items)
+
+
+class SamplingState(Protocol):
+    """What choosing tokens needs beside the plan, kept by the engine between steps."""
+
+    def seed(self, request_id: str) -> int:
+        """Return the seed of a request that gives none."""
+
+    def mask(self, request_id: str) -> TokenMask | None:
+        """Return which tokens may follow; None where any may. Waits for a mask that is still being computed."""
+
+
+class Unconstrained(SamplingState):
+    """Of requests of nobody."""
+
+    def seed(self, _: str) -> int:
+        """Return the same for all."""
+        return 0
+
+    def mask(self, _: str) -> TokenMask | None:
+        """Any token may follow."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit
 from lorafleet_inference.engine.pace import Pace
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
-from lorafleet_inference.engine.sequence import Sequence
+from lorafleet_inference.engine.sequence import Form, Sequence
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
 
@@ -68,15 +68,15 @@ class Scheduler:
         """Return the adapter's virtual counter: the higher, the more it has been served."""
         return self._counters.of(adapter)
 
-    def submit(self, request: Submit) -> TokenEvent | None:
-        """Accept a request, or return the terminal event that refuses it."""
+    def submit(self, request: Submit, form: Form | None = None) -> TokenEvent | None:
+        """Accept a request, whose answer has to match `form`, or return the terminal event that refuses it."""
         if request.request_id in self._sequences:
             return TokenEvent(request.request_id, finish=FinishReason.ERROR, error="a request of this id is running")
         refusal = self._refusal(request)
         if refusal is not None:
             code, message = refusal
             return TokenEvent(request.request_id, finish=FinishReason.ERROR, error=message, code=code)
-        sequence = Sequence(request, self._num_arrived, list(request.prompt_token_ids))
+        sequence = Sequence(request, self._num_arrived, list(request.prompt_token_ids), form)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._planner.waiting.add(sequence)
@@ -175,6 +175,12 @@ class Scheduler:
         if is_end or token_id in sampling.stop_token_ids:
             return self._end(sequence, FinishReason.STOP, sampled=sampled if sampling.show_end else None)
         sequence.token_ids.append(sampled.token_id)
+        if sequence.form is not None and not sequence.form.accept(token_id):
+            problem = sequence.form.problem
+            if problem is not None:
+                message = f"the grammar of this request cannot be followed any more: {problem}"
+                return self._end(sequence, FinishReason.ERROR, error=message, code=ErrorCode.INVALID_VALUE)
+            return self._end(sequence, FinishReason.STOP, sampled=sampled)
         if sequence.num_answer >= sampling.max_tokens or len(sequence.token_ids) >= self._max_model_len:
             return self._end(sequence, FinishReason.LENGTH, sampled=sampled)
         return sequence.event(sampled)

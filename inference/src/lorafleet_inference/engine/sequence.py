@@ -3,12 +3,24 @@
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash, chain_seed, next_hash
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, StepItem
+
+
+class Form(Protocol):
+    """What an answer has to match."""
+
+    def accept(self, token_id: int) -> bool:
+        """Take in the next token of the answer; return whether more may follow."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be followed any more; None where it can, or where the answer is complete."""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +31,7 @@ class Sequence:
     arrival: int
     token_ids: list[int]
     """Prompt and answer so far."""
+    form: Form | None = None
     num_computed: int = 0
     """Tokens whose KV lies in the blocks."""
     num_charged: int = 0

@@ -5,12 +5,11 @@ so the items that do not raise go on as if nothing had happened. Only the others
 """
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.messages import SamplingParams
-from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
+from lorafleet_inference.engine.plan import SamplingState, StepItem, StepPlan, StepResult, Unconstrained
 
 logger = logging.getLogger(__name__)
 MAX_FAILED_STEPS = 8
@@ -25,20 +24,20 @@ class StepFailed(Exception):
 class Executor(Protocol):
     """What computes: the model runner, seen from here."""
 
-    def execute(self, plan: StepPlan, seed_of: Callable[[str], int]) -> StepResult:
-        """Compute a step; `seed_of` gives the seed of a request that has none of its own."""
+    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
+        """Compute a step."""
 
     def is_lost(self, error: Exception) -> bool:
         """Whether an error of `execute` leaves the device unusable, so that every later step would fail too."""
 
 
 class Steps:
-    """Executes steps on a runner; `seed_of` gives the seed of a request that has none of its own."""
+    """Executes steps on a runner."""
 
-    def __init__(self, runner: Executor, blocks: BlockManager, seed_of: Callable[[str], int]) -> None:
+    def __init__(self, runner: Executor, blocks: BlockManager, state: SamplingState) -> None:
         self._runner = runner
         self._blocks = blocks
-        self._seed_of = seed_of
+        self._state = state
         self.num_failed = 0
         """Steps that raised, since start."""
         self._num_in_vain = 0
@@ -65,7 +64,7 @@ class Steps:
 
     def _execute(self, plan: StepPlan) -> StepResult:
         try:
-            return self._runner.execute(plan, self._seed_of)
+            return self._runner.execute(plan, self._state)
         except Exception as error:
             if self._runner.is_lost(error):
                 raise StepFailed(f"the device is lost: {_named(error)}") from error
@@ -98,7 +97,7 @@ class Steps:
             return  # others run on all blocks, and the next step says more
         item = StepItem(_CHECK, None, 0, (0,), tuple(taken), SamplingParams(max_tokens=1, temperature=0))
         try:
-            self._runner.execute(StepPlan((item,)), lambda _: 0)
+            self._runner.execute(StepPlan((item,)), Unconstrained())
         except Exception as error:
             message = f"{self._num_in_vain} steps in a row failed, and a token of the base too: {_named(error)}"
             raise StepFailed(message) from error

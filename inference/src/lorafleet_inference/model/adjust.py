@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
     ]
     held += [(row, token) for row, draw in enumerate(draws) for token in _ends_of_bad_words(draw)]
     restricted = [row for row, draw in enumerate(draws) if draw.params.allowed_token_ids]
-    if not (biased or penalised or held or restricted):
+    masked = [row for row, draw in enumerate(draws) if draw.mask is not None]
+    if not (biased or penalised or held or restricted or masked):
         return logits
     changed = logits.clone()
     if biased:
@@ -45,6 +47,8 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
         changed[_ids(rows, changed), _ids(tokens, changed)] = -LARGEST
     if restricted:
         _restrict(changed, restricted, draws)
+    if masked:
+        _mask(changed, masked, draws)
     return changed
 
 
@@ -65,6 +69,20 @@ def _restrict(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]
     kept = logits[index].clamp_(min=-LARGEST)
     logits[_ids(rows, logits)] = float("-inf")
     logits[index] = kept
+
+
+def _mask(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:
+    """Take out what a row's grammar does not allow, of which one can be chosen whatever its logit; in place.
+
+    It goes last: where nothing is left that the request allows otherwise, the grammar decides.
+    """
+    allowed = np.zeros((len(rows), logits.shape[-1]), bool)
+    for number, row in enumerate(rows):
+        bits = np.unpackbits(draws[row].mask, bitorder="little")[: allowed.shape[1]]
+        allowed[number, : len(bits)] = bits
+    index = _ids(rows, logits)
+    kept = logits[index].clamp_(min=-LARGEST)
+    logits[index] = kept.masked_fill_(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:

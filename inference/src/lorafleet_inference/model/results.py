@@ -1,16 +1,16 @@
 """Makes of a step's logits what the scheduler gets back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from lorafleet_inference.engine.messages import TokenLogprobs
-from lorafleet_inference.engine.plan import Sampled, StepItem, StepResult
+from lorafleet_inference.engine.plan import Sampled, SamplingState, StepItem, StepResult
 from lorafleet_inference.model.sampler import Draw, finite_rows, logprobs_of, sample
 
 
 def result_of(
-    items: Sequence[StepItem], logits: torch.Tensor, seed_of: Callable[[str], int], eos_token_ids: Sequence[int]
+    items: Sequence[StepItem], logits: torch.Tensor, state: SamplingState, eos_token_ids: Sequence[int]
 ) -> StepResult:
     """Choose tokens and score prompts. logits [rows, vocabulary]: of each item one for each of `score`, then its last."""
     not_finite: set[str] = set()
@@ -34,7 +34,7 @@ def result_of(
     sampled: dict[str, Sampled] = {}
     if choosing:
         last = logits if len(choosing) == len(logits) else logits[[row for row, _ in choosing]]
-        tokens = sample(last, [_draw(item, seed_of) for _, item in choosing], eos_token_ids)
+        tokens = sample(last, [_draw(item, state) for _, item in choosing], eos_token_ids)
         for (_, item), token in zip(choosing, tokens, strict=True):
             if token is None:
                 not_finite.add(item.request_id)
@@ -46,9 +46,10 @@ def result_of(
     return StepResult(sampled, scored, frozenset(not_finite))
 
 
-def _draw(item: StepItem, seed_of: Callable[[str], int]) -> Draw:
+def _draw(item: StepItem, state: SamplingState) -> Draw:
     assert item.sample is not None
     seed = item.sample.seed
     position = item.start + len(item.token_ids)
-    seed = seed_of(item.request_id) if seed is None else seed
-    return Draw(item.sample, seed, position, item.num_prompt, item.history)
+    seed = state.seed(item.request_id) if seed is None else seed
+    mask = None if item.sample.grammar is None else state.mask(item.request_id)
+    return Draw(item.sample, seed, position, item.num_prompt, item.history, mask)

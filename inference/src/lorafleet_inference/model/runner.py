@@ -1,7 +1,7 @@
 """Runs one step: batch, forward pass, sampling."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -11,7 +11,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts
-from lorafleet_inference.engine.plan import StepItem, StepPlan, StepResult
+from lorafleet_inference.engine.plan import SamplingState, StepItem, StepPlan, StepResult, Unconstrained
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
@@ -70,8 +70,8 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, seed_of: Callable[[str], int]) -> StepResult:
-        """Compute a step; `seed_of` gives the seed of a request that has none of its own."""
+    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
+        """Compute a step."""
         batch = build_batch(plan.items, self._device)
         self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
         self._extras.begin_step(batch.segments, batch.head_segments)
@@ -82,7 +82,7 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=batch.sampled_rows,
             ).logits
-        return result_of(batch.items, logits[0], seed_of, self.facts.eos_token_ids)
+        return result_of(batch.items, logits[0], state, self.facts.eos_token_ids)
 
     def is_lost(self, error: Exception) -> bool:
         """Whether an error of `execute` leaves the device unusable: errors of kernels do, missing memory does not."""
@@ -152,7 +152,7 @@ class ModelRunner:
         item = StepItem("warm-up", None, 0, (0,) * length, blocks, None)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self.execute(StepPlan((item,)), lambda _: 0)
+        self.execute(StepPlan((item,)), Unconstrained())
         activations = torch.cuda.max_memory_allocated(self._device) - before
         self._layers = []
         torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
-from lorafleet_inference.engine.plan import Sampled
+from lorafleet_inference.engine.plan import Sampled, TokenMask
 from lorafleet_inference.model.adjust import adjust
 from lorafleet_inference.model.truncate import truncate
 
@@ -35,6 +35,8 @@ class Draw:
     """So `position - num_prompt` tokens of the answer are known."""
     history: tuple[int, ...] = ()
     """All known tokens, where `params.uses_history`."""
+    mask: TokenMask | None = None
+    """Which tokens may be chosen at all."""
 
 
 def uniform(seed: int, position: int) -> float:
