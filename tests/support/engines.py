@@ -10,6 +10,7 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import KV_BLOCK_TOKENS, EngineConfig
 from lorafleet_inference.engine.block_manager import chain_seed, next_hash
 from lorafleet_inference.engine.core import Engine, Inbox, Runner
+from lorafleet_inference.engine.grammars import GrammarTokenizer
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     AdapterStatus,
@@ -33,7 +34,12 @@ def key_of(name: str) -> AdapterKey:
 class DrivenEngine:
     """A real engine whose steps the test runs, and all that it said. `wrap`: what the engine sees in the runner's place."""
 
-    def __init__(self, config: EngineConfig, wrap: Callable[[ModelRunner], Runner] = lambda runner: runner) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        wrap: Callable[[ModelRunner], Runner] = lambda runner: runner,
+        grammar_tokenizer: GrammarTokenizer | None = None,
+    ) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
         self.runner = ModelRunner(load_model(config), config)
@@ -43,7 +49,9 @@ class DrivenEngine:
             max_rank=config.max_rank,
             unknown_config_fields=config.unknown_config_fields,
         )
-        self.engine = Engine(wrap(self.runner), config, inspect, self.said.append, self.inbox)
+        self.engine = Engine(
+            wrap(self.runner), config, inspect, self.said.append, self.inbox, grammar_tokenizer=grammar_tokenizer
+        )
         self.max_step_tokens = 0
         self.num_preempted = 0
 

@@ -119,6 +119,8 @@ LATE_STEPS = _read("lorafleet_engine_late_steps_total", "counter", "Steps that t
 STEP_BUDGET = _read(
     "lorafleet_engine_step_budget_tokens", "gauge", "Tokens that the last step could have had within --target-step-ms."
 )
+GRAMMARS = _read("lorafleet_engine_grammars_total", "counter", "Grammars that were compiled for forms of answers.")
+GRAMMAR_SECONDS = _read("lorafleet_engine_grammar_seconds_total", "counter", "Time spent compiling them, beside steps.")
 STEP_SECONDS = _read("lorafleet_engine_step_seconds_total", "counter", "Time spent in steps.")
 STEP_TOKENS = _read("lorafleet_engine_step_tokens_total", "counter", "Tokens computed: prefill, decode.", "phase")
 ADAPTERS = _read(
@@ -209,6 +211,8 @@ def _engine_families(stats: EngineStats) -> Iterator[Metric]:
         STEP_FAILURES: stats.num_failed_steps,
         LATE_STEPS: stats.num_late_steps,
         STEP_BUDGET: stats.max_step_tokens,
+        GRAMMARS: stats.num_grammars,
+        GRAMMAR_SECONDS: stats.grammar_seconds,
         STEP_SECONDS: stats.step_seconds,
         EVICTIONS: stats.num_adapter_evictions,
         PAGES_USED: stats.used_rank_pages,

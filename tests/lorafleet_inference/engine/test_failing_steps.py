@@ -13,7 +13,7 @@ from support.models import adapters_of, model_folder
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import FinishReason, SamplingParams
-from lorafleet_inference.engine.plan import StepPlan, StepResult
+from lorafleet_inference.engine.plan import SamplingState, StepPlan, StepResult
 from lorafleet_inference.engine.steps import MAX_FAILED_STEPS, StepFailed
 
 TRAP = 3
@@ -41,17 +41,17 @@ class Trapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def execute(self, plan: StepPlan, seed_of: Callable[[str], int]) -> StepResult:
-        result = self.inner.execute(plan, seed_of) if self.after else None
+    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
+        result = self.inner.execute(plan, state) if self.after else None
         if any(TRAP in item.token_ids for item in plan.items):
             raise self.error()
-        return result or self.inner.execute(plan, seed_of)
+        return result or self.inner.execute(plan, state)
 
 
 class Broken(Trapped):
     """Nothing can be computed."""
 
-    def execute(self, plan: StepPlan, seed_of: Callable[[str], int]) -> StepResult:
+    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
         raise self.error()
 
 

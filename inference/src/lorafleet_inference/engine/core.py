@@ -108,6 +108,7 @@ class Engine:
         inspect: Callable[[Path], AdapterPlan],
         send: Callable[[FromEngine], None],
         inbox: Inbox,
+        *,
         grammar_tokenizer: GrammarTokenizer | None = None,
     ) -> None:
         """Without `grammar_tokenizer`, requests with a grammar are refused."""

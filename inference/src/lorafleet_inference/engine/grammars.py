@@ -40,7 +40,7 @@ class GrammarTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         own = Tokenizer.from_str(tokenizer.to_str())
         own.add_special_tokens([_END])  # which nothing chooses: what ends an answer is known here, not there
-        self.end = own.token_to_id(_END)
+        self.end = own.get_vocab(with_added_tokens=True)[_END]
         self.trie = llguidance.LLTokenizer(own.to_str(), eos_token=self.end)
 
 
@@ -170,7 +170,7 @@ class Grammars:
         constraint = self._constraints[request_id]
         if constraint.matcher.is_error():
             return None  # the request ends with the token that comes, whichever it is
-        bits = step.masks[row].view(np.uint8)
+        bits: TokenMask = step.masks[row].view(np.uint8)
         for token_id in (self._tokenizer.end, *constraint.end_token_ids):
             if token_id < 8 * len(bits):
                 bits[token_id // 8] &= np.uint8(~(1 << token_id % 8) & 0xFF)

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -20,11 +21,14 @@ from lorafleet_common.logs import set_up_logs
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.core import Engine, Inbox
+from lorafleet_inference.engine.grammars import GrammarTokenizer
 from lorafleet_inference.engine.messages import EngineFailed, Shutdown
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import InferenceError
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
+from lorafleet_inference.text.files import TextFileError
+from lorafleet_inference.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,8 @@ def main(arguments: list[str]) -> int:
             max_rank=start.config.max_rank,
             unknown_config_fields=start.config.unknown_config_fields,
         )
-        Engine(runner, start.config, inspect, end.send, inbox).run()
+        tokenizer = _grammar_tokenizer(start.config.model)
+        Engine(runner, start.config, inspect, end.send, inbox, grammar_tokenizer=tokenizer).run()
     except ConfigError as error:
         end.send(EngineFailed(error.problem, error.option))
         return 1
@@ -59,6 +64,15 @@ def main(arguments: list[str]) -> int:
         end.send(EngineFailed(f"{type(error).__name__}: {error}"))
         return 1
     return 0
+
+
+def _grammar_tokenizer(model: str) -> GrammarTokenizer | None:
+    """Return the base model's tokenizer for grammars; None where it cannot be used for them."""
+    try:
+        return GrammarTokenizer(load_tokenizer(Path(model))[0])
+    except (TextFileError, ValueError) as error:
+        logger.warning("requests that ask for a form of the answer are refused: %s", error)
+        return None
 
 
 def _receive(end: EngineEnd, inbox: Inbox) -> None:

@@ -78,7 +78,9 @@ def _mask(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) ->
     """
     allowed = np.zeros((len(rows), logits.shape[-1]), bool)
     for number, row in enumerate(rows):
-        bits = np.unpackbits(draws[row].mask, bitorder="little")[: allowed.shape[1]]
+        mask = draws[row].mask
+        assert mask is not None
+        bits = np.unpackbits(mask, bitorder="little")[: allowed.shape[1]]
         allowed[number, : len(bits)] = bits
     index = _ids(rows, logits)
     kept = logits[index].clamp_(min=-LARGEST)

@@ -48,15 +48,7 @@ class Text:
         Raises:
             TextFileError: tokenizer.json is missing, or a file is malformed.
         """
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise TextFileError(f"{directory} has no tokenizer.json")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise TextFileError(f"tokenizer.json cannot be read: {error}") from error
-        config = read_tokenizer_config(directory) or TokenizerConfig()
-        _apply_config(tokenizer, config)
+        tokenizer, config = load_tokenizer(directory)
         special_tokens = config.special_tokens
         source = read_template_source(directory)
         base = None if source is None else ChatTemplate(source, special_tokens)
@@ -144,6 +136,24 @@ class Text:
         return Detokenizer(
             self.pieces, strip_leading=strip_leading, skip_special=skip_special, space_special=space_special
         )
+
+
+def load_tokenizer(directory: Path) -> tuple[Tokenizer, TokenizerConfig]:
+    """Read tokenizer.json and tokenizer_config.json of a model folder.
+
+    Raises:
+        TextFileError: tokenizer.json is missing, or a file is malformed.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TextFileError(f"{directory} has no tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise TextFileError(f"tokenizer.json cannot be read: {error}") from error
+    config = read_tokenizer_config(directory) or TokenizerConfig()
+    _apply_config(tokenizer, config)
+    return tokenizer, config
 
 
 def _apply_config(tokenizer: Tokenizer, config: TokenizerConfig) -> None:

@@ -1,0 +1,206 @@
+"""Answers that have to match a grammar do, whatever else is asked of them and whoever is beside them."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llguidance
+import msgspec
+import pytest
+import torch
+from support.engines import DrivenEngine
+from support.tiny_llama import make_adapter, make_base
+from support.tokenizers_made import byte_level
+from tokenizers import Tokenizer
+
+from lorafleet_contract.openai import ErrorCode
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.grammars import GrammarTokenizer
+from lorafleet_inference.engine.messages import Cancel, FinishReason, SamplingParams, TokenEvent
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+DRAWN = SamplingParams(max_tokens=120, temperature=1.0, num_logprobs=1)
+
+
+def is_person(value: Any) -> bool:
+    assert set(value) == set(PERSON["properties"])
+    is_named = isinstance(value["name"], str) and len(value["name"]) <= 5
+    is_tagged = len(value["tags"]) <= 3 and set(value["tags"]) <= {"red", "green"}
+    return is_named and is_tagged and type(value["age"]) is int and 0 <= value["age"] <= 150
+
+
+def of_schema(schema: Any) -> str:
+    grammar: str = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    return grammar
+
+
+def of_regex(pattern: str) -> str:
+    return llguidance.LLMatcher.grammar_from_regex(pattern)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("grammars")
+    make_base(root / "base")
+    make_adapter(root / "base", root / "adapter", rank=4, seed=1)
+    return root / "base", root / "adapter"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return byte_level()
+
+
+def engine_of(folders: tuple[Path, Path], **options: object) -> DrivenEngine:
+    base, adapter = folders
+    config = EngineConfig(model=str(base), device="cpu", num_threads=1, max_rank=8, **options)  # type: ignore[arg-type]
+    engine = DrivenEngine(config, grammar_tokenizer=GrammarTokenizer(byte_level()))
+    engine.register({"adapter": adapter})
+    return engine
+
+
+def text_of(tokenizer: Tokenizer, engine: DrivenEngine, request_id: str) -> str:
+    return tokenizer.decode(list(engine.tokens(request_id)), skip_special_tokens=False)
+
+
+def last(engine: DrivenEngine, request_id: str) -> TokenEvent:
+    return [event for event in engine.events() if event.request_id == request_id][-1]
+
+
+def test_every_answer_matches_beside_free_ones_short_of_memory(
+    folders: tuple[Path, Path], tokenizer: Tokenizer
+) -> None:
+    """Preempted, batched with others, drawn or greedy, with penalties and min_tokens, on the base and on an adapter."""
+    # 12 blocks of 16 tokens: far less than all of them need
+    engine = engine_of(folders, max_batch_tokens=64, kv_cache_memory_bytes=12 * 16 * 2 * 2 * 2 * 8 * 4)
+    chance = random.Random(3)
+    variants = [
+        {},
+        {"temperature": 0.0},
+        {"min_tokens": 12},
+        {"repetition_penalty": 1.4, "presence_penalty": 1.0},
+        {"logit_bias": tuple((token, -100.0) for token in tokenizer.encode('{"}').ids[1:])},
+        {"ignore_eos": True},
+        {"top_k": 3, "top_p": 0.5, "min_p": 0.1},
+        {"allowed_token_ids": tuple(range(100, 140))},
+    ]
+    grammars = {of_schema(PERSON): "json", of_regex("(yes|no|maybe)( indeed){0,3}"): "regex"}
+    checks: dict[str, str] = {}
+    for number, variant in enumerate(variants * 2):
+        grammar = chance.choice(list(grammars))
+        prompt = [chance.randrange(3, 200) for _ in range(chance.randrange(1, 30))]
+        sampling = msgspec.structs.replace(DRAWN, grammar=grammar, seed=number, **variant)
+        engine.submit(f"r{number}", chance.choice([None, "adapter"]), prompt, sampling)
+        checks[f"r{number}"] = grammars[grammar]
+        engine.submit(f"free{number}", None, prompt, msgspec.structs.replace(DRAWN, max_tokens=20, ignore_eos=True))
+    engine.run_until_ended([*checks, *(f"free{number}" for number in range(len(checks)))])
+    assert engine.num_preempted > 0
+    for request_id, kind in checks.items():
+        text = text_of(tokenizer, engine, request_id)
+        assert last(engine, request_id).finish is FinishReason.STOP, (request_id, text, last(engine, request_id))
+        if kind == "regex":
+            assert re.fullmatch("(yes|no|maybe)( indeed){0,3}", text)
+        else:
+            assert is_person(json.loads(text)), text
+    assert all(len(engine.tokens(f"free{number}")) == 20 for number in range(len(checks)))
+
+
+def test_same_seed_same_answer_with_and_without_neighbours(folders: tuple[Path, Path]) -> None:
+    sampling = msgspec.structs.replace(DRAWN, grammar=of_schema(PERSON), seed=11)
+    alone, crowded = engine_of(folders), engine_of(folders)
+    alone.submit("one", None, [5, 6, 7], sampling)
+    for number in range(8):
+        crowded.submit(f"n{number}", "adapter", [9, number + 3], msgspec.structs.replace(sampling, seed=number))
+    crowded.submit("one", None, [5, 6, 7], sampling)
+    alone.run_until_ended(["one"])
+    crowded.run_until_ended(["one"])
+    assert alone.tokens("one") == crowded.tokens("one")
+
+
+def test_the_answer_ends_by_length_and_by_its_own_end_tokens(folders: tuple[Path, Path], tokenizer: Tokenizer) -> None:
+    """An end token ends where the grammar may end and nowhere else; the model's end token is no text of a grammar."""
+    engine = engine_of(folders)
+    digits = of_regex("[0-9]+")
+    own_end = tokenizer.encode("7").ids[-1]
+    eos = tokenizer.token_to_id("</s>")
+    engine.submit("cut", None, [5], msgspec.structs.replace(DRAWN, max_tokens=3, grammar=of_regex("a{50}")))
+    engine.submit("wants", None, [5], msgspec.structs.replace(DRAWN, grammar=digits, logit_bias=((eos, 100.0),)))
+    adapted = msgspec.structs.replace(DRAWN, grammar=digits, logit_bias=((own_end, 100.0),), eos_token_ids=(own_end,))
+    engine.submit("own", None, [5], adapted)
+    engine.run_until_ended(["cut", "wants", "own"])
+    assert last(engine, "cut").finish is FinishReason.LENGTH
+    for name in ("wants", "own"):
+        assert last(engine, name).finish is FinishReason.STOP
+        assert re.fullmatch("[0-9]", text_of(tokenizer, engine, name)), "one digit, then the end that it wants most"
+
+
+@pytest.mark.parametrize(
+    ("grammar", "named"),
+    [
+        (of_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (of_schema({"not": {"type": "string"}}), "not"),
+        (of_schema({"$ref": "https://example.com/schema"}), "example.com"),
+        (of_schema({"type": "string", "format": "nonsense"}), "nonsense"),
+        (of_regex("(unclosed"), ""),
+        ("start: missing", "missing"),
+        ('start: "a"\n' + "\n".join(f'r{i}: r{i + 1} r{i + 1} "x"' for i in range(30)) + '\nr30: "a"', ""),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_before_it_runs(
+    folders: tuple[Path, Path], grammar: str, named: str
+) -> None:
+    engine = engine_of(folders)
+    engine.submit("bad", None, [5], msgspec.structs.replace(DRAWN, grammar=grammar))
+    engine.submit("again", None, [5], msgspec.structs.replace(DRAWN, grammar=grammar))
+    engine.run_until_ended(["bad", "again"])
+    for name in ("bad", "again"):
+        event = last(engine, name)
+        if not named and event.finish is FinishReason.STOP:
+            continue  # large, and enforced
+        assert (event.finish, event.code) == (FinishReason.ERROR, ErrorCode.INVALID_VALUE)
+        assert named in (event.error or "")
+        assert len(event.error or "") < 700
+
+
+def test_a_grammar_is_compiled_once_and_those_who_leave_meanwhile_are_forgotten(folders: tuple[Path, Path]) -> None:
+    engine = engine_of(folders)
+    sampling = msgspec.structs.replace(DRAWN, grammar=of_regex("[a-z]{3}"))
+    for number in range(6):
+        engine.submit(f"r{number}", None, [5], msgspec.structs.replace(sampling, seed=number))
+    engine.inbox.put(Cancel("r2"))
+    engine.run_until_ended([f"r{number}" for number in range(6)])
+    assert last(engine, "r2").finish is FinishReason.CANCELLED
+    assert not engine.tokens("r2")
+    grammars = engine.engine._choices.grammars
+    assert grammars.num_compiled == 1
+    assert not grammars._constraints
+    assert grammars.num_waiting == 0
+    assert engine.engine._stats().num_grammars == 1
+
+
+def test_without_a_tokenizer_grammars_are_refused(folders: tuple[Path, Path]) -> None:
+    config = EngineConfig(model=str(folders[0]), device="cpu", num_threads=1)
+    engine = DrivenEngine(config)
+    engine.submit("one", None, [5], msgspec.structs.replace(DRAWN, grammar=of_regex("a")))
+    engine.run_until_ended(["one"])
+    assert last(engine, "one").code is ErrorCode.INVALID_VALUE
