@@ -119,7 +119,7 @@ def test_only_the_request_that_raises_alone_ends(seed: int, *, after: bool) -> N
         num_cached = trapped.num_cached_blocks(ADAPTERS[int(name) % 3], wanted[name])
         assert num_cached * 16 <= wanted[name].index(TRAP), "a block of a failed step is in the prefix cache"
     assert trapped.engine._blocks.num_used == 0
-    assert not trapped.engine._seeds
+    assert not trapped.engine._choices._seeds
     assert trapped.engine._stats().num_failed_steps > 0
 
 
