@@ -5,7 +5,7 @@ The engine compiles a grammar and refuses what it cannot enforce to the letter, 
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
@@ -142,11 +142,11 @@ def of_schema(schema: Schema | str, *, whitespace: str | None = WHITESPACE) -> s
     if not isinstance(document, dict | bool):
         raise ValueError("a schema is a JSON object")
     # a schema may carry options of the library in itself; those here win over them
-    options = {"lenient": False, "coerce_one_of": False, "whitespace_flexible": whitespace is not None}
+    options: dict[str, Any] = {"lenient": False, "coerce_one_of": False, "whitespace_flexible": whitespace is not None}
     options |= {"item_separator": ",", "key_separator": ":"}
     if whitespace is not None:
         options["whitespace_pattern"] = whitespace
-    grammar: str = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
+    grammar: str = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=cast("Any", options))
     return grammar
 
 
