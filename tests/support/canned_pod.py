@@ -16,11 +16,12 @@ from support import canned_engine
 from support.tokenizers_made import byte_level
 from tokenizers import Tokenizer
 
+from lorafleet_common.sockets import bind, url_of
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.server.admission import Admission
-from lorafleet_inference.server.listening import bind, http_server, url_of
+from lorafleet_inference.server.listening import http_server
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app
 from lorafleet_inference.server.state import Phase, PodState
