@@ -236,3 +236,51 @@ def test_gateway_is_open_until_its_clients_are_named(helm: Helm) -> None:
         assert rules[0] == (public or {"ports": [{"port": "http"}], "from": [{"namespaceSelector": {}}]})
         prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
         assert rules[1:] == [{"ports": [{"port": "metrics"}], "from": [prometheus]}]
+
+
+def hooks(rendered: Rendered, when: str) -> list[Json]:
+    return [item for item in rendered.objects if item["metadata"].get("annotations", {}).get("helm.sh/hook") == when]
+
+
+def test_uninstall_looks_what_is_left_first(helm: Helm, plain: Rendered) -> None:
+    (job,) = hooks(plain, "pre-delete")
+    spec = job["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] == "lorafleet-operator"
+    assert job["spec"]["backoffLimit"] == 0
+    container = spec["containers"][0]
+    assert container["image"] == plain.container("operator")["image"]
+    assert container["args"] == ["remaining", "--namespace=lorafleet-system", "--lease=lorafleet-operator"]
+    some = helm.render({"watchNamespaces": ["a", "b"], "removal": {"remaining": "Warn"}})
+    (job,) = hooks(some, "pre-delete")
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"][-2:] == ["--watch-namespaces=a,b", "--warn"]
+    assert not hooks(helm.render(nested("removal.remaining", "Ignore")), "pre-delete")
+
+
+def test_uninstall_removes_what_the_operator_made(helm: Helm, plain: Rendered) -> None:
+    """What the release had is gone by then: account and rights are the hook's own, and there before the Job."""
+    made = hooks(plain, "post-delete")
+    (job,) = [item for item in made if item["kind"] == "Job"]
+    others = [item for item in made if item["kind"] != "Job"]
+    assert sorted(item["kind"] for item in others) == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "ServiceAccount",
+    ]
+    assert all(int(item["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0 for item in others)
+    spec = job["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] == "lorafleet-removal"
+    assert spec["containers"][0]["args"] == [
+        "clean-up",
+        "--namespace=lorafleet-system",
+        "--lease=lorafleet-operator",
+        "--key-secret=lorafleet-operator-key",
+    ]
+    role = plain.one("Role", "lorafleet-removal")
+    assert [(rule["resources"], rule["resourceNames"], rule["verbs"]) for rule in role["rules"]] == [
+        (["leases"], ["lorafleet-operator"], ["delete"]),
+        (["secrets"], ["lorafleet-operator-key"], ["delete"]),
+    ]
+    assert not hooks(helm.render(nested("removal.cleanUp", False)), "post-delete")
+    assert not hooks(helm.render(nested("rbac.create", False)), "post-delete")

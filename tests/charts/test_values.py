@@ -20,6 +20,7 @@ ALL_ON: Json = {
 }
 NEEDED: dict[str, Json] = {
     "gateway.replicas": nested("gateway.autoscaling.enabled", False),
+    "rbac.kindsEverywhere": {"watchNamespaces": ["numerals"]},
     "operator.serviceAccount.create": nested("operator.serviceAccount.name", "own"),
     "gateway.serviceAccount.create": nested("gateway.serviceAccount.name", "own"),
 }
@@ -29,6 +30,7 @@ OTHERS: dict[str, Any] = {
     "image.digest": "sha256:" + "1" * 64,
     "image.pullPolicy": "Never",
     "logLevel": "debug",
+    "removal.remaining": "Warn",
     "logFormat": "text",
     "service.type": "LoadBalancer",
     "podMonitors.interval": "7s",

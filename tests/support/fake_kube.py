@@ -249,6 +249,10 @@ class FakeKube:
         is_dry = query.get("dryRun") == "All"
         if not is_dry:
             self.writes.append(f"{method} {path}")
+        if method == "DELETE":
+            self._found(key)
+            self.delete(*key)
+            return 200, {}
         if method == "POST":
             key = (plural, namespace, body["metadata"]["name"])
             if key in self.objects:

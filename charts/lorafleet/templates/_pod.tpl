@@ -17,10 +17,10 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* Fields of the pod spec beside containers; noToken leaves the token of the ServiceAccount out. */}}
+{{/* Fields of the pod spec beside containers; noToken leaves the token of the ServiceAccount out, account names another one. */}}
 {{- define "lorafleet.podSpec" -}}
 {{- $values := index .root.Values .component -}}
-serviceAccountName: {{ include "lorafleet.serviceAccountName" . }}
+serviceAccountName: {{ default (include "lorafleet.serviceAccountName" .) .account }}
 automountServiceAccountToken: {{ not .noToken }}
 enableServiceLinks: false
 securityContext:
