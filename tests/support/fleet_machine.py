@@ -22,6 +22,8 @@ PLACEMENTS = st.sampled_from([{"mode": "All"}, {"mode": "Fixed", "replicas": 1},
 OPERATORS = st.integers(0, 1)
 NUMBERS = st.integers(0, 7)
 MAX_PODS = 3
+ENDINGS = st.permutations(["base", "adapters", "pods", "operators"])
+"""What is deleted, or ended and started again, one after the other, at the end of all."""
 
 
 class FleetMachine(RuleBasedStateMachine):
@@ -35,6 +37,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.has_lost = False
         self.loses = False
         """Whether in this run anything may be lost on its way."""
+        self.ending: list[str] = []
 
     async def _make(self) -> VirtualFleet:
         return VirtualFleet()
@@ -45,9 +48,9 @@ class FleetMachine(RuleBasedStateMachine):
     def run_for(self, seconds: float) -> None:
         self.do(asyncio.sleep(seconds))
 
-    @initialize(num_pods=st.integers(1, 2), path=PATHS, loses=st.booleans())
-    def begin(self, num_pods: int, path: str, loses: bool) -> None:
-        self.loses = loses
+    @initialize(num_pods=st.integers(1, 2), path=PATHS, loses=st.booleans(), ending=ENDINGS)
+    def begin(self, num_pods: int, path: str, loses: bool, ending: list[str]) -> None:
+        self.loses, self.ending = loses, ending
 
         async def begin() -> None:
             self.fleet.base(replicas=num_pods)
@@ -157,6 +160,12 @@ class FleetMachine(RuleBasedStateMachine):
                 self.fleet.check()
                 wrong = self.fleet.unconverged()
                 assert wrong == [], wrong
+                for what in self.ending:
+                    self.do(self.fleet.delete_all(what))
+                    self.run_for(0.1)
+                self.run_for(LOST_QUIET_SECONDS)
+                self.fleet.check()
+                assert self.fleet.adapters() == [], f"deleted in the order {self.ending}"
         finally:
             self.do(self.fleet.close())
             self.do(self.loop.shutdown_asyncgens())

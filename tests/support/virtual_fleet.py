@@ -344,6 +344,24 @@ class VirtualFleet(Fleet):
             pod.resolve_seconds = 0.0
             pod.load_seconds = 0.0
 
+    async def delete_all(self, what: str) -> None:
+        """Delete the base, all adapters or all pods; or let the operators end, of which new ones take over."""
+        if what == "base":
+            self.kube.delete(Kind.BASE, NAMESPACE, BASE)
+        elif what == "adapters":
+            for name in self.adapters():
+                self.delete(name)
+        elif what == "pods":
+            for name in list(self.pods):
+                await self.kill(name)
+        else:
+            for operator in self.processes:
+                await operator.kill()
+
+    def adapters(self) -> list[str]:
+        """Names of all LoraAdapters."""
+        return [name for plural, _, name in self.kube.objects if plural == Kind.ADAPTER]
+
     def unconverged(self) -> list[str]:
         """What is not as the resources say."""
         wrong: list[str] = []
