@@ -1,13 +1,14 @@
 """OpenAI requests as pydantic reads them: null is absent, types are strict, ranges are checked, other fields are judged."""
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.errors import InvalidValue, RequestError, UnsupportedParameter
+from lorafleet_inference.server.bodies import check_num_values
 from lorafleet_inference.server.fields import refuse_others
 
 MAX_CHOICES = 128
@@ -30,6 +31,9 @@ TokenId = Annotated[int, Field(ge=0)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 """A token id as the name of a JSON field."""
 Bias = Annotated[float, Field(ge=-100, le=100)]
+_ItemT = TypeVar("_ItemT")
+Listed = Annotated[list[_ItemT], Field(fail_fast=True)]
+"""The first item that is wrong is enough: a client may send millions."""
 
 
 class _Strict(BaseModel):
@@ -59,7 +63,7 @@ class RequestMessage(_Strict):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] = ""
+    content: str | Listed[TextPart] = ""
     name: str | None = None
 
     def for_template(self, index: int) -> dict[str, Any]:
@@ -176,7 +180,7 @@ class GenerationRequest(_Strict):
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[RequestMessage], Field(min_length=1)]
+    messages: Annotated[Listed[RequestMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
@@ -205,7 +209,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Listed[str] | Listed[TokenId] | Listed[Listed[TokenId]]
     max_tokens: Annotated[int, Field(ge=1)] = DEFAULT_COMPLETION_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -220,8 +224,9 @@ class CompletionRequest(GenerationRequest):
         """Each prompt as text or as token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        ids = [item for item in self.prompt if isinstance(item, int)]
-        return [ids] if ids else [item for item in self.prompt if not isinstance(item, int)]
+        if self.prompt and isinstance(self.prompt[0], int):  # then all are
+            return [cast("list[int]", self.prompt)]
+        return list(cast("list[str | list[int]]", self.prompt))
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -256,6 +261,7 @@ RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 
 def _parse(kind: type[RequestT], body: bytes) -> RequestT:
+    check_num_values(body)
     try:
         request = kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
     except ValidationError as error:

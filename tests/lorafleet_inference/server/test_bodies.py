@@ -1,0 +1,71 @@
+"""What a body may hold is known before it is parsed, and no body of any shape keeps the event loop for long."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorafleet_inference.errors import InvalidValue, RequestError
+from lorafleet_inference.server.bodies import check_num_values
+from lorafleet_inference.server.requests import parse_chat, parse_completion
+
+SIZE = 8_000_000
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('ab"\\[]{},:\n一')),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(st.sampled_from('a"\\[{'), max_size=3), inner),
+    max_leaves=40,
+)
+
+
+def num_values(value: Any) -> int:
+    """Strings, lists, objects and names."""
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(num_values, value.values()))
+    if isinstance(value, list):
+        return 1 + sum(map(num_values, value))
+    return int(isinstance(value, str))
+
+
+@given(JSON, st.booleans(), st.integers(0, 30))
+def test_values_are_counted_as_a_parser_would(value: Any, ascii_only: bool, most: int) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode()
+    if num_values(value) <= most:
+        check_num_values(body, most=most)
+    elif len(body) > most:
+        with pytest.raises(InvalidValue, match=f"more than {most} strings"):
+            check_num_values(body, most=most)
+
+
+def of(**fields: Any) -> bytes:
+    return json.dumps({"model": "a", **fields}).encode()
+
+
+BODIES: list[tuple[str, Callable[[bytes], Any], bytes]] = [
+    ("messages", parse_chat, of(messages=[{"role": "user", "content": "a"}] * (SIZE // 35))),
+    ("wrong messages", parse_chat, of(messages=[{}] * 20_000)),
+    ("parts", parse_chat, of(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * (SIZE // 30)}])),
+    ("wrong parts", parse_chat, of(messages=[{"role": "user", "content": [{}] * 20_000}])),
+    ("token ids", parse_completion, of(prompt=[7] * (SIZE // 3))),
+    ("wrong token ids", parse_completion, of(prompt=[-1] * (SIZE // 4))),
+    ("numbers as stops", parse_completion, of(prompt="a", stop=[7] * (SIZE // 3))),
+    ("biases", parse_completion, of(prompt="a", logit_bias={str(number): 1 for number in range(SIZE // 14)})),
+    ("lists in a passed field", parse_completion, of(prompt="a", metadata=[[[[[[]]]]]] * (SIZE // 16))),
+    ("numbers in an unknown field", parse_completion, of(prompt="a", typo=[0] * (SIZE // 3))),
+    ("fields", parse_completion, of(**{str(number): 0 for number in range(SIZE // 12)})),
+    ("a text", parse_completion, of(prompt="one two " * (SIZE // 8))),
+    ("a text of quotes", parse_completion, of(prompt='"' * (SIZE // 2))),
+]
+
+
+@pytest.mark.parametrize(("parse", "body"), [case[1:] for case in BODIES], ids=[case[0] for case in BODIES])
+def test_a_body_of_any_shape_is_read_or_refused_at_once(parse: Callable[[bytes], Any], body: bytes) -> None:
+    began = time.process_time()
+    try:
+        parse(body)
+    except RequestError as error:
+        assert len(error.message) < 1000
+    assert time.process_time() - began < 0.6

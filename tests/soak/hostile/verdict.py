@@ -1,0 +1,66 @@
+"""What has to hold of a run beside right answers: nothing restarted, nothing grew, nobody waited beyond measure."""
+
+from dataclasses import dataclass
+
+from soak.hostile.tenant import Tenant, percentile
+from soak.hostile.watch import API, ENGINE, Watch, growth
+from soak.hostile.world import BASE, COLD, OWN
+
+MEMORY_SHARE, MEMORY_MIB = 0.05, 16.0
+"""After the first sixth of the run a straight line through a process's resident memory rises by no more than both together."""
+FILES_AFTERWARDS = 32
+"""More than before, when all clients have gone."""
+MAX_THREADS = {API: 64, ENGINE: 32}
+MAX_CHILDREN = 4
+"""The engine, two template workers, and one that takes the place of another."""
+WAITS = {OWN: {"p95": 5.0, "max": 30.0}, BASE: {"p95": 15.0, "max": 60.0}, COLD: {"max": 60.0}}
+"""Of the tenant in seconds, on two busy cores: the base's queue is everybody's, and the adapter that is not pinned waits for
+one of the few places on the device."""
+HEALTH_P99_SECONDS, HEALTH_MAX_SECONDS = 1.0, 5.0
+"""Kubernetes gives a probe one second, and several tries."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One thing that was measured, and what it may be at most."""
+
+    name: str
+    value: float
+    at_most: float
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.at_most
+
+
+def bounds(
+    watch: Watch, tenant: Tenant, *, storm: tuple[float, float], files_before: int, disk_mib: float
+) -> list[Bound]:
+    """Return all bounds; `storm`: when it began and ended."""
+    begin, end = storm
+    warm = [one for one in watch.samples if begin + (end - begin) / 6 <= one.seconds <= end]
+    found = []
+    for role in (API, ENGINE):
+        values = [(one.seconds, one.memory_mib[role]) for one in warm if role in one.memory_mib]
+        most = MEMORY_MIB + MEMORY_SHARE * percentile([value for _, value in values], 0.5)
+        found.append(Bound(f"growth of the {role} process in MiB", round(growth(values), 2), round(most, 2)))
+        threads = max((one.threads.get(role, 0) for one in watch.samples), default=0)
+        found.append(Bound(f"threads of the {role} process", threads, MAX_THREADS[role]))
+    found += [
+        Bound(
+            "open files of the API process afterwards", watch.samples[-1].files[API], files_before + FILES_AFTERWARDS
+        ),
+        Bound("child processes", max(one.num_children for one in watch.samples), MAX_CHILDREN),
+        Bound("MiB on disk", round(max(one.disk_mib for one in watch.samples), 2), disk_mib),
+        *(
+            Bound(f"{model}: {name} of seconds to the whole answer", tenant.seconds_of(model)[name], most)
+            for model, limits in WAITS.items()
+            for name, most in limits.items()
+        ),
+    ]
+    late = [seconds for at, seconds in watch.health if begin <= at <= end]
+    return [
+        *found,
+        Bound("/health p99 in seconds", round(percentile(late, 0.99), 3), HEALTH_P99_SECONDS),
+        Bound("/health longest in seconds", round(max(late, default=0), 3), HEALTH_MAX_SECONDS),
+    ]
