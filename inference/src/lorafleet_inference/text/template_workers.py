@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import LifoQueue
 
@@ -23,7 +23,8 @@ MAX_SECONDS = 30.0
 """For one rendering, where the process gets little of a busy CPU."""
 REST_SECONDS = 10.0
 """For a template that got out of hand, so that its requests do not hold up those of others."""
-MAX_RESTING = 1024
+MAX_KNOWN = 1024
+"""Templates of which it is remembered how they ended."""
 
 
 class _Worker:
@@ -91,22 +92,36 @@ class _Worker:
         return process.wait()
 
 
+class _Lane:
+    """Workers, and as many threads that wait for them."""
+
+    def __init__(self, workers: Sequence[_Worker]) -> None:
+        self.idle: LifoQueue[_Worker] = LifoQueue()
+        for worker in workers:
+            self.idle.put(worker)
+        self.threads = ThreadPoolExecutor(len(workers), thread_name_prefix="templates")
+
+
 class TemplateWorkers:
-    """A few workers, and the templates that got out of hand just now."""
+    """A few workers. The last one is for templates that are new here or have ever got out of hand.
+
+    So requests of a template that has always come to its end do not wait for those of one that does not. With a single
+    worker all share it.
+    """
 
     def __init__(self, num_workers: int = NUM_WORKERS) -> None:
-        self._idle: LifoQueue[_Worker] = LifoQueue()
         self._workers = [_Worker() for _ in range(num_workers)]
-        for worker in self._workers:
-            self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="templates")
+        self._doubtful = _Lane(self._workers[-1:])
+        self._good = _Lane(self._workers[:-1]) if num_workers > 1 else self._doubtful
         self._resting: dict[str, tuple[float, str]] = {}
         """Source -> until when, and why."""
+        self._known: dict[str, bool] = {}
+        """Source -> whether it has always come to its end."""
 
     async def render(self, source: str, asked: Conversation, special_tokens: Mapping[str, str]) -> str:
         """As `render_now`, for the event loop."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.render_now, source, asked, special_tokens)
+        threads = self._lane(source).threads
+        return await asyncio.get_running_loop().run_in_executor(threads, self.render_now, source, asked, special_tokens)
 
     def render_now(self, source: str, asked: Conversation, special_tokens: Mapping[str, str]) -> str:
         """Return the prompt; blocks.
@@ -121,19 +136,33 @@ class TemplateWorkers:
             job = msgspec.msgpack.encode(Job(source, asked, dict(special_tokens)))
         except OverflowError as error:
             raise TemplateFailure(Failing.REFUSED, f"a number is too large: {error}") from error
-        worker = self._idle.get()
+        idle = self._lane(source).idle
+        worker = idle.get()
         try:
             done = worker.render(job)
         finally:
-            self._idle.put(worker)
-        if done.text is not None:
-            return done.text
-        failing = Failing(done.failing)
-        if failing is Failing.OUT_OF_HAND:
-            if len(self._resting) >= MAX_RESTING:
-                self._resting.clear()
-            self._resting[source] = (time.monotonic() + REST_SECONDS, done.message)
-        raise TemplateFailure(failing, done.message)
+            idle.put(worker)
+        failing = None if done.text is not None else Failing(done.failing)
+        self._note(source, failing, done.message)
+        if failing is not None:
+            raise TemplateFailure(failing, done.message)
+        assert done.text is not None
+        return done.text
+
+    def _lane(self, source: str) -> _Lane:
+        return self._good if self._known.get(source, False) else self._doubtful
+
+    def _note(self, source: str, failing: Failing | None, why: str) -> None:
+        """Remember how a template ended."""
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        if failing is not Failing.OUT_OF_HAND:
+            self._known.setdefault(source, True)
+            return
+        self._known[source] = False
+        if len(self._resting) >= MAX_KNOWN:
+            self._resting.clear()
+        self._resting[source] = (time.monotonic() + REST_SECONDS, why)
 
     @property
     def pids(self) -> list[int]:
@@ -142,6 +171,7 @@ class TemplateWorkers:
 
     def close(self) -> None:
         """End the processes; nothing renders any more."""
-        self._threads.shutdown(cancel_futures=True)
+        for lane in (self._good, self._doubtful):
+            lane.threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.close()
