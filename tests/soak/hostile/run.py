@@ -123,7 +123,7 @@ async def _phases(run: Run) -> dict[str, Any]:
     if run.declared.pod.process.poll() is not None or before != _identity(run):
         run.ledger.find("restart", f"{before} has become {_identity(run)}")
     _look_into_logs(run)
-    held = bounds(watch, tenant, storm=storm, files_before=files_before, disk_mib=DISK_MIB + 4)
+    held = bounds(watch, tenant, rate, storm=storm, files_before=files_before, disk_mib=DISK_MIB + 4)
     for one in held:
         if not one.holds:
             run.ledger.find("bound", f"{one.name}: {one.value} and not at most {one.at_most}")
