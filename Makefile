@@ -6,7 +6,7 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check soak lint format env evaluate numerals mutants lock charts images bench clean
+.PHONY: help demo demo-down test check soak soak-pod lint format env evaluate numerals mutants lock charts images bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +26,12 @@ test: env ## every test, in a cluster of its own
 check: env lint ## the fast part: lint, and the tests without a cluster
 	@$(VENV)/python -m pytest -m "not cluster and not slow"
 
-soak: env ## what looks for rare orders of events, for an hour (SECONDS=600 for less)
+soak: env ## what looks for rare orders of events, for an hour, then hostile traffic for an hour (SECONDS=600 for less)
 	@LORAFLEET_TEST_SOAK_SECONDS=$(or $(SECONDS),3600) $(VENV)/python -m pytest tests/soak -m soak
+	@$(MAKE) --no-print-directory soak-pod
+
+soak-pod: env ## hostile traffic against a pod, beside a tenant whose answers are checked (SECONDS=3600 SEED=1 OUTPUT=.local/soak)
+	@PYTHONPATH=tests:tools nice -n 5 $(VENV)/python -m soak.hostile --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) --output $(or $(OUTPUT),.local/soak)
 
 lint: env ## ruff, mypy strict, import rules
 	@$(VENV)/ruff check .
