@@ -47,6 +47,8 @@ class Settings:
     seconds: float
     seed: int
     sample_seconds: float = 5.0
+    num_cases: int = 48
+    """Requests of the tenant whose answers are known."""
     only: tuple[str, ...] = ()
     """Names of attacks; none means all."""
 
@@ -73,7 +75,8 @@ async def run(declared: DeclaredPod, settings: Settings) -> dict[str, Any]:
     ledger = Ledger()
     async with aiohttp.ClientSession() as session:
         watch = Watch(declared.pod, _cache_of(declared), ledger)
-        return await _phases(Run(declared, target, ledger, Tenant(target, session, ledger), watch, settings))
+        tenant = Tenant(target, session, ledger, num_cases=settings.num_cases)
+        return await _phases(Run(declared, target, ledger, tenant, watch, settings))
 
 
 def _cache_of(declared: DeclaredPod) -> Path:

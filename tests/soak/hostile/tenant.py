@@ -13,7 +13,6 @@ from soak.hostile.client import Answer, ask
 from soak.hostile.fields import CHAT, COMPLETIONS, text_of
 from soak.hostile.world import BASE, COLD, OWN, Ledger, Target
 
-NUM_CASES = 48
 NUM_ASKING = 3
 PAUSE_SECONDS = 0.2
 """Between two requests of one asker, on average."""
@@ -75,7 +74,8 @@ class Waits:
 class Tenant:
     """Asks, checks and measures."""
 
-    def __init__(self, target: Target, session: aiohttp.ClientSession, ledger: Ledger) -> None:
+    def __init__(self, target: Target, session: aiohttp.ClientSession, ledger: Ledger, *, num_cases: int) -> None:
+        self._num_cases = num_cases
         self._target = target
         self._session = session
         self._ledger = ledger
@@ -91,7 +91,7 @@ class Tenant:
 
     async def record(self) -> None:
         """Learn the answers, each asked twice while nothing else runs."""
-        while len(self.cases) < NUM_CASES:
+        while len(self.cases) < self._num_cases:
             number = len(self.cases)
             path, body = _body(self._rng, number, self._target.prompts)
             first, second = await self._ask(path, body), await self._ask(path, body)
