@@ -225,7 +225,7 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):  # then all are
-            return [cast("list[int]", self.prompt)]
+            return [self.prompt]
         return list(cast("list[str | list[int]]", self.prompt))
 
     @property
