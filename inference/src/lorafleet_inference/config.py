@@ -102,6 +102,10 @@ class ServerConfig:
     """After this, a pod whose first catalogue has not become resident is ready all the same."""
     wait_for_catalogue: bool = False
     """True under the operator: not ready before the first catalogue came (or the timeout)."""
+    unknown_fields: UnknownFields = "refuse"
+    """What is done with fields of requests that nobody knows."""
+    request_chat_templates: bool = False
+    """Whether requests may bring their own chat template."""
     vllm_lora_routes: bool = False
     """Whether /v1/load_lora_adapter and /v1/unload_lora_adapter exist on the admin port."""
     max_body_bytes: int = 32 << 20

@@ -39,6 +39,11 @@ NOT_FINITE = counter(
     "adapter",
 )
 ERRORS = counter("lorafleet_errors_total", "Requests answered with an error, by its code.", "code")
+UNKNOWN_FIELDS = counter(
+    "lorafleet_unknown_fields_total",
+    "Fields of requests that nobody knows, ignored with --unknown-fields ignore, by name (the first 64; others are `_other`).",
+    "field",
+)
 TIME_TO_FIRST_TOKEN = histogram(
     "lorafleet_time_to_first_token_seconds",
     "From the arrival of a request to its first token.",

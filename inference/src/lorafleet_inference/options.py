@@ -114,6 +114,10 @@ OPTIONS: tuple[Option, ...] = (
            "SECONDS", S, "ready_timeout_seconds"),
     Option("wait-for-catalogue", "Be ready only after the operator's first catalogue came (or the timeout).", boolean, "",
            S, "wait_for_catalogue", is_flag=True),
+    Option("unknown-fields", "Fields of requests that nobody knows: refuse with 400, or ignore, with one line in the log and "
+           "a count a name.", one_of(*get_args(UnknownFields)), "HOW", S, "unknown_fields"),
+    Option("request-chat-templates", "Requests may bring a chat_template of their own; it is rendered as those of adapters "
+           "are, in a process with limits.", boolean, "", S, "request_chat_templates", is_flag=True),
     Option("vllm-lora-routes", "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter on the admin port.", boolean, "",
            S, "vllm_lora_routes", is_flag=True),
     Option("max-body", "Largest request body.", quantity_bytes, "QUANTITY", S, "max_body_bytes"),

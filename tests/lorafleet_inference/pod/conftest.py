@@ -34,9 +34,10 @@ def pod(base_folder: Path, adapter_folders: dict[str, Path]) -> Iterator[ServedP
 
 @pytest.fixture(scope="session")
 def declared(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeclaredPod]:
-    """A pod with declared sources and few places for adapters; each test uses names of its own."""
+    """A pod with declared sources, few places for adapters and lenient rules for fields; each test uses names of its own."""
     root = tmp_path_factory.mktemp("declared")
-    with serve_declared(base_folder, root, "--max-resident-adapters=6", "--vllm-lora-routes") as served:
+    lenient = ("--unknown-fields=ignore", "--request-chat-templates")
+    with serve_declared(base_folder, root, "--max-resident-adapters=6", "--vllm-lora-routes", *lenient) as served:
         yield served
 
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorafleet_inference import metrics
 from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
-from lorafleet_inference.server.fields import NEUTRAL, PASSED
-from lorafleet_inference.server.requests import parse_chat, parse_completion
+from lorafleet_inference.server.fields import MAX_NAMES, NEUTRAL, PASSED, FieldPolicy
+from lorafleet_inference.server.requests import ChatRequest, parse_chat, parse_completion
+from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
@@ -26,7 +28,7 @@ def completion(**fields: Any) -> Any:
 
 def test_the_defaults_are_openais() -> None:
     request = chat()
-    sampling = request.sampling(max_tokens=7, choice=0)
+    sampling = sampling_of(request, max_tokens=7, choice=0)
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.max_tokens) == (
         1,
         1,
@@ -59,10 +61,11 @@ def test_fields_without_effect_pass(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))
 def test_fields_that_would_change_the_output_are_refused_by_name(name: str) -> None:
+    request = completion if name in ChatRequest.model_fields else chat
     for value in NEUTRAL[name].values:
-        chat(**{name: value})
+        request(**{name: value})
     with pytest.raises(UnsupportedParameter) as caught:
-        chat(**{name: "something else"})
+        request(**{name: "something else"})
     assert caught.value.param == name
     assert name in caught.value.message
 
@@ -118,6 +121,24 @@ BAD_CHAT = [
     ({"messages": "hi"}, "messages"),
     ({"model": ""}, "model"),
     ({"model": None}, "model"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"allowed_token_ids": [1, -1]}, "allowed_token_ids[1]"),
+    ({"bad_words": [" "]}, "bad_words[0]"),
+    ({"bad_words": "x"}, "bad_words"),
+    ({"best_of": 2, "n": 3}, "best_of"),
+    ({"best_of": 3, "n": 2, "stream": True}, "best_of"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"priority": 1 << 63}, "priority"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"skip_special_tokens": 1}, "skip_special_tokens"),
+    ({"documents": ["text"]}, "documents[0]"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
 ]
 
 
@@ -203,13 +224,13 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
 
 def test_choices_of_a_seeded_request_draw_differently_and_reproducibly() -> None:
     request = chat(seed=(1 << 63) - 1, n=2)
-    seeds = [request.sampling(max_tokens=1, choice=choice).seed for choice in range(2)]
+    seeds = [sampling_of(request, max_tokens=1, choice=choice).seed for choice in range(2)]
     assert seeds == [(1 << 63) - 1, 0]
 
 
 def test_a_seed_of_minus_one_is_none() -> None:
-    assert chat(seed=-1).sampling(max_tokens=1, choice=0).seed is None
-    assert chat(seed=-2).sampling(max_tokens=1, choice=0).seed == (1 << 63) - 2
+    assert sampling_of(chat(seed=-1), max_tokens=1, choice=0).seed is None
+    assert sampling_of(chat(seed=-2), max_tokens=1, choice=0).seed == (1 << 63) - 2
 
 
 @pytest.mark.parametrize(
@@ -234,7 +255,7 @@ def test_a_byte_order_mark_before_the_body_is_passed_over() -> None:
 
 
 def test_top_p_zero_and_top_k_off_are_understood() -> None:
-    sampling = chat(top_p=0, top_k=-1).sampling(max_tokens=1, choice=0)
+    sampling = sampling_of(chat(top_p=0, top_k=-1), max_tokens=1, choice=0)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 1.0, None)
 
 
@@ -262,7 +283,85 @@ def test_what_is_asked_of_sampling_reaches_the_engine() -> None:
         "frequency_penalty": 0.5,
         "min_tokens": 3,
     }
-    sampling = chat(**asked, logit_bias={"7": 2, "8": -100}).sampling(max_tokens=5, choice=0)
+    sampling = sampling_of(chat(**asked, logit_bias={"7": 2, "8": -100}), max_tokens=5, choice=0)
     assert {name: getattr(sampling, name) for name in asked} == asked
     assert sampling.logit_bias == ((7, 2.0), (8, -100.0))
-    assert chat(min_tokens=9).sampling(max_tokens=5, choice=0).min_tokens == 5
+    assert sampling_of(chat(min_tokens=9), max_tokens=5, choice=0).min_tokens == 5
+
+
+def test_no_tokens_are_asked_for_only_where_the_prompt_is_shown() -> None:
+    with pytest.raises(InvalidValue) as caught:
+        completion(max_tokens=0)
+    assert caught.value.param == "max_tokens"
+    assert sampling_of(completion(max_tokens=0, echo=True, logprobs=1), max_tokens=0, choice=0).prompt_logprobs == 1
+    assert completion(max_tokens=0, prompt_logprobs=2).max_new_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ({}, False),
+        ({"return_token_ids": True}, True),
+        ({"include_stop_str_in_output": True}, True),
+        ({"best_of": 2}, True),
+    ],
+)
+def test_the_engine_tells_the_end_token_where_it_is_needed(asked: dict[str, Any], shown: bool) -> None:
+    sampling = sampling_of(completion(**asked), max_tokens=3, choice=0)
+    assert sampling.show_end is shown
+    assert sampling.num_logprobs == (0 if "best_of" in asked else None)
+
+
+def test_variables_of_the_template_are_those_of_the_request() -> None:
+    assert chat(reasoning_effort="low").variables == {"reasoning_effort": "low"}
+    both = chat(reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high", "enable_thinking": False})
+    assert both.variables == {"reasoning_effort": "high", "enable_thinking": False}
+    assert chat().opens_turn
+    assert not chat(continue_final_message=True).opens_turn
+    assert not chat(add_generation_prompt=False).opens_turn
+
+
+async def test_a_bad_word_counts_at_the_beginning_and_behind_a_space() -> None:
+    vocabulary = {"cat": (1,), " cat": (2,), "dog": (3,), " dog": (9, 3), "eel": (4, 5), " eel": (6, 5)}
+
+    async def encode(text: str) -> tuple[int, ...]:
+        return vocabulary[text]
+
+    assert await bad_word_ids(["cat", " dog", "eel"], encode) == ((1,), (2,), (3,), (4, 5), (6, 5))
+
+
+def unknown_fields() -> dict[str, float]:
+    """The counter's values by field."""
+    (family,) = metrics.UNKNOWN_FIELDS.metric.collect()
+    return {one.labels["field"]: one.value for one in family.samples}
+
+
+def test_unknown_fields_pass_where_the_pod_is_told_to_ignore_them(caplog: pytest.LogCaptureFixture) -> None:
+    policy = FieldPolicy(ignore_unknown=True)
+    body = {**CHAT, "chat_id": "7", "stream": True, "stream_options": {"usage": True}}
+    before = unknown_fields().get("chat_id", 0)
+    for _ in range(3):
+        parse_chat(json.dumps(body).encode(), policy)
+    assert unknown_fields()["chat_id"] == before + 3
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2, "one line a name"
+    assert "chat_id" in told[0]
+    assert "stream_options.usage" in told[1]
+    with pytest.raises(UnsupportedParameter, match="guided_regex"):
+        parse_chat(json.dumps({**body, "guided_regex": "a+"}).encode(), policy)
+    for number in range(2 * MAX_NAMES):
+        parse_chat(json.dumps({**CHAT, f"made_up_{number}": 1}).encode(), policy)
+    assert len(unknown_fields()) <= MAX_NAMES + 1
+    assert unknown_fields()["_other"] > 0
+
+
+def test_unknown_fields_of_messages_pass_too_and_known_ones_do_not() -> None:
+    policy = FieldPolicy(ignore_unknown=True)
+    said = {"role": "user", "content": "hi", "timestamp": 7}
+    assert chat(messages=[said]).messages[0].for_template(0, policy) == {"role": "user", "content": "hi"}
+    with pytest.raises(UnsupportedParameter) as caught:
+        chat(messages=[said]).messages[0].for_template(0)
+    assert caught.value.param == "messages[0].timestamp"
+    calls = {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}
+    with pytest.raises(UnsupportedParameter):
+        chat(messages=[calls]).messages[0].for_template(0, policy)

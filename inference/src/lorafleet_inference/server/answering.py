@@ -1,20 +1,31 @@
 """Runs a request, the same way on every route: admission, lease, prompt, submit, collect or stream, end."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Generic
 
+from starlette.responses import Response
+
 from lorafleet_contract.names import HEADER_REVISION, split_model
+from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
-from lorafleet_inference.server.http import Exchange, json_response
+from lorafleet_inference.server.http import Exchange, Headers, json_response
+from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids, lease_headers
-from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, RequestT, Surface, TokenIds
+from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
+from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, RequestT, Surface, TokenIds
+from lorafleet_inference.server.wire import Usage
 from lorafleet_inference.text.output import Output
+
+THREAD_LOG_PROBABILITIES = 512
+"""Answers with those of more positions are written in a thread."""
 
 
 @asynccontextmanager
@@ -55,7 +66,7 @@ class Answering(Generic[RequestT]):
         pod, surface = self._pod, self._surface
         with pod.state.request():
             request = surface.parse(body)
-            num_sequences = surface.num_prompts(request) * request.n
+            num_sequences = surface.num_prompts(request) * request.num_sequences
             with pod.admission.enter(split_model(request.model)[0], num_sequences) as waiting:
                 async with leasing(pod, exchange, request.model) as leased:
                     await self._answer(exchange, request, leased, waiting, arrived)
@@ -64,41 +75,76 @@ class Answering(Generic[RequestT]):
         self, exchange: Exchange, request: RequestT, leased: Leased, waiting: Waiting, arrived: float
     ) -> None:
         pod, surface = self._pod, self._surface
-        plans = self._plans(request, await surface.prompts(request, leased), leased)
-        answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, leased.text.pieces)
+        prompts = await surface.prompts(request, leased)
+        plans = await self._plans(request, prompts, leased)
+        names = TokenNames(leased.text.pieces, as_ids=request.return_tokens_as_token_ids)
+        answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, names, prompts)
         generation = Generation(pod.engine, waiting, answer.id, leased.lease.key, arrived)
-        run = _Run(generation, plans, [self._output(request, leased) for _ in plans], surface.formatter(answer))
+        run = _Run(
+            generation, plans, [self._output(request, leased) for _ in plans], surface.formatter(answer), request.n
+        )
         if request.stream:
             await run.stream(exchange, include_usage=request.include_usage)
         else:
             await run.whole(exchange)
 
-    def _plans(self, request: RequestT, prompts: Sequence[TokenIds], leased: Leased) -> list[ChoicePlan]:
-        plans: list[ChoicePlan] = []
+    async def _plans(self, request: RequestT, prompts: Sequence[Prompt], leased: Leased) -> list[ChoicePlan]:
+        field, plans = self._surface.prompt_field, list[ChoicePlan]()
+        bad_words = await bad_word_ids(request.bad_words, partial(_encode_word, leased)) if request.bad_words else ()
         for prompt in prompts:
-            field = self._surface.prompt_field
-            max_tokens = answer_length(len(prompt), request.max_new_tokens, leased.facts, prompt_field=field)
-            for choice in range(request.n):
-                sampling = request.sampling(max_tokens=max_tokens, choice=choice, eos_token_ids=leased.eos_token_ids)
-                if choice == 0:
-                    check_token_ids(prompt, sampling, leased.vocabulary, prompt_field=field)
-                plans.append(ChoicePlan(len(plans), prompt, sampling, new_prompt=choice == 0))
+            ids = prompt.token_ids
+            max_tokens = answer_length(len(ids), request.max_new_tokens, leased.facts, prompt_field=field)
+            for choice in range(request.num_sequences):
+                sampling = sampling_of(
+                    request,
+                    max_tokens=max_tokens,
+                    choice=choice,
+                    eos_token_ids=leased.eos_token_ids,
+                    bad_words=bad_words,
+                )
+                is_first = choice == 0
+                if is_first:
+                    check_token_ids(ids, sampling, leased.vocabulary, prompt_field=field)
+                plans.append(ChoicePlan(len(plans), ids, sampling, request.priority, request.cache_salt, is_first))
         return plans
 
     def _output(self, request: RequestT, leased: Leased) -> Output:
-        return Output(leased.text.detokenizer(strip_leading=self._surface.strip_leading), request.stops)
+        """The one place where it is decided how the tokens of a choice become its text."""
+        detokenizer = leased.text.detokenizer(
+            strip_leading=self._surface.strip_leading(request),
+            skip_special=request.skip_special_tokens,
+            space_special=request.spaces_between_special_tokens,
+        )
+        return Output(
+            detokenizer,
+            request.stops,
+            show_stop=request.include_stop_str_in_output,
+            show_ids=request.return_token_ids,
+        )
+
+
+async def _encode_word(leased: Leased, word: str) -> TokenIds:
+    most = leased.facts.max_model_len
+    return await leased.text.encode(word, add_special_tokens=False, max_tokens=most, field="bad_words")
 
 
 class _Run:
     """One request on the engine, and its way to the client."""
 
     def __init__(
-        self, generation: Generation, plans: Sequence[ChoicePlan], outputs: Sequence[Output], formatter: Formatter
+        self,
+        generation: Generation,
+        plans: Sequence[ChoicePlan],
+        outputs: Sequence[Output],
+        formatter: Formatter,
+        num_shown: int,
     ) -> None:
+        """`num_shown`: choices of each prompt that are shown; where more are computed, the best ones."""
         self._generation = generation
         self._plans = plans
         self._outputs = outputs
         self._formatter = formatter
+        self._num_shown = num_shown
         self._num_prompt_tokens = sum(len(plan.prompt_token_ids) for plan in plans if plan.new_prompt)
 
     async def whole(self, exchange: Exchange) -> None:
@@ -109,28 +155,58 @@ class _Run:
                 for delta in deltas:
                     parts[delta.index].append(delta)
         usage = self._generation.usage(self._num_prompt_tokens)
-        await exchange.respond(
-            json_response(self._formatter.whole(self._choices(parts), usage), headers=exchange.headers)
-        )
+        if self._num_log_probabilities(parts) > THREAD_LOG_PROBABILITIES:
+            response = await asyncio.to_thread(self._response, parts, usage, exchange.headers)
+        else:
+            response = self._response(parts, usage, exchange.headers)
+        await exchange.respond(response)
 
-    def _choices(self, parts: Sequence[Sequence[ChoiceDelta]]) -> list[Choice]:
-        choices, scored = [], None
-        for plan, shown in zip(self._plans, parts, strict=True):
-            if plan.new_prompt:
-                scored = self._generation.prompt_logprobs.get(plan.index)
-            finish = shown[-1].finish
-            assert finish is not None, "the last delta of a choice says why it ended"
-            text = "".join(delta.text for delta in shown)
-            tokens = tuple(token for delta in shown for token in delta.tokens)
-            choices.append(Choice(plan.index, plan.prompt_token_ids, text, tokens, finish, scored))
-        return choices
+    def _num_log_probabilities(self, parts: Sequence[Sequence[ChoiceDelta]]) -> int:
+        """Positions of which log-probabilities are written."""
+        of_prompts = sum(map(len, self._generation.prompt_logprobs.values()))
+        return of_prompts + sum(len(delta.tokens) for shown in parts for delta in shown)
+
+    def _response(self, parts: Sequence[Sequence[ChoiceDelta]], usage: Usage, headers: Headers) -> Response:
+        choices: list[Choice] = []
+        for first in (plan.index for plan in self._plans if plan.new_prompt):
+            scored = self._generation.prompt_logprobs.get(first)
+            begin = len(choices)
+            choices += [self._choice(begin + rank, parts[one], scored) for rank, one in enumerate(self._best(first))]
+        return json_response(self._formatter.whole(choices, usage), headers=headers)
+
+    def _best(self, first: int) -> list[int]:
+        """Return which choices of a prompt, whose first one is given, are shown: in their order, or the best ones first."""
+        every = range(first, first + self._num_of_prompt)
+        if len(every) == self._num_shown:
+            return list(every)
+        scores = self._generation.scores
+        return sorted(every, key=lambda index: -scores[index].mean)[: self._num_shown]
+
+    @property
+    def _num_of_prompt(self) -> int:
+        return len(self._plans) // sum(plan.new_prompt for plan in self._plans)
+
+    def _choice(self, index: int, shown: Sequence[ChoiceDelta], scored: tuple[TokenLogprobs, ...] | None) -> Choice:
+        finish = shown[-1].finish
+        assert finish is not None, "the last delta of a choice says why it ended"
+        return Choice(
+            index,
+            "".join(delta.text for delta in shown),
+            tuple(token for delta in shown for token in delta.tokens),
+            finish,
+            tuple(token_id for delta in shown for token_id in delta.token_ids),
+            scored,
+        )
 
     async def stream(self, exchange: Exchange, *, include_usage: bool) -> None:
         """Answer with server-sent events."""
         events = exchange.open_stream()
+        scored = self._generation.prompt_logprobs
         async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
             async for deltas in batches:
-                await events.send(event for delta in deltas for event in self._formatter.events(delta))
+                await events.send(
+                    event for delta in deltas for event in self._formatter.events(delta, scored.get(delta.index))
+                )
         if include_usage:
             await events.send((self._formatter.usage_event(self._generation.usage(self._num_prompt_tokens)),))
         await events.end()

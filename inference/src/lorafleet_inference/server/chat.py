@@ -1,11 +1,18 @@
 """`POST /v1/chat/completions`."""
 
 from collections.abc import Iterator, Sequence
+from typing import Final, Literal
 
+import msgspec
+
+from lorafleet_inference.config import ServerConfig
+from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.errors import UnsupportedParameter
+from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta
 from lorafleet_inference.server.logprobs import chat_logprobs, prompt_logprobs
 from lorafleet_inference.server.requests import ChatRequest, parse_chat
-from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Surface, TokenIds
+from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, Surface
 from lorafleet_inference.server.wire import (
     ChatChoice,
     ChatChunk,
@@ -14,11 +21,13 @@ from lorafleet_inference.server.wire import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
-    Finish,
+    OptionalIds,
     Usage,
 )
 from lorafleet_inference.text.conversation import Conversation
 from lorafleet_inference.text.output import ShownToken
+
+CHUNK: Final[Literal["chat.completion.chunk"]] = "chat.completion.chunk"
 
 
 class Chat(Surface[ChatRequest]):
@@ -26,24 +35,44 @@ class Chat(Surface[ChatRequest]):
 
     id_prefix = "chatcmpl"
     prompt_field = "messages"
-    strip_leading = True
+
+    def __init__(self, config: ServerConfig, policy: FieldPolicy) -> None:
+        self._takes_templates = config.request_chat_templates
+        self._policy = policy
 
     def parse(self, body: bytes) -> ChatRequest:
         """Read a request."""
-        return parse_chat(body)
+        request = parse_chat(body, self._policy)
+        if request.chat_template is not None and not self._takes_templates:
+            raise UnsupportedParameter(
+                "requests bring no chat_template here; --request-chat-templates allows it", param="chat_template"
+            )
+        return request
 
     def num_prompts(self, _: ChatRequest) -> int:
         """A conversation is one prompt."""
         return 1
 
-    async def prompts(self, request: ChatRequest, leased: Leased) -> list[TokenIds]:
+    def strip_leading(self, request: ChatRequest) -> bool:
+        """A message stands by itself, unless it is the rest of one."""
+        return not request.continue_final_message
+
+    async def prompts(self, request: ChatRequest, leased: Leased) -> list[Prompt]:
         """Render the chat template over the messages."""
-        asked = Conversation(tuple(message.for_template(index) for index, message in enumerate(request.messages)))
-        text, lease = leased.text, leased.lease
-        template = await text.templates.find(lease.key.digest if lease.key else None, lease.directory)
-        prompt = await template.render(asked)
-        most = leased.facts.max_model_len
-        return [await text.encode(prompt, add_special_tokens=False, max_tokens=most, field=self.prompt_field)]
+        messages = (message.for_template(index, self._policy) for index, message in enumerate(request.messages))
+        asked = Conversation(
+            tuple(messages),
+            request.opens_turn,
+            request.continue_final_message,
+            tuple(request.documents),
+            request.variables,
+        )
+        templates, lease = leased.text.templates, leased.lease
+        if request.chat_template is not None:
+            template = templates.of_request(request.chat_template)
+        else:
+            template = await templates.find(lease.key.digest if lease.key else None, lease.directory)
+        return [Prompt(await self.tokenised(await template.render(asked), request, leased))]
 
     def formatter(self, answer: Answer[ChatRequest]) -> Formatter:
         """Return who writes this answer."""
@@ -58,34 +87,51 @@ class _ChatFormatter(Formatter):
     def whole(self, choices: Sequence[Choice], usage: Usage) -> ChatCompletion:
         answer = self._answer
         return ChatCompletion(
-            answer.id, answer.created, answer.request.model, [self._choice(one) for one in choices], usage
+            answer.id,
+            answer.created,
+            answer.request.model,
+            [self._choice(one) for one in choices],
+            usage,
+            prompt_token_ids=answer.prompt_ids(0),
         )
 
     def _choice(self, choice: Choice) -> ChatChoice:
-        of_prompt = prompt_logprobs(choice.prompt_token_ids, choice.scored, self._answer.pieces)
+        answer = self._answer
+        ids = answer.prompt_of(choice.index).token_ids
+        of_prompt = prompt_logprobs(ids, choice.scored, answer.request.prompt_logprobs, answer.names.pieces)
         return ChatChoice(
-            choice.index, ChatMessage(choice.text), self._logprobs(choice.tokens), choice.finish, of_prompt
+            choice.index,
+            ChatMessage(choice.text),
+            self._logprobs(choice.tokens),
+            choice.finish,
+            of_prompt,
+            answer.token_ids(choice.token_ids),
         )
 
-    def events(self, delta: ChoiceDelta) -> Iterator[ChatChunk]:
+    def events(self, delta: ChoiceDelta, _: Sequence[TokenLogprobs] | None) -> Iterator[ChatChunk]:
         if delta.index not in self._opened:
             self._opened.add(delta.index)
-            yield self._chunk(delta.index, ChatDelta(role="assistant", content=""))
-        if delta.text or delta.tokens:
-            yield self._chunk(delta.index, ChatDelta(content=delta.text), self._logprobs(delta.tokens))
+            opening = ChatChunkChoice(delta.index, ChatDelta(role="assistant", content=""))
+            yield self._chunk(opening, delta, prompt_token_ids=self._answer.prompt_ids(delta.index))
+        if delta.text or delta.tokens or delta.token_ids:
+            logprobs, ids = self._logprobs(delta.tokens), self._answer.token_ids(delta.token_ids)
+            yield self._chunk(
+                ChatChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs, token_ids=ids), delta
+            )
         if delta.finish:
-            yield self._chunk(delta.index, ChatDelta(), finish=delta.finish)
+            yield self._chunk(ChatChunkChoice(delta.index, ChatDelta(), finish_reason=delta.finish), delta)
 
     def usage_event(self, usage: Usage) -> ChatChunk:
         answer = self._answer
-        return ChatChunk(answer.id, answer.created, answer.request.model, [], "chat.completion.chunk", usage)
+        return ChatChunk(answer.id, answer.created, answer.request.model, [], CHUNK, usage)
 
     def _chunk(
-        self, index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, finish: Finish | None = None
+        self, choice: ChatChunkChoice, delta: ChoiceDelta, prompt_token_ids: OptionalIds = msgspec.UNSET
     ) -> ChatChunk:
         answer = self._answer
-        choice = ChatChunkChoice(index, delta, logprobs, finish)
-        return ChatChunk(answer.id, answer.created, answer.request.model, [choice], "chat.completion.chunk")
+        return ChatChunk(
+            answer.id, answer.created, answer.request.model, [choice], CHUNK, answer.usage(delta), prompt_token_ids
+        )
 
     def _logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
-        return chat_logprobs(tokens, self._answer.pieces) if self._answer.request.logprobs else None
+        return chat_logprobs(tokens, self._answer.names) if self._answer.request.logprobs else None

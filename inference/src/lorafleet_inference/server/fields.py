@@ -1,15 +1,25 @@
 """Which fields of OpenAI's and neighbouring servers' requests are honoured, passed over, or refused by name.
 
 Honoured fields are those of the request models in `requests.py`. Everything else is looked up here: a field without
-effect on the output passes; one that would change it passes only with its neutral value; an unknown one is refused.
+effect on the output passes; one that would change it passes only with its neutral value; an unknown one is refused, or
+ignored where the pod is told to.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import JsonValue
 
+from lorafleet_common.metrics import OTHER
 from lorafleet_inference.errors import UnsupportedParameter
+from lorafleet_inference.metrics import UNKNOWN_FIELDS
+
+logger = logging.getLogger(__name__)
+MAX_NAMES: Final = 64
+"""Unknown fields that are logged and counted by name; what is beyond them is counted together."""
+MAX_NAME_CHARS: Final = 64
 
 PASSED: Mapping[str, str] = {
     "user": "names the caller",
@@ -21,7 +31,6 @@ PASSED: Mapping[str, str] = {
     "prompt_cache_retention": "steers OpenAI's cache; ours needs no hint",
     "prediction": "speeds up OpenAI's answer without changing it",
     "parallel_tool_calls": "means nothing without tools",
-    "priority": "would order the queue, not change the answer",
     "request_id": "names the request; use the header x-request-id",
 }
 """Field -> why it has no effect on the output."""
@@ -40,7 +49,6 @@ class Neutral:
 NEUTRAL: Mapping[str, Neutral] = {
     field.name: field
     for field in (
-        Neutral("best_of", (1,), "choose among several answers"),
         Neutral("use_beam_search", (False,), "search instead of sampling"),
         Neutral("length_penalty", (1, 1.0), "weigh beams"),
         Neutral("echo", (False,), "repeat the prompt in the answer"),
@@ -60,15 +68,8 @@ NEUTRAL: Mapping[str, Neutral] = {
         Neutral("guided_choice", (), "force one of several answers"),
         Neutral("guided_grammar", (), "force a grammar"),
         Neutral("structured_outputs", (), "force a format"),
-        Neutral("bad_words", ([],), "forbid words"),
-        Neutral("return_token_ids", (False,), "answer with token ids"),
-        Neutral("skip_special_tokens", (True,), "show special tokens"),
-        Neutral("spaces_between_special_tokens", (True,), "space special tokens"),
-        Neutral("include_stop_str_in_output", (False,), "show the stop string"),
-        Neutral("truncate_prompt_tokens", (), "cut long prompts"),
         Neutral("add_generation_prompt", (True,), "leave the assistant's turn unopened"),
         Neutral("continue_final_message", (False,), "continue the last message"),
-        Neutral("add_special_tokens", (), "add or omit bos"),
         Neutral("chat_template", (), "replace the chat template"),
         Neutral("chat_template_kwargs", ({},), "pass variables to the chat template"),
         Neutral("documents", ([],), "pass documents to the chat template"),
@@ -78,21 +79,48 @@ NEUTRAL: Mapping[str, Neutral] = {
 }
 
 
-def refuse_others(fields: Mapping[str, JsonValue]) -> None:
-    """Check the fields that the request models do not know; null counts as absent.
+class FieldPolicy:
+    """What is done with fields that the request models do not know."""
 
-    Raises:
-        UnsupportedParameter: one would change the output, or is unknown; `param` names it.
-    """
-    tools_off = fields.get("tool_choice") == "none"
-    for name, value in fields.items():
-        if value is None or name in PASSED or (tools_off and name == "tools"):
-            continue
-        neutral = NEUTRAL.get(name)
-        if neutral is None:
-            raise UnsupportedParameter(f"unknown field {name!r}", param=name)
-        if not any(_same(value, legal) for legal in neutral.values):
-            raise UnsupportedParameter(f"{name!r} is not supported: it would {neutral.meaning}", param=name)
+    def __init__(self, *, ignore_unknown: bool) -> None:
+        self._ignore_unknown = ignore_unknown
+        self._told: set[str] = set()
+
+    def judge(self, fields: Mapping[str, JsonValue]) -> None:
+        """Look at the fields of a request that its model does not know; null counts as absent.
+
+        Raises:
+            UnsupportedParameter: one would change the output, or is unknown and not to be ignored; `param` names it.
+        """
+        tools_off = fields.get("tool_choice") == "none"
+        for name, value in fields.items():
+            if value is None or name in PASSED or (tools_off and name == "tools"):
+                continue
+            neutral = NEUTRAL.get(name)
+            if neutral is None:
+                self.meet(name, path=name)
+            elif not any(_same(value, legal) for legal in neutral.values):
+                raise UnsupportedParameter(f"{name!r} is not supported: it would {neutral.meaning}", param=name)
+
+    def meet(self, name: str, *, path: str, of: str = "") -> None:
+        """Take note of an unknown field; `of` is the object that it stands in, `path` the way to it.
+
+        Raises:
+            UnsupportedParameter: unknown fields are refused.
+        """
+        if not self._ignore_unknown:
+            where = f" of {of}" if of else ""
+            raise UnsupportedParameter(f"unknown field {name!r}{where}", param=path)
+        label = f"{of}.{name}" if of else name
+        if label not in self._told and (len(self._told) >= MAX_NAMES or len(label) > MAX_NAME_CHARS):
+            label = OTHER
+        UNKNOWN_FIELDS.of(label).inc()
+        if label not in self._told:
+            self._told.add(label)
+            logger.warning("requests have the unknown field %r, which is ignored (told once)", label)
+
+
+REFUSING = FieldPolicy(ignore_unknown=False)
 
 
 def _same(value: JsonValue, legal: JsonValue) -> bool:

@@ -44,6 +44,8 @@ class ChoicePlan:
     index: int
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
     new_prompt: bool = True
     """False for further choices of the same prompt, whose cached tokens are no saving of the client's."""
 
@@ -56,6 +58,30 @@ class ChoiceDelta:
     text: str
     tokens: tuple[ShownToken, ...]
     finish: Finish | None
+    token_ids: tuple[int, ...]
+    """Where they are asked for."""
+    num_tokens: int
+    """Of the choice so far."""
+    num_cached_tokens: int
+    """Of its prompt."""
+
+
+@dataclass(slots=True)
+class Score:
+    """How likely the tokens of a sequence are, its end token among them where it is told."""
+
+    total: float = 0.0
+    num_tokens: int = 0
+
+    def add(self, logprobs: Sequence[TokenLogprobs], number: int) -> None:
+        """Take in the first ones of an event."""
+        self.total += sum(one.chosen for one in logprobs[:number])
+        self.num_tokens += min(number, len(logprobs))
+
+    @property
+    def mean(self) -> float:
+        """Log-probability a token."""
+        return self.total / self.num_tokens if self.num_tokens else 0.0
 
 
 Deltas = tuple[ChoiceDelta, ...]
@@ -111,6 +137,8 @@ class Generation:
         self._adapter = metrics.ADAPTER_LABELS.of(key)
         self.num_completion_tokens = 0
         self.num_cached_tokens = 0
+        self.scores: dict[int, Score] = {}
+        """By the index of the choice, where the engine told log-probabilities."""
         self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
         """By the index of the first choice of each prompt, where they were asked for."""
 
@@ -142,12 +170,20 @@ class Generation:
     async def _choice(self, plan: ChoicePlan, output: Output) -> AsyncGenerator[ChoiceDelta, None]:
         meter, waiting, finish = Meter(self._adapter, self._arrived), True, "cancelled"
         metrics.PROMPT_TOKENS.of(self._adapter).inc(len(plan.prompt_token_ids))
-        submit = Submit(f"{self._request_id}-{plan.index}", plan.prompt_token_ids, self._key, plan.sampling)
+        submit = Submit(
+            f"{self._request_id}-{plan.index}",
+            plan.prompt_token_ids,
+            self._key,
+            plan.sampling,
+            plan.priority,
+            plan.cache_salt,
+        )
+        num_tokens, num_cached, score = 0, 0, self.scores.setdefault(plan.index, Score())
         try:
             async with aclosing(self._engine.submit(submit)) as events:
                 async for event in events:
                     if waiting:
-                        waiting = False
+                        waiting, num_cached = False, event.num_cached_tokens
                         self._began(plan, event, meter)
                     if event.code is ErrorCode.NOT_FINITE:
                         meter.not_finite()
@@ -155,13 +191,18 @@ class Generation:
                         finish = event.finish.value
                         raise _failure(event)
                     shown = output.push(event)
-                    meter.tokens(shown.num_tokens)
-                    self.num_completion_tokens += shown.num_tokens
+                    score.add(event.logprobs or (), shown.num_tokens)
+                    with_end = event.with_end and shown.num_tokens == len(event.token_ids)
+                    meter.tokens(shown.num_tokens - with_end)
+                    self.num_completion_tokens += shown.num_tokens - with_end
+                    num_tokens += shown.num_tokens - with_end
                     ended = "stop" if shown.stopped else _FINISH.get(event.finish) if event.finish else None
                     if ended is not None:
                         finish = ended
-                    if shown.text or shown.tokens or ended:
-                        yield ChoiceDelta(plan.index, shown.text, shown.tokens, ended)
+                    if shown.text or shown.tokens or shown.token_ids or ended:
+                        yield ChoiceDelta(
+                            plan.index, shown.text, shown.tokens, ended, shown.token_ids, num_tokens, num_cached
+                        )
                     if shown.stopped:
                         return
             if finish == "cancelled":
@@ -233,6 +274,9 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> Deltas:
             "".join(one.text for one in mine),
             tuple(token for one in mine for token in one.tokens),
             mine[-1].finish,
+            tuple(token_id for one in mine for token_id in one.token_ids),
+            mine[-1].num_tokens,
+            mine[-1].num_cached_tokens,
         )
         for index, mine in of.items()
     )

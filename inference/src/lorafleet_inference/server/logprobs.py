@@ -1,6 +1,7 @@
 """Log-probabilities in the two forms of OpenAI's API."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -20,45 +21,93 @@ LOWEST = -9999.0
 """Stands for minus infinity, which JSON cannot write."""
 
 
-def chat_logprobs(tokens: Sequence[ShownToken], pieces: PieceTable) -> ChatLogprobs:
+class TokenNames:
+    """How tokens are written in log-probabilities: as their text, or with `as_ids` as `token_id:7`."""
+
+    def __init__(self, pieces: PieceTable, *, as_ids: bool) -> None:
+        self.pieces = pieces
+        self._as_ids = as_ids
+
+    def of(self, token_id: int) -> str:
+        """Return the name of a token."""
+        return f"token_id:{token_id}" if self._as_ids else _name(self.pieces.shown(token_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Echoed:
+    """A prompt that is shown before its answer: tokens, where the text of each begins, and what is known of all but the first."""
+
+    token_ids: Sequence[int]
+    offsets: Sequence[int]
+    scored: Sequence[TokenLogprobs]
+    num_top: int
+
+
+def chat_logprobs(tokens: Sequence[ShownToken], names: TokenNames) -> ChatLogprobs:
     """Return `logprobs` of a chat choice."""
-    return ChatLogprobs([_token(token, pieces) for token in tokens])
+    return ChatLogprobs([_token(token, names) for token in tokens])
 
 
-def completion_logprobs(tokens: Sequence[ShownToken], pieces: PieceTable) -> CompletionLogprobs:
-    """Return `logprobs` of a completion choice."""
-    return CompletionLogprobs(
-        tokens=[_name(pieces.shown(token.token_id)) for token in tokens],
+def completion_logprobs(
+    tokens: Sequence[ShownToken], names: TokenNames, echoed: Echoed | None, num_before: int
+) -> CompletionLogprobs:
+    """Return `logprobs` of a completion choice, those of its prompt first where it is echoed.
+
+    `num_before`: characters that stand before the answer.
+    """
+    answer = CompletionLogprobs(
+        tokens=[names.of(token.token_id) for token in tokens],
         token_logprobs=[_finite(token.logprobs.chosen) for token in tokens],
+        top_logprobs=[_top(token.token_id, token.logprobs, None, names) for token in tokens],
+        text_offset=[num_before + token.offset for token in tokens],
+    )
+    if echoed is None:
+        return answer
+    places = list(zip(echoed.token_ids[1:], echoed.scored, strict=True))
+    return CompletionLogprobs(
+        tokens=[*(names.of(token_id) for token_id in echoed.token_ids), *answer.tokens],
+        token_logprobs=[None, *(_finite(one.chosen) for _, one in places), *answer.token_logprobs],
         top_logprobs=[
-            {_name(pieces.shown(token_id)): _finite(logprob) for token_id, logprob in reversed(token.logprobs.top)}
-            for token in tokens
+            None,
+            *(_top(token_id, one, echoed.num_top, names) for token_id, one in places),
+            *answer.top_logprobs,
         ],
-        text_offset=[token.offset for token in tokens],
+        text_offset=[*echoed.offsets, *answer.text_offset],
     )
 
 
+def _top(token_id: int, logprobs: TokenLogprobs, number: int | None, names: TokenNames) -> dict[str, float]:
+    """The token itself and the most likely ones; of two with the same name the more likely one."""
+    likely = {names.of(one): _finite(logprob) for one, logprob in reversed(logprobs.top[:number])}
+    return {names.of(token_id): _finite(logprobs.chosen), **likely}
+
+
 def prompt_logprobs(
-    token_ids: Sequence[int], scored: Sequence[TokenLogprobs] | None, pieces: PieceTable
+    token_ids: Sequence[int], scored: Sequence[TokenLogprobs] | None, number: int | None, pieces: PieceTable
 ) -> PromptLogprobs | msgspec.UnsetType:
-    """Return `prompt_logprobs` of a choice, in vLLM's form; `scored`: from the second token on, None if not asked for."""
-    if scored is None:
+    """Return `prompt_logprobs` of a choice, in vLLM's form.
+
+    `scored`: from the second token on; `number`: how many of the most likely ones are shown, None if nothing is.
+    """
+    if scored is None or number is None:
         return msgspec.UNSET
     places: PromptLogprobs = [None]
     for token_id, one in zip(token_ids[1:], scored, strict=True):
-        shown = {**dict(one.top), token_id: one.chosen}
+        shown = {**dict(one.top[:number]), token_id: one.chosen}
         places.append({str(key): PromptToken(_finite(value), _name(pieces.shown(key))) for key, value in shown.items()})
     return places
 
 
-def _token(token: ShownToken, pieces: PieceTable) -> TokenLogprob:
-    data = pieces.shown(token.token_id)
-    top = [(pieces.shown(token_id), logprob) for token_id, logprob in token.logprobs.top]
+def _token(token: ShownToken, names: TokenNames) -> TokenLogprob:
+    shown = names.pieces.shown
     return TokenLogprob(
-        token=_name(data),
+        token=names.of(token.token_id),
         logprob=_finite(token.logprobs.chosen),
-        bytes=list(data),
-        top_logprobs=[TopLogprob(_name(piece), _finite(logprob), list(piece)) for piece, logprob in top],
+        bytes=list(shown(token.token_id)),
+        top_logprobs=[
+            TopLogprob(names.of(token_id), _finite(logprob), list(shown(token_id)))
+            for token_id, logprob in token.logprobs.top
+        ],
     )
 
 

@@ -47,7 +47,7 @@ def lease_headers(lease: Lease) -> dict[str, str]:
 
 
 def answer_length(num_prompt_tokens: int, max_new_tokens: int | None, facts: ModelFacts, *, prompt_field: str) -> int:
-    """Return how many tokens the answer may have.
+    """Return how many tokens the answer may have; 0 only where that many were asked for.
 
     Raises:
         InvalidValue: the prompt is empty.
@@ -57,7 +57,7 @@ def answer_length(num_prompt_tokens: int, max_new_tokens: int | None, facts: Mod
         raise InvalidValue("the prompt has no tokens", param=prompt_field)
     room = facts.max_model_len - num_prompt_tokens
     wanted = room if max_new_tokens is None else max_new_tokens
-    if wanted < 1 or wanted > room:
+    if wanted > room or (max_new_tokens is None and room < 1):
         asked = "at least 1 token" if max_new_tokens is None else f"{max_new_tokens} tokens"
         raise ContextLengthExceeded(
             f"the model's context has {facts.max_model_len} tokens; the prompt has {num_prompt_tokens}, and {asked} of "

@@ -13,6 +13,7 @@ from lorafleet_inference.errors import InvalidValue, ModelNotFound, RequestError
 from lorafleet_inference.server.answering import Answering
 from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
+from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Endpoint, error_body, error_response, json_response
 from lorafleet_inference.server.middleware import AnswerHeaders
 from lorafleet_inference.server.pod import Pod
@@ -24,18 +25,14 @@ from lorafleet_inference.server.wire import Health, Model, ModelList
 def public_app(pod: Pod) -> FastAPI:
     """Return the app of the public port."""
     app = FastAPI(title="lorafleet", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    policy = FieldPolicy(ignore_unknown=pod.config.unknown_fields == "ignore")
+    handlers = {
+        "/v1/chat/completions": Answering(pod, Chat(pod.config, policy)).handle,
+        "/v1/completions": Answering(pod, Completions(policy)).handle,
+    }
     limit = pod.config.max_body_bytes
     app.router.routes.extend(
-        [
-            Route(
-                "/v1/chat/completions", Endpoint(Answering(pod, Chat()).handle, max_body_bytes=limit), methods=["POST"]
-            ),
-            Route(
-                "/v1/completions",
-                Endpoint(Answering(pod, Completions()).handle, max_body_bytes=limit),
-                methods=["POST"],
-            ),
-        ]
+        Route(path, Endpoint(handler, max_body_bytes=limit), methods=["POST"]) for path, handler in handlers.items()
     )
     _add_reads(app, pod)
     app.include_router(routes_router(pod))

@@ -1,35 +1,38 @@
 """OpenAI requests as pydantic reads them: null is absent, types are strict, ranges are checked, other fields are judged."""
 
+import re
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.errors import InvalidValue, RequestError, UnsupportedParameter
 from lorafleet_inference.server.bodies import check_num_values
-from lorafleet_inference.server.fields import refuse_others
+from lorafleet_inference.server.fields import REFUSING, FieldPolicy
+from lorafleet_inference.text.conversation import RESERVED
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 256
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_ALLOWED_TOKENS = 4096
+MAX_BAD_WORDS = 128
+MAX_DOCUMENTS = 1024
+WHOLE_CONTEXT = -1
+"""`truncate_prompt_tokens` that means as many as fit."""
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 INT64 = 1 << 63
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Some editors on Windows begin a file with it."""
-NO_SEED = -1
-"""Clients of other servers write it for no seed."""
-LOWEST_TEMPERATURE = 1e-5
-"""Dividing logits by less overflows; it is as good as greedy."""
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 """A token id as the name of a JSON field."""
+BadWord = Annotated[str, StringConstraints(pattern=r"\S", max_length=128)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 _ItemT = TypeVar("_ItemT")
 Listed = Annotated[list[_ItemT], Field(fail_fast=True)]
@@ -59,6 +62,10 @@ class TextPart(_Strict):
     text: str = ""
 
 
+UNSUPPORTED_OF_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio", "refusal"})
+"""Fields of messages that mean something, and cannot be honoured."""
+
+
 class RequestMessage(_Strict):
     """One message of a chat."""
 
@@ -66,7 +73,7 @@ class RequestMessage(_Strict):
     content: str | Listed[TextPart] = ""
     name: str | None = None
 
-    def for_template(self, index: int) -> dict[str, Any]:
+    def for_template(self, index: int, policy: FieldPolicy = REFUSING) -> dict[str, Any]:
         """Return what the chat template sees; parts stay parts, `developer` is `system`.
 
         Raises:
@@ -76,8 +83,10 @@ class RequestMessage(_Strict):
         if self.role in ("tool", "function"):
             raise UnsupportedParameter(f"messages of role {self.role!r} are not supported", param=f"{where}.role")
         for name, value in self.others.items():
-            if value not in ([], {}, ""):
+            if name in UNSUPPORTED_OF_MESSAGES and value not in ([], {}, ""):
                 raise UnsupportedParameter(f"{name!r} of messages is not supported", param=f"{where}.{name}")
+            if name not in UNSUPPORTED_OF_MESSAGES and value not in ([], {}, ""):
+                policy.meet(name, of="messages", path=f"{where}.{name}")
         message = {"role": "system" if self.role == "developer" else self.role, "content": self._content(where)}
         return message if self.name is None else {**message, "name": self.name}
 
@@ -96,6 +105,7 @@ class StreamOptions(_Strict):
     """`include_obfuscation` has no effect on the text and passes."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
 
 
@@ -112,13 +122,25 @@ class GenerationRequest(_Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] = {}
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKENS)] = []
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] = []
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = []
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_STRINGS)] = []
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    truncate_prompt_tokens: Annotated[int, Field(ge=WHOLE_CONTEXT, lt=1 << 31)] | None = None
+    add_special_tokens: bool = False
+    priority: Annotated[int, Field(ge=-INT64, lt=INT64)] = 0
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] = ""
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -128,6 +150,16 @@ class GenerationRequest(_Strict):
             raise ValueError("stream_options needs stream: true")
         if self.prompt_logprobs is not None and self.stream:
             raise ValueError("prompt_logprobs comes with the whole answer only; leave out stream")
+        return self
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> Self:
+        if self.truncate_prompt_tokens == 0:
+            raise ValueError("truncate_prompt_tokens: -1, or at least 1")
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError("best_of: at least n")
+        if self.is_ranked and self.stream:
+            raise ValueError("best_of: more than n cannot be streamed, as the best is known at the end only")
         return self
 
     @property
@@ -141,6 +173,26 @@ class GenerationRequest(_Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def continuous_usage(self) -> bool:
+        """Whether each event of a stream has the usage of its choice so far."""
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that are computed for each prompt."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether only the best ones of them are shown."""
+        return self.num_sequences > self.n
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """As `num_logprobs`, of the prompt."""
+        return self.prompt_logprobs
+
+    @property
     @abstractmethod
     def max_new_tokens(self) -> int | None:
         """Tokens of the answer; None: as many as fit."""
@@ -149,32 +201,6 @@ class GenerationRequest(_Strict):
     @abstractmethod
     def num_logprobs(self) -> int | None:
         """None: no log-probabilities; else how many of the most likely tokens beside the chosen one."""
-
-    def sampling(self, *, max_tokens: int, choice: int, eos_token_ids: tuple[int, ...] = ()) -> SamplingParams:
-        """Return how one choice is sampled; `eos_token_ids` are the adapter's own.
-
-        Choice i of a seeded request draws with seed + i; `top_p` 0 is greedy.
-        """
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=self.temperature if self.top_p > 0 and self.temperature > LOWEST_TEMPERATURE else 0.0,
-            top_p=self.top_p if self.top_p > 0 else 1.0,
-            top_k=self.top_k if self.top_k > 0 else None,
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
-            min_tokens=min(self.min_tokens, max_tokens),
-            seed=None if self.seed is None or self.seed == NO_SEED else (self.seed + choice) % INT64,
-            stop_token_ids=tuple(self.stop_token_ids),
-            eos_token_ids=eos_token_ids,
-            ignore_eos=self.ignore_eos,
-            num_logprobs=self.num_logprobs,
-            # choices of one prompt have the same; the first one's are shown with each
-            prompt_logprobs=self.prompt_logprobs if choice == 0 else None,
-        )
 
 
 class ChatRequest(GenerationRequest):
@@ -185,6 +211,12 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    documents: Annotated[list[dict[str, JsonValue]], Field(max_length=MAX_DOCUMENTS, fail_fast=True)] = []
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    reasoning_effort: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -193,7 +225,23 @@ class ChatRequest(GenerationRequest):
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message: true does not go with add_generation_prompt: true")
+        reserved = RESERVED.intersection(self.chat_template_kwargs)
+        if reserved:
+            raise ValueError(f"chat_template_kwargs: {min(reserved)!r} is a field of the request, not a variable")
         return self
+
+    @property
+    def opens_turn(self) -> bool:
+        """Whether the prompt ends with the beginning of the assistant's message."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+    @property
+    def variables(self) -> dict[str, JsonValue]:
+        """What the chat template may read beside the messages."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**effort, **self.chat_template_kwargs}
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -210,13 +258,17 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: str | Listed[str] | Listed[TokenId] | Listed[Listed[TokenId]]
-    max_tokens: Annotated[int, Field(ge=1)] = DEFAULT_COMPLETION_TOKENS
+    max_tokens: Annotated[int, Field(ge=0)] = DEFAULT_COMPLETION_TOKENS
+    echo: bool = False
+    add_special_tokens: bool = True
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _some_prompt(self) -> Self:
         if isinstance(self.prompt, list) and not 1 <= len(self.prompts) <= MAX_PROMPTS:
             raise ValueError(f"prompt: from 1 to {MAX_PROMPTS} prompts")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise ValueError("max_tokens: at least 1, or 0 where echo or prompt_logprobs show the prompt")
         return self
 
     @property
@@ -238,39 +290,63 @@ class CompletionRequest(GenerationRequest):
         """`logprobs`."""
         return self.logprobs
 
-
-def parse_chat(body: bytes) -> ChatRequest:
-    """Read a chat request.
-
-    Raises:
-        RequestError: InvalidValue or UnsupportedParameter, with the field in `param`.
-    """
-    return _parse(ChatRequest, body)
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Of an echo as many as of the answer."""
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((one for one in wanted if one is not None), default=None)
 
 
-def parse_completion(body: bytes) -> CompletionRequest:
-    """Read a completion request.
+def parse_chat(body: bytes, policy: FieldPolicy = REFUSING) -> ChatRequest:
+    """Read a chat request; `policy` says what is done with unknown fields.
 
     Raises:
         RequestError: InvalidValue or UnsupportedParameter, with the field in `param`.
     """
-    return _parse(CompletionRequest, body)
+    return read_request(ChatRequest, body, policy)
+
+
+def parse_completion(body: bytes, policy: FieldPolicy = REFUSING) -> CompletionRequest:
+    """Read a completion request; `policy` says what is done with unknown fields.
+
+    Raises:
+        RequestError: InvalidValue or UnsupportedParameter, with the field in `param`.
+    """
+    return read_request(CompletionRequest, body, policy)
 
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
+_NAMED = re.compile(r"^([a-z_]+)\b")
 
 
-def _parse(kind: type[RequestT], body: bytes) -> RequestT:
+def read_request(kind: type[RequestT], body: bytes, policy: FieldPolicy) -> RequestT:
+    """Read a request that generates.
+
+    Raises:
+        RequestError: InvalidValue or UnsupportedParameter, with the field in `param`.
+    """
+    request = read_json(kind, body)
+    policy.judge(request.others)
+    if request.stream_options is not None:
+        for name in request.stream_options.others:
+            policy.meet(name, of="stream_options", path=f"stream_options.{name}")
+    return request
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def read_json(kind: type[ModelT], body: bytes) -> ModelT:
+    """Read any body.
+
+    Raises:
+        InvalidValue: it is not what `kind` says, or has too many values; `param` names the field.
+    """
     check_num_values(body)
     try:
-        request = kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
+        return kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
     except ValidationError as error:
         raise _as_request_error(error) from None
-    refuse_others(request.others)
-    if request.stream_options is not None and request.stream_options.others:
-        name = next(iter(request.stream_options.others))
-        raise UnsupportedParameter(f"unknown field {name!r} of stream_options", param=f"stream_options.{name}")
-    return request
 
 
 def _as_request_error(error: ValidationError) -> RequestError:
@@ -283,7 +359,10 @@ def _as_request_error(error: ValidationError) -> RequestError:
     first = max((entry for entry in errors if entry["loc"][:1] == field), key=_aptness)
     path = _field_path(first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    return InvalidValue(f"{path}: {message}" if path else message, param=path or None)
+    if not path:  # what fields say of each other begins with the name of one
+        named = _NAMED.match(message)
+        return InvalidValue(message, param=named[1] if named else None)
+    return InvalidValue(f"{path}: {message}", param=path)
 
 
 def _aptness(error: ErrorDetails) -> tuple[bool, int]:

@@ -14,10 +14,10 @@ from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import ModelFacts, TokenLogprobs
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.server.generation import ChoiceDelta
-from lorafleet_inference.server.requests import GenerationRequest
-from lorafleet_inference.server.wire import Finish, Usage
+from lorafleet_inference.server.logprobs import TokenNames
+from lorafleet_inference.server.requests import WHOLE_CONTEXT, GenerationRequest
+from lorafleet_inference.server.wire import CachedTokens, Finish, OptionalIds, Usage
 from lorafleet_inference.text.output import ShownToken
-from lorafleet_inference.text.pieces import PieceTable
 from lorafleet_inference.text.tokenizer import Text
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
@@ -37,6 +37,16 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the engine gets, and how it is shown before its answer, where that is asked for."""
+
+    token_ids: TokenIds
+    text: str = ""
+    offsets: tuple[int, ...] = ()
+    """Where the text of each token begins."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer(Generic[RequestT]):
     """What is known of an answer before its first token."""
 
@@ -44,7 +54,27 @@ class Answer(Generic[RequestT]):
     created: int
     """Seconds since 1970."""
     request: RequestT
-    pieces: PieceTable
+    names: TokenNames
+    prompts: Sequence[Prompt]
+
+    def prompt_of(self, choice: int) -> Prompt:
+        """Return the prompt of a choice, by its index."""
+        return self.prompts[choice // self.request.n]
+
+    def prompt_ids(self, choice: int) -> OptionalIds:
+        """Return the ids of its prompt, where they are asked for."""
+        return list(self.prompt_of(choice).token_ids) if self.request.return_token_ids else msgspec.UNSET
+
+    def token_ids(self, ids: Sequence[int]) -> OptionalIds:
+        """Return ids of the answer, where they are asked for."""
+        return list(ids) if self.request.return_token_ids else msgspec.UNSET
+
+    def usage(self, delta: ChoiceDelta) -> Usage | None:
+        """Return the usage of a choice so far, where each event tells it."""
+        if not self.request.continuous_usage:
+            return None
+        num_prompt = len(self.prompt_of(delta.index).token_ids)
+        return Usage(num_prompt, delta.num_tokens, num_prompt + delta.num_tokens, CachedTokens(delta.num_cached_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +82,12 @@ class Choice:
     """One choice of a whole answer."""
 
     index: int
-    prompt_token_ids: TokenIds
     text: str
     tokens: tuple[ShownToken, ...]
     """Empty unless log-probabilities were asked for."""
     finish: Finish
+    token_ids: TokenIds
+    """Likewise, unless they were asked for."""
     scored: tuple[TokenLogprobs, ...] | None
     """Log-probabilities of the prompt from its second token on, where they were asked for."""
 
@@ -69,8 +100,8 @@ class Formatter(ABC):
         """Return the one JSON document."""
 
     @abstractmethod
-    def events(self, delta: ChoiceDelta) -> Iterable[msgspec.Struct]:
-        """Return the events that show what a choice adds."""
+    def events(self, delta: ChoiceDelta, scored: Sequence[TokenLogprobs] | None) -> Iterable[msgspec.Struct]:
+        """Return the events that show what a choice adds; `scored` is of its prompt, as of `Choice`."""
 
     @abstractmethod
     def usage_event(self, usage: Usage) -> msgspec.Struct:
@@ -84,8 +115,6 @@ class Surface(ABC, Generic[RequestT]):
     """The first part of an answer's id."""
     prompt_field: ClassVar[str]
     """The field that is named where the prompt is at fault."""
-    strip_leading: ClassVar[bool]
-    """Whether an answer is a text by itself, and does not continue its prompt."""
 
     @abstractmethod
     def parse(self, body: bytes) -> RequestT:
@@ -100,12 +129,37 @@ class Surface(ABC, Generic[RequestT]):
         """Return how many prompts a request has; each gets `n` choices."""
 
     @abstractmethod
-    async def prompts(self, request: RequestT, leased: Leased) -> list[TokenIds]:
+    async def prompts(self, request: RequestT, leased: Leased) -> list[Prompt]:
         """Return the prompts of a request; each gets `n` choices.
 
         Raises:
             RequestError: one cannot be made.
         """
+
+    @abstractmethod
+    def strip_leading(self, request: RequestT) -> bool:
+        """Return whether an answer is a text by itself, and does not continue its prompt."""
+
+    async def tokenised(self, text: str, request: RequestT, leased: Leased) -> TokenIds:
+        """Return the token ids of the text of a prompt, cut to its end where the request says so.
+
+        Raises:
+            RequestError: it is too long.
+        """
+        return await leased.text.encode(
+            text,
+            add_special_tokens=request.add_special_tokens,
+            max_tokens=leased.facts.max_model_len,
+            field=self.prompt_field,
+            keep_last=self.num_kept(request, leased),
+        )
+
+    def num_kept(self, request: RequestT, leased: Leased) -> int | None:
+        """Return how many tokens of a prompt are kept; None: all."""
+        if request.truncate_prompt_tokens == WHOLE_CONTEXT:
+            num_new = 1 if request.max_new_tokens is None else request.max_new_tokens
+            return max(1, leased.facts.max_model_len - num_new)
+        return request.truncate_prompt_tokens
 
     @abstractmethod
     def formatter(self, answer: Answer[RequestT]) -> Formatter:

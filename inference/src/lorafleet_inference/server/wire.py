@@ -7,6 +7,10 @@ import msgspec
 Finish = Literal["stop", "length"]
 
 
+OptionalIds = list[int] | msgspec.UnsetType
+"""Token ids, where `return_token_ids` asks for them."""
+
+
 class CachedTokens(msgspec.Struct, frozen=True):
     """Part of `usage`."""
 
@@ -47,11 +51,14 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """`logprobs` of a completion choice; offsets count characters from the start of the answer's text."""
+    """`logprobs` of a completion choice; offsets count characters from the start of its text.
+
+    None for the first token of an echoed prompt, which follows nothing.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -82,6 +89,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     logprobs: ChatLogprobs | None
     finish_reason: Finish
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    token_ids: OptionalIds = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
@@ -93,6 +101,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     choices: list[ChatChoice]
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
+    prompt_token_ids: OptionalIds = msgspec.UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -109,10 +118,11 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: Finish | None = None
+    token_ids: OptionalIds = msgspec.UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One event of a chat stream. `usage` stands only in the last one, if it was asked for."""
+    """One event of a chat stream. `usage` stands in the last one, or in all of them, where it was asked for."""
 
     id: str
     created: int
@@ -120,6 +130,7 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=True):
     choices: list[ChatChunkChoice]
     object: Literal["chat.completion.chunk"]
     usage: Usage | None = None
+    prompt_token_ids: OptionalIds = msgspec.UNSET
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -130,6 +141,8 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: Finish | None = None
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    token_ids: OptionalIds = msgspec.UNSET
+    prompt_token_ids: OptionalIds = msgspec.UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, omit_defaults=True):

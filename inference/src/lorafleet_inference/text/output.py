@@ -95,3 +95,13 @@ class Output:
         while self._pending and (final or self._pending[0].offset < self._num_shown):
             ready.append(self._pending.popleft())
         return tuple(ready)
+
+
+def spelled(detokenizer: Detokenizer, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """Return the text of tokens, and where that of each begins; takes time as there are tokens."""
+    offsets, parts, num_chars = list[int](), list[str](), 0
+    for token_id in token_ids:
+        offsets.append(num_chars)
+        parts.append(detokenizer.push((token_id,)))
+        num_chars += len(parts[-1])
+    return "".join((*parts, detokenizer.finish())), tuple(offsets)
