@@ -1,5 +1,6 @@
 """Placement keeps to budgets, moves as little as it can, and never depends on an order."""
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -198,3 +199,62 @@ def test_a_group_takes_no_more_slots_of_a_pod_than_it_may() -> None:
     for uid in ("a", "b"):
         assert sum(uid in found.pods[want.name] for want in guests) == 2
     assert sum(found.missing.values()) == 6
+
+
+NEWCOMERS = [f"new-{number}" for number in range(12)]
+"""Names enough for each pod to weigh most for some of them."""
+
+
+def heaviest(name: str, uids: list[str], count: int = 1) -> set[str]:
+    return set(sorted(uids, key=lambda uid: rendezvous(name, uid), reverse=True)[:count])
+
+
+@pytest.mark.parametrize("name", NEWCOMERS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_adapter_goes_where_its_name_weighs_most(name: str, count: int) -> None:
+    """So whoever places it anew, after a status was lost, finds the same pods."""
+    budgets = [PodBudget(f"pod-{i}", 8, 64, 8) for i in range(4)]
+    placed = place(budgets, [Want(name, 8, count)]).pods[name]
+    assert placed == heaviest(name, [budget.uid for budget in budgets], count)
+
+
+@pytest.mark.parametrize("name", NEWCOMERS)
+@pytest.mark.parametrize("free", range(4))
+def test_an_urgent_newcomer_goes_where_nobody_has_to_give_way(name: str, free: int) -> None:
+    budgets = [PodBudget(f"pod-{i}", 1, 8, 8) for i in range(4)]
+    held = frozenset(budget.uid for budget in budgets) - {f"pod-{free}"}
+    placed = place(budgets, [Want("there", 8, 3, holders=held), Want(name, 8, 1, priority=1)])
+    assert placed.pods == {"there": held, name: {f"pod-{free}"}}
+    assert placed.missing == {}
+
+
+@pytest.mark.parametrize("name", NEWCOMERS)
+def test_a_place_that_is_given_up_anyway_is_free_for_an_urgent_newcomer(name: str) -> None:
+    budgets = [PodBudget(f"pod-{i}", 1, 8, 8) for i in range(3)]
+    uids = [budget.uid for budget in budgets]
+    placed = place(budgets, [Want("fewer", 8, 2, holders=frozenset(uids)), Want(name, 8, 1, priority=1)])
+    stays = heaviest("fewer", uids, 2)
+    assert placed.pods == {"fewer": stays, name: set(uids) - stays}
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.combinations(NEWCOMERS[:8], 2))
+def test_a_place_that_a_newcomer_has_got_is_not_free_for_the_next(first: str, second: str) -> None:
+    budgets = [PodBudget("pod-0", 2, 16, 8), PodBudget("pod-1", 1, 8, 8)]
+    there = Want("there", 8, 1, holders=frozenset({"pod-0"}))
+    placed = place(budgets, [there, Want(first, 8, 1, priority=1), Want(second, 8, 1, priority=1)])
+    assert placed.pods["there"] == {"pod-0"}
+    assert placed.pods[first] ^ placed.pods[second] == {"pod-0", "pod-1"}
+
+
+@pytest.mark.parametrize("urgent", ["a", "b"])
+def test_the_second_revision_of_the_more_urgent_one_has_the_last_room(urgent: str) -> None:
+    pod = frozenset({"pod"})
+    both = [Want(name, 8, 1, int(name == urgent), pod, other_rank=8) for name in ("a", "b")]
+    placed = place([PodBudget("pod", 3, 24, 8)], both)
+    assert placed.pods == {"a": pod, "b": pod}
+    assert placed.beside == {name: pod if name == urgent else frozenset() for name in ("a", "b")}
+
+
+def test_without_pods_nothing_is_placed_and_nothing_lacks() -> None:
+    wants = [Want("all", 8, None), Want("two", 8, 2, other_rank=4)]
+    assert place([], wants) == Placement({"all": frozenset(), "two": frozenset()}, {"two": frozenset()}, {})

@@ -125,3 +125,20 @@ def test_without_prefix_caching_nothing_is_found() -> None:
     assert manager.match(chain(None, (1, 2))) == []
     manager.release(blocks)
     assert manager.num_available == 2
+
+
+def test_a_salt_keeps_equal_sequences_apart_and_none_is_the_empty_one() -> None:
+    for adapter in ADAPTERS:
+        assert chain_seed(adapter) == chain_seed(adapter, "")
+        assert len({chain_seed(adapter, salt) for salt in ("", "one", "two")}) == 3
+
+
+def test_what_nobody_holds_is_neither_published_nor_released() -> None:
+    """Else its content could change under whoever finds it, or it would have two owners."""
+    manager = BlockManager(2, BLOCK_TOKENS, prefix_caching=True)
+    blocks = manager.take(1) or []
+    manager.release(blocks)
+    with pytest.raises(AssertionError):
+        manager.publish(blocks[0], chain_seed(None))
+    with pytest.raises(AssertionError):
+        manager.release(blocks)

@@ -8,7 +8,7 @@ from support.engines import key_of
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.block_manager import BlockHash, BlockManager
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     FinishReason,
@@ -17,6 +17,7 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     TokenLogprobs,
 )
+from lorafleet_inference.engine.pace import MIN_PROMPT_TOKENS, Pace
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.vocabulary import Vocabulary
@@ -28,10 +29,26 @@ A, B = key_of("a"), key_of("b")
 LOGPROBS = TokenLogprobs(-0.5, ((PLAIN, -0.5),))
 
 
-def scheduler(*, num_blocks: int = 64, max_batch_tokens: int = 64, max_batch_requests: int = 8) -> Scheduler:
+class ListingBlocks(BlockManager):
+    """Lists what is published."""
+
+    published: list[int]
+
+    def publish(self, block: int, block_hash: BlockHash) -> None:
+        self.published.append(block)
+        super().publish(block, block_hash)
+
+
+def scheduler(
+    *,
+    num_blocks: int = 64,
+    max_batch_tokens: int = 64,
+    max_batch_requests: int = 8,
+    blocks: BlockManager | None = None,
+) -> Scheduler:
     """The adapter b has one token more than the base and a."""
     return Scheduler(
-        BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=True),
+        blocks or BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=True),
         max_batch_tokens=max_batch_tokens,
         max_batch_requests=max_batch_requests,
         max_model_len=MAX_MODEL_LEN,
@@ -323,3 +340,20 @@ def test_prompts_cut_into_steps_are_scored_from_the_second_token_on() -> None:
     assert [event.finish for event in events] == [None, FinishReason.LENGTH]
     assert [one.chosen for one in events[0].prompt_logprobs or ()] == [-1] * 5 + [-2] * 5 + [-3]
     assert events[1].prompt_logprobs is None
+
+
+def test_each_full_block_is_published_once() -> None:
+    blocks = ListingBlocks(64, BLOCK_TOKENS, prefix_caching=True)
+    blocks.published = []
+    one = scheduler(blocks=blocks, max_batch_tokens=5)
+    assert one.submit(asked("r", 11, max_tokens=12)) is None
+    step(one, *[PLAIN] * 14)
+    assert (one.num_running, one.num_waiting) == (0, 0)
+    assert len(blocks.published) == len(set(blocks.published)) == 22 // BLOCK_TOKENS
+
+
+def test_a_step_is_no_longer_than_its_pace_allows() -> None:
+    slow = Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01)
+    for pace, num_tokens in ((slow, MIN_PROMPT_TOKENS), (None, 8 * 31)):
+        one = submitted(*(asked(str(number), 31, max_tokens=1) for number in range(8)), max_batch_tokens=512)
+        assert one.plan((), pace=pace).num_tokens == num_tokens
