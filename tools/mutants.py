@@ -26,8 +26,10 @@ SETTINGS = ROOT / "tests" / "mutants" / "mutmut.toml"
 PAGE = ROOT / "tests" / "mutants" / "survivors.md"
 MUTMUT = "mutmut==3.8.1"
 MIN_SHARE_NOTICED = 0.95
-UNNOTICED = (0, 33, 5)
+UNNOTICED = (0, 33)
 """mutmut's exit statuses of mutants that survive, or that no test calls."""
+NOTICED = (3, 36)
+"""Those of tests/mutants/stage_conftest.py: a test failed, or did not end. Any other says nothing of the mutant."""
 WORDS = re.compile(r'"[^"]* [^"]*"')
 """A string that is for people: what it says may change."""
 EQUIVALENT = "Equivalent"
@@ -103,7 +105,7 @@ def try_again(place: Path) -> None:
     path = meta_of(place)
     meta = json.loads(path.read_text())
     verdicts = meta["exit_code_by_key"]
-    noticed = {name: code if code in (1, 3) else None for name, code in verdicts.items()}
+    noticed = {name: code if code in NOTICED else None for name, code in verdicts.items()}
     path.write_text(json.dumps({**meta, "exit_code_by_key": noticed}))
 
 
@@ -156,8 +158,9 @@ def judge(module: str, tests: list[str], *, again: bool) -> Judged:
         try_again(place)
     run(place)
     verdicts = json.loads(meta_of(place).read_text())["exit_code_by_key"]
-    if None in verdicts.values():
-        sys.exit(f"{module}: mutmut ended before all mutants were tried; its log is {place}/mutmut.log")
+    unknown = {name: code for name, code in verdicts.items() if code not in (*NOTICED, *UNNOTICED)}
+    if unknown:
+        sys.exit(f"{module}: {len(unknown)} mutants could not be judged, e.g. {next(iter(unknown.items()))}")
     with contextlib.chdir(place):
         path = Path("src", *module.split(".")).with_suffix(".py")
         faults = {name: fault_of(name, path) for name in verdicts}

@@ -237,7 +237,7 @@ def test_a_place_that_is_given_up_anyway_is_free_for_an_urgent_newcomer(name: st
     assert placed.pods == {"fewer": stays, name: set(uids) - stays}
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.combinations(NEWCOMERS[:8], 2))
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(NEWCOMERS[:8], 2)))
 def test_a_place_that_a_newcomer_has_got_is_not_free_for_the_next(first: str, second: str) -> None:
     budgets = [PodBudget("pod-0", 2, 16, 8), PodBudget("pod-1", 1, 8, 8)]
     there = Want("there", 8, 1, holders=frozenset({"pod-0"}))

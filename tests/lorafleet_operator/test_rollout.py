@@ -19,6 +19,7 @@ from lorafleet_operator.decide.rollout import (
     history_after,
     leaves_at,
     may_leave,
+    obstacle_to_switch,
     published_after,
     target_of,
 )
@@ -87,6 +88,25 @@ BEFORE_IT_BEGINS = {
     "the only one drains": ([has(new(), draining=True)], False),
     "one that drains, and one that does not know it": ([has(draining=True), has(name="p1"), has(new())], False),
 }
+OBSTACLES = {
+    "it is ready": (has(new()), None),
+    "it is there for later": (has(on_demand(state=AdapterState.DOWNLOADING)), None),
+    "it drains": (has(old(), draining=True), None),
+    "it says nothing": (v.silent(v.pod()), "does not answer the operator"),
+    "it does not know it": (has(old()), "has not taken the revision into its catalogue"),
+    "it is loading": (has(new(state=AdapterState.LOADING)), "Loading"),
+    "it has failed": (
+        has(new(state=AdapterState.FAILED, reason="DiskFull", message="no space left")),
+        "DiskFull: no space left",
+    ),
+}
+
+
+@pytest.mark.parametrize(("pod", "words"), OBSTACLES.values(), ids=OBSTACLES.keys())
+def test_a_pod_that_is_in_the_way_of_a_switch_says_how(pod: ObservedPod, words: str | None) -> None:
+    assert obstacle_to_switch(pod, "french", NEW.revision) == words
+
+
 MOVED = has(new(stable=True), old(stable=False))
 ONCE_IT_HAS_BEGUN = {
     "all have moved": ([MOVED], True),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import Phase, settings
 from mutmut.state import state
 
-TIMEOUT = 36
-"""mutmut's exit status of a mutant that ran for too long."""
+NOTICED, TIMEOUT, NOT_JUDGED = 3, 36, 35
+"""Exit statuses, as mutmut knows them. A process that merely breaks ends with 1, so a test that failed says so by another."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -25,13 +25,24 @@ def pytest_configure() -> None:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """A test that takes a multiple of its usual time, counted in the CPU's, has noticed that nothing ends."""
     usual = state().duration_by_test.get(item.nodeid)
-    if "__mutmut_" in os.environ.get("MUTANT_UNDER_TEST", "") and usual is not None:
+    if _is_mutant() and usual is not None:
         signal.signal(signal.SIGVTALRM, _give_up)
         signal.setitimer(signal.ITIMER_VIRTUAL, 5 + 5 * usual)
     try:
         return (yield)
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Only a test that ran and failed has noticed a mutant: not one that was not found, nor pytest when it breaks."""
+    if _is_mutant() and exitstatus != pytest.ExitCode.OK:
+        os._exit(NOTICED if exitstatus == pytest.ExitCode.TESTS_FAILED else NOT_JUDGED)
+
+
+def _is_mutant() -> bool:
+    return "__mutmut_" in os.environ.get("MUTANT_UNDER_TEST", "")
 
 
 def _give_up(_: int, __: FrameType | None) -> None:

@@ -189,6 +189,44 @@ def test_a_request_without_an_answer_ends_when_its_prompt_is_computed() -> None:
     assert (one.num_running, one.num_waiting) == (0, 0)
 
 
+class Exactly:
+    """An answer of these tokens and no more; `problem` once another one comes."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.left = list(tokens)
+        self.problem: str | None = None
+
+    def accept(self, token_id: int) -> bool:
+        if token_id != self.left.pop(0):
+            self.problem = f"it has no {token_id}"
+        return self.problem is None and bool(self.left)
+
+
+def test_an_answer_that_has_to_match_a_form_ends_with_it() -> None:
+    one = scheduler()
+    assert one.submit(asked("r", max_tokens=9), Exactly(20, 21)) is None
+    assert step(one, 20) == [TokenEvent("r", (20,), (LOGPROBS,))]
+    (ended,) = step(one, 21)
+    assert (ended.token_ids, ended.logprobs, ended.finish) == ((21,), (LOGPROBS,), FinishReason.STOP)
+    assert (one.num_running, one.num_waiting) == (0, 0)
+
+
+def test_an_answer_whose_form_cannot_be_followed_any_more_fails() -> None:
+    one = scheduler()
+    assert one.submit(asked("r", max_tokens=9), Exactly(20, 21)) is None
+    assert one.submit(asked("other", max_tokens=9)) is None
+    failed, other = step(one, 30)
+    message = "the grammar of this request cannot be followed any more: it has no 30"
+    assert failed == TokenEvent("r", finish=FinishReason.ERROR, error=message, code=ErrorCode.INVALID_VALUE)
+    assert other == TokenEvent("other", (30,), (LOGPROBS,))
+
+
+def test_an_end_token_ends_an_answer_whatever_its_form() -> None:
+    one = scheduler()
+    assert one.submit(asked("r", max_tokens=9), Exactly(EOS, 20)) is None
+    assert step(one, EOS) == [TokenEvent("r", finish=FinishReason.STOP)]
+
+
 def test_an_answer_ends_where_the_context_does() -> None:
     one = submitted(asked("r", MAX_MODEL_LEN - 2, max_tokens=99))
     events = step(one, PLAIN, PLAIN)
