@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,6 +162,8 @@ def test_what_is_drawn_are_two_different_pods_and_each_in_time() -> None:
     draws = [two_at_random(pool) for _ in range(200)]
     assert all(len({c.uid for c in drawn}) == 2 for drawn in draws)
     assert {c.uid for drawn in draws for c in drawn} == {c.uid for c in pool}
+    assert {len(two_at_random(pool[:3])) for _ in range(20)} == {2}
+    assert sorted(two_at_random(pool[:2]), key=lambda c: c.uid) == pool[:2]
     assert list(two_at_random(pool[:1])) == pool[:1]
 
 
@@ -183,3 +186,41 @@ def test_ejected_pods_are_asked_only_if_there_is_no_other() -> None:
 def test_at_most_half_of_a_base_is_ejected() -> None:
     allowed = {n: max((k + 1 for k in range(n) if may_eject(num_ready=n, num_ejected=k)), default=0) for n in range(7)}
     assert allowed == {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 5: 2, 6: 3}
+
+
+@pytest.mark.parametrize("name", ["french", "german", "roman", "numerals", "thai"])
+def test_of_equally_busy_pods_that_hold_it_the_one_that_would_load_it(name: str) -> None:
+    """So a name keeps its pod from before it is resident to after, and its prefixes are found there."""
+    uids = [f"pod-{i}" for i in range(5)]
+    home = decide(name, [pod(uid) for uid in uids], is_adapter=True)
+    assert home == Decision(home.uid, Why.UNLISTED)
+    assert decide(name, [pod(uid, Tier.DEVICE, 2) for uid in uids], is_adapter=True) == Decision(home.uid, Why.DEVICE)
+    assert decide(name, [pod(uid, None, 2) for uid in uids], is_adapter=False) == Decision(home.uid, Why.BASE)
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+def test_the_reason_is_where_it_is_held(tier: Tier) -> None:
+    assert decide("french", [pod("a", tier)], is_adapter=True) == Decision("a", Why(tier.lower()))
+    assert decide("french", [pod("a", tier)], is_adapter=False) == Decision("a", Why.BASE)
+
+
+def test_a_pod_is_too_busy_with_twice_the_mean_of_those_that_can_be_asked() -> None:
+    """And with that of the base's other pods, not of those that are not ready, are silent, ejected or were tried."""
+    calm = [pod(f"pod-{i}", Tier.DISK, 40) for i in range(3)]
+    for outstanding, why in ((119, Why.DEVICE), (120, Why.SPILL)):
+        assert decide("hot", [pod("hot", Tier.DEVICE, outstanding), *calm], is_adapter=True).why is why
+    others = [
+        pod("not ready", None, 9999, ready=False),
+        pod("silent", None, 9999, reachable=False),
+        Candidate("ejected", True, True, None, 9999, is_ejected=True),
+        pod("tried", None, 9999),
+    ]
+    hot = pod("hot", Tier.DEVICE, 120)
+    assert decide("hot", [hot, *calm, *others], is_adapter=True, tried={"tried"}).why is Why.SPILL
+
+
+def test_where_all_are_too_busy_the_nearest_has_it() -> None:
+    alone = [pod("a", Tier.DEVICE, 9999)]
+    assert decide("hot", alone, is_adapter=True).uid == "a"
+    only_left = [pod("a", Tier.DEVICE, 70), pod("b", Tier.DISK, 70)]
+    assert decide("hot", only_left, is_adapter=True) == Decision("a", Why.DEVICE)
