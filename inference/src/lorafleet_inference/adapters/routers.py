@@ -35,7 +35,7 @@ def take_routers(
     sites: dict[str, LoraSite] = {}
     rest: list[ModuleTensors] = []
     for tensors in lora:
-        router = routers.get(renamed(tensors.name))
+        router = routers.get(tensors.name) or routers.get(renamed(tensors.name))
         if router is None:
             rest.append(tensors)
             continue

@@ -56,7 +56,7 @@ def _modules(model: PreTrainedModel) -> list[ModuleFacts]:
     head = model.get_output_embeddings()
     found = []
     for name, module in model.named_modules():
-        if module is head or ".experts." in name:
+        if module is head or ".experts." in name or routers.is_router(module):
             continue
         if isinstance(module, torch.nn.Linear):
             found.append(ModuleFacts(name, ModuleKind.LINEAR, module.in_features, module.out_features))
@@ -86,7 +86,7 @@ def _whole_modules(model: PreTrainedModel) -> list[WholeFacts]:
         if "weight" not in parameters or not parameters.keys() <= {"weight", "bias"} or any(module.children()):
             continue
         maps_one_tensor = len(inspect.signature(type(module).forward).parameters) == 2
-        if maps_one_tensor and "Router" not in type(module).__name__:
+        if maps_one_tensor and not routers.is_router(module):
             shapes = tuple((key, tuple(parameter.shape)) for key, parameter in parameters.items())
             found.append(WholeFacts(name, shapes))
     return found

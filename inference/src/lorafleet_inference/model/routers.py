@@ -1,6 +1,6 @@
 """LoRA on the routers of mixtures of experts.
 
-transformers' routers are no linear layers: one module multiplies by its weight and chooses the experts. What LoRA adds
+transformers' routers are no plain linear layers: one module multiplies by its weight and chooses the experts. What LoRA adds
 belongs between the two, so the product is changed inside of the module's own forward.
 Axes: T tokens of the step, E experts.
 """
@@ -33,10 +33,15 @@ class _Product(TorchFunctionMode):
         return out
 
 
+def is_router(module: torch.nn.Module) -> bool:
+    """Whether a module chooses experts; some are linear layers that return more than their product."""
+    return "Router" in type(module).__name__
+
+
 def can_adapt(module: torch.nn.Module) -> bool:
     """Whether this is a router whose logits are the plain product of its input and its weight [E, hidden], in any dtype."""
     parameters = dict(module.named_parameters())
-    if not type(module).__name__.endswith("TopKRouter") or parameters.keys() != {"weight"}:
+    if not is_router(module) or parameters.keys() != {"weight"}:
         return False
     num_experts, hidden = parameters["weight"].shape
     # 16 bit: some routers cast the weight, which in 32 bit is no other tensor
@@ -44,7 +49,7 @@ def can_adapt(module: torch.nn.Module) -> bool:
         torch.empty(num_experts, hidden, dtype=torch.bfloat16, device="meta"), requires_grad=False
     )
     twin = copy.copy(module)
-    twin._parameters = {"weight": weight}  # noqa: SLF001  a copy shares them with the module's
+    twin._parameters = {**module._parameters, "weight": weight}  # noqa: SLF001  a copy shares them with the module's
     seen: list[tuple[torch.Size, torch.Size]] = []
     try:
         with _Product(weight, lambda x, logits: seen.append((x.shape, logits.shape))):
