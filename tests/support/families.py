@@ -35,8 +35,8 @@ from transformers import (
 
 VOCABULARY = 211
 MAX_MODEL_LEN = 336
-LONGROPE_LIMIT = 336
-"""Longer sequences of the longrope model would need other frequencies."""
+LONGROPE_LIMIT = 64
+"""Longer sequences of the longrope model have other frequencies; none of the suite's grows across it."""
 _COMMON = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 _SIZES = {
     **_COMMON,
@@ -87,7 +87,6 @@ class Family:
     """What the gate, up and down maps of an expert were called before they were fused."""
     mixture: str = "mlp"
     """What the parent of router and experts was called then."""
-    max_model_len: int | None = None
 
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -119,13 +118,12 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family(Phi3Config(**_GQA, sliding_window=24), attention=("qkv_proj",)),
     "phi3-longrope": Family(
         Phi3Config(
-            **{**_GQA, "max_position_embeddings": 4 * LONGROPE_LIMIT},
+            **_GQA,
             original_max_position_embeddings=LONGROPE_LIMIT,
             rope_parameters=_LONGROPE,
             sliding_window=None,
         ),
         attention=("qkv_proj",),
-        max_model_len=LONGROPE_LIMIT,
     ),
     "falcon-multi-query": Family(FalconConfig(**_FALCON, multi_query=True, alibi=False, bias=False), **_OLD),
     "falcon-new-decoder": Family(

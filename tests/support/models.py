@@ -181,16 +181,27 @@ class Reference:
     @torch.inference_mode()
     def generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> tuple[int, ...]:
         """Return the greedy answer; end tokens do not stop it."""
+        return self.generate_scored(adapter, prompt, num_tokens)[0]
+
+    @torch.inference_mode()
+    def generate_scored(
+        self, adapter: str | None, prompt: Sequence[int], num_tokens: int
+    ) -> tuple[tuple[int, ...], torch.Tensor]:
+        """Return the greedy answer, and the logits that chose its tokens: [answer, vocabulary]."""
+        model = self._model(adapter)
+        model(input_ids=torch.tensor([[2]]))  # rotary embeddings remember the longest text since the last short one
         ids = torch.tensor([list(prompt)])
-        out = self._model(adapter).generate(
+        out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=num_tokens,
             eos_token_id=None,
             pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-        return tuple(out[0, len(prompt) :].tolist())
+        return tuple(out.sequences[0, len(prompt) :].tolist()), torch.cat(out.logits).float()
 
     def _model(self, adapter: str | None) -> torch.nn.Module:
         if adapter not in self._models:

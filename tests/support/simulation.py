@@ -5,9 +5,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit, TokenEvent, TokenLogprobs
+from lorafleet_inference.engine.messages import (
+    AdapterKey,
+    LengthRope,
+    RopeKind,
+    SamplingParams,
+    Submit,
+    TokenEvent,
+    TokenLogprobs,
+)
 from lorafleet_inference.engine.pace import Pace
-from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
+from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
@@ -52,6 +60,7 @@ class Simulation:
         max_model_len: int = 64,
         token: Callable[[str, int], int] = lambda _, position: 2 + position % 5,
         prefix_caching: bool = True,
+        length_rope: LengthRope | None = None,
     ) -> None:
         self.blocks = BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=prefix_caching)
         self.budget = max_batch_tokens
@@ -63,12 +72,16 @@ class Simulation:
             max_model_len=max_model_len,
             eos_token_ids=(EOS,),
             vocabulary_of=lambda _: Vocabulary(VOCAB_SIZE, VOCAB_SIZE),
+            length_rope=length_rope,
         )
+        self.length_rope = length_rope
         self.token = token
         self.stories: dict[str, Story] = {}
         self.num_steps = 0
         self.num_preempted = 0
         self._computed: dict[str, int] = {}
+        self._rope_length_of: dict[int, int] = {}
+        """By block: what the KV there was computed with."""
 
     def submit(self, request: Submit) -> None:
         """Hand in a request."""
@@ -134,10 +147,24 @@ class Simulation:
             known = [*story.request.prompt_token_ids, *(one for event in story.events for one in event.token_ids)]
             assert item.token_ids == tuple(known[item.start : end])
             assert (item.sample is not None) == (end == len(known))
+            self._check_rope(item, len(known))
             written = set(item.blocks[item.start // BLOCK_TOKENS :])
             assert not written & fresh, "two sequences write to one block"
             fresh |= written
             self._computed[item.request_id] = end
+
+    def _check_rope(self, item: StepItem, num_known: int) -> None:
+        rope = self.length_rope
+        wanted = 0
+        if rope is not None and rope.kind is RopeKind.LONGROPE:
+            wanted = rope.limit + 1 if num_known > rope.limit else 0
+        elif rope is not None:
+            wanted = item.num_prompt if item.num_prompt > rope.limit else 0
+        assert item.rope_length == wanted
+        for block in item.blocks[: -(-item.start // BLOCK_TOKENS)]:
+            assert self._rope_length_of[block] == wanted, "KV of other rotary frequencies"
+        for block in item.blocks[item.start // BLOCK_TOKENS :]:
+            self._rope_length_of[block] = wanted
 
 
 def request(

@@ -109,7 +109,7 @@ def serve_all(engine: DrivenEngine, family: Family, *, resident: bool = True) ->
 
 
 def engine_of(family: Family, **options: object) -> DrivenEngine:
-    settings = {"max_rank": 256, "max_batch_tokens": 40, "max_model_len": family.made.max_model_len, **options}
+    settings = {"max_rank": 256, "max_batch_tokens": 40, **options}
     return DrivenEngine(EngineConfig(model=str(family.base), device="cpu", num_threads=1, **settings))  # type: ignore[arg-type]
 
 

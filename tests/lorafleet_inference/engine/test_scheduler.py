@@ -14,7 +14,7 @@ from support.simulation import EOS, VOCAB_SIZE, Simulation, request
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, SamplingParams, Submit
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, RopeKind, SamplingParams, Submit
 from lorafleet_inference.engine.plan import Sampled, StepResult
 from lorafleet_inference.engine.planner import MAX_SCORED_TOKENS
 from lorafleet_inference.engine.scheduler import Scheduler
@@ -31,14 +31,18 @@ MANY_STEPS = 2000
     num_blocks=st.integers(1, 14),
     max_batch_tokens=st.integers(1, 24),
     max_batch_requests=st.integers(1, 6),
+    rope=st.sampled_from([None, LengthRope(RopeKind.LONGROPE, 10), LengthRope(RopeKind.DYNAMIC, 10)]),
 )
-def test_every_request_ends_once(seed: int, num_blocks: int, max_batch_tokens: int, max_batch_requests: int) -> None:
+def test_every_request_ends_once(
+    seed: int, num_blocks: int, max_batch_tokens: int, max_batch_requests: int, rope: LengthRope | None
+) -> None:
     rng = random.Random(seed)
     simulation = Simulation(
         num_blocks=num_blocks,
         max_batch_tokens=max_batch_tokens,
         max_batch_requests=max_batch_requests,
         max_model_len=40,
+        length_rope=rope,
         token=lambda request_id, position: EOS if random.Random(f"{seed}{request_id}{position}").random() < 0.1 else 2,
     )
     for number in range(30):

@@ -15,15 +15,15 @@ from lorafleet_inference.engine.messages import AdapterKey
 BlockHash = bytes
 
 
-def chain_seed(adapter: AdapterKey | None, salt: str = "") -> BlockHash:
+def chain_seed(adapter: AdapterKey | None, salt: str = "", rope_length: int = 0) -> BlockHash:
     """Return what the hash chain of a sequence starts from.
 
-    Equal tokens have equal KV only under the same weights: the base's and the adapter's content. The tag keeps an
-    adapter from ever meeting the base. Sequences of different `salt` never meet, so that nobody learns by the time of
-    an answer what others have asked.
+    Equal tokens have equal KV only under the same weights, the base's and the adapter's content, and with the same rotary
+    frequencies. The tag keeps an adapter from ever meeting the base. Sequences of different `salt` never meet, so that
+    nobody learns by the time of an answer what others have asked.
     """
     tagged = ("base",) if adapter is None else ("adapter", adapter.digest)
-    return hashlib.sha256(repr((*tagged, salt) if salt else tagged).encode()).digest()
+    return hashlib.sha256(repr((*tagged, salt, rope_length)).encode()).digest()
 
 
 def next_hash(previous: BlockHash, token_ids: Sequence[int]) -> BlockHash:

@@ -125,6 +125,7 @@ class Engine:
             max_batch_requests=config.max_batch_requests,
             max_model_len=facts.max_model_len,
             eos_token_ids=facts.eos_token_ids,
+            length_rope=facts.length_rope,
             vocabulary_of=lambda key: vocabulary_of(facts) if key is None else self._loads.vocabulary(key),
         )
         self._residency = Residency(

@@ -169,6 +169,22 @@ class ExpertsFacts(msgspec.Struct, frozen=True, array_like=True):
     """(name, in, out) of each stacked weight, in the order in which the module declares them."""
 
 
+class RopeKind(StrEnum):
+    """How rotary frequencies depend on the length of a sequence, by transformers' names."""
+
+    LONGROPE = "longrope"
+    """Beyond the limit all tokens of a sequence have other ones, so it is computed again when it grows beyond."""
+    DYNAMIC = "dynamic"
+    """Beyond the limit each length has its own; a token keeps those of the length at which it is first computed."""
+
+
+class LengthRope(msgspec.Struct, frozen=True):
+    """Rotary frequencies that depend on the length of a sequence beyond `limit` tokens."""
+
+    kind: RopeKind
+    limit: int
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What validation and the API need to know of a base model, without its weights."""
 
@@ -186,6 +202,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The input embedding, the output head, which sees sampled positions only, and routers of experts."""
     whole_modules: tuple[WholeFacts, ...] = ()
     experts: tuple[ExpertsFacts, ...] = ()
+    length_rope: LengthRope | None = None
+    """None where rotary frequencies are the same at every length within `max_model_len`."""
 
 
 class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):

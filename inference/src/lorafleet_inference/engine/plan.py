@@ -32,6 +32,8 @@ class StepItem:
     """Tokens of the prompt, which the answer follows."""
     history: tuple[int, ...] = ()
     """All known tokens, where choosing the next one needs them (`SamplingParams.uses_history`)."""
+    rope_length: int = 0
+    """Length that the rotary frequencies of all its tokens follow at least (`rope_length` of engine/rope.py)."""
     decode: bool = False
     """Whether this continues an answer by its last token."""
 

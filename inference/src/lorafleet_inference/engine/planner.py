@@ -57,6 +57,8 @@ class Planner:
         self._max_running = min(max_batch_requests, max(1, max_batch_tokens // 2))
         self.running = RunningSet(counters)
         self.waiting = WaitingQueues()
+        self._restarted: list[str] = []
+        """Set back by `restart` since the last plan."""
 
     def waiting_adapters(self) -> list[AdapterKey]:
         """Adapters with waiting sequences, in the order in which they would start."""
@@ -83,11 +85,12 @@ class Planner:
         first = [sequence for sequence in draft.started if sequence.num_cached is None]
         for sequence in first:
             sequence.num_cached = sequence.num_computed
+        restarted, self._restarted = self._restarted, []
         hits = [draft.items[sequence.request_id].start for sequence in draft.started]
         return StepPlan(
             items=tuple(draft.items.values()),
             first_scheduled=tuple(sequence.request_id for sequence in first),
-            preempted=tuple(draft.preempted),
+            preempted=(*restarted, *draft.preempted),
             max_tokens=room,
             num_queried_tokens=sum(len(sequence.token_ids) for sequence in draft.started),
             num_hit_tokens=sum(hits),
@@ -99,6 +102,14 @@ class Planner:
             self._stop(sequence)
         else:
             self.waiting.remove(sequence)
+
+    def restart(self, sequence: Sequence, rope_length: int) -> None:
+        """Set a running sequence back, to be computed again with rotary frequencies that follow another length."""
+        self._stop(sequence)
+        sequence.rope_length = rope_length
+        sequence.hashes.clear()
+        self.waiting.add(sequence)
+        self._restarted.append(sequence.request_id)
 
     def _turn(self, adapter: AdapterKey | None) -> Place:
         return self.running.place(self.waiting.first(adapter))

@@ -9,10 +9,11 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ServiceCounters
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
 from lorafleet_inference.engine.pace import Pace
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
+from lorafleet_inference.engine.rope import must_restart, rope_length
 from lorafleet_inference.engine.sequence import Form, Sequence
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
@@ -29,8 +30,10 @@ class Scheduler:
         max_model_len: int,
         eos_token_ids: Collection[int],
         vocabulary_of: Callable[[AdapterKey | None], Vocabulary],
+        length_rope: LengthRope | None = None,
     ) -> None:
         """`vocabulary_of` says which token ids requests of an adapter, or of the base, may name."""
+        self._length_rope = length_rope
         self._blocks = blocks
         self._max_model_len = max_model_len
         self._eos = frozenset(eos_token_ids)
@@ -77,6 +80,7 @@ class Scheduler:
             code, message = refusal
             return TokenEvent(request.request_id, finish=FinishReason.ERROR, error=message, code=code)
         sequence = Sequence(request, self._num_arrived, list(request.prompt_token_ids), form)
+        sequence.rope_length = rope_length(self._length_rope, len(sequence.token_ids))
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._planner.waiting.add(sequence)
@@ -183,6 +187,9 @@ class Scheduler:
             return self._end(sequence, FinishReason.STOP, sampled=sampled)
         if sequence.num_answer >= sampling.max_tokens or len(sequence.token_ids) >= self._max_model_len:
             return self._end(sequence, FinishReason.LENGTH, sampled=sampled)
+        num_tokens = len(sequence.token_ids)
+        if must_restart(self._length_rope, sequence.rope_length, num_tokens):
+            self._planner.restart(sequence, rope_length(self._length_rope, num_tokens))
         return sequence.event(sampled)
 
     def _end_not_finite(self, sequence: Sequence) -> TokenEvent:

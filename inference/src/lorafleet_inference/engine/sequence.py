@@ -39,6 +39,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     num_published: int = 0
     """Full, computed blocks that others can find."""
+    rope_length: int = 0
+    """Length that the rotary frequencies of all its tokens follow at least; 0 up to the limit of the base."""
     hashes: list[BlockHash] = field(default_factory=list)
     """Of its full blocks, computed or not, as far as anyone has asked."""
     num_cached: int | None = None
@@ -79,12 +81,15 @@ class Sequence:
         return self.request.sampling.prompt_logprobs is not None and not self.spoke
 
     def block_hash(self, index: int, block_tokens: int) -> BlockHash:
-        """Return the hash of a full block of its tokens; known tokens never change, so it is computed once."""
+        """Return the hash of a full block of its tokens; known tokens never change, so each is computed once."""
         while len(self.hashes) <= index:
             begin = len(self.hashes) * block_tokens
-            previous = self.hashes[-1] if self.hashes else chain_seed(self.adapter, self.request.cache_salt)
+            previous = self.hashes[-1] if self.hashes else self._chain_seed()
             self.hashes.append(next_hash(previous, self.token_ids[begin : begin + block_tokens]))
         return self.hashes[index]
+
+    def _chain_seed(self) -> BlockHash:
+        return chain_seed(self.adapter, self.request.cache_salt, self.rope_length)
 
     def num_to_score(self) -> int:
         """Return how many tokens of the prompt wait for their log-probabilities."""
@@ -108,6 +113,7 @@ class Sequence:
             num_prompt_logprobs=self.request.sampling.prompt_logprobs or 0,
             num_prompt=num_prompt,
             history=tuple(self.token_ids) if sampling is not None and sampling.uses_history else (),
+            rope_length=self.rope_length,
             decode=last and num_tokens == 1 and self.num_answer > 0,
         )
 

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lorafleet_inference.engine.messages import ExpertsFacts, ModelFacts, ModuleFacts, ModuleKind, WholeFacts
 from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.base_files import read_base_config
+from lorafleet_inference.model.rope import length_rope
 
 
 def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> ModelFacts:
@@ -21,13 +22,14 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
     `max_model_len` shortens what the config says.
     """
     text = model.config.get_text_config()
-    longest = int(getattr(text, "max_position_embeddings", None) or max_model_len or 2048)
+    rope, longest = length_rope(model, int(getattr(text, "max_position_embeddings", None) or max_model_len or 2048))
+    served = min(longest, max_model_len or longest)
     return ModelFacts(
         architecture=type(model).__name__,
         model_type=text.model_type,
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
-        max_model_len=min(longest, max_model_len or longest),
+        max_model_len=served,
         dtype=str(model.dtype).removeprefix("torch."),
         device=model.device.type,
         eos_token_ids=_eos_token_ids(model.generation_config, text),
@@ -35,6 +37,7 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         side_modules=tuple(_side_modules(model)),
         whole_modules=tuple(_whole_modules(model)),
         experts=tuple(_experts(model)),
+        length_rope=rope if rope is not None and served > rope.limit else None,
     )
 
 

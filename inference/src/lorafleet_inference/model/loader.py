@@ -30,11 +30,11 @@ from lorafleet_inference.model.base_files import (
 )
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
+from lorafleet_inference.model.rope import LengthRopes
 
 logger = logging.getLogger(__name__)
 PROBE_TOKENS = 5
 _NOT_OURS = "its attention is not written against transformers' attention interface"
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class LoadedModel:
     facts: ModelFacts
     shapes: tuple[LayerShape, ...]
     """By layer."""
+    ropes: LengthRopes | None = None
+    """Of rotary frequencies that depend on the length."""
 
     @property
     def device(self) -> torch.device:
@@ -160,10 +162,9 @@ def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         patch(model, facts.max_model_len)
     elif not model._can_set_attn_implementation():  # noqa: SLF001  transformers has no public name for it
         raise _refused(facts, _NOT_OURS)
-    _check_rope(model.config.get_text_config(), facts)
     shapes = _probe(model, facts)
     _check_windows(model.config.get_text_config(), facts, shapes)
-    return LoadedModel(model, facts, shapes)
+    return LoadedModel(model, facts, shapes, _length_ropes(model, facts))
 
 
 def _refused(facts: ModelFacts, why: str) -> ConfigError:
@@ -212,21 +213,18 @@ def _probe(model: PreTrainedModel, facts: ModelFacts) -> tuple[LayerShape, ...]:
     return tuple(shape for _, shape in sorted(probe.calls, key=lambda call: call[0]))
 
 
-def _check_rope(config: Any, facts: ModelFacts) -> None:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [parameters, *(one for one in parameters.values() if isinstance(one, dict))]
-    original = getattr(config, "original_max_position_embeddings", None)
-    for one in kinds:
-        kind = one.get("rope_type")
-        if kind not in _LENGTH_DEPENDENT_ROPE:
-            continue
-        limit = one.get("original_max_position_embeddings") or original or config.max_position_embeddings
-        if facts.max_model_len > limit:
-            raise _refused(
-                facts,
-                f"its {kind} rotary embedding depends on the length of the sequence beyond {limit} tokens; "
-                f"--max-model-len {limit} serves it exactly",
-            )
+def _length_ropes(model: PreTrainedModel, facts: ModelFacts) -> LengthRopes | None:
+    rope = facts.length_rope
+    if rope is None:
+        return None
+    ropes = LengthRopes(model, rope)
+    if not ropes.are_exact():
+        raise _refused(
+            facts,
+            f"its {rope.kind} rotary embedding is not made as transformers makes others, and depends on the length of the "
+            f"sequence beyond {rope.limit} tokens; --max-model-len {rope.limit} serves it exactly",
+        )
+    return ropes
 
 
 def _check_windows(config: Any, facts: ModelFacts, shapes: tuple[LayerShape, ...]) -> None:

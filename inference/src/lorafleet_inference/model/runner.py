@@ -48,6 +48,7 @@ class ModelRunner:
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
         self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels)
         self._extras = ExtrasBank(loaded.model)
+        self._ropes = loaded.ropes
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
         block_bytes = (
@@ -75,6 +76,8 @@ class ModelRunner:
         batch = build_batch(plan.items, self._device)
         self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
         self._extras.begin_step(batch.segments, batch.head_segments)
+        if self._ropes is not None:
+            self._ropes.begin_step(batch)
         with attending(PagedStep(self._layers, batch, self._kernels)):
             logits = self._model(
                 input_ids=batch.input_ids,
