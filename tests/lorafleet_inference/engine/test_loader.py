@@ -94,7 +94,7 @@ def test_a_rotary_embedding_that_is_made_otherwise_is_told_from_the_usual_ones(t
     assert not LengthRopes(model, rope).are_exact()
 
 
-def test_windows_that_exist_only_in_the_mask(tmp_path: Path) -> None:
+def test_windows_that_exist_only_in_the_mask_cut_the_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = PhimoeConfig(
         **SIZES,
         intermediate_size=16,
@@ -104,9 +104,11 @@ def test_windows_that_exist_only_in_the_mask(tmp_path: Path) -> None:
         sliding_window=16,
     )
     folder = save_model(config, tmp_path)
-    with pytest.raises(ConfigError, match="--max-model-len 16 serves it exactly"):
-        load(folder)
-    assert load(folder, max_model_len=16).facts.max_model_len == 16
+    assert load(folder).facts.max_model_len == 16
+    assert "does not pass on its window, so the context is cut from 64 to 16 tokens" in caplog.text
+    caplog.clear()
+    assert load(folder, max_model_len=8).facts.max_model_len == 8
+    assert "cut" not in caplog.text
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

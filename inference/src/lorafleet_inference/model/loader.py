@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -154,7 +155,7 @@ def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
     """Give a model of a family with a patch our attention, and probe it.
 
     Raises:
-        ConfigError: its attention, its rotary embedding or its layers would be computed wrongly.
+        ConfigError: its attention or its layers would be computed wrongly.
     """
     facts = model_facts(model, max_model_len=max_model_len)
     patch = PATCHES.get(facts.model_type)
@@ -163,8 +164,9 @@ def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
     elif not model._can_set_attn_implementation():  # noqa: SLF001  transformers has no public name for it
         raise _refused(facts, _NOT_OURS)
     shapes = _probe(model, facts)
-    _check_windows(model.config.get_text_config(), facts, shapes)
-    return LoadedModel(model, facts, shapes, _length_ropes(model, facts))
+    facts = _within_windows(model.config.get_text_config(), facts, shapes)
+    ropes, facts = _length_ropes(model, facts)
+    return LoadedModel(model, facts, shapes, ropes)
 
 
 def _refused(facts: ModelFacts, why: str) -> ConfigError:
@@ -213,30 +215,38 @@ def _probe(model: PreTrainedModel, facts: ModelFacts) -> tuple[LayerShape, ...]:
     return tuple(shape for _, shape in sorted(probe.calls, key=lambda call: call[0]))
 
 
-def _length_ropes(model: PreTrainedModel, facts: ModelFacts) -> LengthRopes | None:
+def _cut(facts: ModelFacts, limit: int, why: str) -> ModelFacts:
+    """Return the facts with a context of at most `limit` tokens: beyond it, something would be computed wrongly."""
+    if facts.max_model_len <= limit:
+        return facts
+    logger.warning(
+        "%s: %s, so the context is cut from %d to %d tokens", facts.architecture, why, facts.max_model_len, limit
+    )
+    rope = facts.length_rope
+    kept = rope if rope is not None and rope.limit < limit else None
+    return msgspec.structs.replace(facts, max_model_len=limit, length_rope=kept)
+
+
+def _length_ropes(model: PreTrainedModel, facts: ModelFacts) -> tuple[LengthRopes | None, ModelFacts]:
     rope = facts.length_rope
     if rope is None:
-        return None
+        return None, facts
     ropes = LengthRopes(model, rope)
-    if not ropes.are_exact():
-        raise _refused(
-            facts,
-            f"its {rope.kind} rotary embedding is not made as transformers makes others, and depends on the length of the "
-            f"sequence beyond {rope.limit} tokens; --max-model-len {rope.limit} serves it exactly",
-        )
-    return ropes
+    if ropes.are_exact():
+        return ropes, facts
+    return None, _cut(facts, rope.limit, f"its {rope.kind} rotary embedding is not made as transformers makes others")
 
 
-def _check_windows(config: Any, facts: ModelFacts, shapes: tuple[LayerShape, ...]) -> None:
+def _within_windows(config: Any, facts: ModelFacts, shapes: tuple[LayerShape, ...]) -> ModelFacts:
+    """Cut the context to where a window makes no difference, if transformers knows of it in the mask only."""
     chunk = getattr(config, "attention_chunk_size", None)
-    if chunk is not None and facts.max_model_len > chunk:
-        raise _refused(facts, f"attention in chunks of {chunk} tokens; --max-model-len {chunk} serves it exactly")
+    if chunk is not None:
+        facts = _cut(facts, chunk, f"it attends in chunks of {chunk} tokens")
     window = getattr(config, "sliding_window", None)
-    if window is None or getattr(config, "use_sliding_window", True) is False or facts.max_model_len <= window:
-        return
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return facts
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(shapes)
     for layer, (kind, shape) in enumerate(zip(kinds, shapes, strict=True)):
         if kind == "sliding_attention" and shape.sliding_window is None:
-            raise _refused(
-                facts, f"layer {layer} does not pass on its window; --max-model-len {window} serves it exactly"
-            )
+            return _cut(facts, window, f"layer {layer} does not pass on its window")
+    return facts
