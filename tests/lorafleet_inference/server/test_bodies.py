@@ -1,17 +1,21 @@
 """What a body may hold is known before it is parsed, and no body of any shape keeps the event loop for long."""
 
+import asyncio
 import contextlib
 import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.responses import Response
 
 from lorafleet_inference.errors import InvalidValue, RequestError
-from lorafleet_inference.server.bodies import check_num_values
+from lorafleet_inference.server.bodies import FREE_BYTES, BodyRoom, check_num_values
+from lorafleet_inference.server.http import Endpoint, Exchange
 from lorafleet_inference.server.requests import parse_chat, parse_completion
 
 SIZE = 8_000_000
@@ -68,3 +72,30 @@ def test_a_body_of_any_shape_is_read_or_refused_at_once(parse: Callable[[bytes],
     with contextlib.suppress(RequestError):
         parse(body)
     assert time.process_time() - began < 0.6
+
+
+async def test_large_bodies_share_a_room_and_small_ones_do_not_wait_for_it() -> None:
+    room, waits, going_on = BodyRoom(2_000_000), asyncio.Event(), asyncio.Event()
+
+    async def handler(exchange: Exchange, body: bytes) -> None:
+        if body.endswith(b"wait"):
+            waits.set()
+            await going_on.wait()
+        await exchange.respond(Response(str(len(body))))
+
+    app = Endpoint(handler, max_body_bytes=3_000_000, room=room)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pod") as client:
+        first = asyncio.create_task(client.post("/", content=b"x" * 1_500_000 + b"wait"))
+        await waits.wait()
+        refused = await client.post("/", content=b"x" * 600_000)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        small = await asyncio.gather(*[client.post("/", content=b"x" * FREE_BYTES) for _ in range(60)])
+        assert {one.status_code for one in small} == {200}
+        assert (await client.post("/", content=b"x" * 400_000)).status_code == 200
+        assert (await client.post("/", content=b"x" * 3_000_001)).status_code == 413
+        going_on.set()
+        assert (await first).text == "1500004"
+        assert room.used_bytes == 0
+        assert (await client.post("/", content=b"x" * 1_900_000)).status_code == 200
+    assert room.used_bytes == 0

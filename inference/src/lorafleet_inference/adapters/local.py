@@ -128,7 +128,9 @@ class LocalAdapters:
         try:
             _served_name.validate_python(name)
         except ValidationError:
-            message = f"{name!r} is no name for an adapter: up to 63 of a-z, 0-9, '-' and '.'"
+            message = (
+                f"{name[:300]!r} is no name for an adapter: 1 to 253 of letters, digits, '.', '_', '-', ':' and '/'"
+            )
             raise AdapterError(Reason.BAD_REQUEST, message) from None
 
     def _check_owned(self, name: str) -> None:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from lorafleet_contract.openai import ErrorAnswer, ErrorBody, ErrorCode, error_type
 from lorafleet_inference.errors import RequestError
 from lorafleet_inference.metrics import ERRORS
+from lorafleet_inference.server.bodies import BodyRoom, BodyShare
 
 logger = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
@@ -61,10 +62,11 @@ def error_event(error: RequestError) -> bytes:
     return b"event: error\ndata: " + body + b"\n\n"
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body.
+async def read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes:
+    """Return the body, counted in its request's share of the room for bodies.
 
     Raises:
+        Overloaded: there is no room for it beside those of others.
         UnsupportedEncoding: it is compressed.
         PayloadTooLarge: more than `max_bytes`; the rest is not read.
         ClientDisconnect: the client left first.
@@ -80,6 +82,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         body += chunk
         if len(body) > max_bytes:
             raise PayloadTooLarge(f"the body has more than {max_bytes} bytes")
+        share.grow_to(len(body))
     return bytes(body)
 
 
@@ -151,21 +154,25 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Endpoint:
     """An ASGI endpoint around a handler that reads its body first: errors become answers, a vanished client cancels it."""
 
-    def __init__(self, handler: Callable[[Exchange, bytes], Awaitable[None]], *, max_body_bytes: int) -> None:
+    def __init__(
+        self, handler: Callable[[Exchange, bytes], Awaitable[None]], *, max_body_bytes: int, room: BodyRoom
+    ) -> None:
         self._handler = handler
         self._max_body_bytes = max_body_bytes
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         exchange = Exchange(scope, receive, send)
-        try:
-            body = await read_body(exchange.request, self._max_body_bytes)
-        except ClientDisconnect:
-            return
-        except RequestError as error:
-            await exchange.fail(error)
-            return
-        await _unless_disconnected(receive, self._answer(exchange, body))
+        with self._room.share() as share:
+            try:
+                body = await read_body(exchange.request, self._max_body_bytes, share)
+            except ClientDisconnect:
+                return
+            except RequestError as error:
+                await exchange.fail(error)
+                return
+            await _unless_disconnected(receive, self._answer(exchange, body))
 
     async def _answer(self, exchange: Exchange, body: bytes) -> None:
         try:

@@ -11,6 +11,7 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference import metrics
 from lorafleet_inference.errors import InvalidValue, ModelNotFound, RequestError
 from lorafleet_inference.server.answering import Answering
+from lorafleet_inference.server.bodies import BodyRoom
 from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
 from lorafleet_inference.server.fields import FieldPolicy
@@ -20,6 +21,9 @@ from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.routes import routes_router
 from lorafleet_inference.server.state import Phase
 from lorafleet_inference.server.wire import Health, Model, ModelList
+
+NUM_LARGEST_BODIES = 4
+"""So many bodies of --max-body may be in memory at the same time."""
 
 
 def public_app(pod: Pod) -> FastAPI:
@@ -31,8 +35,10 @@ def public_app(pod: Pod) -> FastAPI:
         "/v1/completions": Answering(pod, Completions(policy)).handle,
     }
     limit = pod.config.max_body_bytes
+    room = BodyRoom(NUM_LARGEST_BODIES * limit)
     app.router.routes.extend(
-        Route(path, Endpoint(handler, max_body_bytes=limit), methods=["POST"]) for path, handler in handlers.items()
+        Route(path, Endpoint(handler, max_body_bytes=limit, room=room), methods=["POST"])
+        for path, handler in handlers.items()
     )
     _add_reads(app, pod)
     app.include_router(routes_router(pod))
