@@ -144,7 +144,7 @@ async def test_a_number_that_no_template_can_be_told_is_the_requests_error(worke
 
 
 async def test_who_always_comes_to_an_end_does_not_wait_for_who_does_not() -> None:
-    with closing(TemplateWorkers(2)) as made:
+    with closing(TemplateWorkers()) as made:
         good = ChatTemplate("{{ messages[-1]['content'] }}", {}, made)
         assert await good.render(USER) == "hi"
         endless = [asyncio.create_task(made.render(f"{ENDLESS}{number}", USER, {})) for number in range(2)]

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from queue import LifoQueue
+from enum import Enum, auto
 
 import msgspec
 
@@ -18,9 +18,9 @@ from lorafleet_inference.text.conversation import Conversation
 from lorafleet_inference.text.rendering import Failing, TemplateFailure
 from lorafleet_inference.text.template_process import MAX_CPU_SECONDS, Done, Job, read_frame, write_frame
 
-NUM_WORKERS = 2
+NUM_WORKERS = 3
 MAX_SECONDS = 30.0
-"""For one rendering, where the process gets little of a busy CPU."""
+"""For one rendering, where the process gets little of a busy CPU; and for the turn of a request."""
 REST_SECONDS = 10.0
 """For a template that got out of hand, so that its requests do not hold up those of others."""
 MAX_KNOWN = 1024
@@ -93,35 +93,58 @@ class _Worker:
 
 
 class _Lane:
-    """Workers, and as many threads that wait for them."""
+    """A worker, and the thread that waits for it."""
 
-    def __init__(self, workers: Sequence[_Worker]) -> None:
-        self.idle: LifoQueue[_Worker] = LifoQueue()
-        for worker in workers:
-            self.idle.put(worker)
-        self.threads = ThreadPoolExecutor(len(workers), thread_name_prefix="templates")
+    def __init__(self, worker: _Worker) -> None:
+        self.worker = worker
+        self.turn = threading.Lock()
+        self.threads = ThreadPoolExecutor(1, thread_name_prefix="templates")
+
+
+class Ended(Enum):
+    """How a template has ended so far."""
+
+    NEVER = auto()
+    """It is new here."""
+    ALWAYS = auto()
+    NOT_ALWAYS = auto()
+    """It got out of hand at least once."""
 
 
 class TemplateWorkers:
-    """A few workers. The last one is for templates that are new here or have ever got out of hand.
+    """A few workers, one for each way that templates have ended so far.
 
-    So requests of a template that has always come to its end do not wait for those of one that does not. With a single
-    worker all share it.
+    So requests of a template that has always come to its end do not wait for those of one that does not, and neither does
+    the trial of a new one. Those that got out of hand wait for each other. Fewer workers than ways are shared.
     """
 
     def __init__(self, num_workers: int = NUM_WORKERS) -> None:
         self._workers = [_Worker() for _ in range(num_workers)]
-        self._doubtful = _Lane(self._workers[-1:])
-        self._good = _Lane(self._workers[:-1]) if num_workers > 1 else self._doubtful
+        lanes = [_Lane(worker) for worker in self._workers]
+        self._lanes = {ended: lanes[min(place, num_workers - 1)] for place, ended in enumerate(Ended)}
         self._resting: dict[str, tuple[float, str]] = {}
         """Source -> until when, and why."""
-        self._known: dict[str, bool] = {}
-        """Source -> whether it has always come to its end."""
+        self._known: dict[str, Ended] = {}
 
     async def render(self, source: str, asked: Conversation, special_tokens: Mapping[str, str]) -> str:
-        """As `render_now`, for the event loop."""
-        threads = self._lane(source).threads
-        return await asyncio.get_running_loop().run_in_executor(threads, self.render_now, source, asked, special_tokens)
+        """As `render_now`, for the event loop.
+
+        Raises:
+            TemplateFailure: as `render_now`; or others that end like this template held it up for too long.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                while True:
+                    lane = self._lane(source)
+                    text = await loop.run_in_executor(
+                        lane.threads, self._render_in, lane, source, asked, special_tokens
+                    )
+                    if text is not None:
+                        return text
+        except TimeoutError:
+            why = f"it had no turn within {MAX_SECONDS:g} seconds"
+            raise TemplateFailure(Failing.OUT_OF_HAND, why) from None
 
     def render_now(self, source: str, asked: Conversation, special_tokens: Mapping[str, str]) -> str:
         """Return the prompt; blocks.
@@ -129,37 +152,43 @@ class TemplateWorkers:
         Raises:
             TemplateFailure: the template failed, or got out of hand a moment ago.
         """
-        until, why = self._resting.get(source, (0.0, ""))
-        if time.monotonic() < until:
-            raise TemplateFailure(Failing.OUT_OF_HAND, why)
+        text = None
+        while text is None:
+            text = self._render_in(self._lane(source), source, asked, special_tokens)
+        return text
+
+    def _render_in(
+        self, lane: _Lane, source: str, asked: Conversation, special_tokens: Mapping[str, str]
+    ) -> str | None:
+        """Render in its turn; None if the template has got another lane meanwhile."""
         try:
             job = msgspec.msgpack.encode(Job(source, asked, dict(special_tokens)))
         except OverflowError as error:
             raise TemplateFailure(Failing.REFUSED, f"a number is too large: {error}") from error
-        idle = self._lane(source).idle
-        worker = idle.get()
-        try:
-            done = worker.render(job)
-        finally:
-            idle.put(worker)
-        failing = None if done.text is not None else Failing(done.failing)
-        self._note(source, failing, done.message)
+        with lane.turn:
+            until, why = self._resting.get(source, (0.0, ""))
+            if time.monotonic() < until:
+                raise TemplateFailure(Failing.OUT_OF_HAND, why)
+            if self._lane(source) is not lane:
+                return None
+            done = lane.worker.render(job)
+            failing = None if done.text is not None else Failing(done.failing)
+            self._note(source, failing, done.message)
         if failing is not None:
             raise TemplateFailure(failing, done.message)
-        assert done.text is not None
         return done.text
 
     def _lane(self, source: str) -> _Lane:
-        return self._good if self._known.get(source, False) else self._doubtful
+        return self._lanes[self._known.get(source, Ended.NEVER)]
 
     def _note(self, source: str, failing: Failing | None, why: str) -> None:
         """Remember how a template ended."""
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         if failing is not Failing.OUT_OF_HAND:
-            self._known.setdefault(source, True)
+            self._known.setdefault(source, Ended.ALWAYS)
             return
-        self._known[source] = False
+        self._known[source] = Ended.NOT_ALWAYS
         if len(self._resting) >= MAX_KNOWN:
             self._resting.clear()
         self._resting[source] = (time.monotonic() + REST_SECONDS, why)
@@ -171,7 +200,7 @@ class TemplateWorkers:
 
     def close(self) -> None:
         """End the processes; nothing renders any more."""
-        for lane in (self._good, self._doubtful):
+        for lane in self._lanes.values():
             lane.threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.close()
