@@ -109,8 +109,10 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
 
 def _serve(parsed: argparse.Namespace) -> int:
     config = serve_config(parsed, dict(os.environ))
+    from lorafleet_inference.server.allocator import give_back_large_blocks  # noqa: PLC0415
     from lorafleet_inference.server.app import serve  # noqa: PLC0415  --help and bad options answer at once
 
+    give_back_large_blocks()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(config))
 
