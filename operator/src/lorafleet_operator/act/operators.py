@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.errors import KubeError, KubeNotFound
 from lorafleet_common.paths import collection
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator import metrics
 from lorafleet_operator.act.status_writer import StatusWriter
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.cluster.lease import GROUP_VERSION, mark_of
 from lorafleet_operator.decide.ownership import Heard, Turn, turn_of, wanted_operator
 from lorafleet_operator.decide.views import BaseKey

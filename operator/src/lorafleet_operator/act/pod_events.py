@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import Json, collection
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.decide.pod_words import problem_in
 from lorafleet_operator.decide.views import Pod
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.supervise import supervise
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Residency
 from lorafleet_operator.act.admin_client import AdminClient
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.decide.views import BaseKey, ObservedPod, Pod
 from lorafleet_operator.errors import AdminError
 

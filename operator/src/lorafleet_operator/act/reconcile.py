@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from lorafleet_common.clock import WallClock, monotonic, utc_now, whole_seconds
 from lorafleet_common.kube.errors import KubeError
 from lorafleet_contract.admin import Residency
 from lorafleet_contract.names import ANNOTATION_RETRY, FINALIZER
@@ -27,7 +28,6 @@ from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
-from lorafleet_operator.clock import WallClock, monotonic, utc_now, whole_seconds
 from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store

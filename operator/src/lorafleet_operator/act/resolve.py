@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_contract.admin import ResolveAnswer, ResolveRequest
 from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_contract.resources import ArtifactStatus
 from lorafleet_operator import metrics
 from lorafleet_operator.act.admin_client import AdminClient
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.decide.intent import ResolveFailure, ResolveKey
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import AdminError, PodRefused

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from lorafleet_common.clock import WallClock, utc_now, whole_seconds
 from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeNotFound
 from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, FINALIZER, GROUP, VERSION
@@ -18,7 +19,6 @@ from lorafleet_contract.resources import (
 )
 from lorafleet_operator import metrics
 from lorafleet_operator.act import events
-from lorafleet_operator.clock import WallClock, utc_now, whole_seconds
 from lorafleet_operator.cluster.collect import base_key_of
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.cluster.writes import Writes

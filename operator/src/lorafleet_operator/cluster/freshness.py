@@ -7,10 +7,10 @@ from typing import Final
 
 import aiohttp
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.paths import collection
 from lorafleet_contract.names import GROUP, VERSION
 from lorafleet_operator import metrics
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.errors import WatchSilent
 

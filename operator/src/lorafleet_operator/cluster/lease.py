@@ -11,11 +11,11 @@ import uuid
 from datetime import UTC, datetime
 from typing import Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeNotFound
 from lorafleet_common.paths import Json, collection
 from lorafleet_contract.resources import ObjectMeta
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.errors import LeaseLost
 
 logger = logging.getLogger(__name__)

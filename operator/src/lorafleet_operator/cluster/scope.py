@@ -9,8 +9,8 @@ import logging
 from collections.abc import Collection
 from typing import Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_operator import metrics
-from lorafleet_operator.clock import monotonic
 
 logger = logging.getLogger(__name__)
 WATCH_RETRY_SECONDS: Final = 60.0

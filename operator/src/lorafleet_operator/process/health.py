@@ -8,9 +8,9 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.errors import ConfigError
 from lorafleet_operator import metrics
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.process.resync import Resync
 

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.kube.client import KubeApi, Listed
 from lorafleet_common.kube.errors import KubeError, KubeNotFound
 from lorafleet_common.paths import collection
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.cluster.collect import all_keys
 from lorafleet_operator.cluster.scope import Change, Scope
 from lorafleet_operator.cluster.store import Kind, Store

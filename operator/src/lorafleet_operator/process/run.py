@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from lorafleet_common.clock import WallClock, utc_now
 from lorafleet_common.kube.client import KubeApi, connect
 from lorafleet_common.kube.errors import KubeError, KubeNotFound
 from lorafleet_operator import metrics
@@ -22,7 +23,6 @@ from lorafleet_operator.act.reconcile import Reconciler, Tools
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
 from lorafleet_operator.act.strays import Strays
-from lorafleet_operator.clock import WallClock, utc_now
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.cluster.handlers import EventSink, watch
 from lorafleet_operator.cluster.keys import admin_key

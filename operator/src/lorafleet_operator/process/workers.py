@@ -2,9 +2,9 @@
 
 import logging
 
+from lorafleet_common.clock import monotonic
 from lorafleet_operator import metrics
 from lorafleet_operator.act.reconcile import Reconciler
-from lorafleet_operator.clock import monotonic
 from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.process.queue import WorkQueue
