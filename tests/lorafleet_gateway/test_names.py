@@ -15,7 +15,7 @@ TIMES = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
 
 def not_ready(reason: str, message: str, *, stalled: bool = False) -> list[dict[str, str]]:
     ready = {"type": "Ready", "status": "False", "reason": reason, "message": message, **TIMES}
-    return [ready, *([{**STALLED, **TIMES}] if stalled else [])]
+    return [ready, *([{**STALLED, "reason": reason, "message": message, **TIMES}] if stalled else [])]
 
 
 async def code_of(world: World, model: str) -> tuple[int, str]:
@@ -85,6 +85,16 @@ async def test_an_adapter_that_was_refused(world: World) -> None:
     assert answer.status_code == 424
     assert answer.json()["error"]["code"] == "adapter_failed"
     assert "RankTooHigh: rank 128 is over 64" in answer.json()["error"]["message"]
+
+
+async def test_an_adapter_that_is_late_may_still_come(world: World) -> None:
+    """Its rollout is reported as stalled, and nothing was refused: clients are told to try again."""
+    conditions = not_ready("ProgressDeadlineExceeded", "p1: Loading", stalled=True)
+    world.adapter("german", status={"stableRevision": None, "conditions": conditions})
+    await world.open()
+    answer = await world.ask("german")
+    assert answer.status_code == 503
+    assert "ProgressDeadlineExceeded: p1: Loading" in answer.json()["error"]["message"]
 
 
 async def test_a_refused_new_revision_leaves_the_stable_one_answering(world: World) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from lorafleet_common.paths import Json
 from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
+from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
 
 logger = logging.getLogger(__name__)
@@ -191,7 +192,11 @@ def adapter_view(body: Json) -> AdapterView | None:
         pinnable=frozenset(
             {one.revision for one in (*status.history, *status.traffic)} | {status.stable_revision or ""} - {""}
         ),
-        is_refused=any(c.type == STALLED and c.status == "True" for c in status.conditions),
+        # a revision that is late may still come
+        is_refused=any(
+            c.type == STALLED and c.status == "True" and c.reason != Reason.PROGRESS_DEADLINE_EXCEEDED
+            for c in status.conditions
+        ),
         problem=problem,
         is_leaving=meta.deletion_timestamp is not None,
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.kube.cache import Cache
 from lorafleet_common.kube.client import Event, KubeApi
 from lorafleet_common.kube.errors import KubeError, KubeExpired, KubeNotFound, KubeRefused
@@ -80,12 +81,12 @@ class Reflector:
         self._said_something()
 
     async def _watch(self) -> None:
-        began = time.monotonic()
+        began = monotonic()
         async for event in self._api.watch(self.scope.path, version=self._version, labels=self.scope.labels):
             self._take(event)
             self._num_failures = 0
             self._said_something()
-        if time.monotonic() - began > MAX_RETRY_SECONDS:
+        if monotonic() - began > MAX_RETRY_SECONDS:
             self._num_failures = 0
         else:
             self._num_failures += 1  # whoever ends watches at once is not asked without a pause

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.kube.errors import KubeError
 from lorafleet_gateway import metrics
 
@@ -25,7 +25,7 @@ Find = Callable[[str], Awaitable[int]]
 class Lookups:
     """At most one look-up for a name at a time and within a second, and a bounded number for all names."""
 
-    def __init__(self, find: Find, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, find: Find, clock: Callable[[], float] = monotonic) -> None:
         self._find = find
         self._clock = clock
         self._done: OrderedDict[str, tuple[float, bool]] = OrderedDict()

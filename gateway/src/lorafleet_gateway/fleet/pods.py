@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Final
 import aiohttp
 from pydantic import ValidationError
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.supervise import supervise
 from lorafleet_contract.admin import Routes, Tier
 from lorafleet_contract.base import Observed
@@ -89,7 +89,7 @@ class Pod:
     @property
     def is_ejected(self) -> bool:
         """Whether it gets nothing for now because it failed one request after the other."""
-        return time.monotonic() < self.ejected_until
+        return monotonic() < self.ejected_until
 
     def doubt(self) -> None:
         """A request failed here: ask others first, until it says again what it holds."""
@@ -175,7 +175,7 @@ class Fleet:
         if may_eject(num_ready=len(ready), num_ejected=sum(other.is_ejected for other in ready)):
             logger.warning("pod %s failed %d requests in a row: ejected", pod.endpoint.pod, pod.num_failed)
             metrics.EJECTIONS.of(metrics.BASES.of(pod.base[1])).inc()
-            pod.ejected_until = time.monotonic() + EJECT_SECONDS
+            pod.ejected_until = monotonic() + EJECT_SECONDS
             pod.num_failed = 0
 
     def all(self) -> list[Pod]:
@@ -198,7 +198,6 @@ class Fleet:
                 pod.was_asked = True
 
     async def _ask(self, pod: Pod) -> None:
-        assert self._session is not None
         query = {}
         if pod.head is not None and pod.is_reachable:
             query = {
@@ -206,10 +205,14 @@ class Fleet:
                 "boot_id": pod.head.boot_id,
                 "wait_seconds": f"{WAIT_SECONDS:g}",
             }
-        async with self._session.get(f"{pod.endpoint.url}/v1/routes", params=query) as response:
-            response.raise_for_status()
-            raw = await _bounded(response.content)
+        raw = await self._get_routes(pod.endpoint, query)
         pod.heard(_Head.model_validate_json(raw), raw)
+
+    async def _get_routes(self, endpoint: Endpoint, query: dict[str, str]) -> bytes:
+        assert self._session is not None
+        async with self._session.get(f"{endpoint.url}/v1/routes", params=query) as response:
+            response.raise_for_status()
+            return await _bounded(response.content)
 
     def _lost(self, pod: Pod, error: Exception) -> None:
         level = logging.INFO if pod.is_reachable and pod.endpoint.is_ready else logging.DEBUG
