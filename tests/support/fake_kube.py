@@ -243,7 +243,7 @@ class FakeKube:
         key = (plural, namespace, name)
         body: Json = json.loads(text) if text else {}
         if method == "GET" and not name:
-            return 200, self._list(plural, namespace, query.get("labelSelector"))
+            return 200, self._list(plural, namespace, query.get("labelSelector"), query.get("fieldSelector"))
         if method == "GET":
             return 200, self._found(key)
         is_dry = query.get("dryRun") == "All"
@@ -266,13 +266,14 @@ class FakeKube:
         assert method == "PATCH"
         return 200, self._apply(key, sub, body, query["fieldManager"], is_dry=is_dry)
 
-    def _list(self, plural: str, namespace: str, labels: str | None) -> Json:
+    def _list(self, plural: str, namespace: str, labels: str | None, fields: str | None = None) -> Json:
         items = [
             body
             for (kind, place, _), body in self.objects.items()
             if kind == plural
             and namespace in ("", place)
-            and (labels is None or labels in body["metadata"].get("labels", {}))
+            and (labels is None or _has_label(body, labels))
+            and (fields is None or leaves(body).get(tuple(fields.split("=")[0].split("."))) == fields.split("=")[1])
         ]
         return {"items": items, "metadata": {"resourceVersion": str(self._version)}}
 
@@ -319,6 +320,13 @@ def _parsed(path: str) -> tuple[str, str, str, str]:
         namespace, parts = parts[1], parts[2:]
     plural, name, sub = (*parts, "", "")[:3]
     return plural, namespace, name, sub
+
+
+def _has_label(body: Json, selector: str) -> bool:
+    """Whether an object has a label, or has it with a value."""
+    name, is_value, value = selector.partition("=")
+    labels = body["metadata"].get("labels", {})
+    return name in labels and (not is_value or labels[name] == value)
 
 
 def _now() -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.simulated_fleet import NAMESPACE
+from support.simulated_fleet import BASE, NAMESPACE
 from support.virtual_fleet import VirtualFleet
+from support.virtual_gateway import VirtualGateway
 from support.virtual_time import VirtualLoop
 
 from lorafleet_operator.cluster.store import Kind
@@ -57,6 +58,7 @@ class FleetMachine(RuleBasedStateMachine):
             self.fleet.adapter("a", path)
             for name in ("operator-0", "operator-1"):
                 self.fleet.start(name)
+            self.fleet.open_gateway()
             await asyncio.sleep(1)
             for _ in range(num_pods):
                 await self.fleet.pod()
@@ -65,7 +67,28 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 0.5, 1.0, 3.0, 8.0, 40.0]))
     def wait(self, seconds: float) -> None:
-        self.run_for(seconds)
+        """While requests run; after a long time in which nothing was in the way everything that is served is answered."""
+
+        async def wait() -> None:
+            for name in ("a", "b", "c", BASE):
+                self.gateway.begin(name)
+            await asyncio.sleep(seconds)
+
+        self.do(wait())
+        if seconds >= QUIET_SECONDS and self.fleet.is_calm():
+            unanswered = self.do(self.fleet.unanswered())
+            assert unanswered == [], unanswered
+
+    @rule(name=NAMES, num=st.integers(1, 5))
+    def ask(self, name: str, num: int) -> None:
+        """Requests that are on their way when the next thing happens."""
+
+        async def ask() -> None:
+            for _ in range(num):
+                self.gateway.begin(name)
+            await asyncio.sleep(0.003)
+
+        self.do(ask())
 
     @rule(name=NAMES, path=PATHS, placement=PLACEMENTS)
     def apply(self, name: str, path: str, placement: dict[str, Any]) -> None:
@@ -148,6 +171,42 @@ class FleetMachine(RuleBasedStateMachine):
 
         self.do(delete())
 
+    @property
+    def gateway(self) -> VirtualGateway:
+        assert self.fleet.gateway is not None
+        return self.fleet.gateway
+
+    @precondition(lambda self: self.loses)
+    @rule(what=st.sampled_from(["has_cluster", "is_deaf"]))
+    def disturb_gateway(self, what: str) -> None:
+        self.gateway.disturbed_at(self.loop.time())
+        setattr(self.gateway.network, what, not getattr(self.gateway.network, what))
+
+    @rule(seconds=st.sampled_from([0.0, 0.05, 1.0, 20.0]))
+    def delay_events_of_the_gateway(self, seconds: float) -> None:
+        self.gateway.disturbed_at(self.loop.time())
+        self.gateway.network.event_seconds = seconds
+
+    @precondition(lambda self: self.loses)
+    @rule(pod=NUMBERS)
+    def cut_pod_off_from_the_gateway(self, pod: int) -> None:
+        self.gateway.disturbed_at(self.loop.time())
+        self.gateway.network.unreachable ^= {self._pod(pod)}
+
+    @rule()
+    def restart_the_gateway(self) -> None:
+        async def restart() -> None:
+            await self.gateway.close()
+            self.fleet.open_gateway()
+            self.gateway.disturbed_at(self.loop.time())
+
+        self.do(restart())
+
+    @rule()
+    def compact(self) -> None:
+        """A watch that begins anew has to list."""
+        self.fleet.kube.compact()
+
     @invariant()
     def nothing_forbidden_is_seen(self) -> None:
         self.fleet.check()
@@ -160,6 +219,9 @@ class FleetMachine(RuleBasedStateMachine):
                 self.fleet.check()
                 wrong = self.fleet.unconverged()
                 assert wrong == [], wrong
+                unanswered = self.do(self.fleet.unanswered())
+                assert unanswered == [], unanswered
+                self.fleet.check()
                 for what in self.ending:
                     self.do(self.fleet.delete_all(what))
                     self.run_for(0.1)

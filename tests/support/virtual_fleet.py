@@ -6,22 +6,22 @@ The operator is the real one from its API clients upwards. What must never happe
 import asyncio
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from support.fake_kube import FakeKube, Refused
 from support.fake_pod import FakePod
 from support.fake_pod import Refused as PodRefusal
 from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, Json
+from support.virtual_gateway import STALE_SECONDS, Asked, VirtualGateway, endpoint_slice
+from support.virtual_network import LATENCY_SECONDS, Network, RememberingKube, VirtualKube
 
-from lorafleet_common.kube.client import APPLY, KubeApi, error_of
-from lorafleet_common.kube.errors import KubeError, KubeUnavailable
+from lorafleet_common.kube.errors import KubeError
 from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
-from lorafleet_contract.names import revision_of
+from lorafleet_contract.names import LABEL_BASE, revision_of
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.cluster.handlers import EventSink
 from lorafleet_operator.cluster.lease import Lease
@@ -33,10 +33,7 @@ from lorafleet_operator.process.health import Health
 from lorafleet_operator.process.run import lead
 
 START: Final = datetime.now(UTC).replace(microsecond=0)
-LATENCY_SECONDS: Final = 0.002
 RESTART_SECONDS: Final = 2.0
-DEAD_PEER_SECONDS: Final = 11.0
-RETRANSMISSION_SECONDS: Final = 0.3
 RESYNC_SECONDS: Final = 60.0
 """Longer than a fleet whose events all arrive may take."""
 
@@ -62,18 +59,13 @@ class VirtualPod(FakePod):
         super().take(write)
         self.fleet.audit(self, write)
 
-    async def answer(self, method: str, path: str, query: Mapping[str, str], body: Wire | None) -> Wire:
-        """Answer a request."""
+    async def answer(self, method: str, path: str, query: Mapping[str, str], body: Wire | None) -> Wire | None:
+        """Answer a request; None is 304."""
         boot = self.boot_id
         await self._awake.wait()
         if method == "GET" and "after" in query:
             await self._speaks.wait()
-            deadline = asyncio.get_running_loop().time() + float(query["wait_seconds"])
-            with contextlib.suppress(TimeoutError):
-                while self.generation <= int(query["after"]) and self.boot_id == boot and not self.is_closed:
-                    self._changed.clear()
-                    async with asyncio.timeout_at(deadline):
-                        await self._changed.wait()
+            await self.wait_for_news(int(query["after"]), float(query["wait_seconds"]))
         elif method == "GET":
             await self._speaks.wait()
         elif method == "PUT":
@@ -86,67 +78,39 @@ class VirtualPod(FakePod):
             return admin.ResolveAnswer(resolved=self.library.resolve(body.source))
         if self.boot_id != boot or self.is_closed:
             raise ConnectionResetError
-        return self.state()
+        return self.state() if method == "PUT" or not self.is_known(query) else None
 
+    async def wait_for_news(self, after: int, wait_seconds: float) -> None:
+        """Wait until the generation exceeds `after`, or the process ends."""
+        boot, deadline = self.boot_id, asyncio.get_running_loop().time() + wait_seconds
+        with contextlib.suppress(TimeoutError):
+            while self.generation <= after and self.boot_id == boot and not self.is_closed:
+                self._changed.clear()
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
 
-class Network:
-    """What one operator reaches, and how."""
-
-    def __init__(self) -> None:
-        self.has_cluster = True
-        self.loses_answers = False
-        """Writes arrive, their answers do not."""
-        self.is_deaf = False
-        """Events do not arrive."""
-        self.event_seconds = 0.01
-        self.repeats_events = False
-        self.unreachable: set[str] = set()
-        """Names of pods."""
-
-    async def passage(self, pod: str) -> None:
-        """Wait until packets pass, as TCP does: what was sent comes late, unless the connection is given up before."""
-        async with asyncio.timeout(DEAD_PEER_SECONDS):
-            while pod in self.unreachable:  # noqa: ASYNC110  a retransmission is a timer
-                await asyncio.sleep(RETRANSMISSION_SECONDS)
-
-    def heal(self) -> None:
-        self.__init__()  # type: ignore[misc]
-
-
-class VirtualKube(KubeApi):
-    """The API server as one operator reaches it."""
-
-    def __init__(self, kube: FakeKube, network: Network) -> None:
-        self._kube = kube
-        self._network = network
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Json | None = None,
-        content_type: str = "application/json",
-        timeout_seconds: float = 30.0,
-    ) -> tuple[int, Json]:
-        await asyncio.sleep(LATENCY_SECONDS)
-        if not self._network.has_cluster:
-            await asyncio.sleep(min(timeout_seconds, 3.0))
-            raise KubeUnavailable(0, "TimeoutError", "cut off")
-        try:
-            status, answer = self._kube._answer(method, path, dict(query or {}), json.dumps(body) if body else "")
-        except Refused as refusal:
-            raw = json.dumps({"reason": str(refusal), "message": f"{method} {path}"}).encode()
-            raise error_of(refusal.status, raw, is_apply=content_type == APPLY) from None
-        answer = copy.deepcopy(answer)
-        await asyncio.sleep(LATENCY_SECONDS)
-        if method != "GET" and self._network.loses_answers and "leases" not in path:
-            raise KubeUnavailable(0, "TimeoutError", "the answer is lost")
-        return status, answer
+    async def generate(self, name: str, revision: str | None, hold_seconds: float) -> str | ErrorCode:
+        """Answer a request: return the revision that answers, or why none does. What loads is waited for."""
+        deadline = asyncio.get_running_loop().time() + hold_seconds
+        while True:
+            if not self.is_ready:
+                return ErrorCode.NOT_READY
+            if name == BASE:
+                return name
+            if name not in self.names():
+                return ErrorCode.MODEL_NOT_FOUND
+            stable = [r for (n, r), entry in self.entries.items() if n == name and entry.entry.stable]
+            wanted = revision or (stable[0] if stable else "")
+            entry = self.entries.get((name, wanted))
+            if entry is None or entry.state is admin.AdapterState.DRAINING:
+                return ErrorCode.REVISION_NOT_FOUND
+            if entry.state is admin.AdapterState.READY:
+                return wanted
+            if entry.state is admin.AdapterState.FAILED:
+                return ErrorCode.ADAPTER_FAILED
+            if (left := deadline - asyncio.get_running_loop().time()) <= 0:
+                return ErrorCode.ADAPTER_LOADING
+            await self.wait_for_news(self.generation, left)
 
 
 class VirtualAdmin(AdminClient):
@@ -187,7 +151,7 @@ class VirtualAdmin(AdminClient):
             raise PodRefused(refusal.status, error.reason, error.message, retryable=error.retryable) from None
         except (TimeoutError, ConnectionResetError) as error:
             raise PodUnreachable(type(error).__name__) from error
-        return answer.model_dump_json(by_alias=True, exclude_none=True).encode()
+        return answer.model_dump_json(by_alias=True, exclude_none=True).encode() if answer is not None else b""
 
 
 class Operator:
@@ -247,20 +211,26 @@ class Operator:
 
 
 class VirtualFleet(Fleet):
-    """One base, its pods, two operators, and what gateways were told."""
+    """One base, its pods, two operators, a gateway, and what of them is to be judged."""
 
     pod_class = VirtualPod
 
     def __init__(self) -> None:
-        super().__init__(FakeKube())
+        self.kube: RememberingKube
+        super().__init__(RememberingKube())
         self._api = VirtualKube(self.kube, Network())
         self.faults: list[str] = []
         self.named: dict[str, set[str]] = {}
         """Served name -> revisions that status has ever named, since the adapter was made."""
         self.desired: dict[str, set[str]] = {}
         """The same of what spec has asked for."""
+        self.timeline: dict[str, list[tuple[float, str | None]]] = {}
+        """Served name -> since when status names which revision."""
+        self.ever: dict[str, set[str]] = {}
+        """Served name -> every revision that spec or status have named, also of adapters before."""
         self.processes: list[Operator] = []
-        self.kube.on_change.append(self._note)
+        self.gateway: VirtualGateway | None = None
+        self.kube.on_change += [self._note, self._publish_endpoints]
 
     def now(self) -> datetime:
         return START + timedelta(seconds=asyncio.get_running_loop().time())
@@ -269,6 +239,16 @@ class VirtualFleet(Fleet):
         """Start an operator."""
         self.processes.append(Operator(self, name, replace(CONFIG, resync_seconds=RESYNC_SECONDS)))
 
+    def open_gateway(self) -> None:
+        """Start a gateway."""
+        self.gateway = VirtualGateway(self)
+
+    def pod_at(self, name: str) -> VirtualPod | None:
+        """Return a pod by its name."""
+        pod = self.pods.get(name)
+        assert pod is None or isinstance(pod, VirtualPod)
+        return pod
+
     async def pod(self, base: str = BASE, **options: Any) -> FakePod:
         pod = await super().pod(base, **options)
         assert isinstance(pod, VirtualPod)
@@ -276,6 +256,8 @@ class VirtualFleet(Fleet):
         return pod
 
     async def close(self) -> None:
+        if self.gateway is not None:
+            await self.gateway.close()
         for operator in self.processes:
             await operator.end()
         for pod in self.pods.values():
@@ -285,6 +267,7 @@ class VirtualFleet(Fleet):
         if plural != Kind.ADAPTER:
             return
         name = body["metadata"]["name"]
+        self._note_time(event, name, body)
         if event == "ADDED":
             self.named[name], self.desired[name] = set(), set()
         if event != "DELETED":
@@ -294,6 +277,40 @@ class VirtualFleet(Fleet):
                 if self.named[name]:
                     self._check_named(name, revision)
                 self.named[name].add(revision)
+
+    def _note_time(self, event: str, name: str, body: Json) -> None:
+        times, ever = self.timeline.setdefault(name, []), self.ever.setdefault(name, set())
+        revision = body["status"].get("stableRevision") if event != "DELETED" else None
+        if not times or times[-1][1] != revision:
+            times.append((asyncio.get_running_loop().time(), revision))
+        ever |= {revision or "", self.revision(body["spec"]["source"]["path"])} - {""}
+
+    def _publish_endpoints(self, _: str, plural: str, body: Json) -> None:
+        """What the EndpointSlice controller does when pods change."""
+        if plural == Kind.POD:
+            base = body["metadata"]["labels"][LABEL_BASE]
+            pods = [
+                one
+                for (kind, _, _), one in self.kube.objects.items()
+                if kind == Kind.POD and one["metadata"]["labels"][LABEL_BASE] == base
+            ]
+            self.kube.put("endpointslices", endpoint_slice(base, pods))
+
+    def judge(self, asked: Asked, *, is_disturbed: bool) -> None:
+        """Note an answer by a revision that status did not name while the request ran, or just before.
+
+        Only a gateway that is cut off from something may answer with what was named before or, where it leaves the choice to
+        pods, is about to be.
+        """
+        if asked.name == BASE:
+            return
+        times, since = self.timeline.get(asked.name, []), asked.began - STALE_SECONDS
+        ends = [*(time for time, _ in times[1:]), float("inf")]
+        allowed = {revision for (_, revision), end in zip(times, ends, strict=False) if end >= since}
+        if is_disturbed:
+            allowed |= self.ever.get(asked.name, set())
+        if asked.revision not in allowed or (asked.was_left_to_pods and not is_disturbed):
+            self.faults.append(f"{asked} was answered, and status named {times}")
 
     def _check_named(self, name: str, revision: str) -> None:
         """A name has switched: wherever requests arrive the new revision has to be known."""
@@ -338,6 +355,8 @@ class VirtualFleet(Fleet):
         """Everything is reached by everybody again."""
         for operator in self.processes:
             operator.network.heal()
+        if self.gateway is not None:
+            self.gateway.heal()
         for pod in self.pods.values():
             pod.wake()
             pod.speak()
@@ -361,6 +380,29 @@ class VirtualFleet(Fleet):
     def adapters(self) -> list[str]:
         """Names of all LoraAdapters."""
         return [name for plural, _, name in self.kube.objects if plural == Kind.ADAPTER]
+
+    def is_calm(self) -> bool:
+        """Whether everything is reached by everybody, and every pod is well."""
+        networks = [one.network for one in (*self.processes, self.gateway) if one is not None]
+        return all(network.is_well for network in networks) and all(
+            pod.is_ready and pod._awake.is_set() and pod._speaks.is_set() for pod in self.pods.values()
+        )
+
+    async def unanswered(self) -> list[str]:
+        """What the gateway does not answer as statuses say, now that it is quiet."""
+        assert self.gateway is not None
+        wrong = []
+        for name in (BASE, *self.timeline):
+            for _ in range(2):
+                asked = await self.gateway.ask(name)
+                body = self.kube.find(Kind.ADAPTER, NAMESPACE, name)
+                if name == BASE:
+                    expected = BASE
+                else:
+                    expected = body["status"].get("stableRevision") if body is not None else None
+                if asked.revision != expected or (name != BASE and body is None and asked.error != "ModelNotFound"):
+                    wrong.append(f"{asked}, and status says {expected}")
+        return wrong
 
     def unconverged(self) -> list[str]:
         """What is not as the resources say."""
