@@ -13,7 +13,8 @@ from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import PodUnreachable
 
-Answer = PodState | Exception
+Answer = PodState | Exception | None
+"""None: nothing but counters has changed."""
 POD = v.pod()
 
 
@@ -23,20 +24,23 @@ class Pods:
     def __init__(self, *answers: Answer) -> None:
         self.answers = asyncio.Queue[Answer]()
         self.num_asked = 0
+        self.known: list[tuple[int, str | None]] = []
+        """What polls said that the operator has."""
         self.tell(*answers)
 
     def tell(self, *answers: Answer) -> None:
         for answer in answers:
             self.answers.put_nowait(answer)
 
-    async def state(self, ip: str, token: str) -> PodState:
+    async def state(self, ip: str, token: str) -> PodState | None:
         self.num_asked += 1
         answer = await self.answers.get()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async def changed_state(self, ip: str, token: str, *, after: int) -> PodState:
+    async def changed_state(self, ip: str, token: str, *, after: int, boot_id: str | None) -> PodState | None:
+        self.known.append((after, boot_id))
         return await self.state(ip, token)
 
 
@@ -47,9 +51,9 @@ def said(generation: int, boot: str = "boot") -> PodState:
 
 
 class Watched:
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Answer, whole_seconds: float = 60.0) -> None:
         self.pods, self.woken = Pods(*answers), list[BaseKey]()
-        self.watches = PodWatches(self.pods, self.woken.append)
+        self.watches = PodWatches(self.pods, self.woken.append, whole_seconds=whole_seconds)
         self.watches.sync(v.KEY, [POD], "token")
 
     @property
@@ -133,3 +137,29 @@ async def test_what_ends_is_begun_again(caplog: pytest.LogCaptureFixture) -> Non
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert supervised.PAUSE_SECONDS <= 1
+
+
+async def test_poll_that_brings_nothing_new_leaves_what_was_said() -> None:
+    """It carries no document, wakes nobody, and what passes made of the last one is kept."""
+    it = Watched(said(1))
+    await until("seen", lambda: it.seen is not None)
+    woken, observed = len(it.woken), it.watches.observe([POD])[0]
+    it.pods.tell(None, None)
+    await until("polled again", lambda: len(it.pods.known) > 2)
+    assert set(it.pods.known) == {(1, "boot")}, "it says what it has"
+    assert len(it.woken) == woken
+    assert it.watches.observe([POD])[0] is observed
+    it.pods.tell(said(2))
+    await until("news", lambda: it.seen == said(2))
+    assert it.watches.observe([POD])[0] is not observed
+    await it.watches.close()
+
+
+async def test_counters_are_asked_for_from_time_to_time() -> None:
+    """Nothing else tells of them while a pod stays as it is."""
+    it = Watched(said(1), whole_seconds=0.3)
+    await until("seen", lambda: it.seen is not None)
+    it.pods.tell(None, None, None)
+    await until("asked without a boot", lambda: (1, None) in it.pods.known)
+    assert (1, "boot") in it.pods.known
+    await it.watches.close()

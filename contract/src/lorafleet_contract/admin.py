@@ -148,7 +148,11 @@ class BaseFacts(Observed):
 
 
 class PodState(Observed):
-    """`GET /admin/v1/state[?after=N&wait_seconds=S]`: returns at once, or when `generation` exceeds N, or after S seconds."""
+    """`GET /admin/v1/state[?after=N&wait_seconds=S[&boot_id=B]]`: returns at once, or when `generation` exceeds N, or after S seconds.
+
+    With the boot id too the answer is 304 without a body while generation N of boot B is still true: only counters can be
+    others.
+    """
 
     boot_id: str
     """New with every start of the process: what was known of another boot is void."""

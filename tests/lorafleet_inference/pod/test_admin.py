@@ -165,6 +165,22 @@ def test_a_long_poll_ends_with_a_change_and_not_before(declared: DeclaredPod) ->
     assert unknown.generation < 10**6, "a number of another boot is answered at once"
 
 
+def test_a_poll_of_what_is_known_is_answered_without_the_document(declared: DeclaredPod) -> None:
+    """Operators poll every pod every few seconds; one of another boot, or without a boot's id, gets the whole."""
+    known = declared.admin.wait("quiet", lambda _: True)
+
+    def status(**query: object) -> int:
+        headers = {"authorization": f"Bearer {ADMIN_TOKEN}"}
+        url = f"{declared.pod.admin_url}/admin/v1/state"
+        return httpx.get(url, params=query, headers=headers, timeout=30, trust_env=False).status_code  # type: ignore[arg-type]
+
+    generation = declared.admin.state().generation
+    assert status(after=generation, boot_id=known.boot_id, wait_seconds=0.1) == 304
+    assert status(after=generation, boot_id="of the process before") == 200
+    assert status(after=generation - 1, boot_id=known.boot_id) == 200
+    assert status(after=generation) == 200
+
+
 def test_a_person_puts_replaces_and_removes(declared: DeclaredPod) -> None:
     declared.adapter(declared.bucket, "mine")
     first = declared.admin.put("mine", "bucket", "mine", pinned=True)

@@ -78,14 +78,17 @@ def state_of(pod: Pod) -> admin.PodState:
 
 def _add_state(app: FastAPI, pod: Pod) -> None:
     @app.get("/admin/v1/state")
-    async def state(after: After = None, wait_seconds: WaitSeconds = 0.0) -> Response:
-        state_of(pod)  # before the base is loaded there is nothing to wait for
-        await pod.manager.changes.wait(after, wait_seconds)
+    async def state(after: After = None, boot_id: str = "", wait_seconds: WaitSeconds = 0.0) -> Response:
+        manager = pod.manager
+        _ = manager.engine_ready  # before the base is loaded there is nothing to wait for
+        await manager.changes.wait(after, wait_seconds)
+        if boot_id == manager.boot_id and after == manager.changes.number:
+            return Response(status_code=304)
         return _answer(state_of(pod))
 
     @app.put("/admin/v1/adapters")
     async def write(body: admin.CatalogueWrite) -> Response:
-        state_of(pod)
+        _ = pod.manager.engine_ready
         pod.manager.write(body)
         return _answer(state_of(pod))
 

@@ -44,11 +44,17 @@ class AdminClient:
         """Return what a pod has."""
         return _parsed(admin.PodState, await self._request("GET", ip, "/admin/v1/state", token, STATE_SECONDS))
 
-    async def changed_state(self, ip: str, token: str, *, after: int) -> admin.PodState:
-        """Return what a pod has once its generation exceeds `after`, or after a while."""
+    async def changed_state(self, ip: str, token: str, *, after: int, boot_id: str | None) -> admin.PodState | None:
+        """Return what a pod has once its generation exceeds `after`, or after a while.
+
+        With `boot_id` None is returned where only counters can have changed since that boot's generation `after`.
+        """
         query = {"after": str(after), "wait_seconds": f"{POLL_SECONDS:.0f}"}
+        if boot_id is not None:
+            query["boot_id"] = boot_id
         limit = STATE_SECONDS + POLL_SECONDS
-        return _parsed(admin.PodState, await self._request("GET", ip, "/admin/v1/state", token, limit, query=query))
+        raw = await self._request("GET", ip, "/admin/v1/state", token, limit, query=query)
+        return _parsed(admin.PodState, raw) if raw else None
 
     async def write(self, ip: str, token: str, write: admin.CatalogueWrite) -> admin.PodState:
         """Tell a pod what to know; return what it has then."""
@@ -86,6 +92,8 @@ class AdminClient:
             ) as response:
                 code = str(response.status)
                 raw = await _bounded(response)
+                if response.status == 304 and query is not None and "boot_id" in query:
+                    return b""
                 if not 200 <= response.status < 300:
                     raise _refusal(response.status, raw)
                 return raw

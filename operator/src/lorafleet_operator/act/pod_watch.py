@@ -24,6 +24,8 @@ NEWS_SECONDS: Final = 0.05
 """After a poll that brought something: what a pod changes in a burst is asked for once."""
 IDLE_SECONDS: Final = 0.2
 """After a poll that brought nothing: a pod that does not wait must not be asked without a pause."""
+WHOLE_SECONDS: Final = 60.0
+"""How old counters may be: a poll within this time is answered without the document while nothing else has changed."""
 FIRST_LOOK_SECONDS: Final = 1.0
 """How long a pass waits for pods that have not been asked yet."""
 
@@ -46,10 +48,14 @@ class _Watched:
     task: asyncio.Task[None] | None = None
     state: PodState | None = None
     """None: not seen."""
+    observed: ObservedPod | None = None
+    """`state` as passes last saw it."""
     is_sure: bool = False
     """Whether it is known what `state` is; not while an answer is missing."""
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with the first answer or failure."""
+    whole_at: float = 0.0
+    """On the loop's clock, when a poll brought the document last."""
     missed_since: float | None = None
     """On the loop's clock, since when it is not seen."""
     doubts: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,9 +65,12 @@ class _Watched:
 class PodWatches:
     """The pods of all bases, as far as they are seen."""
 
-    def __init__(self, client: AdminClient, wake: Callable[[BaseKey], None]) -> None:
+    def __init__(
+        self, client: AdminClient, wake: Callable[[BaseKey], None], *, whole_seconds: float = WHOLE_SECONDS
+    ) -> None:
         self._client = client
         self._wake = wake
+        self._whole_seconds = whole_seconds
         self._watched: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
@@ -104,7 +113,7 @@ class PodWatches:
 
     def observe(self, pods: Sequence[Pod]) -> tuple[ObservedPod, ...]:
         """Return every pod with what it last said; one that is not seen has no state."""
-        return tuple(ObservedPod(pod, self._state(pod)) for pod in pods)
+        return tuple(self._observed(pod) for pod in pods)
 
     def unseen_seconds(self, uid: str) -> float:
         """Return for how long a pod has not been seen; 0 for one that is."""
@@ -144,9 +153,15 @@ class PodWatches:
     def _of(self, pods: Iterable[Pod]) -> list[_Watched]:
         return [watched for pod in pods if (watched := self._watched.get(pod.uid)) is not None]
 
-    def _state(self, pod: Pod) -> PodState | None:
+    def _observed(self, pod: Pod) -> ObservedPod:
+        """Return a pod with what it last said; what was made of that is kept while neither changes."""
         watched = self._watched.get(pod.uid)
-        return watched.state if watched is not None and not pod.is_leaving else None
+        if watched is None or pod.is_leaving:
+            return ObservedPod(pod, None)
+        known = watched.observed
+        if known is None or known.state is not watched.state or known.pod != pod:
+            known = watched.observed = ObservedPod(pod, watched.state)
+        return known
 
     async def _supervised(self, watched: _Watched) -> None:
         await supervise(f"the watch of pod {watched.name}", lambda: self._follow(watched))
@@ -176,15 +191,23 @@ class PodWatches:
         address = watched.address
         watched.doubts.clear()
         if not is_wait:
+            watched.whole_at = monotonic()
             return await self._client.state(address.ip, address.token)
-        assert watched.state is not None
+        known = watched.state
+        assert known is not None
+        boot_id = known.boot_id if monotonic() - watched.whole_at < self._whole_seconds else None
         poll = asyncio.ensure_future(
-            self._client.changed_state(address.ip, address.token, after=watched.state.generation)
+            self._client.changed_state(address.ip, address.token, after=known.generation, boot_id=boot_id)
         )
         doubt = asyncio.ensure_future(watched.doubts.wait())
         try:
             await asyncio.wait((poll, doubt), return_when=asyncio.FIRST_COMPLETED)
-            return poll.result() if poll.done() else None
+            if not poll.done():
+                return None
+            if (state := poll.result()) is None:
+                return known
+            watched.whole_at = monotonic()
+            return state
         finally:
             for task in (poll, doubt):
                 task.cancel()
@@ -202,7 +225,7 @@ class PodWatches:
         watched.missed_since = None
         watched.is_sure = not watched.doubts.is_set()
         watched.was_asked.set()
-        if before is not None and is_boot and _judged(before) == _judged(state):
+        if before is not None and is_boot and (before is state or _judged(before) == _judged(state)):
             return before.generation != state.generation
         self._wake(watched.address.base)
         return True

@@ -197,6 +197,7 @@ class Reconciler:
             changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried)
             await self._push(it, [without(change, unheld) for change in changes], token, fence)
         pods = self._tools.watches.observe(snapshot.pods)
+        await asyncio.sleep(0)  # of a large base this is the longest part: who waits for the loop comes first
         statuses = await self._tell_adapters(it, plan, pods, base)
         if applied is not None:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
