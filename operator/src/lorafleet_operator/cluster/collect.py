@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -128,8 +129,8 @@ def rivals_of(store: Store, body: Json) -> set[BaseKey]:
 def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
     """Return what is known of one base."""
     broken: list[BrokenResource] = []
-    bases = _parsed(_of_key(store, Kind.BASE, key), BaseModelResource, BASE_MODEL_KIND, broken)
-    adapters = _parsed(_of_key(store, Kind.ADAPTER, key), AdapterResource, ADAPTER_KIND, broken)
+    bases = _parsed(store, _of_key(store, Kind.BASE, key), BaseModelResource, BASE_MODEL_KIND, broken)
+    adapters = _parsed(store, _of_key(store, Kind.ADAPTER, key), AdapterResource, ADAPTER_KIND, broken)
     own = (pod_of(body, now) for body in _of_key(store, Kind.POD, key) if _is_own(body, key[1]))
     alive = [base for base in bases if base.metadata.deletion_timestamp is None]
     # of two bases of the same name the older one is gone, and its event is on its way
@@ -197,11 +198,11 @@ def _of_key(store: Store, kind: Kind, key: BaseKey) -> list[Json]:
     return [body for body in store.all(kind) if base_key_of(kind, body) == key]
 
 
-def _parsed(bodies: Iterable[Json], model: type[R], kind: str, broken: list[BrokenResource]) -> list[R]:
+def _parsed(store: Store, bodies: Iterable[Json], model: type[R], kind: str, broken: list[BrokenResource]) -> list[R]:
     parsed = []
     for body in bodies:
         try:
-            parsed.append(_read(model, body))
+            parsed.append(store.read(body, partial(_read, model)))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, first["loc"]))

@@ -1,14 +1,15 @@
 """What the API server was last heard to have: filled by events, put right by every complete list."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from lorafleet_common.kube.client import Listed
 from lorafleet_common.paths import Json, version_of
 from lorafleet_contract.names import ADAPTER_PLURAL, BASE_MODEL_PLURAL
 
+R = TypeVar("R")
 MAX_TOMBSTONES: Final = 10_000
 _OF_EACH_WRITE: Final = frozenset({"resourceVersion", "managedFields"})
 
@@ -31,6 +32,8 @@ class Store:
         self._scopes = scopes
         """What is listed one by one: namespaces, or None for all of them."""
         self._objects: dict[Kind, dict[str, Json]] = {kind: {} for kind in Kind}
+        self._made: dict[str, tuple[Json, Any]] = {}
+        """Uid -> a body and what was made of it."""
         self._tombstones: OrderedDict[str, int] = OrderedDict()
         """Uid -> version of its end."""
         self._num_lists: Counter[tuple[Kind, str | None]] = Counter()
@@ -41,6 +44,15 @@ class Store:
     def all(self, kind: Kind) -> list[Json]:
         """Return all objects of a kind."""
         return list(self._objects[kind].values())
+
+    def read(self, body: Json, make: Callable[[Json], R]) -> R:
+        """Return what `make` makes of a body of the store; made once for each version of an object."""
+        uid = body["metadata"]["uid"]
+        known = self._made.get(uid)
+        if known is None or known[0] is not body:
+            known = self._made[uid] = (body, make(body))
+        made: R = known[1]
+        return made
 
     def put(self, kind: Kind, body: Json) -> bool:
         """Take in a version of an object, which belongs to the store from now on; return whether it is news."""
@@ -74,6 +86,7 @@ class Store:
         known = self._objects[kind].get(uid)
         if known is not None and version_of(known) > version > 0:
             return False
+        self._made.pop(uid, None)
         self._tombstones[uid] = max(version, version_of(known) if known is not None else 0)
         self._tombstones.move_to_end(uid)
         while len(self._tombstones) > MAX_TOMBSTONES:

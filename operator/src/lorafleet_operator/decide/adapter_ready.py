@@ -1,7 +1,7 @@
 """Whether an adapter is Ready: a chain of checks over what is wanted of it and what its pods showed. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
@@ -35,6 +35,17 @@ class Standing:
     pods: Sequence[ObservedPod]
     is_overdue: bool = False
     """The desired revision has made no progress for longer than its deadline."""
+    serving: list[ObservedPod] = field(init=False)
+    """Ready pods that say what they have."""
+    num_answering: int = field(init=False)
+    """Pods that serve the desired revision."""
+
+    def __post_init__(self) -> None:
+        serving = [pod for pod in self.pods if pod.is_serving]
+        name, desired = self.lineup.name, self.lineup.intent.desired
+        object.__setattr__(self, "serving", serving)
+        number = sum(pod.serves(name, desired.revision) for pod in serving) if desired is not None else 0
+        object.__setattr__(self, "num_answering", number)
 
     @property
     def desired(self) -> ArtifactStatus:
@@ -46,16 +57,6 @@ class Standing:
     def ready(self) -> list[ObservedPod]:
         """Pods that Services send requests to."""
         return [pod for pod in self.pods if pod.pod.is_ready and not pod.pod.is_leaving]
-
-    @property
-    def serving(self) -> list[ObservedPod]:
-        """Those of them that say what they have."""
-        return [pod for pod in self.pods if pod.is_serving]
-
-    @property
-    def num_answering(self) -> int:
-        """Pods that serve the desired revision."""
-        return num_answering(self.lineup.name, self.desired.revision, self.pods)
 
     @property
     def is_served(self) -> bool:

@@ -169,10 +169,11 @@ def _placements(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> list[P
     What was kept on a pod that does not say now is still listed: so it is known where it was.
     """
     placements: list[PlacementStatus] = []
+    name = lineup.name
     for pod in pods:
         if pod.has_been_told:
-            entries = sorted(pod.entries_of(lineup.name), key=lambda entry: entry.revision)
-            placements.extend(_placement(pod, entry) for entry in entries if _is_worth_listing(entry))
+            entries = [entry for entry in pod.entries_of(name) if _is_worth_listing(entry)]
+            placements.extend(_placement(pod, entry) for entry in sorted(entries, key=lambda entry: entry.revision))
         elif not (pod.pod.is_leaving or pod.is_lost):
             before = (p for p in lineup.intent.adapter.status.placements if p.pod_uid == pod.uid)
             placements.extend(
@@ -200,7 +201,8 @@ def _placement(pod: ObservedPod, entry: ObservedAdapter) -> PlacementStatus:
 def _last_used(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> datetime | None:
     """Return the hour of the last request that any pod tells of: finer times would be a status write a request."""
     before = lineup.intent.adapter.status.last_used
-    told = [entry.last_used for pod in pods for entry in pod.entries_of(lineup.name) if entry.last_used is not None]
+    name = lineup.name
+    told = [entry.last_used for pod in pods for entry in pod.entries_of(name) if entry.last_used is not None]
     if not told or not lineup.intent.owns_name:
         return before
     hour = datetime.fromtimestamp(max(told) // 3600 * 3600, UTC)

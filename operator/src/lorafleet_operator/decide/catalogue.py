@@ -113,26 +113,52 @@ def _num_pods(spec: PlacementSpec) -> int | None:
 def _holders(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> frozenset[str]:
     """Where it is resident: as pods say, else, for a pod that does not say, as status said last."""
     listed = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
+    name = lineup.name
     return frozenset(
         pod.uid
         for pod in pods
-        if any(entry.residency is Residency.RESIDENT for entry in pod.entries_of(lineup.name))
+        if any(entry.residency is Residency.RESIDENT for entry in pod.entries_of(name))
         or (not pod.has_been_told and pod.uid in listed)
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """One revision, as it is told to the pods that keep it and to all others."""
+
+    name: str
+    resident_on: frozenset[str]
+    resident: CatalogueEntry | None
+    """None where no pod keeps it."""
+    on_demand: CatalogueEntry
+
+
+class Catalogue:
+    """What the pods of a base should know. An entry is made once, however many pods are told it."""
+
+    def __init__(self, lineups: Iterable[AdapterRevisions], placement: Placement) -> None:
+        self._known: list[_Known] = []
+        for lineup in lineups:
+            main = lineup.main
+            for artifact in lineup.intent.artifacts:
+                uids = (placement.pods if artifact is main else placement.beside).get(lineup.name, frozenset())
+                on_demand = _entry(lineup, artifact, is_resident=False)
+                resident = _entry(lineup, artifact, is_resident=True) if uids else None
+                self._known.append(_Known(lineup.name, uids, resident, on_demand))
+
+    def entries_for(self, pod: ObservedPod) -> list[CatalogueEntry]:
+        """Return what one pod should know; names that it serves as local adapters are left to whoever started it so."""
+        local, uid = {entry.name for entry in pod.entries if entry.owner is Owner.LOCAL}, pod.uid
+        return [
+            known.resident if known.resident is not None and uid in known.resident_on else known.on_demand
+            for known in self._known
+            if known.name not in local
+        ]
+
+
 def entries_for(pod: ObservedPod, lineups: Iterable[AdapterRevisions], placement: Placement) -> list[CatalogueEntry]:
-    """Return what one pod should know; names that it serves as local adapters are left to whoever started it so."""
-    local = {entry.name for entry in pod.entries if entry.owner is Owner.LOCAL}
-    entries = []
-    for lineup in lineups:
-        if lineup.name in local:
-            continue
-        for artifact in lineup.intent.artifacts:
-            is_main = artifact is lineup.main
-            uids = (placement.pods if is_main else placement.beside).get(lineup.name, frozenset())
-            entries.append(_entry(lineup, artifact, is_resident=pod.uid in uids))
-    return entries
+    """Return what one pod should know."""
+    return Catalogue(lineups, placement).entries_for(pod)
 
 
 def _entry(lineup: AdapterRevisions, artifact: ArtifactStatus, *, is_resident: bool) -> CatalogueEntry:

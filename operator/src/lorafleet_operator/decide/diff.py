@@ -7,6 +7,7 @@ or of a name that no adapter has after everything was listed twice, is removed.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, Owner, RevisionRef
@@ -19,6 +20,8 @@ from lorafleet_operator.decide.views import ObservedPod
 RETRYABLE_ON_NEWER_POD: Final = frozenset({*RETRYABLE, Reason.SOURCE_NOT_ALLOWED})
 """Failures that may be mended without a change of the adapter: a source may be one that only newer pods declare."""
 ORPHAN_DRAIN_SECONDS: Final = 60.0
+_revision_of = lru_cache(maxsize=1 << 16)(revision_of)
+"""Each pod of a base is compared with the same entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def without(change: PodChange, names: Collection[str]) -> PodChange:
 
 
 def _differs(pod: ObservedPod, entry: CatalogueEntry, *, is_retried: bool) -> bool:
-    seen = pod.own(entry.name, revision_of(entry.digest))
+    seen = pod.own(entry.name, _revision_of(entry.digest))
     if seen is None:
         return True
     if seen.state is AdapterState.DRAINING:
@@ -103,7 +106,7 @@ def _removals(
     now: datetime,
     are_orphans_known: bool,
 ) -> tuple[Removal, ...]:
-    keep = {(entry.name, revision_of(entry.digest)) for entry in wanted}
+    keep = {(entry.name, _revision_of(entry.digest)) for entry in wanted}
     leaving: dict[float, list[RevisionRef]] = {}
     for seen in pod.entries:
         if seen.owner is not Owner.OPERATOR or (seen.name, seen.revision) in keep:

@@ -158,6 +158,8 @@ def _keep(want: Want, rooms: Sequence[_Room], placed: set[str]) -> None:
 
 
 def _fill(want: Want, rooms: Sequence[_Room], placed: set[str], share: int) -> None:
+    if len(placed) >= _num_wanted(want, rooms):
+        return  # the usual case: nothing is missing, and nothing has to be hashed
     candidates = _by_weight(want, (room for room in rooms if room.is_open and room.uid not in placed))
     # stable: each part is still by weight
     candidates.sort(key=lambda room: (not room.spare.fits(want, want.rank), room.num_placed >= share))

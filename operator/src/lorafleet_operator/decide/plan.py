@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.decide.accept import guest_limits
-from lorafleet_operator.decide.catalogue import AdapterRevisions, budgets_of, entries_for, revisions_by_name, wants_of
+from lorafleet_operator.decide.catalogue import AdapterRevisions, Catalogue, budgets_of, revisions_by_name, wants_of
 from lorafleet_operator.decide.diff import PodChange, change_of
 from lorafleet_operator.decide.intent import Intent, Resolutions, intents_of
 from lorafleet_operator.decide.names import reservations_of
@@ -51,11 +51,11 @@ def changes_of(
     plan: Plan, snapshot: Snapshot, pods: Sequence[ObservedPod], *, fence: int, retried: Collection[str] = ()
 ) -> list[PodChange]:
     """Return what each pod has to be told; pods that know everything are left out."""
-    lineups = revisions_by_name(plan.lineups)
+    lineups, catalogue = revisions_by_name(plan.lineups), Catalogue(plan.lineups, plan.placement)
     changes = (
         change_of(
             pod,
-            entries_for(pod, plan.lineups, plan.placement),
+            catalogue.entries_for(pod),
             lineups,
             fence=fence,
             now=snapshot.now,

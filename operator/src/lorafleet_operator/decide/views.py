@@ -50,8 +50,12 @@ class ObservedPod:
     pod: Pod
     state: PodState | None
     """None: it did not answer; nothing is known."""
+    is_serving: bool = field(init=False, repr=False, compare=False)
+    """Requests reach it, and it says what it has."""
     _own: Mapping[str, tuple[ObservedAdapter, ...]] = field(init=False, repr=False, compare=False)
     """The operator's entries by served name: each adapter of a pass looks its own up."""
+    _revisions: Mapping[tuple[str, str], ObservedAdapter] = field(init=False, repr=False, compare=False)
+    """The same by name and revision."""
     _pinned: tuple[int, int] = field(init=False, repr=False, compare=False)
     """Slots and rank pages that on-demand loads can never have."""
 
@@ -60,7 +64,11 @@ class ObservedPod:
         for entry in self.entries:
             if entry.owner is Owner.OPERATOR:
                 own.setdefault(entry.name, []).append(entry)
+        is_well = self.state is not None and not self.state.draining
+        object.__setattr__(self, "is_serving", is_well and self.pod.is_ready and not self.pod.is_leaving)
         object.__setattr__(self, "_own", {name: tuple(entries) for name, entries in own.items()})
+        revisions = {(name, entry.revision): entry for name, entries in own.items() for entry in entries}
+        object.__setattr__(self, "_revisions", revisions)
         pinned = [entry for entry in self.entries if entry.pinned and entry.state is not AdapterState.FAILED]
         object.__setattr__(self, "_pinned", (len(pinned), sum(self._pages(entry) for entry in pinned)))
 
@@ -68,11 +76,6 @@ class ObservedPod:
     def uid(self) -> str:
         """The pod's uid."""
         return self.pod.uid
-
-    @property
-    def is_serving(self) -> bool:
-        """Requests reach it, and it says what it has."""
-        return self.pod.is_ready and not self.pod.is_leaving and self.state is not None and not self.state.draining
 
     @property
     def is_writable(self) -> bool:
@@ -91,11 +94,11 @@ class ObservedPod:
 
     def own(self, name: str, revision: str) -> ObservedAdapter | None:
         """Return the operator's entry of one revision, if the pod has it."""
-        return next((entry for entry in self.entries_of(name) if entry.revision == revision), None)
+        return self._revisions.get((name, revision))
 
     def serves(self, name: str, revision: str) -> bool:
         """Whether a request for the revision is served here: it is ready, and on the device or able to get there."""
-        entry = self.own(name, revision)
+        entry = self._revisions.get((name, revision))
         return entry is not None and entry.state is AdapterState.READY and self.has_room_for(entry)
 
     def has_room_for(self, entry: ObservedAdapter) -> bool:
