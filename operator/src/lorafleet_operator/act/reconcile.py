@@ -51,6 +51,8 @@ from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod
 
 logger = logging.getLogger(__name__)
 MAX_PARALLEL_WRITES: Final = 8
+NUM_WITHOUT_PAUSE: Final = 100
+"""Statuses that are made before whatever else waits for the event loop has its turn."""
 OTHERS_LOOK_SECONDS: Final = 10.0
 """Another operator's base is looked at again after this: that one may be gone."""
 ROLLING_LOOK_SECONDS: Final = 2.0
@@ -188,6 +190,7 @@ class Reconciler:
         await self._tools.watches.first_look(snapshot.pods)
         pods = self._tools.watches.observe(snapshot.pods)
         plan = plan_of(snapshot, pods, self._tools.resolver.answers())
+        await asyncio.sleep(0)
         self._resolve(it, plan, pods, token)
         unheld = await self._hold(it, plan)
         retried = self._retries.due(base, snapshot.adapters)
@@ -197,7 +200,6 @@ class Reconciler:
             changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried)
             await self._push(it, [without(change, unheld) for change in changes], token, fence)
         pods = self._tools.watches.observe(snapshot.pods)
-        await asyncio.sleep(0)  # of a large base this is the longest part: who waits for the loop comes first
         statuses = await self._tell_adapters(it, plan, pods, base)
         if applied is not None:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
@@ -282,7 +284,11 @@ class Reconciler:
         self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None
     ) -> list[AdapterStatus]:
         now = whole_seconds(self._tools.now())
-        statuses = [adapter_status(lineup, pods, plan.placement, now=now) for lineup in plan.lineups]
+        statuses = []
+        for number, lineup in enumerate(plan.lineups):
+            if number % NUM_WITHOUT_PAUSE == 0:
+                await asyncio.sleep(0)
+            statuses.append(adapter_status(lineup, pods, plan.placement, now=now))
         if base is not None and it.snapshot.are_pods_hidden and not pods:
             return statuses  # nothing is known of its pods, and nothing is said
         if not self._tools.watches.have_been_asked(pod for pod in it.snapshot.pods if pod.is_ready):
