@@ -34,7 +34,9 @@ async def watched(kube: FakeKube, freshness: Freshness, scope: Scope | None = No
     store, configuration = Store(), Configuration()
     configuration.host = kube.url
     sink = EventSink(store, lambda _: None)
-    task = asyncio.create_task(watch(scope, sink, configuration, "me", freshness=freshness, heed_signals=lambda: None))
+    task = asyncio.create_task(
+        watch(scope, sink, configuration, "me", freshness=freshness, retake_signals=lambda: None)
+    )
     try:
         yield store
     finally:

@@ -11,7 +11,7 @@ class StopSignals:
         self.told = asyncio.Event()
         self.told_again = asyncio.Event()
         self.by_router = False
-        """Whether whoever routes has to hear of the end: not when a person pressed Ctrl-C."""
+        """Whether load balancers have to notice the shutdown first: yes for SIGTERM, no for Ctrl-C."""
         self.install()
 
     def install(self) -> None:

@@ -112,7 +112,7 @@ class Reading:
 
 
 class ClusterCollector(Collector):
-    """Shows the gauges that are read, from whoever knows them."""
+    """Exposes gauges whose values are read at each scrape."""
 
     def __init__(self, read: Callable[[], list[Reading]]) -> None:
         self._read = read

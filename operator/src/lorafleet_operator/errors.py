@@ -36,7 +36,7 @@ class WatchSilent(OperatorError):
 
 
 class NotLeading(KubeError):
-    """The Lease was not renewed in time: whoever leads may have written since."""
+    """The Lease was not renewed in time: another leader may have written since."""
 
     retryable = True
 

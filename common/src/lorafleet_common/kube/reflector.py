@@ -89,7 +89,7 @@ class Reflector:
         if monotonic() - began > MAX_RETRY_SECONDS:
             self._num_failures = 0
         else:
-            self._num_failures += 1  # whoever ends watches at once is not asked without a pause
+            self._num_failures += 1  # an API server that ends watches at once is backed off from
 
     def _take(self, event: Event) -> None:
         version = version_of(event.body)

@@ -1,4 +1,4 @@
-"""Counts what came of requests by adapter and revision, for whoever judges a revision by it."""
+"""Counts requests, errors and latencies by adapter and revision: the evidence by which a rollout is judged."""
 
 import asyncio
 import time

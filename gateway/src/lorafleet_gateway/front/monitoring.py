@@ -1,4 +1,4 @@
-"""The port of whoever watches the gateway: applications that send requests do not see who else does."""
+"""The monitoring port: metrics and evidence name adapters of all namespaces, so applications do not get them on theirs."""
 
 from typing import Final, TypeVar
 

@@ -53,7 +53,7 @@ class Cut(GatewayError):
 
 
 class Result(StrEnum):
-    """What came of a request, for metrics and whoever judges a revision by them."""
+    """How a request ended: the label `outcome` of metrics, and the base of evidence."""
 
     OK = "ok"
     CLIENT_ERROR = "client_error"

@@ -237,7 +237,7 @@ class Proxy:
         )
 
     def _closing(self, response: web.StreamResponse) -> web.StreamResponse:
-        """Whoever talks to a gateway that is leaving shall connect anew, to another one."""
+        """A gateway that is shutting down closes the connection, so that the client's next request reaches another gateway."""
         if self._state.phase is not Phase.SERVING:
             response.force_close()
         return response

@@ -14,7 +14,7 @@ class Phase(StrEnum):
 
     SERVING = "serving"
     LEAVING = "leaving"
-    """Told to end: not ready any more; new requests are still answered, because whoever sends them has not heard yet."""
+    """SIGTERM was received: /ready fails; new requests are still answered, because load balancers notice only later."""
     DRAINING = "draining"
     """New requests are refused, running ones end."""
 

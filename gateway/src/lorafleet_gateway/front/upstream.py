@@ -90,7 +90,7 @@ class Upstream:
             raise Silent(str(url)) from error
         except (aiohttp.ClientError, OSError) as error:
             raise Broken(str(error) or type(error).__name__) from error
-        del body, data  # whoever asked may let go of the body while the answer lasts
+        del body, data  # the caller may release the body while the answer lasts
         async with response:
             answer = Answer(response.status, response.headers, response.content)
             yield await _refusal(answer) if response.status in REFUSAL_STATUSES else answer

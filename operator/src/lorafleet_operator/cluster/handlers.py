@@ -47,7 +47,7 @@ class EventSink:
             self.wake_rivals(body)
 
     def wake_rivals(self, body: Json) -> None:
-        """Wake whoever asks for the same served name: it may have become free, or been taken."""
+        """Wake the bases of all resources with the same served name: the name may have become free, or been claimed."""
         for key in rivals_of(self._store, body):
             self._wake(key)
 
@@ -138,13 +138,13 @@ async def watch(
     identity: str,
     *,
     freshness: Freshness,
-    heed_signals: Callable[[], None],
+    retake_signals: Callable[[], None],
 ) -> None:
     """Watch until cancelled; where a watch does not run, or another set of namespaces may be watched, all are begun again.
 
     kopf ends all watches when one is refused: a namespace that is refused is left out until it may be watched. It looks
     once which kinds there are, and never watches one that was not there yet. It takes SIGTERM and SIGINT for
-    itself; `heed_signals` takes them back.
+    itself; `retake_signals` takes them back.
 
     Raises:
         WatchEnded: kopf gave up.
@@ -156,7 +156,7 @@ async def watch(
             await scope.wait_changed()
             continue
         try:
-            await _watch(scope, sink, configuration, identity, freshness=freshness, heed_signals=heed_signals)
+            await _watch(scope, sink, configuration, identity, freshness=freshness, retake_signals=retake_signals)
         except WatchSilent as error:
             logger.error("%s; all watches are begun again", error)
         except Exception as error:
@@ -174,7 +174,7 @@ async def _watch(
     identity: str,
     *,
     freshness: Freshness,
-    heed_signals: Callable[[], None],
+    retake_signals: Callable[[], None],
 ) -> None:
     """Watch what may be watched now, until something ends or this has changed.
 
@@ -191,7 +191,7 @@ async def _watch(
         clusterwide=not namespaces,
         namespaces=namespaces,
     )
-    heed_signals()
+    retake_signals()
     # not kopf.run_tasks: at its end it cancels every younger task of the loop, which are ours
     tasks = [*roots, asyncio.create_task(freshness.check()), asyncio.create_task(scope.wait_changed())]
     try:

@@ -147,7 +147,7 @@ class Catalogue:
                 self._known.append(_Known(lineup.name, uids, resident, on_demand))
 
     def entries_for(self, pod: ObservedPod) -> list[CatalogueEntry]:
-        """Return what one pod should know; names that it serves as local adapters are left to whoever started it so."""
+        """Return what one pod should know; names of its local adapters (`serve --adapter`) are left out."""
         local, uid = {entry.name for entry in pod.entries if entry.owner is Owner.LOCAL}, pod.uid
         return [
             known.resident if known.resident is not None and uid in known.resident_on else known.on_demand

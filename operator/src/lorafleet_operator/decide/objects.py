@@ -108,7 +108,7 @@ def _child(base: BaseModelResource, kind: str, name: str, content: Json, *, role
 
 
 def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child:
-    # pods get the hash only: whoever reads their arguments cannot ask their admin port for anything
+    # pods get the hash only: their arguments are readable, and the hash does not open the admin port
     token_sha256 = hashlib.sha256(token.encode()).hexdigest()
     template = pod_template(base, engine_image=engine_image, labels=_labels(base), token_sha256=token_sha256)
     annotations = {**template["metadata"].get("annotations", {}), ANNOTATION_TEMPLATE: _hash_of(template)}

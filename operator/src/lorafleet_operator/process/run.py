@@ -53,7 +53,7 @@ async def run(config: OperatorConfig) -> None:
         OperatorError: something essential ended; the process is to be started again.
     """
     stop = asyncio.Event()
-    _heed_signals(stop)
+    _retake_signals(stop)
     health = Health()
     close_health = await serve_health(health, config.http_port)
     api = await connect()
@@ -67,7 +67,7 @@ async def run(config: OperatorConfig) -> None:
         await close_health()
 
 
-def _heed_signals(stop: asyncio.Event) -> None:
+def _retake_signals(stop: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
@@ -101,7 +101,7 @@ async def _wait_and_lead(
             api.configuration,
             lease.identity,
             freshness=health.freshness,
-            heed_signals=lambda: _heed_signals(stop),
+            retake_signals=lambda: _retake_signals(stop),
         )
 
     await lead(config, api, lease, health, watching)
