@@ -88,6 +88,7 @@ ACCEPTED = {
         }
     ),
     "budget at its limits": base(lora={"maxResidentAdapters": 4096, "maxRank": 256, "loadOnDemand": "Disabled"}),
+    "unknown fields of requests": base(engine={"unknownFields": "Ignore"}),
     "unknown config fields": base(lora={"unknownConfigFields": "Ignore"}),
     "limits of guests": base(
         lora={
@@ -156,6 +157,7 @@ REFUSED = {
     "everybody's repositories": (source(huggingFace={"repos": ["*"]}), "repos"),
     "unknown device": (base(engine={"device": "Gpu"}), "engine.device"),
     "unknown number format": (base(engine={"dtype": "int4"}), "engine.dtype"),
+    "unknown way with requests": (base(engine={"unknownFields": "warn"}), "engine.unknownFields"),
     "no tokens": (base(engine={"maxModelLen": 0}), "maxModelLen"),
     "memory that is no quantity": (base(engine={"kvCacheMemory": "lots"}), "kvCacheMemory"),
     "rank above 256": (base(lora={"maxRank": 257}), "lora.maxRank"),
@@ -200,7 +202,7 @@ def test_defaults(kube: Kube) -> None:
     spec = ask(kube, base(suspend=None, engine=None))["spec"]
     assert spec.pop("model") == {"volume": {"claimName": "models"}}
     assert spec == {
-        "engine": {"device": "Auto", "dtype": "auto"},
+        "engine": {"device": "Auto", "dtype": "auto", "unknownFields": "Refuse"},
         "lora": {
             "maxResidentAdapters": 32,
             "maxRank": 64,

@@ -155,9 +155,11 @@ def test_every_argument_is_an_option_of_serve() -> None:
         assert {argument.split("=")[0] for argument in serve_arguments(v.base(**spec), "0" * 64)} <= known
 
 
-def test_pods_are_told_what_to_do_with_unknown_config_fields() -> None:
+def test_pods_are_told_what_to_do_with_unknown_fields_of_configs_and_of_requests() -> None:
     told = serve_arguments(v.base(lora={"unknownConfigFields": "Ignore"}), "0" * 64)
     assert "--unknown-config-fields=ignore" in told
+    lenient = serve_arguments(v.base(engine={"unknownFields": "Ignore"}), "0" * 64)
+    assert "--unknown-fields=ignore" in lenient
     assert not any("unknown" in argument for argument in serve_arguments(v.base(), "0" * 64))
 
 

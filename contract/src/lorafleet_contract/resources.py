@@ -60,6 +60,8 @@ class EngineSpec(Observed):
     max_batch_tokens: int | None = None
     kv_cache_memory: str | None = None
     """Quantity."""
+    unknown_fields: Literal["Refuse", "Ignore"] = "Refuse"
+    """Of requests."""
     args: list[str] = []
     env: list[dict[str, Any]] = []
 

@@ -118,6 +118,7 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
         "--max-model-len": _number(spec.engine.max_model_len),
         "--max-batch-tokens": _number(spec.engine.max_batch_tokens),
         "--kv-cache-memory": spec.engine.kv_cache_memory,
+        "--unknown-fields": "ignore" if spec.engine.unknown_fields == "Ignore" else None,
         "--max-resident-adapters": str(spec.lora.max_resident_adapters),
         "--max-rank": str(spec.lora.max_rank),
         "--unknown-config-fields": "ignore" if spec.lora.unknown_config_fields == "Ignore" else None,
