@@ -12,7 +12,8 @@ from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_gateway import config as gateway_config
 from lorafleet_gateway import metrics as gateway_metrics
 from lorafleet_inference import metrics, options
-from lorafleet_inference.server import fields, requests
+from lorafleet_inference.server import fields
+from lorafleet_inference.server.public import SURFACES
 from lorafleet_operator import config as operator_config
 from lorafleet_operator import metrics as operator_metrics
 from lorafleet_operator.decide import accept, adapter_ready, base_ready
@@ -31,13 +32,11 @@ def metrics_table() -> str:
 
 
 def honoured_table() -> str:
-    chat, completion = requests.ChatRequest.model_fields, requests.CompletionRequest.model_fields
-    lines = ["| field | chat | completions |", "|---|---|---|"]
-    rows = (
-        (name, *("yes" if name in kind else "" for kind in (chat, completion))) for name in sorted({*chat, *completion})
-    )
-    lines += [f"| `{name}` | {in_chat} | {in_completions} |" for name, in_chat, in_completions in rows]
-    return "\n".join(lines) + "\n"
+    names = sorted({name for surface in SURFACES for name in surface.reads.model_fields})
+    rows = [
+        [f"`{name}`", *("yes" if name in surface.reads.model_fields else "" for surface in SURFACES)] for name in names
+    ]
+    return _table(["field", *(f"`{surface.path}`" for surface in SURFACES)], rows)
 
 
 def passed_table() -> str:
@@ -47,13 +46,15 @@ def passed_table() -> str:
 
 
 def refused_table() -> str:
-    lines = ["| field | accepted only as | it would |", "|---|---|---|"]
+    rows = []
     for name, field in sorted(fields.NEUTRAL.items()):
         values = dict.fromkeys(
             str(value).replace("'", '"').replace("True", "true").replace("False", "false") for value in field.values
         )
-        lines.append(f"| `{name}` | {', '.join(f'`{value}`' for value in values) or 'absent'} | {field.meaning} |")
-    return "\n".join(lines) + "\n"
+        legal = ", ".join(f"`{value}`" for value in values) or "absent"
+        by = ", ".join(f"`{surface.path}`" for surface in SURFACES if name in surface.reads.model_fields)
+        rows.append([f"`{name}`", legal, field.meaning, by])
+    return _table(["field", "accepted only as", "it would", "honoured all the same by"], rows)
 
 
 def reasons_table(about: dict[Reason, reason_table.About]) -> str:

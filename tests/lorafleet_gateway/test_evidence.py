@@ -192,3 +192,12 @@ def test_latencies_fall_into_their_buckets() -> None:
     latency = ledger.read().revisions[0].whole
     assert latency.buckets == [2, 1, *[0] * (len(bounds) - 2), 1]
     assert latency.count == 4
+
+
+async def test_what_generates_nothing_is_no_evidence(world: World) -> None:
+    pod = await opened(world)
+    for path in ("/tokenize", "/detokenize"):
+        answer = await world.client.post(path, json={"model": "french"})  # type: ignore[union-attr]
+        assert (answer.status_code, pod.received[-1].path) == (200, path)
+    await ask_and_read(world)
+    assert sum(row.num_requests for row in (await read(world)).revisions) == 1

@@ -399,6 +399,12 @@ async def test_bodies_that_name_no_model_are_refused_here(world: World, body: by
     assert answer.headers["x-request-id"]
 
 
+async def test_the_version_and_the_pulse(world: World) -> None:
+    client = await world.open()
+    assert set((await client.get("/version")).json()) == {"version"}
+    assert (await client.get("/ping")).content == b""
+
+
 async def test_paths_and_methods_that_do_not_exist(world: World) -> None:
     client = await world.open()
     for answer, status in (

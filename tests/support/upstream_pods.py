@@ -164,7 +164,8 @@ async def pod_double(name: str) -> AsyncIterator[PodDouble]:
     pod = PodDouble(name)
     app = web.Application(client_max_size=1 << 26)
     app.router.add_get("/v1/routes", pod.routes)
-    app.router.add_post("/v1/{path:.*}", pod.generate)
+    for path in ("/v1/{path:.*}", "/tokenize", "/detokenize"):
+        app.router.add_post(path, pod.generate)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

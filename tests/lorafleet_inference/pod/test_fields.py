@@ -249,7 +249,7 @@ def test_what_cannot_be_honoured_here_is_refused_by_name(client: OpenAI) -> None
         with pytest.raises(BadRequestError) as caught:
             chatted(client, **fields)
         assert caught.value.param == next(iter(fields))
-    for fields in ({"allowed_token_ids": [10**6]}, {"truncate_prompt_tokens": -3}, {"best_of": 200}):
+    for fields in ({"allowed_token_ids": [10**6]}, {"truncate_prompt_tokens": -3}, {"best_of": 200}, {"suffix": "x"}):
         with pytest.raises(BadRequestError) as caught:
             completed(client, **fields)
         assert caught.value.param == next(iter(fields))

@@ -35,6 +35,8 @@ CLIENT_LEFT: Final = 499
 WHOLE_BYTES: Final = 1 << 20
 """An answer that says it is no longer than this is read before it is passed on."""
 EVENT_END: Final = b"\n\n"
+TOKEN_PATHS: Final = frozenset({"/tokenize", "/detokenize"})
+"""Nothing is generated there, so what comes of it says nothing of a revision."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Exchange:
 
 
 class Proxy:
-    """Answers POST /v1/chat/completions and /v1/completions."""
+    """Answers the POST routes whose bodies have a `model`."""
 
     def __init__(
         self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State, evidence: Ledger
@@ -226,7 +228,7 @@ class Proxy:
     def _count(self, exchange: Exchange) -> None:
         """Count a request for an adapter as evidence of the revision that answered it, or should have."""
         target, revision = exchange.route.target, exchange.answered_revision or exchange.route.revision
-        if target is None or target.adapter is None or revision is None:
+        if target is None or target.adapter is None or revision is None or exchange.request.path in TOKEN_PATHS:
             return
         self._evidence.add(
             RevisionKey(target.base_key, target.adapter, revision),

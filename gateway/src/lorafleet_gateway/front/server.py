@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from importlib import metadata
 from typing import Any, Final
 
 from aiohttp import web
@@ -26,7 +27,7 @@ from lorafleet_gateway.front.answers import error_response, json_response
 from lorafleet_gateway.front.evidence import Ledger
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
 from lorafleet_gateway.front.models import described
-from lorafleet_gateway.front.proxy import Proxy
+from lorafleet_gateway.front.proxy import TOKEN_PATHS, Proxy
 from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
 
@@ -36,7 +37,7 @@ MAX_LINE_BYTES: Final = 32 << 10
 MAX_MESSAGE: Final = 300
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
-GENERATION_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+PROXIED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", *TOKEN_PATHS})
 MODELS_PATH: Final = "/v1/models"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -54,6 +55,8 @@ class FrontDoor:
             "/health": self._health,
             "/ready": self._ready,
             MODELS_PATH: self._models,
+            "/ping": self._ping,
+            "/version": self._version,
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -82,7 +85,7 @@ class FrontDoor:
 
     def _handler(self, request: web.BaseRequest) -> Handler:
         path, method = request.path, request.method
-        if path in GENERATION_PATHS:
+        if path in PROXIED_PATHS:
             allowed = "POST"
             if method == "POST":
                 return self._proxy.handle
@@ -98,6 +101,12 @@ class FrontDoor:
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         return json_response({"status": "ok", "reason": ""})
+
+    async def _ping(self, _: web.BaseRequest) -> web.Response:
+        return web.Response()
+
+    async def _version(self, _: web.BaseRequest) -> web.Response:
+        return json_response({"version": metadata.version("lorafleet-gateway")})
 
     async def _ready(self, _: web.BaseRequest) -> web.Response:
         reason = self.not_ready_reason()

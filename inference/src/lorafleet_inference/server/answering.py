@@ -99,7 +99,7 @@ class Answering(Generic[RequestT]):
                     request,
                     max_tokens=max_tokens,
                     choice=choice,
-                    eos_token_ids=leased.eos_token_ids,
+                    eos_token_ids=(*leased.eos_token_ids, *prompt.eos_token_ids),
                     bad_words=bad_words,
                 )
                 is_first = choice == 0

@@ -33,6 +33,8 @@ CHUNK: Final[Literal["chat.completion.chunk"]] = "chat.completion.chunk"
 class Chat(Surface[ChatRequest]):
     """Messages in, the assistant's next message out."""
 
+    path = "/v1/chat/completions"
+    reads = ChatRequest
     id_prefix = "chatcmpl"
     prompt_field = "messages"
 
@@ -43,11 +45,19 @@ class Chat(Surface[ChatRequest]):
     def parse(self, body: bytes) -> ChatRequest:
         """Read a request."""
         request = parse_chat(body, self._policy)
+        self.check(request)
+        return request
+
+    def check(self, request: ChatRequest) -> None:
+        """Look at what this pod allows.
+
+        Raises:
+            UnsupportedParameter: the request brings a template, and may not.
+        """
         if request.chat_template is not None and not self._takes_templates:
             raise UnsupportedParameter(
                 "requests bring no chat_template here; --request-chat-templates allows it", param="chat_template"
             )
-        return request
 
     def num_prompts(self, _: ChatRequest) -> int:
         """A conversation is one prompt."""

@@ -12,7 +12,7 @@ from lorafleet_inference.server.generation import ChoiceDelta
 from lorafleet_inference.server.logprobs import Echoed, completion_logprobs, prompt_logprobs
 from lorafleet_inference.server.pod import check_token_ids
 from lorafleet_inference.server.requests import MAX_CHOICES, CompletionRequest, parse_completion
-from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, Surface
+from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, Surface, TokenIds
 from lorafleet_inference.server.wire import Completion, CompletionChoice, CompletionLogprobs, Usage
 from lorafleet_inference.text.output import ShownToken, spelled
 
@@ -23,6 +23,8 @@ THREAD_TOKENS = 512
 class Completions(Surface[CompletionRequest]):
     """Prompts in, their continuations out."""
 
+    path = "/v1/completions"
+    reads = CompletionRequest
     id_prefix = "cmpl"
     prompt_field = "prompt"
 
@@ -50,11 +52,9 @@ class Completions(Surface[CompletionRequest]):
         return [await self._prompt(prompt, request, leased) for prompt in request.prompts]
 
     async def _prompt(self, prompt: str | list[int], request: CompletionRequest, leased: Leased) -> Prompt:
-        if isinstance(prompt, str):
-            ids = await self.tokenised(prompt, request, leased)
-        else:
-            kept = self.num_kept(request, leased)
-            ids = tuple(prompt if kept is None else prompt[-kept:])
+        if request.suffix:
+            return await self._with_hole(prompt, request, leased)
+        ids = await self._ids(prompt, request, leased, add_special_tokens=request.add_special_tokens)
         if not request.echo:
             return Prompt(ids)
         check_token_ids(ids, SamplingParams(max_tokens=0), leased.vocabulary, prompt_field=self.prompt_field)
@@ -65,6 +65,41 @@ class Completions(Surface[CompletionRequest]):
             text, offsets = spelled(detokenizer, ids)
         is_whole = isinstance(prompt, str) and request.truncate_prompt_tokens is None
         return Prompt(ids, prompt if is_whole and isinstance(prompt, str) else text, offsets)
+
+    async def _ids(
+        self, prompt: str | list[int], request: CompletionRequest, leased: Leased, *, add_special_tokens: bool
+    ) -> TokenIds:
+        if isinstance(prompt, str):
+            return await self.tokenised(prompt, request, leased, add_special_tokens=add_special_tokens)
+        kept = self.num_kept(request, leased)
+        return tuple(prompt if kept is None else prompt[-kept:])
+
+    async def _with_hole(self, prompt: str | list[int], request: CompletionRequest, leased: Leased) -> Prompt:
+        """The answer stands between prompt and suffix; of a prompt that is cut, its end is kept."""
+        infill = leased.text.infill
+        if infill is None:
+            raise InvalidValue("the tokenizer of this model has no fill-in-the-middle tokens", param="suffix")
+        before = await self._ids(prompt, request, leased, add_special_tokens=False)
+        after = await self._inside(request.suffix, leased)
+        first = await self._first(leased) if request.add_special_tokens and isinstance(prompt, str) else ()
+        return Prompt(infill.arranged(first, before, after), eos_token_ids=infill.ends)
+
+    async def _inside(self, text: str, leased: Leased) -> TokenIds:
+        """Return the ids of a text that does not stand at the beginning, where tokenizers mark a word."""
+        anchor, most = "\n", leased.facts.max_model_len
+        begin = await leased.text.encode(anchor, add_special_tokens=False, max_tokens=most, field="suffix")
+        ids = await leased.text.encode(anchor + text, add_special_tokens=False, max_tokens=most, field="suffix")
+        if ids[: len(begin)] == begin:
+            return ids[len(begin) :]
+        return await leased.text.encode(text, add_special_tokens=False, max_tokens=most, field="suffix")
+
+    async def _first(self, leased: Leased) -> TokenIds:
+        """Return what the tokenizer puts before every text."""
+        most = leased.facts.max_model_len
+        bare = await leased.text.encode("a", add_special_tokens=False, max_tokens=most, field="prompt")
+        whole = await leased.text.encode("a", add_special_tokens=True, max_tokens=most, field="prompt")
+        places = range(len(whole) - len(bare) + 1)
+        return next((whole[:at] for at in places if whole[at : at + len(bare)] == bare), ())
 
     def formatter(self, answer: Answer[CompletionRequest]) -> Formatter:
         """Return who writes this answer."""

@@ -1,5 +1,8 @@
 """The public port: OpenAI's routes, health, metrics, and the routes document for gateways."""
 
+from importlib import metadata
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -20,7 +23,12 @@ from lorafleet_inference.server.middleware import AnswerHeaders
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.routes import routes_router
 from lorafleet_inference.server.state import Phase
-from lorafleet_inference.server.wire import Health, Model, ModelList
+from lorafleet_inference.server.surface import Surface
+from lorafleet_inference.server.tokens import Tokens
+from lorafleet_inference.server.wire import Health, Model, ModelList, Version
+
+SURFACES: tuple[type[Surface[Any]], ...] = (Chat, Completions)
+"""Routes that generate, for the reference page."""
 
 NUM_LARGEST_BODIES = 4
 """So many bodies of --max-body may be in memory at the same time."""
@@ -30,9 +38,13 @@ def public_app(pod: Pod) -> FastAPI:
     """Return the app of the public port."""
     app = FastAPI(title="lorafleet", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     policy = FieldPolicy(ignore_unknown=pod.config.unknown_fields == "ignore")
+    chat, completions = Chat(pod.config, policy), Completions(policy)
+    tokens = Tokens(pod, chat, completions, policy)
     handlers = {
-        "/v1/chat/completions": Answering(pod, Chat(pod.config, policy)).handle,
-        "/v1/completions": Answering(pod, Completions(policy)).handle,
+        Chat.path: Answering(pod, chat).handle,
+        Completions.path: Answering(pod, completions).handle,
+        "/tokenize": tokens.tokenize,
+        "/detokenize": tokens.detokenize,
     }
     limit = pod.config.max_body_bytes
     room = BodyRoom(NUM_LARGEST_BODIES * limit)
@@ -60,6 +72,15 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
         if pod.state.phase is Phase.FAILED:
             return json_response(Health("failed", pod.state.failure), status=503)
         return json_response(Health("ok"))
+
+    @app.api_route("/ping", methods=["GET", "POST"])
+    async def ping() -> Response:
+        failed = pod.state.phase is Phase.FAILED
+        return Response(status_code=503 if failed else 200)
+
+    @app.get("/version")
+    async def version() -> Response:
+        return json_response(Version(metadata.version("lorafleet-inference")))
 
     @app.get("/ready")
     async def ready() -> Response:

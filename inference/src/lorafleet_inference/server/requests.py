@@ -39,7 +39,7 @@ Listed = Annotated[list[_ItemT], Field(fail_fast=True)]
 """The first item that is wrong is enough: a client may send millions."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """A JSON object in which null means absent."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -55,7 +55,7 @@ class _Strict(BaseModel):
         return self.model_extra or {}
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A content part; only text is understood."""
 
     type: str
@@ -66,7 +66,7 @@ UNSUPPORTED_OF_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_cal
 """Fields of messages that mean something, and cannot be honoured."""
 
 
-class RequestMessage(_Strict):
+class RequestMessage(Strict):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -101,7 +101,7 @@ class RequestMessage(_Strict):
         return [{"type": "text", "text": part.text} for part in self.content]
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """`include_obfuscation` has no effect on the text and passes."""
 
     include_usage: bool = False
@@ -109,7 +109,7 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(Strict):
     """What both generation routes share."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
@@ -260,6 +260,7 @@ class CompletionRequest(GenerationRequest):
     prompt: str | Listed[str] | Listed[TokenId] | Listed[Listed[TokenId]]
     max_tokens: Annotated[int, Field(ge=0)] = DEFAULT_COMPLETION_TOKENS
     echo: bool = False
+    suffix: str = ""
     add_special_tokens: bool = True
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -269,6 +270,8 @@ class CompletionRequest(GenerationRequest):
             raise ValueError(f"prompt: from 1 to {MAX_PROMPTS} prompts")
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
             raise ValueError("max_tokens: at least 1, or 0 where echo or prompt_logprobs show the prompt")
+        if self.suffix and self.echo:
+            raise ValueError("suffix: does not go with echo")
         return self
 
     @property

@@ -44,6 +44,8 @@ class Prompt:
     text: str = ""
     offsets: tuple[int, ...] = ()
     """Where the text of each token begins."""
+    eos_token_ids: TokenIds = ()
+    """They end its answers beside the model's and the adapter's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,9 @@ class Formatter(ABC):
 class Surface(ABC, Generic[RequestT]):
     """One route."""
 
+    path: ClassVar[str]
+    reads: ClassVar[type[GenerationRequest]]
+    """Its requests; what they declare is honoured, and shown on the reference page."""
     id_prefix: ClassVar[str]
     """The first part of an answer's id."""
     prompt_field: ClassVar[str]
@@ -140,15 +145,19 @@ class Surface(ABC, Generic[RequestT]):
     def strip_leading(self, request: RequestT) -> bool:
         """Return whether an answer is a text by itself, and does not continue its prompt."""
 
-    async def tokenised(self, text: str, request: RequestT, leased: Leased) -> TokenIds:
+    async def tokenised(
+        self, text: str, request: RequestT, leased: Leased, *, add_special_tokens: bool | None = None
+    ) -> TokenIds:
         """Return the token ids of the text of a prompt, cut to its end where the request says so.
+
+        `add_special_tokens` of the request counts where none is given.
 
         Raises:
             RequestError: it is too long.
         """
         return await leased.text.encode(
             text,
-            add_special_tokens=request.add_special_tokens,
+            add_special_tokens=request.add_special_tokens if add_special_tokens is None else add_special_tokens,
             max_tokens=leased.facts.max_model_len,
             field=self.prompt_field,
             keep_last=self.num_kept(request, leased),

@@ -176,6 +176,28 @@ class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
+class Tokenized(msgspec.Struct, frozen=True):
+    """Answer of /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: tuple[int, ...]
+    token_strs: tuple[str, ...] | None
+    """As the vocabulary writes them."""
+
+
+class Detokenized(msgspec.Struct, frozen=True):
+    """Answer of /detokenize."""
+
+    prompt: str
+
+
+class Version(msgspec.Struct, frozen=True):
+    """Answer of /version."""
+
+    version: str
+
+
 class Health(msgspec.Struct, frozen=True):
     """Answer of /health and /ready."""
 

@@ -11,6 +11,7 @@ from lorafleet_inference.errors import ContextLengthExceeded
 from lorafleet_inference.text.chat import ChatTemplate, ChatTemplates, judge_template, read_template_source
 from lorafleet_inference.text.detokenizer import Detokenizer
 from lorafleet_inference.text.files import TextFileError, TokenizerConfig, read_tokenizer_config
+from lorafleet_inference.text.infill import infill_of
 from lorafleet_inference.text.pieces import PieceTable
 from lorafleet_inference.text.template_workers import TemplateWorkers
 
@@ -37,6 +38,8 @@ class Text:
         self.templates = templates
         self.special_tokens = special_tokens
         self.pieces = PieceTable(tokenizer)
+        self.infill = infill_of(tokenizer.token_to_id)
+        """How a hole in a text is written, where the vocabulary has tokens for it."""
         self._max_piece_bytes = self.pieces.max_bytes()
         self._workers = workers
         self._encoders = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="tokenizer")

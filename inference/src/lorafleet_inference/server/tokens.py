@@ -1,0 +1,133 @@
+"""`POST /tokenize` and `POST /detokenize`, as vLLM has them: what a prompt is in tokens, and what tokens are in text."""
+
+import asyncio
+from typing import Annotated
+
+import msgspec
+from pydantic import Field
+
+from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.errors import InvalidValue
+from lorafleet_inference.server.answering import leasing
+from lorafleet_inference.server.chat import Chat
+from lorafleet_inference.server.completions import Completions
+from lorafleet_inference.server.fields import FieldPolicy
+from lorafleet_inference.server.http import Exchange, json_response
+from lorafleet_inference.server.pod import Pod, check_token_ids
+from lorafleet_inference.server.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Strict,
+    TokenId,
+    read_json,
+    read_request,
+)
+from lorafleet_inference.server.surface import Leased, TokenIds
+from lorafleet_inference.server.wire import Detokenized, Tokenized
+from lorafleet_inference.text.output import spelled
+
+MAX_TOKENS = 1 << 18
+"""Of a text that is tokenised or of tokens that are written out, where the model's context is not larger."""
+THREAD_TOKENS = 512
+ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class TokenizeChat(ChatRequest):
+    """A chat request; what makes no difference to its prompt changes nothing. Without `model` it is the base's."""
+
+    model: ModelName = ""
+    return_token_strs: bool = False
+
+
+class TokenizeText(CompletionRequest):
+    """Likewise a completion request of one text."""
+
+    model: ModelName = ""
+    prompt: str
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Strict):
+    """Tokens to write out."""
+
+    model: ModelName = ""
+    tokens: list[TokenId]
+
+
+class _Form(msgspec.Struct):
+    """What tells the two forms of a tokenise request apart."""
+
+    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class Tokens:
+    """The two routes."""
+
+    def __init__(self, pod: Pod, chat: Chat, completions: Completions, policy: FieldPolicy) -> None:
+        self._pod = pod
+        self._chat = chat
+        self._completions = completions
+        self._policy = policy
+
+    async def tokenize(self, exchange: Exchange, body: bytes) -> None:
+        """Answer with the tokens that a request's prompt has.
+
+        Raises:
+            RequestError: it has none.
+        """
+        request = self._parse(body)
+        with self._pod.state.request():
+            async with leasing(self._pod, exchange, request.model or self._pod.config.served_name) as leased:
+                most = leased.facts.max_model_len
+                longer = msgspec.structs.replace(leased.facts, max_model_len=max(most, MAX_TOKENS))
+                roomy = Leased(longer, leased.vocabulary, leased.text, leased.lease, leased.eos_token_ids)
+                if isinstance(request, TokenizeChat):
+                    (prompt,) = await self._chat.prompts(request, roomy)
+                else:
+                    (prompt,) = await self._completions.prompts(request, roomy)
+                names = leased.text.pieces.tokenizer.id_to_token if request.return_token_strs else None
+                answer = Tokenized(
+                    len(prompt.token_ids),
+                    most,
+                    prompt.token_ids,
+                    None if names is None else tuple(names(one) or "" for one in prompt.token_ids),
+                )
+        await exchange.respond(json_response(answer, headers=exchange.headers))
+
+    def _parse(self, body: bytes) -> TokenizeChat | TokenizeText:
+        try:
+            is_chat = msgspec.json.decode(body, type=_Form).messages is not msgspec.UNSET
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            is_chat = False  # the reader says what is wrong
+        if not is_chat:
+            return read_request(TokenizeText, body, self._policy)
+        request = read_request(TokenizeChat, body, self._policy)
+        self._chat.check(request)
+        return request
+
+    async def detokenize(self, exchange: Exchange, body: bytes) -> None:
+        """Answer with the text that tokens make, special ones among them.
+
+        Raises:
+            RequestError: there are too many, or one is unknown.
+        """
+        request = read_json(DetokenizeRequest, body)
+        self._policy.judge(request.others)
+        with self._pod.state.request():
+            async with leasing(self._pod, exchange, request.model or self._pod.config.served_name) as leased:
+                most = max(leased.facts.max_model_len, MAX_TOKENS)
+                if len(request.tokens) > most:
+                    raise InvalidValue(f"tokens: at most {most}", param="tokens")
+                ids = tuple(request.tokens)
+                check_token_ids(ids, SamplingParams(max_tokens=0), leased.vocabulary, prompt_field="tokens")
+                text = (
+                    await asyncio.to_thread(_text_of, leased, ids)
+                    if len(ids) > THREAD_TOKENS
+                    else _text_of(leased, ids)
+                )
+        await exchange.respond(json_response(Detokenized(text), headers=exchange.headers))
+
+
+def _text_of(leased: Leased, ids: TokenIds) -> str:
+    text, _ = spelled(leased.text.detokenizer(strip_leading=True, skip_special=False), ids)
+    return text
