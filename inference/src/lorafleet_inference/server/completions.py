@@ -14,6 +14,7 @@ from lorafleet_inference.server.pod import check_token_ids
 from lorafleet_inference.server.requests import MAX_CHOICES, CompletionRequest, parse_completion
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, Surface, TokenIds
 from lorafleet_inference.server.wire import Completion, CompletionChoice, CompletionLogprobs, Usage
+from lorafleet_inference.text.infill import infill_of
 from lorafleet_inference.text.output import ShownToken, spelled
 
 THREAD_TOKENS = 512
@@ -76,7 +77,7 @@ class Completions(Surface[CompletionRequest]):
 
     async def _with_hole(self, prompt: str | list[int], request: CompletionRequest, leased: Leased) -> Prompt:
         """The answer stands between prompt and suffix; of a prompt that is cut, its end is kept."""
-        infill = leased.text.infill
+        infill = infill_of(leased.text.special_id)
         if infill is None:
             raise InvalidValue("the tokenizer of this model has no fill-in-the-middle tokens", param="suffix")
         before = await self._ids(prompt, request, leased, add_special_tokens=False)

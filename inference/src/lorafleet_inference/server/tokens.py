@@ -1,6 +1,7 @@
 """`POST /tokenize` and `POST /detokenize`, as vLLM has them: what a prompt is in tokens, and what tokens are in text."""
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -13,6 +14,7 @@ from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Exchange, json_response
+from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.pod import Pod, check_token_ids
 from lorafleet_inference.server.requests import (
     ChatRequest,
@@ -80,18 +82,16 @@ class Tokens:
             async with leasing(self._pod, exchange, request.model or self._pod.config.served_name) as leased:
                 most = leased.facts.max_model_len
                 longer = msgspec.structs.replace(leased.facts, max_model_len=max(most, MAX_TOKENS))
-                roomy = Leased(longer, leased.vocabulary, leased.text, leased.lease, leased.eos_token_ids)
+                roomy = replace(leased, facts=longer)
                 if isinstance(request, TokenizeChat):
                     (prompt,) = await self._chat.prompts(request, roomy)
                 else:
                     (prompt,) = await self._completions.prompts(request, roomy)
-                names = leased.text.pieces.tokenizer.id_to_token if request.return_token_strs else None
-                answer = Tokenized(
-                    len(prompt.token_ids),
-                    most,
-                    prompt.token_ids,
-                    None if names is None else tuple(names(one) or "" for one in prompt.token_ids),
-                )
+                ids, names = prompt.token_ids, None
+                if request.return_token_strs:
+                    name = TokenNames(leased.text.pieces, as_ids=False).of
+                    names = await asyncio.to_thread(lambda: tuple(map(name, ids)))
+                answer = Tokenized(len(ids), most, ids, names)
         await exchange.respond(json_response(answer, headers=exchange.headers))
 
     def _parse(self, body: bytes) -> TokenizeChat | TokenizeText:

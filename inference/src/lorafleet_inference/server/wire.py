@@ -183,7 +183,7 @@ class Tokenized(msgspec.Struct, frozen=True):
     max_model_len: int
     tokens: tuple[int, ...]
     token_strs: tuple[str, ...] | None
-    """As the vocabulary writes them."""
+    """As log-probabilities write them."""
 
 
 class Detokenized(msgspec.Struct, frozen=True):

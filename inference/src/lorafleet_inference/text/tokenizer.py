@@ -11,7 +11,6 @@ from lorafleet_inference.errors import ContextLengthExceeded
 from lorafleet_inference.text.chat import ChatTemplate, ChatTemplates, judge_template, read_template_source
 from lorafleet_inference.text.detokenizer import Detokenizer
 from lorafleet_inference.text.files import TextFileError, TokenizerConfig, read_tokenizer_config
-from lorafleet_inference.text.infill import infill_of
 from lorafleet_inference.text.pieces import PieceTable
 from lorafleet_inference.text.template_workers import TemplateWorkers
 
@@ -38,8 +37,6 @@ class Text:
         self.templates = templates
         self.special_tokens = special_tokens
         self.pieces = PieceTable(tokenizer)
-        self.infill = infill_of(tokenizer.token_to_id)
-        """How a hole in a text is written, where the vocabulary has tokens for it."""
         self._max_piece_bytes = self.pieces.max_bytes()
         self._workers = workers
         self._encoders = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="tokenizer")
@@ -72,6 +69,10 @@ class Text:
             AdapterError: ARTIFACT_INVALID: its chat template cannot be used.
         """
         judge_template(directory, self.special_tokens, self._workers)
+
+    def special_id(self, text: str) -> int | None:
+        """Return the id of a special token."""
+        return self._tokenizer.token_to_id(text)
 
     async def encode(
         self, text: str, *, add_special_tokens: bool, max_tokens: int, field: str, keep_last: int | None = None
