@@ -20,6 +20,7 @@ MAX_BIASES = 1024
 MAX_ALLOWED_TOKENS = 4096
 MAX_BAD_WORDS = 128
 MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_CHARS = 1 << 17
 WHOLE_CONTEXT = -1
 """`truncate_prompt_tokens` that means as many as fit."""
 DEFAULT_COMPLETION_TOKENS = 16
@@ -214,7 +215,7 @@ class ChatRequest(GenerationRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     documents: Annotated[list[dict[str, JsonValue]], Field(max_length=MAX_DOCUMENTS, fail_fast=True)] = []
-    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    chat_template: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARS)] | None = None
     chat_template_kwargs: dict[str, JsonValue] = {}
     reasoning_effort: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 

@@ -37,9 +37,8 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def num_chars(self) -> int:
-        """Characters of the messages and documents."""
-        documents = sum(len(text) for one in self.documents for text in one.values() if isinstance(text, str))
-        return documents + sum(map(_num_chars, self.messages))
+        """Characters of the messages."""
+        return sum(map(_num_chars, self.messages))
 
 
 def _num_chars(message: Message) -> int:
