@@ -276,11 +276,40 @@ def test_uninstall_removes_what_the_operator_made(helm: Helm, plain: Rendered) -
         "--namespace=lorafleet-system",
         "--lease=lorafleet-operator",
         "--key-secret=lorafleet-operator-key",
+        "--names=lorafleet-operator-names",
     ]
     role = plain.one("Role", "lorafleet-removal")
     assert [(rule["resources"], rule["resourceNames"], rule["verbs"]) for rule in role["rules"]] == [
         (["leases"], ["lorafleet-operator"], ["delete"]),
+        (["configmaps"], ["lorafleet-operator-names"], ["delete"]),
         (["secrets"], ["lorafleet-operator-key"], ["delete"]),
     ]
     assert not hooks(helm.render(nested("removal.cleanUp", False)), "post-delete")
     assert not hooks(helm.render(nested("rbac.create", False)), "post-delete")
+
+
+def test_engines_send_nowhere_but_where_they_may(helm: Helm) -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443}]}
+    egress = {"enabled": True, "rules": [rule]}
+    given = nested("networkPolicy", {"enabled": True, "engineNamespaces": ["a"], "engineEgress": egress})
+    spec = helm.render(given).one("NetworkPolicy", "lorafleet-engines")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    dns = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    assert spec["egress"] == [dns, rule]
+
+
+def test_names_belong_to_namespaces_where_somebody_says_so(helm: Helm, plain: Rendered) -> None:
+    name = "lorafleet-system-lorafleet-served-names"
+    assert name not in [item["metadata"]["name"] for item in plain.objects]
+    names = [{"namespaces": ["team-a", "b"], "prefixes": ["team-a/", "x"]}, {"namespaces": ["*"], "prefixes": ["lab/"]}]
+    rendered = helm.render(nested("admission.servedNames", names))
+    spec = rendered.one("ValidatingAdmissionPolicy", name)["spec"]
+    (rule,) = spec["matchConstraints"]["resourceRules"]
+    assert rule["resources"] == ["basemodeldeployments", "loraadapters"]
+    prefixes = next(variable["expression"] for variable in spec["variables"] if variable["name"] == "prefixes")
+    first, second, last = prefixes.split(" :")
+    assert first.startswith('request.namespace in ["team-a","b"]')
+    assert first.endswith('["team-a/","x"]')
+    assert second.endswith('["lab/"]')
+    assert last.strip() == "['']"
+    assert rendered.one("ValidatingAdmissionPolicyBinding", name)["spec"]["validationActions"] == ["Deny"]

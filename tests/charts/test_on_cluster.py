@@ -109,6 +109,28 @@ def test_admission_keeps_the_operator_to_its_own_objects(fleet: Fleet) -> None:
     assert apply() == ""
 
 
+@pytest.mark.parametrize(
+    ("served_name", "is_taken"), [(f"{NAMESPACE}/x", True), ("another/x", False)], ids=["own", "of others"]
+)
+def test_names_of_others_are_refused(helm: Helm, fleet: Fleet, served_name: str, is_taken: bool) -> None:
+    names = [{"namespaces": [NAMESPACE], "prefixes": [f"{NAMESPACE}/"]}]
+    objects = helm.render(nested("admission.servedNames", names), release="named").objects
+    policy = yaml.safe_dump_all([item for item in objects if item["metadata"]["name"].endswith("served-names")])
+    spec = {"servedName": served_name, "baseModelRef": {"name": "b"}, "source": {"name": "m", "path": "x"}}
+    metadata = {"name": "named", "namespace": NAMESPACE}
+    adapter = {"apiVersion": "lorafleet.io/v1alpha1", "kind": "LoraAdapter", "metadata": metadata, "spec": spec}
+
+    def create() -> str:
+        ask = ("create", "--dry-run=server", "-o", "name", "-f", "-")
+        return fleet.kube.kubectl(*ask, stdin=yaml.safe_dump(adapter), check=False)
+
+    fleet.kube.apply(policy)
+    try:
+        wait_for("judged", lambda: bool(create()) == is_taken)
+    finally:
+        fleet.kube.kubectl("delete", "-f", "-", stdin=policy)
+
+
 def test_helm_test_passes(fleet: Fleet) -> None:
     printed = fleet.kube.helm("test", "lorafleet", "-n", SYSTEM, "--logs")
     assert "Succeeded" in printed

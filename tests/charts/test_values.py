@@ -15,7 +15,7 @@ VALUES = {value.name: value for value in chart_files.values()}
 ALL_ON: Json = {
     "operator": {"replicas": 2},
     "gateway": {"autoscaling": {"enabled": True}},
-    "networkPolicy": {"enabled": True, "engineNamespaces": ["numerals"]},
+    "networkPolicy": {"enabled": True, "engineNamespaces": ["numerals"], "engineEgress": {"enabled": True}},
     "monitoring": {"podMonitors": {"enabled": True}, "rules": {"enabled": True}, "dashboard": {"enabled": True}},
 }
 NEEDED: dict[str, Json] = {
@@ -57,6 +57,8 @@ SHAPES: dict[str, Any] = {
     "gatewayFrom": [{"podSelector": {"matchLabels": {"TRACE": "a"}}}],
     "engineFrom": [{"podSelector": {"matchLabels": {"TRACE": "a"}}}],
     "metricsFrom": [{"podSelector": {"matchLabels": {"TRACE": "a"}}}],
+    "engineEgress.rules": [{"to": [{"podSelector": {"matchLabels": {"TRACE": "a"}}}]}],
+    "servedNames": [{"namespaces": ["TRACE"], "prefixes": ["a"]}],
 }
 """Values in which a text of our own can be found again, by the end of the name; TRACE stands for the text."""
 
@@ -186,6 +188,9 @@ def test_schema_names_all_keys_of_every_map() -> None:
         (nested("watchNamespaces", ["Team"]), "/watchNamespaces/0"),
         (nested("networkPolicy.gatewayFrom", [{"podselector": {}}]), "podselector"),
         (nested("networkPolicy.enabled", True), "networkPolicy.engineNamespaces"),
+        (nested("networkPolicy.engineEgress.rules", [{"form": []}]), "form"),
+        (nested("admission.servedNames", [{"namespaces": ["a"]}]), "prefixes"),
+        (nested("admission.servedNames", [{"namespaces": ["a"], "prefixes": ["it's"]}]), "prefixes/0"),
         (nested("operator.serviceAccount.create", False), "operator.serviceAccount.name is needed"),
         (
             merged(nested("monitoring.rules.enabled", True), nested("monitoring.rules.disabled", ["Nothing"])),

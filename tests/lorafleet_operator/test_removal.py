@@ -23,7 +23,8 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 
 async def clean(fleet: Fleet) -> list[str]:
-    return await clean_up(fleet.api, namespace=SYSTEM, lease=CONFIG.lease, key_secret=CONFIG.key_secret)
+    names = {"lease": CONFIG.lease, "names": CONFIG.names, "key_secret": CONFIG.key_secret}
+    return await clean_up(fleet.api, namespace=SYSTEM, **names)
 
 
 async def test_what_is_left_is_named_and_keeps_the_key(fleet: Fleet) -> None:
@@ -57,7 +58,7 @@ async def test_nothing_is_left_of_an_operator_that_is_removed_last(fleet: Fleet)
     await until("gone", lambda: fleet.is_gone("french"))
     assert (await remaining(fleet.api, ME, ())).lines() == []
     await fleet.end(fleet.operators[0])
-    assert len(await clean(fleet)) == 2
+    assert {line.split()[0] for line in await clean(fleet)} >= {"Lease", "Secret"}
     assert not [key for key in fleet.kube.objects if key[1] == SYSTEM]
     assert await clean(fleet) == [], "there is nothing left to remove"
 

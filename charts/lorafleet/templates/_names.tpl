@@ -72,6 +72,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- default (printf "%s-operator-key" (include "lorafleet.prefix" .)) .Values.operator.keySecret -}}
 {{- end }}
 
+{{- define "lorafleet.keptNames" -}}
+{{ include "lorafleet.prefix" . }}-operator-names
+{{- end }}
+
 {{- define "lorafleet.lease" -}}
 {{ include "lorafleet.prefix" . }}-operator
 {{- end }}

@@ -10,7 +10,7 @@ ADAPTER_PLURAL: Final = "loraadapters"
 ADAPTER_KIND: Final = "LoraAdapter"
 FINALIZER: Final = "lorafleet.io/unload"
 ANNOTATION_RELEASE_NAME: Final = "lorafleet.io/release-name"
-"""`true` on a LoraAdapter: its served name is not reserved for its namespace when it is deleted."""
+"""`true` on either kind: its served name is not reserved for its namespace when it is deleted."""
 ANNOTATION_RETRY: Final = "lorafleet.io/retry"
 """On either kind, with any new value: what has failed is tried again at once."""
 

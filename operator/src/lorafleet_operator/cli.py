@@ -98,13 +98,15 @@ def _remaining(arguments: Sequence[str]) -> int:
 
 
 def _clean_up(arguments: Sequence[str]) -> int:
-    parsed = _parser("clean-up").parse_args(arguments)
+    parser = _parser("clean-up")
+    parser.add_argument("--names", default="lorafleet-operator-names", help="ConfigMap with names [%(default)s]")
+    parsed = parser.parse_args(arguments)
     if parsed.namespace is None:
         sys.stderr.write("lorafleet-operator: clean-up needs --namespace\n")
         return 2
     from lorafleet_operator.process.removal import run_clean_up  # noqa: PLC0415  as in main
 
-    return _told(lambda: asyncio.run(run_clean_up(parsed.namespace, parsed.lease, parsed.key_secret)))
+    return _told(lambda: asyncio.run(run_clean_up(parsed.namespace, parsed.lease, parsed.names, parsed.key_secret)))
 
 
 def _told(work: Callable[[], list[str]]) -> int:

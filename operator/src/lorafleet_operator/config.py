@@ -34,6 +34,7 @@ class OperatorConfig:
     """Empty: all."""
     key_secret: str = "lorafleet-operator-key"
     lease: str = "lorafleet-operator"
+    names: str = "lorafleet-operator-names"
     http_port: int = 8080
     resync_seconds: float = 30.0
     workers: int = 4
@@ -60,6 +61,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("key-secret", "Secret with the key of admin tokens; made at the first start.", object_name, "NAME", C,
            "key_secret"),
     Option("lease", "Lease that one of several operators holds.", object_name, "NAME", C, "lease"),
+    Option("names", "ConfigMap in which it keeps the served names of base models, for the time after them.", object_name, "NAME", C,
+           "names"),
     Option("http-port", "Port of `/healthz`, `/readyz` and `/metrics`.", number(0, 65535), "PORT", C, "http_port"),
     Option("resync-seconds", "How often everything is listed and compared, whatever events said.", seconds(1, 3600),
            "SECONDS", C, "resync_seconds"),

@@ -18,6 +18,7 @@ from lorafleet_contract.resources import (
     ReservedName,
 )
 from lorafleet_operator.cluster.store import Kind, Store
+from lorafleet_operator.decide.kept_names import reserved_by
 from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE
 from lorafleet_operator.decide.pod_words import is_being_created, problem_of, stage_of
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
@@ -60,6 +61,9 @@ def claims_of(store: Store, now: datetime) -> dict[str, Claim]:
     bases = {(b["metadata"]["namespace"], b["metadata"]["name"]): b for b in store.all(Kind.BASE) if _is_alive(b)}
     guests = {key: _guests_of(body) for key, body in bases.items()}
     reserved = _reserved(bases.values(), now)
+    for entry in reserved_by(store.kept_bases, bases.keys(), now):
+        if entry.name not in reserved or reserved[entry.name].until < entry.until:
+            reserved[entry.name] = entry
     claimants = [(BASE_MODEL_KIND, body) for body in store.all(Kind.BASE)]
     for body in store.all(Kind.ADAPTER):
         key = base_key_of(Kind.ADAPTER, body)
@@ -151,6 +155,15 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
 def _homes(key: BaseKey, bases: Iterable[BaseModelResource]) -> set[str]:
     """Return the namespaces whose adapters a base may have."""
     return {key[0]}.union(*(base.spec.allowed_namespaces for base in bases))
+
+
+def bases_of(store: Store) -> list[BaseModelResource]:
+    """Return every base that is there and can be read."""
+    return [
+        base
+        for base in _parsed(store.all(Kind.BASE), BaseModelResource, BASE_MODEL_KIND, [])
+        if base.metadata.deletion_timestamp is None
+    ]
 
 
 def pod_of(body: Json, now: datetime) -> Pod:

@@ -8,6 +8,8 @@ from typing import Any, Final, TypeVar
 from lorafleet_common.kube.client import Listed
 from lorafleet_common.paths import Json, version_of
 from lorafleet_contract.names import ADAPTER_PLURAL, BASE_MODEL_PLURAL
+from lorafleet_operator.decide.kept_names import KeptBase
+from lorafleet_operator.decide.views import BaseKey
 
 R = TypeVar("R")
 MAX_TOMBSTONES: Final = 10_000
@@ -31,6 +33,8 @@ class Store:
     def __init__(self, scopes: Collection[str | None] = (None,)) -> None:
         self._scopes = scopes
         """What is listed one by one: namespaces, or None for all of them."""
+        self.kept_bases: dict[BaseKey, KeptBase] = {}
+        """What is remembered of bases for the time after them."""
         self._objects: dict[Kind, dict[str, Json]] = {kind: {} for kind in Kind}
         self._made: dict[str, tuple[Json, Any]] = {}
         """Uid -> a body and what was made of it."""

@@ -62,8 +62,8 @@ async def remaining(api: KubeApi, me: str, namespaces: Collection[str]) -> Remai
     )
 
 
-async def clean_up(api: KubeApi, *, namespace: str, lease: str, key_secret: str) -> list[str]:
-    """Remove the Lease, and the key unless pods of a base still have tokens of it; return what was done.
+async def clean_up(api: KubeApi, *, namespace: str, lease: str, names: str, key_secret: str) -> list[str]:
+    """Remove the Lease and the names that were kept, and the key unless pods of a base still have tokens of it; return what was done.
 
     Raises:
         KubeError: something could not be removed.
@@ -71,6 +71,8 @@ async def clean_up(api: KubeApi, *, namespace: str, lease: str, key_secret: str)
     done = []
     if await _delete(api, f"{collection(GROUP_VERSION, 'leases', namespace)}/{lease}"):
         done.append(f"Lease {namespace}/{lease} is removed")
+    if await _delete(api, f"{collection('v1', 'configmaps', namespace)}/{names}"):
+        done.append(f"ConfigMap {namespace}/{names} is removed")
     bases = (await api.list(collection(f"{GROUP}/{VERSION}", Kind.BASE))).items
     users = [_title(body) for body in bases if _holder(body) in (None, f"{namespace}/{lease}")]
     if users:
@@ -97,7 +99,7 @@ async def run_remaining(me: str, namespaces: Collection[str]) -> Remaining:
         await api.close()
 
 
-async def run_clean_up(namespace: str, lease: str, key_secret: str) -> list[str]:
+async def run_clean_up(namespace: str, lease: str, names: str, key_secret: str) -> list[str]:
     """As `clean_up`, with a connection of its own.
 
     Raises:
@@ -105,7 +107,7 @@ async def run_clean_up(namespace: str, lease: str, key_secret: str) -> list[str]
     """
     api = await _connected()
     try:
-        return await clean_up(api, namespace=namespace, lease=lease, key_secret=key_secret)
+        return await clean_up(api, namespace=namespace, lease=lease, names=names, key_secret=key_secret)
     except KubeError as error:
         raise OperatorError(f"not everything could be removed: {error}") from error
     finally:

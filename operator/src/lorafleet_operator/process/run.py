@@ -16,6 +16,7 @@ from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
+from lorafleet_operator.act.kept_names import KeptNames
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
@@ -149,6 +150,7 @@ async def _converge(
     applier = Applier(writes, engine_image=config.engine_image, key=key)
     writer = StatusWriter(writes, store, reporter=lease.identity, wake=wake, now=now)
     operators = Operators(api, writer, me=lease.name)
+    names = KeptNames(api, writes, store, namespace=config.namespace, name=config.names, now=now)
     strays = Strays(api, scope, operators, writer)
     tools = Tools(
         key=key,
@@ -173,14 +175,20 @@ async def _converge(
     health.resync = resync
     try:
         try:
+            await names.load()
             await _patiently(resync.once)
         except KubeNotFound as error:
             raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
         await strays.look()
+        await names.keep()
         logger.info("everything is listed; converging")
         workers = (work(queue, reconciler) for _ in range(config.workers))
         await _all_or_none(
-            watching(EventSink(store, wake), scope), resync.for_ever(), strays.for_ever(config.resync_seconds), *workers
+            watching(EventSink(store, wake), scope),
+            resync.for_ever(),
+            strays.for_ever(config.resync_seconds),
+            names.for_ever(config.resync_seconds),
+            *workers,
         )
     finally:
         health.resync = None

@@ -1,0 +1,86 @@
+"""The served name of a base that is deleted is not handed to another namespace unasked, nor are those of its adapters."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest_asyncio
+from support.operator_views import NOW
+from support.operator_views import base as base_view
+from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, simulated_fleet, until
+
+from lorafleet_contract.names import ANNOTATION_RELEASE_NAME
+from lorafleet_contract.resources import BaseModelResource, ReservedName
+from lorafleet_operator.cluster.store import Kind
+from lorafleet_operator.decide.kept_names import kept_after, reserved_by
+from lorafleet_operator.decide.names import RESERVED
+
+FAST = replace(CONFIG, resync_seconds=1)
+OTHER = "other-team"
+KEY = (NAMESPACE, BASE)
+
+
+@pytest_asyncio.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with simulated_fleet() as it:
+        yield it
+
+
+def base(*, ready: int = 1, annotations: dict[str, str] | None = None) -> BaseModelResource:
+    made = base_view()
+    reserved = [ReservedName(name="french", namespace="guests", until=NOW + timedelta(hours=1))]
+    status = {"served_name": "base", "ready_replicas": ready, "reserved_names": reserved}
+    metadata = made.metadata.model_copy(update={"annotations": annotations or {}})
+    return made.model_copy(update={"metadata": metadata, "status": made.status.model_copy(update=status)})
+
+
+def test_base_that_is_gone_leaves_its_names_reserved_for_a_day() -> None:
+    kept = kept_after({}, [base()], NOW)
+    assert list(reserved_by(kept, {KEY}, NOW)) == [], "while it is there its status says what is reserved"
+    at_once = {entry.name: entry for entry in reserved_by(kept, (), NOW)}
+    assert at_once.keys() == {"base", "french"}
+    later = kept_after(kept, [], NOW + timedelta(minutes=1))
+    found = {entry.name: entry for entry in reserved_by(later, (), NOW + timedelta(minutes=2))}
+    assert (found["base"].namespace, found["base"].until) == ("team", NOW + timedelta(minutes=1) + RESERVED)
+    assert found["french"].namespace == "guests"
+    assert [e.name for e in reserved_by(later, (), NOW + timedelta(hours=2))] == ["base"]
+    assert kept_after(later, [], NOW + timedelta(hours=25)) == {}
+
+
+def test_base_that_never_served_leaves_nothing() -> None:
+    kept = kept_after({}, [base(ready=0)], NOW)
+    assert "base" not in {entry.name for entry in reserved_by(kept, (), NOW)}
+
+
+def test_base_that_has_served_keeps_its_name_without_pods() -> None:
+    kept = kept_after(kept_after({}, [base()], NOW), [base(ready=0)], NOW)
+    assert "base" in {entry.name for entry in reserved_by(kept, (), NOW)}
+
+
+def test_annotation_hands_the_name_of_a_base_over() -> None:
+    kept = kept_after({}, [base()], NOW)
+    kept = kept_after(kept, [base(annotations={ANNOTATION_RELEASE_NAME: "true"})], NOW)
+    assert "base" not in {entry.name for entry in reserved_by(kept, (), NOW)}
+
+
+async def test_name_of_a_deleted_base_waits_for_its_namespace(fleet: Fleet) -> None:
+    """Also over a restart of the operator."""
+    fleet.base()
+    await fleet.operate(FAST)
+    await fleet.pod()
+    await until("ready", lambda: fleet.base_condition()[0] == "True")
+    await until("kept", lambda: "servedName" in str(fleet.kube.find("configmaps", SYSTEM, CONFIG.names)))
+    await fleet.kill("base-0")
+    fleet.kube.delete(Kind.BASE, NAMESPACE, BASE)
+    await fleet.end(fleet.operators[0])
+    fleet.base(namespace=OTHER)
+    await fleet.operate(FAST)
+
+    def accepted(namespace: str) -> tuple[str, str]:
+        conditions = fleet.kube.get(Kind.BASE, namespace, BASE)["status"]["conditions"]
+        return next(((c["status"], c["reason"]) for c in conditions if c["type"] == "Accepted"), ("", ""))
+
+    await until("refused", lambda: accepted(OTHER) == ("False", "NameConflict"))
+    fleet.base()
+    await until("its own", lambda: accepted(NAMESPACE) == ("True", "Accepted"))
+    assert accepted(OTHER) == ("False", "NameConflict")
