@@ -17,6 +17,7 @@ from lorafleet_operator.decide.names import RESERVED
 
 FAST = replace(CONFIG, resync_seconds=1)
 OTHER = "other-team"
+OWNED = ("deployments", "services", "poddisruptionbudgets")
 KEY = (NAMESPACE, BASE)
 
 
@@ -63,6 +64,24 @@ def test_annotation_hands_the_name_of_a_base_over() -> None:
     assert "base" not in {entry.name for entry in reserved_by(kept, (), NOW)}
 
 
+def test_base_that_comes_back_finds_what_the_last_one_left() -> None:
+    """Its name is older than those that wait for it, and the deleted adapters' names are not lost with the old status."""
+    gone = kept_after(kept_after({}, [base()], NOW), [], NOW)
+    later = NOW + timedelta(minutes=5)
+    new = base_view()
+    back = kept_after(gone, [new], later)
+    for kept in (gone, back):
+        assert {entry.name for entry in reserved_by(kept, {KEY}, later)} == {"base", "french"}
+    assert list(reserved_by(back, {KEY}, NOW + RESERVED)) == []
+    served = kept_after(back, [base()], later)
+    again = kept_after(served, [], later)
+    assert {entry.name: entry.until for entry in reserved_by(again, (), later)}["base"] == later + RESERVED
+    released = base_view()
+    annotated = released.metadata.model_copy(update={"annotations": {ANNOTATION_RELEASE_NAME: "true"}})
+    released = released.model_copy(update={"metadata": annotated})
+    assert [entry.name for entry in reserved_by(kept_after(back, [released], later), {KEY}, later)] == ["french"]
+
+
 async def test_name_of_a_deleted_base_waits_for_its_namespace(fleet: Fleet) -> None:
     """Also over a restart of the operator."""
     fleet.base()
@@ -72,8 +91,10 @@ async def test_name_of_a_deleted_base_waits_for_its_namespace(fleet: Fleet) -> N
     await until("kept", lambda: "servedName" in str(fleet.kube.find("configmaps", SYSTEM, CONFIG.names)))
     await fleet.kill("base-0")
     fleet.kube.delete(Kind.BASE, NAMESPACE, BASE)
+    for owned in [key for key in fleet.kube.objects if key[0] in OWNED and key[1] == NAMESPACE]:
+        fleet.kube.delete(*owned)  # as the garbage collector does
     await fleet.end(fleet.operators[0])
-    fleet.base(namespace=OTHER)
+    fleet.base(namespace=OTHER, created="2026-01-01T00:00:00Z")
     await fleet.operate(FAST)
 
     def accepted(namespace: str) -> tuple[str, str]:
@@ -82,5 +103,5 @@ async def test_name_of_a_deleted_base_waits_for_its_namespace(fleet: Fleet) -> N
 
     await until("refused", lambda: accepted(OTHER) == ("False", "NameConflict"))
     fleet.base()
-    await until("its own", lambda: accepted(NAMESPACE) == ("True", "Accepted"))
+    await until("its own, though the other is older", lambda: accepted(NAMESPACE) == ("True", "Accepted"))
     assert accepted(OTHER) == ("False", "NameConflict")

@@ -58,14 +58,14 @@ class Fleet:
         """How late events come; with 0 they come before the answer to the write that they are of."""
         self._drops_events = False
 
-    def base(self, name: str = BASE, namespace: str = NAMESPACE, **spec: Any) -> None:
+    def base(self, name: str = BASE, namespace: str = NAMESPACE, *, created: str | None = None, **spec: Any) -> None:
         """Apply a BaseModelDeployment."""
         sources = [
             {"name": "models", "volume": {"claimName": "models"}},
             {"name": "hub", "huggingFace": {"repos": ["acme/*"]}},
         ]
         full = {"model": {"volume": {"claimName": "models"}}, "adapterSources": sources, "replicas": 1, **spec}
-        metadata = {"name": name, "namespace": namespace}
+        metadata = {"name": name, "namespace": namespace, **({"creationTimestamp": created} if created else {})}
         self.kube.put(
             Kind.BASE, {"apiVersion": API_VERSION, "kind": "BaseModelDeployment", "metadata": metadata, "spec": full}
         )

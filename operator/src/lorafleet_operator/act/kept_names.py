@@ -10,11 +10,11 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from lorafleet_common.clock import WallClock, whole_seconds
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.errors import KubeError, KubeNotFound
 from lorafleet_common.paths import collection
 from lorafleet_contract.names import MANAGED_BY
-from lorafleet_operator.clock import WallClock, whole_seconds
 from lorafleet_operator.cluster.collect import bases_of
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.cluster.writes import Writes
@@ -53,7 +53,7 @@ class KeptNames:
         """Take in which bases there are, and write down what has changed."""
         kept = kept_after(self._store.kept_bases, bases_of(self._store), whole_seconds(self._now()))
         self._store.kept_bases = kept
-        entries = [entry.model_dump(mode="json", by_alias=True, exclude_none=True) for entry in kept.values()]
+        entries = [entry.model_dump(mode="json", by_alias=True, exclude_defaults=True) for entry in kept.values()]
         text = json.dumps(sorted(entries, key=lambda entry: (entry["namespace"], entry["name"])), separators=(",", ":"))
         if text == self._written or (self._written is None and not kept):
             return

@@ -141,7 +141,7 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
     alive.sort(key=lambda base: (base.metadata.creation_timestamp or now, base.metadata.uid))
     return Snapshot(
         key=key,
-        base=alive[-1] if alive else None,
+        base=_with_left(alive[-1], store) if alive else None,
         adapters=tuple(sorted(adapters, key=lambda adapter: (adapter.metadata.namespace, adapter.metadata.name))),
         pods=tuple(sorted(own, key=lambda pod: pod.name)),
         claims=claims_of(store, now),
@@ -150,6 +150,14 @@ def snapshot_of(store: Store, key: BaseKey, now: datetime) -> Snapshot:
         are_pods_hidden=store.is_hidden(Kind.POD, key[0]),
         now=now,
     )
+
+
+def _with_left(base: BaseModelResource, store: Store) -> BaseModelResource:
+    """Return a base that has no status yet with the reservations that the last one of its name left."""
+    kept = store.kept_bases.get((base.metadata.namespace, base.metadata.name))
+    if kept is None or base.status.observed_generation is not None:
+        return base
+    return base.model_copy(update={"status": base.status.model_copy(update={"reserved_names": kept.reserved})})
 
 
 def _homes(key: BaseKey, bases: Iterable[BaseModelResource]) -> set[str]:
@@ -161,7 +169,7 @@ def bases_of(store: Store) -> list[BaseModelResource]:
     """Return every base that is there and can be read."""
     return [
         base
-        for base in _parsed(store.all(Kind.BASE), BaseModelResource, BASE_MODEL_KIND, [])
+        for base in _parsed(store, store.all(Kind.BASE), BaseModelResource, BASE_MODEL_KIND, [])
         if base.metadata.deletion_timestamp is None
     ]
 

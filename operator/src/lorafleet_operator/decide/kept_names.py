@@ -24,6 +24,8 @@ class KeptBase(Observed):
     reserved: list[ReservedName] = []
     """As its status has them."""
     gone_at: datetime | None = None
+    is_back: bool = False
+    """There is a base of the same namespace and name again: what its predecessor left stays reserved for its time."""
 
     @property
     def key(self) -> BaseKey:
@@ -43,27 +45,43 @@ Kept = Mapping[BaseKey, KeptBase]
 
 def kept_after(before: Kept, bases: Iterable[BaseModelResource], now: datetime) -> dict[BaseKey, KeptBase]:
     """Return what is to be remembered from now on, given the bases that there are."""
-    after: dict[BaseKey, KeptBase] = {}
+    after = {}
     for base in bases:
         key = (base.metadata.namespace, base.metadata.name)
-        known = before.get(key)
-        has_served = base.status.ready_replicas > 0 or (known is not None and known.served_name == base.served_name)
-        lets_go = base.metadata.annotations.get(ANNOTATION_RELEASE_NAME) == "true"
-        after[key] = KeptBase(
-            namespace=key[0],
-            name=key[1],
-            served_name=base.served_name if base.status.served_name and has_served and not lets_go else None,
-            reserved=base.status.reserved_names,
-        )
+        after[key] = _kept(base, before.get(key), now)
     gone = [
-        kept.model_copy(update={"gone_at": kept.gone_at or now}) for key, kept in before.items() if key not in after
+        kept if kept.gone_at is not None and not kept.is_back else _left(kept, now)
+        for key, kept in before.items()
+        if key not in after
     ]
     gone = sorted((kept for kept in gone if any(kept.names(now))), key=lambda kept: kept.gone_at or now)
     return after | {kept.key: kept for kept in gone[-max(1, MAX_KEPT - len(after)) :]}
 
 
+def _kept(base: BaseModelResource, known: KeptBase | None, now: datetime) -> KeptBase:
+    """Return what is to be remembered of a base that is there."""
+    predecessor = known if known is not None and known.gone_at is not None and any(known.names(now)) else None
+    has_served = base.status.ready_replicas > 0 or (known is not None and known.served_name == base.served_name)
+    own = base.served_name if base.status.served_name and has_served else None
+    name = own or (predecessor.served_name if predecessor is not None else None)
+    is_new = base.status.observed_generation is None
+    return KeptBase(
+        namespace=base.metadata.namespace,
+        name=base.metadata.name,
+        served_name=None if base.metadata.annotations.get(ANNOTATION_RELEASE_NAME) == "true" else name,
+        reserved=predecessor.reserved if predecessor is not None and is_new else base.status.reserved_names,
+        gone_at=predecessor.gone_at if predecessor is not None else None,
+        is_back=predecessor is not None,
+    )
+
+
+def _left(kept: KeptBase, now: datetime) -> KeptBase:
+    """Return what a base leaves that has just gone."""
+    return kept.model_copy(update={"gone_at": now, "is_back": False})
+
+
 def reserved_by(kept: Kept, alive: Collection[BaseKey], now: datetime) -> Iterator[ReservedName]:
-    """Yield the names that bases which are gone leave reserved; one that has come back says itself what is."""
+    """Yield the names that bases which are gone leave reserved, whether or not one of the same name has come since."""
     for key, base in kept.items():
-        if key not in alive:
+        if key not in alive or base.gone_at is not None:
             yield from base.names(now)
