@@ -21,8 +21,8 @@ CASES = [
     ({"model": "green"}, 404, "model_not_found", "model"),
     ({"extra_headers": {"x-lorafleet-revision": "0" * 12}}, 404, "revision_not_found", None),
     ({"temperature": 3}, 400, "invalid_value", "temperature"),
-    ({"extra_body": {"best_of": 2}}, 400, "unsupported_parameter", "best_of"),
-    ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format"),
+    ({"extra_body": {"use_beam_search": True}}, 400, "unsupported_parameter", "use_beam_search"),
+    ({"response_format": {"type": "yaml"}}, 400, "invalid_value", "response_format.type"),
     ({"extra_body": {"typo": 1}}, 400, "unsupported_parameter", "typo"),
     ({"max_tokens": MAX_MODEL_LEN}, 400, "context_length_exceeded", "messages"),
     (

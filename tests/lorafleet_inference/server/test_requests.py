@@ -347,8 +347,8 @@ def test_unknown_fields_pass_where_the_pod_is_told_to_ignore_them(caplog: pytest
     assert len(told) == 2, "one line a name"
     assert "chat_id" in told[0]
     assert "stream_options.usage" in told[1]
-    with pytest.raises(UnsupportedParameter, match="guided_regex"):
-        parse_chat(json.dumps({**body, "guided_regex": "a+"}).encode(), policy)
+    with pytest.raises(UnsupportedParameter, match="adapter_id"):
+        parse_chat(json.dumps({**body, "adapter_id": "a"}).encode(), policy)
     for number in range(2 * MAX_NAMES):
         parse_chat(json.dumps({**CHAT, f"made_up_{number}": 1}).encode(), policy)
     assert len(unknown_fields()) <= MAX_NAMES + 1

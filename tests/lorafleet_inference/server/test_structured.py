@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from support.tokenizers_made import byte_level
 
 from lorafleet_inference.engine.grammars import GrammarTokenizer
-from lorafleet_inference.server.structured import Guided, ResponseFormat, StructuredOutputs, of_schema
+from lorafleet_inference.server.structured import FormFields, ResponseFormat, StructuredOutputs, of_schema
 
 TOKENIZER = byte_level()
 GRAMMARS = GrammarTokenizer(TOKENIZER)
@@ -40,7 +40,10 @@ def test_response_formats(given: Any, yes: list[str], no: list[str]) -> None:
 
 def test_a_text_is_free() -> None:
     assert ResponseFormat.model_validate({"type": "text"}).grammar() is None
-    assert Guided().guided is None
+    for given in ({}, {"response_format": {"type": "text"}}):
+        fields = FormFields.model_validate(given)
+        assert fields.form_field is None
+        assert fields.grammar is None
 
 
 @pytest.mark.parametrize(
@@ -64,11 +67,19 @@ def test_structured_outputs(given: Any, yes: list[str], no: list[str]) -> None:
 
 
 def test_the_older_fields_mean_the_same() -> None:
-    form = Guided.model_validate({"guided_json": SCHEMA, "guided_whitespace_pattern": " "}).guided
-    assert form == StructuredOutputs.model_validate({"json": SCHEMA, "whitespace_pattern": " "})
-    form = Guided.model_validate({"guided_choice": ["a", "b"]}).guided
-    assert form is not None
-    assert matches(form.grammar(), "b")
+    form = FormFields.model_validate({"guided_json": SCHEMA, "guided_whitespace_pattern": " "})
+    assert form.grammar == StructuredOutputs.model_validate({"json": SCHEMA, "whitespace_pattern": " "}).grammar()
+    assert form.form_field == "guided_json"
+    form = FormFields.model_validate({"guided_choice": ["a", "b"], "response_format": {"type": "text"}})
+    assert matches(form.grammar, "b")
+    with pytest.raises(ValidationError, match="guided_choice: choice"):
+        FormFields.model_validate({"guided_choice": []})
+    with pytest.raises(ValidationError, match="guided_whitespace_pattern: only guided_json"):
+        FormFields.model_validate({"guided_regex": "a", "guided_whitespace_pattern": " "})
+    with pytest.raises(ValidationError, match="only json and json_object have whitespace"):
+        FormFields.model_validate({"structured_outputs": {"regex": "a", "disable_any_whitespace": True}})
+    with pytest.raises(ValidationError, match="guided_regex: response_format asks for a form already"):
+        FormFields.model_validate({"guided_regex": "a", "response_format": {"type": "json_object"}})
 
 
 @pytest.mark.parametrize(

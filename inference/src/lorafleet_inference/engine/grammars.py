@@ -208,5 +208,7 @@ class Grammars:
 
 
 def _message(matcher: llguidance.LLMatcher) -> str:
-    lines = matcher.get_error().strip().splitlines() or ["the grammar cannot be followed"]
-    return lines[0][:MAX_ERROR_CHARS]
+    """Return why it cannot be followed, without the picture of the place in it."""
+    first, *rest = matcher.get_error().strip().splitlines() or ["the grammar cannot be followed"]
+    causes = (line.removeprefix("error: ") for line in rest if line.startswith("error: "))
+    return " ".join((first, *causes))[:MAX_ERROR_CHARS]

@@ -177,7 +177,8 @@ class Scheduler:
         token_id = sampled.token_id
         is_end = not sampling.ignore_eos and (token_id in self._eos or token_id in sampling.eos_token_ids)
         if is_end or token_id in sampling.stop_token_ids:
-            return self._end(sequence, FinishReason.STOP, sampled=sampled if sampling.show_end else None)
+            shown = sampled if sampling.show_end else None
+            return self._end(sequence, FinishReason.STOP, sampled=shown, with_end=shown is not None)
         sequence.token_ids.append(sampled.token_id)
         if sequence.form is not None and not sequence.form.accept(token_id):
             problem = sequence.form.problem
@@ -207,8 +208,9 @@ class Scheduler:
         error: str | None = None,
         reason: Reason | None = None,
         code: ErrorCode | None = None,
+        with_end: bool = False,
     ) -> TokenEvent:
         """The one place where a request ends: what it holds is given back, its terminal event is made."""
         self._planner.leave(sequence)
         del self._sequences[sequence.request_id]
-        return sequence.event(sampled, finish, error, reason, code)
+        return sequence.event(sampled, finish, error, reason, code, with_end=with_end)

@@ -124,8 +124,10 @@ class Sequence:
         error: str | None = None,
         reason: Reason | None = None,
         code: ErrorCode | None = None,
+        *,
+        with_end: bool = False,
     ) -> TokenEvent:
-        """Return its next event; a token that stops it is its end token."""
+        """Return its next event. `with_end`: whether the sampled token is its end token, no part of the answer."""
         num_cached = 0 if self.spoke else self.num_cached or 0
         prompt_logprobs = tuple(self.scored) if self.is_scored else None
         self.spoke = True
@@ -133,7 +135,7 @@ class Sequence:
             self.request_id,
             token_ids=() if sampled is None else (sampled.token_id,),
             logprobs=None if sampled is None or sampled.logprobs is None else (sampled.logprobs,),
-            with_end=sampled is not None and finish is FinishReason.STOP,
+            with_end=with_end,
             prompt_logprobs=prompt_logprobs,
             finish=finish,
             error=error,

@@ -101,11 +101,22 @@ class Answering(Generic[RequestT]):
                     choice=choice,
                     eos_token_ids=(*leased.eos_token_ids, *prompt.eos_token_ids),
                     bad_words=bad_words,
+                    grammar=prompt.grammar,
                 )
                 is_first = choice == 0
                 if is_first:
                     check_token_ids(ids, sampling, leased.vocabulary, prompt_field=field)
-                plans.append(ChoicePlan(len(plans), ids, sampling, request.priority, request.cache_salt, is_first))
+                plans.append(
+                    ChoicePlan(
+                        len(plans),
+                        ids,
+                        sampling,
+                        request.priority,
+                        request.cache_salt,
+                        is_first,
+                        form_field=self._surface.form_field(request),
+                    )
+                )
         return plans
 
     def _output(self, request: RequestT, leased: Leased) -> Output:

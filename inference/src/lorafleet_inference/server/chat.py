@@ -82,7 +82,8 @@ class Chat(Surface[ChatRequest]):
             template = templates.of_request(request.chat_template)
         else:
             template = await templates.find(lease.key.digest if lease.key else None, lease.directory)
-        return [Prompt(await self.tokenised(await template.render(asked), request, leased))]
+        token_ids = await self.tokenised(await template.render(asked), request, leased)
+        return [Prompt(token_ids, grammar=request.grammar)]
 
     def formatter(self, answer: Answer[ChatRequest]) -> Formatter:
         """Return who writes this answer."""

@@ -57,7 +57,7 @@ class Completions(Surface[CompletionRequest]):
             return await self._with_hole(prompt, request, leased)
         ids = await self._ids(prompt, request, leased, add_special_tokens=request.add_special_tokens)
         if not request.echo:
-            return Prompt(ids)
+            return Prompt(ids, grammar=request.grammar)
         check_token_ids(ids, SamplingParams(max_tokens=0), leased.vocabulary, prompt_field=self.prompt_field)
         detokenizer = leased.text.detokenizer(strip_leading=True, skip_special=request.skip_special_tokens)
         if len(ids) > THREAD_TOKENS:
@@ -65,7 +65,7 @@ class Completions(Surface[CompletionRequest]):
         else:
             text, offsets = spelled(detokenizer, ids)
         is_whole = isinstance(prompt, str) and request.truncate_prompt_tokens is None
-        return Prompt(ids, prompt if is_whole and isinstance(prompt, str) else text, offsets)
+        return Prompt(ids, prompt if is_whole and isinstance(prompt, str) else text, offsets, grammar=request.grammar)
 
     async def _ids(
         self, prompt: str | list[int], request: CompletionRequest, leased: Leased, *, add_special_tokens: bool
@@ -83,7 +83,7 @@ class Completions(Surface[CompletionRequest]):
         before = await self._ids(prompt, request, leased, add_special_tokens=False)
         after = await self._inside(request.suffix, leased)
         first = await self._first(leased) if request.add_special_tokens and isinstance(prompt, str) else ()
-        return Prompt(infill.arranged(first, before, after), eos_token_ids=infill.ends)
+        return Prompt(infill.arranged(first, before, after), eos_token_ids=infill.ends, grammar=request.grammar)
 
     async def _inside(self, text: str, leased: Leased) -> TokenIds:
         """Return the ids of a text that does not stand at the beginning, where tokenizers mark a word."""

@@ -48,6 +48,8 @@ class ChoicePlan:
     cache_salt: str = ""
     new_prompt: bool = True
     """False for further choices of the same prompt, whose cached tokens are no saving of the client's."""
+    form_field: str | None = None
+    """The field that asks for a form of the answer, which the engine may have to refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Generation:
                         meter.not_finite()
                     if event.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
                         finish = event.finish.value
-                        raise _failure(event)
+                        raise _failure(event, plan.form_field)
                     shown = output.push(event)
                     score.add(event.logprobs or (), shown.num_tokens)
                     with_end = event.with_end and shown.num_tokens == len(event.token_ids)
@@ -220,8 +222,10 @@ class Generation:
             meter.queued(event.queue_seconds)
 
 
-def _failure(event: TokenEvent) -> RequestError:
+def _failure(event: TokenEvent, form_field: str | None) -> RequestError:
     message = event.error or "the engine ended this request"
+    if event.code is ErrorCode.INVALID_VALUE:
+        return InvalidValue(message, param=form_field)
     if event.code is not None:
         return _BY_CODE[event.code](message)
     if event.reason is None:

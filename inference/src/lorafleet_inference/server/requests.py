@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from lorafleet_inference.errors import InvalidValue, RequestError, UnsupportedParameter
 from lorafleet_inference.server.bodies import check_num_values
 from lorafleet_inference.server.fields import REFUSING, FieldPolicy
+from lorafleet_inference.server.structured import FormFields
 from lorafleet_inference.text.conversation import RESERVED
 
 MAX_CHOICES = 128
@@ -110,7 +111,7 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class GenerationRequest(Strict):
+class GenerationRequest(FormFields, Strict):
     """What both generation routes share."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]

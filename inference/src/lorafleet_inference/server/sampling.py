@@ -19,6 +19,7 @@ def sampling_of(
     choice: int,
     eos_token_ids: TokenIds = (),
     bad_words: tuple[TokenIds, ...] = (),
+    grammar: str | None = None,
 ) -> SamplingParams:
     """Return how one choice of a prompt is sampled; `eos_token_ids` are the adapter's own.
 
@@ -40,6 +41,7 @@ def sampling_of(
         logit_bias=tuple((int(token), bias) for token, bias in request.logit_bias.items()),
         allowed_token_ids=tuple(request.allowed_token_ids),
         bad_words=bad_words,
+        grammar=grammar,
         min_tokens=min(request.min_tokens, max_tokens),
         seed=((request.seed or 0) + choice) % INT64 if seeded else None,
         stop_token_ids=tuple(request.stop_token_ids),

@@ -4,12 +4,11 @@ The engine compiles a grammar and refuses what it cannot enforce to the letter, 
 """
 
 import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self, cast
 
 import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 MAX_SCHEMA_CHARS: Final = 256 << 10
 MAX_GRAMMAR_CHARS: Final = 32 << 10
@@ -17,9 +16,12 @@ MAX_GBNF_CHARS: Final = 8 << 10
 """Read by Python, some 250 characters a millisecond."""
 MAX_ERROR_CHARS: Final = 300
 MAX_CHOICES: Final = 1024
-WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,20}"
-"""Between the parts of a JSON document: a model that has nothing to say else fills its answer with spaces."""
+WHITESPACE: Final = r" |\r?\n[ \t]{0,16}"
+"""Between the parts of a JSON document: a space, or a new line and its indentation. A model that has nothing to say else
+fills its answer with spaces."""
 
+_GUIDED: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+"""vLLM's older fields, which stand in the request itself."""
 Schema = dict[str, JsonValue] | bool
 
 
@@ -86,6 +88,8 @@ class StructuredOutputs(_Strict):
         forms = [self.json_, self.regex, self.choice, self.grammar_, self.json_object or None]
         if sum(form is not None for form in forms) != 1:
             raise ValueError("give one of json, regex, choice, grammar and json_object")
+        if self.json_ is None and not self.json_object and (self.whitespace_pattern or self.disable_any_whitespace):
+            raise ValueError("only json and json_object have whitespace")
         self.grammar()
         return self
 
@@ -103,27 +107,60 @@ class StructuredOutputs(_Strict):
         )
 
 
-class Guided(BaseModel):
-    """vLLM's older fields, which stand in the request itself."""
+class FormFields(BaseModel):
+    """The fields of a request that ask for a form of the answer; at most one of them may."""
 
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_whitespace_pattern: str | None = None
 
+    @model_validator(mode="after")
+    def _one_form_is_asked_for(self) -> Self:
+        named = self._named()
+        if len(named) > 1:
+            raise ValueError(f"{named[1]}: {named[0]} asks for a form already")
+        if self.guided_whitespace_pattern is not None and "guided_json" not in named:
+            raise ValueError("guided_whitespace_pattern: only guided_json has whitespace")
+        if named and named[0] in _GUIDED:
+            self._guided()
+        return self
+
     @property
-    def guided(self) -> StructuredOutputs | None:
-        """The form that they ask for, if they ask for one."""
-        given: Mapping[str, Any] = {
-            "json": self.guided_json,
-            "regex": self.guided_regex,
-            "choice": self.guided_choice,
-            "grammar": self.guided_grammar,
-        }
-        if all(value is None for value in given.values()):
-            return None
-        return StructuredOutputs.model_validate({**given, "whitespace_pattern": self.guided_whitespace_pattern})
+    def form_field(self) -> str | None:
+        """The field that asks for a form; None where the answer is free."""
+        return next(iter(self._named()), None)
+
+    @property
+    def grammar(self) -> str | None:
+        """What the answer has to match."""
+        match self.form_field:
+            case "response_format" if self.response_format is not None:
+                return self.response_format.grammar()
+            case "structured_outputs" if self.structured_outputs is not None:
+                return self.structured_outputs.grammar()
+            case None:
+                return None
+            case _:
+                return self._guided().grammar()
+
+    def _named(self) -> list[str]:
+        named = [name for name in ("structured_outputs", *_GUIDED) if getattr(self, name) is not None]
+        is_free = self.response_format is None or self.response_format.type == "text"
+        return named if is_free else ["response_format", *named]
+
+    def _guided(self) -> StructuredOutputs:
+        field = next(name for name in _GUIDED if getattr(self, name) is not None)
+        given = {field.removeprefix("guided_"): getattr(self, field)}
+        given |= {"whitespace_pattern": self.guided_whitespace_pattern}
+        try:
+            return StructuredOutputs.model_validate(given)
+        except ValidationError as error:
+            message = error.errors(include_url=False, include_input=False, include_context=False)[0]["msg"]
+            raise ValueError(f"{field}: {message.removeprefix('Value error, ')}") from None
 
 
 def of_schema(schema: Schema | str, *, whitespace: str | None = WHITESPACE) -> str:

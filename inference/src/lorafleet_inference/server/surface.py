@@ -46,6 +46,8 @@ class Prompt:
     """Where the text of each token begins."""
     eos_token_ids: TokenIds = ()
     """They end its answers beside the model's and the adapter's own."""
+    grammar: str | None = None
+    """What its answers have to match."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,10 @@ class Surface(ABC, Generic[RequestT]):
     @abstractmethod
     def strip_leading(self, request: RequestT) -> bool:
         """Return whether an answer is a text by itself, and does not continue its prompt."""
+
+    def form_field(self, request: RequestT) -> str | None:
+        """Return the field that is named where the form of the answer cannot be enforced."""
+        return request.form_field
 
     async def tokenised(
         self, text: str, request: RequestT, leased: Leased, *, add_special_tokens: bool | None = None

@@ -36,6 +36,8 @@ class Mistral(Notation):
 class _MistralParser(CallParser):
     def __init__(self) -> None:
         self._text = ""
+        self._raw = ""
+        """What was passed over behind the text and before the first call: if none follows, it was text too."""
         self._in_calls = False
         self._in_list = False
         self._reader: CallReader | None = None
@@ -50,14 +52,11 @@ class _MistralParser(CallParser):
         return parts
 
     def finish(self) -> list[Part]:
-        text, reader = self._text, self._reader
-        self._text, self._reader = "", None
-        if reader is not None and not reader.has_begun:
-            text = reader.raw + text
-        elif reader is not None or self._arguments is not None or self._num_calls:
+        reader = self._reader
+        text = self._raw + (reader.raw if reader is not None else "") + self._text
+        if self._num_calls or self._arguments is not None or (reader is not None and reader.has_begun):
             text = ""
-        if self._in_calls and not self._num_calls and self._arguments is None and (reader is None or text):
-            text = MARKER + ("[" if self._in_list else "") + text
+        self._text, self._raw, self._reader = "", "", None
         return [Said(text)] if text else []
 
     def _step(self, parts: list[Part]) -> bool:
@@ -72,34 +71,41 @@ class _MistralParser(CallParser):
         shown = before[: len(before) - kept]
         if shown:
             parts.append(Said(shown))
-        self._in_calls = bool(found)
+        self._in_calls, self._raw = bool(found), found
         self._text = after if found else before[len(shown) :]
         return bool(found)
 
     def _next(self) -> bool:
         """Find where the next call begins."""
-        bare = self._text.lstrip()
-        if not self._in_list and bare.startswith(MARKER):
-            self._text = bare[len(MARKER) :]
-            return True
-        if not self._in_list and not self._num_calls and bare.startswith("["):
-            if MARKER.startswith(bare) and len(bare) > 1:
-                return False
-            self._in_list, self._text = True, bare[1:]
-            return True
+        bare = self._text.lstrip(", \n\t" if self._in_list else None)
         if self._in_list:
-            bare = bare.lstrip(", \n\t")
             if bare.startswith("{"):
-                self._text, self._reader = bare, CallReader(self._num_calls)
+                self._pass_over(len(self._text) - len(bare))
+                self._reader = CallReader(self._num_calls)
                 return True
-            self._text = "" if bare.startswith("]") else bare
+            if bare.startswith("]"):
+                self._pass_over(len(self._text))
             return False
+        if bare.startswith(MARKER):
+            self._pass_over(len(self._text) - len(bare) + len(MARKER))
+            return True
+        if MARKER.startswith(bare):
+            return False  # not complete yet
+        if not self._num_calls and bare.startswith("["):
+            self._pass_over(len(self._text) - len(bare) + 1)
+            self._in_list = True
+            return True
         head = _HEAD.match(self._text)
         if head is None:
             return False
         self._called = Called(self._num_calls, head["name"])
-        self._text, self._arguments = self._text[head.end() :], ValueReader()
+        self._pass_over(head.end())
+        self._arguments = ValueReader()
         return True
+
+    def _pass_over(self, num_chars: int) -> None:
+        self._raw += self._text[:num_chars]
+        self._text = self._text[num_chars:]
 
     def _read(self, parts: list[Part], reader: CallReader) -> bool:
         found, num_taken = reader.push(self._text)
