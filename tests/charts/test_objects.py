@@ -213,9 +213,11 @@ def test_only_the_operator_reaches_admin_ports(helm: Helm) -> None:
         assert set(by_port) == {"admin", "http"}
         assert [_component(peer) for peer in by_port["admin"]] == ["operator"]
         assert [_component(peer) for peer in by_port["http"]] == ["gateway", None]
-    for component, port in (("operator", ADMIN_PORT), ("gateway", PUBLIC_PORT)):
+    for component, ports in (("operator", [ADMIN_PORT, 8002]), ("gateway", [PUBLIC_PORT])):
         egress = rendered.one("NetworkPolicy", f"lorafleet-{component}")["spec"]["egress"]
-        assert [entry["ports"] for entry in egress if "to" in entry] == [[{"port": port, "protocol": "TCP"}]]
+        assert [entry["ports"] for entry in egress if "to" in entry] == [
+            [{"port": p, "protocol": "TCP"}] for p in ports
+        ]
 
 
 def _component(peer: Json) -> Any:
@@ -235,7 +237,45 @@ def test_gateway_is_open_until_its_clients_are_named(helm: Helm) -> None:
         rules = helm.render(given).one("NetworkPolicy", "lorafleet-gateway")["spec"]["ingress"]
         assert rules[0] == (public or {"ports": [{"port": "http"}], "from": [{"namespaceSelector": {}}]})
         prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
-        assert rules[1:] == [{"ports": [{"port": "metrics"}], "from": [prometheus]}]
+        assert rules[1]["ports"] == [{"port": "metrics"}]
+        operator, *others = rules[1]["from"]
+        assert operator["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
+        assert (others, rules[2:]) == ([prometheus], [])
+
+
+def test_operator_reads_the_evidence_of_the_gateways(helm: Helm) -> None:
+    """Their metrics port, which is open to it also where nobody scrapes."""
+    given = nested("networkPolicy", {"enabled": True, "engineNamespaces": ["a"], "metricsFrom": []})
+    rendered = helm.render(given)
+    (to,) = [
+        entry["to"]
+        for entry in rendered.one("NetworkPolicy", "lorafleet-operator")["spec"]["egress"]
+        if {"port": 8002, "protocol": "TCP"} in entry["ports"]
+    ]
+    assert to == [{"podSelector": rendered.one("NetworkPolicy", "lorafleet-gateway")["spec"]["podSelector"]}]
+    ports = {entry["name"]: entry["containerPort"] for entry in rendered.container("gateway")["ports"]}
+    assert ports["metrics"] == 8002
+    (rule,) = [
+        rule
+        for rule in rendered.one("NetworkPolicy", "lorafleet-gateway")["spec"]["ingress"]
+        if rule["ports"] == [{"port": "metrics"}]
+    ]
+    assert rule["from"] == [{"podSelector": rendered.one("NetworkPolicy", "lorafleet-operator")["spec"]["podSelector"]}]
+
+
+def test_jobs_of_the_removal_reach_the_api_server_under_policies(helm: Helm) -> None:
+    given = nested("networkPolicy", {"enabled": True, "engineNamespaces": ["a"], "apiServerPorts": [6443]})
+    rendered = helm.render(given)
+    for job, policy in (("lorafleet-remaining",) * 2, ("lorafleet-removal",) * 2):
+        labels = rendered.one("Job", job)["spec"]["template"]["metadata"]["labels"]
+        spec = rendered.one("NetworkPolicy", policy)["spec"]
+        assert spec["podSelector"]["matchLabels"].items() <= labels.items()
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        assert "ingress" not in spec
+        assert spec["egress"][-1] == {"ports": [{"port": 6443, "protocol": "TCP"}]}
+    after = rendered.one("NetworkPolicy", "lorafleet-removal")["metadata"]["annotations"]
+    assert after["helm.sh/hook"] == "post-delete"
+    assert "annotations" not in rendered.one("NetworkPolicy", "lorafleet-remaining")["metadata"], "there before the Job"
 
 
 def hooks(rendered: Rendered, when: str) -> list[Json]:
