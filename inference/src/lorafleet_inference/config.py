@@ -11,6 +11,8 @@ from lorafleet_contract.sources import AdapterSource
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 UnknownFields = Literal["refuse", "ignore"]
+ToolCallParser = Literal["auto", "hermes", "mistral", "llama", "none"]
+ReasoningParser = Literal["auto", "none"]
 GIB = 1 << 30
 RANK_PAGE = 8
 """Ranks in a page of adapter memory."""
@@ -106,6 +108,10 @@ class ServerConfig:
     """What is done with fields of requests that nobody knows."""
     request_chat_templates: bool = False
     """Whether requests may bring their own chat template."""
+    tool_call_parser: ToolCallParser = "auto"
+    """How models write calls of tools; "auto" looks into their chat template."""
+    reasoning_parser: ReasoningParser = "auto"
+    """Whether reasoning is told from the answer; "auto" looks into the chat template for its tags."""
     vllm_lora_routes: bool = False
     """Whether /v1/load_lora_adapter and /v1/unload_lora_adapter exist on the admin port."""
     max_body_bytes: int = 32 << 20

@@ -12,7 +12,15 @@ from lorafleet_common.options import describe as described
 from lorafleet_contract.names import CACHE_DIR
 from lorafleet_contract.resources import quantity_bytes
 from lorafleet_contract.sources import AdapterSource
-from lorafleet_inference.config import DeviceChoice, DtypeChoice, EngineConfig, ServerConfig, UnknownFields
+from lorafleet_inference.config import (
+    DeviceChoice,
+    DtypeChoice,
+    EngineConfig,
+    ReasoningParser,
+    ServerConfig,
+    ToolCallParser,
+    UnknownFields,
+)
 
 
 def _sha256(text: str) -> str:
@@ -118,6 +126,10 @@ OPTIONS: tuple[Option, ...] = (
            "a count a name.", one_of(*get_args(UnknownFields)), "HOW", S, "unknown_fields"),
     Option("request-chat-templates", "Requests may bring a chat_template of their own; it is rendered as those of adapters "
            "are, in a process with limits.", boolean, "", S, "request_chat_templates", is_flag=True),
+    Option("tool-call-parser", "How the models write calls of tools: hermes, mistral, llama, auto (as their chat template "
+           "shows it) or none.", one_of(*get_args(ToolCallParser)), "NAME", S, "tool_call_parser"),
+    Option("reasoning-parser", "Tell reasoning between tags of the chat template from the answer, as reasoning_content: auto "
+           "or none.", one_of(*get_args(ReasoningParser)), "NAME", S, "reasoning_parser"),
     Option("vllm-lora-routes", "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter on the admin port.", boolean, "",
            S, "vllm_lora_routes", is_flag=True),
     Option("max-body", "Largest request body.", quantity_bytes, "QUANTITY", S, "max_body_bytes"),

@@ -80,9 +80,9 @@ class Answering(Generic[RequestT]):
         names = TokenNames(leased.text.pieces, as_ids=request.return_tokens_as_token_ids)
         answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, names, prompts)
         generation = Generation(pod.engine, waiting, answer.id, leased.lease.key, arrived)
-        run = _Run(
-            generation, plans, [self._output(request, leased) for _ in plans], surface.formatter(answer), request.n
-        )
+        shows_special = any(prompt.shows_special for prompt in prompts)
+        outputs = [self._output(request, leased, shows_special=shows_special) for _ in plans]
+        run = _Run(generation, plans, outputs, surface.formatter(answer), request.n)
         if request.stream:
             await run.stream(exchange, include_usage=request.include_usage)
         else:
@@ -119,11 +119,11 @@ class Answering(Generic[RequestT]):
                 )
         return plans
 
-    def _output(self, request: RequestT, leased: Leased) -> Output:
+    def _output(self, request: RequestT, leased: Leased, *, shows_special: bool) -> Output:
         """The one place where it is decided how the tokens of a choice become its text."""
         detokenizer = leased.text.detokenizer(
             strip_leading=self._surface.strip_leading(request),
-            skip_special=request.skip_special_tokens,
+            skip_special=request.skip_special_tokens and not shows_special,
             space_special=request.spaces_between_special_tokens,
         )
         return Output(

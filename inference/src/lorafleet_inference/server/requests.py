@@ -4,13 +4,15 @@ import re
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from lorafleet_inference.errors import InvalidValue, RequestError, UnsupportedParameter
 from lorafleet_inference.server.bodies import check_num_values
 from lorafleet_inference.server.fields import REFUSING, FieldPolicy
+from lorafleet_inference.server.strict import Listed, Strict
 from lorafleet_inference.server.structured import FormFields
+from lorafleet_inference.server.tools import MAX_TOOLS, ToolCall, ToolFields
 from lorafleet_inference.text.conversation import RESERVED
 
 MAX_CHOICES = 128
@@ -36,25 +38,6 @@ TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 """A token id as the name of a JSON field."""
 BadWord = Annotated[str, StringConstraints(pattern=r"\S", max_length=128)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-_ItemT = TypeVar("_ItemT")
-Listed = Annotated[list[_ItemT], Field(fail_fast=True)]
-"""The first item that is wrong is enough: a client may send millions."""
-
-
-class Strict(BaseModel):
-    """A JSON object in which null means absent."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
-
-    @property
-    def others(self) -> dict[str, JsonValue]:
-        """Fields that this model does not know."""
-        return self.model_extra or {}
 
 
 class TextPart(Strict):
@@ -64,7 +47,7 @@ class TextPart(Strict):
     text: str = ""
 
 
-UNSUPPORTED_OF_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio", "refusal"})
+UNSUPPORTED_OF_MESSAGES = frozenset({"function_call", "audio", "refusal"})
 """Fields of messages that mean something, and cannot be honoured."""
 
 
@@ -74,23 +57,42 @@ class RequestMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Listed[TextPart] = ""
     name: str | None = None
+    tool_calls: Annotated[Listed[ToolCall], Field(max_length=MAX_TOOLS)] = []
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    @model_validator(mode="after")
+    def _fields_are_of_the_role(self) -> Self:
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("tool_call_id: a message of a tool names the call that it answers")
+        for name, role in (("tool_calls", "assistant"), ("tool_call_id", "tool"), ("reasoning_content", "assistant")):
+            if getattr(self, name) and self.role != role:
+                raise ValueError(f"{name}: only messages of role {role} have it")
+        return self
 
     def for_template(self, index: int, policy: FieldPolicy = REFUSING) -> dict[str, Any]:
         """Return what the chat template sees; parts stay parts, `developer` is `system`.
 
         Raises:
-            UnsupportedParameter: a part that is not text, a tool's message, or an unknown field.
+            UnsupportedParameter: a part that is not text, a message of role `function`, or an unknown field.
         """
         where = f"messages[{index}]"
-        if self.role in ("tool", "function"):
-            raise UnsupportedParameter(f"messages of role {self.role!r} are not supported", param=f"{where}.role")
+        if self.role == "function":
+            raise UnsupportedParameter(
+                "messages of role 'function' are not supported; 'tool' is", param=f"{where}.role"
+            )
         for name, value in self.others.items():
             if name in UNSUPPORTED_OF_MESSAGES and value not in ([], {}, ""):
                 raise UnsupportedParameter(f"{name!r} of messages is not supported", param=f"{where}.{name}")
             if name not in UNSUPPORTED_OF_MESSAGES and value not in ([], {}, ""):
                 policy.meet(name, of="messages", path=f"{where}.{name}")
         message = {"role": "system" if self.role == "developer" else self.role, "content": self._content(where)}
-        return message if self.name is None else {**message, "name": self.name}
+        given = {name: getattr(self, name) for name in ("name", "tool_call_id", "reasoning_content")}
+        message |= {name: value for name, value in given.items() if value is not None}
+        if self.tool_calls:
+            calls = enumerate(self.tool_calls)
+            message["tool_calls"] = [call.for_template(f"{where}.tool_calls[{number}]") for number, call in calls]
+        return message
 
     def _content(self, where: str) -> str | list[dict[str, str]]:
         if isinstance(self.content, str):
@@ -205,7 +207,7 @@ class GenerationRequest(FormFields, Strict):
         """None: no log-probabilities; else how many of the most likely tokens beside the chosen one."""
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(ToolFields, GenerationRequest):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[Listed[RequestMessage], Field(min_length=1)]
@@ -229,6 +231,8 @@ class ChatRequest(GenerationRequest):
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message: true does not go with add_generation_prompt: true")
+        if self.callable_tools and self.form_field is not None:
+            raise ValueError(f"{self.form_field}: does not go with tools; tool_choice: none leaves them out")
         reserved = RESERVED.intersection(self.chat_template_kwargs)
         if reserved:
             raise ValueError(f"chat_template_kwargs: {min(reserved)!r} is a field of the request, not a variable")

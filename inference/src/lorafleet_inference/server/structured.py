@@ -214,14 +214,14 @@ def of_choice(choices: list[str]) -> str:
     return llguidance.LLMatcher.grammar_from_lark(lark)
 
 
-def of_grammar(text: str) -> str:
+def of_grammar(text: str, most: int = MAX_GRAMMAR_CHARS) -> str:
     """Return a context-free grammar, given in Lark's notation or in GBNF's (`root ::= …`).
 
     Raises:
         ValueError: it is too large, or no GBNF.
     """
     if is_lark_syntax(text):
-        _check_size("the grammar", text)
+        _check_size("the grammar", text, most)
         return llguidance.LLMatcher.grammar_from_lark(text)
     _check_size("the grammar", text, MAX_GBNF_CHARS)
     try:

@@ -15,6 +15,7 @@ from lorafleet_inference.engine.messages import ModelFacts, TokenLogprobs
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.server.generation import ChoiceDelta
 from lorafleet_inference.server.logprobs import TokenNames
+from lorafleet_inference.server.parts import CONTENT_ALONE, Parts
 from lorafleet_inference.server.requests import WHOLE_CONTEXT, GenerationRequest
 from lorafleet_inference.server.wire import CachedTokens, Finish, OptionalIds, Usage
 from lorafleet_inference.text.output import ShownToken
@@ -48,6 +49,10 @@ class Prompt:
     """They end its answers beside the model's and the adapter's own."""
     grammar: str | None = None
     """What its answers have to match."""
+    parts: Parts = CONTENT_ALONE
+    """What its answers may have beside content."""
+    shows_special: bool = False
+    """Whether special tokens of its answers are part of their text, from which `parts` are read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from lorafleet_inference.server.pod import Pod, check_token_ids
 from lorafleet_inference.server.requests import (
     ChatRequest,
     CompletionRequest,
-    Strict,
     TokenId,
     read_json,
     read_request,
 )
+from lorafleet_inference.server.strict import Strict
 from lorafleet_inference.server.surface import Leased, TokenIds
 from lorafleet_inference.server.wire import Detokenized, Tokenized
 from lorafleet_inference.text.output import spelled

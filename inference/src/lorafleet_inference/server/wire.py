@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 OptionalIds = list[int] | msgspec.UnsetType
@@ -73,12 +73,29 @@ PromptLogprobs = list[dict[str, PromptToken] | None]
 """For each token of the prompt, by token id: itself and the most likely ones. None for the first, which follows nothing."""
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
-    """The assistant's message."""
+class FunctionCall(msgspec.Struct, frozen=True):
+    """Which function is called with what: `arguments` is JSON as the model wrote it."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class MessageCall(msgspec.Struct, frozen=True):
+    """A call of a tool."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """The assistant's message. Without `content` it only calls."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[MessageCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -104,11 +121,29 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     prompt_token_ids: OptionalIds = msgspec.UNSET
 
 
+class CalledFunctionDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Part of a call; the name stands in its first one."""
+
+    arguments: str
+    name: str | None = None
+
+
+class MessageCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to a call; id and type stand in its first one."""
+
+    index: int
+    function: CalledFunctionDelta
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a chunk adds to the message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[MessageCallDelta] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):

@@ -64,13 +64,13 @@ class ChatTemplate:
             messages = tuple(_in_form(message, self._form) for message in asked.messages)
             return await self._render(msgspec.structs.replace(asked, messages=messages))
         except TemplateFailure as failure:
-            field = "documents" if failure.failing is Failing.NO_DOCUMENTS else "messages"
-            raise InvalidValue(_sentence(failure), param=field) from failure
+            fields = {Failing.NO_DOCUMENTS: "documents", Failing.NO_TOOLS: "tools" if asked.tools else "messages"}
+            raise InvalidValue(_sentence(failure), param=fields.get(failure.failing, "messages")) from failure
 
     async def _render(self, asked: Conversation) -> str:
         if self._workers is not None:
             return await self._workers.render(self.source, asked, self._special_tokens)
-        if asked.num_chars > THREAD_CHARS or asked.documents or asked.variables:
+        if asked.num_chars > THREAD_CHARS or asked.documents or asked.variables or asked.tools:
             return await asyncio.to_thread(render, self.source, asked, self._special_tokens)
         return render(self.source, asked, self._special_tokens)
 
@@ -103,6 +103,7 @@ def _sentence(failure: TemplateFailure) -> str:
         Failing.MALFORMED: "the chat template is malformed",
         Failing.REFUSED: "the chat template refused the messages",
         Failing.NO_DOCUMENTS: "the chat template has no place for documents",
+        Failing.NO_TOOLS: "the chat template has no place for tools",
         Failing.OUT_OF_HAND: "the chat template got out of hand",
     }
     return f"{what[failure.failing]}: {failure}"

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 Message = Mapping[str, Any]
-"""`role`, `content` (text, or a list of parts) and, where given, `name`."""
+"""`role`, `content` (text, or a list of parts) and, where given, `name`, `tool_calls`, `tool_call_id`, `reasoning_content`."""
 RESERVED = frozenset(
     {
         "messages",
@@ -34,6 +34,13 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
     """Refused by a template that does not read them: they are content."""
     variables: Mapping[str, Any] = {}
     """Of the request; they win over special tokens of the same name."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Refused by a template that does not read them, as messages that call them are."""
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a message calls tools, or answers a call."""
+        return any("tool_calls" in message or "tool_call_id" in message for message in self.messages)
 
     @property
     def num_chars(self) -> int:

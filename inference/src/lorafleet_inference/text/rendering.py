@@ -22,6 +22,8 @@ class Failing(StrEnum):
     """It does not take these messages."""
     NO_DOCUMENTS = "no documents"
     """It has no place for documents."""
+    NO_TOOLS = "no tools"
+    """It has no place for tools, or for calls of them."""
     OUT_OF_HAND = "out of hand"
     """It recurses without end, or takes more time or memory than it may."""
 
@@ -43,9 +45,14 @@ def render(source: str, asked: Conversation, special_tokens: Mapping[str, str]) 
     try:
         if asked.documents and "documents" not in names_in(source):
             raise TemplateFailure(Failing.NO_DOCUMENTS, "it reads none")
+        if asked.tools and "tools" not in names_in(source):
+            raise TemplateFailure(Failing.NO_TOOLS, "it reads none")
+        if asked.has_calls and "tool" not in source:
+            raise TemplateFailure(Failing.NO_TOOLS, "it reads no calls")
         rendered, _ = render_jinja_template(
             conversations=[[dict(message) for message in asked.messages]],
             chat_template=source,
+            tools=[dict(tool) for tool in asked.tools] or None,
             documents=[dict(document) for document in asked.documents] or None,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,

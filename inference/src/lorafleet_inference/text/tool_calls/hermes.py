@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorafleet_inference.text.tool_calls.notation import CallParser, Literal, Notation, Tool, call_schema, json_rule
+from lorafleet_inference.text.tool_calls.notation import CallParser, Literal, Notation, Tool, call_rules
 from lorafleet_inference.text.tool_calls.parts import CallReader, Part, Said, num_kept
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -26,7 +26,7 @@ class Hermes(Notation):
         """One tag a call, each on lines of its own."""
         more = f' ("\\n" {literal(BEGIN)} one)*' if several else ""
         rule = f'calls: one{more}\none: "\\n" call "\\n" {literal(END)}\n'
-        return rule + json_rule("call", [call_schema(tool, "arguments") for tool in tools])
+        return rule + call_rules(tools, "arguments")
 
 
 class _HermesParser(CallParser):

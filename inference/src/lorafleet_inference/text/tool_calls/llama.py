@@ -4,7 +4,7 @@ with or without `<|python_tag|>` before.
 
 from collections.abc import Sequence
 
-from lorafleet_inference.text.tool_calls.notation import CallParser, Literal, Notation, Tool, call_schema, json_rule
+from lorafleet_inference.text.tool_calls.notation import CallParser, Literal, Notation, Tool, call_rules
 from lorafleet_inference.text.tool_calls.parts import CallReader, Part, Said
 
 MARKER = "<|python_tag|>"
@@ -27,7 +27,7 @@ class Llama(Notation):
     def calls(self, tools: Sequence[Tool], _: Literal, *, several: bool) -> str:
         """One call, or several in one line."""
         more = ' (";" call)*' if several else ""
-        return f"calls: call{more}\n" + json_rule("call", [call_schema(tool, "parameters") for tool in tools])
+        return f"calls: call{more}\n" + call_rules(tools, "parameters")
 
     def must_call(self, tools: Sequence[Tool], literal: Literal, *, several: bool) -> str:
         """Without the tag, which not every model of the family writes."""

@@ -3,12 +3,15 @@
 """
 
 import re
+import secrets
+import string
 from collections.abc import Sequence
 
-from lorafleet_inference.text.tool_calls.notation import CallParser, Literal, Notation, Tool, call_schema, json_rule
+from lorafleet_inference.text.tool_calls.notation import CallParser, Literal, Notation, Tool, call_rules
 from lorafleet_inference.text.tool_calls.parts import Argued, Called, CallReader, Part, Said, ValueReader, num_kept
 
 MARKER, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+_ID_CHARS = string.ascii_letters + string.digits
 _HEAD = re.compile(r"\s*(?P<name>[\w.-]+)\s*(\[CALL_ID\]\w*)?(\[ARGS\])?\s*(?=\{)")
 
 
@@ -17,6 +20,10 @@ class Mistral(Notation):
 
     name = "mistral"
     marker = MARKER
+
+    def call_id(self) -> str:
+        """Nine letters and digits: the templates of this family refuse others."""
+        return "".join(secrets.choice(_ID_CHARS) for _ in range(9))
 
     def is_of(self, template: str) -> bool:
         """The template writes earlier calls behind the token."""
@@ -30,7 +37,7 @@ class Mistral(Notation):
         """The older form, which the newer models read as well."""
         more = ' (", " call)*' if several else ""
         rule = f'calls: "[" call{more} "]"\n'
-        return rule + json_rule("call", [call_schema(tool, "arguments") for tool in tools])
+        return rule + call_rules(tools, "arguments")
 
 
 class _MistralParser(CallParser):

@@ -1,6 +1,7 @@
 """What a notation of tool calls says of itself, and the grammar of an answer that has to be calls."""
 
 import json
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,10 @@ class Notation(ABC):
     marker: ClassVar[str]
     """What a call begins with. Where it is a special token, texts have to show special tokens to be parsed."""
 
+    def call_id(self) -> str:
+        """Return a new id of a call."""
+        return f"call_{uuid.uuid4().hex[:24]}"
+
     @abstractmethod
     def is_of(self, template: str) -> bool:
         """Whether a chat template teaches this notation."""
@@ -65,21 +70,16 @@ class Notation(ABC):
         return f"start: TEXT | opening calls |\n{opening}TEXT: /(.|\\n)*/\n{calls}"
 
 
-def call_schema(tool: Tool, arguments: str) -> dict[str, Any]:
-    """Return the schema of `{"name": …, "arguments": …}` for one tool."""
-    return {
-        "type": "object",
-        "properties": {"name": {"const": tool.name}, arguments: tool.parameters},
-        "required": ["name", arguments],
-        "additionalProperties": False,
-    }
+def call_rules(tools: Sequence[Tool], arguments: str) -> str:
+    """Return rules of which `call` matches `{"name": …, "arguments": …}` of one of the tools, under their key's name.
 
-
-def json_rule(name: str, schemas: Sequence[dict[str, Any] | bool]) -> str:
-    """Return a rule that matches a document of one of these schemas, spaced as `json.dumps` does it or less."""
+    What stands around the arguments is spaced as `json.dumps` does it, they themselves so or less.
+    """
     options = {"whitespace_pattern": "[ ]", "lenient": False}
-    rules = [f"{name}: " + " | ".join(f"{name}_{index}" for index in range(len(schemas)))]
-    for index, schema in enumerate(schemas):
-        whole = {**(schema if isinstance(schema, dict) else {"allOf": [schema]}), "x-guidance": options}
-        rules.append(f"{name}_{index}: %json {json.dumps(whole, ensure_ascii=False)}")
+    rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
+    for index, tool in enumerate(tools):
+        head = f'{{"name": {json.dumps(tool.name)}, "{arguments}": '
+        schema = tool.parameters if isinstance(tool.parameters, dict) else {"allOf": [tool.parameters]}
+        whole = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+        rules += [f'call_{index}: {json.dumps(head)} args_{index} "}}"', f"args_{index}: %json {whole}"]
     return "\n".join(rules) + "\n"
