@@ -32,10 +32,8 @@ def metrics_table() -> str:
 
 
 def honoured_table() -> str:
-    names = sorted({name for surface in SURFACES for name in surface.reads.model_fields})
-    rows = [
-        [f"`{name}`", *("yes" if name in surface.reads.model_fields else "" for surface in SURFACES)] for name in names
-    ]
+    names = sorted({name for surface in SURFACES for name in surface.fields()})
+    rows = [[f"`{name}`", *("yes" if name in surface.fields() else "" for surface in SURFACES)] for name in names]
     return _table(["field", *(f"`{surface.path}`" for surface in SURFACES)], rows)
 
 
@@ -52,7 +50,7 @@ def refused_table() -> str:
             str(value).replace("'", '"').replace("True", "true").replace("False", "false") for value in field.values
         )
         legal = ", ".join(f"`{value}`" for value in values) or "absent"
-        by = ", ".join(f"`{surface.path}`" for surface in SURFACES if name in surface.reads.model_fields)
+        by = ", ".join(f"`{surface.path}`" for surface in SURFACES if name in surface.fields())
         rows.append([f"`{name}`", legal, field.meaning, by])
     return _table(["field", "accepted only as", "it would", "honoured all the same by"], rows)
 

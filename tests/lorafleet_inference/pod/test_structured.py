@@ -88,3 +88,12 @@ def test_what_cannot_be_enforced_is_a_400_that_names_the_field(
         client.chat.completions.create(model="red", messages=USER, max_tokens=5, stream=stream, extra_body=fields)
     assert refused.value.param == param
     assert named in refused.value.message
+
+
+def test_responses_have_forms_too(client: OpenAI) -> None:
+    response = client.responses.parse(model="red", input="one two", text_format=Person, max_output_tokens=200)
+    assert isinstance(response.output_parsed, Person)
+    schema: Any = {"type": "json_schema", "name": "n", "schema": {"type": "array", "uniqueItems": True}}
+    with pytest.raises(BadRequestError) as refused:
+        client.responses.create(model="red", input="one", text={"format": schema})
+    assert refused.value.param == "text.format"

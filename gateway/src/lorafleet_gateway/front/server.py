@@ -37,7 +37,7 @@ MAX_LINE_BYTES: Final = 32 << 10
 MAX_MESSAGE: Final = 300
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
-PROXIED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", *TOKEN_PATHS})
+PROXIED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", *TOKEN_PATHS})
 MODELS_PATH: Final = "/v1/models"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

@@ -211,7 +211,7 @@ class _Run:
 
     async def stream(self, exchange: Exchange, *, include_usage: bool) -> None:
         """Answer with server-sent events."""
-        events = exchange.open_stream()
+        events = exchange.open_stream(names_events=self._formatter.names_events)
         scored = self._generation.prompt_logprobs
         async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
             async for deltas in batches:

@@ -89,9 +89,11 @@ async def read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes
 class EventStream:
     """Server-sent events to one client. The headers go out with the first event, so an earlier error has a status."""
 
-    def __init__(self, send: Send, headers: Headers) -> None:
+    def __init__(self, send: Send, headers: Headers, *, names_events: bool = False) -> None:
+        """`names_events`: each event begins with its type, and no `[DONE]` follows the last one."""
         self._send = send
         self._headers = headers
+        self._names_events = names_events
         self.started = False
 
     async def start(self) -> None:
@@ -110,14 +112,19 @@ class EventStream:
         """Send events in one piece."""
         if not self.started:
             await self.start()
-        await self.raw(b"".join(b"data: " + _encoder.encode(body) + b"\n\n" for body in bodies))
+        await self.raw(b"".join(self._name(body) + b"data: " + _encoder.encode(body) + b"\n\n" for body in bodies))
+
+    def _name(self, body: msgspec.Struct) -> bytes:
+        return f"event: {getattr(body, 'type', 'message')}\n".encode() if self._names_events else b""
 
     async def raw(self, data: bytes) -> None:
         """Send bytes as they are."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def end(self, last: bytes = b"data: [DONE]\n\n") -> None:
+    async def end(self, last: bytes | None = None) -> None:
         """Send the last bytes and close the stream."""
+        if last is None:
+            last = b"" if self._names_events else b"data: [DONE]\n\n"
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
 
@@ -131,9 +138,9 @@ class Exchange:
         """Headers for whatever answer it becomes."""
         self.stream: EventStream | None = None
 
-    def open_stream(self) -> EventStream:
+    def open_stream(self, *, names_events: bool = False) -> EventStream:
         """Answer with server-sent events."""
-        self.stream = EventStream(self.send, self.headers)
+        self.stream = EventStream(self.send, self.headers, names_events=names_events)
         return self.stream
 
     async def respond(self, response: Response) -> None:

@@ -21,13 +21,14 @@ from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Endpoint, error_body, error_response, json_response
 from lorafleet_inference.server.middleware import AnswerHeaders
 from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.responses import Responses
 from lorafleet_inference.server.routes import routes_router
 from lorafleet_inference.server.state import Phase
 from lorafleet_inference.server.surface import Surface
 from lorafleet_inference.server.tokens import Tokens
 from lorafleet_inference.server.wire import Health, Model, ModelList, Version
 
-SURFACES: tuple[type[Surface[Any]], ...] = (Chat, Completions)
+SURFACES: tuple[type[Surface[Any]], ...] = (Chat, Completions, Responses)
 """Routes that generate, for the reference page."""
 
 NUM_LARGEST_BODIES = 4
@@ -43,6 +44,7 @@ def public_app(pod: Pod) -> FastAPI:
     handlers = {
         Chat.path: Answering(pod, chat).handle,
         Completions.path: Answering(pod, completions).handle,
+        Responses.path: Answering(pod, Responses(chat, policy)).handle,
         "/tokenize": tokens.tokenize,
         "/detokenize": tokens.detokenize,
     }

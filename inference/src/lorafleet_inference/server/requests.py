@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError, model_validator
@@ -354,6 +355,14 @@ def read_json(kind: type[ModelT], body: bytes) -> ModelT:
     check_num_values(body)
     try:
         return kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
+    except ValidationError as error:
+        raise _as_request_error(error) from None
+
+
+def validated(kind: type[ModelT], fields: Mapping[str, Any]) -> ModelT:
+    """As `read_json`, of fields that were read before."""
+    try:
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise _as_request_error(error) from None
 

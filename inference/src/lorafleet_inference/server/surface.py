@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 import msgspec
+from pydantic import BaseModel
 
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import ModelFacts, TokenLogprobs
@@ -104,6 +105,9 @@ class Choice:
 class Formatter(ABC):
     """Writes one answer, either whole or as events."""
 
+    names_events: ClassVar[bool] = False
+    """Whether each event of a stream begins with its type; then the last one of them ends it, else `[DONE]` does."""
+
     @abstractmethod
     def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct:
         """Return the one JSON document."""
@@ -121,12 +125,17 @@ class Surface(ABC, Generic[RequestT]):
     """One route."""
 
     path: ClassVar[str]
-    reads: ClassVar[type[GenerationRequest]]
-    """Its requests; what they declare is honoured, and shown on the reference page."""
+    reads: ClassVar[type[BaseModel]]
+    """Its requests."""
     id_prefix: ClassVar[str]
     """The first part of an answer's id."""
     prompt_field: ClassVar[str]
     """The field that is named where the prompt is at fault."""
+
+    @classmethod
+    def fields(cls) -> frozenset[str]:
+        """Return the names of the fields that are honoured."""
+        return frozenset(cls.reads.model_fields)
 
     @abstractmethod
     def parse(self, body: bytes) -> RequestT:
