@@ -1,5 +1,6 @@
 """An engine in the test's own process, driven step by step."""
 
+import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
-from lorafleet_inference.config import KV_BLOCK_TOKENS, EngineConfig
+from lorafleet_inference.config import KV_BLOCK_TOKENS, DeviceChoice, EngineConfig
 from lorafleet_inference.engine.block_manager import chain_seed, next_hash
 from lorafleet_inference.engine.core import Engine, Inbox, Runner
 from lorafleet_inference.engine.grammars import GrammarTokenizer
@@ -24,6 +25,9 @@ from lorafleet_inference.engine.messages import (
 )
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
+
+DEVICE: DeviceChoice = "cuda" if os.environ.get("LORAFLEET_TEST_DEVICE") == "cuda" else "cpu"
+"""Where the exactness suite runs its engines; the reference is always on the CPU."""
 
 
 def key_of(name: str) -> AdapterKey:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import support.families
 import torch
-from support.engines import DrivenEngine
+from support.engines import DEVICE, DrivenEngine
 from support.families import FAMILIES, VOCABULARY, adapter_specs
 from support.models import Reference, adapters_of, model_folder, served_as
 
@@ -110,7 +110,7 @@ def serve_all(engine: DrivenEngine, family: Family, *, resident: bool = True) ->
 
 def engine_of(family: Family, **options: object) -> DrivenEngine:
     settings = {"max_rank": 256, "max_batch_tokens": 40, **options}
-    return DrivenEngine(EngineConfig(model=str(family.base), device="cpu", num_threads=1, **settings))  # type: ignore[arg-type]
+    return DrivenEngine(EngineConfig(model=str(family.base), device=DEVICE, num_threads=1, **settings))  # type: ignore[arg-type]
 
 
 def test_a_mixed_batch_equals_peft(family: Family) -> None:
