@@ -80,7 +80,7 @@ def _engine(size: str) -> Any:
 
     from lorafleet_inference.config import EngineConfig  # noqa: PLC0415
     from lorafleet_inference.engine.grammars import GrammarTokenizer  # noqa: PLC0415
-    from lorafleet_inference.text.tokenizer import load_tokenizer  # noqa: PLC0415
+    from lorafleet_inference.text.tokenizer_files import load_tokenizer  # noqa: PLC0415
 
     model = make_model(size, CACHE, "float32")
     config = EngineConfig(model=str(model), device="cpu", prefix_caching=False, target_step_ms=1e9)

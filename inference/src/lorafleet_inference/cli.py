@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import get_args
 
@@ -122,9 +121,7 @@ def _validate(parsed: argparse.Namespace) -> int:
     from lorafleet_inference.adapters.inspect import inspect_adapter  # noqa: PLC0415
     from lorafleet_inference.model.facts import facts_of_folder  # noqa: PLC0415  it imports torch
     from lorafleet_inference.model.weights import check_weights  # noqa: PLC0415
-    from lorafleet_inference.text.chat import judge_template  # noqa: PLC0415
-    from lorafleet_inference.text.files import TokenizerConfig, read_tokenizer_config  # noqa: PLC0415
-    from lorafleet_inference.text.template_workers import TemplateWorkers  # noqa: PLC0415
+    from lorafleet_inference.text.tokenizer import judge_texts  # noqa: PLC0415
 
     folder = model_folder(
         parsed.model,
@@ -138,9 +135,7 @@ def _validate(parsed: argparse.Namespace) -> int:
         plan = inspect_adapter(
             parsed.adapter, base, max_rank=parsed.max_rank, unknown_config_fields=parsed.unknown_config_fields
         )
-        with closing(TemplateWorkers(1)) as workers:
-            special_tokens = (read_tokenizer_config(folder) or TokenizerConfig()).special_tokens
-            judge_template(parsed.adapter, special_tokens, workers)
+        judge_texts(folder, parsed.adapter, plan.vocabulary.num_inputs)
         digest = digest_of(parsed.adapter)
         weights = "not looked at; --weights does"
         if parsed.weights:

@@ -37,7 +37,7 @@ async def prompt_of(tokenizer: Tokenizer, folder: Path, **fields: object) -> Pro
     )
     request = CompletionRequest.model_validate({"model": "m", "prompt": BEFORE, "suffix": AFTER, **fields})
     with closing(Text.load(folder)) as text:
-        leased = Leased(facts, vocabulary_of(facts), text, None, ())  # type: ignore[arg-type]  no adapter is asked
+        leased = Leased(facts, vocabulary_of(facts), text, text.templates, None, ())  # type: ignore[arg-type]  no adapter is asked
         (prompt,) = await Completions(REFUSING).prompts(request, leased)
     return prompt
 

@@ -93,11 +93,13 @@ async def test_an_adapters_own_special_tokens_go_into_its_template_and_end_its_a
         words = await text.templates.own("sha256:1", own)
         template = await text.templates.find("sha256:1", own)
         assert await template.render(Conversation(({"role": "user", "content": "hi"},))) == "<s>hi<|user|>"
-        assert words.eos_token_ids == (text.pieces.tokenizer.token_to_id("<|user|>"), 9, 11)
+        assert words.eos_token == "<|user|>"
+        assert text.special_id("<|user|>") == text.pieces.tokenizer.token_to_id("<|user|>")
+        assert words.eos_token_ids == (9, 11)
         assert (await text.templates.own(None, None)).eos_token_ids == ()
         (own / "generation_config.json").write_text('{"eos_token_id": "x"}')
         with pytest.raises(AdapterError, match="generation_config"):
-            text.judge(own)
+            text.judge(own, 1000)
 
 
 async def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:

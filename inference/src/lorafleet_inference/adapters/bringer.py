@@ -12,8 +12,9 @@ from lorafleet_contract.admin import Residency, Tier
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.catalogue import Changes, Entry
 from lorafleet_inference.adapters.changes import Generation
-from lorafleet_inference.adapters.store import AdapterStore, Inspect
+from lorafleet_inference.adapters.store import AdapterStore
 from lorafleet_inference.adapters.tracked import Phase, Tracked
+from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, EngineReady
 from lorafleet_inference.errors import AdapterError, EngineFailure
 
@@ -45,8 +46,15 @@ class Bringer:
     """Owns what is tracked, and every task that changes it."""
 
     def __init__(
-        self, engine: AdapterEngine, store: AdapterStore, inspect: Inspect, changes: Generation, *, load_on_demand: bool
+        self,
+        engine: AdapterEngine,
+        store: AdapterStore,
+        inspect: Callable[[Path], AdapterPlan],
+        changes: Generation,
+        *,
+        load_on_demand: bool,
     ) -> None:
+        """`inspect` raises AdapterError and may block."""
         self.tracked: dict[AdapterKey, Tracked] = {}
         self._engine = engine
         self._store = store
@@ -192,7 +200,7 @@ class Bringer:
         if tracked.key in self._releases:
             await self._released(tracked)
         if not tracked.is_known:
-            await self._store.run(self._inspect, folder)
+            tracked.vocabulary = (await self._store.run(self._inspect, folder)).vocabulary
             tracked.set_phase(Phase.LOADING)
             self._changes.bump()
         while True:

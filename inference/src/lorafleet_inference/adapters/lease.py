@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterFailed
 
 
@@ -18,11 +19,14 @@ class Lease:
         key: AdapterKey | None,
         directory: Path | None = None,
         on_end: "Callable[[Lease], None] | None" = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.key = key
         """None for the base model."""
         self.directory = directory
         """Where the adapter's files lie; None for the base model."""
+        self.vocabulary = vocabulary
+        """Token ids that the adapter knows; None for the base model."""
         self._on_end = on_end
         self._task: asyncio.Task[object] | None = None
         self._num_cancelling = 0

@@ -29,6 +29,7 @@ from lorafleet_inference.adapters.local import LocalAdapters
 from lorafleet_inference.adapters.sources.registry import Refusing, Sources
 from lorafleet_inference.adapters.store import AdapterStore
 from lorafleet_inference.adapters.tracked import Phase, Tracked
+from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.engine.messages import EngineReady
 from lorafleet_inference.errors import (
@@ -43,8 +44,8 @@ from lorafleet_inference.errors import (
 __all__ = ["AdapterManager", "Lease", "ListedModel"]
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
-Judge = Callable[[Path], None]
-"""Raises AdapterError; may block."""
+Judge = Callable[[Path, int], None]
+"""Looks at an adapter's folder and the rows of its embedding; raises AdapterError; may block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class AdapterManager:
             self.cache = NodeCache.open(config.cache_dir, config.disk_cache_bytes)
         except OSError as error:
             raise ConfigError("--cache-dir", f"{config.cache_dir} cannot be used: {error.strerror}") from error
-        self._store = AdapterStore(self.cache, self._inspect, self._free_one)
+        self._store = AdapterStore(self.cache, self._facts, self._free_one)
         self._bringer = Bringer(
             engine, self._store, self._inspect, self.changes, load_on_demand=config.engine.load_on_demand
         )
@@ -312,13 +313,16 @@ class AdapterManager:
             stable=entry.stable,
         )
 
-    def _inspect(self, folder: Path) -> AdapterFacts:
+    def _facts(self, folder: Path) -> AdapterFacts:
+        return self._inspect(folder).facts
+
+    def _inspect(self, folder: Path) -> AdapterPlan:
         ready = self.engine_ready
         unknown = self._config.engine.unknown_config_fields
-        facts = inspect_adapter(folder, ready.facts, ready.budgets.max_rank, unknown_config_fields=unknown).facts
+        plan = inspect_adapter(folder, ready.facts, ready.budgets.max_rank, unknown_config_fields=unknown)
         if self._judge is not None:
-            self._judge(folder)
-        return facts
+            self._judge(folder, plan.vocabulary.num_inputs)
+        return plan
 
     async def _free_one(self) -> bool:
         return await self._bringer.free_one()

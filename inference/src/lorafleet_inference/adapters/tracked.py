@@ -9,6 +9,7 @@ from lorafleet_contract.admin import AdapterState, ObservedAdapter, RouteAdapter
 from lorafleet_inference.adapters.catalogue import Entry
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier
+from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterError
 
 _TIERS = {DeviceTier.DEVICE: Tier.DEVICE, DeviceTier.HOST: Tier.HOST, DeviceTier.DISK: Tier.DISK}
@@ -53,6 +54,8 @@ class Tracked:
         """On the loop's clock: when a retryable failure is retried."""
         self.folder: Path | None = None
         """Where its files lie, held in the cache."""
+        self.vocabulary: Vocabulary | None = None
+        """Token ids that it knows; None before it was inspected."""
         self.is_known = False
         """Whether the engine was told of it, and has not forgotten it."""
         self.tier: Tier = Tier.SOURCE
@@ -98,7 +101,7 @@ class Tracked:
     def take(self) -> Lease:
         """Return a lease: until it ends, the adapter stays with the engine."""
         assert self.is_answerable, "a lease of something that cannot be answered"
-        lease = Lease(self.key, self.folder, self._ended)
+        lease = Lease(self.key, self.folder, self._ended, self.vocabulary)
         self.leases.add(lease)
         self.last_used = time.time()
         return lease

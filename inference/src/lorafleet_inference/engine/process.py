@@ -28,7 +28,7 @@ from lorafleet_inference.errors import InferenceError
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
 from lorafleet_inference.text.files import TextFileError
-from lorafleet_inference.text.tokenizer import load_tokenizer
+from lorafleet_inference.text.tokenizer_files import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Generic
 from starlette.responses import Response
 
 from lorafleet_contract.names import HEADER_REVISION, split_model
+from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.errors import InvalidValue
@@ -23,6 +24,7 @@ from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, RequestT, Surface, TokenIds
 from lorafleet_inference.server.wire import Usage
 from lorafleet_inference.text.output import Output
+from lorafleet_inference.text.own_text import Codec
 
 THREAD_LOG_PROBABILITIES = 512
 """Answers with those of more positions are written in a thread."""
@@ -43,10 +45,27 @@ async def leasing(pod: Pod, exchange: Exchange, model: str) -> AsyncIterator[Lea
         raise InvalidValue(f"{model!r} means another revision than the header {HEADER_REVISION}", param="model")
     async with await pod.manager.lease(name, revision if revision is not None else asked) as lease:
         exchange.headers.update(lease_headers(lease))
-        own = await pod.text.templates.own(lease.key.digest if lease.key else None, lease.directory)
-        vocabulary = vocabulary_of(pod.facts)
-        ends = tuple(one for one in own.eos_token_ids if 0 <= one < vocabulary.num_outputs)
-        yield Leased(pod.facts, vocabulary, pod.text, lease, ends)
+        yield await _leased(pod, lease)
+
+
+async def _leased(pod: Pod, lease: Lease) -> Leased:
+    digest = lease.key.digest if lease.key else None
+    vocabulary = lease.vocabulary or vocabulary_of(pod.facts)
+    words = await pod.text.templates.own(digest, lease.directory)
+    text: Codec = pod.text
+    if digest is not None and lease.directory is not None:
+        text = await pod.text.own.find(digest, lease.directory, vocabulary.num_inputs) or pod.text
+    named = None if words.eos_token is None else text.special_id(words.eos_token)
+    ends = dict.fromkeys([*([] if named is None else [named]), *words.eos_token_ids])
+    return Leased(
+        pod.facts,
+        vocabulary,
+        text,
+        pod.text.templates,
+        lease,
+        tuple(one for one in ends if 0 <= one < vocabulary.num_outputs),
+        has_own_tokens=text is not pod.text,
+    )
 
 
 class Answering(Generic[RequestT]):
@@ -92,6 +111,7 @@ class Answering(Generic[RequestT]):
         field, plans = self._surface.prompt_field, list[ChoicePlan]()
         bad_words = await bad_word_ids(request.bad_words, partial(_encode_word, leased)) if request.bad_words else ()
         for prompt in prompts:
+            self._check_form(request, prompt, leased)
             ids = prompt.token_ids
             max_tokens = answer_length(len(ids), request.max_new_tokens, leased.facts, prompt_field=field)
             for choice in range(request.num_sequences):
@@ -118,6 +138,13 @@ class Answering(Generic[RequestT]):
                     )
                 )
         return plans
+
+    def _check_form(self, request: RequestT, prompt: Prompt, leased: Leased) -> None:
+        if prompt.grammar is not None and leased.has_own_tokens:
+            raise InvalidValue(
+                "the adapter has a tokenizer of its own, and forms of answers are enforced on the base's tokens only",
+                param=self._surface.form_field(request),
+            )
 
     def _output(self, request: RequestT, leased: Leased, *, shows_special: bool) -> Output:
         """The one place where it is decided how the tokens of a choice become its text."""

@@ -86,7 +86,7 @@ class Chat(Surface[ChatRequest]):
             request.variables,
             tuple(tool.for_template() for tool in request.offered),
         )
-        templates, lease = leased.text.templates, leased.lease
+        templates, lease = leased.templates, leased.lease
         if request.chat_template is not None:
             template = templates.of_request(request.chat_template)
         else:
@@ -97,7 +97,8 @@ class Chat(Surface[ChatRequest]):
             parts = replace(parts, is_reasoning=True)
         grammar, special = request.grammar, _special(leased, parts)
         is_thinking = parts.tags is not None and parts.tags.begin in special  # such a token is no text to a grammar
-        if parts.notation is not None and not is_thinking:
+        is_enforced = request.enforces_calls or not leased.has_own_tokens
+        if parts.notation is not None and is_enforced and not is_thinking:
             grammar = self._tool_grammar(request, parts.notation, special)
         token_ids = await self.tokenised(text, request, leased)
         return [Prompt(token_ids, grammar=grammar, parts=parts, shows_special=bool(special))]

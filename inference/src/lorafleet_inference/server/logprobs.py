@@ -15,7 +15,7 @@ from lorafleet_inference.server.wire import (
     TopLogprob,
 )
 from lorafleet_inference.text.output import ShownToken
-from lorafleet_inference.text.pieces import PieceTable
+from lorafleet_inference.text.pieces import Pieces
 
 LOWEST = -9999.0
 """Stands for minus infinity, which JSON cannot write."""
@@ -24,7 +24,7 @@ LOWEST = -9999.0
 class TokenNames:
     """How tokens are written in log-probabilities: as their text, or with `as_ids` as `token_id:7`."""
 
-    def __init__(self, pieces: PieceTable, *, as_ids: bool) -> None:
+    def __init__(self, pieces: Pieces, *, as_ids: bool) -> None:
         self.pieces = pieces
         self._as_ids = as_ids
 
@@ -83,7 +83,7 @@ def _top(token_id: int, logprobs: TokenLogprobs, number: int | None, names: Toke
 
 
 def prompt_logprobs(
-    token_ids: Sequence[int], scored: Sequence[TokenLogprobs] | None, number: int | None, pieces: PieceTable
+    token_ids: Sequence[int], scored: Sequence[TokenLogprobs] | None, number: int | None, pieces: Pieces
 ) -> PromptLogprobs | msgspec.UnsetType:
     """Return `prompt_logprobs` of a choice, in vLLM's form.
 

@@ -19,8 +19,9 @@ from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.parts import CONTENT_ALONE, Parts
 from lorafleet_inference.server.requests import WHOLE_CONTEXT, GenerationRequest
 from lorafleet_inference.server.wire import CachedTokens, Finish, OptionalIds, Usage
+from lorafleet_inference.text.chat import ChatTemplates
 from lorafleet_inference.text.output import ShownToken
-from lorafleet_inference.text.tokenizer import Text
+from lorafleet_inference.text.own_text import Codec
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 TokenIds = tuple[int, ...]
@@ -32,10 +33,14 @@ class Leased:
 
     facts: ModelFacts
     vocabulary: Vocabulary
-    text: Text
+    text: Codec
+    """Of the adapter, where its tokenizer is not the base's."""
+    templates: ChatTemplates
     lease: Lease
     eos_token_ids: tuple[int, ...]
     """Of the adapter, beside the base's."""
+    has_own_tokens: bool = False
+    """Whether `text` is the adapter's: grammars are of the base's tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,11 @@ class ToolFields(BaseModel):
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
     @property
+    def enforces_calls(self) -> bool:
+        """Whether a call has to be there, or its arguments have to match a schema."""
+        return self.must_call or any(tool.function.strict for tool in self.offered)
+
+    @property
     def offered(self) -> list[FunctionTool]:
         """Tools that the model is told of."""
         return [] if self.tool_choice == "none" else self.tools

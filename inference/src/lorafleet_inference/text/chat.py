@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -154,8 +154,9 @@ class OwnWords:
     """What an adapter's folder says of texts."""
 
     template: ChatTemplate | None = None
+    eos_token: str | None = None
+    """It ends its answers beside the base's, and so do these."""
     eos_token_ids: tuple[int, ...] = ()
-    """They end its answers beside the base's."""
 
 
 class ChatTemplates:
@@ -166,14 +167,12 @@ class ChatTemplates:
         base: ChatTemplate | None,
         special_tokens: Mapping[str, str],
         workers: TemplateWorkers,
-        token_to_id: Callable[[str], int | None],
         *,
         max_cached: int = 1024,
     ) -> None:
-        self._base = base
+        self.base = base
         self._special_tokens = special_tokens
         self._workers = workers
-        self._token_to_id = token_to_id
         self._cache: OrderedDict[str, OwnWords] = OrderedDict()
         self._max_cached = max_cached
         self._of_requests: OrderedDict[str, ChatTemplate] = OrderedDict()
@@ -194,7 +193,7 @@ class ChatTemplates:
         Raises:
             InvalidValue: there is none, or the adapter's is malformed.
         """
-        template = (await self.own(digest, directory)).template or self._base
+        template = (await self.own(digest, directory)).template or self.base
         if template is None:
             raise InvalidValue("this model has no chat template: use /v1/completions", param="messages")
         return template
@@ -225,6 +224,4 @@ class ChatTemplates:
         template = None
         if source is not None:
             template = ChatTemplate(source, {**self._special_tokens, **own}, self._workers)
-        eos = self._token_to_id(own["eos_token"]) if "eos_token" in own else None
-        named = () if eos is None else (eos,)
-        return OwnWords(template, tuple(dict.fromkeys((*named, *read_generation_fields(directory).eos_token_ids))))
+        return OwnWords(template, own.get("eos_token"), read_generation_fields(directory).eos_token_ids)

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Sequence
 
-from lorafleet_inference.text.pieces import PieceTable
+from lorafleet_inference.text.pieces import Pieces
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_HELD_TOKENS = 8
@@ -17,7 +17,7 @@ class Detokenizer:
     """
 
     def __init__(
-        self, pieces: PieceTable, *, strip_leading: bool, skip_special: bool = True, space_special: bool = True
+        self, pieces: Pieces, *, strip_leading: bool, skip_special: bool = True, space_special: bool = True
     ) -> None:
         """`skip_special` leaves out special tokens; without `space_special` nothing stands between two that follow
         each other, where the tokenizer's decoder would put a space.
@@ -52,7 +52,7 @@ class Detokenizer:
 class _Window:
     """For decoders whose output depends on neighbours: decodes the last tokens again together with the new one."""
 
-    def __init__(self, pieces: PieceTable, skip_special: bool, space_special: bool) -> None:
+    def __init__(self, pieces: Pieces, skip_special: bool, space_special: bool) -> None:
         self._pieces = pieces
         self._skip_special = skip_special
         self._space_special = space_special or skip_special
@@ -84,4 +84,4 @@ class _Window:
         return whole[len(shown) :]
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._pieces.tokenizer.decode(token_ids, skip_special_tokens=self._skip_special)
+        return self._pieces.decode(token_ids, skip_special=self._skip_special)

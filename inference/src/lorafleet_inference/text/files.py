@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+TOKENIZER = "tokenizer.json"
+ADDED_TOKENS = "added_tokens.json"
 MAX_FILE_BYTES = 32 << 20
 """Larger than any tokenizer_config.json or chat template in use; a folder of a user's must not fill the memory."""
 
@@ -72,6 +74,7 @@ class GenerationFields(BaseModel):
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
 
 
+_ADDED_TOKENS = TypeAdapter(dict[str, int])
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -128,3 +131,16 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig | None:
         return TokenizerConfig.model_validate({**config.model_dump(), **missing}) if missing else config
     except (ValidationError, ValueError, TypeError) as error:
         raise TextFileError(f"tokenizer_config.json or special_tokens_map.json is malformed: {error}") from error
+
+
+def read_added_tokens(directory: Path) -> dict[str, int]:
+    """Return what a folder's added_tokens.json says: the ids of tokens by their texts; nothing where there is none.
+
+    Raises:
+        TextFileError: the file is malformed.
+    """
+    text = read_limited(directory / ADDED_TOKENS)
+    try:
+        return {} if text is None else _ADDED_TOKENS.validate_json(text)
+    except ValidationError as error:
+        raise TextFileError(f"{ADDED_TOKENS} is malformed: {error}") from error

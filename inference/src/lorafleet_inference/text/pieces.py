@@ -6,7 +6,8 @@ whatever stands before it. For the others (`exact` is False) only the whole deco
 
 import json
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
@@ -22,6 +23,30 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTE_ALPHABET = _byte_alphabet()
+
+
+class Pieces(Protocol):
+    """Bytes of every token of one tokenizer."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether `piece` is all there is to decoding."""
+
+    @property
+    def num_leading_spaces(self) -> int:
+        """Spaces that the decoder strips from the start of a text."""
+
+    def piece(self, token_id: int) -> bytes:
+        """Return what a token adds to a text: nothing for special tokens and unknown ids."""
+
+    def shown(self, token_id: int) -> bytes:
+        """Return the bytes of a token as log-probabilities show them: special tokens in words."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token never appears in texts."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
+        """Return the text of tokens."""
 
 
 class PieceTable:
@@ -79,6 +104,10 @@ class PieceTable:
     def is_special(self, token_id: int) -> bool:
         """Whether a token never appears in texts."""
         return token_id in self._special
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
+        """Return the text of tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special)
 
 
 def _decoder(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -3,24 +3,26 @@
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_inference.errors import ContextLengthExceeded
 from lorafleet_inference.text.chat import ChatTemplate, ChatTemplates, judge_template, read_template_source
 from lorafleet_inference.text.detokenizer import Detokenizer
-from lorafleet_inference.text.files import TextFileError, TokenizerConfig, read_tokenizer_config
+from lorafleet_inference.text.encoding import encode_bounded, encode_last
+from lorafleet_inference.text.files import TOKENIZER, TextFileError, TokenizerConfig, read_tokenizer_config
+from lorafleet_inference.text.own_text import OwnTexts
 from lorafleet_inference.text.pieces import PieceTable
 from lorafleet_inference.text.template_workers import TemplateWorkers
+from lorafleet_inference.text.tokenizer_files import load_tokenizer
 
 THREAD_CHARS = 8192
 """Longer texts are tokenised in a thread, so that one of a hundred pages does not hold up everybody's streams."""
 NUM_ENCODERS = 2
 """Long texts that are tokenised at a time: each takes some hundred bytes a token meanwhile."""
-FIRST_CHARS_PER_TOKEN = 8
-SPARE_TOKENS = 1024
-"""Beyond twice the context: what follows a beginning may change how its last words are cut, never most of it."""
 
 
 class Text:
@@ -32,6 +34,7 @@ class Text:
         templates: ChatTemplates,
         special_tokens: Mapping[str, str],
         workers: TemplateWorkers,
+        own: OwnTexts,
     ) -> None:
         self._tokenizer = tokenizer
         self.templates = templates
@@ -39,6 +42,8 @@ class Text:
         self.pieces = PieceTable(tokenizer)
         self._max_piece_bytes = self.pieces.max_bytes()
         self._workers = workers
+        self.own = own
+        """Of adapters whose tokenizer is another one."""
         self._encoders = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="tokenizer")
 
     @classmethod
@@ -53,22 +58,23 @@ class Text:
         source = read_template_source(directory)
         base = None if source is None else ChatTemplate(source, special_tokens)
         workers = TemplateWorkers()
-        return cls(
-            tokenizer, ChatTemplates(base, special_tokens, workers, tokenizer.token_to_id), special_tokens, workers
-        )
+        templates = ChatTemplates(base, special_tokens, workers)
+        return cls(tokenizer, templates, special_tokens, workers, OwnTexts(directory, tokenizer))
 
     def close(self) -> None:
-        """End the processes that render adapters' templates."""
+        """End the processes that work for adapters."""
         self._encoders.shutdown(cancel_futures=True)
         self._workers.close()
+        self.own.close()
 
-    def judge(self, directory: Path) -> None:
-        """Look at what an adapter brings along for texts; blocks.
+    def judge(self, directory: Path, num_rows: int) -> None:
+        """Look at what an adapter, whose embedding has so many rows, brings along for texts; blocks.
 
         Raises:
-            AdapterError: ARTIFACT_INVALID: its chat template cannot be used.
+            AdapterError: its chat template or its tokenizer cannot be used, or has tokens beyond the embedding.
         """
         judge_template(directory, self.special_tokens, self._workers)
+        self.own.judge(directory, num_rows)
 
     def special_id(self, text: str) -> int | None:
         """Return the id of a special token."""
@@ -101,31 +107,16 @@ class Text:
         return token_ids
 
     def _encode_long(self, text: str, add_special_tokens: bool, max_tokens: int) -> tuple[int, ...] | None:
-        """Return the token ids, None if they are too many; gives up Python's lock for most of the time."""
-        if self._max_piece_bytes is not None and len(text) > self._max_piece_bytes * max_tokens:
-            return None
-        num_chars = max(FIRST_CHARS_PER_TOKEN * max_tokens, THREAD_CHARS)
-        while num_chars < len(text):
-            if len(self._encode_aside(text[:num_chars], add_special_tokens=False)) > 2 * max_tokens + SPARE_TOKENS:
-                return None
-            num_chars *= 2
-        return tuple(self._encode_aside(text, add_special_tokens=add_special_tokens))
+        return encode_bounded(
+            self._tokenizer,
+            text,
+            add_special_tokens=add_special_tokens,
+            max_tokens=max_tokens,
+            max_piece_bytes=self._max_piece_bytes,
+        )
 
     def _encode_last(self, text: str, add_special_tokens: bool, num_tokens: int) -> tuple[int, ...]:
-        """Return the last tokens of a text. Of a long one only an end is tokenised, with a good part more than is kept."""
-        num_chars = max(FIRST_CHARS_PER_TOKEN * num_tokens, THREAD_CHARS)
-        while True:
-            (encoding,) = self._tokenizer.encode_batch_fast([text[-num_chars:]], add_special_tokens=False)
-            if num_chars >= len(text) or len(encoding.ids) > 2 * num_tokens + SPARE_TOKENS:
-                break
-            num_chars *= 2
-        num_added = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
-        encoding.truncate(max(0, num_tokens - num_added), direction="left")
-        return tuple(self._tokenizer.post_process(encoding, None, add_special_tokens).ids)
-
-    def _encode_aside(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # the only call of the library that lets other threads run meanwhile
-        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return encode_last(self._tokenizer, text, add_special_tokens=add_special_tokens, num_tokens=num_tokens)
 
     def encode_now(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """As `encode`, in this thread."""
@@ -142,45 +133,23 @@ class Text:
         )
 
 
-def load_tokenizer(directory: Path) -> tuple[Tokenizer, TokenizerConfig]:
-    """Read tokenizer.json and tokenizer_config.json of a model folder.
+def judge_texts(base_directory: Path, directory: Path, num_rows: int) -> None:
+    """Look at what an adapter brings along for texts, as a pod that serves the base does; blocks.
+
+    A base without a tokenizer is served by no pod; then only the adapter's template is looked at.
 
     Raises:
-        TextFileError: tokenizer.json is missing, or a file is malformed.
+        AdapterError: as `Text.judge`.
+        ConfigError: the base's tokenizer or template cannot be read.
     """
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise TextFileError(f"{directory} has no tokenizer.json")
+    if not (base_directory / TOKENIZER).is_file():
+        with closing(TemplateWorkers(1)) as workers:
+            config = read_tokenizer_config(base_directory) or TokenizerConfig()
+            judge_template(directory, config.special_tokens, workers)
+        return
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise TextFileError(f"tokenizer.json cannot be read: {error}") from error
-    config = read_tokenizer_config(directory) or TokenizerConfig()
-    _apply_config(tokenizer, config)
-    return tokenizer, config
-
-
-def _apply_config(tokenizer: Tokenizer, config: TokenizerConfig) -> None:
-    """Give the tokenizer the tokens of tokenizer_config.json that tokenizer.json lacks, as transformers does.
-
-    `add_bos_token` and `add_eos_token` mean nothing beside a tokenizer.json, whose post-processor says it.
-    """
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    known = set(tokenizer.get_added_tokens_decoder())
-    for token_id, token in sorted(config.added_tokens_decoder.items()):
-        if token_id not in known:
-            tokenizer.add_tokens(
-                [
-                    AddedToken(
-                        token.content,
-                        lstrip=token.lstrip,
-                        normalized=token.normalized,
-                        rstrip=token.rstrip,
-                        single_word=token.single_word,
-                        special=token.special,
-                    )
-                ]
-            )
-    present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_special_tokens([text for text in config.special_tokens.values() if text not in present])
+        text = Text.load(base_directory)
+    except TextFileError as error:
+        raise ConfigError("--model", str(error)) from error
+    with closing(text):
+        text.judge(directory, num_rows)
