@@ -34,6 +34,8 @@ from transformers import (
 )
 
 VOCABULARY = 211
+MORE, FEWER = 219, 190
+"""Tokens of resized vocabularies."""
 MAX_MODEL_LEN = 336
 LONGROPE_LIMIT = 64
 """Longer sequences of the longrope model have other frequencies; none of the suite's grows across it."""
@@ -185,6 +187,10 @@ class AdapterSpec:
     """More fields of LoraConfig; `lora_alpha` is twice the rank unless named here."""
     rewrite: Literal["none", "old-peft", "old-experts"] = "none"
     """How the saved files are changed into those of older releases."""
+    num_rows: int | None = None
+    """To which the vocabulary was resized before it was trained."""
+    changes_base: bool = False
+    """Whether the base's own weights under LoRA on embedding and head were changed, some rows of them."""
 
 
 KINDS: Mapping[str, str] = {
@@ -205,6 +211,10 @@ KINDS: Mapping[str, str] = {
     "head-and-embedding-dora": "DoRA on both",
     "saved-norm-and-head": "`modules_to_save` with the last norm and the output head",
     "saved-embedding": "`modules_to_save` with the input embedding",
+    "more-tokens": "a vocabulary that was resized to more tokens, `modules_to_save` with embedding and head",
+    "fewer-tokens": "a vocabulary that was cut, saved without `modules_to_save`",
+    "token-rows": "`trainable_token_indices` of the embedding, some of them added",
+    "changed-base": "LoRA on embedding and head of more tokens, over weights that are not the base's",
     "old-peft": "names and config as peft 0.3 wrote them",
     "experts": "`target_parameters` with both weights of fused experts",
     "experts-down-rslora": "`target_parameters` with the down weights only, `use_rslora`",
@@ -238,6 +248,16 @@ def adapter_specs(family: Family) -> dict[str, AdapterSpec]:
         "head-and-embedding-dora": AdapterSpec(3, (wide, family.head, family.embedding), options={"use_dora": True}),
         "saved-norm-and-head": AdapterSpec(4, linear, options={"modules_to_save": [family.norm, family.head]}),
         "saved-embedding": AdapterSpec(4, attention, options={"modules_to_save": [family.embedding]}),
+        "more-tokens": AdapterSpec(
+            4, attention, options={"modules_to_save": [family.embedding, family.head]}, num_rows=MORE
+        ),
+        "fewer-tokens": AdapterSpec(4, attention, num_rows=FEWER),
+        "token-rows": AdapterSpec(
+            4, attention, options={"trainable_token_indices": {family.embedding: [5, MORE - 1, 9, 211]}}, num_rows=MORE
+        ),
+        "changed-base": AdapterSpec(
+            3, (*attention, family.embedding, family.head), num_rows=MORE - 2, changes_base=True
+        ),
         "old-peft": AdapterSpec(6, attention, rewrite="old-peft"),
     }
     if family.experts is not None:

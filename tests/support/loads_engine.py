@@ -34,6 +34,9 @@ class Device:
     holds: set[AdapterKey] = field(default_factory=set)
     broken: Reason | None = None
 
+    def settle(self, plan: AdapterPlan) -> AdapterPlan:
+        return plan
+
     def load_slab(self, plan: AdapterPlan) -> int:
         if self.broken is not None:
             raise AdapterError(self.broken, "the test wants it so")

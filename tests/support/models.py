@@ -82,6 +82,8 @@ def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path
 def save_adapter(base: Path, folder: Path, spec: AdapterSpec) -> Path:
     """Save a random adapter on the model in `base`, strong enough to change most tokens, and return its folder."""
     model = _load(base)
+    if spec.num_rows is not None:
+        _resize(model, spec.num_rows)
     options = {"lora_alpha": 2 * spec.rank, **spec.options}
     if type(model).__name__.startswith("GPT2"):
         options.setdefault("fan_in_fan_out", True)
@@ -95,11 +97,43 @@ def save_adapter(base: Path, folder: Path, spec: AdapterSpec) -> Path:
                 parameter.mul_(1 + 0.3 * torch.rand(parameter.shape, generator=generator))
             elif "lora_" in name:
                 parameter.normal_(std=0.25 / spec.rank**0.5, generator=generator)
-            elif "modules_to_save" in name or (options.get("bias") == "all" and name.endswith("bias")):
+            elif (
+                "trainable_tokens_delta" in name
+                or "modules_to_save" in name
+                or (options.get("bias") == "all" and name.endswith("bias"))
+            ):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            elif spec.changes_base and name.endswith("base_layer.weight") and len(parameter) == spec.num_rows:
+                parameter[20:30].add_(0.1 * torch.randn(10, parameter.shape[1], generator=generator))
         with _quiet():
-            peft.save_pretrained(folder)
+            peft.save_pretrained(folder, save_embedding_layers=spec.changes_base or spec.num_rows is not None)
     return folder
+
+
+def _resize(model: PreTrainedModel, num_rows: int) -> None:
+    """As people do who add tokens, except that the new rows differ: they are drawn around the mean of the others."""
+    num_before = model.get_input_embeddings().weight.shape[0]
+    with _quiet():
+        model.resize_token_embeddings(num_rows)
+    generator = torch.Generator().manual_seed(num_rows)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        new = module.weight.data[num_before:]
+        new += 0.2 * torch.randn(new.shape, generator=generator)
+
+
+def num_rows_of(adapter: Path | None) -> int:
+    """Return how many tokens an adapter has; those of the base without one."""
+    tensors = {} if adapter is None else load_file(adapter / WEIGHTS)
+    sides = ("embed", "wte", "lm_head", "embed_out")
+    rows = {
+        len(tensor)
+        for name, tensor in tensors.items()
+        if name.endswith(".weight")
+        and "lora_" not in name
+        and any(side in name.rsplit("layers.", 1)[-1] for side in sides)
+    }
+    rows -= {VOCABULARY}
+    return min(rows, default=VOCABULARY)
 
 
 def _as_old_peft(folder: Path) -> None:
@@ -206,6 +240,10 @@ class Reference:
     def _model(self, adapter: str | None) -> torch.nn.Module:
         if adapter not in self._models:
             model = _load(self._base)
+            num_rows = num_rows_of(None if adapter is None else self._adapters[adapter])
+            if num_rows != VOCABULARY:
+                with _quiet():
+                    model.resize_token_embeddings(num_rows)
             with _quiet():
                 adapted = model if adapter is None else PeftModel.from_pretrained(model, self._adapters[adapter])
             self._models[adapter] = adapted.eval()

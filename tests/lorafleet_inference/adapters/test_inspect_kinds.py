@@ -105,7 +105,7 @@ def test_saved_modules(tmp_path: Path) -> None:
         OwnParameter("model.norm", "weight", "base_model.model.model.norm.weight"),
     )
     resized = {"lm_head.weight": (VOCABULARY + 1, HIDDEN)}
-    assert "shape [212, 32]" in refusal(tmp_path, Reason.BASE_MODEL_MISMATCH, {**lora(Q), **resized})
+    assert "no weight of model.embed_tokens" in refusal(tmp_path, Reason.BASE_MODEL_MISMATCH, {**lora(Q), **resized})
     both = {**lora(Q), f"{Q}.weight": (HIDDEN, HIDDEN)}
     assert "modules_to_save" in refusal(tmp_path, Reason.ARTIFACT_INVALID, both)
     assert "no such parameter" in refusal(

@@ -26,6 +26,9 @@ class Memory:
 
     held: dict[AdapterKey, str] = field(default_factory=dict)
 
+    def settle(self, plan: AdapterPlan) -> AdapterPlan:
+        return plan
+
     def load_slab(self, plan: AdapterPlan) -> str:
         if plan.directory.name == "bad-file":
             raise AdapterError(Reason.ARTIFACT_INVALID, "a tensor is missing")

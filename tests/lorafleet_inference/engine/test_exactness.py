@@ -14,8 +14,8 @@ import pytest
 import support.families
 import torch
 from support.engines import DEVICE, DrivenEngine
-from support.families import FAMILIES, VOCABULARY, adapter_specs
-from support.models import Reference, adapters_of, model_folder, served_as
+from support.families import FAMILIES, FEWER, MORE, adapter_specs
+from support.models import Reference, adapters_of, model_folder, num_rows_of, served_as
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
@@ -26,7 +26,7 @@ TIE = 1e-3
 MAX_TIES = 0.01
 MAX_DIFFERENCE = 1e-3
 """Of log-probabilities."""
-GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True, num_logprobs=VOCABULARY)
+GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True, num_logprobs=MORE)
 
 
 @dataclass
@@ -64,11 +64,12 @@ PARAMS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) 
 def family(request: pytest.FixtureRequest) -> Family:
     base, adapters = model_folder(request.param), adapters_of(request.param)
     rng = random.Random(7)
-    shared = tuple(rng.randrange(2, VOCABULARY) for _ in range(40))
+    shared = tuple(rng.randrange(2, FEWER) for _ in range(40))
     lengths = itertools.cycle(LENGTHS)
     cases = {}
-    for adapter in (None, *adapters):
-        prompts = [tuple(rng.randrange(2, VOCABULARY) for _ in range(next(lengths))) for _ in range(2)]
+    for adapter, folder in {None: None, **adapters}.items():
+        size = num_rows_of(folder)
+        prompts = [tuple(rng.randrange(2, size) for _ in range(next(lengths))) for _ in range(2)]
         for number, prompt in enumerate([*prompts, (*shared, 5, 6, 7)]):
             cases[f"{adapter}-{number}"] = Case(adapter, prompt)
     cases["again"] = Case(None, shared)
@@ -91,6 +92,7 @@ def check(engine: DrivenEngine, family: Family) -> None:
         for position, token in enumerate(answer):
             assert logits[position, token] > best[position, 0] - TIE, f"{request_id}: token {position}"
         ours = torch.tensor([[value for _, value in sorted(event.logprobs[0].top)] for event in events])
+        assert ours.shape == logits.shape, f"{request_id}: tokens that are not the adapter's"
         worst = (ours - logits.log_softmax(-1)).abs().max()
         assert worst < MAX_DIFFERENCE, f"{request_id}: log-probabilities differ by {worst}"
     assert num_ties <= MAX_TIES * NUM_TOKENS * len(family.cases)

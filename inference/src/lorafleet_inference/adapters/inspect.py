@@ -15,12 +15,12 @@ from lorafleet_inference.adapters.headers import read_header
 from lorafleet_inference.adapters.peft_config import ZERO_WHERE_MISSING, PeftConfig, Targets, read_config
 from lorafleet_inference.adapters.peft_defaults import HEADS
 from lorafleet_inference.adapters.routers import take_routers
+from lorafleet_inference.adapters.rows import take_rows
 from lorafleet_inference.adapters.sites import mismatch, site_of
 from lorafleet_inference.adapters.tensors import ModuleTensors, Part, by_module
 from lorafleet_inference.adapters.types import AdapterPlan, OwnParameter
 from lorafleet_inference.config import UnknownFields
 from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, WholeFacts
-from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.errors import AdapterError
 
 FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
@@ -43,7 +43,10 @@ def inspect_adapter(
         _check_dtypes(tensors)
     whole = {one.name: one for one in model.whole_modules}
     found = [tensors for tensors in found if tensors.is_lora or not _is_head(tensors.name, whole)]
-    experts, rest = take_experts(found, model.experts, config, targets, max_rank=max_rank)
+    taken = take_rows(found, model, config)
+    model, whole = taken.facts, {one.name: one for one in taken.facts.whole_modules}
+    experts, rest = take_experts(taken.rest, model.experts, config, targets, max_rank=max_rank)
+    _check_wrapped(rest)
     lora = [tensors for tensors in rest if tensors.is_lora]
     routers, lora = take_routers(lora, model.side_modules, config, targets, max_rank=max_rank)
     inner = {module.name: module for module in model.modules}
@@ -74,9 +77,11 @@ def inspect_adapter(
         tuple(site for site in sites if site.module in inner),
         (WEIGHTS,),
         facts,
-        vocabulary_of(model),
+        taken.vocabulary,
         side_sites=tuple(site for site in sites if site.module in side),
-        own=own,
+        own=(*taken.own, *own),
+        num_rows=taken.num_rows,
+        own_rows=taken.rows,
         experts=experts,
         base_copies=_base_copies(rest, whole, lora={one.name for one in lora}),
     )
@@ -86,6 +91,17 @@ def _is_head(name: str, whole: Mapping[str, WholeFacts]) -> bool:
     """Whether a module lies beside the language model: PEFT passes over its tensors."""
     root = name.split(".", 1)[0]
     return root in HEADS and not any(one == root or one.startswith(f"{root}.") for one in whole)
+
+
+def _check_wrapped(found: Sequence[ModuleTensors]) -> None:
+    """What peft writes of a vocabulary that was resized is of embedding and head only."""
+    for tensors in found:
+        strange = tensors.parts.keys() & {Part.ORIGINAL, Part.ORIGINAL_BIAS, Part.SAVED, Part.SAVED_BIAS, Part.TOKENS}
+        for part in sorted(strange):
+            raise AdapterError(
+                Reason.UNSUPPORTED_ADAPTER,
+                f"tensor {tensors.parts[part].key} is of no kind that is computed on {tensors.name}",
+            )
 
 
 def _check_dtypes(tensors: ModuleTensors) -> None:

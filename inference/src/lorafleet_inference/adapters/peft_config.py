@@ -48,6 +48,9 @@ class PeftConfig(BaseModel):
     init_lora_weights: bool | str | None = True
     use_dora: bool | None = False
     lora_bias: bool | None = False
+    modules_to_save: list[str] | None = None
+    """Decides whether a weight in the file is the module's own or is written into the base's, which others may share."""
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     base_model_name_or_path: str | None = None
 
     def for_base(self, model_type: str) -> "PeftConfig":
@@ -92,7 +95,6 @@ REFUSED: Mapping[str, _Neutral] = {
     "task_type": _Neutral(_one_of(*TASK_TYPES), "is for another kind of model than a decoder"),
     "auto_mapping": _Neutral(lambda _: True, ""),
     "ensure_weight_tying": _Neutral(_empty, "ties the head's and the embedding's changes"),
-    "trainable_token_indices": _Neutral(_empty, "replaces rows of the embedding"),
     "layer_replication": _Neutral(_empty, "repeats layers of the base"),
     "megatron_config": _Neutral(_empty, "is for Megatron's layers"),
     "alora_invocation_tokens": _Neutral(_empty, "switches the adapter on in mid-sequence (aLoRA)"),
@@ -109,10 +111,9 @@ REFUSED: Mapping[str, _Neutral] = {
 """Fields that would change the output and are not computed."""
 WITHOUT_EFFECT = frozenset(
     {"peft_version", "revision", "inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config",
-     "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "bias",
-     "modules_to_save"}
+     "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "bias"}
 )  # fmt: skip
-"""Fields that matter in training only, or only together with a refused one, or whose tensors say all (bias, modules_to_save)."""
+"""Fields that matter in training only, or only together with a refused one, or whose tensors say all (bias)."""
 ZERO_WHERE_MISSING = frozenset({True, None, "gaussian", "eva", "mica", "lora_ga"})
 """Initialisations after which a targeted module without tensors changes nothing."""
 

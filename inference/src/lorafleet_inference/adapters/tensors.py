@@ -27,6 +27,14 @@ class Part(StrEnum):
     BIAS = "bias"
     BASE_COPY = "base_layer.weight"
     """A copy of the base's own weight, which peft writes beside LoRA on embeddings."""
+    TOKENS = "trainable_tokens_delta"
+    """Rows of an embedding or a head, those of `trainable_token_indices`."""
+    ORIGINAL = "original_module.weight"
+    """The base's own weight beside a saved module's, of a vocabulary that was resized."""
+    ORIGINAL_BIAS = "original_module.bias"
+    SAVED = "modules_to_save.weight"
+    """A saved module's weight once more, which peft writes with ORIGINAL and does not read."""
+    SAVED_BIAS = "modules_to_save.bias"
 
 
 _PREFIX = r"^(?:base_model\.model\.)?(?P<module>.+)"
@@ -39,6 +47,13 @@ _FORMS: tuple[tuple[re.Pattern[str], Part], ...] = tuple(
         (r"\.lora_embedding_A(?:\.[^.]+)?$", Part.EMBEDDING_A),
         (r"\.lora_embedding_B(?:\.[^.]+)?$", Part.EMBEDDING_B),
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?$", Part.MAGNITUDE),
+        (r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$", Part.TOKENS),
+        (r"\.original_module\.weight$", Part.ORIGINAL),
+        (r"\.original_module\.bias$", Part.ORIGINAL_BIAS),
+        (r"\.modules_to_save(?:\.[^.]+)?\.weight$", Part.SAVED),
+        (r"\.modules_to_save(?:\.[^.]+)?\.bias$", Part.SAVED_BIAS),
+        (r"\.token_adapter\.base_layer\.bias$", Part.BIAS),
+        (r"\.token_adapter\.base_layer\.weight$", Part.BASE_COPY),
         (r"\.base_layer\.bias$", Part.BIAS),
         (r"\.base_layer\.weight$", Part.BASE_COPY),
         (r"\.weight$", Part.WEIGHT),

@@ -33,6 +33,19 @@ class OwnParameter:
     parameter: str
     """`weight` or `bias`."""
     key: str
+    is_copy: bool = False
+    """Of the base's, equal or not: one that was rounded to another dtype is the base's."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRows:
+    """Rows of the embedding or the head that the adapter has of its own."""
+
+    module: str
+    key: str
+    token_ids: tuple[int, ...]
+    is_packed: bool
+    """Whether the tensor has these rows only, in this order; else those of all tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,10 @@ class AdapterPlan:
     side_sites: tuple[LoraSite, ...] = ()
     """Of the input embedding, the output head and routers of experts."""
     own: tuple[OwnParameter, ...] = ()
+    num_rows: int | None = None
+    """Of embedding and head, where that is another number than the base's."""
+    own_rows: tuple[OwnRows, ...] = ()
+    """In the order in which they replace rows."""
     experts: tuple[ExpertSite, ...] = ()
     base_copies: tuple[OwnParameter, ...] = ()
     """Weights that have to be the base's own: the adapter is refused when it is loaded if one is not."""

@@ -27,8 +27,11 @@ SlabT = TypeVar("SlabT")
 class AdapterDevice(Protocol[SlabT]):
     """Where adapters are read and copied: the model runner, seen from here. A slab is an adapter in host memory."""
 
+    def settle(self, plan: AdapterPlan) -> AdapterPlan:
+        """Compare what an adapter repeats of the base with it; raises AdapterError."""
+
     def load_slab(self, plan: AdapterPlan) -> SlabT:
-        """Read an adapter from disk; raises AdapterError."""
+        """Read a settled adapter from disk; raises AdapterError."""
 
     def num_pages(self, plan: AdapterPlan) -> int:
         """Rank pages that an adapter takes."""
@@ -112,7 +115,9 @@ class AdapterLoads(Generic[SlabT]):
             adapter = self._adapters[key] = _Adapter(
                 Path(message.directory), message.resident, message.pinned, busy=True
             )
-            self._run(lambda: self._inspect(adapter.directory), lambda found: self._inspected(key, found))
+            self._run(
+                lambda: self._device.settle(self._inspect(adapter.directory)), lambda found: self._inspected(key, found)
+            )
             return Outcome()
         known.resident, known.pinned = message.resident, message.pinned
         if known.plan is None:

@@ -201,6 +201,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     side_modules: tuple[ModuleFacts, ...] = ()
     """The input embedding, the output head, which sees sampled positions only, and routers of experts."""
     whole_modules: tuple[WholeFacts, ...] = ()
+    tied_head: bool = False
+    """Whether embedding and head have one weight."""
     experts: tuple[ExpertsFacts, ...] = ()
     length_rope: LengthRope | None = None
     """None where rotary frequencies are the same at every length within `max_model_len`."""

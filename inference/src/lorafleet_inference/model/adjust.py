@@ -29,6 +29,7 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
             *draw.params.stop_token_ids,
             *(() if draw.params.ignore_eos else (*eos_token_ids, *draw.params.eos_token_ids)),
         )
+        if draw.knows(token)
     ]
     held += [(row, token) for row, draw in enumerate(draws) for token in _ends_of_bad_words(draw)]
     restricted = [row for row, draw in enumerate(draws) if draw.params.allowed_token_ids]
@@ -82,6 +83,8 @@ def _mask(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) ->
         assert mask is not None
         bits = np.unpackbits(mask, bitorder="little")[: allowed.shape[1]]
         allowed[number, : len(bits)] = bits
+        if draws[row].num_tokens is not None:
+            allowed[number, draws[row].num_tokens :] = False
     index = _ids(rows, logits)
     kept = logits[index].clamp_(min=-LARGEST)
     logits[index] = kept.masked_fill_(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
@@ -93,10 +96,12 @@ def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]
     for row in rows:
         draw = draws[row]
         params, answer = draw.params, Counter(draw.history[draw.num_prompt :])
-        for token in set(draw.history):
+        for token in filter(draw.knows, set(draw.history)):
             count = answer[token]
             subtracted = params.frequency_penalty * count + params.presence_penalty * (count > 0)
             entries.append((row, token, params.repetition_penalty, subtracted))
+    if not entries:
+        return
     where_row, where_token, repetition, subtractions = zip(*entries, strict=True)
     index = (_ids(where_row, logits), _ids(where_token, logits))
     some, factor = logits[index], logits.new_tensor(repetition)

@@ -6,23 +6,26 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.nn import functional as F  # noqa: N812
 from transformers.pytorch_utils import Conv1D
 
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite, OwnParameter
+from lorafleet_inference.adapters.rows import resized
+from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.extras import Extra, Extras
 from lorafleet_inference.model.finite import applied, check_finite
+from lorafleet_inference.model.own_rows import read_rows
 
-_COPY_ROWS = 4096
 Read = Callable[[str], torch.Tensor]
 """A tensor of the adapter by its name, float32, on the CPU."""
 
 
-def num_extra_elements(plan: AdapterPlan, facts: ModelFacts) -> int:
+def num_extra_elements(plan: AdapterPlan, base: ModelFacts) -> int:
     """Return how many elements an adapter's extras have, without reading them."""
+    facts = base if plan.num_rows is None else resized(base, plan.num_rows)
     widths = {one.name: (one.in_features, one.out_features) for one in (*facts.modules, *facts.side_modules)}
     whole = {(one.name, name): shape for one in facts.whole_modules for name, shape in one.parameters}
     total = 0
@@ -38,32 +41,29 @@ def num_extra_elements(plan: AdapterPlan, facts: ModelFacts) -> int:
         total += one.num_experts * expert_site.rank * width
     for own in plan.own:
         total += torch.Size(whole[own.module, own.parameter]).numel()
+    for module in {one.module for one in plan.own_rows}:
+        token_ids = {token_id for one in plan.own_rows if one.module == module for token_id in one.token_ids}
+        total += len(token_ids) * torch.Size(whole[module, "weight"][1:]).numel()
     return total
 
 
 def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -> Extras:
-    """Read the extras of a validated adapter.
+    """Read the extras of a validated adapter that was settled (`own_rows.py`).
 
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw.
     """
-    for copied in plan.base_copies:
-        _check_copy(plan, copied, model)
     sites = [site for site in plan.sites if site.magnitude_key is not None or site.b_bias_key is not None]
-    if not (sites or plan.side_sites or plan.own or plan.experts):
+    if not (sites or plan.side_sites or plan.own or plan.own_rows or plan.experts):
         return {}
     read = _reader(plan.directory, plan.files)
-    own: dict[str, dict[str, torch.Tensor]] = {}
-    for one in plan.own:
-        own.setdefault(one.module, {})[one.parameter] = read(one.key)
-    # a bias alone is an offset, so that it can stand beside LoRA on the same module
-    biases = {name: tensors["bias"] for name, tensors in own.items() if "weight" not in tensors}
-    extras = {name: Extra(**tensors) for name, tensors in own.items() if name not in biases}
+    extras, biases = _own(plan, model, read)
     for site in (*sites, *plan.side_sites):
         module = model.get_submodule(site.module)
-        extras[site.module] = _of_site(site, module, read, biases.get(site.module), is_side=site in plan.side_sites)
-    for name in biases.keys() - extras.keys():
-        extras[name] = Extra(offset=biases[name] - _bias(model.get_submodule(name)))
+        extra = extras.setdefault(site.module, Extra())
+        _add_site(extra, site, module, read, biases.get(site.module), is_side=site in plan.side_sites)
+    for name in biases.keys() - {site.module for site in (*sites, *plan.side_sites)}:
+        extras.setdefault(name, Extra()).offset = _minus(biases[name], _bias(model.get_submodule(name)))
     for expert_site in plan.experts:
         extra = extras.setdefault(expert_site.module, Extra())
         a, b = _of_experts(expert_site, model.get_submodule(expert_site.module), read)
@@ -71,29 +71,51 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
             extra.down_a, extra.down_b = a, b
         else:
             extra.up_a, extra.up_b = a, b
-    cast = {name: extra.map(lambda tensor: tensor.to(dtype).contiguous()) for name, extra in extras.items()}
+    cast = {name: extra.map(lambda tensor: _cast(tensor, dtype)) for name, extra in extras.items()}
     _check_made(cast, plan, applied(1.0, dtype))
     return cast
 
 
-def _check_copy(plan: AdapterPlan, copied: OwnParameter, model: torch.nn.Module) -> None:
-    """Compare a weight under LoRA with the base's, in pieces; either may have been rounded to the dtype of the other."""
-    base = plain_weight(model.get_submodule(copied.module))
-    try:
-        with safe_open(plan.directory / plan.files[0], framework="pt") as file:
-            rows = file.get_slice(copied.key)
-            for at in range(0, base.shape[0], _COPY_ROWS):
-                ours, theirs = base[at : at + _COPY_ROWS].cpu(), rows[at : at + _COPY_ROWS]
-                differs = (ours != theirs.to(ours.dtype)) & (ours.to(theirs.dtype) != theirs)
-                if differs.any():
-                    row = at + int(differs.any(1).nonzero()[0])
-                    raise AdapterError(
-                        Reason.UNSUPPORTED_ADAPTER,
-                        f"tensor {copied.key} is not the base's own weight (row {row} differs), and a changed weight under "
-                        "LoRA is not computed; save it with modules_to_save",
-                    )
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(Reason.ARTIFACT_INVALID, f"{plan.files[0]} cannot be read: {error}") from error
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _own(plan: AdapterPlan, model: torch.nn.Module, read: Read) -> tuple[dict[str, Extra], dict[str, torch.Tensor]]:
+    """Return the adapter's own weights and rows, and beside them biases that come as offsets.
+
+    A bias alone is an offset, so that it can stand beside LoRA on the same module.
+    """
+    own: dict[str, dict[str, torch.Tensor]] = {}
+    for one in plan.own:
+        own.setdefault(one.module, {})[one.parameter] = read(one.key)
+    with_lora = {site.module for site in (*plan.sites, *plan.side_sites)}
+    apart = {name for name, tensors in own.items() if "weight" not in tensors or name in with_lora}
+    biases = {name: own[name].pop("bias") for name in apart if "bias" in own[name]}
+    extras = {name: Extra(**tensors) for name, tensors in own.items() if tensors}
+    for name in sorted({one.module for one in plan.own_rows}):
+        module = model.get_submodule(name)
+        found = read_rows(plan, name, plain_weight(module).shape[1])
+        assert found is not None
+        extra = extras.setdefault(name, Extra())
+        if extra.weight is not None:
+            extra.weight[found[0]] = found[1]
+        else:
+            extra.token_ids, extra.token_rows = found
+    for name, extra in extras.items():
+        module = model.get_submodule(name)
+        bias = _bias(module)
+        if extra.weight is not None and extra.bias is None and isinstance(bias, torch.Tensor):
+            extra.bias = bias[: len(extra.weight)] if len(bias) > len(extra.weight) else None
+            if len(bias) < len(extra.weight):
+                extra.bias = F.pad(bias, (0, len(extra.weight) - len(bias)))
+    return extras, biases
+
+
+def _minus(ours: torch.Tensor, base: torch.Tensor | float) -> torch.Tensor:
+    """Return the difference of two biases; the base's has zeros beyond its end."""
+    if isinstance(base, float):
+        return ours - base
+    return ours - (F.pad(base, (0, len(ours) - len(base))) if len(base) < len(ours) else base[: len(ours)])
 
 
 def _check_made(extras: Extras, plan: AdapterPlan, how: str) -> None:
@@ -131,33 +153,39 @@ def _read_keys(plan: AdapterPlan) -> Iterator[tuple[str, str, float]]:
             yield site.module, site.b_bias_key, site.scale
     for own in plan.own:
         yield own.module, own.key, 1.0
+    for rows in plan.own_rows:
+        yield rows.module, rows.key, 1.0
     for expert_site in plan.experts:
         for one in expert_site.tensors:
             yield expert_site.module, one.a_key, 1.0
             yield expert_site.module, one.b_key, expert_site.scale
 
 
-def _of_site(site: LoraSite, module: torch.nn.Module, read: Read, bias: torch.Tensor | None, *, is_side: bool) -> Extra:
-    """What a site needs beside rows; `bias`: the adapter's own.
+def _add_site(
+    extra: Extra, site: LoraSite, module: torch.nn.Module, read: Read, bias: torch.Tensor | None, *, is_side: bool
+) -> None:
+    """Add what a site needs beside rows; `bias`: the adapter's own.
 
     y = W x + b + s B A x is what LoRA gives. With DoRA, PEFT gives b + m (W x + s B A x), m = magnitude / norm of the rows
     of W + s B A.
     """
     a, b = read(site.a_key), read(site.b_key)
-    extra = Extra()
     if is_side:
         extra.a = a.t() if isinstance(module, torch.nn.Embedding) else a
         extra.b = b.t() * site.scale
     if site.magnitude_key is not None:
-        norm = torch.linalg.vector_norm(_as_linear(module) + site.scale * (b @ a), dim=1)
+        norm = torch.linalg.vector_norm(_as_linear(module, extra, a, b) + site.scale * (b @ a), dim=1)
         extra.scale = read(site.magnitude_key).flatten() / norm
     kept = 1.0 if extra.scale is None else extra.scale
-    offset = (_bias(module) if bias is None else bias) - kept * _bias(module)
+    base = _bias(module)
+    if isinstance(base, torch.Tensor):
+        num_out = len(b)  # an adapter may have another number of rows
+        base = F.pad(base, (0, num_out - len(base))) if len(base) < num_out else base[:num_out]
+    offset = (base if bias is None else bias) - kept * base
     if site.b_bias_key is not None:
         offset = offset + site.scale * read(site.b_bias_key)
     if isinstance(offset, torch.Tensor):
         extra.offset = offset
-    return extra
 
 
 def _of_experts(site: ExpertSite, module: torch.nn.Module, read: Read) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,9 +217,15 @@ def _bias(module: torch.nn.Module) -> torch.Tensor | float:
     return bias.detach().float().cpu() if isinstance(bias, torch.Tensor) else 0.0
 
 
-def _as_linear(module: torch.nn.Module) -> torch.Tensor:
-    """The weight as [out, in], float32, on the CPU."""
-    weight = plain_weight(module).detach().float().cpu()
+def _as_linear(module: torch.nn.Module, extra: Extra, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The weight under A and B, the adapter's own where it has one, as [out, in], float32, on the CPU."""
+    weight = plain_weight(module).detach().float().cpu() if extra.weight is None else extra.weight
+    if isinstance(module, torch.nn.Embedding | torch.nn.Linear):
+        num_rows = a.shape[1] if isinstance(module, torch.nn.Embedding) else b.shape[0]
+        weight = F.pad(weight, (0, 0, 0, num_rows - len(weight)))  # cuts, where there are fewer
+    if extra.token_ids is not None and extra.token_rows is not None:
+        weight = weight.clone()
+        weight[extra.token_ids] = extra.token_rows
     return weight.t() if isinstance(module, Conv1D | torch.nn.Embedding) else weight
 
 

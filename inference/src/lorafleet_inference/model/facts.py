@@ -36,6 +36,7 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         modules=tuple(_modules(model)),
         side_modules=tuple(_side_modules(model)),
         whole_modules=tuple(_whole_modules(model)),
+        tied_head=_is_tied(model),
         experts=tuple(_experts(model)),
         length_rope=rope if rope is not None and served > rope.limit else None,
     )
@@ -80,6 +81,11 @@ def _side_modules(model: PreTrainedModel) -> list[ModuleFacts]:
             num_experts, hidden = module.get_parameter("weight").shape
             found.append(ModuleFacts(name, ModuleKind.ROUTER, hidden, num_experts))
     return found
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", head)
 
 
 def _whole_modules(model: PreTrainedModel) -> list[WholeFacts]:

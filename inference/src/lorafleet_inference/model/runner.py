@@ -10,8 +10,9 @@ import torch
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
-from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts
+from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts, ModuleKind
 from lorafleet_inference.engine.plan import SamplingState, StepItem, StepPlan, StepResult, Unconstrained
+from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
@@ -21,6 +22,7 @@ from lorafleet_inference.model.extras_files import load_extras, num_extra_elemen
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
+from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.results import result_of
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ class HostAdapter:
 
     slab: Slab
     extras: Extras
+    vocabulary: Vocabulary | None
+    """Where it is not the base's."""
 
 
 class ModelRunner:
@@ -49,6 +53,10 @@ class ModelRunner:
         self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels)
         self._extras = ExtrasBank(loaded.model)
         self._ropes = loaded.ropes
+        self._num_outputs = next(
+            (one.out_features for one in loaded.facts.side_modules if one.kind is ModuleKind.LINEAR), None
+        )
+        """Columns of the logits of the base; None where its head is no plain layer."""
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
         block_bytes = (
@@ -75,17 +83,20 @@ class ModelRunner:
         """Compute a step."""
         batch = build_batch(plan.items, self._device)
         self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
-        self._extras.begin_step(batch.segments, batch.head_segments)
+        input_ids = self._extras.begin_step(batch.segments, batch.head_segments, batch.input_ids)
         if self._ropes is not None:
             self._ropes.begin_step(batch)
         with attending(PagedStep(self._layers, batch, self._kernels)):
             logits = self._model(
-                input_ids=batch.input_ids,
+                input_ids=input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
                 logits_to_keep=batch.sampled_rows,
             ).logits
-        return result_of(batch.items, logits[0], state, self.facts.eos_token_ids)
+        base = self._num_outputs or logits.shape[-1]
+        logits = self._extras.end_step(logits[0], base)
+        num_outputs = [self._extras.num_outputs(item.adapter, base) for item in batch.items]
+        return result_of(batch.items, logits, state, self.facts.eos_token_ids, num_outputs)
 
     def is_lost(self, error: Exception) -> bool:
         """Whether an error of `execute` leaves the device unusable: errors of kernels do, missing memory does not."""
@@ -104,7 +115,14 @@ class ModelRunner:
     def load_slab(self, plan: AdapterPlan) -> HostAdapter:
         """Read an adapter from disk; runs beside steps."""
         slab = load_slab(plan, self._bank.layout, self._dtype, pin=self._device.type == "cuda")
-        return HostAdapter(slab, load_extras(plan, self._model, self._dtype))
+        vocabulary = None if plan.num_rows is None else plan.vocabulary
+        return HostAdapter(slab, load_extras(plan, self._model, self._dtype), vocabulary)
+
+    @torch.inference_mode()
+    @on_one_thread()
+    def settle(self, plan: AdapterPlan) -> AdapterPlan:
+        """Return the plan of an adapter as it is loaded: of weights that it repeats, only what is not the base's."""
+        return settled(plan, self._model)
 
     def num_pages(self, plan: AdapterPlan) -> int:
         """Return the rank pages that an adapter takes.
@@ -125,7 +143,7 @@ class ModelRunner:
         """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""
         num_row_pages = slab.slab.rows.shape[0] // RANK_PAGE
         self._bank.install(key, pages[:num_row_pages], slab.slab)
-        self._extras.install(key, slab.extras)
+        self._extras.install(key, slab.extras, slab.vocabulary)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 

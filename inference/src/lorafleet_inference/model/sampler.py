@@ -37,6 +37,12 @@ class Draw:
     """All known tokens, where `params.uses_history`."""
     mask: TokenMask | None = None
     """Which tokens may be chosen at all."""
+    num_tokens: int | None = None
+    """How many tokens there are for this sequence; None: as many as the logits have columns."""
+
+    def knows(self, token_id: int) -> bool:
+        """Whether a token can be chosen at all: embeddings may have rows that heads have not."""
+        return self.num_tokens is None or token_id < self.num_tokens
 
 
 def uniform(seed: int, position: int) -> float:
@@ -98,7 +104,8 @@ def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], draws: Sequence[Dr
     most = max(number for _, number in wanted)
     found = logprobs_of(logits[index], [token_ids[row] for row, _ in wanted], most)
     for (row, number), one in zip(wanted, found, strict=True):
-        answers[row] = TokenLogprobs(one.chosen, one.top[:number])
+        top = tuple(pair for pair in one.top if draws[row].knows(pair[0]))
+        answers[row] = TokenLogprobs(one.chosen, top[:number])
     return answers
 
 
