@@ -10,3 +10,4 @@ compile "$@" requirements/dev.in contract/pyproject.toml common/pyproject.toml o
     -o requirements/dev.txt
 compile inference/pyproject.toml -c requirements/dev.txt -o requirements/inference.txt
 compile operator/pyproject.toml gateway/pyproject.toml -c requirements/dev.txt -o requirements/operator.txt
+compile requirements/clients.in -o requirements/clients.txt

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Makes `.venv` from requirements/dev.txt: the environment of make demo, make test and make lint.
 
+With the argument `clients` it makes `.venv/clients` from requirements/clients.txt instead: other servers' clients, which the tests run.
+
 Needs nothing but Python 3.11 or newer: uv is taken from PATH, else unpacked, pinned by hash, into the cache. Runs again only when the
 lock, the interpreter or a pyproject.toml changed; an interrupted run is repaired by the next.
 """
@@ -18,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements" / "dev.txt"
+CLIENTS = VENV / "clients"
+CLIENTS_LOCK = ROOT / "requirements" / "clients.txt"
 UV_LOCK = ROOT / "requirements" / "uv.txt"
 PACKAGES = ("contract", "common", "operator", "gateway", "inference")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet"
@@ -49,6 +53,20 @@ def main() -> None:
         run(uv, "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", *editable)
         stamp.write_text(key)
         print("environment: ready", flush=True)
+
+
+def make_clients() -> None:
+    """Make the environment of the clients, or leave it alone when it is up to date."""
+    stamp, key = CLIENTS / "lorafleet.stamp", hashlib.sha256(CLIENTS_LOCK.read_bytes()).hexdigest()
+    with (ROOT / ".bootstrap.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_text() == key and (CLIENTS / "bin" / "python").exists():
+            return
+        uv = find_uv()
+        run(uv, "venv", "--quiet", "--clear", "--no-project", "--python", sys.executable, str(CLIENTS))
+        python = str(CLIENTS / "bin" / "python")
+        run(uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", str(CLIENTS_LOCK))
+        stamp.write_text(key)
 
 
 def fingerprint() -> str:
@@ -110,4 +128,4 @@ def run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    make_clients() if sys.argv[1:] == ["clients"] else main()

@@ -1,5 +1,6 @@
 """Writes the generated tables of the reference pages: `python tools/reference_docs.py`; a test keeps them true."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_gateway import config as gateway_config
 from lorafleet_gateway import metrics as gateway_metrics
 from lorafleet_inference import metrics, options
-from lorafleet_inference.server import fields
+from lorafleet_inference.server import fields, lorax_requests
+from lorafleet_inference.server.lorax_requests import LoraxParameters
 from lorafleet_inference.server.public import SURFACES
 from lorafleet_operator import config as operator_config
 from lorafleet_operator import metrics as operator_metrics
@@ -53,6 +55,35 @@ def refused_table() -> str:
         by = ", ".join(f"`{surface.path}`" for surface in SURFACES if name in surface.fields())
         rows.append([f"`{name}`", legal, field.meaning, by])
     return _table(["field", "accepted only as", "it would", "honoured all the same by"], rows)
+
+
+def lorax_table() -> str:
+    properties = LoraxParameters.model_json_schema()["properties"]
+    rows = [[f"`{name}`", _legal(schema), _default(schema)] for name, schema in properties.items()]
+    return _table(["field of `parameters`", "values", "default"], rows)
+
+
+def _legal(schema: dict[str, Any]) -> str:
+    schema = next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema)
+    if "$ref" in schema:
+        return "object"
+    bounds = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
+    found = [text.format(schema[key]) for key, text in bounds.items() if key in schema]
+    if schema["type"] == "array":
+        found.append(f"up to {schema['maxItems']}, each of 1 to {schema['items']['maxLength']} characters")
+    return ", ".join([{"array": "list of strings"}.get(schema["type"], schema["type"]), *found])
+
+
+def _default(schema: dict[str, Any]) -> str:
+    return "" if schema.get("default") in (None, "") else f"`{json.dumps(schema['default'])}`"
+
+
+def lorax_refused_table() -> str:
+    rows = []
+    for name, field in sorted(lorax_requests.REFUSED.items()):
+        legal = ", ".join(f"`{json.dumps(value)}`" for value in field.values) or "absent"
+        rows.append([f"`{name}`", legal, field.meaning])
+    return _table(["field of `parameters`", "accepted only as", "it would"], rows)
 
 
 def reasons_table(about: dict[Reason, reason_table.About]) -> str:
@@ -104,6 +135,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "../../gateway/README.md": {"options": gateway_config.describe},
     "../../operator/README.md": {"options": operator_config.describe},
     "api.md": {"honoured": honoured_table, "passed": passed_table, "refused": refused_table},
+    "lorax.md": {"parameters": lorax_table, "refused": lorax_refused_table},
 }
 
 

@@ -4,11 +4,13 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from openai import AsyncOpenAI, NotFoundError
+from support.lorax_client import Call, run
 from support.pod import ServedPod, serve
 from support.tiny_llama import make_adapter, make_base
 
@@ -96,12 +98,27 @@ async def test_the_contract_as_both_sides_mean_it(world: World, pods: list[Serve
         "tiny", "red", "blue", "numerals", "french",
     }  # fmt: skip
 
+    await lorax_client_gets_the_same(str(client.base_url), direct)
     with pytest.raises(NotFoundError, match="revision") as refused:
         await openai.completions.create(model="red", extra_headers={"x-lorafleet-revision": "0" * 12}, **ASKED)
     assert refused.value.code == "revision_not_found"
 
     await a_pod_ends_under_traffic(openai, first)
     await eventually("the gateway knows", lambda: world.num_reachable("tiny") == 1)
+
+
+async def lorax_client_gets_the_same(url: str, direct: AsyncOpenAI) -> None:
+    """LoRAX's own client, through the gateway; the base has to be named, as there are two."""
+    names, fields = ("tiny", "red", "blue"), {"max_new_tokens": 12, "ignore_eos_token": True}
+    calls = [Call(str(ASKED["prompt"]), {"adapter_id": name, **fields}, is_async=name == "red") for name in names]
+    streams = [replace(call, method="generate_stream") for call in calls]
+    nobody = Call("one", {"adapter_id": "nobody"})
+    *found, refused = await asyncio.to_thread(run, url, *calls, *streams, nobody)
+    assert refused["error"] == "lorax.errors.GenerationError"
+    for name, whole, streamed in zip(names, found, found[len(names) :], strict=False):
+        expected = (await direct.completions.create(model=name, **ASKED)).choices[0].text
+        assert whole["answer"]["generated_text"] == expected
+        assert streamed["answer"][-1]["generated_text"] == expected
 
 
 async def a_pod_ends_under_traffic(openai: AsyncOpenAI, pod: ServedPod) -> None:

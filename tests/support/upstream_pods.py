@@ -112,8 +112,24 @@ async def well(request: web.Request, pod: PodDouble, body: bytes) -> web.StreamR
     """Answer at once with what was asked."""
     headers = {"x-lorafleet-pod": pod.name, "x-request-id": request.headers["x-request-id"]}
     if revision := request.headers.get("x-lorafleet-revision"):
-        headers |= {"x-lorafleet-revision": revision, "x-lorafleet-adapter": json.loads(body)["model"]}
+        headers |= {"x-lorafleet-revision": revision, "x-lorafleet-adapter": asked_adapter(body)}
     return web.json_response({"pod": pod.name}, headers=headers)
+
+
+def asked_adapter(body: bytes) -> str:
+    """What a body names, in the words of OpenAI's API or of LoRAX's."""
+    asked: dict[str, Any] = json.loads(body)
+    return str(asked["model"] if "model" in asked else asked["parameters"]["adapter_id"])
+
+
+def refusing_in_lorax(status: int, code: str, kind: str) -> Reply:
+    """Refuse in LoRAX's shape."""
+
+    async def reply(request: web.Request, pod: PodDouble, body: bytes) -> web.StreamResponse:
+        error = {"error": f"{pod.name} says {code}", "error_type": kind, "code": code}
+        return web.json_response(error, status=status, headers={"x-lorafleet-pod": pod.name})
+
+    return reply
 
 
 def refusing(status: int, code: str, retry_after: str | None = None) -> Reply:
@@ -164,8 +180,9 @@ async def pod_double(name: str) -> AsyncIterator[PodDouble]:
     pod = PodDouble(name)
     app = web.Application(client_max_size=1 << 26)
     app.router.add_get("/v1/routes", pod.routes)
-    for path in ("/v1/{path:.*}", "/tokenize", "/detokenize"):
+    for path in ("/v1/{path:.*}", "/tokenize", "/detokenize", "/", "/generate", "/generate_stream"):
         app.router.add_post(path, pod.generate)
+    app.router.add_get("/info", pod.generate)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -94,6 +94,10 @@ class Directory:
         """Return a base."""
         return self._bases.get(key)
 
+    def base_names(self) -> list[str]:
+        """Return the served names of all bases that stay."""
+        return sorted({view.name for view in self._bases.values() if view.name is not None and not view.is_leaving})
+
     def base_keys(self) -> list[BaseKey]:
         """Return the bases that exist or have endpoints."""
         return sorted({*self._bases, *self._slices})

@@ -1,7 +1,7 @@
 """A request's body: read with a limit, kept as it came; only `model` is looked at."""
 
 import asyncio
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -66,12 +66,25 @@ def model_of(body: bytes | bytearray) -> str:
     Raises:
         InvalidRequest: the body is no JSON object, or has no legal `model`.
     """
+    return read_model(_Wanted, body).model
+
+
+ReadT = TypeVar("ReadT", bound=BaseModel)
+
+
+def read_model(kind: type[ReadT], body: bytes | bytearray) -> ReadT:
+    """Read the part of a body that `kind` says.
+
+    Raises:
+        InvalidRequest: the body is no JSON object, or that part of it is not legal; `param` names the field.
+    """
     try:
-        return _Wanted.model_validate_json(body).model
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         raise InvalidRequest(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     if first["loc"]:
-        raise InvalidRequest(f"model: {first['msg']}", param="model")
+        field = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"{field}: {first['msg']}", param=field)
     raise InvalidRequest("the body is not a JSON object")

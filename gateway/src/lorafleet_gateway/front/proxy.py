@@ -13,19 +13,20 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 from yarl import URL
 
+from lorafleet_contract.lorax import INFO
 from lorafleet_contract.names import HEADER_POD, split_model
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.errors import PodLost, RequestError
 from lorafleet_gateway.fleet.pods import Pod
-from lorafleet_gateway.front import headers
+from lorafleet_gateway.front import headers, lorax
 from lorafleet_gateway.front.answers import SERVER, error_event, error_response
 from lorafleet_gateway.front.body import model_of, read_body
 from lorafleet_gateway.front.dispatch import Dispatcher, Route
 from lorafleet_gateway.front.evidence import Ledger, RevisionKey, error_class_of
 from lorafleet_gateway.front.outcomes import Broken, Cut, ErrorEvents, Refusal, Result, result_of
-from lorafleet_gateway.front.retry import Offers
+from lorafleet_gateway.front.retry import NOT_THERE, Offers
 from lorafleet_gateway.front.state import Phase, Room, State
 from lorafleet_gateway.front.upstream import Answer, Upstream
 
@@ -36,6 +37,7 @@ WHOLE_BYTES: Final = 1 << 20
 """An answer that says it is no longer than this is read before it is passed on."""
 EVENT_END: Final = b"\n\n"
 TOKEN_PATHS: Final = frozenset({"/tokenize", "/detokenize"})
+UNJUDGED_PATHS: Final = TOKEN_PATHS | {INFO}
 """Nothing is generated there, so what comes of it says nothing of a revision."""
 
 
@@ -50,6 +52,7 @@ class Exchange:
     body: bytes | bytearray = b""
     room: Room | None = None
     status: int = 500
+    """As the OpenAI routes have it; LoRAX's clients may be told another one."""
     pod: str = ""
     """Who answered."""
     answered_revision: str | None = None
@@ -58,6 +61,8 @@ class Exchange:
     """Until a pod began to answer."""
     result: Result | None = None
     """None: as the status says."""
+    is_lorax: bool = False
+    """LoRAX's API was asked."""
 
     def let_go(self) -> None:
         """The request is not offered again: a long answer must not keep a large body in memory."""
@@ -72,13 +77,14 @@ class Exchange:
 
 
 class Proxy:
-    """Answers the POST routes whose bodies have a `model`."""
+    """Answers the routes that a pod of the model answers."""
 
     def __init__(
         self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State, evidence: Ledger
     ) -> None:
         self._config = config
         self._fleet = cluster.fleet
+        self._directory = cluster.directory
         self._dispatcher = Dispatcher(cluster, any_revision=config.any_revision)
         self._upstream = upstream
         self._state = state
@@ -88,11 +94,12 @@ class Proxy:
         """Answer one request; cancelled when the client leaves, which cancels it in the pod too."""
         route = Route(Offers(self._config.max_attempts, self._config.retry_seconds))
         exchange = Exchange(request, headers.request_id_of(request.headers), time.perf_counter(), route)
+        exchange.is_lorax = request.path in lorax.PATHS
         try:
             response = await self._answer(exchange)
         except RequestError as error:
+            response = self._closing(error_response(error, request_id=exchange.request_id, is_lorax=exchange.is_lorax))
             exchange.status = error.status
-            response = self._closing(error_response(error, request_id=exchange.request_id))
         except (asyncio.CancelledError, ConnectionError):
             exchange.status, exchange.result = CLIENT_LEFT, Result.CLIENT_LEFT
             raise
@@ -104,7 +111,7 @@ class Proxy:
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         with self._state.request() as exchange.room:
             exchange.body = await read_body(exchange.request, self._config.max_body_bytes, exchange.room)
-            name, in_name = split_model(model_of(exchange.body))
+            name, in_name = split_model(self._name_of(exchange))
             await self._dispatcher.find(exchange.route, name)
             if (pinned := headers.asked_revision(exchange.request.headers, in_name)) is not None:
                 await self._dispatcher.pin(exchange.route, pinned)
@@ -112,6 +119,16 @@ class Proxy:
                 exchange.route, partial(self._ask, exchange), elapsed_seconds=lambda: exchange.elapsed_seconds
             )
             return self._refused(exchange, answer) if isinstance(answer, Refusal) else answer
+
+    def _name_of(self, exchange: Exchange) -> str:
+        """Return the served name that a request means.
+
+        Raises:
+            RequestError: none.
+        """
+        path, body = exchange.request.path, exchange.body
+        exchange.is_lorax = exchange.is_lorax or lorax.is_tokenize(path, body)
+        return lorax.name_of(path, body, self._directory) if exchange.is_lorax else model_of(body)
 
     async def _ask(self, exchange: Exchange, pod: Pod) -> web.StreamResponse | Refusal:
         """Ask one pod, and pass its answer through.
@@ -124,7 +141,8 @@ class Proxy:
         asked = exchange.request.rel_url
         query = f"?{asked.raw_query_string}" if asked.raw_query_string else ""
         url = URL(f"{pod.endpoint.url}{asked.raw_path}{query}", encoded=True)
-        async with self._upstream.request(url, sent, exchange.body) as outcome:
+        method = exchange.request.method
+        async with self._upstream.request(url, sent, exchange.body, method=method) as outcome:
             if isinstance(outcome, Refusal):
                 return outcome
             exchange.pod = pod.endpoint.pod
@@ -212,14 +230,16 @@ class Proxy:
         logger.warning("pod %s broke off an answer: %s id=%s", exchange.pod, error, exchange.request_id)
         metrics.UPSTREAM_ERRORS.of(exchange.route.base, "cut").inc()
         if is_between_events and response.content_type == "text/event-stream":
-            await response.write(error_event(PodLost("the pod that was answering was lost")))
+            lost = PodLost("the pod that was answering was lost")
+            await response.write(error_event(lost, is_lorax=exchange.is_lorax))
             await response.write_eof()
         elif exchange.request.transport is not None:
             exchange.request.transport.abort()
 
     def _refused(self, exchange: Exchange, refusal: Refusal) -> web.StreamResponse:
         """Pass the last pod's refusal through."""
-        exchange.status = refusal.status
+        # to LoRAX's clients the two look like an adapter that has failed, which would count against its revision
+        exchange.status = 404 if refusal.code in NOT_THERE else refusal.status
         exchange.pod = refusal.headers.get(HEADER_POD, "")
         kept = headers.for_client(refusal.headers)
         kept.setdefault("server", SERVER)
@@ -228,7 +248,7 @@ class Proxy:
     def _count(self, exchange: Exchange) -> None:
         """Count a request for an adapter as evidence of the revision that answered it, or should have."""
         target, revision = exchange.route.target, exchange.answered_revision or exchange.route.revision
-        if target is None or target.adapter is None or revision is None or exchange.request.path in TOKEN_PATHS:
+        if target is None or target.adapter is None or revision is None or exchange.request.path in UNJUDGED_PATHS:
             return
         self._evidence.add(
             RevisionKey(target.base_key, target.adapter, revision),

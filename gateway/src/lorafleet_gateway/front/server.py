@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from lorafleet_common.sockets import BACKLOG
+from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
@@ -37,7 +38,9 @@ MAX_LINE_BYTES: Final = 32 << 10
 MAX_MESSAGE: Final = 300
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
-PROXIED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", *TOKEN_PATHS})
+PROXIED_PATHS: Final = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/responses", *TOKEN_PATHS, *GENERATION_PATHS}
+)
 MODELS_PATH: Final = "/v1/models"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -51,13 +54,17 @@ class FrontDoor:
         self._state = state
         self.evidence = Ledger()
         self._proxy = Proxy(config, cluster, upstream, state, self.evidence)
-        self._reads: dict[str, Handler] = {
-            "/health": self._health,
-            "/ready": self._ready,
-            MODELS_PATH: self._models,
-            "/ping": self._ping,
-            "/version": self._version,
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/health": _reads(self._health),
+            "/ready": _reads(self._ready),
+            MODELS_PATH: _reads(self._models),
+            "/ping": _reads(self._ping),
+            "/version": _reads(self._version),
+            **{path: {"POST": self._proxy.handle} for path in PROXIED_PATHS},
+            COMPATIBLE: {"POST": self._proxy.handle, **_reads(self._health)},
+            INFO: {"GET": self._proxy.handle},
         }
+        """Path -> method -> who answers."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -84,20 +91,14 @@ class FrontDoor:
         return self._cluster.unready_reason()
 
     def _handler(self, request: web.BaseRequest) -> Handler:
-        path, method = request.path, request.method
-        if path in PROXIED_PATHS:
-            allowed = "POST"
-            if method == "POST":
-                return self._proxy.handle
-        elif (
-            read := self._reads.get(path) or (self._model if path.startswith(f"{MODELS_PATH}/") else None)
-        ) is not None:
-            allowed = "GET, HEAD"
-            if method in ("GET", "HEAD"):
-                return read
-        else:
+        path = request.path
+        is_model = path.startswith(f"{MODELS_PATH}/")
+        methods = _reads(self._model) if is_model else self._routes.get(path)
+        if methods is None:
             raise NotFound(f"there is nothing at {path}")
-        raise MethodNotAllowed(f"{path} does not take {method}", allowed=allowed)
+        if request.method not in methods:
+            raise MethodNotAllowed(f"{path} does not take {request.method}", allowed=", ".join(methods))
+        return methods[request.method]
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         return json_response({"status": "ok", "reason": ""})
@@ -128,6 +129,10 @@ class FrontDoor:
         if model is None:
             raise ModelNotFound(f"the model {name!r} does not exist", param="model")
         return json_response(described([model], self._cluster)[0])
+
+
+def _reads(handler: Handler) -> dict[str, Handler]:
+    return {"GET": handler, "HEAD": handler}
 
 
 class _Protocol(web.RequestHandler):

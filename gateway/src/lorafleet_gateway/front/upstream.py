@@ -10,9 +10,10 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict, CIMultiDictProxy
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from yarl import URL
 
+from lorafleet_contract.lorax import LoraxError
 from lorafleet_contract.openai import ErrorAnswer, ErrorCode
 from lorafleet_gateway.front.outcomes import REFUSAL_STATUSES, REFUSALS, Broken, Cut, Refusal, Silent, Unreachable
 
@@ -21,6 +22,7 @@ KEEP_ALIVE_SECONDS: Final = 30.0
 """Shorter than pods keep idle connections, so that it is not a pod who closes one in use."""
 PIECE_BYTES: Final = 1 << 20
 """Larger bodies are written in pieces, so that other requests get their turn."""
+_ERRORS: Final = TypeAdapter[ErrorAnswer | LoraxError](ErrorAnswer | LoraxError)
 _SKIPPED: Final = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
 
@@ -73,17 +75,21 @@ class Upstream:
 
     @asynccontextmanager
     async def request(
-        self, url: URL, headers: CIMultiDict[str], body: bytes | bytearray
+        self, url: URL, headers: CIMultiDict[str], body: bytes | bytearray, *, method: str = "POST"
     ) -> AsyncIterator[Answer | Refusal]:
-        """Send a request; leaving the context before the answer's end closes the connection, which cancels it in the pod.
+        """Send a request, with GET without a body.
+
+        Leaving the context before the answer's end closes the connection, which cancels the request in the pod.
 
         Raises:
             NotTaken: there is no answer; the subclass says what is known of the request.
         """
-        data = body if isinstance(body, bytes) and len(body) <= PIECE_BYTES else Pieces(body)
+        data = (
+            None if method == "GET" else body if isinstance(body, bytes) and len(body) <= PIECE_BYTES else Pieces(body)
+        )
         try:
             async with asyncio.timeout(self._idle_timeout_seconds):  # sock_read does not watch over the sending
-                response = await self._session.post(url, data=data, headers=headers, allow_redirects=False)
+                response = await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise Unreachable(str(error) or str(url)) from error
         except TimeoutError as error:
@@ -123,13 +129,19 @@ async def _refusal(answer: Answer) -> Refusal | Answer:
         body = b"".join([chunk async for chunk in answer.chunks()])
     except Cut as error:
         raise Broken(str(error)) from error
-    try:
-        code = ErrorCode(ErrorAnswer.model_validate_json(body).error.code or "")
-    except (ValidationError, ValueError):
-        code = None
+    code = _code_of(body)
     if code is not None and code in REFUSALS:
         return Refusal(code, answer.status, answer.headers, body)
     return Answer(answer.status, answer.headers, body)
+
+
+def _code_of(body: bytes) -> ErrorCode | None:
+    """Return the code of an error in OpenAI's shape or in LoRAX's; None where it has none that is known."""
+    try:
+        answer = _ERRORS.validate_json(body)
+        return ErrorCode((answer.error.code if isinstance(answer, ErrorAnswer) else answer.code) or "")
+    except ValueError:  # a ValidationError is one
+        return None
 
 
 def _socket_that_notices_death(address: Any) -> socket.socket:

@@ -97,11 +97,12 @@ class Answering(Generic[RequestT]):
         prompts = await surface.prompts(request, leased)
         plans = await self._plans(request, prompts, leased)
         names = TokenNames(leased.text.pieces, as_ids=request.return_tokens_as_token_ids)
-        answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, names, prompts)
+        answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, names, prompts, leased)
         generation = Generation(pod.engine, waiting, answer.id, leased.lease.key, arrived)
         shows_special = any(prompt.shows_special for prompt in prompts)
         outputs = [self._output(request, leased, shows_special=shows_special) for _ in plans]
-        run = _Run(generation, plans, outputs, surface.formatter(answer), request.n)
+        num_ranked = request.n if request.is_ranked else None
+        run = _Run(generation, plans, outputs, surface.formatter(answer), num_ranked=num_ranked)
         if request.stream:
             await run.stream(exchange, include_usage=request.include_usage)
         else:
@@ -175,14 +176,15 @@ class _Run:
         plans: Sequence[ChoicePlan],
         outputs: Sequence[Output],
         formatter: Formatter,
-        num_shown: int,
+        *,
+        num_ranked: int | None,
     ) -> None:
-        """`num_shown`: choices of each prompt that are shown; where more are computed, the best ones."""
+        """`num_ranked`: so many choices of each prompt are shown, the best ones first; None: all, as they were asked."""
         self._generation = generation
         self._plans = plans
         self._outputs = outputs
         self._formatter = formatter
-        self._num_shown = num_shown
+        self._num_ranked = num_ranked
         self._num_prompt_tokens = sum(len(plan.prompt_token_ids) for plan in plans if plan.new_prompt)
 
     async def whole(self, exchange: Exchange) -> None:
@@ -210,15 +212,16 @@ class _Run:
             scored = self._generation.prompt_logprobs.get(first)
             begin = len(choices)
             choices += [self._choice(begin + rank, parts[one], scored) for rank, one in enumerate(self._best(first))]
-        return json_response(self._formatter.whole(choices, usage), headers=headers)
+        own = self._formatter.headers(choices, self._generation.timing)
+        return json_response(self._formatter.whole(choices, usage), headers={**headers, **own})
 
     def _best(self, first: int) -> list[int]:
         """Return which choices of a prompt, whose first one is given, are shown: in their order, or the best ones first."""
         every = range(first, first + self._num_of_prompt)
-        if len(every) == self._num_shown:
+        if self._num_ranked is None:
             return list(every)
         scores = self._generation.scores
-        return sorted(every, key=lambda index: -scores[index].mean)[: self._num_shown]
+        return sorted(every, key=lambda index: -scores[index].mean)[: self._num_ranked]
 
     @property
     def _num_of_prompt(self) -> int:
@@ -234,10 +237,12 @@ class _Run:
             finish,
             tuple(token_id for delta in shown for token_id in delta.token_ids),
             scored,
+            shown[-1],
         )
 
     async def stream(self, exchange: Exchange, *, include_usage: bool) -> None:
         """Answer with server-sent events."""
+        exchange.headers.update(self._formatter.headers(None, self._generation.timing))
         events = exchange.open_stream(names_events=self._formatter.names_events)
         scored = self._generation.prompt_logprobs
         async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
@@ -247,4 +252,4 @@ class _Run:
                 )
         if include_usage:
             await events.send((self._formatter.usage_event(self._generation.usage(self._num_prompt_tokens)),))
-        await events.end()
+        await events.end(None if self._formatter.tells_done else b"")

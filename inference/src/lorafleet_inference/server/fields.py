@@ -94,7 +94,7 @@ class FieldPolicy:
             neutral = NEUTRAL.get(name)
             if neutral is None:
                 self.meet(name, path=name)
-            elif not any(_same(value, legal) for legal in neutral.values):
+            elif not any(is_same(value, legal) for legal in neutral.values):
                 raise UnsupportedParameter(f"{name!r} is not supported: it would {neutral.meaning}", param=name)
 
     def meet(self, name: str, *, path: str, of: str = "") -> None:
@@ -118,6 +118,6 @@ class FieldPolicy:
 REFUSING = FieldPolicy(ignore_unknown=False)
 
 
-def _same(value: JsonValue, legal: JsonValue) -> bool:
+def is_same(value: JsonValue, legal: JsonValue) -> bool:
     """Compare as JSON does: `true` is not 1."""
     return value == legal and isinstance(value, bool) == isinstance(legal, bool)

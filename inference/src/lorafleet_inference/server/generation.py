@@ -66,6 +66,21 @@ class ChoiceDelta:
     """Of the choice so far."""
     num_cached_tokens: int
     """Of its prompt."""
+    met_stop_string: bool = False
+    """That is why it ended."""
+    num_end_tokens: int = 0
+    """1 where it ended with an end token that is told."""
+
+
+@dataclass(slots=True)
+class Timing:
+    """When parts of a request happened, by the clock of `time.perf_counter`."""
+
+    arrived: float
+    submitted: float
+    queue_seconds: float = 0.0
+    """Before its first step; of several sequences, that of the last one."""
+    first_token: float | None = None
 
 
 @dataclass(slots=True)
@@ -137,6 +152,7 @@ class Generation:
         self._key = key
         self._arrived = arrived
         self._adapter = metrics.ADAPTER_LABELS.of(key)
+        self.timing = Timing(arrived, time.perf_counter())
         self.num_completion_tokens = 0
         self.num_cached_tokens = 0
         self.scores: dict[int, Score] = {}
@@ -203,7 +219,15 @@ class Generation:
                         finish = ended
                     if shown.text or shown.tokens or shown.token_ids or ended:
                         yield ChoiceDelta(
-                            plan.index, shown.text, shown.tokens, ended, shown.token_ids, num_tokens, num_cached
+                            plan.index,
+                            shown.text,
+                            shown.tokens,
+                            ended,
+                            shown.token_ids,
+                            num_tokens,
+                            num_cached,
+                            shown.stopped,
+                            int(with_end),
                         )
                     if shown.stopped:
                         return
@@ -218,7 +242,9 @@ class Generation:
         self.num_cached_tokens += event.num_cached_tokens if plan.new_prompt else 0
         if event.prompt_logprobs is not None:
             self.prompt_logprobs[plan.index] = event.prompt_logprobs
+        self.timing.first_token = self.timing.first_token or time.perf_counter()
         if event.queue_seconds is not None:
+            self.timing.queue_seconds = max(self.timing.queue_seconds, event.queue_seconds)
             meter.queued(event.queue_seconds)
 
 
@@ -281,6 +307,8 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> Deltas:
             tuple(token_id for one in mine for token_id in one.token_ids),
             mine[-1].num_tokens,
             mine[-1].num_cached_tokens,
+            mine[-1].met_stop_string,
+            mine[-1].num_end_tokens,
         )
         for index, mine in of.items()
     )

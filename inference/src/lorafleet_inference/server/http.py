@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -34,7 +34,9 @@ class UnsupportedEncoding(RequestError):
     code = ErrorCode.INVALID_VALUE
 
 
-def json_response(body: msgspec.Struct, *, status: int = 200, headers: Headers | None = None) -> Response:
+def json_response(
+    body: msgspec.Struct | Sequence[msgspec.Struct], *, status: int = 200, headers: Headers | None = None
+) -> Response:
     """Return a JSON answer."""
     return Response(_encoder.encode(body), status, headers, media_type="application/json")
 
@@ -45,20 +47,29 @@ def error_body(message: str, *, status: int, code: str | None, param: str | None
     return ErrorAnswer(error=body).model_dump_json().encode()
 
 
-def error_response(error: RequestError, headers: Headers | None = None) -> Response:
+ErrorShape = Callable[[RequestError], tuple[int, bytes]]
+"""HTTP status and JSON body of an error."""
+
+
+def openai_error(error: RequestError) -> tuple[int, bytes]:
+    """Return an error as OpenAI's API has it."""
+    return error.status, error_body(error.message, status=error.status, code=error.code.value, param=error.param)
+
+
+def error_response(error: RequestError, headers: Headers | None = None, shape: ErrorShape = openai_error) -> Response:
     """Return the answer for an error and count it."""
     ERRORS.of(error.code.value).inc()
-    body = error_body(error.message, status=error.status, code=error.code.value, param=error.param)
+    status, body = shape(error)
     extra = {}
     if error.retry_after_seconds is not None:
         extra["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
-    return Response(body, error.status, {**(headers or {}), **extra}, media_type="application/json")
+    return Response(body, status, {**(headers or {}), **extra}, media_type="application/json")
 
 
-def error_event(error: RequestError) -> bytes:
+def error_event(error: RequestError, shape: ErrorShape = openai_error) -> bytes:
     """Return the server-sent event that ends a stream that had begun, and count the error."""
     ERRORS.of(error.code.value).inc()
-    body = error_body(error.message, status=error.status, code=error.code.value, param=error.param)
+    _, body = shape(error)
     return b"event: error\ndata: " + body + b"\n\n"
 
 
@@ -131,8 +142,9 @@ class EventStream:
 class Exchange:
     """One request and its answer, as a handler sees it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, error_shape: ErrorShape = openai_error) -> None:
         self.request = Request(scope, receive)
+        self.error_shape = error_shape
         self.scope, self.receive, self.send = scope, receive, send
         self.headers: dict[str, str] = {}
         """Headers for whatever answer it becomes."""
@@ -150,9 +162,9 @@ class Exchange:
     async def fail(self, error: RequestError) -> None:
         """Answer with an error: as a status while that is possible, else as the last event of the stream."""
         if self.stream is not None and self.stream.started:
-            await self.stream.end(error_event(error))
+            await self.stream.end(error_event(error, self.error_shape))
         else:
-            await self.respond(error_response(error, self.headers))
+            await self.respond(error_response(error, self.headers, self.error_shape))
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -162,15 +174,21 @@ class Endpoint:
     """An ASGI endpoint around a handler that reads its body first: errors become answers, a vanished client cancels it."""
 
     def __init__(
-        self, handler: Callable[[Exchange, bytes], Awaitable[None]], *, max_body_bytes: int, room: BodyRoom
+        self,
+        handler: Callable[[Exchange, bytes], Awaitable[None]],
+        *,
+        max_body_bytes: int,
+        room: BodyRoom,
+        error_shape: ErrorShape = openai_error,
     ) -> None:
         self._handler = handler
+        self._error_shape = error_shape
         self._max_body_bytes = max_body_bytes
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._error_shape)
         with self._room.share() as share:
             try:
                 body = await read_body(exchange.request, self._max_body_bytes, share)

@@ -57,7 +57,7 @@ def completion_logprobs(
     """
     answer = CompletionLogprobs(
         tokens=[names.of(token.token_id) for token in tokens],
-        token_logprobs=[_finite(token.logprobs.chosen) for token in tokens],
+        token_logprobs=[finite(token.logprobs.chosen) for token in tokens],
         top_logprobs=[_top(token.token_id, token.logprobs, None, names) for token in tokens],
         text_offset=[num_before + token.offset for token in tokens],
     )
@@ -66,7 +66,7 @@ def completion_logprobs(
     places = list(zip(echoed.token_ids[1:], echoed.scored, strict=True))
     return CompletionLogprobs(
         tokens=[*(names.of(token_id) for token_id in echoed.token_ids), *answer.tokens],
-        token_logprobs=[None, *(_finite(one.chosen) for _, one in places), *answer.token_logprobs],
+        token_logprobs=[None, *(finite(one.chosen) for _, one in places), *answer.token_logprobs],
         top_logprobs=[
             None,
             *(_top(token_id, one, echoed.num_top, names) for token_id, one in places),
@@ -78,8 +78,8 @@ def completion_logprobs(
 
 def _top(token_id: int, logprobs: TokenLogprobs, number: int | None, names: TokenNames) -> dict[str, float]:
     """The token itself and the most likely ones; of two with the same name the more likely one."""
-    likely = {names.of(one): _finite(logprob) for one, logprob in reversed(logprobs.top[:number])}
-    return {names.of(token_id): _finite(logprobs.chosen), **likely}
+    likely = {names.of(one): finite(logprob) for one, logprob in reversed(logprobs.top[:number])}
+    return {names.of(token_id): finite(logprobs.chosen), **likely}
 
 
 def prompt_logprobs(
@@ -94,7 +94,7 @@ def prompt_logprobs(
     places: PromptLogprobs = [None]
     for token_id, one in zip(token_ids[1:], scored, strict=True):
         shown = {**dict(one.top[:number]), token_id: one.chosen}
-        places.append({str(key): PromptToken(_finite(value), _name(pieces.shown(key))) for key, value in shown.items()})
+        places.append({str(key): PromptToken(finite(value), _name(pieces.shown(key))) for key, value in shown.items()})
     return places
 
 
@@ -102,10 +102,10 @@ def _token(token: ShownToken, names: TokenNames) -> TokenLogprob:
     shown = names.pieces.shown
     return TokenLogprob(
         token=names.of(token.token_id),
-        logprob=_finite(token.logprobs.chosen),
+        logprob=finite(token.logprobs.chosen),
         bytes=list(shown(token.token_id)),
         top_logprobs=[
-            TopLogprob(names.of(token_id), _finite(logprob), list(shown(token_id)))
+            TopLogprob(names.of(token_id), finite(logprob), list(shown(token_id)))
             for token_id, logprob in token.logprobs.top
         ],
     )
@@ -119,5 +119,6 @@ def _name(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """Return a log-probability as JSON can write it."""
     return max(LOWEST, logprob)  # in this order it is the lowest also for NaN, which JSON cannot write either

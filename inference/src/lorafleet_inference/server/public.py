@@ -1,4 +1,4 @@
-"""The public port: OpenAI's routes, health, metrics, and the routes document for gateways."""
+"""The public port: OpenAI's and LoRAX's routes, health, metrics, and the routes document for gateways."""
 
 from importlib import metadata
 from typing import Any
@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lorafleet_contract.lorax import INFO
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference import metrics
 from lorafleet_inference.errors import InvalidValue, ModelNotFound, RequestError
@@ -19,6 +20,8 @@ from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Endpoint, error_body, error_response, json_response
+from lorafleet_inference.server.lorax import Compatible, Generate, GenerateStream, lorax_error
+from lorafleet_inference.server.lorax_reads import TokenizeForms, info_of
 from lorafleet_inference.server.middleware import AnswerHeaders
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.responses import Responses
@@ -45,7 +48,7 @@ def public_app(pod: Pod) -> FastAPI:
         Chat.path: Answering(pod, chat).handle,
         Completions.path: Answering(pod, completions).handle,
         Responses.path: Answering(pod, Responses(chat, policy)).handle,
-        "/tokenize": tokens.tokenize,
+        "/tokenize": TokenizeForms(pod, tokens, policy).handle,
         "/detokenize": tokens.detokenize,
     }
     limit = pod.config.max_body_bytes
@@ -54,6 +57,10 @@ def public_app(pod: Pod) -> FastAPI:
         Route(path, Endpoint(handler, max_body_bytes=limit, room=room), methods=["POST"])
         for path, handler in handlers.items()
     )
+    for lorax in (Compatible, Generate, GenerateStream):
+        handler = Answering(pod, lorax(pod.config.served_name, policy)).handle
+        endpoint = Endpoint(handler, max_body_bytes=limit, room=room, error_shape=lorax_error)
+        app.router.routes.append(Route(lorax.path, endpoint, methods=["POST"]))
     _add_reads(app, pod)
     app.include_router(routes_router(pod))
     _add_error_shapes(app)
@@ -69,6 +76,7 @@ def not_ready_reason(pod: Pod) -> str | None:
 
 
 def _add_reads(app: FastAPI, pod: Pod) -> None:
+    @app.get("/")
     @app.get("/health")
     async def health() -> Response:
         if pod.state.phase is Phase.FAILED:
@@ -83,6 +91,13 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
     @app.get("/version")
     async def version() -> Response:
         return json_response(Version(metadata.version("lorafleet-inference")))
+
+    @app.get(INFO)
+    async def info() -> Response:
+        try:
+            return json_response(info_of(pod))
+        except RequestError as error:
+            return error_response(error, shape=lorax_error)
 
     @app.get("/ready")
     async def ready() -> Response:

@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import ModelFacts, TokenLogprobs
 from lorafleet_inference.engine.vocabulary import Vocabulary
-from lorafleet_inference.server.generation import ChoiceDelta
+from lorafleet_inference.server.generation import ChoiceDelta, Timing
 from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.parts import CONTENT_ALONE, Parts
 from lorafleet_inference.server.requests import WHOLE_CONTEXT, GenerationRequest
@@ -71,6 +71,7 @@ class Answer(Generic[RequestT]):
     request: RequestT
     names: TokenNames
     prompts: Sequence[Prompt]
+    leased: Leased
 
     def prompt_of(self, choice: int) -> Prompt:
         """Return the prompt of a choice, by its index."""
@@ -105,6 +106,8 @@ class Choice:
     """Likewise, unless they were asked for."""
     scored: tuple[TokenLogprobs, ...] | None
     """Log-probabilities of the prompt from its second token on, where they were asked for."""
+    last: ChoiceDelta
+    """Its end."""
 
 
 class Formatter(ABC):
@@ -112,10 +115,16 @@ class Formatter(ABC):
 
     names_events: ClassVar[bool] = False
     """Whether each event of a stream begins with its type; then the last one of them ends it, else `[DONE]` does."""
+    tells_done: ClassVar[bool] = True
+    """False: its last event ends a stream although events have no names."""
 
     @abstractmethod
-    def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct:
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct | list[msgspec.Struct]:
         """Return the one JSON document."""
+
+    def headers(self, _: Sequence[Choice] | None, __: Timing) -> Mapping[str, str]:
+        """Return headers of its own for an answer of these choices; without them, of a stream before its first event."""
+        return {}
 
     @abstractmethod
     def events(self, delta: ChoiceDelta, scored: Sequence[TokenLogprobs] | None) -> Iterable[msgspec.Struct]:

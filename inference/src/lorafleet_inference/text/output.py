@@ -16,6 +16,13 @@ class ShownToken:
     token_id: int
     logprobs: TokenLogprobs
     offset: int
+    num_chars: int
+    """Of its text; the last one may have more, which only the end of the answer shows."""
+
+    @property
+    def end(self) -> int:
+        """Where its text ends."""
+        return self.offset + self.num_chars
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +80,12 @@ class Output:
         for token_id, entry in zip(event.token_ids, logprobs, strict=True):
             num_seen += 1
             is_end = event.with_end and num_seen == num_tokens
+            is_hidden = is_end and not self._show_stop
+            piece = "" if is_hidden else self._detokenizer.push((token_id,))
             if entry is not None and not (is_end and self._hides_end):
-                self._pending.append(ShownToken(token_id, entry, self._num_decoded))
-            if is_end and not self._show_stop:
+                self._pending.append(ShownToken(token_id, entry, self._num_decoded, len(piece)))
+            if is_hidden:
                 break
-            piece = self._detokenizer.push((token_id,))
             self._num_decoded += len(piece)
             stopped = self._stops.push(piece)
             text += stopped.text

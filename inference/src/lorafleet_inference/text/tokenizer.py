@@ -24,6 +24,9 @@ THREAD_CHARS = 8192
 NUM_ENCODERS = 2
 """Long texts that are tokenised at a time: each takes some hundred bytes a token meanwhile."""
 
+Span = tuple[int, str, int, int]
+"""Token id, the token as the vocabulary writes it, and the characters of the text that it stands for: begin and end."""
+
 
 class Text:
     """Everything between the text of a request and token ids: tokenizer, chat templates, detokeniser."""
@@ -117,6 +120,22 @@ class Text:
 
     def _encode_last(self, text: str, add_special_tokens: bool, num_tokens: int) -> tuple[int, ...]:
         return encode_last(self._tokenizer, text, add_special_tokens=add_special_tokens, num_tokens=num_tokens)
+
+    async def spans(self, text: str, *, add_special_tokens: bool, max_tokens: int, field: str) -> list[Span]:
+        """Return the tokens of a text; `max_tokens` and `field` as of `encode`.
+
+        Raises:
+            ContextLengthExceeded: it has more than `max_tokens` tokens.
+        """
+        if len(text) <= THREAD_CHARS:
+            return self._spans(text, add_special_tokens)
+        await self.encode(text, add_special_tokens=add_special_tokens, max_tokens=max_tokens, field=field)
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, self._spans, text, add_special_tokens)
+
+    def _spans(self, text: str, add_special_tokens: bool) -> list[Span]:
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
+        places = zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
+        return [(token_id, token, *offsets) for token_id, token, offsets in places]
 
     def encode_now(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """As `encode`, in this thread."""
