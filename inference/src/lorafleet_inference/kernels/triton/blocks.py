@@ -1,0 +1,91 @@
+"""How large the tiles are that one program computes: tables by architecture, chosen at the start and never tuned.
+
+The sizes keep each kernel without spilled registers and within the shared memory of its architecture, which the compile
+tests check.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+MIN_DOT = 16
+"""Tensor cores take products of at least so many rows, columns and sums."""
+STAGES = 2
+"""Tiles of keys and values that are on their way at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraBlocks:
+    """For items of up to `tokens` rows."""
+
+    tokens: int
+    step: int
+    """Elements of x and A in one round of `shrink`."""
+    width: int
+    """Columns of one program of `expand`."""
+    expand_warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillBlocks:
+    """For heads of up to `width` elements."""
+
+    width: int
+    rows: int
+    keys: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Sizes for one architecture."""
+
+    few: LoraBlocks
+    """Where no adapter has many tokens in the step."""
+    many: LoraBlocks
+    decode_keys: int
+    prefill: tuple[PrefillBlocks, ...]
+    """By width, ascending."""
+    prefill_wide_dtype: PrefillBlocks
+    """For float32, whose products do not use tensor cores."""
+    shared_bytes: int
+    """Shared memory that one program may take."""
+    programs: int
+    """So many programs of `decode` keep the memory busy."""
+
+    def keys_of(self, keys: int, key_bytes: int) -> int:
+        """Return the keys of a round, at most `keys`, that fit into shared memory at `key_bytes` a key and its value."""
+        while keys > MIN_DOT and keys * key_bytes * STAGES > self.shared_bytes:
+            keys //= 2
+        return keys
+
+
+_FEW = LoraBlocks(tokens=16, step=128, width=128, expand_warps=4)
+_MANY = LoraBlocks(tokens=64, step=64, width=128, expand_warps=8)
+_FLOAT32 = PrefillBlocks(width=256, rows=32, keys=32, warps=4)
+AMPERE = Blocks(
+    few=_FEW,
+    many=_MANY,
+    decode_keys=64,
+    prefill=(PrefillBlocks(128, rows=64, keys=32, warps=4), PrefillBlocks(256, rows=64, keys=32, warps=8)),
+    prefill_wide_dtype=_FLOAT32,
+    shared_bytes=96 << 10,  # of a GPU of this family with the least, as the L4 and the A10
+    programs=5 * 108,
+)
+HOPPER = Blocks(
+    few=_FEW,
+    many=_MANY,
+    decode_keys=64,
+    prefill=(PrefillBlocks(128, rows=128, keys=64, warps=8), PrefillBlocks(256, rows=128, keys=32, warps=8)),
+    prefill_wide_dtype=_FLOAT32,
+    shared_bytes=160 << 10,
+    programs=5 * 132,
+)
+
+
+def blocks_of(device: torch.device) -> Blocks | None:
+    """Return the sizes for a CUDA device; None for one older than Ampere."""
+    major, _minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return None
+    return HOPPER if major in {9, 10, 11} else AMPERE

@@ -1,0 +1,136 @@
+"""LoRA of a mixed batch: y += B_a (A_a x), each token with its own adapter a.
+
+A site is some modules that read one x (query, key and value; gate and up) and write neighbouring columns of one y; here
+its modules are called slices. `items` [items, 3] cuts the batch, sorted by adapter, into (adapter, first row, rows), at
+most TOKENS rows of one adapter each; rows of 0 is padding. `slices` [slices, 8] says of each slice: module, columns of
+the pool where A and B begin, column of y, width of y, then nothing.
+
+Row r of an adapter holds, for each module, row r of A and column r of B times the scale. Its rows lie in pages of PAGE
+rows: `pages` [adapters, ..]. Only rows below the adapter's true rank at the module, `ranks` [adapters, modules], are read.
+Columns and widths are multiples of ALIGN elements: without that being known, each weight is loaded by itself.
+"""
+
+import triton
+import triton.language as tl
+
+ALIGN = tl.constexpr(16)
+
+
+@triton.jit
+def _rows_of(pages, pages_stride, adapter, ranks, PAGE: tl.constexpr):
+    """Return the row of the pool of each rank of an adapter."""
+    return tl.load(pages + adapter * pages_stride + ranks // PAGE).to(tl.int64) * PAGE + ranks % PAGE
+
+
+@triton.jit
+def _aligned(table, at):
+    return tl.multiple_of(tl.load(table + at), ALIGN)
+
+
+@triton.jit(do_not_specialize=["pages_stride", "ranks_stride", "num_tokens"])
+def shrink(
+    low, x, x_stride, pool, pool_width, items, pages, pages_stride, ranks, ranks_stride, slices, num_tokens, in_width,
+    low_rank,
+    SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    PAGE: tl.constexpr,
+):  # fmt: skip
+    """low[split, slice, token, rank] = a part of A x, in float32. Grid: (items, tiles of RANKS, SLICES * SPLITS)."""
+    item, tile = tl.program_id(0), tl.program_id(1)
+    slice, split = tl.program_id(2) // SPLITS, tl.program_id(2) % SPLITS
+    count = tl.load(items + item * 3 + 2)
+    if count == 0:
+        return
+    adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
+    rank = tl.load(ranks + adapter * ranks_stride + tl.load(slices + slice * 8))
+    if tile * RANKS >= rank:
+        return
+    lane, r, k = tl.arange(0, TOKENS), tile * RANKS + tl.arange(0, RANKS), tl.arange(0, STEP)
+    is_token, is_rank = (lane < count)[:, None], r < rank
+    rows = _rows_of(pages, pages_stride, adapter, tl.where(is_rank, r, 0), PAGE)
+    a = pool + rows[None, :] * pool_width + _aligned(slices, slice * 8 + 1)
+    tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
+    total = tl.zeros((TOKENS, RANKS), tl.float32)
+    span = tl.cdiv(tl.cdiv(in_width, SPLITS), STEP) * STEP
+    for at in range(split * span, min(split * span + span, in_width), STEP):
+        fits = at + k < in_width
+        some = tl.load(tokens + (at + k)[None, :], mask=is_token & fits[None, :], other=0.0)
+        weights = tl.load(a + (at + k)[:, None], mask=is_rank[None, :] & fits[:, None], other=0.0)
+        total = tl.dot(some, weights, total, input_precision="ieee")
+    out = low + ((split * SLICES + slice) * num_tokens + first + lane)[:, None].to(tl.int64) * low_rank + r[None, :]
+    tl.store(out, total, mask=is_token & is_rank[None, :])
+
+
+@triton.jit(do_not_specialize=["pages_stride", "ranks_stride", "num_tokens"])
+def expand(
+    y, y_stride, low, pool, pool_width, items, pages, pages_stride, ranks, ranks_stride, slices, num_tokens, low_rank,
+    SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
+):  # fmt: skip
+    """y[token, column] += B low. Grid: (items, tiles of WIDTH columns of the widest slice, SLICES)."""
+    item, slice = tl.program_id(0), tl.program_id(2)
+    count = tl.load(items + item * 3 + 2)
+    if count == 0:
+        return
+    adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
+    rank = tl.load(ranks + adapter * ranks_stride + tl.load(slices + slice * 8))
+    n, width = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), _aligned(slices, slice * 8 + 4)
+    if (rank == 0) | (tl.program_id(1) * WIDTH >= width):
+        return
+    lane = tl.arange(0, TOKENS)
+    is_token, is_column = (lane < count)[:, None], (n < width)[None, :]
+    b = pool + _aligned(slices, slice * 8 + 2) + n[None, :]
+    total = tl.zeros((TOKENS, WIDTH), tl.float32)
+    for at in range(0, rank, RANKS):
+        r = at + tl.arange(0, RANKS)
+        is_rank = r < rank
+        rows = _rows_of(pages, pages_stride, adapter, tl.where(is_rank, r, 0), PAGE)
+        weights = tl.load(b + rows[:, None] * pool_width, mask=is_rank[:, None] & is_column, other=0.0)
+        small = tl.zeros((TOKENS, RANKS), tl.float32)
+        for split in tl.static_range(SPLITS):
+            token = ((split * SLICES + slice) * num_tokens + first + lane)[:, None].to(tl.int64)
+            small += tl.load(low + token * low_rank + r[None, :], mask=is_token & is_rank[None, :], other=0.0)
+        total = tl.dot(small.to(weights.dtype), weights, total, input_precision="ieee")
+    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + _aligned(slices, slice * 8 + 3) + n[None, :]
+    fits = is_token & is_column
+    tl.store(out, (tl.load(out, mask=fits, other=0.0).to(tl.float32) + total).to(y.dtype.element_ty), mask=fits)
+
+
+@triton.jit(do_not_specialize=["pages_stride", "ranks_stride"])
+def both(
+    y, y_stride, x, x_stride, pool, pool_width, items, pages, pages_stride, ranks, ranks_stride, slices, in_width,
+    TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    PAGE: tl.constexpr,
+):  # fmt: skip
+    """Shrink and expand in one launch; each program computes A x anew. RANKS: no rank of the site is larger.
+
+    Grid: (items, tiles of COLUMNS columns of the widest slice, slices). COLUMNS is a multiple of WIDTH.
+    """
+    item, begin, slice = tl.program_id(0), tl.program_id(1) * COLUMNS, tl.program_id(2)
+    count = tl.load(items + item * 3 + 2)
+    if count == 0:
+        return
+    adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
+    rank = tl.load(ranks + adapter * ranks_stride + tl.load(slices + slice * 8))
+    width = _aligned(slices, slice * 8 + 4)
+    if (rank == 0) | (begin >= width):
+        return
+    lane, r, k, n = tl.arange(0, TOKENS), tl.arange(0, RANKS), tl.arange(0, STEP), tl.arange(0, WIDTH)
+    is_token, is_rank = (lane < count)[:, None], r < rank
+    rows = pool + _rows_of(pages, pages_stride, adapter, tl.where(is_rank, r, 0), PAGE) * pool_width
+    a = rows[None, :] + _aligned(slices, slice * 8 + 1)
+    tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
+    low = tl.zeros((TOKENS, RANKS), tl.float32)
+    for at in range(0, in_width, STEP):
+        fits = at + k < in_width
+        some = tl.load(tokens + (at + k)[None, :], mask=is_token & fits[None, :], other=0.0)
+        weights = tl.load(a + (at + k)[:, None], mask=is_rank[None, :] & fits[:, None], other=0.0)
+        low = tl.dot(some, weights, low, input_precision="ieee")
+    b = rows[:, None] + _aligned(slices, slice * 8 + 2)
+    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + _aligned(slices, slice * 8 + 3)
+    for at in range(begin, tl.minimum(begin + COLUMNS, width.to(tl.int32)), WIDTH):
+        here = (at + n)[None, :]
+        weights = tl.load(b + here, mask=is_rank[:, None] & (here < width), other=0.0)
+        fits = is_token & (here < width)
+        old = tl.load(out + here, mask=fits, other=0.0).to(tl.float32)
+        done = tl.dot(low.to(weights.dtype), weights, old, input_precision="ieee")
+        tl.store(out + here, done.to(y.dtype.element_ty), mask=fits)

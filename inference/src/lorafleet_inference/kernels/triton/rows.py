@@ -1,0 +1,140 @@
+"""LoRA of a step by the kernels of `lora.py`: what is prepared once a step, and what is launched at a site."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lorafleet_inference.config import RANK_PAGE
+from lorafleet_inference.kernels.triton import lora
+from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, LoraBlocks
+from lorafleet_inference.kernels.triton.launch import launch
+from lorafleet_inference.kernels.triton.step import StepBlock, table_of
+
+ALIGN = lora.ALIGN.value
+"""What columns of the pool and widths must be multiples of, in elements."""
+BOTH_RANK = 64
+"""Up to this rank one launch does both products: beyond it a program would need more registers than there are."""
+BOTH_IN_WIDTH = 8192
+"""Up to this width of x: each program computes A x alone, so wider ones are split among programs by `shrink`."""
+BOTH_COLUMNS = 1024
+SPLIT_WIDTH = 1024
+"""`shrink` splits its sum into parts of about this many elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Modules that read one x and write neighbouring columns of one y."""
+
+    modules: tuple[int, ...]
+    in_width: int
+    widest: int
+    """Columns of y of the widest module."""
+    slices: torch.Tensor
+    """[modules, 8] int64, on the device, as `lora.py` says."""
+
+
+def site_of(modules: Sequence[int], columns: Sequence[tuple[slice, slice]], device: torch.device) -> Site | None:
+    """Return the site of some modules, `columns` their A and B in the pool; None where the kernels cannot be used."""
+    widths = [(b.stop - b.start) for _, b in columns]
+    in_width = columns[0][0].stop - columns[0][0].start
+    if any(number % ALIGN for number in (in_width, *widths)):
+        return None
+    table = np.zeros((len(modules), 8), dtype=np.int64)
+    for at, (module, (a, b)) in enumerate(zip(modules, columns, strict=True)):
+        assert a.stop - a.start == in_width
+        assert a.start % ALIGN == b.start % ALIGN == 0
+        table[at, :5] = module, a.start, b.start, sum(widths[:at]), widths[at]
+    return Site(tuple(modules), in_width, max(widths), torch.from_numpy(table).to(device))
+
+
+class LoraStep:
+    """Tokens of a step and their adapters, prepared once for all sites.
+
+    `segments[i]`: from which row of x and y, to before which, the tokens of one adapter lie; `pages[i]`: the rank pages
+    that hold it; `ranks[i]` [modules] int32: its rank at each module.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        block: StepBlock,
+        segments: Sequence[tuple[int, int]],
+        pages: Sequence[Sequence[int]],
+        ranks: Sequence[np.ndarray],
+    ) -> None:
+        lengths = [end - begin for begin, end in segments]
+        self._blocks: LoraBlocks = blocks.many if max(lengths) >= blocks.many.tokens else blocks.few
+        room = self._blocks.tokens
+        items = [
+            (adapter, at, min(room, end - at))
+            for adapter, (begin, end) in enumerate(segments)
+            for at in range(begin, end, room)
+        ]
+        self._num_items = len(items)
+        by_adapter = np.stack(ranks)
+        self._max_ranks = by_adapter.max(axis=0)
+        self._items = block.add(np.array(items, dtype=np.int32))
+        self._pages = block.add(table_of(pages))
+        self._ranks = block.add(by_adapter)
+        self._low = torch.empty(0)
+
+    def add(self, site: Site, pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to y [T, out] each token's B A x, for x [T, in]; pool [rows, width], all in one dtype."""
+        rank = int(self._max_ranks[list(site.modules)].max())
+        if rank == 0:
+            return
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        assert y.stride(1) == 1
+        pages, ranks = self._pages.tensor, self._ranks.tensor
+        tables = (pool, pool.stride(0), self._items.tensor, pages, pages.stride(0), ranks, ranks.stride(0), site.slices)
+        few = self._blocks.tokens == MIN_DOT
+        if few and rank <= BOTH_RANK and site.in_width <= BOTH_IN_WIDTH:
+            self._add_at_once(site, tables, rank, x, y)
+        else:
+            self._add_in_two(site, tables, rank, x, y)
+
+    def _add_at_once(self, site: Site, tables: tuple, rank: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        sizes = self._blocks
+        launch(
+            lora.both,
+            (self._num_items, -(-site.widest // BOTH_COLUMNS), len(site.modules)),
+            (y, y.stride(0), x, x.stride(0), *tables, site.in_width),
+            {
+                "TOKENS": sizes.tokens,
+                "RANKS": max(MIN_DOT, 1 << (rank - 1).bit_length()),
+                "STEP": sizes.step,
+                "WIDTH": sizes.width,
+                "COLUMNS": BOTH_COLUMNS,
+                "PAGE": RANK_PAGE,
+                "num_warps": 4,
+                "num_stages": 3,
+            },
+        )
+
+    def _add_in_two(self, site: Site, tables: tuple, rank: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        sizes, slices, tokens = self._blocks, len(site.modules), x.shape[0]
+        splits = 1
+        if sizes.tokens == MIN_DOT:  # else there are programs enough
+            splits = max(1, min(4, site.in_width // SPLIT_WIDTH))
+        width = -(-rank // MIN_DOT) * MIN_DOT
+        num_floats = splits * slices * tokens * width
+        if self._low.numel() < num_floats:
+            self._low = torch.empty(num_floats, dtype=torch.float32, device=x.device)
+        common = {
+            "SLICES": slices, "SPLITS": splits, "TOKENS": sizes.tokens, "RANKS": MIN_DOT, "PAGE": RANK_PAGE,
+        }  # fmt: skip
+        launch(
+            lora.shrink,
+            (self._num_items, width // MIN_DOT, slices * splits),
+            (self._low, x, x.stride(0), *tables, tokens, site.in_width, width),
+            {**common, "STEP": sizes.step, "num_warps": 4, "num_stages": 3},
+        )
+        launch(
+            lora.expand,
+            (self._num_items, -(-site.widest // sizes.width), slices),
+            (y, y.stride(0), self._low, *tables, tokens, width),
+            {**common, "WIDTH": sizes.width, "num_warps": sizes.expand_warps, "num_stages": 2},
+        )

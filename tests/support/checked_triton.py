@@ -1,0 +1,218 @@
+"""Triton's interpreter, made honest enough to test kernels with.
+
+Beside what Triton 3.9 does: products and rounding of bfloat16 as the hardware does them, an error where anything else is
+computed in bfloat16 (the interpreter would compute with the bits), products of float32 that are rounded where a kernel
+allows it, poison in masked lanes without `other`, hints of alignment that are looked at. While `watching`, bounds of
+every access, bytes by tensor, races between programs, and programs in any order.
+
+Import this before a module with kernels, in a process that had TRITON_INTERPRET when it imported Triton.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton import knobs
+from triton.runtime import interpreter
+
+assert knobs.runtime.interpret, "TRITON_INTERPRET=1 must be set before Triton is imported"
+_Builder = interpreter.InterpreterBuilder
+_CHANGED = (
+    "create_dot", "binary_op", "ternary_op", "unary_op", "cast_impl", "create_fp_to_fp", "create_masked_load",
+    "create_masked_store", "set_grid_idx",
+)  # fmt: skip
+_plain: dict[str, Callable[..., Any]] = {name: getattr(_Builder, name) for name in _CHANGED}
+
+
+def _float32_of(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Bits of bfloat16, to the nearest even."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    return tensor.bfloat16().view(torch.uint16).numpy().reshape(values.shape)
+
+
+def _is_bfloat16(handle: Any) -> bool:
+    return handle.dtype.scalar == tl.bfloat16
+
+
+def _dot(_: Any, a: Any, b: Any, d: Any, precision: Any, _imprecise: Any) -> Any:
+    left, right = (_float32_of(one.data) if _is_bfloat16(one) else one.data for one in (a, b))
+    if a.dtype.scalar == tl.float32 and precision == interpreter._ir.INPUT_PRECISION.TF32:
+        left, right = interpreter._round_f32_to_tf32(left), interpreter._round_f32_to_tf32(right)
+    if left.dtype == np.float16:
+        left, right = left.astype(np.float32), right.astype(np.float32)
+    product = np.matmul(left, right, dtype=np.float32)
+    return interpreter.TensorHandle(product.astype(d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _cast(builder: Any, source: Any, to: Any) -> Any:
+    if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
+        return interpreter.TensorHandle(_rounded(source.data), tl.bfloat16)
+    if source.dtype.scalar == tl.bfloat16 and to.scalar not in {tl.float32, tl.bfloat16}:
+        source = interpreter.TensorHandle(_float32_of(source.data), tl.float32)
+    return _plain["cast_impl"](builder, source, to)
+
+
+def _cast_floats(builder: Any, source: Any, to: Any, mode: Any) -> Any:
+    if {source.dtype.scalar, to.scalar} == {tl.float32, tl.bfloat16}:
+        return _cast(builder, source, to)
+    return _plain["create_fp_to_fp"](builder, source, to, mode)
+
+
+def _refusing_bfloat16(name: str) -> Callable[..., Any]:
+    def operation(builder: Any, *args: Any) -> Any:
+        if any(isinstance(one, interpreter.TensorHandle) and _is_bfloat16(one) for one in args):
+            raise TypeError("arithmetic on bfloat16: convert to float32 first")
+        return _plain[name](builder, *args)
+
+    return operation
+
+
+@dataclass
+class Traffic:
+    """What a launch did to one tensor."""
+
+    name: str
+    begin: int
+    width: int
+    seen: np.ndarray
+    """By element: whether it was read."""
+    writer: np.ndarray
+    """By element: the number of the program that wrote it, -1 for none."""
+
+    @property
+    def read(self) -> int:
+        """Bytes, each counted once: what memory must deliver."""
+        return int(self.seen.sum()) * self.width
+
+    @property
+    def written(self) -> int:
+        return int((self.writer >= 0).sum()) * self.width
+
+
+@dataclass
+class Watch:
+    """Accesses of one launch; `order`: the seed of the order of its programs."""
+
+    tensors: dict[str, Traffic] = field(default_factory=dict)
+    num_programs: int = 0
+    order: int | None = None
+
+    def load(self, pointers: np.ndarray, mask: np.ndarray, width: int) -> None:
+        for one, at in self._split(pointers, mask, width):
+            self._check_writers(one, at, "reads what another program writes")
+            one.seen[at] = True
+
+    def store(self, pointers: np.ndarray, mask: np.ndarray, width: int) -> None:
+        for one, at in self._split(pointers, mask, width):
+            if len(np.unique(at)) != len(at):
+                raise RuntimeError(f"race: a program writes an element of {one.name} twice")
+            self._check_writers(one, at, "writes what another program writes")
+            one.writer[at] = self.num_programs
+
+    def _check_writers(self, one: Traffic, at: np.ndarray, what: str) -> None:
+        others = one.writer[at]
+        if ((others >= 0) & (others != self.num_programs)).any():
+            raise RuntimeError(f"race: a program {what}, in {one.name}")
+
+    def _split(self, pointers: np.ndarray, mask: np.ndarray, width: int) -> Iterator[tuple[Traffic, np.ndarray]]:
+        shape = np.broadcast_shapes(pointers.shape, mask.shape)
+        wanted = np.broadcast_to(pointers, shape)[np.broadcast_to(mask, shape)]
+        left = len(wanted)
+        for one in self.tensors.values():
+            mine = (wanted >= one.begin) & (wanted < one.begin + one.seen.size * one.width)
+            if mine.any():
+                assert width == one.width, f"{one.name} has elements of {one.width} bytes, accessed as {width}"
+                left -= int(mine.sum())
+                yield one, ((wanted[mine] - one.begin) // one.width).astype(np.int64)
+        if left:
+            raise IndexError(f"{left} accesses lie in no known tensor")
+
+
+_watch: list[Watch] = []
+
+
+def _load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
+    kind = pointers.get_element_ty()
+    dtype = interpreter._get_np_dtype(kind)
+    if other is None:  # the interpreter gives zeros, the hardware anything
+        poison = np.zeros(pointers.data.shape, dtype)
+        poison.view(np.uint8)[...] = 1 if dtype == np.bool_ else 0xFF if kind.is_floating() else 0x7F
+        other = interpreter.TensorHandle(poison, kind)
+    if _watch:
+        _watch[0].load(pointers.data, mask.data, dtype.itemsize)
+    return _plain["create_masked_load"](builder, pointers, mask, other, *rest)
+
+
+def _store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+    if _watch:
+        _watch[0].store(pointers.data, mask.data, value.data.dtype.itemsize)
+    return _plain["create_masked_store"](builder, pointers, value, mask, *rest)
+
+
+def _next_program(builder: Any, x: int, y: int, z: int) -> None:
+    if _watch:
+        _watch[0].num_programs += 1
+        if _watch[0].order is not None:
+            _, height, depth = builder.grid_dim
+            place = _order(tuple(builder.grid_dim), _watch[0].order)[(x * height + y) * depth + z]
+            x, y, z = place // (height * depth), place // depth % height, place % depth
+    _plain["set_grid_idx"](builder, int(x), int(y), int(z))
+
+
+@cache
+def _order(grid: tuple[int, int, int], seed: int) -> list[int]:
+    places = list(range(grid[0] * grid[1] * grid[2]))
+    random.Random(seed).shuffle(places)
+    return places
+
+
+_plain_core = interpreter._patch_lang_core
+
+
+def _patch_core(language: Any, scope: Any) -> None:
+    _plain_core(language, scope)
+    multiple_of = language.multiple_of
+
+    def checked(value: Any, by: Any) -> Any:
+        number = getattr(by, "value", by)
+        if isinstance(value, tl.tensor) and value.handle.data.size == 1:
+            assert value.handle.data.item() % number == 0, f"{value.handle.data.item()} is no multiple of {number}"
+        return multiple_of(value, by)
+
+    scope.set_attr(language, "multiple_of", checked)
+
+
+_Builder.create_dot = _dot
+_Builder.cast_impl, _Builder.create_fp_to_fp = _cast, _cast_floats
+for _name in ("binary_op", "ternary_op", "unary_op"):
+    setattr(_Builder, _name, _refusing_bfloat16(_name))
+_Builder.create_masked_load, _Builder.create_masked_store = _load, _store
+_Builder.set_grid_idx = _next_program
+interpreter._patch_lang_core = _patch_core
+
+
+@contextmanager
+def watching(order: int | None = None, **tensors: torch.Tensor) -> Iterator[Watch]:
+    """Check and count the accesses of one launch, which may touch these tensors alone."""
+    watch = Watch(order=order)
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        size = storage.nbytes() // tensor.element_size()
+        watch.tensors[name] = Traffic(
+            name, storage.data_ptr(), tensor.element_size(), np.zeros(size, bool), np.full(size, -1, np.int32)
+        )
+    _watch.append(watch)
+    try:
+        yield watch
+    finally:
+        _watch.clear()

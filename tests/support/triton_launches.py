@@ -1,0 +1,47 @@
+"""Kernels launched one by one, each watched where the interpreter runs it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    from support import checked_triton  # before any kernel
+
+from lorafleet_inference.kernels.triton.launch import launching
+
+
+@dataclass
+class Launches:
+    """What was launched. In the interpreter with the bytes, by kernel and argument; a tensor read by two kernels counts for each."""
+
+    kernels: list[str] = field(default_factory=list)
+    read: dict[tuple[str, str], int] = field(default_factory=dict)
+    written: dict[tuple[str, str], int] = field(default_factory=dict)
+    order: int | None = None
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: Mapping[str, Any]) -> None:
+        name = kernel.fn.__name__
+        self.kernels.append(name)
+        by_storage: dict[int, tuple[str, torch.Tensor]] = {}
+        for argument, one in zip(kernel.arg_names, args, strict=False):
+            if isinstance(one, torch.Tensor) and one.numel():
+                by_storage.setdefault(one.untyped_storage().data_ptr(), (argument, one))
+        watched = dict(by_storage.values())
+        on_gpu = any(one.is_cuda for one in watched.values())
+        with nullcontext() if on_gpu else checked_triton.watching(self.order, **watched) as watch:
+            kernel[grid](*args, **constants)
+        for argument, traffic in () if watch is None else watch.tensors.items():
+            key = name, argument
+            self.read[key] = self.read.get(key, 0) + traffic.read
+            self.written[key] = self.written.get(key, 0) + traffic.written
+
+
+@contextmanager
+def launches(order: int | None = None) -> Iterator[Launches]:
+    """While this is open, launches are watched; `order`: the seed of the order of the programs of each."""
+    seen = Launches(order=order)
+    with launching(seen):
+        yield seen

@@ -1,0 +1,14 @@
+"""Tiles so small that tiny shapes have edges within them."""
+
+from lorafleet_inference.kernels.triton.blocks import Blocks, LoraBlocks, PrefillBlocks
+
+_PREFILL = PrefillBlocks(256, rows=32, keys=16, warps=4)
+SMALL = Blocks(
+    few=LoraBlocks(tokens=16, step=32, width=32, expand_warps=4),
+    many=LoraBlocks(tokens=32, step=64, width=64, expand_warps=4),
+    decode_keys=16,
+    prefill=(_PREFILL,),
+    prefill_wide_dtype=_PREFILL,
+    shared_bytes=96 << 10,
+    programs=8,
+)
