@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import KV_BLOCK_TOKENS, DeviceChoice, EngineConfig
@@ -26,6 +27,9 @@ from lorafleet_inference.engine.messages import (
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
 
+if TYPE_CHECKING:
+    from lorafleet_inference.kernels.triton.backend import TritonKernels
+
 DEVICE: DeviceChoice = "cuda" if os.environ.get("LORAFLEET_TEST_DEVICE") == "cuda" else "cpu"
 """Where the exactness suite runs its engines; the reference is always on the CPU."""
 
@@ -36,17 +40,19 @@ def key_of(name: str) -> AdapterKey:
 
 
 class DrivenEngine:
-    """A real engine whose steps the test runs, and all that it said. `wrap`: what the engine sees in the runner's place."""
+    """A real engine whose steps the test runs, and all that it said. `wrap`: what the engine sees in the runner's place;
+    `triton`: kernels for a device that would have none."""
 
     def __init__(
         self,
         config: EngineConfig,
         wrap: Callable[[ModelRunner], Runner] = lambda runner: runner,
         grammar_tokenizer: GrammarTokenizer | None = None,
+        triton: "TritonKernels | None" = None,
     ) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
-        self.runner = ModelRunner(load_model(config), config)
+        self.runner = ModelRunner(load_model(config), config, triton)
         inspect = partial(
             inspect_adapter,
             model=self.runner.facts,

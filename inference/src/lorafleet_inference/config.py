@@ -47,8 +47,10 @@ class EngineConfig:
     """CPU threads of torch; None: the cores this process may use."""
     cpu_kernels: bool = True
     """Whether what torch has no fast operation for on CPUs is compiled at the start."""
+    gpu_kernels: bool = True
+    """Whether the Triton kernels are used on CUDA."""
     kernel_cache: str | None = None
-    """Folder that keeps the compiled code; None: where Numba keeps it by itself."""
+    """Folder that keeps the compiled code; None: where Numba and Triton keep it by themselves."""
     max_step_seconds: float = 300.0
     """An engine that gives no sign of life for so long hangs in a step and is ended."""
 

@@ -102,6 +102,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("num-threads", "CPU threads of the engine.", integer, "NUMBER", E, "num_threads", "the cores it may use"),
     Option("cpu-kernels", "On a CPU, compile kernels at the start; without, plain torch computes everything, more slowly.",
            boolean, "", E, "cpu_kernels", is_flag=True),
+    Option("gpu-kernels", "On CUDA, Triton kernels compute attention and LoRA; without, plain torch does.",
+           boolean, "", E, "gpu_kernels", is_flag=True),
     Option("max-step-seconds", "An engine that gives no sign of life for so long hangs: it is ended, its stack in the log, and "
            "the pod with it.", any_seconds, "SECONDS", E, "max_step_seconds"),
     Option("cache-dir", "Folder for downloaded models and adapters, and for compiled kernels.", Path, "FOLDER", None, "cache_dir",

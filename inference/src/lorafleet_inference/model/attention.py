@@ -9,7 +9,8 @@ arguments on their way.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -18,6 +19,10 @@ from transformers import AttentionInterface
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.cpu import CpuKernels, PagedDecode
 from lorafleet_inference.model.batch import FlatBatch, Span
+
+if TYPE_CHECKING:  # Triton is there on Linux alone
+    from lorafleet_inference.kernels.triton.backend import TritonKernels
+    from lorafleet_inference.kernels.triton.paged import AttentionStep
 
 NAME = "lorafleet_paged"
 DECODE_GROUP = 64
@@ -54,24 +59,53 @@ class Probe:
 
 
 class PagedStep:
-    """One step's way through the pages. `kernels`: of the CPU, where there are any."""
+    """One step's way through the pages. `kernels`: of the CPU, and `triton`: of a GPU, where there are any."""
 
-    def __init__(self, layers: list[LayerKV], batch: FlatBatch, kernels: CpuKernels | None = None) -> None:
+    def __init__(
+        self,
+        layers: list[LayerKV],
+        batch: FlatBatch,
+        kernels: CpuKernels | None = None,
+        triton: "TritonKernels | None" = None,
+    ) -> None:
         self.layers = layers
-        self.blocks = batch.slots // KV_BLOCK_TOKENS
-        self.offsets = batch.slots % KV_BLOCK_TOKENS
-        device = batch.slots.device
-        self.prefills = [_Prefill(span, device) for span in batch.spans if span.end - span.begin > 1]
-        decodes = sorted((span for span in batch.spans if span.end - span.begin == 1), key=lambda span: span.start)
-        self.decodes: list[_Decode] = []
-        self.compiled: PagedDecode | None = None
-        """Instead of `decodes`, where the kernels can read the pages."""
-        if decodes and kernels is not None and kernels.can_decode(layers[0].keys.dtype):
-            rows, starts = [span.begin for span in decodes], [span.start for span in decodes]
-            self.compiled = PagedDecode(kernels, rows, starts, [span.blocks for span in decodes])
-        else:
-            groups = range(0, len(decodes), DECODE_GROUP)
-            self.decodes = [_Decode(decodes[at : at + DECODE_GROUP], device) for at in groups]
+        self._batch = batch
+        self._kernels = kernels if kernels is not None and kernels.can_decode(layers[0].keys.dtype) else None
+        self._decode_spans = sorted(
+            (span for span in batch.spans if span.end - span.begin == 1), key=lambda span: span.start
+        )
+        self.launched: AttentionStep | None = None
+        """Instead of all that follows, in layers that the Triton kernels can compute."""
+        if triton is not None:
+            spans = [(span.begin, span.end, span.start, span.blocks) for span in batch.spans]
+            self.launched = triton.attention(spans, batch.slots)
+
+    @cached_property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Block of each token, and its offset in the block; both [T] int64, on the device."""
+        return self._batch.slots // KV_BLOCK_TOKENS, self._batch.slots % KV_BLOCK_TOKENS
+
+    @cached_property
+    def prefills(self) -> "list[_Prefill]":
+        """Sequences with several tokens in the step."""
+        device = self._batch.slots.device
+        return [_Prefill(span, device) for span in self._batch.spans if span.end - span.begin > 1]
+
+    @cached_property
+    def decodes(self) -> "list[_Decode]":
+        """Sequences with one token in the step, where there are no kernels of the CPU."""
+        groups = range(0, len(self._decode_spans) if self._kernels is None else 0, DECODE_GROUP)
+        device = self._batch.slots.device
+        return [_Decode(self._decode_spans[at : at + DECODE_GROUP], device) for at in groups]
+
+    @cached_property
+    def compiled(self) -> PagedDecode | None:
+        """Instead of `decodes`, where the kernels of the CPU can read the pages."""
+        some = self._decode_spans
+        if self._kernels is None or not some:
+            return None
+        rows, starts, blocks = ([getattr(span, name) for span in some] for name in ("begin", "start", "blocks"))
+        return PagedDecode(self._kernels, rows, starts, blocks)
 
 
 class _Prefill:
@@ -165,16 +199,32 @@ def attend(
     step = _current[0]
     layer_idx = cast("int", module.layer_idx)
     heads, tokens = query.shape[1:3]
-    out = query.new_zeros(1, tokens, heads, value.shape[-1])
     if isinstance(step, Probe):
         causal = bool(getattr(module, "is_causal", True))
         shape = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], sliding_window, causal)
         step.calls.append((layer_idx, shape))
-        return out, None
+        return query.new_zeros(1, tokens, heads, value.shape[-1]), None
     pages = step.layers[layer_idx]
-    pages.keys[step.blocks, :, step.offsets] = key[0].transpose(0, 1)
-    pages.values[step.blocks, :, step.offsets] = value[0].transpose(0, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if step.launched is not None and step.launched.can_attend(query[0], pages.values):
+        out = query.new_empty(1, tokens, heads, value.shape[-1])
+        step.launched.write(key[0], value[0], pages.keys, pages.values)
+        step.launched.attend(
+            query[0],
+            pages.keys,
+            pages.values,
+            out[0],
+            scale=scale,
+            window=sliding_window,
+            softcap=softcap,
+            sinks=s_aux,
+            key_bias=key_bias,
+        )
+        return out, None
+    out = query.new_zeros(1, tokens, heads, value.shape[-1])
+    blocks, offsets = step.places
+    pages.keys[blocks, :, offsets] = key[0].transpose(0, 1)
+    pages.values[blocks, :, offsets] = value[0].transpose(0, 1)
     extras = _Extras(scale, softcap, s_aux, key_bias)
     for one in step.prefills:
         if one.is_fresh:

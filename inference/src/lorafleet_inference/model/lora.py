@@ -7,7 +7,9 @@ Axes: T tokens of the step, r ranks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -20,6 +22,13 @@ from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.memory import lazy_zeros
+
+if TYPE_CHECKING:  # Triton is there on Linux alone
+    from lorafleet_inference.kernels.triton.backend import TritonKernels
+    from lorafleet_inference.kernels.triton.rows import LoraStep, Site
+
+ALIGN = 16
+"""A module begins at a multiple of so many elements: so that the kernels of a GPU can load several at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class RowLayout:
             middle, end = at + module.in_features, at + module.in_features + module.out_features
             self.index[module.name] = len(self.places)
             self.places.append(_Place(slice(at, middle), slice(middle, end)))
-            at = end
+            at = -(-end // ALIGN) * ALIGN
         self.width = at
         """Elements of a row."""
 
@@ -110,7 +119,11 @@ class _Resident:
     """Its rows in the pool: a slice where its pages are neighbours."""
     row_numbers: tuple[int, ...]
     """The same, one by one."""
+    pages: tuple[int, ...]
+    """The rank pages that these rows are."""
     ranks: tuple[int, ...]
+    ranks_array: np.ndarray[Any, np.dtype[np.int32]]
+    """The same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +137,13 @@ class LoraBank:
     """The pool of the device, and the modules that add from it."""
 
     def __init__(
-        self, model: torch.nn.Module, facts: ModelFacts, *, num_pages: int, kernels: CpuKernels | None = None
+        self,
+        model: torch.nn.Module,
+        facts: ModelFacts,
+        *,
+        num_pages: int,
+        kernels: CpuKernels | None = None,
+        triton: "TritonKernels | None" = None,
     ) -> None:
         parameter = next(model.parameters())
         self.layout = RowLayout(facts)
@@ -133,7 +152,15 @@ class LoraBank:
         self._resident: dict[AdapterKey, _Resident] = {}
         self._parts: list[_Part] = []
         self._compiled: LoraRows | None = None
-        """The same parts, where there are kernels."""
+        """The same parts, where there are kernels of the CPU."""
+        self._triton = triton
+        self._sites: list[Site | None] = []
+        """By module, where there are Triton kernels; None for one that is left to torch."""
+        if triton is not None:
+            places = enumerate(self.layout.places)
+            self._sites = [triton.site([module], [(place.a, place.b)]) for module, place in places]
+        self._launched: LoraStep | None = None
+        """The same parts, for the Triton kernels."""
         self._num_tokens = 0
         for module in facts.modules:
             model.get_submodule(module.name).register_forward_hook(_Adder(self, module.name))
@@ -145,7 +172,8 @@ class LoraBank:
         together = numbers == tuple(range(first, first + length))
         rows = slice(first, first + length) if together else torch.tensor(numbers, device=self._pool.device)
         self._pool[rows] = slab.rows.to(self._pool.device)
-        self._resident[key] = _Resident(rows, numbers, slab.ranks)
+        ranks = np.array(slab.ranks, dtype=np.int32)
+        self._resident[key] = _Resident(rows, numbers, tuple(pages), slab.ranks, ranks)
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter; its pages are somebody else's now."""
@@ -154,13 +182,19 @@ class LoraBank:
     def begin_step(self, segments: Sequence[Segment], num_tokens: int) -> None:
         """Say which tokens of the coming forward pass use which adapter."""
         parts = [_Part(one.begin, one.end, self._resident[one.adapter]) for one in segments]
-        self._parts, self._compiled = parts, None
+        self._parts, self._compiled, self._launched = parts, None, None
         if self._kernels is not None and parts:
             self._compiled = LoraRows(
                 self._kernels,
                 [(part.begin, part.end) for part in parts],
                 [part.resident.row_numbers for part in parts],
                 [part.resident.ranks for part in parts],
+            )
+        if self._triton is not None and parts:
+            self._launched = self._triton.lora(
+                [(part.begin, part.end) for part in parts],
+                [part.resident.pages for part in parts],
+                [part.resident.ranks_array for part in parts],
             )
         self._num_tokens = num_tokens
 
@@ -170,7 +204,10 @@ class LoraBank:
         if not self._parts:
             return
         rows = _rows(x, self._num_tokens)
-        if self._compiled is not None:
+        site = self._sites[module] if self._launched is not None else None
+        if self._launched is not None and site is not None:
+            self._launched.add(site, self._pool, rows, y.view(-1, y.shape[-1]))
+        elif self._compiled is not None:
             self._compiled.add(module, self._pool, place.a.start, rows, y.view(-1, y.shape[-1]))
         else:
             add_by_segment(self._pool, place, module, self._parts, x=rows, y=y)

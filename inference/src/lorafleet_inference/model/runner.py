@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -25,6 +26,9 @@ from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.results import result_of
 
+if TYPE_CHECKING:  # Triton is there on Linux alone
+    from lorafleet_inference.kernels.triton.backend import TritonKernels
+
 logger = logging.getLogger(__name__)
 CPU_KV_BYTES = GIB
 CUDA_RESERVE = 0.08
@@ -42,15 +46,18 @@ class HostAdapter:
 
 
 class ModelRunner:
-    """Owns the model, its KV pages and the adapter pool."""
+    """Owns the model, its KV pages and the adapter pool. `triton`: instead of the kernels that the device would get."""
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, triton: "TritonKernels | None" = None) -> None:
         self._model = loaded.model
         self._device = loaded.device
         self.facts: ModelFacts = loaded.facts
         num_pages = config.max_resident_adapters * num_pages_of(config.max_rank)
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
-        self._bank = LoraBank(loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels)
+        self._triton = _triton_of(self._device, config) if triton is None else triton
+        self._bank = LoraBank(
+            loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels, triton=self._triton
+        )
         self._extras = ExtrasBank(loaded.model)
         self._ropes = loaded.ropes
         self._num_outputs = next(
@@ -82,11 +89,13 @@ class ModelRunner:
     def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
         """Compute a step."""
         batch = build_batch(plan.items, self._device)
+        if self._triton is not None:
+            self._triton.begin_step()
         self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
         input_ids = self._extras.begin_step(batch.segments, batch.head_segments, batch.input_ids)
         if self._ropes is not None:
             self._ropes.begin_step(batch)
-        with attending(PagedStep(self._layers, batch, self._kernels)):
+        with attending(PagedStep(self._layers, batch, self._kernels, self._triton)):
             logits = self._model(
                 input_ids=input_ids,
                 position_ids=batch.position_ids,
@@ -191,6 +200,14 @@ def _cut_to(num_kv_tokens: int, facts: ModelFacts) -> ModelFacts:
         facts.max_model_len,
     )
     return msgspec.structs.replace(facts, max_model_len=num_kv_tokens)
+
+
+def _triton_of(device: torch.device, config: EngineConfig) -> "TritonKernels | None":
+    if device.type != "cuda" or not config.gpu_kernels:
+        return None
+    from lorafleet_inference.kernels.triton.backend import load_triton  # noqa: PLC0415  there on Linux alone
+
+    return load_triton(device, config.kernel_cache)
 
 
 def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:

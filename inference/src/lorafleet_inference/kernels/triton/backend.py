@@ -1,14 +1,19 @@
 """The Triton backend of a model on a CUDA device."""
 
 import logging
+import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from triton import knobs
 
-from lorafleet_inference.kernels.triton.blocks import Blocks, blocks_of
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
 from lorafleet_inference.kernels.triton.paged import AttentionStep
-from lorafleet_inference.kernels.triton.rows import LoraStep
+from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
 from lorafleet_inference.kernels.triton.step import StepBlock
 
 logger = logging.getLogger(__name__)
@@ -20,6 +25,10 @@ class TritonKernels:
     def __init__(self, device: torch.device, blocks: Blocks) -> None:
         self._device, self._blocks = device, blocks
         self._block = StepBlock(device)
+
+    def site(self, modules: Sequence[int], columns: Sequence[tuple[slice, slice]]) -> Site | None:
+        """Return the site of some modules, `columns` their A and B in the pool; None for one that is left to torch."""
+        return site_of(modules, columns, self._device)
 
     def begin_step(self) -> None:
         """Begin the tables of the next step; those of the last one stay as they are until its kernels have run."""
@@ -36,10 +45,28 @@ class TritonKernels:
         return LoraStep(self._blocks, self._block, segments, pages, ranks)
 
 
-def load_triton(device: torch.device) -> TritonKernels | None:
-    """Return the kernels for a device; None, with one warning, where it is too old for them."""
+def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | None:
+    """Return the kernels for a CUDA device, after one of them has run there.
+
+    None, with one warning, where that fails: on a device that is too old, or without the C compiler that Triton needs.
+    `cache_dir`: folder that keeps the compiled code; None: where Triton keeps it by itself.
+    """
     blocks = blocks_of(device)
     if blocks is None:
-        logger.warning("the GPU is older than the Triton kernels can use, plain torch computes instead")
+        logger.warning("no Triton kernels on a GPU older than Ampere, plain torch computes instead")
         return None
-    return TritonKernels(device, blocks)
+    if cache_dir is not None and "TRITON_CACHE_DIR" not in os.environ:
+        knobs.cache.dir = str(Path(cache_dir) / "triton")
+    began = time.monotonic()
+    kernels = TritonKernels(device, blocks)
+    try:
+        some = torch.ones(1, 1, MIN_DOT, device=device)
+        page = torch.zeros(1, 1, KV_BLOCK_TOKENS, MIN_DOT, device=device)
+        step = kernels.attention([(0, 1, 0, (0,))], torch.zeros(1, dtype=torch.int64, device=device))
+        step.write(some, some, page, page.clone())
+        torch.cuda.synchronize(device)
+    except Exception as error:  # noqa: BLE001  whatever hinders it, the model can be served without
+        logger.warning("no Triton kernels, plain torch computes instead: %s: %s", type(error).__name__, error)
+        return None
+    logger.info("Triton kernels ready in %.1f s", time.monotonic() - began)
+    return kernels

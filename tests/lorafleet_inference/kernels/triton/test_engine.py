@@ -1,0 +1,77 @@
+"""A whole engine answers the same by Triton kernels and by plain torch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.engines import DrivenEngine
+from support.families import VOCABULARY, AdapterSpec
+from support.models import save_adapter, save_model
+from support.triton_launches import launches
+from support.triton_sizes import SMALL
+from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig
+
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.kernels.triton.backend import TritonKernels
+
+ASKED = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, num_logprobs=0)
+SIZES = {
+    "vocab_size": VOCABULARY, "initializer_range": 0.2, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+MODELS: dict[str, PreTrainedConfig] = {
+    # what the MLP computes has widths that are left to torch
+    "llama": LlamaConfig(**{**SIZES, "intermediate_size": 40}),
+    # the second layer sees everything; both cap their scores
+    "gemma2": Gemma2Config(**SIZES, head_dim=16, query_pre_attn_scalar=16, sliding_window=12),
+}
+ADAPTERS = {
+    "small": AdapterSpec(3, seed=1),
+    "large": AdapterSpec(80, ("q_proj", "v_proj"), seed=2),
+    "dora": AdapterSpec(6, seed=3, options={"use_dora": True}),
+}
+NAMES = (None, "small", "large", "dora", None, "small")
+
+
+def answers(model: Path, adapters: dict[str, Path], device: torch.device, triton: TritonKernels | None) -> DrivenEngine:
+    """Prompts of 2 to 32 tokens in steps of at most 24: decodes beside parts of prompts."""
+    engine = DrivenEngine(
+        EngineConfig(
+            model=str(model),
+            device=device.type,
+            dtype="float32",
+            num_threads=1,
+            max_batch_tokens=24,
+            max_rank=80,
+            max_resident_adapters=4,
+            kv_cache_memory_bytes=1 << 20,
+            cpu_kernels=False,
+            gpu_kernels=False,
+        ),
+        triton=triton,
+    )
+    engine.register(adapters)
+    for number, name in enumerate(NAMES):
+        prompt = [(7 * number + at) % (VOCABULARY - 2) + 2 for at in range(2 + 6 * number)]
+        engine.submit(str(number), name, prompt, ASKED)
+    engine.run_until_ended(map(str, range(len(NAMES))))
+    return engine
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_tokens_as_by_torch(device: torch.device, name: str, tmp_path: Path) -> None:
+    model = save_model(MODELS[name], tmp_path / "model")
+    adapters = {one: save_adapter(model, tmp_path / one, spec) for one, spec in ADAPTERS.items()}
+    with launches() as seen:
+        launched = answers(model, adapters, device, TritonKernels(device, SMALL))
+    plain = answers(model, adapters, device, None)
+    told = [{event.request_id: [] for event in plain.events()} for _ in range(2)]
+    for engine, by_request in zip((launched, plain), told, strict=True):
+        for event in engine.events():
+            by_request[event.request_id] += [one.chosen for one in event.logprobs or ()]
+    for number in map(str, range(len(NAMES))):
+        assert launched.tokens(number) == plain.tokens(number)
+        assert told[0][number] == pytest.approx(told[1][number], abs=1e-3)
+        assert len(told[0][number]) == 3
+    assert {"write", "decode", "prefill", "both", "shrink", "expand"} == set(seen.kernels)
