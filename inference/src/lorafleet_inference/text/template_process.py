@@ -1,27 +1,24 @@
 """The process that renders the templates of adapters: somebody else's programs, with a limit of memory and of CPU time.
 
-Speaks frames on its standard input and output: 4 bytes little-endian length, then msgpack. Says `READY` first. A template
-that takes too much time ends the process by SIGPROF; whoever started it starts another one.
+Speaks `frames.py` on its standard input and output, msgpack in them. Says `READY` first. A template that takes too much time
+ends the process by SIGPROF; whoever started it starts another one.
 """
 
 import os
 import resource
 import signal
-import struct
 import sys
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from lorafleet_inference.text.conversation import Conversation
+from lorafleet_inference.text.frames import READY, read_frame, write_frame
 
 MAX_CPU_SECONDS = 2.0
 """For one rendering; honest templates need milliseconds."""
 MAX_MEMORY_BYTES = 512 << 20
 """Beyond what the process needs before the first template."""
-READY = b"ready"
-_LENGTH = struct.Struct("<I")
 
 
 class Job(msgspec.Struct, frozen=True, array_like=True):
@@ -38,22 +35,6 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
     text: str | None
     failing: str = ""
     message: str = ""
-
-
-def write_frame(file: IO[bytes], data: bytes) -> None:
-    """Write one frame."""
-    file.write(_LENGTH.pack(len(data)) + data)
-    file.flush()
-
-
-def read_frame(file: IO[bytes]) -> bytes | None:
-    """Return the next frame; None at the end, also in the middle of one."""
-    head = file.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    data = file.read(length)
-    return data if len(data) == length else None
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ from enum import Enum, auto
 import msgspec
 
 from lorafleet_inference.text.conversation import Conversation
+from lorafleet_inference.text.frames import read_frame, write_frame
 from lorafleet_inference.text.rendering import Failing, TemplateFailure
-from lorafleet_inference.text.template_process import MAX_CPU_SECONDS, Done, Job, read_frame, write_frame
+from lorafleet_inference.text.template_process import MAX_CPU_SECONDS, Done, Job
 
 NUM_WORKERS = 3
 MAX_SECONDS = 30.0

@@ -1,6 +1,6 @@
 """The process that tokenises with the tokenizers of adapters: somebody else's programs, whose patterns may never end.
 
-Speaks the frames of `template_process.py`: jobs in, one answer each out. A job that takes too much time ends the process by
+Speaks `frames.py`: jobs in, one answer each out. A job that takes too much time ends the process by
 SIGPROF, one that takes too much memory by an abort; whoever started it starts another one. It keeps the tokenizers that it
 used last.
 """
@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 
 from lorafleet_inference.text.encoding import encode_bounded, encode_last
 from lorafleet_inference.text.files import TOKENIZER, TextFileError
+from lorafleet_inference.text.frames import READY, read_frame, write_frame
 from lorafleet_inference.text.own_tokenizer import OwnTokenizer, build, describe, has_tokenizer
-from lorafleet_inference.text.template_process import READY, read_frame, write_frame
 
 MAX_LOAD_CPU_SECONDS = 15.0
 """For reading a tokenizer and making its table; one of 150,000 tokens takes 1.2 s."""

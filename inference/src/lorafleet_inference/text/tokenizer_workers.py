@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from lorafleet_inference.text.frames import read_frame, write_frame
 from lorafleet_inference.text.own_tokenizer import OwnTokenizer
-from lorafleet_inference.text.template_process import read_frame, write_frame
 from lorafleet_inference.text.tokenizer_process import (
     MAX_ENCODE_CPU_SECONDS,
     MAX_LOAD_CPU_SECONDS,
