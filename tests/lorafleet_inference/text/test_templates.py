@@ -33,7 +33,7 @@ UNKNOWN_CODEC = "{{ messages[0].content.encode().decode('nope') }}"
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[TemplateWorkers]:
-    with closing(TemplateWorkers(1)) as made:
+    with closing(TemplateWorkers((1,))) as made:
         yield made
 
 
@@ -96,7 +96,7 @@ def test_a_template_that_takes_other_messages_than_the_one_it_is_tried_with_is_a
 
 def test_workers_know_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for templates")
-    with closing(TemplateWorkers(1)) as fresh:
+    with closing(TemplateWorkers((1,))) as fresh:
         assert fresh.render_now("{{ messages[0].content }}", USER, {}) == "hi"
         (pid,) = fresh.pids
         assert b"AWS_SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()

@@ -162,7 +162,7 @@ def judge_texts(base_directory: Path, directory: Path, num_rows: int) -> None:
         ConfigError: the base's tokenizer or template cannot be read.
     """
     if not (base_directory / TOKENIZER).is_file():
-        with closing(TemplateWorkers(1)) as workers:
+        with closing(TemplateWorkers((1,))) as workers:
             config = read_tokenizer_config(base_directory) or TokenizerConfig()
             judge_template(directory, config.special_tokens, workers)
         return

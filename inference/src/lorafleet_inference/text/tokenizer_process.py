@@ -92,6 +92,7 @@ class _Kept:
 def _work(job: Job, kept: _Kept) -> Answer:
     if isinstance(job, Encode):
         tokenizer, special = kept.find(job.key, job.place), job.add_special_tokens
+        signal.setitimer(signal.ITIMER_PROF, MAX_ENCODE_CPU_SECONDS)
         if job.keep_last is not None:
             return Answer(
                 token_ids=encode_last(tokenizer, job.text, add_special_tokens=special, num_tokens=job.keep_last)
@@ -119,9 +120,7 @@ def main() -> None:
     decoder, kept = msgspec.msgpack.Decoder(Job), _Kept()
     while (data := read_frame(sys.stdin.buffer)) is not None:
         job = decoder.decode(data)
-        signal.setitimer(
-            signal.ITIMER_PROF, MAX_LOAD_CPU_SECONDS if isinstance(job, Describe) else MAX_ENCODE_CPU_SECONDS
-        )
+        signal.setitimer(signal.ITIMER_PROF, MAX_LOAD_CPU_SECONDS)
         try:
             answer = _work(job, kept)
         except TextFileError as error:
