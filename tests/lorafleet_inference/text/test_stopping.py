@@ -90,6 +90,8 @@ def test_of_stop_strings_that_end_together_the_longest_is_cut(stop_strings: list
 
 def test_without_stop_strings_all_is_shown_at_once() -> None:
     watcher = StopStrings([])
+    assert not watcher
+    assert StopStrings(["abc"])
     assert watcher.push("abc") == Stopped("abc", met=False)
     assert watcher.push("") == Stopped("", met=False)
     assert watcher.finish() == ""
