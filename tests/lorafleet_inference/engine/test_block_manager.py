@@ -142,3 +142,9 @@ def test_what_nobody_holds_is_neither_published_nor_released() -> None:
         manager.publish(blocks[0], chain_seed(None))
     with pytest.raises(AssertionError):
         manager.release(blocks)
+
+
+def test_keys_rotated_by_other_frequencies_are_other_content() -> None:
+    for adapter in ADAPTERS:
+        assert chain_seed(adapter) == chain_seed(adapter, rope_length=0)
+        assert len({chain_seed(adapter, "salt", rope_length) for rope_length in (0, 1, 2)}) == 3

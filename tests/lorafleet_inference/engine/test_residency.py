@@ -266,3 +266,73 @@ def test_refusal_counts_what_pinned_adapters_hold() -> None:
     room = residency.make_room(c, (), service=no_service)
     assert isinstance(room, NoRoomEver)
     assert "needs 2 of 4 rank pages and one of 9 places, and pinned adapters hold 3 pages and 2 places" in room.message
+
+
+def test_adapter_registered_as_pinned_is_not_evicted() -> None:
+    a, b, c = KEYS[:3]
+    residency = of((2, 1), (2, 1), (2, 1))
+    residency.register(a, num_pages=2, num_bytes=1, pinned=True)
+    assert come(residency, a, b, c)[-1] == (b,), "the older one is pinned"
+
+
+def test_tier_is_where_the_adapter_is_nearest() -> None:
+    a, b, c = KEYS[:3]
+    residency = of((2, 50), (2, 101), (4, 1))
+    assert residency.tier(a) is DeviceTier.DISK
+    come(residency, a, b)
+    assert [residency.keep_on_host(key)[0] for key in (a, b)] == [True, False]
+    assert residency.tier(a) is DeviceTier.DEVICE
+    assert come(residency, c) == [(a, b)]
+    assert [residency.tier(key) for key in (a, b, c)] == [DeviceTier.HOST, DeviceTier.DISK, DeviceTier.DEVICE]
+
+
+def test_adapter_is_unused_from_its_arrival_to_its_first_use_or_eviction() -> None:
+    a, b, c = KEYS[:3]
+    residency = of((2, 1), (2, 1), (4, 1))
+    come(residency, a, b)
+    assert set(residency.unused) == {a, b}
+    residency.use(a)
+    assert set(residency.unused) == {b}
+    assert come(residency, c) == [(b, a)]
+    assert set(residency.unused) == {c}
+
+
+def test_only_adapters_in_use_are_waited_for() -> None:
+    """An idle adapter leaves at once and a pinned one never, however much service they have had."""
+    idle, pinned, busy, newcomer = KEYS[:4]
+    residency = of((1, 1), (1, 1), (2, 1), (3, 1))
+    come(residency, idle, pinned, busy)
+    residency.pin(pinned, pinned=True)
+    served = {idle: 9.0, pinned: 8.0, busy: 1.0}
+    assert residency.make_room(newcomer, (pinned, busy), service=served.__getitem__) == NoRoomYet((busy,))
+
+
+def test_evictions_are_counted_over_all_loads() -> None:
+    a, b, c, d = KEYS[:4]
+    residency = of((2, 1), (2, 1), (4, 1), (1, 1))
+    assert come(residency, a, b, c, d) == [(), (), (a, b), (c,)]
+    assert residency.num_evictions == 3
+
+
+def test_host_frees_as_many_bytes_as_the_slab_needs() -> None:
+    a, b, c, d = KEYS[:4]
+    residency = of((1, 40), (1, 30), (1, 30), (1, 50))
+    for key in (a, b, c):
+        residency.keep_on_host(key)
+    assert residency.keep_on_host(d) == (True, (a, b))
+    assert residency.host_used_bytes == 80
+
+
+def test_the_oldest_stays_if_the_next_two_make_the_room() -> None:
+    a, b, c, d = KEYS[:4]
+    residency = of((1, 1), (1, 1), (2, 1), (3, 1))
+    assert come(residency, a, b, c, d)[-1] == (b, c)
+
+
+def test_neighbouring_pages_at_the_end_are_found() -> None:
+    a, b, c = KEYS[:3]
+    residency = of((1, 1), (1, 1), (2, 1))
+    come(residency, a, b)
+    residency.release(a)
+    come(residency, c)
+    assert residency.pages(c) == (2, 3)
