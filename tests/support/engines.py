@@ -29,6 +29,7 @@ from lorafleet_inference.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     from lorafleet_inference.kernels.triton.backend import TritonKernels
+    from lorafleet_inference.model.graphs import Graphs
 
 DEVICE: DeviceChoice = "cuda" if os.environ.get("LORAFLEET_TEST_DEVICE") == "cuda" else "cpu"
 """Where the exactness suite runs its engines; the reference is always on the CPU."""
@@ -41,7 +42,7 @@ def key_of(name: str) -> AdapterKey:
 
 class DrivenEngine:
     """A real engine whose steps the test runs, and all that it said. `wrap`: what the engine sees in the runner's place;
-    `triton`: kernels for a device that would have none."""
+    `triton`, `graphs`: kernels and graphs for a device that would have none."""
 
     def __init__(
         self,
@@ -49,10 +50,11 @@ class DrivenEngine:
         wrap: Callable[[ModelRunner], Runner] = lambda runner: runner,
         grammar_tokenizer: GrammarTokenizer | None = None,
         triton: "TritonKernels | None" = None,
+        graphs: "Graphs | None" = None,
     ) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
-        self.runner = ModelRunner(load_model(config), config, triton)
+        self.runner = ModelRunner(load_model(config), config, triton, graphs)
         inspect = partial(
             inspect_adapter,
             model=self.runner.facts,

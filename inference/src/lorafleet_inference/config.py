@@ -49,6 +49,8 @@ class EngineConfig:
     """Whether what torch has no fast operation for on CPUs is compiled at the start."""
     gpu_kernels: bool = True
     """Whether the Triton kernels are used on CUDA."""
+    cuda_graphs: bool = True
+    """Whether decode steps are captured there."""
     kernel_cache: str | None = None
     """Folder that keeps the compiled code; None: where Numba and Triton keep it by themselves."""
     max_step_seconds: float = 300.0

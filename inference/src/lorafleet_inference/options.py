@@ -104,6 +104,8 @@ OPTIONS: tuple[Option, ...] = (
            boolean, "", E, "cpu_kernels", is_flag=True),
     Option("gpu-kernels", "On CUDA, Triton kernels compute attention and LoRA; without, plain torch does.",
            boolean, "", E, "gpu_kernels", is_flag=True),
+    Option("cuda-graphs", "Capture decode steps at the start where the Triton kernels compute them.", boolean, "", E, "cuda_graphs",
+           is_flag=True),
     Option("max-step-seconds", "An engine that gives no sign of life for so long hangs: it is ended, its stack in the log, and "
            "the pod with it.", any_seconds, "SECONDS", E, "max_step_seconds"),
     Option("cache-dir", "Folder for downloaded models and adapters, and for compiled kernels.", Path, "FOLDER", None, "cache_dir",

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_receive, args=(end, inbox), name="receiver", daemon=True).start()
     try:
         runner = ModelRunner(load_model(start.config), start.config)
+        runner.prepare()
         inspect = partial(
             inspect_adapter,
             model=runner.facts,

@@ -69,7 +69,7 @@ class PagedStep:
         triton: "TritonKernels | None" = None,
     ) -> None:
         self.layers = layers
-        self._batch = batch
+        self._batch: FlatBatch | None = batch
         self._kernels = kernels if kernels is not None and kernels.can_decode(layers[0].keys.dtype) else None
         self._decode_spans = sorted(
             (span for span in batch.spans if span.end - span.begin == 1), key=lambda span: span.start
@@ -80,14 +80,24 @@ class PagedStep:
             spans = [(span.begin, span.end, span.start, span.blocks) for span in batch.spans]
             self.launched = triton.attention(spans, batch.slots)
 
+    @classmethod
+    def of_kernels(cls, layers: list[LayerKV], launched: "AttentionStep") -> "PagedStep":
+        """Return a step that the Triton kernels compute in all layers."""
+        step = cls.__new__(cls)
+        step.layers, step.launched, step._batch = layers, launched, None  # noqa: SLF001
+        return step
+
     @cached_property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Block of each token, and its offset in the block; both [T] int64, on the device."""
+        if self._batch is None:
+            raise RuntimeError("a layer has an attention that is left to torch")
         return self._batch.slots // KV_BLOCK_TOKENS, self._batch.slots % KV_BLOCK_TOKENS
 
     @cached_property
     def prefills(self) -> "list[_Prefill]":
         """Sequences with several tokens in the step."""
+        assert self._batch is not None, "`places` has said so"
         device = self._batch.slots.device
         return [_Prefill(span, device) for span in self._batch.spans if span.end - span.begin > 1]
 
@@ -95,6 +105,7 @@ class PagedStep:
     def decodes(self) -> "list[_Decode]":
         """Sequences with one token in the step, where there are no kernels of the CPU."""
         groups = range(0, len(self._decode_spans) if self._kernels is None else 0, DECODE_GROUP)
+        assert self._batch is not None, "`places` has said so"
         device = self._batch.slots.device
         return [_Decode(self._decode_spans[at : at + DECODE_GROUP], device) for at in groups]
 

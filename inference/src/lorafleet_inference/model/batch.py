@@ -61,11 +61,24 @@ class FlatBatch:
     """
 
 
+def in_order(items: Sequence[StepItem]) -> tuple[StepItem, ...]:
+    """Return items in the order of a batch."""
+    return tuple(
+        sorted(items, key=lambda item: ("", "") if item.adapter is None else (item.adapter.name, item.adapter.digest))
+    )
+
+
+def segments_of(items: Sequence[StepItem]) -> list[Segment]:
+    """Return the segments of items of one token each, given in the order of the batch."""
+    segments: list[Segment] = []
+    for row, item in enumerate(items):
+        _extend(segments, item.adapter, row, row + 1)
+    return segments
+
+
 def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
     """Lay out the items of a step."""
-    ordered = sorted(
-        items, key=lambda item: ("", "") if item.adapter is None else (item.adapter.name, item.adapter.digest)
-    )
+    ordered = in_order(items)
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -85,7 +98,7 @@ def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
         rows += (*range(begin, begin + len(item.score)), end - 1)
         _extend(head_segments, item.adapter, num_before, len(rows))
     return FlatBatch(
-        items=tuple(ordered),
+        items=ordered,
         input_ids=torch.tensor([token_ids], dtype=torch.int64, device=device),
         position_ids=torch.tensor([positions], dtype=torch.int64, device=device),
         slots=torch.tensor(slots, dtype=torch.int64, device=device),

@@ -12,7 +12,7 @@ Axes: T tokens of the step, r ranks, k own rows.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -109,8 +109,7 @@ class ExtrasBank:
 
         input_ids [1, T]; returns them as the base's model may see them.
         """
-        self._changes, self._input_ids, self._widths = {}, None, []
-        experts.changes.clear()
+        self.clear()
         if not (self._resident or self._vocabularies):
             return input_ids
         for one in segments:
@@ -126,6 +125,15 @@ class ExtrasBank:
         assert isinstance(embedding, torch.nn.Embedding)
         self._input_ids = input_ids
         return input_ids.clamp(max=embedding.num_embeddings - 1)
+
+    def clear(self) -> None:
+        """Forget the last step: the coming one changes nothing here."""
+        self._changes, self._input_ids, self._widths = {}, None, []
+        experts.changes.clear()
+
+    def changes(self, keys: Iterable[AdapterKey | None]) -> bool:
+        """Whether one of these adapters has anything here."""
+        return any(key in self._resident or key in self._vocabularies for key in keys if key is not None)
 
     def num_outputs(self, key: AdapterKey | None, base: int) -> int:
         """Return how many tokens an adapter can choose; `base`: how many the base can."""

@@ -5,7 +5,8 @@ Device memory is one pool of rows. Row r of an adapter holds, for every adaptabl
 Axes: T tokens of the step, r ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.memory import lazy_zeros
+
+Int32s = np.ndarray[Any, np.dtype[np.int32]]
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -198,10 +201,36 @@ class LoraBank:
             )
         self._num_tokens = num_tokens
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the Triton kernels compute every module."""
+        return bool(self._sites) and None not in self._sites
+
+    @contextmanager
+    def capturing(self, lora: "LoraStep | None", num_tokens: int) -> Iterator[None]:
+        """While this is open, `lora` computes every module; None: there are no adapters."""
+        self._parts, self._compiled, self._launched = [], None, lora
+        self._num_tokens = num_tokens
+        try:
+            yield
+        finally:
+            self._launched = None
+
+    def fill(self, items: Int32s, pages: Int32s, ranks: Int32s, segments: Sequence[Segment], item_tokens: int) -> None:
+        """Write the tables of `LoraStep`: items [.., 3], pages [.., pages], ranks [.., modules]; what is left is padding."""
+        at = 0
+        for number, one in enumerate(segments):
+            resident = self._resident[one.adapter]
+            pages[number, : len(resident.pages)] = resident.pages
+            ranks[number] = resident.ranks_array
+            for begin in range(one.begin, one.end, item_tokens):
+                items[at] = number, begin, min(item_tokens, one.end - begin)
+                at += 1
+
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to y [.., out] each token's B A x, for x [.., in] of all tokens of the step. The one point of dispatch."""
         place = self.layout.places[module]
-        if not self._parts:
+        if not self._parts and self._launched is None:
             return
         rows = _rows(x, self._num_tokens)
         site = self._sites[module] if self._launched is not None else None

@@ -28,6 +28,7 @@ from lorafleet_inference.model.results import result_of
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
+    from lorafleet_inference.model.graphs import DecodeGraphs, Graphs
 
 logger = logging.getLogger(__name__)
 CPU_KV_BYTES = GIB
@@ -46,9 +47,18 @@ class HostAdapter:
 
 
 class ModelRunner:
-    """Owns the model, its KV pages and the adapter pool. `triton`: instead of the kernels that the device would get."""
+    """Owns the model, its KV pages and the adapter pool.
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig, triton: "TritonKernels | None" = None) -> None:
+    `triton` and `graphs`: instead of the kernels and graphs that the device would get.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig,
+        triton: "TritonKernels | None" = None,
+        graphs: "Graphs | None" = None,
+    ) -> None:
         self._model = loaded.model
         self._device = loaded.device
         self.facts: ModelFacts = loaded.facts
@@ -66,6 +76,7 @@ class ModelRunner:
         """Columns of the logits of the base; None where its head is no plain layer."""
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
+        self.decode_graphs: DecodeGraphs | None = None
         block_bytes = (
             KV_BLOCK_TOKENS
             * loaded.dtype.itemsize
@@ -74,6 +85,7 @@ class ModelRunner:
         num_blocks = self._num_blocks(loaded, config, block_bytes)
         self._layers = _pages(loaded, num_blocks)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
+        self.decode_graphs = self._graphs_of(config, graphs)
         self.budgets = EngineBudgets(
             num_kv_blocks=num_blocks,
             kv_block_tokens=KV_BLOCK_TOKENS,
@@ -88,6 +100,11 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
         """Compute a step."""
+        replayed = self._replayed(plan.items)
+        if replayed is not None:
+            items, logits = replayed
+            base = self._num_outputs or logits.shape[-1]
+            return result_of(items, logits, state, self.facts.eos_token_ids, [base] * len(items))
         batch = build_batch(plan.items, self._device)
         if self._triton is not None:
             self._triton.begin_step()
@@ -106,6 +123,21 @@ class ModelRunner:
         logits = self._extras.end_step(logits[0], base)
         num_outputs = [self._extras.num_outputs(item.adapter, base) for item in batch.items]
         return result_of(batch.items, logits, state, self.facts.eos_token_ids, num_outputs)
+
+    def _replayed(self, items: Sequence[StepItem]) -> "tuple[tuple[StepItem, ...], torch.Tensor] | None":
+        """Compute a step by a graph, if there can be one."""
+        if self.decode_graphs is None or self._extras.changes(item.adapter for item in items):
+            return None
+        if any(len(item.token_ids) > 1 or item.score for item in items):
+            return None
+        self._extras.clear()
+        return self.decode_graphs.logits(items)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Do once what the first steps would have to do."""
+        if self.decode_graphs is not None:
+            self.decode_graphs.capture_all()
 
     def is_lost(self, error: Exception) -> bool:
         """Whether an error of `execute` leaves the device unusable: errors of kernels do, missing memory does not."""
@@ -160,6 +192,26 @@ class ModelRunner:
         """Forget an adapter of the device."""
         self._bank.remove(key)
         self._extras.remove(key)
+
+    def _graphs_of(self, config: EngineConfig, graphs: "Graphs | None") -> "DecodeGraphs | None":
+        if self._triton is None or self._ropes is not None:
+            return None
+        from lorafleet_inference.model.graphs import CudaGraphs, DecodeGraphs  # noqa: PLC0415  there on Linux alone
+
+        if graphs is None:
+            if self._device.type != "cuda" or not config.cuda_graphs:
+                return None
+            graphs = CudaGraphs(self._device)
+        return DecodeGraphs(
+            graphs,
+            self._model,
+            self._layers,
+            self._bank,
+            self._triton,
+            max_tokens=self.facts.max_model_len,
+            max_rank=config.max_rank,
+            max_requests=config.max_batch_requests,
+        )
 
     def _num_blocks(self, loaded: LoadedModel, config: EngineConfig, block_bytes: int) -> int:
         useful = config.max_batch_requests * -(-self.facts.max_model_len // KV_BLOCK_TOKENS)

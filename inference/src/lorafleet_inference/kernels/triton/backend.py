@@ -23,7 +23,7 @@ class TritonKernels:
     """Makes what a step needs; the tables of all its kernels go to the device in one copy."""
 
     def __init__(self, device: torch.device, blocks: Blocks) -> None:
-        self._device, self._blocks = device, blocks
+        self._device, self.blocks = device, blocks
         self._block = StepBlock(device)
 
     def site(self, modules: Sequence[int], columns: Sequence[tuple[slice, slice]]) -> Site | None:
@@ -36,13 +36,13 @@ class TritonKernels:
 
     def attention(self, spans: Sequence[tuple[int, int, int, Sequence[int]]], slots: torch.Tensor) -> AttentionStep:
         """Prepare the attention of the step."""
-        return AttentionStep(self._blocks, self._block, spans, slots)
+        return AttentionStep(self.blocks, self._block, spans, slots)
 
     def lora(
         self, segments: Sequence[tuple[int, int]], pages: Sequence[Sequence[int]], ranks: Sequence[np.ndarray]
     ) -> LoraStep:
         """Prepare the LoRA of the step."""
-        return LoraStep(self._blocks, self._block, segments, pages, ranks)
+        return LoraStep(self.blocks, self._block, segments, pages, ranks)
 
 
 def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | None:

@@ -10,7 +10,7 @@ from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton import attention
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, STAGES, Blocks
 from lorafleet_inference.kernels.triton.launch import launch
-from lorafleet_inference.kernels.triton.step import StepBlock, table_of
+from lorafleet_inference.kernels.triton.step import StepBlock, Table, table_of
 
 LOG2E = attention.LOG2E.value
 MAX_WIDTH = 256
@@ -45,9 +45,9 @@ class AttentionStep:
         self._num_decodes, self._num_chunks = len(decodes), len(chunks)
         self._longest_chunk = max((end - begin for begin, end, *_ in chunks), default=0)
         self._longest_decode = max((start + 1 for _, _, start, _ in decodes), default=0)
-        self._tables = block.add(table_of([blocks for *_, blocks in (*decodes, *chunks)]))
-        self._rows = block.add(np.array([begin for begin, *_ in decodes], dtype=np.int32))
-        self._lasts = block.add(np.array([start for _, _, start, _ in decodes], dtype=np.int32))
+        self._tables: Table = block.add(table_of([blocks for *_, blocks in (*decodes, *chunks)]))
+        self._rows: Table = block.add(np.array([begin for begin, *_ in decodes], dtype=np.int32))
+        self._lasts: Table = block.add(np.array([start for _, _, start, _ in decodes], dtype=np.int32))
         numbers = [(len(decodes) + at, begin, start, end - begin) for at, (begin, end, start, _) in enumerate(chunks)]
         self._chunks = block.add(np.array(numbers, dtype=np.int32).reshape(-1, 4))
         self._parts = torch.empty(0)

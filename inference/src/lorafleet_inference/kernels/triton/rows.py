@@ -10,7 +10,7 @@ from lorafleet_inference.config import RANK_PAGE
 from lorafleet_inference.kernels.triton import lora
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, LoraBlocks
 from lorafleet_inference.kernels.triton.launch import launch
-from lorafleet_inference.kernels.triton.step import StepBlock, table_of
+from lorafleet_inference.kernels.triton.step import StepBlock, Table, table_of
 
 ALIGN = lora.ALIGN.value
 """What columns of the pool and widths must be multiples of, in elements."""
@@ -19,8 +19,9 @@ BOTH_RANK = 64
 BOTH_IN_WIDTH = 8192
 """Up to this width of x: each program computes A x alone, so wider ones are split among programs by `shrink`."""
 BOTH_COLUMNS = 1024
-SPLIT_WIDTH = 1024
-"""`shrink` splits its sum into parts of about this many elements."""
+SPLIT_WIDTH = 512
+"""`shrink` splits its sum into parts of about this many elements, at most MAX_SPLITS."""
+MAX_SPLITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,9 @@ class LoraStep:
     that hold it; `ranks[i]` [modules] int32: its rank at each module.
     """
 
+    at_once = True
+    """Whether one launch may do both products: slower on the device, for half the launches."""
+
     def __init__(
         self,
         blocks: Blocks,
@@ -75,9 +79,9 @@ class LoraStep:
         self._num_items = len(items)
         by_adapter = np.stack(ranks)
         self._max_ranks = by_adapter.max(axis=0)
-        self._items = block.add(np.array(items, dtype=np.int32))
-        self._pages = block.add(table_of(pages))
-        self._ranks = block.add(by_adapter)
+        self._items: Table = block.add(np.array(items, dtype=np.int32))
+        self._pages: Table = block.add(table_of(pages))
+        self._ranks: Table = block.add(by_adapter)
         self._low = torch.empty(0)
 
     def add(self, site: Site, pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -90,7 +94,7 @@ class LoraStep:
         assert y.stride(1) == 1
         pages, ranks = self._pages.tensor, self._ranks.tensor
         tables = (pool, pool.stride(0), self._items.tensor, pages, pages.stride(0), ranks, ranks.stride(0), site.slices)
-        few = self._blocks.tokens == MIN_DOT
+        few = self._blocks.tokens == MIN_DOT and self.at_once
         if few and rank <= BOTH_RANK and site.in_width <= BOTH_IN_WIDTH:
             self._add_at_once(site, tables, rank, x, y)
         else:
@@ -118,7 +122,7 @@ class LoraStep:
         sizes, slices, tokens = self._blocks, len(site.modules), x.shape[0]
         splits = 1
         if sizes.tokens == MIN_DOT:  # else there are programs enough
-            splits = max(1, min(4, site.in_width // SPLIT_WIDTH))
+            splits = max(1, min(MAX_SPLITS, site.in_width // SPLIT_WIDTH))
         width = -(-rank // MIN_DOT) * MIN_DOT
         num_floats = splits * slices * tokens * width
         if self._low.numel() < num_floats:

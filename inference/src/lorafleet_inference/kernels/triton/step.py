@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,8 +12,16 @@ ALIGN = 4
 """Parts begin at multiples of 16 bytes, so that Triton compiles one variant of a kernel and not two."""
 
 
+class Table(Protocol):
+    """Numbers that kernels read."""
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """int32, on the device."""
+
+
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(Table):
     """Numbers in the block of a step."""
 
     block: "StepBlock"

@@ -1,0 +1,119 @@
+"""A decode step whose tables lie at fixed addresses, so that the kernels over them can be captured once and replayed.
+
+What changes between replays is one block of numbers. Its shapes are those of the largest step of its size: rows, adapters
+and blocks that a step does not have are padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks
+from lorafleet_inference.kernels.triton.paged import AttentionStep
+from lorafleet_inference.kernels.triton.rows import LoraStep
+from lorafleet_inference.kernels.triton.step import ALIGN, Int32s, Table
+
+PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class FixedTensor(Table):
+    """Stands where a step that is not captured has a part of its block."""
+
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How large a step may be."""
+
+    num_rows: int
+    num_items: int
+    """Of LoRA, as `LoraStep` cuts a step of one token a sequence into them; 0: no adapters."""
+    num_blocks: int
+    """KV blocks of one sequence."""
+    num_pages: int
+    """Rank pages of one adapter."""
+    num_modules: int
+
+    def items_of(self, lengths: Sequence[int]) -> int:
+        """Return how many items adapters with so many rows each make."""
+        return sum(-(-length // MIN_DOT) for length in lengths)
+
+
+class FixedTables:
+    """The tables of one room on the device, with two mirrors on the host: one may still be read by the last copy."""
+
+    def __init__(self, room: Room, device: torch.device) -> None:
+        self.room = room
+        rows, items = room.num_rows, room.num_items
+        shapes: dict[str, tuple[int, ...]] = {
+            "token_ids": (rows,), "positions": (rows,), "slots": (rows,), "lasts": (rows,), "tables": (rows, room.num_blocks),
+            "items": (items, 3), "pages": (items, room.num_pages), "ranks": (items, room.num_modules),
+        }  # fmt: skip
+        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        length = 0
+        for name, shape in shapes.items():
+            self._places[name] = (length, shape)
+            length += -(-int(np.prod(shape)) // ALIGN) * ALIGN
+        pin = device.type == "cuda"
+        self._hosts = [torch.zeros(length, dtype=torch.int32, pin_memory=pin) for _ in range(2)]
+        self._device_block = torch.zeros(length, dtype=torch.int32, device=device)
+        self._views = [{name: self._view(host.numpy(), name) for name in shapes} for host in self._hosts]
+        self._turn = 0
+        self.rows = torch.arange(rows, dtype=torch.int32, device=device)
+
+    def _view(self, block: Any, name: str) -> Any:
+        begin, shape = self._places[name]
+        return block[begin : begin + int(np.prod(shape))].reshape(shape)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a table on the device, int32."""
+        view: torch.Tensor = self._view(self._device_block, name)
+        return view
+
+    def begin(self) -> dict[str, Int32s]:
+        """Return the tables on the host, to be filled: all is padding."""
+        self._turn = 1 - self._turn
+        views = self._views[self._turn]
+        for name in ("token_ids", "positions", "items"):
+            views[name].fill(0)
+        for name in ("slots", "lasts"):
+            views[name].fill(PADDING)
+        return views
+
+    def send(self) -> None:
+        """Copy them to the device, without waiting."""
+        self._device_block.copy_(self._hosts[self._turn], non_blocking=True)
+
+
+class FixedAttention(AttentionStep):
+    """Attention of as many sequences as there are rows, each with one token."""
+
+    def __init__(self, blocks: Blocks, tables: FixedTables, slots: torch.Tensor, max_tokens: int) -> None:
+        """slots [rows] int64, on the device; `max_tokens`: of one sequence."""
+        self._blocks, self._slots = blocks, slots
+        self._num_decodes, self._num_chunks, self._longest_chunk = tables.room.num_rows, 0, 0
+        self._longest_decode = max_tokens
+        self._tables, self._rows, self._lasts = (
+            FixedTensor(one) for one in (tables.tensor("tables"), tables.rows, tables.tensor("lasts"))
+        )
+        self._parts, self._tops = torch.empty(0), torch.empty(0)
+
+
+class FixedLora(LoraStep):
+    """LoRA of as many items as there is room for."""
+
+    at_once = False  # launches cost nothing in a graph
+
+    def __init__(self, blocks: Blocks, tables: FixedTables, max_rank: int) -> None:
+        self._blocks = blocks.few
+        self._num_items = tables.room.num_items
+        self._max_ranks = np.full(tables.room.num_modules, max_rank, dtype=np.int32)
+        self._items, self._pages, self._ranks = (
+            FixedTensor(tables.tensor(name)) for name in ("items", "pages", "ranks")
+        )
+        self._low = torch.empty(0)

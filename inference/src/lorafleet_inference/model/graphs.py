@@ -1,0 +1,201 @@
+"""Decode steps that are captured once and replayed: on a GPU, Python and thousands of launches cost more than the work.
+
+A graph computes steps of up to so many sequences with one token each, with or without LoRA; it is captured at its first use
+and serves whatever adapters, sequences and pages come. Steps that are not like that (prompts, adapters with more than
+rows of A and B, scored prompts) are computed without one.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.engine.plan import StepItem
+from lorafleet_inference.kernels.triton.blocks import MIN_DOT
+from lorafleet_inference.kernels.triton.fixed import FixedAttention, FixedLora, FixedTables, Room
+from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
+from lorafleet_inference.model.batch import Segment, in_order, segments_of
+from lorafleet_inference.model.lora import LoraBank, num_pages_of
+
+if TYPE_CHECKING:
+    from lorafleet_inference.kernels.triton.backend import TritonKernels
+
+logger = logging.getLogger(__name__)
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Sequences of a captured step; more are computed without one."""
+NUM_ITEMS = (4, 16, 64, 256)
+"""Items of LoRA, where the step has so many rows."""
+
+
+class Captured(Protocol):
+    """A captured computation."""
+
+    output: torch.Tensor
+
+    def replay(self) -> None:
+        """Compute it again: on what lies at the same addresses now, into the same output."""
+
+
+class Graphs(Protocol):
+    """Captures computations."""
+
+    def capture(self, compute: Callable[[], torch.Tensor]) -> Captured:
+        """Compute something for the first time, then capture it."""
+
+
+class CudaGraphs(Graphs):
+    """CUDA's, which share their memory: the output of one is there until the next one is replayed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def capture(self, compute: Callable[[], torch.Tensor]) -> Captured:
+        """Warm up and capture on a stream beside the one of steps."""
+        steps = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(steps)
+        with torch.cuda.stream(self._stream):
+            compute()  # compiles kernels, chooses algorithms
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                output = compute()
+        steps.wait_stream(self._stream)
+        return _CudaGraph(graph, output)
+
+
+@dataclass(frozen=True, slots=True)
+class _CudaGraph(Captured):
+    graph: torch.cuda.CUDAGraph
+    output: torch.Tensor
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    tables: FixedTables
+    captured: Captured
+
+
+class DecodeGraphs:
+    """Computes decode steps of one model by graphs."""
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        model: PreTrainedModel,
+        layers: list[LayerKV],
+        bank: LoraBank,
+        triton: "TritonKernels",
+        *,
+        max_tokens: int,
+        max_rank: int,
+        max_requests: int,
+    ) -> None:
+        """`max_tokens`: of one sequence."""
+        self._graphs = graphs
+        self._model, self._layers, self._bank, self._triton = model, layers, bank, triton
+        self._max_tokens, self._max_rank = max_tokens, max_rank
+        self._sizes = [size for size in SIZES if size < max_requests] + [min(max_requests, SIZES[-1])]
+        self.captured: dict[tuple[int, int], _Step] = {}
+        """By sequences and items of LoRA."""
+        self._is_broken = False
+        self.num_replayed = 0
+        """Steps that were computed by a graph."""
+
+    def logits(self, items: Sequence[StepItem]) -> tuple[tuple[StepItem, ...], torch.Tensor] | None:
+        """Return the items in the order of the rows, and their logits [items, vocabulary] until the next call.
+
+        None where there is no graph for such a step. The items have one token each, and nothing but rows of A and B.
+        """
+        if self._is_broken or not items or len(items) > self._sizes[-1]:
+            return None
+        ordered = in_order(items)
+        segments = segments_of(ordered)
+        if segments and not self._bank.can_be_captured:
+            return None
+        step = self._step(len(ordered), segments)
+        if step is None:
+            return None
+        self._fill(step.tables, ordered, segments)
+        step.captured.replay()
+        self.num_replayed += 1
+        return ordered, step.captured.output[: len(ordered)]
+
+    def capture_all(self) -> None:
+        """Capture what will be needed sooner or later."""
+        began = time.monotonic()
+        for size in self._sizes:
+            rooms = {min(size, most) for most in NUM_ITEMS} if self._bank.can_be_captured else set[int]()
+            for num_items in (0, *sorted(rooms)):
+                if not self._is_broken and (size, num_items) not in self.captured:
+                    self._capture(size, num_items)
+        logger.info("captured %d decode steps in %.1f s", len(self.captured), time.monotonic() - began)
+
+    def _step(self, num_rows: int, segments: Sequence[Segment]) -> _Step | None:
+        size = next(one for one in self._sizes if one >= num_rows)
+        num_items = sum(-(-(one.end - one.begin) // MIN_DOT) for one in segments)
+        room = 0 if not num_items else min(size, next(one for one in NUM_ITEMS if one >= num_items))
+        found = self.captured.get((size, room))
+        if found is None and not self._is_broken:
+            found = self._capture(size, room)
+        return found
+
+    def _capture(self, size: int, num_items: int) -> _Step | None:
+        began = time.monotonic()
+        device = self._layers[0].keys.device
+        room = Room(
+            size,
+            num_items,
+            num_blocks=-(-self._max_tokens // KV_BLOCK_TOKENS),
+            num_pages=num_pages_of(self._max_rank) if num_items else 0,
+            num_modules=len(self._bank.layout.places) if num_items else 0,
+        )
+        tables = FixedTables(room, device)
+        tables.begin()
+        tables.send()
+        try:
+            step = _Step(tables, self._graphs.capture(lambda: self._compute(tables)))
+        except Exception as error:  # noqa: BLE001  whatever hinders it, steps can be computed without
+            self._is_broken = True
+            logger.warning("decode steps are not captured, so they are slower: %s: %s", type(error).__name__, error)
+            return None
+        self.captured[size, num_items] = step
+        seconds = time.monotonic() - began
+        logger.info("captured the decode step of %d sequences and %d LoRA items in %.2f s", size, num_items, seconds)
+        return step
+
+    def _compute(self, tables: FixedTables) -> torch.Tensor:
+        """Compute the step of the tables; returns logits [rows, vocabulary]."""
+        token_ids, positions = (tables.tensor(name).to(torch.int64)[None] for name in ("token_ids", "positions"))
+        attention = FixedAttention(
+            self._triton.blocks, tables, tables.tensor("slots").to(torch.int64), self._max_tokens
+        )
+        lora = FixedLora(self._triton.blocks, tables, self._max_rank) if tables.room.num_items else None
+        with self._bank.capturing(lora, tables.room.num_rows), attending(PagedStep.of_kernels(self._layers, attention)):
+            logits: torch.Tensor = self._model(
+                input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=0
+            ).logits
+        return logits[0]
+
+    def _fill(self, tables: FixedTables, items: Sequence[StepItem], segments: Sequence[Segment]) -> None:
+        here, blocks = tables.begin(), KV_BLOCK_TOKENS
+        starts = [item.start for item in items]
+        count = len(items)
+        here["token_ids"][:count] = [item.token_ids[0] for item in items]
+        here["positions"][:count] = starts
+        here["lasts"][:count] = starts
+        here["slots"][:count] = [item.blocks[item.start // blocks] * blocks + item.start % blocks for item in items]
+        table = here["tables"]
+        for row, item in enumerate(items):
+            known = item.start // blocks + 1
+            table[row, :known] = item.blocks[:known]
+        self._bank.fill(here["items"], here["pages"], here["ranks"], segments, MIN_DOT)
+        tables.send()

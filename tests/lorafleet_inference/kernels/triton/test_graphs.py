@@ -1,0 +1,100 @@
+"""Decode steps that are replayed answer as steps that are not, whatever comes between capture and replay."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.engines import DrivenEngine, key_of
+from support.families import VOCABULARY, AdapterSpec
+from support.models import save_adapter, save_model
+from support.recorded_graphs import RecordedGraphs
+from support.triton_sizes import SMALL
+from transformers import LlamaConfig
+
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.messages import ReleaseAdapter, SamplingParams
+from lorafleet_inference.kernels.triton.backend import TritonKernels
+from lorafleet_inference.model.graphs import CudaGraphs, Graphs
+
+ASKED = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, num_logprobs=0)
+MODEL = LlamaConfig(
+    vocab_size=VOCABULARY, initializer_range=0.2, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+)  # fmt: skip
+ADAPTERS = {
+    "small": AdapterSpec(3, seed=1),
+    "large": AdapterSpec(20, ("q_proj", "v_proj"), seed=2),
+    "dora": AdapterSpec(6, seed=3, options={"use_dora": True}),
+}
+WAVES = ((None, None), ("small", None, "large"), ("dora", "small"), ("late", "small", "small", None))
+
+
+def graphs_of(device: torch.device) -> Graphs:
+    return CudaGraphs(device) if device.type == "cuda" else RecordedGraphs()
+
+
+def engine_of(model: Path, device: torch.device, triton: TritonKernels | None, graphs: Graphs | None) -> DrivenEngine:
+    return DrivenEngine(
+        EngineConfig(
+            model=str(model), device=device.type, dtype="float32", num_threads=1, max_batch_tokens=64, max_rank=24,
+            max_resident_adapters=3, max_batch_requests=4, kv_cache_memory_bytes=1 << 18, cpu_kernels=False, gpu_kernels=False,
+        ),
+        triton=triton,
+        graphs=graphs,
+    )  # fmt: skip
+
+
+def answers(
+    model: Path, adapters: dict[str, Path], device: torch.device, triton: TritonKernels | None, graphs: Graphs | None
+) -> DrivenEngine:
+    """Waves of requests, each longer than the last; before the last one an adapter makes room for another."""
+    engine = engine_of(model, device, triton, graphs)
+    engine.register({name: folder for name, folder in adapters.items() if name != "late"})
+    for wave, names in enumerate(WAVES):
+        if "late" in names:
+            engine.inbox.put(ReleaseAdapter(key_of("large")))
+            engine.step()
+            engine.register({"late": adapters["late"]})
+        for number, name in enumerate(names):
+            prompt = [(7 * number + 3 * wave + at) % (VOCABULARY - 2) + 2 for at in range(3 + 15 * wave - number)]
+            engine.submit(f"{wave}-{number}", name, prompt, ASKED)
+        engine.run_until_ended(f"{wave}-{number}" for number in range(len(names)))
+    return engine
+
+
+def test_replayed_steps_answer_as_others_do(device: torch.device, tmp_path: Path) -> None:
+    model = save_model(MODEL, tmp_path / "model")
+    adapters = {one: save_adapter(model, tmp_path / one, spec) for one, spec in ADAPTERS.items()}
+    adapters["late"] = save_adapter(model, tmp_path / "late", AdapterSpec(9, seed=4))
+    replayed = answers(model, adapters, device, TritonKernels(device, SMALL), graphs_of(device))
+    plain = answers(model, adapters, device, None, None)
+    for wave, names in enumerate(WAVES):
+        for number in range(len(names)):
+            one = f"{wave}-{number}"
+            assert replayed.tokens(one) == plain.tokens(one), one
+            told, wanted = (
+                [entry.chosen for event in engine.events() if event.request_id == one for entry in event.logprobs or ()]
+                for engine in (replayed, plain)
+            )
+            assert told == pytest.approx(wanted, abs=1e-3)
+    graphs = replayed.runner.decode_graphs
+    assert graphs is not None
+    assert graphs.num_replayed >= 8, "most decode steps"
+    assert len(graphs.captured) >= 3
+
+
+def test_what_cannot_be_captured_is_computed_without(
+    device: torch.device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Graphs):
+        def capture(self, compute: object) -> object:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    model = save_model(MODEL, tmp_path / "model")
+    engine = engine_of(model, device, TritonKernels(device, SMALL), Broken())  # type: ignore[arg-type]
+    engine.submit("one", None, (5, 6, 7), ASKED)
+    engine.run_until_ended(["one"])
+    assert len(engine.tokens("one")) == ASKED.max_tokens
+    assert [one.message for one in caplog.records if "not captured" in one.message] == [
+        "decode steps are not captured, so they are slower: RuntimeError: operation not permitted when stream is capturing"
+    ]
