@@ -7,8 +7,9 @@ SMALL = Blocks(
     few=LoraBlocks(tokens=16, step=32, width=32, expand_warps=4),
     many=LoraBlocks(tokens=32, step=64, width=64, expand_warps=4),
     decode_keys=16,
+    decode_keys_float32=16,
     prefill=(_PREFILL,),
-    prefill_wide_dtype=_PREFILL,
+    prefill_float32=_PREFILL,
     shared_bytes=96 << 10,
     programs=8,
 )

@@ -1,6 +1,8 @@
 """Runs one step: batch, forward pass, sampling."""
 
+import itertools
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from lorafleet_inference.engine.plan import SamplingState, StepItem, StepPlan, S
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.team import on_one_thread
+from lorafleet_inference.model import warm_up
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import build_batch
 from lorafleet_inference.model.extras import Extras, ExtrasBank
@@ -96,6 +99,18 @@ class ModelRunner:
             total_rank_pages=num_pages,
             host_cache_bytes=config.host_cache_bytes,
         )
+        if self._triton is not None:
+            self._compile(config)
+
+    def _compile(self, config: EngineConfig) -> None:
+        """Launch the kernels that requests will need, so that none waits for one to be compiled."""
+        began = time.monotonic()
+        max_tokens = min(config.max_batch_tokens, self.facts.max_model_len)
+        contexts = warm_up.contexts(self.facts.max_model_len)
+        adapters = warm_up.adapters(self._bank, config.max_rank, max_tokens, self._dtype)
+        for item in itertools.chain(contexts, adapters):  # one by one: an adapter is there while its steps are run
+            self.execute(StepPlan((item,)), Unconstrained())
+        logger.info("kernels compiled in %.1f s", time.monotonic() - began)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:

@@ -44,10 +44,11 @@ class Blocks:
     """Where no adapter has many tokens in the step."""
     many: LoraBlocks
     decode_keys: int
+    decode_keys_float32: int
+    """Products of float32 do not use tensor cores, and take registers for each of their terms."""
     prefill: tuple[PrefillBlocks, ...]
     """By width, ascending."""
-    prefill_wide_dtype: PrefillBlocks
-    """For float32, whose products do not use tensor cores."""
+    prefill_float32: PrefillBlocks
     shared_bytes: int
     """Shared memory that one program may take."""
     programs: int
@@ -62,13 +63,14 @@ class Blocks:
 
 _FEW = LoraBlocks(tokens=16, step=128, width=128, expand_warps=4)
 _MANY = LoraBlocks(tokens=64, step=64, width=128, expand_warps=8)
-_FLOAT32 = PrefillBlocks(width=256, rows=32, keys=32, warps=4)
+_FLOAT32 = PrefillBlocks(width=256, rows=16, keys=16, warps=4)
 AMPERE = Blocks(
     few=_FEW,
     many=_MANY,
     decode_keys=64,
+    decode_keys_float32=16,
     prefill=(PrefillBlocks(128, rows=64, keys=32, warps=4), PrefillBlocks(256, rows=64, keys=32, warps=8)),
-    prefill_wide_dtype=_FLOAT32,
+    prefill_float32=_FLOAT32,
     shared_bytes=96 << 10,  # of a GPU of this family with the least, as the L4 and the A10
     programs=5 * 108,
 )
@@ -76,8 +78,9 @@ HOPPER = Blocks(
     few=_FEW,
     many=_MANY,
     decode_keys=64,
+    decode_keys_float32=16,
     prefill=(PrefillBlocks(128, rows=128, keys=64, warps=8), PrefillBlocks(256, rows=128, keys=32, warps=8)),
-    prefill_wide_dtype=_FLOAT32,
+    prefill_float32=_FLOAT32,
     shared_bytes=160 << 10,
     programs=5 * 132,
 )

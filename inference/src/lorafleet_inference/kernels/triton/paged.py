@@ -25,6 +25,10 @@ def _padded(number: int) -> int:
     return max(MIN_DOT, 1 << (number - 1).bit_length())
 
 
+def _decode_keys(blocks: Blocks, dtype: torch.dtype) -> int:
+    return blocks.decode_keys_float32 if dtype == torch.float32 else blocks.decode_keys
+
+
 class AttentionStep:
     """Sequences of a step, prepared once for all layers.
 
@@ -139,7 +143,7 @@ class AttentionStep:
             {
                 **shape,
                 "M": _padded(shape["HEADS"]),
-                "STEP": self._blocks.keys_of(self._blocks.decode_keys, key_bytes),
+                "STEP": self._blocks.keys_of(_decode_keys(self._blocks, out.dtype), key_bytes),
                 "SPLITS": splits,
                 "num_warps": 4,
                 "num_stages": STAGES,
@@ -150,7 +154,13 @@ class AttentionStep:
                 attention.merge,
                 (self._num_decodes, heads),
                 (out, parts, tops, lasts, rows),
-                {"H": heads, "VALUE": value_width, "VALUE_PAD": shape["VALUE_PAD"], "SPLITS": splits, "num_warps": 1},
+                {
+                    "H": heads,
+                    "VALUE": value_width,
+                    "VALUE_PAD": shape["VALUE_PAD"],
+                    "SPLITS": splits,
+                    "num_warps": min(8, max(1, splits * shape["VALUE_PAD"] // 1024)),
+                },
             )
 
     def _scratch(self, num_parts: int, value_width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,7 +174,7 @@ class AttentionStep:
         width = max(shape["PAD"], shape["VALUE_PAD"])
         sizes = next(one for one in self._blocks.prefill if width <= one.width)
         if out.dtype == torch.float32:
-            sizes = self._blocks.prefill_wide_dtype
+            sizes = self._blocks.prefill_float32
         rows = max(sizes.rows, _padded(shape["HEADS"]))
         key_bytes = (shape["PAD"] + shape["VALUE_PAD"]) * out.element_size()
         launch(

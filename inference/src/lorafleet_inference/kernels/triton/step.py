@@ -55,11 +55,12 @@ class StepBlock:
     def send(self) -> torch.Tensor:
         """Return the block on the device."""
         if self._sent is None:
-            # torch keeps a pinned buffer until the copy from it is done, also when nothing refers to it any more
-            host = torch.empty(self._length, dtype=torch.int32, pin_memory=self._device.type == "cuda")
-            numbers = host.numpy()
+            numbers = np.zeros(self._length, dtype=np.int32)
             for begin, part in self._parts:
                 numbers[begin : begin + part.size] = part.reshape(-1)
+            # torch keeps a pinned buffer until the copy from it is done, also when nothing refers to it any more
+            host = torch.empty(self._length, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+            host.copy_(torch.from_numpy(numbers))
             self._sent = host.to(self._device, non_blocking=True)
         return self._sent
 
