@@ -12,7 +12,7 @@ from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, simu
 from lorafleet_contract.names import ANNOTATION_RELEASE_NAME
 from lorafleet_contract.resources import BaseModelResource, ReservedName
 from lorafleet_operator.cluster.store import Kind
-from lorafleet_operator.decide.kept_names import kept_after, reserved_by
+from lorafleet_operator.decide.kept_names import MAX_KEPT, KeptBase, kept_after, reserved_by
 from lorafleet_operator.decide.names import RESERVED
 
 FAST = replace(CONFIG, resync_seconds=1)
@@ -80,6 +80,37 @@ def test_base_that_comes_back_finds_what_the_last_one_left() -> None:
     annotated = released.metadata.model_copy(update={"annotations": {ANNOTATION_RELEASE_NAME: "true"}})
     released = released.model_copy(update={"metadata": annotated})
     assert [entry.name for entry in reserved_by(kept_after(back, [released], later), {KEY}, later)] == ["french"]
+
+
+def left(number: int) -> KeptBase:
+    """What a base left that was deleted so many seconds ago."""
+    return KeptBase(
+        namespace="team", name=f"b{number}", served_name=f"b{number}", gone_at=NOW - timedelta(seconds=number)
+    )
+
+
+def test_names_that_have_been_free_for_the_longest_are_forgotten_first() -> None:
+    before = {one.key: one for one in map(left, range(MAX_KEPT + 2))}
+    after = kept_after(before, [], NOW)
+    assert before.keys() - after.keys() == {("team", f"b{MAX_KEPT}"), ("team", f"b{MAX_KEPT + 1}")}
+    beside = kept_after(before, [base()], NOW)
+    assert len(beside) == MAX_KEPT
+    assert KEY in beside
+
+
+def test_bases_that_are_there_are_all_remembered_and_the_last_one_that_has_gone() -> None:
+    one = base()
+    names = [f"there-{number}" for number in range(MAX_KEPT + 1)]
+    there = [one.model_copy(update={"metadata": one.metadata.model_copy(update={"name": name})}) for name in names]
+    after = kept_after({kept.key: kept for kept in map(left, range(3))}, there, NOW)
+    assert after.keys() == {(NAMESPACE, name) for name in names} | {("team", "b0")}
+
+
+def test_reservation_ends_on_the_second() -> None:
+    kept = left(0).model_copy(update={"reserved": [ReservedName(name="a", namespace="guests", until=NOW)]})
+    assert [entry.name for entry in kept.names(NOW - timedelta(seconds=1))] == ["a", "b0"]
+    assert [entry.name for entry in kept.names(NOW)] == ["b0"]
+    assert list(kept.names(NOW + RESERVED)) == []
 
 
 async def test_name_of_a_deleted_base_waits_for_its_namespace(fleet: Fleet) -> None:

@@ -103,6 +103,22 @@ def test_idleness_saves_nothing_up() -> None:
     assert counters.of(QUIET) == 100
 
 
+def test_counters_begin_at_nothing_and_virtual_time_never_goes_back() -> None:
+    counters = ServiceCounters()
+    counters.advance([])
+    counters.forget(QUIET)
+    assert [counters.of(adapter) for adapter in (None, BUSY, QUIET)] == [0, 0, 0]
+    counters.charge(BUSY, 3, 2.0)
+    counters.charge(None, 2, 0.5)
+    assert [counters.of(adapter) for adapter in (None, BUSY, QUIET)] == [1, 6, 0]
+    counters.advance([BUSY, None])
+    assert counters.virtual_time == 1
+    counters.advance([BUSY])
+    assert counters.virtual_time == 6
+    counters.advance([])
+    assert counters.of(None) == 6
+
+
 def run_until_ended(simulation: Simulation, prefix: str, keys: set[AdapterKey], most: int) -> int:
     """Step until all requests of this prefix have ended; return how many steps that took."""
     for number in range(most):
