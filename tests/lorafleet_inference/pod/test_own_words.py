@@ -159,3 +159,18 @@ def test_tokens_that_an_adapter_added_are_read_and_written(base_folder: Path, tm
     )
     assert validated.returncode == 1
     assert f"the embedding has {before + 1} rows" in validated.stdout
+
+
+def test_lorax_routes_speak_the_adapters_own_tokens(base_folder: Path, own_words: ServedPod) -> None:
+    """Prompt and answer are told in its words; a form of the answer is refused with the field that asks for it."""
+    base = Tokenizer.from_file(str(base_folder / "tokenizer.json"))
+    token_id = base.token_to_id("héé")
+    for model, word, written in (("renamed", "tool", "tool"), ("red", "héé", base.decode([token_id]))):
+        parameters = {"adapter_id": model, "max_new_tokens": 4, "decoder_input_details": True, "ignore_eos_token": True}
+        told = post(own_words, "/generate", {"inputs": word, "parameters": parameters}).json()
+        assert (told["details"]["prefill"][-1]["id"], told["details"]["prefill"][-1]["text"]) == (token_id, written)
+        shown = [token["text"] for token in told["details"]["tokens"] if not token["special"]]
+        assert "".join(shown) == told["generated_text"]
+    form = {"adapter_id": "renamed", "response_format": {"type": "json_object"}}
+    refused = post(own_words, "/generate", {"inputs": "tool", "parameters": form})
+    assert (refused.status_code, refused.json()["param"]) == (422, "parameters.response_format")
