@@ -119,6 +119,7 @@ def _serve(parsed: argparse.Namespace) -> int:
 def _validate(parsed: argparse.Namespace) -> int:
     from lorafleet_inference.adapters.digest import digest_of  # noqa: PLC0415
     from lorafleet_inference.adapters.inspect import inspect_adapter  # noqa: PLC0415
+    from lorafleet_inference.engine.vocabulary import vocabulary_of  # noqa: PLC0415
     from lorafleet_inference.model.facts import facts_of_folder  # noqa: PLC0415  it imports torch
     from lorafleet_inference.model.weights import check_weights  # noqa: PLC0415
     from lorafleet_inference.text.tokenizer import judge_texts  # noqa: PLC0415
@@ -135,7 +136,7 @@ def _validate(parsed: argparse.Namespace) -> int:
         plan = inspect_adapter(
             parsed.adapter, base, max_rank=parsed.max_rank, unknown_config_fields=parsed.unknown_config_fields
         )
-        judge_texts(folder, parsed.adapter, plan.vocabulary.num_inputs)
+        texts = judge_texts(folder, parsed.adapter, plan.vocabulary.num_inputs)
         digest = digest_of(parsed.adapter)
         weights = "not looked at; --weights does"
         if parsed.weights:
@@ -148,8 +149,14 @@ def _validate(parsed: argparse.Namespace) -> int:
     facts = plan.facts
     sys.stdout.write(
         f"accepted: rank {facts.rank}, {len(plan.sites)} modules ({', '.join(facts.target_modules)}), "
-        f"{facts.size_bytes} bytes\nweights {weights}\ndigest {digest}\nrevision {revision_of(digest)}\n"
+        f"{facts.size_bytes} bytes\nweights {weights}\n"
     )
+    if plan.num_rows is not None:
+        sys.stdout.write(f"vocabulary {plan.num_rows} rows, the base {vocabulary_of(base).num_inputs}\n")
+    if plan.base_copies:
+        sys.stdout.write(f"repeats {len(plan.base_copies)} weights of the base, compared with it by a pod alone\n")
+    sys.stdout.write("".join(f"{line}\n" for line in texts))
+    sys.stdout.write(f"digest {digest}\nrevision {revision_of(digest)}\n")
     return 0
 
 

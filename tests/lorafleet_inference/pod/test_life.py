@@ -182,6 +182,7 @@ def test_validate_and_digest_on_the_command_line(base_folder: Path, adapter_fold
     assert (taken.returncode, taken.stdout.split()[0]) == (0, "accepted:"), taken.stderr
     digest = run("digest", str(adapter_folders["red"])).stdout.strip()
     assert f"digest {digest}" in taken.stdout
+    assert "tokenizer the base's\nchat template the base's\n" in taken.stdout
     refused = run("validate", str(adapter_folders["blue"]), "--model", str(base_folder), "--max-rank=4")
     assert (refused.returncode, "RankTooHigh" in refused.stdout) == (1, True)
     assert run("digest", "/nowhere").returncode == 1

@@ -151,14 +151,21 @@ def test_tokens_that_an_adapter_added_are_read_and_written(base_folder: Path, tm
             APIStatusError, match=rf"ids up to {before + 1} \('<more>'\), and the embedding has {before + 1}"
         ):
             client.completions.create(model="missing", prompt="x")
-    validated = subprocess.run(
-        [sys.executable, "-m", "lorafleet_inference", "validate", str(missing), f"--model={base_folder}"],
+    assert f"the embedding has {before + 1} rows" in validate(missing, base_folder, 1)
+    told = validate(folder, base_folder, 0)
+    assert f"vocabulary {before + 1} rows, the base {before}" in told
+    assert f"tokenizer its own, {before + 1} tokens" in told
+
+
+def validate(folder: Path, base_folder: Path, status: int) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "lorafleet_inference", "validate", str(folder), f"--model={base_folder}"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert validated.returncode == 1
-    assert f"the embedding has {before + 1} rows" in validated.stdout
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_lorax_routes_speak_the_adapters_own_tokens(base_folder: Path, own_words: ServedPod) -> None:

@@ -44,7 +44,7 @@ from lorafleet_inference.errors import (
 __all__ = ["AdapterManager", "Lease", "ListedModel"]
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
-Judge = Callable[[Path, int], None]
+Judge = Callable[[Path, int], object]
 """Looks at an adapter's folder and the rows of its embedding; raises AdapterError; may block."""
 
 

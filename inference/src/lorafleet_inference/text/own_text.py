@@ -110,8 +110,8 @@ class OwnTexts:
         own = self.workers.describe(self._place(directory), num_rows)
         return None if own.key == self._base_key else own
 
-    def judge(self, directory: Path, num_rows: int) -> None:
-        """Look at the tokenizer of an adapter whose embedding has `num_rows` rows; blocks.
+    def judge(self, directory: Path, num_rows: int) -> OwnTokenizer | None:
+        """Return the tokenizer of an adapter whose embedding has `num_rows` rows, None where it is the base's; blocks.
 
         Raises:
             AdapterError: ARTIFACT_INVALID it cannot be used; UNSUPPORTED_ADAPTER it is of a kind that is not served;
@@ -122,7 +122,7 @@ class OwnTexts:
         except (TextFileError, TokenizerFailure) as error:
             raise AdapterError(Reason.ARTIFACT_INVALID, f"the adapter's tokenizer cannot be used: {error}") from error
         if own is None:
-            return
+            return None
         if own.largest_id >= num_rows:
             raise AdapterError(
                 Reason.BASE_MODEL_MISMATCH,
@@ -135,6 +135,7 @@ class OwnTexts:
                 Reason.UNSUPPORTED_ADAPTER,
                 "the adapter's tokenizer is not the base's, and its decoder is neither byte-level nor with byte fallback",
             )
+        return own
 
     async def find(self, digest: str, directory: Path, num_rows: int) -> OwnText | None:
         """Return the codec of an adapter, None where it is the base's.

@@ -13,8 +13,15 @@ from lorafleet_inference.errors import ContextLengthExceeded
 from lorafleet_inference.text.chat import ChatTemplate, ChatTemplates, judge_template, read_template_source
 from lorafleet_inference.text.detokenizer import Detokenizer
 from lorafleet_inference.text.encoding import encode_bounded, encode_last
-from lorafleet_inference.text.files import TOKENIZER, TextFileError, TokenizerConfig, read_tokenizer_config
+from lorafleet_inference.text.files import (
+    TOKENIZER,
+    TextFileError,
+    TokenizerConfig,
+    read_generation_fields,
+    read_tokenizer_config,
+)
 from lorafleet_inference.text.own_text import OwnTexts
+from lorafleet_inference.text.own_tokenizer import OwnTokenizer
 from lorafleet_inference.text.pieces import PieceTable
 from lorafleet_inference.text.template_workers import TemplateWorkers
 from lorafleet_inference.text.tokenizer_files import load_tokenizer
@@ -70,14 +77,16 @@ class Text:
         self._workers.close()
         self.own.close()
 
-    def judge(self, directory: Path, num_rows: int) -> None:
+    def judge(self, directory: Path, num_rows: int) -> OwnTokenizer | None:
         """Look at what an adapter, whose embedding has so many rows, brings along for texts; blocks.
+
+        Returns its tokenizer, None where it is the base's.
 
         Raises:
             AdapterError: its chat template or its tokenizer cannot be used, or has tokens beyond the embedding.
         """
         judge_template(directory, self.special_tokens, self._workers)
-        self.own.judge(directory, num_rows)
+        return self.own.judge(directory, num_rows)
 
     def special_id(self, text: str) -> int | None:
         """Return the id of a special token."""
@@ -152,10 +161,10 @@ class Text:
         )
 
 
-def judge_texts(base_directory: Path, directory: Path, num_rows: int) -> None:
+def judge_texts(base_directory: Path, directory: Path, num_rows: int) -> list[str]:
     """Look at what an adapter brings along for texts, as a pod that serves the base does; blocks.
 
-    A base without a tokenizer is served by no pod; then only the adapter's template is looked at.
+    Returns lines that say it. A base without a tokenizer is served by no pod; then only the adapter's template is looked at.
 
     Raises:
         AdapterError: as `Text.judge`.
@@ -165,10 +174,22 @@ def judge_texts(base_directory: Path, directory: Path, num_rows: int) -> None:
         with closing(TemplateWorkers((1,))) as workers:
             config = read_tokenizer_config(base_directory) or TokenizerConfig()
             judge_template(directory, config.special_tokens, workers)
-        return
+        return ["tokenizer not looked at: the base has none", *_template_and_ends(directory)]
     try:
         text = Text.load(base_directory)
     except TextFileError as error:
         raise ConfigError("--model", str(error)) from error
     with closing(text):
-        text.judge(directory, num_rows)
+        own = text.judge(directory, num_rows)
+    tokenizer = "tokenizer the base's" if own is None else f"tokenizer its own, {own.num_tokens} tokens"
+    return [tokenizer, *_template_and_ends(directory)]
+
+
+def _template_and_ends(directory: Path) -> list[str]:
+    template = "the base's" if read_template_source(directory) is None else "its own"
+    eos_token = (read_tokenizer_config(directory) or TokenizerConfig()).special_tokens.get("eos_token")
+    ends = [
+        *([] if eos_token is None else [repr(eos_token)]),
+        *map(str, read_generation_fields(directory).eos_token_ids),
+    ]
+    return [f"chat template {template}", *([f"answers end also with {', '.join(ends)}"] if ends else [])]
