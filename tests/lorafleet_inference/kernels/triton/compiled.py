@@ -1,0 +1,77 @@
+"""Compiles what the engine launches, for the architecture that is named, and prints it as JSON.
+
+A program of its own, because the tests' process has Triton's interpreter.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from support.triton_compiled import compiling
+
+from lorafleet_inference.kernels.triton import blocks
+from lorafleet_inference.kernels.triton.paged import AttentionStep
+from lorafleet_inference.kernels.triton.rows import LoraStep, Site
+from lorafleet_inference.kernels.triton.step import StepBlock
+
+CUDA = torch.device("cuda", 0)
+HIDDEN, NUM_TOKENS = 4096, 300
+
+
+def attend(sizes: blocks.Blocks, dtype: torch.dtype, heads: int, groups: int, width: int, **options: Any) -> None:
+    """A step with decodes and a chunk of a prompt."""
+    new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
+    keys, values = (torch.empty(100, groups, 16, width, **new) for _ in range(2))
+    spans = [(0, 1, 9000, range(563)), (1, 2, 3, range(1)), (2, NUM_TOKENS, 0, range(19))]
+    step = AttentionStep(sizes, StepBlock(CUDA), spans, torch.empty(NUM_TOKENS, dtype=torch.int64, device=CUDA))
+    query = torch.empty(NUM_TOKENS, heads, width, **new).transpose(0, 1)
+    key = torch.empty(NUM_TOKENS, groups, width, **new).transpose(0, 1)
+    step.write(key, key, keys, values)
+    options |= {"sinks": torch.empty(heads, **new)} if "sinks" in options else {}
+    options |= {"key_bias": torch.empty(heads, 10000, **new)} if "key_bias" in options else {}
+    step.attend(query, keys, values, torch.empty(NUM_TOKENS, heads, width, **new), scale=0.1, **options)
+
+
+def adapt(sizes: blocks.Blocks, dtype: torch.dtype, rank: int, tokens: int) -> None:
+    """A site with tokens of one adapter."""
+    site = Site((0,), HIDDEN, HIDDEN, torch.empty(1, 8, dtype=torch.int64, device=CUDA))
+    step = LoraStep(sizes, StepBlock(CUDA), [(0, tokens)], [range(rank // 8)], [np.array([rank], dtype=np.int32)])
+    x, y = torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA), torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA)
+    step.add(site, torch.empty(256, 4 * HIDDEN, dtype=dtype, device=CUDA), x, y)
+
+
+def main(arch: int) -> None:
+    """Print [[case, kernel], ..]."""
+    sizes = blocks.AMPERE if arch < 90 else blocks.HOPPER
+    told: list[tuple[str, dict[str, Any]]] = []
+    for case, function, arguments, options in CASES:
+        if arch != HOPPER and case not in EVERYWHERE:
+            continue
+        with compiling(arch) as built:
+            function(sizes, *arguments, **options)
+        told += [(case, asdict(one)) for one in built]
+    json.dump(told, sys.stdout)
+
+
+BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
+    ("heads of 64, alibi", attend, (BFLOAT16, 32, 8, 64), {"key_bias": None}),
+    ("heads of 128", attend, (BFLOAT16, 32, 8, 128), {}),
+    ("heads of 128, window, sinks", attend, (BFLOAT16, 32, 8, 128), {"window": 4096, "sinks": None}),
+    ("heads of 256, window, softcap", attend, (BFLOAT16, 8, 4, 256), {"window": 4096, "softcap": 30.0}),
+    ("float32", attend, (FLOAT32, 32, 8, 128), {}),
+    ("rank 16", adapt, (BFLOAT16, 16, 8), {}),
+    ("rank 64", adapt, (BFLOAT16, 64, 8), {}),
+    ("rank 256", adapt, (BFLOAT16, 256, 8), {}),
+    ("many tokens", adapt, (BFLOAT16, 64, NUM_TOKENS), {}),
+    ("float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
+)
+
+HOPPER = 90
+EVERYWHERE = {"heads of 128", "heads of 256, window, softcap", "rank 16", "rank 256", "many tokens"}
+"""Cases that are compiled for each architecture, the others for Hopper alone: each takes seconds."""
+
+main(int(sys.argv[1]))

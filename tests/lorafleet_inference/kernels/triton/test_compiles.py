@@ -1,0 +1,54 @@
+"""What the engine launches compiles for GPUs that are not here, and needs there what it may."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from support.triton_compiled import SHARED_LIMIT, Built
+
+ROOT = Path(__file__).resolve().parents[4]
+FEW_ROWS = {"decode", "both", "shrink", "expand"}
+"""Kernels whose products have 16 rows, for which the large tensor cores are no gain."""
+PRODUCTS = {*FEW_ROWS, "prefill"}
+LARGE = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+pytestmark = pytest.mark.slow
+
+
+@cache
+def compiled(arch: int) -> list[tuple[str, Built]]:
+    """By a process of its own: this one has Triton's interpreter."""
+    paths = [ROOT / part / "src" for part in ("contract", "common", "inference")] + [ROOT / "tests"]
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    command = [sys.executable, str(Path(__file__).with_name("compiled.py")), str(arch)]
+    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE)
+    return [(case, Built(**fields)) for case, fields in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_it_fits_without_spilled_registers(arch: int) -> None:
+    told = compiled(arch)
+    assert {built.name for _, built in told} == {*PRODUCTS, "write", "merge"}
+    assert {(case, built.name): built.stack_bytes for case, built in told if built.stack_bytes} == {}
+    assert max(built.shared_bytes for _, built in told) <= SHARED_LIMIT[arch]
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_products_use_tensor_cores(arch: int) -> None:
+    for case, built in compiled(arch):
+        if built.name in PRODUCTS and case != "float32":
+            large = built.name == "prefill" or case == "many tokens"
+            assert built.tensor_cores == {LARGE[arch] if large else "mma"}, (case, built.name)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_no_weight_and_no_key_is_loaded_by_itself(arch: int) -> None:
+    """Sixteen bits at a time are what alibi's bias and a head's sink are read by: they begin anywhere."""
+    for case, built in compiled(arch):
+        if "alibi" not in case and "sinks" not in case:
+            assert not built.instructions.get("LDG.U16"), (case, built.name)
+            assert built.name == "merge" or not built.instructions.get("STG.U16"), (case, built.name)
