@@ -98,6 +98,13 @@ class Simulation:
             self.stories[request_id].cancelled = True
             self.tell([event])
 
+    def set_back(self, adapter: AdapterKey) -> int:
+        """Let the running requests of an adapter wait; return how many."""
+        for name, story in self.stories.items():
+            if story.request.adapter == adapter:
+                self._computed.pop(name, None)
+        return self.scheduler.set_back(adapter)
+
     def step(
         self,
         on_device: Collection[AdapterKey] = (),

@@ -14,6 +14,7 @@ from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
 from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import Residency
+from lorafleet_inference.engine.turns import PATIENCE_SECONDS
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterError
 
@@ -25,6 +26,8 @@ class Memory:
     """A device that holds slabs as text; folders named `bad…` fail in the way that their names say."""
 
     held: dict[AdapterKey, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Pages by folder; one where it says nothing."""
 
     def settle(self, plan: AdapterPlan) -> AdapterPlan:
         return plan
@@ -39,7 +42,7 @@ class Memory:
         return plan.directory.name
 
     def num_pages(self, plan: AdapterPlan) -> int:
-        return plan.rank
+        return self.sizes.get(plan.directory.name, 1)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
         return 10
@@ -61,13 +64,15 @@ def inspect(folder: Path) -> AdapterPlan:
 class Bench:
     """The loads of an engine whose steps compute nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_resident: int = MAX_RESIDENT) -> None:
         self.posted: queue.SimpleQueue[Callable[[], Outcome]] = queue.SimpleQueue()
         self.device = Memory()
-        residency = Residency(num_pages=10, max_resident=MAX_RESIDENT, host_bytes=35)
+        residency = Residency(num_pages=10, max_resident=max_resident, host_bytes=35)
         self.loads = AdapterLoads(residency, self.device, inspect, self.posted.put)
         self.waiting: list[AdapterKey] = []
         self.running: set[AdapterKey] = set()
+        self.service: dict[AdapterKey, float] = {}
+        self.now = 0.0
 
     def register(self, name: str, *, resident: bool = False, pinned: bool = False) -> Outcome:
         return self.loads.register(RegisterAdapter(key_of(name), f"/{name}", resident, pinned))
@@ -75,11 +80,28 @@ class Bench:
     def turn(self, *, finished_jobs: int = 0) -> Outcome:
         """What a turn of the engine's loop does, after waiting for jobs of the thread."""
         outcomes = [self.posted.get(timeout=10)() for _ in range(finished_jobs)]
-        outcomes.append(self.loads.start_loads(self.waiting, self.running, lambda _: 0.0))
+        outcomes.append(
+            self.loads.start_loads(
+                self.waiting,
+                self.running,
+                lambda key: self.service.get(key, 0.0),
+                computing=self.running,
+                now=self.now,
+            )
+        )
         outcomes.append(self.loads.free_released(lambda key: key in self.running or key in self.waiting))
         return Outcome(
-            [one for each in outcomes for one in each.statuses], [one for each in outcomes for one in each.refused]
+            [one for each in outcomes for one in each.statuses],
+            [one for each in outcomes for one in each.refused],
+            tuple(one for each in outcomes for one in each.preempt),
         )
+
+    def known(self, *names: str, **sizes: int) -> None:
+        """Adapters on disk; `sizes` are pages."""
+        self.device.sizes |= sizes
+        for name in (*names, *sizes):
+            self.register(name)
+            self.turn(finished_jobs=1)
 
     def bring(self, *names: str) -> None:
         for name in names:
@@ -121,8 +143,10 @@ def test_a_waiting_request_brings_its_adapter_and_the_idle_one_leaves(bench: Ben
     bench.register("c")
     bench.turn(finished_jobs=1)
     bench.waiting = [key_of("c")]
-    assert tiers(bench.turn()) == [("a", DeviceTier.HOST)]
-    assert ("c", DeviceTier.DEVICE) in tiers(bench.turn(finished_jobs=1))
+    assert tiers(bench.turn()) == [], "it is read before anybody leaves"
+    assert tiers(bench.turn(finished_jobs=1)) == [("c", DeviceTier.HOST), ("a", DeviceTier.HOST)]
+    (loaded,) = bench.turn(finished_jobs=1).statuses
+    assert (loaded.key, loaded.tier, loaded.loaded_from) == (key_of("c"), DeviceTier.DEVICE, DeviceTier.DISK)
     assert set(bench.device.held) == {key_of("b"), key_of("c")}
     bench.waiting = [key_of("a")]
     bench.turn()
@@ -139,7 +163,8 @@ def test_adapters_in_use_stay_and_hold_nothing_new_until_there_is_room(bench: Be
     assert bench.loads.held
     assert set(bench.device.held) == {key_of("a"), key_of("b")}
     bench.running = {key_of("b")}
-    assert tiers(bench.turn()) == [("a", DeviceTier.HOST)]
+    bench.turn()
+    assert ("a", DeviceTier.HOST) in tiers(bench.turn(finished_jobs=1))
     assert not bench.loads.held
     bench.turn(finished_jobs=1)
     assert key_of("c") in bench.device.held
@@ -153,6 +178,7 @@ def test_two_that_wait_for_one_place_have_it_in_turns(bench: Bench) -> None:
         bench.turn(finished_jobs=1)
     bench.waiting = [key_of("c"), key_of("d")]
     bench.turn()
+    bench.turn(finished_jobs=2)
     bench.turn(finished_jobs=1)
     bench.turn()
     assert key_of("c") in bench.device.held, "c has not been computed yet"
@@ -162,6 +188,90 @@ def test_two_that_wait_for_one_place_have_it_in_turns(bench: Bench) -> None:
     bench.turn()
     bench.turn(finished_jobs=1)
     assert key_of("d") in bench.device.held
+
+
+@pytest.mark.parametrize("name", ["bad-file", "bad-memory", "bad-luck"])
+def test_nobody_leaves_for_an_adapter_that_cannot_be_read(bench: Bench, name: str) -> None:
+    bench.bring("a", "b")
+    bench.known(name)
+    bench.waiting = [key_of(name)]
+    bench.turn()
+    bench.waiting = []
+    outcome = bench.turn(finished_jobs=1)
+    assert [one.key for one in outcome.refused] == [key_of(name)]
+    assert set(bench.device.held) == {key_of("a"), key_of("b")}
+    assert bench.loads.residency.num_evictions == 0
+
+
+def test_adapters_that_fit_go_before_one_that_does_not_until_that_is_overdue() -> None:
+    bench = Bench(max_resident=5)
+    bench.device.sizes["a"] = 4
+    bench.bring("a")
+    bench.known(big=7, small=1, wide=2, other=4)
+    bench.running, bench.waiting = {key_of("a")}, [key_of("big"), key_of("wide")]
+    bench.turn()
+    bench.turn(finished_jobs=1)
+    assert key_of("wide") in bench.device.held
+    bench.running.add(key_of("wide"))
+    bench.waiting, bench.now = [key_of("big"), key_of("other"), key_of("small")], PATIENCE_SECONDS
+    bench.turn()
+    bench.turn(finished_jobs=1)
+    assert set(bench.device.held) == {key_of("a"), key_of("wide"), key_of("small")}, "big fits beside small after a"
+    bench.running = set()
+    bench.turn()
+    bench.turn(finished_jobs=2)
+    bench.turn(finished_jobs=1)
+    assert key_of("big") in bench.device.held
+    bench.loads.close()
+
+
+def test_an_adapter_in_use_makes_way_for_one_that_was_served_less_after_a_time(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.known("c")
+    bench.running, bench.waiting = {key_of("a"), key_of("b")}, [key_of("c")]
+    bench.service = {key_of("a"): 7.0, key_of("b"): 9.0, key_of("c"): 3.0}
+    assert bench.turn() == Outcome()
+    bench.now = PATIENCE_SECONDS - 0.1
+    assert bench.turn() == Outcome()
+    bench.now = PATIENCE_SECONDS
+    assert bench.turn() == Outcome(), "it is read before anybody makes way"
+    outcome = bench.turn(finished_jobs=1)
+    assert outcome.preempt == (key_of("b"),)
+    bench.running.remove(key_of("b"))
+    bench.turn()
+    bench.turn(finished_jobs=1)
+    assert set(bench.device.held) == {key_of("a"), key_of("c")}
+    bench.running.add(key_of("c"))
+    bench.waiting = [key_of("b")]
+    bench.now += PATIENCE_SECONDS - 0.1
+    assert not bench.turn().preempt
+    bench.now += PATIENCE_SECONDS
+    assert not bench.turn().preempt, "b has had more than both"
+    bench.service[key_of("a")] = 10.0
+    assert bench.turn().preempt == (key_of("a"),)
+
+
+def test_an_adapter_stays_for_a_time_in_which_it_computes_something_new(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.known("c", "d")
+    bench.service = {key_of("a"): 9.0, key_of("b"): 8.0}
+    bench.running, bench.waiting = {key_of("a"), key_of("b")}, [key_of("c")]
+    bench.turn()
+    bench.now = PATIENCE_SECONDS
+    bench.turn()
+    assert bench.turn(finished_jobs=1).preempt == (key_of("a"),)
+    bench.running = {key_of("b")}
+    bench.turn()
+    bench.turn(finished_jobs=1)
+    bench.running = {key_of("b"), key_of("c")}
+    bench.service[key_of("c")] = 20.0
+    bench.loads.residency.pin(key_of("b"), pinned=True)
+    bench.waiting = [key_of("a")]
+    bench.turn()
+    bench.now += PATIENCE_SECONDS - 0.1
+    assert not bench.turn().preempt
+    bench.now += 0.1
+    assert bench.turn().preempt == (key_of("c"),), "pinned ones never make way"
 
 
 def test_an_adapter_that_inspection_refuses_is_forgotten(bench: Bench) -> None:

@@ -55,6 +55,8 @@ def test_every_request_ends_once(
             )
         if simulation.stories and rng.random() < 0.2:
             simulation.cancel(rng.choice(list(simulation.stories)))
+        if rng.random() < 0.1:
+            simulation.set_back(rng.choice(KEYS))
         few = {*rng.sample(KEYS, 2), *simulation.scheduler.running_adapters()}
         on_device = few if number % 3 == 0 else set(KEYS)
         held = {key_of("a")} if rng.random() < 0.2 else set()
@@ -195,6 +197,38 @@ def test_a_held_adapter_starts_nothing_new_and_ends_what_runs() -> None:
     assert simulation.stories["runs"].ended
     assert not simulation.stories["waits"].events
     assert simulation.step({key}).first_scheduled == ("waits",)
+
+
+def test_an_adapter_that_is_set_back_waits_and_goes_on_where_it_was() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=8, max_batch_requests=4)
+    a, b = KEYS[:2]
+    simulation.submit(request("long", a, num_prompt=16, max_tokens=9))
+    simulation.submit(request("other", b, num_prompt=3, max_tokens=30))
+    while len(simulation.stories["long"].events) < 3:
+        simulation.step({a, b})
+    assert simulation.scheduler.computing_adapters() == {a, b}
+    assert simulation.set_back(a) == 1
+    assert simulation.scheduler.running_adapters() == {b}
+    assert simulation.scheduler.waiting_adapters() == [a]
+    assert {item.request_id for item in simulation.step({b}).items} == {"other"}
+    while not simulation.stories["long"].ended:
+        simulation.step({a, b})
+    assert sum(len(event.token_ids) for event in simulation.stories["long"].events) == 9
+
+
+def test_what_only_computes_again_what_it_had_is_not_computing() -> None:
+    simulation = Simulation(num_blocks=50, max_batch_tokens=8, max_batch_requests=4, prefix_caching=False)
+    a = KEYS[0]
+    simulation.submit(request("long", a, num_prompt=16, max_tokens=9))
+    while not simulation.stories["long"].events:
+        simulation.step({a})
+    simulation.set_back(a)
+    simulation.step({a})
+    assert simulation.scheduler.running_adapters() == {a}
+    assert simulation.scheduler.computing_adapters() == set()
+    while len(simulation.stories["long"].events) < 2:
+        simulation.step({a})
+    assert simulation.scheduler.computing_adapters() == {a}
 
 
 def test_an_adapter_that_failed_ends_its_waiting_requests_with_the_reason() -> None:

@@ -5,7 +5,7 @@ The thread reads and copies; every decision is taken on the engine's own thread,
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,13 @@ from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.engine.background import yield_cores
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import NoRoomEver, NoRoomYet, Residency
+from lorafleet_inference.engine.turns import Turns
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterError
 
 logger = logging.getLogger(__name__)
+MAX_READ_AHEAD = 2
+"""Slabs beyond the host cache that are read, or were and have no room on the device yet."""
 T = TypeVar("T")
 SlabT = TypeVar("SlabT")
 
@@ -70,10 +73,12 @@ class Refused:
 
 @dataclass(slots=True)
 class Outcome:
-    """What changed."""
+    """What changed, and what has to."""
 
     statuses: list[AdapterStatus] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    preempt: tuple[AdapterKey, ...] = ()
+    """Adapters whose running requests have to be set back now, so that one that waits gets their room."""
 
 
 class AdapterLoads(Generic[SlabT]):
@@ -94,6 +99,10 @@ class AdapterLoads(Generic[SlabT]):
         self._to_come: dict[AdapterKey, None] = {}
         """Those that were asked to be resident and have no room yet, in the order of asking."""
         self._leaving: set[AdapterKey] = set()
+        self._reading: set[AdapterKey] = set()
+        self._read: dict[AdapterKey, float] = {}
+        """Seconds that reading took, of adapters that were read and have no room yet."""
+        self._turns = Turns()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=yield_cores)
         self.held: set[AdapterKey] = set()
         """Adapters of which nothing new may start, so that a waiting one gets their room."""
@@ -139,6 +148,7 @@ class AdapterLoads(Generic[SlabT]):
         for key in [key for key in self._leaving if not self._adapters[key].busy and not has_work(key)]:
             del self._adapters[key]
             self._leaving.remove(key)
+            self._read.pop(key, None)
             self.held.discard(key)
             if key in self.residency:
                 self.residency.release(key)
@@ -147,29 +157,52 @@ class AdapterLoads(Generic[SlabT]):
         return outcome
 
     def start_loads(
-        self, waiting: list[AdapterKey], in_use: set[AdapterKey], service: Callable[[AdapterKey], float]
+        self,
+        waiting: list[AdapterKey],
+        in_use: set[AdapterKey],
+        service: Callable[[AdapterKey], float],
+        *,
+        computing: Collection[AdapterKey] = (),
+        now: float = 0.0,
     ) -> Outcome:
         """Begin the loads that are wanted and have room.
 
-        `waiting`: adapters that requests wait for, in their order. `in_use`: adapters of running requests. An adapter that
-        came for a waiting request stays until it was used, else two that wait for one place would drive each other out.
+        `waiting`: adapters that requests wait for, in their order. `in_use`: adapters of running requests, of them
+        `computing` those that do not only compute again what was preempted. `now`: seconds of any clock.
+
+        An adapter that came for a waiting request stays until it was used, else two that wait for one place would drive
+        each other out. Those that fit overtake one that does not, until it is overdue; then only what leaves it its room
+        does, and adapters that had more have to make way for it. Nobody leaves for an adapter that cannot be read.
         """
-        outcome = Outcome()
+        outcome, first = Outcome(), None
         self.held.clear()
+        wanted = list(dict.fromkeys([*waiting, *self._to_come]))
+        self._forget_read(wanted)
+        roomless = [key for key in wanted if key in self.residency and not self.residency.pages(key)]
+        self._turns.observe(roomless, computing, now)
         just_came = set(self.residency.unused).intersection(waiting)
-        for key in dict.fromkeys([*waiting, *self._to_come]):
+        stay = in_use | just_came
+        for key in roomless:
             adapter = self._adapters[key]
-            if adapter.busy or adapter.plan is None or self.residency.pages(key):
+            if adapter.busy:
                 continue
-            room = self.residency.make_room(key, in_use | just_came, service=service)
+            if first is not None and not self._may_overtake(key, *first, stay, now):
+                continue
+            if adapter.slab is None and self.residency.leaving_for(key, stay):
+                self._read_ahead(key, adapter)
+                continue
+            room = self.residency.make_room(key, stay, service=service)
             match room:
                 case NoRoomEver(message):
                     outcome.statuses.append(self._failed(key, Reason.OUT_OF_MEMORY, message))
                     outcome.refused.append(Refused(key, Reason.OUT_OF_MEMORY, message))
-                case NoRoomYet(busy):
+                case NoRoomYet(busy) if first is None:
+                    first = key, busy
                     if key in waiting:
                         self.held.update(set(busy) - just_came)
-                    break  # who comes later must not take what this one waits for
+                        outcome.preempt = self._make_way(key, in_use, stay, service, now)
+                case NoRoomYet():
+                    pass
                 case _:
                     for other in room.evicted:
                         self._device.remove(other)
@@ -181,6 +214,71 @@ class AdapterLoads(Generic[SlabT]):
     def close(self) -> None:
         """Let the thread finish what it does."""
         self._thread.shutdown(cancel_futures=True)
+
+    def _may_overtake(
+        self, key: AdapterKey, first: AdapterKey, waited: Collection[AdapterKey], stay: set[AdapterKey], now: float
+    ) -> bool:
+        return not self._turns.is_overdue(first, now) or self.residency.fits_beside(key, first, waited, stay)
+
+    def _make_way(
+        self,
+        key: AdapterKey,
+        in_use: set[AdapterKey],
+        stay: set[AdapterKey],
+        service: Callable[[AdapterKey], float],
+        now: float,
+    ) -> tuple[AdapterKey, ...]:
+        """Return who has to make way for an adapter whose requests have waited long enough; it is read first."""
+        if not self._turns.is_overdue(key, now):
+            return ()
+        candidates = self._turns.preemptible(key, in_use, service, now)
+        leaving = self.residency.enough_of(candidates, key, stay)
+        adapter = self._adapters[key]
+        if leaving and adapter.slab is None:
+            self._read_ahead(key, adapter)
+            return ()
+        return leaving
+
+    def _read_ahead(self, key: AdapterKey, adapter: _Adapter[SlabT]) -> None:
+        """Read an adapter that others will have to leave for; one that cannot be read drives nobody out."""
+        beyond = [one for one in self._read if not self.residency.host_bytes_of(one)]
+        if len(self._reading) + len(beyond) >= MAX_READ_AHEAD:
+            return
+        adapter.busy = True
+        self._reading.add(key)
+        plan, began = adapter.plan, time.monotonic()
+        assert plan is not None
+        self._run(
+            lambda: self._device.load_slab(plan), lambda done: self._was_read(key, done, time.monotonic() - began)
+        )
+
+    def _was_read(self, key: AdapterKey, done: SlabT | AdapterError, seconds: float) -> Outcome:
+        self._adapters[key].busy = False
+        self._reading.discard(key)
+        if isinstance(done, AdapterError):
+            return self._not_loaded(key, done)
+        outcome = Outcome()
+        self._adapters[key].slab = done
+        self._read[key] = seconds
+        if self._keep_on_host(key, outcome):
+            outcome.statuses.append(self._status(key))
+        return outcome
+
+    def _forget_read(self, wanted: Collection[AdapterKey]) -> None:
+        """What was read for requests that are gone stays only in the host cache."""
+        for key in [key for key in self._read if key not in wanted]:
+            del self._read[key]
+            if not self.residency.host_bytes_of(key):
+                self._adapters[key].slab = None
+
+    def _keep_on_host(self, key: AdapterKey, outcome: Outcome) -> bool:
+        """Whether the slab of an adapter stays on the host, as others leave it for that."""
+        keep, leaving = self.residency.keep_on_host(key)
+        for other in leaving:
+            self._adapters[other].slab = None
+            self._read.pop(other, None)
+            outcome.statuses.append(self._status(other))
+        return keep
 
     def _settle(self, key: AdapterKey) -> Outcome:
         """Answer for an adapter that is where it was asked to be; else note that it has to come."""
@@ -222,7 +320,9 @@ class AdapterLoads(Generic[SlabT]):
             self._device.install(key, pages, slab)
             return slab
 
-        source = DeviceTier.DISK if kept is None else DeviceTier.HOST
+        read_seconds = self._read.pop(key, None)
+        source = DeviceTier.DISK if kept is None or read_seconds is not None else DeviceTier.HOST
+        began -= read_seconds or 0.0
         self._run(copy, lambda done: self._loaded(key, done, source, time.monotonic() - began))
 
     def _loaded(self, key: AdapterKey, done: SlabT | AdapterError, source: DeviceTier, seconds: float) -> Outcome:
@@ -230,18 +330,17 @@ class AdapterLoads(Generic[SlabT]):
         adapter.busy = False
         if isinstance(done, AdapterError):
             self.residency.give_up_room(key)
-            status = self._failed(key, done.reason, done.message)
-            return Outcome([status], [Refused(key, done.reason, done.message)])
+            return self._not_loaded(key, done)
         self.residency.arrived(key)
         self._to_come.pop(key, None)
         outcome = Outcome()
-        keep, leaving = self.residency.keep_on_host(key)
-        adapter.slab = done if keep else None
-        for other in leaving:
-            self._adapters[other].slab = None
-            outcome.statuses.append(self._status(other))
+        adapter.slab = done if self._keep_on_host(key, outcome) else None
         outcome.statuses.append(self._status(key, seconds, source))
         return outcome
+
+    def _not_loaded(self, key: AdapterKey, error: AdapterError) -> Outcome:
+        status = self._failed(key, error.reason, error.message)
+        return Outcome([status], [Refused(key, error.reason, error.message)])
 
     def _failed(self, key: AdapterKey, reason: Reason, message: str) -> AdapterStatus:
         self._adapters[key].resident = False

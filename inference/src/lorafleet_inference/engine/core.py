@@ -184,9 +184,23 @@ class Engine:
                 one = self._inbox.get_nowait()
         except queue.Empty:
             pass
-        busy = self._scheduler.running_adapters()
-        self._settle(self._loads.start_loads(self._scheduler.waiting_adapters(), busy, self._scheduler.service))
+        self._start_loads()
         self._settle(self._loads.free_released(self._scheduler.has_work))
+
+    def _start_loads(self) -> None:
+        """Start what loads are wanted; where adapters have to make way for one, it is looked for room again."""
+        scheduler, preempt = self._scheduler, True
+        while preempt:
+            outcome = self._loads.start_loads(
+                scheduler.waiting_adapters(),
+                scheduler.running_adapters(),
+                scheduler.service,
+                computing=scheduler.computing_adapters(),
+                now=time.monotonic(),
+            )
+            self._settle(outcome)
+            self._counts["preempted"] += sum(map(scheduler.set_back, outcome.preempt))
+            preempt = bool(outcome.preempt)
 
     def publish(self) -> None:
         """Send what has happened: adapters first, so that a request never hears of one that is not told yet."""

@@ -111,6 +111,14 @@ class Planner:
         self.waiting.add(sequence)
         self._restarted.append(sequence.request_id)
 
+    def set_back(self, adapter: AdapterKey) -> int:
+        """Let the running sequences of an adapter wait, and return how many; they are computed again later."""
+        some = [one for one in self.running if one.adapter == adapter]
+        for sequence in some:
+            self._stop(sequence)
+            self.waiting.add(sequence)
+        return len(some)
+
     def _turn(self, adapter: AdapterKey | None) -> Place:
         return self.running.place(self.waiting.first(adapter))
 

@@ -130,8 +130,7 @@ class Residency:
                 f"{self._max_resident} places, and pinned adapters hold "
                 f"{sum(len(self._entries[other].pages) for other in pinned)} pages and {len(pinned)} places"
             )
-        idle = [other for other in holders if other in self._on_device and other not in in_use and other not in pinned]
-        idle.sort(key=lambda other: self._entries[other].device_used)
+        idle = self._idle(in_use)
         leaving = self._fewest(entry, idle)
         if leaving is None:
             busy = [other for other in holders if other not in idle and other not in pinned]
@@ -144,6 +143,30 @@ class Residency:
         entry.pages = self._take_pages(entry.num_pages)
         self._holders[key] = entry
         return Room(entry.pages, tuple(leaving))
+
+    def leaving_for(self, key: AdapterKey, in_use: Collection[AdapterKey]) -> tuple[AdapterKey, ...] | None:
+        """Return the adapters that would have to leave the device now; None if those that may are too few."""
+        leaving = self._fewest(self._entries[key], self._idle(in_use))
+        return None if leaving is None else tuple(leaving)
+
+    def fits_beside(
+        self, key: AdapterKey, first: AdapterKey, waited: Collection[AdapterKey], in_use: Collection[AdapterKey]
+    ) -> bool:
+        """Whether `first`, that has room when the `waited` ones end, still has it then if `key` comes before it."""
+        leaving = {*self._idle(in_use), *waited}
+        num_pages = len(self._free_pages) + sum(len(self._entries[other].pages) for other in leaving)
+        num_left = num_pages - self._entries[key].num_pages
+        num_resident = len(self._holders) - len(leaving) + 1
+        return num_left >= self._entries[first].num_pages and num_resident < self._max_resident
+
+    def enough_of(
+        self, candidates: list[AdapterKey], key: AdapterKey, in_use: Collection[AdapterKey]
+    ) -> tuple[AdapterKey, ...]:
+        """Return the first ones of the candidates, few enough, that make room if they end; none if all are too few."""
+        entry, idle = self._entries[key], self._idle(in_use)
+        some = [other for other in candidates if other in self._on_device and not self._entries[other].pinned]
+        count = next((count for count in range(len(some) + 1) if self._fits(entry, idle + some[:count])), 0)
+        return tuple(some[:count])
 
     def arrived(self, key: AdapterKey) -> None:
         """The weights lie in the pages."""
@@ -176,6 +199,15 @@ class Residency:
         self._leave_device(key)
         self._hosted.pop(key, None)
         del self._entries[key]
+
+    def _idle(self, in_use: Collection[AdapterKey]) -> list[AdapterKey]:
+        """Adapters that may leave the device, the least recently used one first."""
+        idle = [
+            other
+            for other in self._holders
+            if other in self._on_device and other not in in_use and not self._entries[other].pinned
+        ]
+        return sorted(idle, key=lambda other: self._entries[other].device_used)
 
     def _fits(self, entry: _Entry, leaving: Collection[AdapterKey]) -> bool:
         num_pages = len(self._free_pages) + sum(len(self._entries[other].pages) for other in leaving)

@@ -59,6 +59,15 @@ class Scheduler:
         """Adapters whose weights the running sequences need."""
         return {adapter for adapter in self._planner.running.adapters if adapter is not None}
 
+    def computing_adapters(self) -> set[AdapterKey]:
+        """Those of them with a sequence that computes what has not been computed before."""
+        running = self._planner.running
+        return {one.adapter for one in running if one.adapter is not None and one.num_computed >= one.num_charged}
+
+    def set_back(self, adapter: AdapterKey) -> int:
+        """Let the running sequences of an adapter wait, between two steps; return how many."""
+        return self._planner.set_back(adapter)
+
     def waiting_adapters(self) -> list[AdapterKey]:
         """Adapters with waiting sequences, the least served first."""
         return self._planner.waiting_adapters()
