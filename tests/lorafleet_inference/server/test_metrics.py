@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lorafleet_common.metrics import OTHER, BoundedLabels
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.messages import (
     AdapterKey,
@@ -14,7 +15,8 @@ from lorafleet_inference.engine.messages import (
     EngineStats,
     ModelFacts,
 )
-from lorafleet_inference.metrics import REGISTRY, TABLE, AdapterLabels, EngineCollector, bind_base
+from lorafleet_inference.metrics import METRICS, REGISTRY, TABLE, AdapterLabels, EngineCollector, bind_base
+from lorafleet_inference.server.generation import Meter
 
 FACTS = ModelFacts(
     architecture="LlamaForCausalLM",
@@ -129,3 +131,26 @@ def test_everything_that_is_exposed_stands_in_the_table() -> None:
 def test_adapters_beyond_the_bound_are_counted_together() -> None:
     labels = AdapterLabels(max_labels=1)
     assert [labels.of(key) for key in (None, ROMAN, FRENCH, ROMAN)] == ["", "roman", "_other", "roman"]
+
+
+def test_a_long_answer_keeps_the_label_of_its_adapter_and_never_brings_a_lost_one_back() -> None:
+    now = [0.0]
+    labels = BoundedLabels(
+        1, forget=lambda name: METRICS.forget("adapter", name), idle_seconds=10, clock=lambda: now[0]
+    )
+
+    def generated(name: str) -> bool:
+        return f'lorafleet_generation_tokens_total{{adapter="{name}"' in generate_latest(REGISTRY).decode()
+
+    meter = Meter(lambda: labels.of("long-answer"), 0.0)
+    for seconds in (0.0, 8.0, 16.0):
+        now[0] = seconds
+        meter.tokens(1)
+    now[0] = 20.0
+    assert labels.of("newcomer") == OTHER, "the long answer used its label 4 seconds ago"
+    assert generated("long-answer")
+    now[0] = 40.0
+    assert labels.of("newcomer") == "newcomer"
+    meter.tokens(1)
+    meter.end("stop")
+    assert not generated("long-answer")

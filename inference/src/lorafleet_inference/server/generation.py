@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import RETRYABLE
@@ -106,9 +107,9 @@ Deltas = tuple[ChoiceDelta, ...]
 
 
 class Meter:
-    """Measures one sequence."""
+    """Measures one sequence. `adapter` gives the label of its adapter, asked for at each use, which keeps it in use."""
 
-    def __init__(self, adapter: str, arrived: float) -> None:
+    def __init__(self, adapter: Callable[[], str], arrived: float) -> None:
         self._adapter = adapter
         self._arrived = arrived
         self._last: float | None = None
@@ -122,7 +123,7 @@ class Meter:
         if not number:
             return
         now = time.perf_counter()
-        metrics.GENERATION_TOKENS.of(self._adapter).inc(number)
+        metrics.GENERATION_TOKENS.of(self._adapter()).inc(number)
         if self._last is None:
             metrics.TIME_TO_FIRST_TOKEN.of().observe(now - self._arrived)
         else:
@@ -132,11 +133,11 @@ class Meter:
 
     def not_finite(self) -> None:
         """Count a row of logits that ended the sequence."""
-        metrics.NOT_FINITE.of(self._adapter).inc()
+        metrics.NOT_FINITE.of(self._adapter()).inc()
 
     def end(self, finish: str) -> None:
         """Count the sequence itself."""
-        metrics.REQUESTS.of(self._adapter, finish).inc()
+        metrics.REQUESTS.of(self._adapter(), finish).inc()
         metrics.REQUEST_SECONDS.of().observe(time.perf_counter() - self._arrived)
 
 
@@ -151,7 +152,7 @@ class Generation:
         self._request_id = request_id
         self._key = key
         self._arrived = arrived
-        self._adapter = metrics.ADAPTER_LABELS.of(key)
+        self._adapter = partial(metrics.ADAPTER_LABELS.of, key)
         self.timing = Timing(arrived, time.perf_counter())
         self.num_completion_tokens = 0
         self.num_cached_tokens = 0
@@ -187,7 +188,7 @@ class Generation:
 
     async def _choice(self, plan: ChoicePlan, output: Output) -> AsyncGenerator[ChoiceDelta, None]:
         meter, waiting, finish = Meter(self._adapter, self._arrived), True, "cancelled"
-        metrics.PROMPT_TOKENS.of(self._adapter).inc(len(plan.prompt_token_ids))
+        metrics.PROMPT_TOKENS.of(self._adapter()).inc(len(plan.prompt_token_ids))
         submit = Submit(
             f"{self._request_id}-{plan.index}",
             plan.prompt_token_ids,
