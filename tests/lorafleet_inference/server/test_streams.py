@@ -1,6 +1,8 @@
 """Answers over HTTP are the same however the engine's tokens come; what comes together is sent together."""
 
+import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,38 @@ async def test_what_comes_together_is_one_event(model: Path) -> None:
     assert choice["finish_reason"] == "stop"
     assert 0 < usage["completion_tokens"] < 24, "tokens after the stop string are not the answer's"
     assert counted == 24 + usage["completion_tokens"]
+
+
+async def longest_turn(work: asyncio.Task[Any]) -> float:
+    """CPU seconds of the longest turn of the event loop, in its own thread alone, while something is done."""
+    longest, before = 0.0, time.thread_time()
+    while not work.done():
+        await asyncio.sleep(0)
+        now = time.thread_time()
+        longest, before = max(longest, now - before), now
+    return longest
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompt_logprobs": 10}, {"echo": True, "logprobs": 10, "stream": True}], ids=["whole", "echoed"]
+)
+async def test_the_event_loop_goes_on_while_the_log_probabilities_of_a_long_prompt_are_written(
+    model: Path, fields: dict[str, Any]
+) -> None:
+    num_tokens = 20_000
+    body = {"model": "base", "prompt": [5] * num_tokens, "max_tokens": 1, **fields}
+    async with (
+        canned_pod(model) as served,
+        httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=120) as client,
+    ):
+        asking = asyncio.ensure_future(client.post("/v1/completions", json=body))
+        longest = await longest_turn(asking)
+        answer = (await asking).text
+    if "stream" in fields:
+        (choice,) = json.loads(answer.partition("data: ")[2].partition("\n")[0])["choices"]
+        assert len(choice["logprobs"]["tokens"]) >= num_tokens
+    else:
+        (choice,) = json.loads(answer)["choices"]
+        places = choice["prompt_logprobs"]
+        assert (len(places), places[0], len(places[1])) == (num_tokens, None, 10)
+    assert longest < 0.4, "written at once they take twice as long"

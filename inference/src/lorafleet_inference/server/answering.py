@@ -244,12 +244,16 @@ class _Run:
         """Answer with server-sent events."""
         exchange.headers.update(self._formatter.headers(None, self._generation.timing))
         events = exchange.open_stream(names_events=self._formatter.names_events)
-        scored = self._generation.prompt_logprobs
+        scored, opened = self._generation.prompt_logprobs, set[int]()
         async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
             async for deltas in batches:
-                await events.send(
-                    event for delta in deltas for event in self._formatter.events(delta, scored.get(delta.index))
-                )
+                bodies = (event for delta in deltas for event in self._formatter.events(delta, scored.get(delta.index)))
+                first = {delta.index for delta in deltas} - opened
+                opened |= first
+                if sum(len(scored.get(index, ())) for index in first) > THREAD_LOG_PROBABILITIES:
+                    await events.send(await asyncio.to_thread(list, bodies))
+                else:
+                    await events.send(bodies)
         if include_usage:
             await events.send((self._formatter.usage_event(self._generation.usage(self._num_prompt_tokens)),))
         await events.end(None if self._formatter.tells_done else b"")

@@ -87,14 +87,18 @@ async def read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes
         raise UnsupportedEncoding(f"the body has content-encoding {encoding!r}; bodies are taken as they are only")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
-        raise PayloadTooLarge(f"the body has {declared} bytes; at most {max_bytes} are taken")
+        raise PayloadTooLarge(f"the body has {declared} bytes; {_at_most(max_bytes)}")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise PayloadTooLarge(f"the body has more than {max_bytes} bytes")
+            raise PayloadTooLarge(f"the body is too large; {_at_most(max_bytes)}")
         share.grow_to(len(body))
     return bytes(body)
+
+
+def _at_most(max_bytes: int) -> str:
+    return f"at most {max_bytes} bytes are taken (--max-body)"
 
 
 class EventStream:

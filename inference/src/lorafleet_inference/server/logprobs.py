@@ -17,6 +17,7 @@ from lorafleet_inference.server.wire import (
 from lorafleet_inference.text.output import ShownToken
 from lorafleet_inference.text.pieces import Pieces
 
+_encoder = msgspec.json.Encoder()
 LOWEST = -9999.0
 """Stands for minus infinity, which JSON cannot write."""
 
@@ -91,10 +92,11 @@ def prompt_logprobs(
     """
     if scored is None or number is None:
         return msgspec.UNSET
-    places: PromptLogprobs = [None]
+    places: PromptLogprobs = [msgspec.Raw(b"null")]
     for token_id, one in zip(token_ids[1:], scored, strict=True):
         shown = {**dict(one.top[:number]), token_id: one.chosen}
-        places.append({str(key): PromptToken(finite(value), _name(pieces.shown(key))) for key, value in shown.items()})
+        place = {str(key): PromptToken(finite(value), _name(pieces.shown(key))) for key, value in shown.items()}
+        places.append(msgspec.Raw(_encoder.encode(place)))
     return places
 
 

@@ -69,8 +69,11 @@ class PromptToken(msgspec.Struct, frozen=True):
     decoded_token: str
 
 
-PromptLogprobs = list[dict[str, PromptToken] | None]
-"""For each token of the prompt, by token id: itself and the most likely ones. None for the first, which follows nothing."""
+PromptLogprobs = list[msgspec.Raw]
+"""For each token of the prompt, by token id: itself and the most likely ones. `null` for the first, which follows nothing.
+
+Each is JSON already: all of a long prompt at once would keep Python's lock from everybody else.
+"""
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
