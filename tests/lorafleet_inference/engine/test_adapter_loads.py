@@ -274,6 +274,41 @@ def test_an_adapter_stays_for_a_time_in_which_it_computes_something_new(bench: B
     assert bench.turn().preempt == (key_of("c"),), "pinned ones never make way"
 
 
+def test_an_adapter_that_is_asked_to_be_resident_has_its_turn_on_a_device_that_is_full(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.known("c")
+    bench.running, bench.waiting = {key_of("a"), key_of("b")}, [key_of("c")]
+    bench.service = {key_of("a"): 7.0, key_of("b"): 9.0}
+    bench.register("d", resident=True)
+    bench.turn(finished_jobs=1)
+    bench.now = PATIENCE_SECONDS
+    bench.turn()
+    assert bench.turn(finished_jobs=1).preempt == (key_of("b"),), "it is read, and goes before what requests wait for"
+    bench.running = {key_of("a")}
+    bench.turn()
+    assert ("d", DeviceTier.DEVICE) in tiers(bench.turn(finished_jobs=1)), "whoever asked has the answer"
+    bench.turn(finished_jobs=1)
+    bench.turn(finished_jobs=1)
+    assert set(bench.device.held) == {key_of("a"), key_of("c")}, "the place is the waiting request's next"
+
+
+def test_nothing_new_starts_on_what_an_adapter_asked_to_be_resident_waits_for_too_long(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.running, bench.waiting = {key_of("a"), key_of("b")}, [key_of("a"), key_of("b")]
+    for key in bench.running:
+        bench.loads.residency.use(key)
+    bench.register("d", resident=True)
+    bench.turn(finished_jobs=1)
+    assert not bench.loads.held
+    bench.now = PATIENCE_SECONDS
+    assert not bench.turn().preempt, "nobody was served more"
+    assert len(bench.loads.held) == 1
+    bench.running -= bench.loads.held
+    bench.turn()
+    bench.turn(finished_jobs=1)
+    assert ("d", DeviceTier.DEVICE) in tiers(bench.turn(finished_jobs=1))
+
+
 def test_an_adapter_that_inspection_refuses_is_forgotten(bench: Bench) -> None:
     bench.register("bad-config", resident=True)
     outcome = bench.turn(finished_jobs=1)

@@ -172,7 +172,9 @@ class AdapterLoads(Generic[SlabT]):
 
         An adapter that came for a waiting request stays until it was used, else two that wait for one place would drive
         each other out. Those that fit overtake one that does not, until it is overdue; then only what leaves it its room
-        does, and adapters that had more have to make way for it. Nobody leaves for an adapter that cannot be read.
+        does, and adapters that had more have to make way for it. One that was asked to be resident comes after those
+        that requests wait for, and before them when it is overdue, so that whoever asked has an answer. Nobody leaves
+        for an adapter that cannot be read.
         """
         outcome, first = Outcome(), None
         self.held.clear()
@@ -180,9 +182,10 @@ class AdapterLoads(Generic[SlabT]):
         self._forget_read(wanted)
         roomless = [key for key in wanted if key in self.residency and not self.residency.pages(key)]
         self._turns.observe(roomless, computing, now)
+        overdue = [key for key in roomless if key in self._to_come and self._turns.is_overdue(key, now)]
         just_came = set(self.residency.unused).intersection(waiting)
         stay = in_use | just_came
-        for key in roomless:
+        for key in dict.fromkeys([*overdue, *roomless]):
             adapter = self._adapters[key]
             if adapter.busy:
                 continue
@@ -198,7 +201,7 @@ class AdapterLoads(Generic[SlabT]):
                     outcome.refused.append(Refused(key, Reason.OUT_OF_MEMORY, message))
                 case NoRoomYet(busy) if first is None:
                     first = key, busy
-                    if key in waiting:
+                    if key in waiting or key in overdue:
                         self.held.update(set(busy) - just_came)
                         outcome.preempt = self._make_way(key, in_use, stay, service, now)
                 case NoRoomYet():
