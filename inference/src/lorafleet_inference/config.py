@@ -120,6 +120,10 @@ class ServerConfig:
     """Whether /v1/load_lora_adapter and /v1/unload_lora_adapter exist on the admin port."""
     max_body_bytes: int = 32 << 20
     """Larger requests are answered 413."""
+    max_connections: int = 4096
+    """Of each port; beyond that the one that has waited for its client the longest is closed."""
+    client_timeout_seconds: float = 60.0
+    """For a whole head; for the next piece of a body; for taking the next piece of an answer."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -132,6 +136,8 @@ class ServerConfig:
             "--drain-grace-seconds": self.drain_grace_seconds >= 0,
             "--ready-timeout-seconds": self.ready_timeout_seconds >= 0,
             "--max-body": self.max_body_bytes >= 1,
+            "--max-connections": self.max_connections >= 1,
+            "--client-timeout-seconds": self.client_timeout_seconds > 0,
         }
         for option, legal in checks.items():
             if not legal:

@@ -137,6 +137,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("vllm-lora-routes", "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter on the admin port.", boolean, "",
            S, "vllm_lora_routes", is_flag=True),
     Option("max-body", "Largest request body.", quantity_bytes, "QUANTITY", S, "max_body_bytes"),
+    Option("max-connections", "Connections of each port. One more closes the one that has waited for its client the longest, and "
+           "is answered 503 where all are being answered.", integer, "NUMBER", S, "max_connections"),
+    Option("client-timeout-seconds", "How long a client may take for the head of a request, for each piece of its body (408), "
+           "and for each piece of the answer that it reads.", any_seconds, "SECONDS", S, "client_timeout_seconds"),
     Option("log-level", "debug, info, warning or error.", one_of(*LOG_LEVELS), "LEVEL", None,
            "log_level", "info"),
     Option("log-format", "text or json.", one_of(*get_args(LogFormat)), "FORMAT", None, "log_format", "text"),

@@ -22,6 +22,7 @@ from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
+from lorafleet_inference.server.connections import ConnectionLimits, with_files
 from lorafleet_inference.server.listening import HttpServer, http_server
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app
@@ -57,9 +58,10 @@ async def serve(config: ServerConfig) -> int:
             manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex, judge=text.judge)
             state = PodState(manager.changes.bump)
             pod = Pod(config, engine, manager, text, state, Admission(config.max_waiting_requests))
+            limits = with_files(ConnectionLimits(config.max_connections, config.client_timeout_seconds))
             servers = [
-                (http_server(public_app(pod)), public_socket),
-                (http_server(admin_app(pod, token_hash)), admin_socket),
+                (http_server(public_app(pod), limits), public_socket),
+                (http_server(admin_app(pod, token_hash), limits), admin_socket),
             ]
             return await _run(pod, servers, stop)
         finally:

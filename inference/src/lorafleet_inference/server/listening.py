@@ -1,10 +1,15 @@
 """Uvicorn servers that leave signals and the event loop to us."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from lorafleet_inference.server.connections import ConnectionLimits, LimitedProtocol, OncePerSecond
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
@@ -19,12 +24,16 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: ASGIApp) -> HttpServer:
+def http_server(app: ASGIApp, limits: ConnectionLimits | None = None) -> HttpServer:
     """Return a server for an app; give it its socket with `serve(sockets=[…])`."""
+    uvicorn_logger = logging.getLogger("uvicorn.error")
+    if not any(isinstance(one, OncePerSecond) for one in uvicorn_logger.filters):
+        uvicorn_logger.addFilter(OncePerSecond())
+    protocol: Any = partial(LimitedProtocol, limits or ConnectionLimits())
     return HttpServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,
