@@ -21,6 +21,7 @@ from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.server.admission import Admission
+from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.listening import http_server
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app
@@ -57,18 +58,29 @@ def model_without_weights(folder: Path) -> Tokenizer:
 
 
 @asynccontextmanager
-async def canned_pod(model: Path, *options: str) -> AsyncIterator[CannedPod]:
+async def canned_pod(model: Path, *options: str, answer_memory_bytes: int = 1 << 30) -> AsyncIterator[CannedPod]:
     """Serve in this event loop; `options` are those of the canned engine."""
     with tempfile.TemporaryDirectory(prefix="lorafleet-canned-") as folder:
         config = ServerConfig(
-            engine=EngineConfig(model=str(model), device="cpu"), served_name="base", cache_dir=Path(folder)
+            engine=EngineConfig(model=str(model), device="cpu"),
+            served_name="base",
+            cache_dir=Path(folder),
+            answer_memory_bytes=answer_memory_bytes,
         )
         text = Text.load(model)
         engine = await EngineClient.start(config.engine, canned_engine.program(*options))
         try:
             manager = AdapterManager(engine, config, boot_id="canned", judge=text.judge)
             state = PodState(manager.changes.bump)
-            pod = Pod(config, engine, manager, text, state, Admission(config.max_waiting_requests))
+            pod = Pod(
+                config,
+                engine,
+                manager,
+                text,
+                state,
+                Admission(config.max_waiting_requests),
+                AnswerRoom(config.answer_memory_bytes),
+            )
             await engine.wait_ready()
             await manager.start()
             state.phase = Phase.SERVING

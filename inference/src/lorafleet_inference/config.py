@@ -120,6 +120,8 @@ class ServerConfig:
     """Whether /v1/load_lora_adapter and /v1/unload_lora_adapter exist on the admin port."""
     max_body_bytes: int = 32 << 20
     """Larger requests are answered 413."""
+    answer_memory_bytes: int = GIB
+    """Of all answers, about, until they are sent; beyond that the request that has most of it is ended."""
     max_connections: int = 4096
     """Of each port; beyond that the one that has waited for its client the longest is closed."""
     client_timeout_seconds: float = 60.0
@@ -136,6 +138,7 @@ class ServerConfig:
             "--drain-grace-seconds": self.drain_grace_seconds >= 0,
             "--ready-timeout-seconds": self.ready_timeout_seconds >= 0,
             "--max-body": self.max_body_bytes >= 1,
+            "--answer-memory": self.answer_memory_bytes >= 1,
             "--max-connections": self.max_connections >= 1,
             "--client-timeout-seconds": self.client_timeout_seconds > 0,
         }

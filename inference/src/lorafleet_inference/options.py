@@ -137,6 +137,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("vllm-lora-routes", "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter on the admin port.", boolean, "",
            S, "vllm_lora_routes", is_flag=True),
     Option("max-body", "Largest request body.", quantity_bytes, "QUANTITY", S, "max_body_bytes"),
+    Option("answer-memory", "Memory, by estimate, of what all answers hold until it is sent: answers that are sent whole, and streams "
+           "that nobody reads. Beyond that the request that has most of it ends with 429.", quantity_bytes, "QUANTITY", S,
+           "answer_memory_bytes"),
     Option("max-connections", "Connections of each port. One more closes the one that has waited for its client the longest, and "
            "is answered 503 where all are being answered.", integer, "NUMBER", S, "max_connections"),
     Option("client-timeout-seconds", "How long a client may take for the head of a request, for each piece of its body (408), "

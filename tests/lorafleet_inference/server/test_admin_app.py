@@ -16,6 +16,7 @@ from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.errors import PodDraining
 from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
+from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.routes import routes_router
 from lorafleet_inference.server.state import Phase, PodState
@@ -34,7 +35,7 @@ async def pod(tmp_path: Path) -> AsyncIterator[Pod]:
     manager = AdapterManager(engine, config, boot_id="boot")
     state = PodState(manager.changes.bump)
     nothing: Any = None
-    yield Pod(config, engine, manager, nothing, state, Admission(8))
+    yield Pod(config, engine, manager, nothing, state, Admission(8), AnswerRoom(1 << 20))
     await manager.close()
     engine.close()
 

@@ -42,12 +42,17 @@ from lorafleet_inference.errors import EngineFailure
 
 logger = logging.getLogger(__name__)
 _AnswerT = TypeVar("_AnswerT")
+OnEvent = Callable[[TokenEvent], None]
 CLOSE_SECONDS = 10.0
 """After that an engine that was told to end, or that said that it ends, is killed."""
 PROGRAM = (sys.executable, "-m", "lorafleet_inference.engine.process")
 """Runs the engine; the number of its socket is appended."""
 NUM_PINGS = 4
 """In the time that a step may take: so many that are not answered mean that the engine hangs."""
+
+
+def _nothing(_: TokenEvent) -> None:
+    """Take no note of an event."""
 
 
 class EngineClient:
@@ -60,7 +65,7 @@ class EngineClient:
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done when nothing will come any more, whoever ended it."""
-        self._streams: dict[str, asyncio.Queue[TokenEvent]] = {}
+        self._streams: dict[str, tuple[asyncio.Queue[TokenEvent], OnEvent]] = {}
         self._arrivals: dict[AdapterKey, list[tuple[bool, asyncio.Future[AdapterStatus]]]] = {}
         """Calls of `register` that wait; with whether they wait for the device."""
         self._releases: dict[AdapterKey, list[asyncio.Future[None]]] = {}
@@ -125,17 +130,18 @@ class EngineClient:
         """Done when the engine is lost, with its last words; never by `close`."""
         return self._failed
 
-    async def submit(self, message: Submit) -> AsyncGenerator[TokenEvent, None]:
+    async def submit(self, message: Submit, on_event: OnEvent = _nothing) -> AsyncGenerator[TokenEvent, None]:
         """Run one sequence and yield its events; the last one is terminal. Closing early cancels it.
 
         Tokens that came while nobody took them are one event; an end that is no answer comes after them, alone.
+        `on_event` is told each event as it comes, taken or not.
         """
         queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
         assert message.request_id not in self._streams, "request ids are unique"
         if self._gone.done():
             yield _lost(message.request_id, self._gone.result())
             return
-        self._streams[message.request_id] = queue
+        self._streams[message.request_id] = queue, on_event
         ended = False
         try:
             self._send(message)
@@ -236,7 +242,7 @@ class EngineClient:
         code = await self._wait_ended()
         words = self._last_words or f"the engine process ended with status {code}"
         self._gone.set_result(words)
-        for request_id, queue in self._streams.items():
+        for request_id, (queue, _) in self._streams.items():
             queue.put_nowait(_lost(request_id, words))
         if not self._closing:
             self._failed.set_result(words)
@@ -265,7 +271,9 @@ class EngineClient:
                 for event in events:
                     stream = self._streams.get(event.request_id)
                     if stream is not None:
-                        stream.put_nowait(event)
+                        queue, on_event = stream
+                        queue.put_nowait(event)
+                        on_event(event)
             case AdapterStatus():
                 self._hear_status(message)
             case EngineStats():

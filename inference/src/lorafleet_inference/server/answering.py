@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic
 
@@ -16,6 +17,7 @@ from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.admission import Waiting
+from lorafleet_inference.server.answer_room import AnswerShare
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, Headers, json_response
 from lorafleet_inference.server.logprobs import TokenNames
@@ -68,6 +70,15 @@ async def _leased(pod: Pod, lease: Lease) -> Leased:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """What a request has of what all share."""
+
+    waiting: Waiting
+    room: AnswerShare
+    arrived: float
+
+
 class Answering(Generic[RequestT]):
     """Answers the requests of one route that generates."""
 
@@ -87,18 +98,18 @@ class Answering(Generic[RequestT]):
             request = surface.parse(body)
             num_sequences = surface.num_prompts(request) * request.num_sequences
             with pod.admission.enter(split_model(request.model)[0], num_sequences) as waiting:
-                async with leasing(pod, exchange, request.model) as leased:
-                    await self._answer(exchange, request, leased, waiting, arrived)
+                async with leasing(pod, exchange, request.model) as leased, pod.answer_room.share() as room:
+                    await self._answer(exchange, request, leased, _Admitted(waiting, room, arrived))
 
-    async def _answer(
-        self, exchange: Exchange, request: RequestT, leased: Leased, waiting: Waiting, arrived: float
-    ) -> None:
+    async def _answer(self, exchange: Exchange, request: RequestT, leased: Leased, admitted: _Admitted) -> None:
         pod, surface = self._pod, self._surface
         prompts = await surface.prompts(request, leased)
         plans = await self._plans(request, prompts, leased)
         names = TokenNames(leased.text.pieces, as_ids=request.return_tokens_as_token_ids)
         answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, names, prompts, leased)
-        generation = Generation(pod.engine, waiting, answer.id, leased.lease.key, arrived)
+        generation = Generation(
+            pod.engine, admitted.waiting, answer.id, leased.lease.key, admitted.arrived, room=admitted.room
+        )
         shows_special = any(prompt.shows_special for prompt in prompts)
         outputs = [self._output(request, leased, shows_special=shows_special) for _ in plans]
         num_ranked = request.n if request.is_ranked else None
@@ -199,7 +210,7 @@ class _Run:
             response = await asyncio.to_thread(self._response, parts, usage, exchange.headers)
         else:
             response = self._response(parts, usage, exchange.headers)
-        await exchange.respond(response)
+        await exchange.respond_until_taken(response)
 
     def _num_log_probabilities(self, parts: Sequence[Sequence[ChoiceDelta]]) -> int:
         """Positions of which log-probabilities are written."""
@@ -254,6 +265,7 @@ class _Run:
                     await events.send(await asyncio.to_thread(list, bodies))
                 else:
                     await events.send(bodies)
+                self._generation.sent(deltas)
         if include_usage:
             await events.send((self._formatter.usage_event(self._generation.usage(self._num_prompt_tokens)),))
         await events.end(None if self._formatter.tells_done else b"")

@@ -22,6 +22,7 @@ from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
+from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.connections import ConnectionLimits, with_files
 from lorafleet_inference.server.listening import HttpServer, http_server
 from lorafleet_inference.server.pod import Pod
@@ -57,7 +58,15 @@ async def serve(config: ServerConfig) -> int:
         try:
             manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex, judge=text.judge)
             state = PodState(manager.changes.bump)
-            pod = Pod(config, engine, manager, text, state, Admission(config.max_waiting_requests))
+            pod = Pod(
+                config,
+                engine,
+                manager,
+                text,
+                state,
+                Admission(config.max_waiting_requests),
+                AnswerRoom(config.answer_memory_bytes),
+            )
             limits = with_files(ConnectionLimits(config.max_connections, config.client_timeout_seconds))
             servers = [
                 (http_server(public_app(pod), limits), public_socket),

@@ -29,6 +29,7 @@ from lorafleet_inference.errors import (
     RequestError,
 )
 from lorafleet_inference.server.admission import RETRY_SECONDS, Waiting
+from lorafleet_inference.server.answer_room import AnswerShare, bytes_of
 from lorafleet_inference.server.wire import CachedTokens, Finish, Usage
 from lorafleet_inference.text.output import Output, ShownToken
 
@@ -67,6 +68,8 @@ class ChoiceDelta:
     """Of the choice so far."""
     num_cached_tokens: int
     """Of its prompt."""
+    num_bytes: int
+    """Of memory, about, that it takes until it is sent."""
     met_stop_string: bool = False
     """That is why it ended."""
     num_end_tokens: int = 0
@@ -145,9 +148,17 @@ class Generation:
     """All sequences of one request. Closing `deltas` early, as when the client leaves, cancels what runs."""
 
     def __init__(
-        self, engine: EngineClient, waiting: Waiting, request_id: str, key: AdapterKey | None, arrived: float
+        self,
+        engine: EngineClient,
+        waiting: Waiting,
+        request_id: str,
+        key: AdapterKey | None,
+        arrived: float,
+        *,
+        room: AnswerShare,
     ) -> None:
         self._engine = engine
+        self._room = room
         self._waiting = waiting
         self._request_id = request_id
         self._key = key
@@ -160,6 +171,10 @@ class Generation:
         """By the index of the choice, where the engine told log-probabilities."""
         self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
         """By the index of the first choice of each prompt, where they were asked for."""
+
+    def sent(self, deltas: Deltas) -> None:
+        """Count the memory of deltas no more."""
+        self._room.give_back(sum(delta.num_bytes for delta in deltas))
 
     def usage(self, num_prompt_tokens: int) -> Usage:
         """Return what was used so far."""
@@ -197,9 +212,9 @@ class Generation:
             plan.priority,
             plan.cache_salt,
         )
-        num_tokens, num_cached, score = 0, 0, self.scores.setdefault(plan.index, Score())
+        num_tokens, num_cached, num_bytes, score = 0, 0, 0, self.scores.setdefault(plan.index, Score())
         try:
-            async with aclosing(self._engine.submit(submit)) as events:
+            async with aclosing(self._engine.submit(submit, self._room.hear)) as events:
                 async for event in events:
                     if waiting:
                         waiting, num_cached = False, event.num_cached_tokens
@@ -209,6 +224,7 @@ class Generation:
                     if event.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
                         finish = event.finish.value
                         raise _failure(event, plan.form_field)
+                    num_bytes += bytes_of(event)
                     shown = output.push(event)
                     score.add(event.logprobs or (), shown.num_tokens)
                     with_end = event.with_end and shown.num_tokens == len(event.token_ids)
@@ -227,9 +243,11 @@ class Generation:
                             shown.token_ids,
                             num_tokens,
                             num_cached,
+                            num_bytes,
                             shown.stopped,
                             int(with_end),
                         )
+                        num_bytes = 0
                     if shown.stopped:
                         return
             if finish == "cancelled":
@@ -308,6 +326,7 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> Deltas:
             tuple(token_id for one in mine for token_id in one.token_ids),
             mine[-1].num_tokens,
             mine[-1].num_cached_tokens,
+            sum(one.num_bytes for one in mine),
             mine[-1].met_stop_string,
             mine[-1].num_end_tokens,
         )

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from lorafleet_contract.openai import ErrorAnswer, ErrorBody, ErrorCode, error_type
 from lorafleet_inference.errors import RequestError
@@ -162,6 +162,17 @@ class Exchange:
     async def respond(self, response: Response) -> None:
         """Answer at once."""
         await response(self.scope, self.receive, self.send)
+
+    async def respond_until_taken(self, response: Response) -> None:
+        """Answer, and return when the client has taken all but a little of it."""
+
+        async def send(message: Message) -> None:
+            is_body = message["type"] == "http.response.body"
+            await self.send({**message, "more_body": True} if is_body else message)
+            if is_body:  # what is sent next waits for the client
+                await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await response(self.scope, self.receive, send)
 
     async def fail(self, error: RequestError) -> None:
         """Answer with an error: as a status while that is possible, else as the last event of the stream."""

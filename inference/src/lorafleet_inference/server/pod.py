@@ -11,6 +11,7 @@ from lorafleet_inference.engine.messages import ModelFacts, SamplingParams
 from lorafleet_inference.engine.vocabulary import PROMPT, Vocabulary, first_unknown
 from lorafleet_inference.errors import ContextLengthExceeded, EngineNotReady, InvalidValue
 from lorafleet_inference.server.admission import Admission
+from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.state import PodState
 from lorafleet_inference.text.tokenizer import Text
 
@@ -25,6 +26,7 @@ class Pod:
     text: Text
     state: PodState
     admission: Admission
+    answer_room: AnswerRoom
 
     @property
     def facts(self) -> ModelFacts:
