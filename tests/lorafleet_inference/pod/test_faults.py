@@ -212,7 +212,7 @@ def test_requests_that_fail_leave_no_lease_behind(declared: DeclaredPod) -> None
             client.completions.create(model="calm", prompt="one " * 1000, max_tokens=1)
         assert caught.value.code == "context_length_exceeded"
         with pytest.raises(openai.BadRequestError):
-            client.completions.create(model="calm", prompt="one", max_tokens=1, extra_body={"typo": 1})
+            client.completions.create(model="calm", prompt="one", max_tokens=1, temperature=-1)
         stream = client.completions.create(model="calm", stream=True, prompt="x", max_tokens=200)
         next(iter(stream))
         stream.close()
