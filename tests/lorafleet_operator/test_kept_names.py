@@ -106,6 +106,22 @@ def test_bases_that_are_there_are_all_remembered_and_the_last_one_that_has_gone(
     assert after.keys() == {(NAMESPACE, name) for name in names} | {("team", "b0")}
 
 
+def test_base_that_came_back_and_is_gone_again_is_reserved_once_for_a_day() -> None:
+    """Further passes do not begin the day anew."""
+    kept = kept_after(kept_after({}, [base()], NOW), [], NOW)
+    kept = kept_after(kept, [base()], NOW + timedelta(minutes=1))
+    for minutes in (2, 3, 4):
+        kept = kept_after(kept, [], NOW + timedelta(minutes=minutes))
+    until = {entry.name: entry.until for entry in reserved_by(kept, (), NOW)}["base"]
+    assert until == NOW + timedelta(minutes=2) + RESERVED
+
+
+def test_base_whose_predecessor_is_forgotten_says_itself_what_is_reserved() -> None:
+    old = KeptBase(namespace=NAMESPACE, name=BASE, served_name="base", gone_at=NOW - RESERVED)
+    kept = kept_after({KEY: old}, [base()], NOW)
+    assert list(reserved_by(kept, {KEY}, NOW)) == []
+
+
 def test_reservation_ends_on_the_second() -> None:
     kept = left(0).model_copy(update={"reserved": [ReservedName(name="a", namespace="guests", until=NOW)]})
     assert [entry.name for entry in kept.names(NOW - timedelta(seconds=1))] == ["a", "b0"]
