@@ -125,6 +125,7 @@ def test_what_will_not_mend_itself_keeps_its_own_reason(reason: str, said: str) 
 
 def test_each_obstacle_is_named() -> None:
     draining = v.seen(pod=v.pod("p-draining"), draining=True)
+    starting = v.seen(answers, pod=v.pod("p-starting", ready=False))
     found = {
         "no answer": [v.silent(v.pod("p"))],
         "unknown": pods([answers]),
@@ -135,6 +136,7 @@ def test_each_obstacle_is_named() -> None:
         "pinned full": [v.seen(v.entry("french-v2", tier=Tier.DISK, rank=8), pod=v.pod("p"), slots=0)],
         "not told": pods([loaded]),
         "well": [draining, *pods([v.entry("french-v2")])],
+        "not ready": [starting],
     }
     words = {what: obstacles("french", NEW.revision, pods) for what, pods in found.items()}
     assert words == {
@@ -145,7 +147,10 @@ def test_each_obstacle_is_named() -> None:
         "pinned full": "p: no room beside what is pinned: 0 of 0 places and 0 of 64 rank pages",
         "not told": "p0: loaded, and does not answer the bare name with it",
         "well": "no ready pod is in its way",
+        "not ready": "no ready pod is in its way",
     }
+    three = obstacles("french", NEW.revision, pods(*[[loads]] * 3))
+    assert three == "p0: Loading; p1: Loading; p2: Loading"
     many = obstacles("french", NEW.revision, pods(*[[loads]] * 50))
     assert many == "p0: Loading; p1: Loading; p10: Loading; and 47 more pods"
 
