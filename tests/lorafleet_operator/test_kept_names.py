@@ -118,7 +118,9 @@ def test_base_that_came_back_and_is_gone_again_is_reserved_once_for_a_day() -> N
 
 def test_base_whose_predecessor_is_forgotten_says_itself_what_is_reserved() -> None:
     old = KeptBase(namespace=NAMESPACE, name=BASE, served_name="base", gone_at=NOW - RESERVED)
-    kept = kept_after({KEY: old}, [base()], NOW)
+    new = base()
+    new = new.model_copy(update={"status": new.status.model_copy(update={"observed_generation": 1})})
+    kept = kept_after({KEY: old}, [new], NOW)
     assert list(reserved_by(kept, {KEY}, NOW)) == []
 
 
