@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from support.rows import KnownRequests
+
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.messages import (
     AdapterKey,
@@ -79,6 +81,7 @@ class Simulation:
         self.stories: dict[str, Story] = {}
         self.num_steps = 0
         self.num_preempted = 0
+        self.known = KnownRequests()
         self._computed: dict[str, int] = {}
         self._rope_length_of: dict[int, int] = {}
         """By block: what the KV there was computed with."""
@@ -114,16 +117,17 @@ class Simulation:
         """Plan, check and commit one step."""
         plan = self.scheduler.plan(on_device, held, pace)
         self.blocks.check()
+        self.known.apply(plan)
         self._check(plan, on_device, held)
         self.num_steps += 1
         self.num_preempted += len(plan.preempted)
         sampled = {
-            item.request_id: Sampled(self.token(item.request_id, item.start + len(item.token_ids)))
-            for item in plan.items
-            if item.sample is not None
+            item.request_id: Sampled(self.token(item.request_id, item.end)) for item in plan.items if item.samples
         }
-        scored = {item.request_id: (TokenLogprobs(-1.0, ()),) * len(item.score) for item in plan.items if item.score}
-        self.tell(self.scheduler.commit(plan, StepResult(sampled, scored)))
+        scored = {item.request_id: (TokenLogprobs(-1.0, ()),) * item.num_score for item in plan.items if item.num_score}
+        result = StepResult(sampled, scored)
+        self.known.resolve(plan, result)
+        self.tell(self.scheduler.commit(plan, result))
         self.blocks.check()
         return plan
 
@@ -143,34 +147,36 @@ class Simulation:
             self._computed.pop(request_id, None)
         fresh: set[int] = set()
         for item in plan.items:
-            end = item.start + len(item.token_ids)
+            end, adapter = item.end, self.known.of[item.request_id].new.adapter
             before = self._computed.get(item.request_id)
-            assert item.token_ids
+            assert item.num_tokens > 0
             assert before is None or item.start == before, "a token was computed twice or left out"
-            assert item.adapter is None or item.adapter in on_device
-            assert before is not None or item.adapter not in held
-            assert (len(item.blocks) - 1) * BLOCK_TOKENS < end <= len(item.blocks) * BLOCK_TOKENS
+            assert adapter is None or adapter in plan.adapters <= set(on_device)
+            assert before is not None or adapter not in held
+            blocks = self.known.blocks(item, BLOCK_TOKENS)
+            assert (len(blocks) - 1) * BLOCK_TOKENS < end <= len(blocks) * BLOCK_TOKENS
             story = self.stories[item.request_id]
             known = [*story.request.prompt_token_ids, *(one for event in story.events for one in event.token_ids)]
-            assert item.token_ids == tuple(known[item.start : end])
-            assert (item.sample is not None) == (end == len(known))
-            self._check_rope(item, len(known))
-            written = set(item.blocks[item.start // BLOCK_TOKENS :])
+            assert self.known.of[item.request_id].token_ids == known
+            assert item.samples == (end == len(known))
+            self._check_rope(item, blocks, len(known))
+            written = set(blocks[item.start // BLOCK_TOKENS :])
             assert not written & fresh, "two sequences write to one block"
             fresh |= written
             self._computed[item.request_id] = end
 
-    def _check_rope(self, item: StepItem, num_known: int) -> None:
+    def _check_rope(self, item: StepItem, blocks: tuple[int, ...], num_known: int) -> None:
         rope = self.length_rope
         wanted = 0
         if rope is not None and rope.kind is RopeKind.LONGROPE:
             wanted = rope.limit + 1 if num_known > rope.limit else 0
         elif rope is not None:
-            wanted = item.num_prompt if item.num_prompt > rope.limit else 0
-        assert item.rope_length == wanted
-        for block in item.blocks[: -(-item.start // BLOCK_TOKENS)]:
+            num_prompt = self.known.of[item.request_id].new.num_prompt
+            wanted = num_prompt if num_prompt > rope.limit else 0
+        assert self.known.of[item.request_id].new.rope_length == wanted
+        for block in blocks[: -(-item.start // BLOCK_TOKENS)]:
             assert self._rope_length_of[block] == wanted, "KV of other rotary frequencies"
-        for block in item.blocks[item.start // BLOCK_TOKENS :]:
+        for block in blocks[item.start // BLOCK_TOKENS :]:
             self._rope_length_of[block] = wanted
 
 

@@ -10,6 +10,7 @@ import torch
 from support.engines import DrivenEngine
 from support.families import VOCABULARY
 from support.models import adapters_of, model_folder
+from support.rows import KnownRequests
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import FinishReason, SamplingParams
@@ -36,16 +37,19 @@ class Trapped:
         self.inner = inner
         self.after = after
         self.error = error
-        self.num_alone = 0
+        self.known = KnownRequests()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
+        self.known.apply(plan)
         result = self.inner.execute(plan, state) if self.after else None
-        if any(TRAP in item.token_ids for item in plan.items):
+        if any(TRAP in self.known.tokens(item) for item in plan.items):
             raise self.error()
-        return result or self.inner.execute(plan, state)
+        result = result or self.inner.execute(plan, state)
+        self.known.resolve(plan, result)
+        return result
 
 
 class Broken(Trapped):
@@ -119,7 +123,8 @@ def test_only_the_request_that_raises_alone_ends(seed: int, *, after: bool) -> N
         num_cached = trapped.num_cached_blocks(ADAPTERS[int(name) % 3], wanted[name])
         assert num_cached * 16 <= wanted[name].index(TRAP), "a block of a failed step is in the prefix cache"
     assert trapped.engine._blocks.num_used == 0
-    assert not trapped.engine._choices._seeds
+    to_be_told = trapped.engine._scheduler._planner._gone
+    assert set(trapped.runner._rows._rows) <= {"engine-check", *to_be_told}, "a request that ended is kept"
     assert trapped.engine._stats().num_failed_steps > 0
 
 

@@ -82,7 +82,7 @@ def test_answers_go_on_and_prompts_too_when_answers_alone_take_too_long() -> Non
     simulation.step()
     simulation.submit(request("late", key_of("late"), num_prompt=300))
     plan = simulation.step([key_of("late")], pace=pace)
-    sizes = {item.request_id: len(item.token_ids) for item in plan.items}
+    sizes = {item.request_id: item.num_tokens for item in plan.items}
     assert sizes == {**{f"r{number}": 1 for number in range(40)}, "late": MIN_PROMPT_TOKENS}
     assert plan.max_tokens == 40 + MIN_PROMPT_TOKENS
 

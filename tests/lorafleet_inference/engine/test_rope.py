@@ -14,7 +14,8 @@ def run(simulation: Simulation) -> list[tuple[str, int, int, int]]:
     while not all(story.ended for story in simulation.stories.values()):
         plan = simulation.step()
         assert plan.items, "a step without work would wait for a message"
-        items += [(one.request_id, one.start, one.start + len(one.token_ids), one.rope_length) for one in plan.items]
+        known = simulation.known.of
+        items += [(one.request_id, one.start, one.end, known[one.request_id].new.rope_length) for one in plan.items]
     return items
 
 

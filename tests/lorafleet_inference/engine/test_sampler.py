@@ -1,10 +1,10 @@
 """Tokens are drawn as a naive twin draws them, whatever else is in the batch."""
 
-import dataclasses
 import itertools
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.sampler import Draw, sample, uniform
 
 EOS = 8
@@ -20,12 +21,13 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def adjusted(logits: list[float], draw: Draw) -> list[float]:
-    params, answer = draw.params, draw.history[draw.num_prompt :]
+    params, answer = draw.params, draw.answer
     out = list(logits)
     for token, bias in params.logit_bias:
         out[token] += bias
     if params.penalises:
-        for token in set(draw.history):
+        assert draw.occurrences is not None
+        for token in draw.occurrences.token_ids.tolist():
             out[token] = (
                 out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
             )
@@ -104,11 +106,22 @@ params = st.builds(
 )
 
 
+def drawn(params: SamplingParams, seed: int, prompt: Sequence[int], answer: Sequence[int]) -> Draw:
+    """As after steps that chose the tokens of the answer one by one."""
+    known = [*prompt]
+    occurrences = Occurrences(known, len(prompt))
+    for token in answer:
+        known.append(token)
+        occurrences.see(known)
+    assert set(occurrences.token_ids.tolist()) == set(known)
+    return Draw(params, seed, len(known), len(prompt), tuple(answer), occurrences)
+
+
 @st.composite
 def draws(draw: st.DrawFn) -> Draw:
     prompt, answer = draw(st.lists(tokens, min_size=1, max_size=6)), draw(st.lists(tokens, max_size=6))
     seed = draw(st.integers(-(1 << 63), (1 << 64) - 1))
-    return Draw(draw(params), seed, len(prompt) + len(answer), len(prompt), (*prompt, *answer))
+    return drawn(draw(params), seed, prompt, answer)
 
 
 rows = st.lists(st.lists(st.integers(-64, 64).map(lambda n: n / 8), min_size=9, max_size=9), min_size=1, max_size=6)
@@ -135,7 +148,7 @@ def nudge(draw: Draw, top: float, least: float, typical: float) -> Draw:
     changed = msgspec.structs.replace(
         one, top_p=top_p, typical_p=typical_p, min_p=one.min_p and one.min_p * (1 + least)
     )
-    return dataclasses.replace(draw, params=changed)
+    return msgspec.structs.replace(draw, params=changed)
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -205,7 +218,7 @@ def test_no_end_before_min_tokens() -> None:
 def test_penalties_leave_logprobs_alone() -> None:
     asked = SamplingParams(max_tokens=9, temperature=0, presence_penalty=5.0, num_logprobs=1)
     logits = torch.tensor([[1.0, 2.0, 0.5]])
-    (got,) = sample(logits, [Draw(asked, 0, 2, 1, (0, 1))])
+    (got,) = sample(logits, [drawn(asked, 0, [0], [1])])
     assert got.token_id == 0
     assert got.logprobs is not None
     assert got.logprobs.chosen == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
@@ -248,8 +261,7 @@ def test_rows_that_are_not_finite_choose_nothing_and_wild_ones_a_token(
     """Whatever is asked for: one bad row beside others, and rows at the edge of what a float32 can be."""
     poison = [-math.inf] * 9 if bad is None else [1.0] * 8 + [bad]
     logits = torch.tensor([poison, *rows])
-    history = tuple(range(9))
-    wanted = [Draw(one, seed, 9, 4, history) for one in params[: len(logits)]]
+    wanted = [drawn(one, seed, range(4), range(4, 9)) for one in params[: len(logits)]]
     first, *others = sample(logits, wanted, [EOS])
     assert first is None
     for row, draw, got in zip(rows, wanted[1:], others, strict=True):

@@ -84,7 +84,7 @@ def test_prompts_are_cut_to_the_budget_beside_decode() -> None:
     simulation.submit(request("long", num_prompt=20))
     sizes = []
     for _ in range(3):
-        items = {item.request_id: len(item.token_ids) for item in simulation.step().items}
+        items = {item.request_id: item.num_tokens for item in simulation.step().items}
         sizes.append((items["first"], items["long"]))
     assert sizes == [(1, 7), (1, 7), (1, 6)]
 
@@ -261,7 +261,7 @@ def test_the_scored_tokens_of_all_requests_share_the_rows_of_a_step() -> None:
     most = 0
     for number in range(10):
         plan = simulation.step(KEYS)
-        most = max(most, sum(len(item.score) for item in plan.items))
+        most = max(most, sum(item.num_score for item in plan.items))
         assert number or "plain" in {item.request_id for item in plan.items}, "who asks for none waits for none"
     assert 0 < most <= MAX_SCORED_TOKENS
     for number in range(8):

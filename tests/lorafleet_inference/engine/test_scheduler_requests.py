@@ -58,18 +58,23 @@ def scheduler(
 
 
 def asked(
-    request_id: str, num_prompt: int = 3, *, adapter: AdapterKey | None = None, max_tokens: int = 4, **sampling: Any
+    request_id: str,
+    num_prompt: int = 3,
+    *,
+    adapter: AdapterKey | None = None,
+    max_tokens: int = 4,
+    first: int = 10,
+    **sampling: Any,
 ) -> Submit:
-    """A request whose prompt is 10, 11, 12…"""
-    return Submit(
-        request_id, tuple(range(10, 10 + num_prompt)), adapter, SamplingParams(max_tokens=max_tokens, **sampling)
-    )
+    """A request whose prompt is 10, 11, 12…, or from another `first` token on."""
+    prompt = tuple(range(first, first + num_prompt))
+    return Submit(request_id, prompt, adapter, SamplingParams(max_tokens=max_tokens, **sampling))
 
 
 def sampled(plan: StepPlan, token: Callable[[StepItem], int] = lambda _: PLAIN) -> StepResult:
     """What a step computes."""
-    tokens = {item.request_id: Sampled(token(item), LOGPROBS) for item in plan.items if item.sample is not None}
-    scored = {item.request_id: (TokenLogprobs(-1.0, ()),) * len(item.score) for item in plan.items if item.score}
+    tokens = {item.request_id: Sampled(token(item), LOGPROBS) for item in plan.items if item.samples}
+    scored = {item.request_id: (TokenLogprobs(-1.0, ()),) * item.num_score for item in plan.items if item.num_score}
     return StepResult(tokens, scored)
 
 
@@ -314,7 +319,9 @@ def test_requests_of_an_adapter_start_as_they_came_also_after_a_preemption() -> 
 
 
 def test_a_request_that_fails_alone_in_a_step_publishes_nothing() -> None:
-    one = submitted(*(asked(name, 9, max_tokens=2) for name in ("failed", "not finite", "fine")), max_batch_requests=3)
+    names = ("failed", "not finite", "fine")
+    requests = (asked(name, 9, max_tokens=2, first=10 * at) for at, name in enumerate(names, 1))
+    one = submitted(*requests, max_batch_requests=3)
     plan = one.plan(())
     result = sampled(plan)
     bad = with_faults(result, failed={"failed": "out of memory"}, not_finite=frozenset({"not finite"}))
@@ -371,8 +378,10 @@ def test_prompts_cut_into_steps_are_scored_from_the_second_token_on() -> None:
     events, sizes = [], []
     for number in range(1, 5):
         plan = one.plan(())
-        sizes += [len(item.token_ids) for item in plan.items]
-        scored = {item.request_id: (TokenLogprobs(-number, ()),) * len(item.score) for item in plan.items if item.score}
+        sizes += [item.num_tokens for item in plan.items]
+        scored = {
+            item.request_id: (TokenLogprobs(-number, ()),) * item.num_score for item in plan.items if item.num_score
+        }
         events += one.commit(plan, StepResult(sampled(plan).sampled, scored))
     assert sizes == [5, 5, 2, 1]
     assert [event.finish for event in events] == [None, FinishReason.LENGTH]
@@ -393,5 +402,6 @@ def test_each_full_block_is_published_once() -> None:
 def test_a_step_is_no_longer_than_its_pace_allows() -> None:
     slow = Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01)
     for pace, num_tokens in ((slow, MIN_PROMPT_TOKENS), (None, 8 * 31)):
-        one = submitted(*(asked(str(number), 31, max_tokens=1) for number in range(8)), max_batch_tokens=512)
+        requests = (asked(str(number), 31, max_tokens=1, first=number) for number in range(8))
+        one = submitted(*requests, max_batch_tokens=512)
         assert one.plan((), pace=pace).num_tokens == num_tokens

@@ -96,11 +96,19 @@ class BlockManager:
         return [self._take_one() for _ in range(num_blocks)]
 
     def publish(self, block: int, block_hash: BlockHash) -> None:
-        """Make a full, computed block findable. If another block has this content already, that one stays."""
+        """Make a full block findable, which is computed before anyone reads it. Another one of this content stays instead."""
         assert self._references[block] > 0, "only a held block can be published"
         if self._prefix_caching and self._hash_of[block] is None and block_hash not in self._block_of:
             self._hash_of[block] = block_hash
             self._block_of[block_hash] = block
+
+    def unpublish(self, block: int) -> None:
+        """Let nobody find a held block any more."""
+        assert self._references[block] > 0, "only a held block can be taken back"
+        known = self._hash_of[block]
+        if known is not None:
+            del self._block_of[known]
+            self._hash_of[block] = None
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give up one reference to each block of a sequence, given in the sequence's order.

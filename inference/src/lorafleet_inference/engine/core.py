@@ -82,17 +82,9 @@ class _Choices(SamplingState):
 
     def __init__(self, grammars: Grammars) -> None:
         self.grammars = grammars
-        self._seeds: dict[str, int] = {}
-
-    def begin(self, request_id: str) -> None:
-        self._seeds[request_id] = secrets.randbits(64)
 
     def end(self, request_id: str) -> None:
-        self._seeds.pop(request_id, None)
         self.grammars.forget(request_id)
-
-    def seed(self, request_id: str) -> int:
-        return self._seeds[request_id]
 
     def mask(self, request_id: str) -> TokenMask | None:
         return self.grammars.mask(request_id)
@@ -169,7 +161,7 @@ class Engine:
         self._count(plan)
         if plan.items:
             began = time.monotonic()
-            self._choices.grammars.begin_step([item.request_id for item in plan.items if item.sample is not None])
+            self._choices.grammars.begin_step([item.request_id for item in plan.items if item.samples])
             result = self._execute(plan)
             self._events += self._scheduler.commit(plan, result)
             self._took(plan, time.monotonic() - began)
@@ -290,11 +282,12 @@ class Engine:
                 )
             )
             return
+        if request.sampling.seed is None:
+            sampling = msgspec.structs.replace(request.sampling, seed=secrets.randbits(64))
+            request = msgspec.structs.replace(request, sampling=sampling)
         refused = self._scheduler.submit(request, self._choices.grammars.constraint(request.request_id))
         if refused is not None:
             self._events.append(refused)
-            return
-        self._choices.begin(request.request_id)
 
     def _settle(self, outcome: Outcome) -> None:
         self._statuses += outcome.statuses
@@ -305,9 +298,8 @@ class Engine:
                 self._scheduler.forget(status.key)
 
     def _execute(self, plan: StepPlan) -> StepResult:
-        for adapter in {item.adapter for item in plan.items}:
-            if adapter is not None:
-                self._residency.use(adapter)
+        for adapter in plan.adapters:
+            self._residency.use(adapter)
         try:
             return self._steps.execute(plan)
         except StepFailed as error:

@@ -17,7 +17,7 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 
 
-class AdapterKey(msgspec.Struct, frozen=True, array_like=True):
+class AdapterKey(msgspec.Struct, frozen=True, array_like=True, cache_hash=True):
     """Identity of an adapter: its served name and the digest of its content."""
 
     name: str

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -12,37 +13,64 @@ TokenMask = npt.NDArray[np.uint8]
 """[ceil(vocabulary / 8)]: bit i of byte j, from the lowest, says whether the token 8 * j + i may be chosen."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepItem:
-    """Tokens of one sequence to compute in a step: those at positions `start` and up."""
+class StepItem(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of one sequence to compute in a step: `num_tokens` of them, from position `start` on."""
+
+    request_id: str
+    start: int
+    num_tokens: int
+    samples: bool = False
+    """Whether the last token's logits choose the next token, whose position is `start + num_tokens`."""
+    num_score: int = 0
+    """Log-probabilities are wanted of so many tokens of the prompt: those that follow the step's first, second, … token."""
+    decode: bool = False
+    """Whether this continues an answer by its last token."""
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.start + self.num_tokens
+
+
+class NewRequest(msgspec.Struct, frozen=True, gc=False):
+    """A request that runs from this step on, for the first time or again: all that the steps to come need of it."""
 
     request_id: str
     adapter: AdapterKey | None
-    start: int
     token_ids: tuple[int, ...]
+    """Prompt, and the answer so far."""
+    num_prompt: int
+    sampling: SamplingParams
     blocks: tuple[int, ...]
-    """KV blocks of the sequence, from position 0 to at least the last token of the step."""
-    sample: SamplingParams | None
-    """Set when the last token's logits choose the next token, whose position is `start + len(token_ids)`."""
-    score: tuple[int, ...] = ()
-    """Tokens of the prompt whose log-probabilities are wanted: those that follow the step's first, second, … token."""
-    num_prompt_logprobs: int = 0
-    """How many of the most likely tokens beside each of `score`."""
-    num_prompt: int = 0
-    """Tokens of the prompt, which the answer follows."""
-    history: tuple[int, ...] = ()
-    """All known tokens, where choosing the next one needs them (`SamplingParams.uses_history`)."""
+    """KV blocks of the sequence, from position 0 on."""
     rope_length: int = 0
     """Length that the rotary frequencies of all its tokens follow at least (`rope_length` of engine/rope.py)."""
-    decode: bool = False
-    """Whether this continues an answer by its last token."""
+
+
+class Growth(msgspec.Struct, frozen=True, gc=False):
+    """KV blocks that a running request has more from this step on."""
+
+    request_id: str
+    num_before: int
+    """Blocks that it had."""
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. Empty when nothing can be computed now."""
+    """One step: what changed since the step before, then what is computed. Empty when nothing can be computed now.
+
+    Whoever computes keeps the tokens, blocks and parameters of running requests from step to step; the tokens that it
+    chooses are known to it. A change that is applied twice is as good as one that is applied once.
+    """
 
     items: tuple[StepItem, ...] = ()
+    gone: tuple[str, ...] = ()
+    """Requests that run no more: they ended, or lost their blocks. One may be among `new` again."""
+    new: tuple[NewRequest, ...] = ()
+    grown: tuple[Growth, ...] = ()
+    adapters: frozenset[AdapterKey] = frozenset()
+    """Whose weights the items need beside the base's."""
     first_scheduled: tuple[str, ...] = ()
     """Requests that are computed for the first time."""
     preempted: tuple[str, ...] = ()
@@ -57,19 +85,26 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
-        return sum(len(item.token_ids) for item in self.items)
+        return sum(item.num_tokens for item in self.items)
 
     @property
     def num_answer_tokens(self) -> int:
         """Those of them that continue an answer by its last token."""
         return sum(item.decode for item in self.items)
 
+    def alone(self, item: StepItem) -> "StepPlan":
+        """Return a step of this item only, with the changes that concern no other item."""
+        others = {one.request_id for one in self.items if one is not item}
+        return StepPlan(
+            items=(item,),
+            gone=tuple(name for name in self.gone if name not in others),
+            new=tuple(one for one in self.new if one.request_id == item.request_id),
+            grown=tuple(one for one in self.grown if one.request_id == item.request_id),
+        )
+
 
 class SamplingState(Protocol):
     """What choosing tokens needs beside the plan, kept by the engine between steps."""
-
-    def seed(self, request_id: str) -> int:
-        """Return the seed of a request that gives none."""
 
     def mask(self, request_id: str) -> TokenMask | None:
         """Return which tokens may follow; None where any may. Waits for a mask that is still being computed."""
@@ -78,17 +113,12 @@ class SamplingState(Protocol):
 class Unconstrained(SamplingState):
     """Of requests of nobody."""
 
-    def seed(self, _: str) -> int:
-        """Return the same for all."""
-        return 0
-
     def mask(self, _: str) -> TokenMask | None:
         """Any token may follow."""
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True, gc=False):
     """A chosen token."""
 
     token_id: int
@@ -97,11 +127,11 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The chosen tokens of a step, by request id; one for each item with `sample` that is not in `not_finite`."""
+    """The chosen tokens of a step, by request id; one for each item that samples and is not in `not_finite`."""
 
     sampled: dict[str, Sampled] = field(default_factory=dict)
     scored: dict[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
-    """Likewise of items with `score`."""
+    """Likewise of items with `num_score`."""
     not_finite: frozenset[str] = frozenset()
     """Requests whose logits are not finite in this step: nothing that they computed in it may be used."""
     failed: dict[str, str] = field(default_factory=dict)

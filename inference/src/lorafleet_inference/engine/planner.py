@@ -17,7 +17,7 @@ from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.pace import Pace
-from lorafleet_inference.engine.plan import StepItem, StepPlan
+from lorafleet_inference.engine.plan import Growth, StepItem, StepPlan
 from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
 
@@ -34,7 +34,9 @@ class _Draft:
     room_to_score: int = MAX_SCORED_TOKENS
     """Rows of logits for scored tokens that are left."""
     items: dict[str, StepItem] = field(default_factory=dict)
+    adapters: set[AdapterKey] = field(default_factory=set)
     started: list[Sequence] = field(default_factory=list)
+    grown: list[Growth] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
 
     def takes(self, sequence: Sequence) -> bool:
@@ -59,6 +61,8 @@ class Planner:
         self.waiting = WaitingQueues()
         self._restarted: list[str] = []
         """Set back by `restart` since the last plan."""
+        self._gone: list[str] = []
+        """Have not run any more since the last step."""
 
     def waiting_adapters(self) -> list[AdapterKey]:
         """Adapters with waiting sequences, in the order in which they would start."""
@@ -68,33 +72,58 @@ class Planner:
         """Choose the next step, as `Scheduler.plan` says."""
         room = self._max_batch_tokens
         if pace is not None:
-            room = min(room, pace.num_tokens(len(self.running.decoding())))
+            room = min(room, pace.num_tokens(self.running.num_decoding))
         draft = _Draft(room)
         able = {one for one in self.waiting if one is None or (one in on_device and one not in held)}
         contending = able.union(self.running.adapters)
         self._claim_places(draft, able)
-        for sequence in self.running.decoding():
-            if sequence.request_id in draft.items:
-                continue  # a newcomer
-            if draft.room and sequence.blocks:  # else it was preempted meanwhile
-                self._grow(draft, sequence)
-            if draft.room and sequence.blocks:
-                self._add(draft, sequence, draft.room)
+        self._decode(draft)
         self._fill(draft, able)
         self._counters.advance(contending)
         first = [sequence for sequence in draft.started if sequence.num_cached is None]
         for sequence in first:
             sequence.num_cached = sequence.num_computed
         restarted, self._restarted = self._restarted, []
-        hits = [draft.items[sequence.request_id].start for sequence in draft.started]
+        hits = (draft.items[sequence.request_id].start for sequence in draft.started)
+        gone: list[str] = []
+        if draft.items:  # an empty plan tells nobody anything
+            gone, self._gone = self._gone, []
         return StepPlan(
             items=tuple(draft.items.values()),
+            gone=tuple(gone),
+            new=tuple(sequence.new() for sequence in draft.started),
+            grown=tuple(draft.grown),
+            adapters=frozenset(draft.adapters),
             first_scheduled=tuple(sequence.request_id for sequence in first),
             preempted=(*restarted, *draft.preempted),
             max_tokens=room,
             num_queried_tokens=sum(len(sequence.token_ids) for sequence in draft.started),
             num_hit_tokens=sum(hits),
         )
+
+    def _decode(self, draft: _Draft) -> None:
+        """Continue answers, and prompts of which one token is left. Most steps do nothing else, for hundreds of them."""
+        block_tokens = self._blocks.block_tokens
+        for sequence in self.running.decoding():
+            if sequence.request_id in draft.items:
+                continue  # a newcomer
+            if draft.room and sequence.blocks and sequence.num_computed >= len(sequence.blocks) * block_tokens:
+                self._grow(draft, sequence)
+            if not draft.room or not sequence.blocks:  # it was preempted meanwhile, maybe by itself
+                continue
+            if sequence.num_charged > sequence.num_computed or not sequence.continues_answer:
+                self._add(draft, sequence, draft.room)
+                continue
+            self._counters.charge(sequence.adapter, 1, ANSWER_WEIGHT)
+            sequence.num_charged = sequence.num_computed + 1
+            draft.items[sequence.request_id] = StepItem(
+                sequence.request_id, sequence.num_computed, 1, samples=True, decode=True
+            )
+            if sequence.adapter is not None:
+                draft.adapters.add(sequence.adapter)
+            draft.room -= 1
+            if not (sequence.num_computed + 1) % block_tokens:
+                self._publish(sequence, sequence.num_computed + 1)
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
@@ -105,9 +134,17 @@ class Planner:
 
     def restart(self, sequence: Sequence, rope_length: int) -> None:
         """Set a running sequence back, to be computed again with rotary frequencies that follow another length."""
-        self._stop(sequence)
         sequence.rope_length = rope_length
         sequence.hashes.clear()
+        self.start_over(sequence)
+
+    def take_back(self, block: int) -> None:
+        """Let nobody find a block that a step was to compute and did not."""
+        self._blocks.unpublish(block)
+
+    def start_over(self, sequence: Sequence) -> None:
+        """Set a running sequence back whose blocks hold what was not computed."""
+        self._stop(sequence)
         self.waiting.add(sequence)
         self._restarted.append(sequence.request_id)
 
@@ -137,7 +174,7 @@ class Planner:
                 self._preempt(draft, one)
             self._start(draft, sequence, known)
             # this step's decode keeps its room
-            self._add(draft, sequence, max(1, draft.room - len(self.running.decoding())))
+            self._add(draft, sequence, max(1, draft.room - self.running.num_decoding))
 
     def _making_way(self, draft: _Draft, sequence: Sequence, known: Many[int]) -> Many[Sequence] | None:
         """Return the fewest that have to leave for a sequence to start, in their order; None if all are too few."""
@@ -215,10 +252,14 @@ class Planner:
     def _grow(self, draft: _Draft, sequence: Sequence) -> None:
         """Give a decoding sequence the block of its next token, preempting others, at last itself."""
         while sequence.blocks:
-            num_fresh = self._blocks.blocks_for(sequence.num_computed + 1) - len(sequence.blocks)
-            fresh = self._blocks.take(max(num_fresh, 0))
+            num_before = len(sequence.blocks)
+            num_fresh = self._blocks.blocks_for(sequence.num_computed + 1) - num_before
+            if num_fresh <= 0:
+                break
+            fresh = self._blocks.take(num_fresh)
             if fresh is not None:
                 sequence.blocks += fresh
+                draft.grown.append(Growth(sequence.request_id, num_before, tuple(fresh)))
                 break
             self._preempt(draft, self.running.victim(sequence, draft.items))
 
@@ -229,6 +270,7 @@ class Planner:
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self._gone.append(sequence.request_id)
         self._blocks.release(sequence.blocks)
         sequence.blocks, sequence.num_published, sequence.num_computed = [], 0, 0
 
@@ -240,8 +282,21 @@ class Planner:
         draft.room_to_score -= min(num_tokens, num_to_score)
         end = sequence.num_computed + num_tokens
         self._charge(sequence, end)
-        draft.items[sequence.request_id] = sequence.item(num_tokens, self._blocks.blocks_for(end))
+        draft.items[sequence.request_id] = sequence.item(num_tokens)
+        if sequence.adapter is not None:
+            draft.adapters.add(sequence.adapter)
         draft.room -= num_tokens
+        self._publish(sequence, end)
+
+    def _publish(self, sequence: Sequence, end: int) -> None:
+        """Let others find the blocks that are full when the step has computed the tokens up to `end`.
+
+        Whoever starts in the same step can share them: a step writes all its KV before any of it is read.
+        """
+        size = self._blocks.block_tokens
+        for index in range(sequence.num_published, end // size):
+            self._blocks.publish(sequence.blocks[index], sequence.block_hash(index, size))
+            sequence.num_published += 1
 
     def _charge(self, sequence: Sequence, end: int) -> None:
         """Charge the adapter for the tokens up to a position, each once."""

@@ -49,9 +49,19 @@ class RunningSet:
 
     def decoding(self) -> list[Sequence]:
         """Return those whose next token is the last known one: the oldest first, then in their order."""
+        counters = {adapter: self._counters.of(adapter) for adapter in self._num_of}
+        some = [one for one in self._sequences if len(one.token_ids) - one.num_computed == 1]
+        some.sort(key=lambda one: (counters[one.adapter], one.order))
         oldest = self._oldest()
-        some = [one for one in self._sequences if one.num_pending == 1]
-        return sorted(some, key=lambda one: (one is not oldest, self.place(one)))
+        if oldest is not None and oldest.num_pending == 1 and some[0] is not oldest:
+            some.remove(oldest)
+            some.insert(0, oldest)
+        return some
+
+    @property
+    def num_decoding(self) -> int:
+        """How many those are."""
+        return sum(len(one.token_ids) - one.num_computed == 1 for one in self._sequences)
 
     def victim(self, asking: Sequence, planned: Collection[str]) -> Sequence:
         """Return who gives its blocks to the asking one: the latest of the most served adapter, never the oldest.

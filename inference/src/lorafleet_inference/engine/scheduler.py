@@ -133,10 +133,14 @@ class Scheduler:
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Take in what a step computed; return the events of new tokens and of requests that ended.
 
-        A request that failed or whose logits are not finite ends, and no block that it computed in this step is published.
+        A request that failed or whose logits are not finite ends. No block that it was to compute in this step is found any
+        more, and who shared one already starts over.
         """
         events: list[TokenEvent] = []
+        started_over = self._start_over(plan, result) if result.failed or result.not_finite else ()
         for item in plan.items:
+            if item.request_id in started_over:
+                continue
             sequence = self._sequences[item.request_id]
             if item.request_id in result.failed:
                 events.append(self._end(sequence, FinishReason.ERROR, error=result.failed[item.request_id]))
@@ -144,12 +148,11 @@ class Scheduler:
             if item.request_id in result.not_finite:
                 events.append(self._end_not_finite(sequence))
                 continue
-            sequence.num_computed += len(item.token_ids)
-            self._publish(sequence)
-            if item.score:
+            sequence.num_computed += item.num_tokens
+            if item.num_score:
                 # after a preemption all is computed and scored again
                 sequence.scored[item.start :] = result.scored[item.request_id]
-            if item.sample is not None:
+            if item.samples:
                 events.append(self._append(sequence, result.sampled[item.request_id]))
         return events
 
@@ -173,11 +176,28 @@ class Scheduler:
             return ErrorCode.CONTEXT_LENGTH_EXCEEDED, message
         return None
 
-    def _publish(self, sequence: Sequence) -> None:
+    def _start_over(self, plan: StepPlan, result: StepResult) -> set[str]:
+        """Take back what the step did not compute, and set back who shares it; return those.
+
+        What those computed in the step themselves was made from it, so it is taken back too. Items come in the order in which
+        they were planned: nobody shares a block of a later one.
+        """
         size = self._blocks.block_tokens
-        for index in range(sequence.num_published, sequence.num_computed // size):
-            self._blocks.publish(sequence.blocks[index], sequence.block_hash(index, size))
-            sequence.num_published += 1
+        lost: set[int] = set()
+        shares: list[Sequence] = []
+        for item in plan.items:
+            sequence = self._sequences[item.request_id]
+            first, last = item.start // size, item.end // size
+            if not lost.isdisjoint(sequence.blocks[:first]):
+                shares.append(sequence)
+            elif item.request_id not in result.failed and item.request_id not in result.not_finite:
+                continue
+            lost.update(sequence.blocks[first:last])
+        for block in lost:
+            self._planner.take_back(block)
+        for sequence in shares:
+            self._planner.start_over(sequence)
+        return {sequence.request_id for sequence in shares}
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         sampling = sequence.request.sampling

@@ -9,7 +9,7 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash, chain_seed, next_hash
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent, TokenLogprobs
-from lorafleet_inference.engine.plan import Sampled, StepItem
+from lorafleet_inference.engine.plan import NewRequest, Sampled, StepItem
 
 
 class Form(Protocol):
@@ -38,7 +38,7 @@ class Sequence:
     """Tokens that its adapter has been charged for: what is computed again after a preemption is not, again."""
     blocks: list[int] = field(default_factory=list)
     num_published: int = 0
-    """Full, computed blocks that others can find."""
+    """Full blocks that others can find, computed or about to be."""
     rope_length: int = 0
     """Length that the rotary frequencies of all its tokens follow at least; 0 up to the limit of the base."""
     hashes: list[BlockHash] = field(default_factory=list)
@@ -49,21 +49,15 @@ class Sequence:
     """Of the prompt's tokens, where the request asks for them."""
     spoke: bool = False
     """Whether an event was made."""
+    request_id: str = field(init=False)
+    adapter: AdapterKey | None = field(init=False)
+    """Whose weights it needs beside the base's."""
+    order: tuple[int, int] = field(init=False)
+    """Its place among those of its adapter: by priority, then by arrival."""
 
-    @property
-    def request_id(self) -> str:
-        """Id of the request."""
-        return self.request.request_id
-
-    @property
-    def adapter(self) -> AdapterKey | None:
-        """Whose weights it needs beside the base's."""
-        return self.request.adapter
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Its place among those of its adapter: by priority, then by arrival."""
-        return self.request.priority, self.arrival
+    def __post_init__(self) -> None:
+        self.request_id, self.adapter = self.request.request_id, self.request.adapter
+        self.order = (self.request.priority, self.arrival)
 
     @property
     def num_pending(self) -> int:
@@ -80,6 +74,11 @@ class Sequence:
         """Whether the prompt's log-probabilities are wanted and not all there yet."""
         return self.request.sampling.prompt_logprobs is not None and not self.spoke
 
+    @property
+    def continues_answer(self) -> bool:
+        """Whether the next token is one of the answer, and its prompt needs nothing any more."""
+        return self.num_computed >= len(self.request.prompt_token_ids) and not self.is_scored
+
     def block_hash(self, index: int, block_tokens: int) -> BlockHash:
         """Return the hash of a full block of its tokens; known tokens never change, so each is computed once."""
         while len(self.hashes) <= index:
@@ -95,26 +94,27 @@ class Sequence:
         """Return how many tokens of the prompt wait for their log-probabilities."""
         return max(0, len(self.request.prompt_token_ids) - 1 - self.num_computed) if self.is_scored else 0
 
-    def item(self, num_tokens: int, num_blocks: int) -> StepItem:
+    def item(self, num_tokens: int) -> StepItem:
         """Return its next tokens for a step."""
-        end = self.num_computed + num_tokens
-        last = end == len(self.token_ids)
-        sampling = self.request.sampling if last else None
-        num_prompt = len(self.request.prompt_token_ids)
-        score = self.token_ids[self.num_computed + 1 : min(end + 1, num_prompt)] if self.is_scored else ()
+        start, num_known = self.num_computed, len(self.token_ids)
+        end, num_prompt = start + num_tokens, len(self.request.prompt_token_ids)
+        last = end == num_known
+        num_score = max(0, min(end + 1, num_prompt) - start - 1) if self.is_scored else 0
         return StepItem(
+            self.request_id, start, num_tokens, last, num_score, last and num_tokens == 1 and num_known > num_prompt
+        )
+
+    def new(self) -> NewRequest:
+        """Return what the steps need of it from now on."""
+        request = self.request
+        return NewRequest(
             self.request_id,
             self.adapter,
-            self.num_computed,
-            tuple(self.token_ids[self.num_computed : end]),
-            tuple(self.blocks[:num_blocks]),
-            sampling,
-            score=tuple(score),
-            num_prompt_logprobs=self.request.sampling.prompt_logprobs or 0,
-            num_prompt=num_prompt,
-            history=tuple(self.token_ids) if sampling is not None and sampling.uses_history else (),
-            rope_length=self.rope_length,
-            decode=last and num_tokens == 1 and self.num_answer > 0,
+            tuple(self.token_ids),
+            len(request.prompt_token_ids),
+            request.sampling,
+            tuple(self.blocks),
+            self.rope_length,
         )
 
     def event(

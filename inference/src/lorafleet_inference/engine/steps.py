@@ -9,7 +9,7 @@ from typing import Protocol
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.messages import SamplingParams
-from lorafleet_inference.engine.plan import SamplingState, StepItem, StepPlan, StepResult, Unconstrained
+from lorafleet_inference.engine.plan import NewRequest, SamplingState, StepItem, StepPlan, StepResult, Unconstrained
 
 logger = logging.getLogger(__name__)
 MAX_FAILED_STEPS = 8
@@ -76,7 +76,7 @@ class Steps:
             return StepResult(failed={plan.items[0].request_id: _message(error)})
         for item in plan.items:
             try:
-                alone = self._execute(StepPlan((item,)))
+                alone = self._execute(plan.alone(item))
             except StepFailed:
                 raise
             except Exception as own:
@@ -95,9 +95,10 @@ class Steps:
         taken = self._blocks.take(1)
         if taken is None:
             return  # others run on all blocks, and the next step says more
-        item = StepItem(_CHECK, None, 0, (0,), tuple(taken), SamplingParams(max_tokens=1, temperature=0))
+        asked = NewRequest(_CHECK, None, (0,), 1, SamplingParams(max_tokens=1, temperature=0), tuple(taken))
+        plan = StepPlan((StepItem(_CHECK, 0, 1, samples=True),), gone=(_CHECK,), new=(asked,))
         try:
-            self._runner.execute(StepPlan((item,)), Unconstrained())
+            self._runner.execute(plan, Unconstrained())
         except Exception as error:
             message = f"{self._num_in_vain} steps in a row failed, and a token of the base too: {_named(error)}"
             raise StepFailed(message) from error

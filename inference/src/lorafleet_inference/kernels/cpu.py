@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lorafleet_inference.kernels.team import Run, team
@@ -66,6 +67,10 @@ class CpuKernels:
         return dtype in self.lora_rows
 
 
+Blocks = Sequence[int] | npt.NDArray[np.int32]
+"""KV blocks of one sequence."""
+
+
 class PagedDecode:
     """One token each of some sequences, prepared once for all layers of a step.
 
@@ -73,7 +78,7 @@ class PagedDecode:
     """
 
     def __init__(
-        self, kernels: CpuKernels, rows: Sequence[int], starts: Sequence[int], blocks: Sequence[Sequence[int]]
+        self, kernels: CpuKernels, rows: Sequence[int], starts: Sequence[int], blocks: Sequence[Blocks]
     ) -> None:
         self._kernels = kernels
         self._rows = np.array(rows, dtype=np.int64)

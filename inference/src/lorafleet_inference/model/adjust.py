@@ -4,11 +4,11 @@ Finite logits stay finite: what would be larger than a float32 can be is the lar
 among the allowed ones become -inf.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def _ends_of_bad_words(draw: "Draw") -> list[int]:
     words = draw.params.bad_words
     if not words:
         return []
-    answer = draw.history[draw.num_prompt :]
-    return [word[-1] for word in words if len(word) == 1 or answer[1 - len(word) :] == word[:-1]]
+    return [word[-1] for word in words if len(word) == 1 or draw.answer[1 - len(word) :] == word[:-1]]
 
 
 def _restrict(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:
@@ -91,22 +90,34 @@ def _mask(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) ->
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:
-    """One entry for each distinct token of each history; changes logits in place."""
-    entries = []
+    """One entry for each distinct token of each row; changes logits in place."""
+    params, sizes, tokens, counts = [], [], [], []
     for row in rows:
         draw = draws[row]
-        params, answer = draw.params, Counter(draw.history[draw.num_prompt :])
-        for token in filter(draw.knows, set(draw.history)):
-            count = answer[token]
-            subtracted = params.frequency_penalty * count + params.presence_penalty * (count > 0)
-            entries.append((row, token, params.repetition_penalty, subtracted))
-    if not entries:
-        return
-    where_row, where_token, repetition, subtractions = zip(*entries, strict=True)
-    index = (_ids(where_row, logits), _ids(where_token, logits))
-    some, factor = logits[index], logits.new_tensor(repetition)
+        assert draw.occurrences is not None, "who penalises knows what occurred"
+        token_ids, numbers = draw.occurrences.token_ids, draw.occurrences.counts
+        if draw.num_tokens is not None:
+            known = token_ids < draw.num_tokens
+            token_ids, numbers = token_ids[known], numbers[known]
+        params.append(draw.params)
+        sizes.append(len(token_ids))
+        tokens.append(token_ids)
+        counts.append(numbers)
+
+    def each(values: Sequence[float]) -> npt.NDArray[np.float64]:
+        return np.repeat(np.array(values, np.float64), sizes)
+
+    count = np.concatenate(counts)
+    subtracted = each([one.frequency_penalty for one in params]) * count
+    subtracted += each([one.presence_penalty for one in params]) * (count > 0)
+    index = (_there(np.repeat(np.array(rows), sizes), logits), _there(np.concatenate(tokens), logits))
+    some, factor = logits[index], _there(each([one.repetition_penalty for one in params]), logits).to(logits.dtype)
     some = torch.where(some > 0, some / factor, some * factor)
-    logits[index] = (some - logits.new_tensor(subtractions)).clamp_(-LARGEST, LARGEST)
+    logits[index] = (some - _there(subtracted, logits).to(logits.dtype)).clamp_(-LARGEST, LARGEST)
+
+
+def _there(values: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(values).to(like.device)
 
 
 def _ids(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:

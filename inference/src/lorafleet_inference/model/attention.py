@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
@@ -71,14 +73,16 @@ class PagedStep:
         self.layers = layers
         self._batch: FlatBatch | None = batch
         self._kernels = kernels if kernels is not None and kernels.can_decode(layers[0].keys.dtype) else None
-        self._decode_spans = sorted(
-            (span for span in batch.spans if span.end - span.begin == 1), key=lambda span: span.start
-        )
+        decodes = np.flatnonzero(batch.host.counts == 1)
+        self._decodes = decodes[np.argsort(batch.host.starts[decodes], kind="stable")]
+        """Sequences with one token in the step, the shortest first."""
         self.launched: AttentionStep | None = None
         """Instead of all that follows, in layers that the Triton kernels can compute."""
         if triton is not None:
-            spans = [(span.begin, span.end, span.start, span.blocks) for span in batch.spans]
-            self.launched = triton.attention(spans, batch.slots)
+            spans = [batch.host.span(index) for index in range(len(batch.host.counts))]
+            self.launched = triton.attention(
+                [(one.begin, one.end, one.start, one.blocks) for one in spans], batch.slots
+            )
 
     @classmethod
     def of_kernels(cls, layers: list[LayerKV], launched: "AttentionStep") -> "PagedStep":
@@ -99,23 +103,25 @@ class PagedStep:
         """Sequences with several tokens in the step."""
         assert self._batch is not None, "`places` has said so"
         device = self._batch.slots.device
-        return [_Prefill(span, device) for span in self._batch.spans if span.end - span.begin > 1]
+        return [
+            _Prefill(self._batch.host.span(index), device)
+            for index in np.flatnonzero(self._batch.host.counts > 1).tolist()
+        ]
 
     @cached_property
     def decodes(self) -> "list[_Decode]":
         """Sequences with one token in the step, where there are no kernels of the CPU."""
-        groups = range(0, len(self._decode_spans) if self._kernels is None else 0, DECODE_GROUP)
+        groups = range(0, len(self._decodes) if self._kernels is None else 0, DECODE_GROUP)
         assert self._batch is not None, "`places` has said so"
-        device = self._batch.slots.device
-        return [_Decode(self._decode_spans[at : at + DECODE_GROUP], device) for at in groups]
+        return [_Decode(self._batch, self._decodes[at : at + DECODE_GROUP]) for at in groups]
 
     @cached_property
     def compiled(self) -> PagedDecode | None:
         """Instead of `decodes`, where the kernels of the CPU can read the pages."""
-        some = self._decode_spans
-        if self._kernels is None or not some:
+        if self._batch is None or self._kernels is None or not len(self._decodes):
             return None
-        rows, starts, blocks = ([getattr(span, name) for span in some] for name in ("begin", "start", "blocks"))
+        spans = [self._batch.host.span(index) for index in self._decodes.tolist()]
+        rows, starts, blocks = ([getattr(span, name) for span in spans] for name in ("begin", "start", "blocks"))
         return PagedDecode(self._kernels, rows, starts, blocks)
 
 
@@ -126,7 +132,7 @@ class _Prefill:
         self.begin, self.end, self.num_known = span.begin, span.end, span.num_known
         self.is_fresh = span.start == 0
         """Whether all that it sees is computed in this step."""
-        self.blocks = torch.tensor(span.blocks, device=device)
+        self.blocks = torch.from_numpy(span.blocks.astype(np.int64)).to(device)
         self._queries = torch.arange(span.start, span.num_known, device=device)[:, None]
         self._keys = torch.arange(span.num_known, device=device)[None, :]
         self._masks: dict[int | None, torch.Tensor] = {}
@@ -142,13 +148,13 @@ class _Prefill:
 class _Decode:
     """One token each of several sequences."""
 
-    def __init__(self, spans: list[Span], device: torch.device) -> None:
-        longest = max(len(span.blocks) for span in spans)
+    def __init__(self, batch: FlatBatch, index: npt.NDArray[np.int64]) -> None:
+        device = batch.slots.device
+        longest = int(batch.host.starts[index].max()) // KV_BLOCK_TOKENS + 1
         # unused places of the table name block 0, of which nothing is used, as of the slots after the last token
-        table = [list(span.blocks) + [0] * (longest - len(span.blocks)) for span in spans]
-        self.rows = torch.tensor([span.begin for span in spans], device=device)
-        self.blocks = torch.tensor(table, device=device)
-        self._last = torch.tensor([[span.start] for span in spans], device=device)
+        self.rows = torch.from_numpy(batch.host.begins[index]).to(device)
+        self.blocks = torch.from_numpy(batch.host.tables[index, :longest].astype(np.int64)).to(device)
+        self._last = torch.from_numpy(batch.host.starts[index, None]).to(device)
         self._keys = torch.arange(longest * KV_BLOCK_TOKENS, device=device)[None, :]
         self._masks: dict[int | None, torch.Tensor] = {}
 

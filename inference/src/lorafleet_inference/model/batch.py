@@ -3,9 +3,10 @@
 Axes: T tokens of the step, S sequences of the step.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
@@ -20,7 +21,8 @@ class Span:
     begin: int
     end: int
     start: int
-    blocks: tuple[int, ...]
+    blocks: npt.NDArray[np.int32]
+    """KV blocks of the sequence, from position 0 to its last token of the step."""
 
     @property
     def num_known(self) -> int:
@@ -38,80 +40,60 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class HostBatch:
+    """A step on the host, in the order of the batch: neighbours share an adapter, so that each adapter is one segment."""
+
+    items: tuple[StepItem, ...]
+    adapters: tuple[AdapterKey | None, ...]
+    """Of each item."""
+    token_ids: npt.NDArray[np.int32]
+    """[T]"""
+    positions: npt.NDArray[np.int64]
+    """[T]"""
+    slots: npt.NDArray[np.int64]
+    """[T]: where the KV of each token goes, block * KV_BLOCK_TOKENS + offset."""
+    logit_rows: npt.NDArray[np.int64]
+    """[rows]: rows whose logits are needed, in the order of the items.
+
+    Of each item first those that score its prompt, then its last one, which chooses the next token, or at the end of a
+    part of a prompt shows whether the numbers are finite so far.
+    """
+    tables: npt.NDArray[np.int32]
+    """[S, blocks of the longest sequence]"""
+    begins: npt.NDArray[np.int64]
+    """[S]: the row of each sequence's first token in the batch."""
+    starts: npt.NDArray[np.int64]
+    """[S]: the position of that token in its sequence."""
+    counts: npt.NDArray[np.int64]
+    """[S]: tokens of each sequence."""
+    rope_lengths: npt.NDArray[np.int64]
+    """[S]: the length that the rotary frequencies of each sequence follow at least."""
+    segments: tuple[Segment, ...]
+    head_segments: tuple[Segment, ...]
+    """As `segments`, over `logit_rows`."""
+
+    @property
+    def has_single_tokens(self) -> bool:
+        """Whether each sequence has one token, and one row of logits."""
+        return len(self.token_ids) == len(self.logit_rows) == len(self.items)
+
+    def span(self, index: int) -> Span:
+        """Return the place of a sequence in the batch."""
+        begin, start, count = (int(one[index]) for one in (self.begins, self.starts, self.counts))
+        num_blocks = -(-(start + count) // KV_BLOCK_TOKENS)
+        return Span(begin, begin + count, start, self.tables[index, :num_blocks])
+
+
+@dataclass(frozen=True, slots=True)
 class FlatBatch:
     """What one forward pass needs."""
 
-    items: tuple[StepItem, ...]
-    """In the order of the batch: neighbours share an adapter, so that each adapter is one segment."""
+    host: HostBatch
     input_ids: torch.Tensor
     """[1, T] int64, on the device."""
     position_ids: torch.Tensor
     """[1, T] int64, on the device."""
     slots: torch.Tensor
     """[T] int64, on the device: where the KV of each token goes, block * KV_BLOCK_TOKENS + offset."""
-    spans: tuple[Span, ...]
-    segments: tuple[Segment, ...]
-    head_segments: tuple[Segment, ...]
-    """As `segments`, over `sampled_rows`."""
     sampled_rows: torch.Tensor
-    """[rows] int64, on the device: rows whose logits are needed, in the order of the items.
-
-    Of each item first those that score its prompt, then its last one, which chooses the next token, or at the end of a
-    part of a prompt shows whether the numbers are finite so far.
-    """
-
-
-def in_order(items: Sequence[StepItem]) -> tuple[StepItem, ...]:
-    """Return items in the order of a batch."""
-    return tuple(
-        sorted(items, key=lambda item: ("", "") if item.adapter is None else (item.adapter.name, item.adapter.digest))
-    )
-
-
-def segments_of(items: Sequence[StepItem]) -> list[Segment]:
-    """Return the segments of items of one token each, given in the order of the batch."""
-    segments: list[Segment] = []
-    for row, item in enumerate(items):
-        _extend(segments, item.adapter, row, row + 1)
-    return segments
-
-
-def build_batch(items: Sequence[StepItem], device: torch.device) -> FlatBatch:
-    """Lay out the items of a step."""
-    ordered = in_order(items)
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    spans: list[Span] = []
-    segments: list[Segment] = []
-    head_segments: list[Segment] = []
-    rows: list[int] = []
-    for item in ordered:
-        begin, end = len(token_ids), len(token_ids) + len(item.token_ids)
-        token_ids += item.token_ids
-        for position in range(item.start, item.start + len(item.token_ids)):
-            positions.append(position)
-            slots.append(item.blocks[position // KV_BLOCK_TOKENS] * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS)
-        spans.append(Span(begin, end, item.start, item.blocks))
-        _extend(segments, item.adapter, begin, end)
-        num_before = len(rows)
-        rows += (*range(begin, begin + len(item.score)), end - 1)
-        _extend(head_segments, item.adapter, num_before, len(rows))
-    return FlatBatch(
-        items=ordered,
-        input_ids=torch.tensor([token_ids], dtype=torch.int64, device=device),
-        position_ids=torch.tensor([positions], dtype=torch.int64, device=device),
-        slots=torch.tensor(slots, dtype=torch.int64, device=device),
-        spans=tuple(spans),
-        segments=tuple(segments),
-        head_segments=tuple(head_segments),
-        sampled_rows=torch.tensor(rows, dtype=torch.int64, device=device),
-    )
-
-
-def _extend(segments: list[Segment], adapter: AdapterKey | None, begin: int, end: int) -> None:
-    """Add a segment, or lengthen the last one if it is of the same adapter; the base needs none."""
-    if adapter is not None and segments and segments[-1].adapter == adapter:
-        segments[-1] = Segment(segments[-1].begin, end, adapter)
-    elif adapter is not None:
-        segments.append(Segment(begin, end, adapter))
+    """[rows] int64, on the device: rows whose logits are needed."""

@@ -15,11 +15,10 @@ import torch
 from transformers import PreTrainedModel
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
-from lorafleet_inference.engine.plan import StepItem
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT
 from lorafleet_inference.kernels.triton.fixed import FixedAttention, FixedLora, FixedTables, Room
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
-from lorafleet_inference.model.batch import Segment, in_order, segments_of
+from lorafleet_inference.model.batch import HostBatch, Segment
 from lorafleet_inference.model.lora import LoraBank, num_pages_of
 
 if TYPE_CHECKING:
@@ -110,24 +109,23 @@ class DecodeGraphs:
         self.num_replayed = 0
         """Steps that were computed by a graph."""
 
-    def logits(self, items: Sequence[StepItem]) -> tuple[tuple[StepItem, ...], torch.Tensor] | None:
-        """Return the items in the order of the rows, and their logits [items, vocabulary] until the next call.
+    def logits(self, batch: HostBatch) -> torch.Tensor | None:
+        """Return the logits [items, vocabulary] of a step, until the next call.
 
         None where there is no graph for such a step. The items have one token each, and nothing but rows of A and B.
         """
-        if self._is_broken or not items or len(items) > self._sizes[-1]:
+        count = len(batch.items)
+        if self._is_broken or not count or count > self._sizes[-1]:
             return None
-        ordered = in_order(items)
-        segments = segments_of(ordered)
-        if segments and not self._bank.can_be_captured:
+        if batch.segments and not self._bank.can_be_captured:
             return None
-        step = self._step(len(ordered), segments)
+        step = self._step(count, batch.segments)
         if step is None:
             return None
-        self._fill(step.tables, ordered, segments)
+        self._fill(step.tables, batch)
         step.captured.replay()
         self.num_replayed += 1
-        return ordered, step.captured.output[: len(ordered)]
+        return step.captured.output[:count]
 
     def capture_all(self) -> None:
         """Capture what will be needed sooner or later."""
@@ -185,17 +183,12 @@ class DecodeGraphs:
             ).logits
         return logits[0]
 
-    def _fill(self, tables: FixedTables, items: Sequence[StepItem], segments: Sequence[Segment]) -> None:
-        here, blocks = tables.begin(), KV_BLOCK_TOKENS
-        starts = [item.start for item in items]
-        count = len(items)
-        here["token_ids"][:count] = [item.token_ids[0] for item in items]
-        here["positions"][:count] = starts
-        here["lasts"][:count] = starts
-        here["slots"][:count] = [item.blocks[item.start // blocks] * blocks + item.start % blocks for item in items]
-        table = here["tables"]
-        for row, item in enumerate(items):
-            known = item.start // blocks + 1
-            table[row, :known] = item.blocks[:known]
-        self._bank.fill(here["items"], here["pages"], here["ranks"], segments, MIN_DOT)
+    def _fill(self, tables: FixedTables, batch: HostBatch) -> None:
+        here, count = tables.begin(), len(batch.items)
+        here["token_ids"][:count] = batch.token_ids
+        here["positions"][:count] = batch.positions
+        here["lasts"][:count] = batch.positions
+        here["slots"][:count] = batch.slots
+        here["tables"][:count, : batch.tables.shape[1]] = batch.tables
+        self._bank.fill(here["items"], here["pages"], here["ranks"], batch.segments, MIN_DOT)
         tables.send()

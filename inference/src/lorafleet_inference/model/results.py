@@ -6,17 +6,20 @@ import torch
 
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, SamplingState, StepItem, StepResult
+from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.sampler import Draw, finite_rows, logprobs_of, sample
 
 
 def result_of(
     items: Sequence[StepItem],
     logits: torch.Tensor,
+    rows: InputBatch,
     state: SamplingState,
     eos_token_ids: Sequence[int],
+    *,
     num_outputs: Sequence[int] | None = None,
 ) -> StepResult:
-    """Choose tokens and score prompts. logits [rows, vocabulary]: of each item one for each of `score`, then its last.
+    """Choose tokens and score prompts. logits [rows, vocabulary]: of each item one for each that it scores, then its last.
 
     `num_outputs`: of each item, how many tokens there are for it, where that is not the same for all.
     """
@@ -25,24 +28,26 @@ def result_of(
     scored: dict[str, tuple[TokenLogprobs, ...]] = {}
     choosing: list[tuple[int, StepItem]] = []
     others: list[tuple[int, StepItem]] = []
-    row = 0
+    at = 0
     for item in items:
-        if item.score:
-            rows = logits[row : row + len(item.score), : widths.get(item.request_id)].float()
-            if bool(finite_rows(rows).all()):
-                scored[item.request_id] = tuple(logprobs_of(rows, item.score, item.num_prompt_logprobs))
+        if item.num_score:
+            some = logits[at : at + item.num_score, : widths.get(item.request_id)].float()
+            if bool(finite_rows(some).all()):
+                row = rows.row(item.request_id)
+                follow = rows.tokens(row)[item.start + 1 : item.start + 1 + item.num_score].tolist()
+                scored[item.request_id] = tuple(logprobs_of(some, follow, row.sampling.prompt_logprobs or 0))
             else:
                 not_finite.add(item.request_id)
-            row += len(item.score)
-        (others if item.sample is None else choosing).append((row, item))
-        row += 1
+            at += item.num_score
+        (choosing if item.samples else others).append((at, item))
+        at += 1
     if others:
-        flags = finite_rows(logits[[row for row, _ in others]]).tolist()
+        flags = finite_rows(logits[[at for at, _ in others]]).tolist()
         not_finite.update(item.request_id for (_, item), is_finite in zip(others, flags, strict=True) if not is_finite)
     sampled: dict[str, Sampled] = {}
     if choosing:
-        last = logits if len(choosing) == len(logits) else logits[[row for row, _ in choosing]]
-        draws = [_draw(item, state, widths.get(item.request_id)) for _, item in choosing]
+        last = logits if len(choosing) == len(logits) else logits[[at for at, _ in choosing]]
+        draws = [_draw(item, rows, state, widths.get(item.request_id)) for _, item in choosing]
         tokens = sample(last, draws, eos_token_ids)
         for (_, item), token in zip(choosing, tokens, strict=True):
             if token is None:
@@ -55,10 +60,14 @@ def result_of(
     return StepResult(sampled, scored, frozenset(not_finite))
 
 
-def _draw(item: StepItem, state: SamplingState, num_tokens: int | None) -> Draw:
-    assert item.sample is not None
-    seed = item.sample.seed
-    position = item.start + len(item.token_ids)
-    seed = state.seed(item.request_id) if seed is None else seed
-    mask = None if item.sample.grammar is None else state.mask(item.request_id)
-    return Draw(item.sample, seed, position, item.num_prompt, item.history, mask, num_tokens)
+def _draw(item: StepItem, rows: InputBatch, state: SamplingState, num_tokens: int | None) -> Draw:
+    row = rows.row(item.request_id)
+    sampling = row.sampling
+    answer: tuple[int, ...] = ()
+    if sampling.bad_words:
+        longest = max(map(len, sampling.bad_words))
+        answer = tuple(rows.tokens(row)[max(row.num_prompt, item.end - longest + 1) : item.end].tolist())
+    if row.occurrences is not None:
+        row.occurrences.see(rows.tokens(row)[: item.end])
+    mask = None if sampling.grammar is None else state.mask(item.request_id)
+    return Draw(sampling, sampling.seed or 0, item.end, row.num_prompt, answer, row.occurrences, mask, num_tokens)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -77,14 +78,11 @@ class LengthRopes:
         """Say which lengths the tokens of the coming forward pass follow."""
         limit = self._rope.limit
         self._lengths = None
-        if all(max(item.rope_length, item.start + len(item.token_ids)) <= limit for item in batch.items):
+        host = batch.host
+        if (np.maximum(host.rope_lengths, host.starts + host.counts) <= limit).all():
             return
-        lengths = [
-            max(item.rope_length, position + 1)
-            for item in batch.items
-            for position in range(item.start, item.start + len(item.token_ids))
-        ]
-        self._lengths = torch.tensor([lengths], dtype=torch.int64, device=batch.input_ids.device)
+        least = torch.from_numpy(np.repeat(host.rope_lengths, host.counts)).to(batch.input_ids.device)
+        self._lengths = torch.maximum(least, batch.position_ids + 1)
 
     @torch.inference_mode()
     def are_exact(self) -> bool:

@@ -14,15 +14,16 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts, ModuleKind
-from lorafleet_inference.engine.plan import SamplingState, StepItem, StepPlan, StepResult, Unconstrained
+from lorafleet_inference.engine.plan import SamplingState, StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
-from lorafleet_inference.model.batch import build_batch
+from lorafleet_inference.model.batch import HostBatch
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
+from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
@@ -80,6 +81,7 @@ class ModelRunner:
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
         self.decode_graphs: DecodeGraphs | None = None
+        self._rows = InputBatch(1, self.facts.max_model_len, self._device)  # of the warm-up
         block_bytes = (
             KV_BLOCK_TOKENS
             * loaded.dtype.itemsize
@@ -88,6 +90,8 @@ class ModelRunner:
         num_blocks = self._num_blocks(loaded, config, block_bytes)
         self._layers = _pages(loaded, num_blocks)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
+        # one row more than requests run: that of the engine's own check
+        self._rows = InputBatch(config.max_batch_requests + 1, self.facts.max_model_len, self._device)
         self.decode_graphs = self._graphs_of(config, graphs)
         self.budgets = EngineBudgets(
             num_kv_blocks=num_blocks,
@@ -108,23 +112,32 @@ class ModelRunner:
         max_tokens = min(config.max_batch_tokens, self.facts.max_model_len)
         contexts = warm_up.contexts(self.facts.max_model_len)
         adapters = warm_up.adapters(self._bank, config.max_rank, max_tokens, self._dtype)
-        for item in itertools.chain(contexts, adapters):  # one by one: an adapter is there while its steps are run
-            self.execute(StepPlan((item,)), Unconstrained())
+        for plan in itertools.chain(contexts, adapters):  # one by one: an adapter is there while its steps are run
+            self.execute(plan, Unconstrained())
+        self._rows.apply(StepPlan(gone=(warm_up.REQUEST,)))
         logger.info("kernels compiled in %.1f s", time.monotonic() - began)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
         """Compute a step."""
-        replayed = self._replayed(plan.items)
-        if replayed is not None:
-            items, logits = replayed
-            base = self._num_outputs or logits.shape[-1]
-            return result_of(items, logits, state, self.facts.eos_token_ids, [base] * len(items))
-        batch = build_batch(plan.items, self._device)
+        self._rows.apply(plan)
+        host = self._rows.gather(plan.items)
+        logits = self._replayed(host)
+        base = self._num_outputs or (0 if logits is None else logits.shape[-1])
+        if logits is None:
+            logits, base = self._forward(host)
+        num_outputs = [self._extras.num_outputs(adapter, base) for adapter in host.adapters]
+        result = result_of(host.items, logits, self._rows, state, self.facts.eos_token_ids, num_outputs=num_outputs)
+        self._rows.resolve(host.items, result)
+        return result
+
+    def _forward(self, host: HostBatch) -> tuple[torch.Tensor, int]:
+        """Return logits [rows, vocabulary], and how many of the columns are the base's."""
+        batch = self._rows.to_device(host)
         if self._triton is not None:
             self._triton.begin_step()
-        self._bank.begin_step(batch.segments, batch.input_ids.shape[1])
-        input_ids = self._extras.begin_step(batch.segments, batch.head_segments, batch.input_ids)
+        self._bank.begin_step(host.segments, batch.input_ids.shape[1])
+        input_ids = self._extras.begin_step(host.segments, host.head_segments, batch.input_ids)
         if self._ropes is not None:
             self._ropes.begin_step(batch)
         with attending(PagedStep(self._layers, batch, self._kernels, self._triton)):
@@ -135,18 +148,14 @@ class ModelRunner:
                 logits_to_keep=batch.sampled_rows,
             ).logits
         base = self._num_outputs or logits.shape[-1]
-        logits = self._extras.end_step(logits[0], base)
-        num_outputs = [self._extras.num_outputs(item.adapter, base) for item in batch.items]
-        return result_of(batch.items, logits, state, self.facts.eos_token_ids, num_outputs)
+        return self._extras.end_step(logits[0], base), base
 
-    def _replayed(self, items: Sequence[StepItem]) -> "tuple[tuple[StepItem, ...], torch.Tensor] | None":
-        """Compute a step by a graph, if there can be one."""
-        if self.decode_graphs is None or self._extras.changes(item.adapter for item in items):
-            return None
-        if any(len(item.token_ids) > 1 or item.score for item in items):
+    def _replayed(self, host: HostBatch) -> torch.Tensor | None:
+        """Compute a step by a graph, if there can be one; returns logits [rows, vocabulary]."""
+        if self.decode_graphs is None or not host.has_single_tokens or self._extras.changes(host.adapters):
             return None
         self._extras.clear()
-        return self.decode_graphs.logits(items)
+        return self.decode_graphs.logits(host)
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -245,11 +254,9 @@ class ModelRunner:
     def _free_after_warm_up(self, config: EngineConfig) -> int:
         """Run the largest step and return what is free beside it."""
         length = min(config.max_batch_tokens, self.facts.max_model_len)
-        blocks = tuple(range(-(-length // KV_BLOCK_TOKENS)))
-        item = StepItem("warm-up", None, 0, (0,) * length, blocks, None)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self.execute(StepPlan((item,)), Unconstrained())
+        self.execute(warm_up.plan(None, 0, length), Unconstrained())
         activations = torch.cuda.max_memory_allocated(self._device) - before
         self._layers = []
         torch.cuda.empty_cache()

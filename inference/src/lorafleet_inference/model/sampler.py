@@ -12,20 +12,20 @@ from a counter-based hash, put through the inverse of the cumulative distributio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, TokenMask
 from lorafleet_inference.model.adjust import adjust
+from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.truncate import truncate
 
 _MASK = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(msgspec.Struct, frozen=True, gc=False):
     """How to choose the token at `position` of one sequence. `seed` stands for the request, given or made up."""
 
     params: SamplingParams
@@ -33,8 +33,10 @@ class Draw:
     position: int
     num_prompt: int = 0
     """So `position - num_prompt` tokens of the answer are known."""
-    history: tuple[int, ...] = ()
-    """All known tokens, where `params.uses_history`."""
+    answer: tuple[int, ...] = ()
+    """The last tokens of the answer, as many as `params.bad_words` look at."""
+    occurrences: Occurrences | None = None
+    """Of all known tokens, where `params.penalises`."""
     mask: TokenMask | None = None
     """Which tokens may be chosen at all."""
     num_tokens: int | None = None

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
-from lorafleet_inference.engine.messages import AdapterKey
-from lorafleet_inference.engine.plan import StepItem
+from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
+from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
 from lorafleet_inference.model.lora import LoraBank, Slab, num_pages_of
 
 KEY = AdapterKey("", "warm-up")
 """No adapter has an empty name."""
+REQUEST = "warm-up"
 RANKS = (16, 32, 64, 128)
 """Between these Triton's kernels for LoRA differ."""
 NUM_TOKENS = (1, 64)
@@ -19,15 +20,15 @@ FIRST_SPLIT_TOKENS = 256
 """From here on each doubling of the context is split among more programs."""
 
 
-def contexts(max_tokens: int) -> Iterator[StepItem]:
+def contexts(max_tokens: int) -> Iterator[StepPlan]:
     """Yield steps of one token after contexts of different lengths."""
     start = 1
     while start < max_tokens:
-        yield _item(None, start, 1)
+        yield plan(None, start, 1)
         start = max(FIRST_SPLIT_TOKENS, start * 2)
 
 
-def adapters(bank: LoraBank, max_rank: int, max_tokens: int, dtype: torch.dtype) -> Iterator[StepItem]:
+def adapters(bank: LoraBank, max_rank: int, max_tokens: int, dtype: torch.dtype) -> Iterator[StepPlan]:
     """Yield steps of an adapter that changes nothing, of different ranks; it is in the bank while each is run."""
     for rank in sorted({min(rank, max_rank) for rank in RANKS}):
         num_pages = num_pages_of(rank)
@@ -35,10 +36,13 @@ def adapters(bank: LoraBank, max_rank: int, max_tokens: int, dtype: torch.dtype)
         bank.install(KEY, range(num_pages), Slab(rows, (rank,) * len(bank.layout.places)))
         for length in NUM_TOKENS:
             if length <= max_tokens:
-                yield _item(KEY, 0, length)
+                yield plan(KEY, 0, length)
         bank.remove(KEY)
 
 
-def _item(adapter: AdapterKey | None, start: int, length: int) -> StepItem:
-    num_blocks = -(-(start + length) // KV_BLOCK_TOKENS)
-    return StepItem("warm-up", adapter, start, (0,) * length, tuple(range(num_blocks)), None)
+def plan(adapter: AdapterKey | None, start: int, length: int) -> StepPlan:
+    """Return a step of one sequence: `length` tokens from position `start` on."""
+    end = start + length
+    blocks = tuple(range(-(-end // KV_BLOCK_TOKENS)))
+    asked = NewRequest(REQUEST, adapter, (0,) * end, end, SamplingParams(max_tokens=0), blocks)
+    return StepPlan((StepItem(REQUEST, start, length),), gone=(REQUEST,), new=(asked,))

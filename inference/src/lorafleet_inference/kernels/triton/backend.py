@@ -14,7 +14,7 @@ from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
-from lorafleet_inference.kernels.triton.step import StepBlock
+from lorafleet_inference.kernels.triton.step import Int32s, StepBlock
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ class TritonKernels:
         """Begin the tables of the next step; those of the last one stay as they are until its kernels have run."""
         self._block = StepBlock(self._device)
 
-    def attention(self, spans: Sequence[tuple[int, int, int, Sequence[int]]], slots: torch.Tensor) -> AttentionStep:
+    def attention(
+        self, spans: Sequence[tuple[int, int, int, Sequence[int] | Int32s]], slots: torch.Tensor
+    ) -> AttentionStep:
         """Prepare the attention of the step."""
         return AttentionStep(self.blocks, self._block, spans, slots)
 

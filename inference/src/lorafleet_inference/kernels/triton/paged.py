@@ -10,7 +10,7 @@ from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton import attention
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, STAGES, Blocks
 from lorafleet_inference.kernels.triton.launch import launch
-from lorafleet_inference.kernels.triton.step import StepBlock, Table, table_of
+from lorafleet_inference.kernels.triton.step import Int32s, StepBlock, Table, table_of
 
 LOG2E = attention.LOG2E.value
 MAX_WIDTH = 256
@@ -40,7 +40,7 @@ class AttentionStep:
         self,
         blocks: Blocks,
         block: StepBlock,
-        spans: Sequence[tuple[int, int, int, Sequence[int]]],
+        spans: Sequence[tuple[int, int, int, Sequence[int] | Int32s]],
         slots: torch.Tensor,
     ) -> None:
         self._blocks, self._slots = blocks, slots

@@ -65,7 +65,7 @@ class StepBlock:
         return self._sent
 
 
-def table_of(lists: Sequence[Sequence[int]]) -> Int32s:
+def table_of(lists: Sequence[Sequence[int] | Int32s]) -> Int32s:
     """Return a table [lists, longest, at least 1] with zeros behind the shorter ones; its rows are aligned."""
     longest = max((len(one) for one in lists), default=1)
     table = np.zeros((len(lists), max(ALIGN, -(-longest // ALIGN) * ALIGN)), dtype=np.int32)

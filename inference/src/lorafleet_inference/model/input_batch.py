@@ -1,0 +1,186 @@
+"""The requests that run, kept from step to step, so that a step costs what changed and not what is known.
+
+Each request has a row: its tokens, its blocks, how its tokens are chosen, and how often each of them occurred. A plan says
+what changed; the arrays of a step are gathered from the rows, go into one buffer, and take one copy to the device.
+Axes: R rows, S sequences of the step, T tokens of the step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
+from lorafleet_inference.engine.plan import Growth, NewRequest, StepItem, StepPlan, StepResult
+from lorafleet_inference.model.batch import FlatBatch, HostBatch, Segment
+from lorafleet_inference.model.occurrences import Occurrences
+from lorafleet_inference.model.step_buffer import StepBuffer
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """What is known of a running request beside the arrays."""
+
+    index: int
+    adapter: AdapterKey | None
+    sampling: SamplingParams
+    num_prompt: int
+    num_known: int
+    """Tokens in `InputBatch.token_ids`."""
+    occurrences: Occurrences | None
+    """Of its tokens, where choosing the next one needs them."""
+
+
+class InputBatch:
+    """Rows of at most `num_rows` requests of at most `max_model_len` tokens."""
+
+    def __init__(self, num_rows: int, max_model_len: int, device: torch.device) -> None:
+        max_blocks = -(-max_model_len // KV_BLOCK_TOKENS)
+        self.token_ids = np.zeros((num_rows, max_model_len + 1), np.int32)
+        """[R, positions]; memory that no request has used costs nothing."""
+        self.tables = np.zeros((num_rows, max_blocks), np.int32)
+        """[R, blocks]: the KV blocks of each request, from position 0 on."""
+        self._adapter_numbers = np.zeros(num_rows, np.int64)
+        """[R]: equal where the adapter is; 0 for the base."""
+        self._rope_lengths = np.zeros(num_rows, np.int64)
+        """[R]: the length that the rotary frequencies of each follow at least."""
+        self._numbers: dict[AdapterKey, list[int]] = {}
+        """By adapter: its number, and how many rows have it."""
+        self._rows: dict[str, Row] = {}
+        self._free = list(range(num_rows))[::-1]
+        self._free_numbers = list(range(1, num_rows + 1))[::-1]
+        self._buffer = StepBuffer(device, packed=device.type != "cpu")
+
+    def row(self, request_id: str) -> Row:
+        """Return what is known of a running request."""
+        return self._rows[request_id]
+
+    def tokens(self, row: Row) -> npt.NDArray[np.int32]:
+        """Return the known tokens of a request; a view."""
+        return self.token_ids[row.index, : row.num_known]
+
+    def apply(self, plan: StepPlan) -> None:
+        """Take in what changed since the step before."""
+        for request_id in plan.gone:
+            self._remove(request_id)
+        for new in plan.new:
+            self._remove(new.request_id)
+            self._add(new)
+        for grown in plan.grown:
+            self._grow(grown)
+
+    def resolve(self, items: Sequence[StepItem], result: StepResult) -> None:
+        """Take in the tokens that a step chose."""
+        for item in items:
+            sampled = result.sampled.get(item.request_id)
+            if sampled is not None:
+                row = self._rows[item.request_id]
+                self.token_ids[row.index, item.end] = sampled.token_id
+                row.num_known = item.end + 1
+
+    def gather(self, items: Sequence[StepItem]) -> HostBatch:
+        """Gather a step: neighbours share an adapter, so that each adapter is one segment."""
+        rows = [self._rows[item.request_id] for item in items]
+        index = np.array([row.index for row in rows])
+        order = np.argsort(self._adapter_numbers[index], kind="stable")
+        places = order.tolist()
+        ordered, rows, index = [items[place] for place in places], [rows[place] for place in places], index[order]
+        starts = np.array([item.start for item in ordered])
+        counts = np.array([item.num_tokens for item in ordered])
+        scores = np.array([item.num_score for item in ordered])
+        ends = np.cumsum(counts)
+        positions, owners = _ranges(starts, counts)
+        of_token = index[owners]
+        blocks = self.tables[of_token, positions // KV_BLOCK_TOKENS].astype(np.int64)
+        segments = head_segments = self._segments(index, rows, ends - counts, ends)
+        if (counts != scores + 1).any():
+            end_rows = np.cumsum(scores + 1)
+            head_segments = self._segments(index, rows, end_rows - scores - 1, end_rows)
+        return HostBatch(
+            items=tuple(ordered),
+            adapters=tuple(row.adapter for row in rows),
+            token_ids=self.token_ids[of_token, positions],
+            positions=positions,
+            slots=blocks * KV_BLOCK_TOKENS + positions % KV_BLOCK_TOKENS,
+            logit_rows=_rows_of_logits(ends, counts, scores),
+            tables=self.tables[index, : -(-int((starts + counts).max()) // KV_BLOCK_TOKENS)],
+            begins=ends - counts,
+            starts=starts,
+            counts=counts,
+            rope_lengths=self._rope_lengths[index],
+            segments=segments,
+            head_segments=head_segments,
+        )
+
+    def to_device(self, host: HostBatch) -> FlatBatch:
+        """Return a step with its arrays on the device."""
+        arrays = (host.token_ids, host.positions, host.slots, host.logit_rows)
+        input_ids, position_ids, slots, sampled_rows = self._buffer.to_device(arrays)
+        return FlatBatch(host, input_ids[None], position_ids[None], slots, sampled_rows)
+
+    def _segments(self, index: Ints, rows: Sequence[Row], begins: Ints, ends: Ints) -> tuple[Segment, ...]:
+        """Neighbours of one adapter become one; the base needs none."""
+        numbers = self._adapter_numbers[index]
+        firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        lasts = np.append(firsts[1:], len(numbers)) - 1
+        made = []
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            adapter = rows[first].adapter
+            if adapter is not None:
+                made.append(Segment(int(begins[first]), int(ends[last]), adapter))
+        return tuple(made)
+
+    def _add(self, new: NewRequest) -> None:
+        index = self._free.pop()
+        num_known = len(new.token_ids)
+        self.token_ids[index, :num_known] = new.token_ids
+        self.tables[index] = 0
+        self.tables[index, : len(new.blocks)] = new.blocks
+        number = 0
+        if new.adapter is not None:
+            shared = self._numbers.get(new.adapter) or self._numbers.setdefault(
+                new.adapter, [self._free_numbers.pop(), 0]
+            )
+            shared[1] += 1
+            number = shared[0]
+        self._adapter_numbers[index] = number
+        self._rope_lengths[index] = new.rope_length
+        occurrences = Occurrences(new.token_ids, new.num_prompt) if new.sampling.penalises else None
+        self._rows[new.request_id] = Row(index, new.adapter, new.sampling, new.num_prompt, num_known, occurrences)
+
+    def _remove(self, request_id: str) -> None:
+        row = self._rows.pop(request_id, None)
+        if row is None:
+            return
+        self._free.append(row.index)
+        if row.adapter is not None:
+            shared = self._numbers[row.adapter]
+            shared[1] -= 1
+            if not shared[1]:
+                self._free_numbers.append(self._numbers.pop(row.adapter)[0])
+
+    def _grow(self, grown: Growth) -> None:
+        index = self._rows[grown.request_id].index
+        self.tables[index, grown.num_before : grown.num_before + len(grown.blocks)] = grown.blocks
+
+
+def _ranges(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Return the numbers starts[i] to before starts[i] + counts[i] of each i, one after the other, and the i of each."""
+    if (counts == 1).all():
+        return starts, np.arange(len(counts))
+    owners = np.repeat(np.arange(len(counts)), counts)
+    firsts = np.cumsum(counts) - counts
+    return np.arange(len(owners)) + (starts - firsts)[owners], owners
+
+
+def _rows_of_logits(ends: Ints, counts: Ints, scores: Ints) -> Ints:
+    """Rows of the batch whose logits are needed: of each sequence the first ones, which score, and the last one."""
+    if not scores.any():
+        return ends - 1
+    scoring, _ = _ranges(ends - counts, scores)
+    return np.insert(scoring, np.cumsum(scores), ends - 1)

@@ -1,0 +1,150 @@
+"""What is kept from step to step and gathered is what a plain reading of all plans gives."""
+
+import copy
+import random
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.rows import KnownRequests
+from support.scenarios import KEYS, MAX_MODEL_LEN, simulation_of
+from support.simulation import Simulation, request
+
+from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.engine.plan import Growth, NewRequest, Sampled, StepItem, StepPlan, StepResult
+from lorafleet_inference.model.batch import FlatBatch, Segment
+from lorafleet_inference.model.input_batch import InputBatch
+from lorafleet_inference.model.step_buffer import StepBuffer
+
+CPU = torch.device("cpu")
+
+
+def batch_of(num_rows: int, *, packed: bool = False) -> InputBatch:
+    made = InputBatch(num_rows, MAX_MODEL_LEN * KV_BLOCK_TOKENS, CPU)
+    made._buffer = StepBuffer(CPU, packed=packed)
+    return made
+
+
+def plainly(known: KnownRequests, batch: FlatBatch) -> dict[str, list[object]]:
+    """The batch again, token by token, in its own order of items."""
+    said: dict[str, list[object]] = {name: [] for name in ("ids", "positions", "slots", "rows", "tables", "lengths")}
+    for item in batch.host.items:
+        one = known.of[item.request_id]
+        begin = len(said["ids"])
+        said["ids"] += one.token_ids[item.start : item.end]
+        for position in range(item.start, item.end):
+            said["positions"].append(position)
+            block = one.blocks[position // KV_BLOCK_TOKENS]
+            said["slots"].append(block * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS)
+        said["rows"] += [*range(begin, begin + item.num_score), begin + item.num_tokens - 1]
+        said["tables"].append(one.blocks[: -(-item.end // KV_BLOCK_TOKENS)])
+        said["lengths"].append(one.new.rope_length)
+    return said
+
+
+def segments(known: KnownRequests, batch: FlatBatch, *, of_head: bool) -> list[Segment]:
+    made: list[Segment] = []
+    at = 0
+    for item in batch.host.items:
+        count = item.num_score + 1 if of_head else item.num_tokens
+        adapter = known.of[item.request_id].new.adapter
+        if adapter is not None and made and made[-1].adapter == adapter:
+            made[-1] = Segment(made[-1].begin, at + count, adapter)
+        elif adapter is not None:
+            made.append(Segment(at, at + count, adapter))
+        at += count
+    return made
+
+
+def check(known: KnownRequests, batch: FlatBatch) -> None:
+    plain = plainly(known, batch)
+    assert batch.input_ids[0].tolist() == plain["ids"]
+    assert batch.position_ids[0].tolist() == plain["positions"]
+    assert batch.slots.tolist() == plain["slots"]
+    assert batch.sampled_rows.tolist() == plain["rows"]
+    assert batch.host.rope_lengths.tolist() == plain["lengths"]
+    assert {one.dtype for one in (batch.input_ids, batch.position_ids, batch.slots, batch.sampled_rows)} == {
+        torch.int64
+    }
+    for index, blocks in enumerate(plain["tables"]):
+        assert batch.host.span(index).blocks.tolist() == blocks
+    assert list(batch.host.segments) == segments(known, batch, of_head=False)
+    assert list(batch.host.head_segments) == segments(known, batch, of_head=True)
+    adapters = [one.adapter for one in batch.host.segments]
+    assert len(adapters) == len(set(adapters)), "an adapter is one segment"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_a_step_is_gathered_as_all_plans_say(seed: int) -> None:
+    rng = random.Random(seed)
+    simulation = simulation_of(rng, seed)
+    plain, packed = batch_of(simulation.max_batch_requests), batch_of(simulation.max_batch_requests, packed=True)
+    for number in range(25):
+        for each in range(rng.randrange(3)):
+            asked = request(
+                f"r{number}.{each}", rng.choice((None, *KEYS)), num_prompt=rng.randrange(1, 40), max_tokens=9
+            )
+            scored = 0 if rng.random() < 0.3 else None
+            sampling = msgspec.structs.replace(asked.sampling, prompt_logprobs=scored, presence_penalty=1.0)
+            simulation.submit(msgspec.structs.replace(asked, sampling=sampling))
+        if simulation.stories and rng.random() < 0.2:
+            simulation.cancel(rng.choice(list(simulation.stories)))
+        compare(simulation, plain, packed)
+
+
+def compare(simulation: Simulation, plain: InputBatch, packed: InputBatch) -> None:
+    known = KnownRequests()
+    known.of = copy.deepcopy(simulation.known.of)
+    plan = simulation.step(KEYS)
+    if not plan.items:
+        return
+    known.apply(plan)
+    before = packed._buffer.num_copies
+    chosen = {
+        item.request_id: Sampled(simulation.token(item.request_id, item.end)) for item in plan.items if item.samples
+    }
+    for batch in (plain, packed):
+        batch.apply(plan)
+        batch.apply(plan)  # again, as when a step is repeated
+        laid_out = batch.to_device(batch.gather(plan.items))
+        check(known, laid_out)
+        batch.resolve(laid_out.host.items, StepResult(chosen))
+    assert packed._buffer.num_copies == before + 1
+
+
+def new(name: str, tokens: tuple[int, ...], **sampling: float) -> NewRequest:
+    return NewRequest(name, None, tokens, len(tokens), SamplingParams(max_tokens=9, **sampling), (1,))  # type: ignore[arg-type]
+
+
+def test_a_row_is_free_again_when_its_request_is_gone_and_tells_the_next_one_nothing() -> None:
+    batch = batch_of(1)
+    batch.apply(StepPlan((StepItem("a", 0, 3, samples=True),), new=(new("a", (5, 6, 7), presence_penalty=1.0),)))
+    batch.apply(StepPlan(grown=(Growth("a", 1, (8, 9)),)))
+    batch.apply(StepPlan((StepItem("b", 0, 1),), gone=("a",), new=(new("b", (4,), presence_penalty=1.0),)))
+    row = batch.row("b")
+    assert batch.tokens(row).tolist() == [4]
+    assert batch.tables[row.index].tolist()[:4] == [1, 0, 0, 0]
+    assert row.occurrences is not None
+    assert row.occurrences.token_ids.tolist() == [4]
+    with pytest.raises(KeyError):
+        batch.row("a")
+
+
+def test_what_occurred_is_counted_once_however_often_a_step_is_repeated() -> None:
+    batch = batch_of(1)
+    batch.apply(StepPlan(new=(new("a", (5, 6), frequency_penalty=1.0),)))
+    row = batch.row("a")
+    assert row.occurrences is not None
+    for number, token in enumerate((5, 5, 7)):
+        for _ in range(2):
+            batch.resolve((StepItem("a", 1 + number, 1, samples=True),), StepResult({"a": Sampled(token)}))
+            row.occurrences.see(batch.tokens(row))
+    assert dict(zip(row.occurrences.token_ids.tolist(), row.occurrences.counts.tolist(), strict=True)) == {
+        5: 2,
+        6: 0,
+        7: 1,
+    }

@@ -1,0 +1,108 @@
+"""Who starts together shares what it has in common in the same step, and nothing that the step fails to compute."""
+
+from typing import Any
+
+import pytest
+from support.engines import DrivenEngine, key_of
+from support.models import model_folder
+from support.simulation import BLOCK_TOKENS, Simulation, request
+
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.messages import FinishReason, SamplingParams
+from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
+
+A, B = key_of("a"), key_of("b")
+NUM_CHOICES = 8
+NUM_PROMPT = 8 * BLOCK_TOKENS + 1
+
+
+def simulation_of(max_batch_tokens: int = 512) -> Simulation:
+    return Simulation(num_blocks=200, max_batch_tokens=max_batch_tokens, max_batch_requests=16)
+
+
+def test_choices_of_one_prompt_compute_it_once() -> None:
+    simulation = simulation_of()
+    for number in range(NUM_CHOICES):
+        simulation.submit(request(f"choice{number}", num_prompt=NUM_PROMPT, seed=1))
+    plan = simulation.step()
+    assert [item.num_tokens for item in plan.items] == [NUM_PROMPT] + [1] * (NUM_CHOICES - 1)
+    assert simulation.blocks.num_used == 8 + NUM_CHOICES, "the prompt's full blocks, and one of each choice's own"
+    assert [story.events[0].num_cached_tokens for story in simulation.stories.values()] == [0] + [NUM_PROMPT - 1] * 7
+    assert (plan.num_queried_tokens, plan.num_hit_tokens) == (NUM_CHOICES * NUM_PROMPT, 7 * (NUM_PROMPT - 1))
+
+
+def test_a_prompt_that_is_cut_into_steps_is_shared_as_far_as_it_is_planned() -> None:
+    simulation = simulation_of(max_batch_tokens=20)
+    for number in range(2):
+        simulation.submit(request(f"r{number}", num_prompt=NUM_PROMPT, seed=1))
+    num_tokens = 0
+    while not all(story.events for story in simulation.stories.values()):
+        num_tokens += sum(item.num_tokens for item in simulation.step().items if not item.decode)
+    assert num_tokens == NUM_PROMPT + 1
+
+
+def test_other_adapters_and_other_salts_share_nothing_in_a_step() -> None:
+    simulation = simulation_of()
+    for name, adapter in (("base", None), ("a", A), ("b", B)):
+        simulation.submit(request(name, adapter, num_prompt=NUM_PROMPT, seed=1))
+    assert [item.start for item in simulation.step({A, B}).items] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("way", ["failed", "not_finite"])
+def test_who_shares_with_one_that_fails_starts_over_and_ends_as_alone(way: str) -> None:
+    """`last` shares with `middle`, which shares with `first`: it has nothing of the first one, and still no ground."""
+    simulation = simulation_of()
+    names = ["first", "middle", "last", "other"]
+    for name, num_prompt in zip(names, (9, 13, 17, 9), strict=True):
+        simulation.submit(request(name, num_prompt=num_prompt, seed=2 if name == "other" else 1))
+    scheduler = simulation.scheduler
+    plan = scheduler.plan(())
+    assert {item.request_id: item.start for item in plan.items} == {"first": 0, "middle": 8, "last": 12, "other": 0}
+    bad: Any = {"failed": {"first": "no"}} if way == "failed" else {"not_finite": frozenset({"first", "middle"})}
+    sampled = {name: Sampled(2) for name in names if name not in ("first", *bad.get("not_finite", ()))}
+    events = scheduler.commit(plan, StepResult(sampled, **bad))
+    assert {event.request_id: event.finish for event in events} == {"first": FinishReason.ERROR, "other": None}
+    simulation.blocks.check()
+    again = scheduler.plan(())
+    assert {item.request_id: item.start for item in again.items} == {"middle": 0, "last": 12, "other": 9}
+    assert set(again.preempted) == {"middle", "last"}
+    assert {"middle", "last"} <= set(again.gone)
+    events = scheduler.commit(again, StepResult({item.request_id: Sampled(2) for item in again.items}))
+    assert {event.request_id for event in events} == {"middle", "last", "other"}
+
+
+class FailsOnce:
+    """A runner whose step raises while the request `bad` is in it: before anything of it is computed."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def execute(self, plan: StepPlan, state: Any) -> StepResult:
+        if any(item.request_id == "bad" for item in plan.items):
+            raise RuntimeError("trap")
+        result: StepResult = self.inner.execute(plan, state)
+        return result
+
+
+def test_equal_prompts_that_start_together_answer_as_they_do_alone() -> None:
+    """Also when the one that was to compute what they share is the one that fails."""
+    greedy = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    prompt = [3 + at % 90 for at in range(41)]
+    answers = []
+    for names in (["alone"], ["bad", "second", "third"], ["one", "two"]):
+        config = EngineConfig(model=str(model_folder("llama")), device="cpu", num_threads=1, max_rank=16)
+        engine = DrivenEngine(config, FailsOnce)
+        for number, name in enumerate(names):
+            engine.submit(name, None, prompt + [5] * number, greedy)
+        engine.run_until_ended(names)
+        answers.append({name: engine.tokens(name) for name in names})
+        assert engine.engine._blocks.num_used == 0
+        engine.engine._blocks.check()
+    alone, failed, together = answers
+    assert together["one"] == alone["alone"]
+    assert failed["bad"] == ()
+    assert failed["second"] == together["two"]
+    assert len(failed["third"]) == 6
