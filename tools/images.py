@@ -30,6 +30,8 @@ FILES = {
     "inference": "Dockerfile.inference",
 }
 """Target and image name -> file."""
+LOCAL_ARGUMENTS = {"inference": ("DRIVER_PACKAGES=gcc libc6-dev libpython3-dev", "TRITON_DRIVER=optional")}
+"""Target -> what it needs besides on the base from Debian's packages, whose build steps may reach no network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,13 @@ def main() -> None:
     parser.add_argument("--builder", choices=BUILDERS, help="default: the first that works")
     arguments = parser.parse_args()
     builder = find_builder(arguments.builder)
-    base = local_base(builder) if arguments.base == "local" else []
+    local = arguments.base == "local"
+    base = local_base(builder) if local else []
     for target in arguments.targets or FILES:
         name = f"{arguments.registry}/{target}:{arguments.tag}"
         print(f"images: {name} with {builder.program}", flush=True)
-        builder.build(name, ROOT, "--file", str(ROOT / FILES[target]), "--target", target, *base)
+        more = [word for value in LOCAL_ARGUMENTS.get(target, ()) if local for word in ("--build-arg", value)]
+        builder.build(name, ROOT, "--file", str(ROOT / FILES[target]), "--target", target, *base, *more)
         print(f"images: {name} is ready", flush=True)
 
 

@@ -11,6 +11,7 @@ import images
 import pytest
 
 from lorafleet_contract.names import ADMIN_PORT, PUBLIC_PORT
+from lorafleet_inference.kernels.triton.driver import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted({ROOT / name for name in images.FILES.values()})
@@ -85,6 +86,37 @@ def test_programs_are_the_entry_points_of_their_images() -> None:
         assert stage.all("ENTRYPOINT") == [f'["python3", "-m", "{package}"]']
     inference = stages(ROOT / "Dockerfile.inference")["inference"]
     assert inference.all("EXPOSE") == [f"{PUBLIC_PORT} {ADMIN_PORT}"]
+
+
+def test_module_for_the_gpu_driver_is_where_the_engine_looks_for_it() -> None:
+    found = stages(ROOT / "Dockerfile.inference")
+    assert f"--from=driver {FOLDER} {FOLDER}" in found["inference"].all("COPY")
+    (command,) = found["driver"].all("RUN")
+    assert f"/opt/lorafleet/venv/bin/python /build/triton_driver.py {FOLDER};" in command
+    names = {name.partition("=")[0] for name in found["driver"].all("ARG")}
+    assert names == {value.partition("=")[0] for value in images.LOCAL_ARGUMENTS["inference"]}
+
+
+@pytest.mark.parametrize(
+    ("program", "policy", "status", "made"),
+    [
+        ("true", "required", 0, True),
+        ("false", "required", 1, False),
+        ("false", "optional", 0, False),
+    ],
+)
+def test_only_a_local_base_does_without_that_module(
+    program: str, policy: str, status: int, made: bool, tmp_path: Path
+) -> None:
+    (command,) = stages(ROOT / "Dockerfile.inference")["driver"].all("RUN")
+    (tmp_path / "apt-get").symlink_to(f"/bin/{program}")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n: > "$2/built"\n')
+    python.chmod(0o755)
+    command = command.replace("/opt/lorafleet/venv/bin/python", str(python)).replace(str(FOLDER), str(tmp_path / "to"))
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TRITON_DRIVER": policy, "DRIVER_PACKAGES": "gcc"}
+    assert subprocess.run(["/bin/sh", "-c", command], env=env, check=False).returncode == status
+    assert (tmp_path / "to" / "built").exists() == made
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -12,6 +12,7 @@ from triton import knobs
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
+from lorafleet_inference.kernels.triton.driver import built_driver
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
 from lorafleet_inference.kernels.triton.step import Int32s, StepBlock
@@ -50,7 +51,8 @@ class TritonKernels:
 def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | None:
     """Return the kernels for a CUDA device, after one of them has run there.
 
-    None, with one warning, where that fails: on a device that is too old, or without the C compiler that Triton needs.
+    None, with one warning, where that fails: on a device that is too old, or where Triton's module for the driver
+    is neither built beforehand nor can be compiled.
     `cache_dir`: folder that keeps the compiled code; None: where Triton keeps it by itself.
     """
     blocks = blocks_of(device)
@@ -65,7 +67,8 @@ def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | 
         some = torch.ones(1, 1, MIN_DOT, device=device)
         page = torch.zeros(1, 1, KV_BLOCK_TOKENS, MIN_DOT, device=device)
         step = kernels.attention([(0, 1, 0, (0,))], torch.zeros(1, dtype=torch.int64, device=device))
-        step.write(some, some, page, page.clone())
+        with built_driver():
+            step.write(some, some, page, page.clone())
         torch.cuda.synchronize(device)
     except Exception as error:  # noqa: BLE001  whatever hinders it, the model can be served without
         logger.warning("no Triton kernels, plain torch computes instead: %s: %s", type(error).__name__, error)
