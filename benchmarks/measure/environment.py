@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,12 +29,16 @@ def describe(device: str) -> dict[str, str | int]:
     }
     found |= {name: metadata.version(name) for name in PACKAGES}
     if device == "cuda":
-        import torch  # noqa: PLC0415  only this line needs it
+        import torch  # noqa: PLC0415  only these lines need it
 
+        found["triton"] = metadata.version("triton")
         found["gpu"] = torch.cuda.get_device_name()
     return found
 
 
 def _git(*arguments: str) -> str:
+    """Return what git says; nothing where there is no git."""
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", *arguments], cwd=ROOT, check=False, capture_output=True, text=True)
     return done.stdout.strip()

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from measure.gpu_report import gpu_tables
+
 END = "<!-- end -->"
 ORDER = ("server", "engine", "generate", "peft-mixed", "peft-sequential", "vllm-cpu")
 NAMES = {
@@ -37,6 +39,8 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_fairness(rows))
     if rows := document.get("api_process"):
         parts.append(_api_process(rows, document.get("before")))
+    if gpu := document.get("gpu"):
+        parts.append(gpu_tables(gpu))
     return "\n".join(parts)
 
 
