@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -200,8 +200,14 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in values.items()}
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+def _numbers(least: int) -> Callable[[str], list[int]]:
+    def parse(text: str) -> list[int]:
+        numbers = [int(word) for word in text.split(",")]
+        if min(numbers) < least:
+            raise argparse.ArgumentTypeError(f"{min(numbers)} is less than {least}")
+        return numbers
+
+    return parse
 
 
 def _parts(text: str) -> list[str]:
@@ -218,11 +224,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="where steps run")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of weights, KV and adapters")
     add("--size", choices=sorted(SIZES), default="8b", help="size of the random Llama; its head is not tied")
-    add("--batches", type=_numbers, default=[1, 32, 128, 256], help="sequences of a decode step")
-    add("--adapters", type=_numbers, default=[0, 1, 8, 32, 128], help="distinct adapters of a decode step")
+    add("--batches", type=_numbers(1), default=[1, 32, 128, 256], help="sequences of a decode step")
+    add("--adapters", type=_numbers(0), default=[0, 1, 8, 32, 128], help="distinct adapters of a decode step")
     add("--mixed", type=int, default=32, help=f"adapters of the ranks {', '.join(map(str, MIXED_RANKS))} in turn")
     add("--context", type=int, default=1024, help="tokens of each sequence of a decode step")
-    add("--prompts", type=_numbers, default=[1024, 4096, 8192], help="tokens of prompts")
+    add("--prompts", type=_numbers(1), default=[1024, 4096, 8192], help="tokens of prompts")
     add("--loads", type=int, default=20, help="cold adapters that come beside decode steps")
     add("--rounds", type=int, default=20, help="counted steps of each kind")
     add("--budget", type=float, default=400, help="seconds after which no part is begun")

@@ -43,6 +43,12 @@ def test_an_unknown_part_is_named() -> None:
     assert "'decdoe' is none of" in done.stderr
 
 
+def test_a_batch_of_no_sequence_is_refused() -> None:
+    done = run("--batches=8,0")
+    assert done.returncode == 2
+    assert "0 is less than 1" in done.stderr
+
+
 def test_every_part_runs_on_a_model_of_a_moment(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     options = ("--batches=1,3", "--adapters=0,2", "--mixed=3", "--commit=abc", f"--cache={tmp_path}")
@@ -63,10 +69,13 @@ def test_every_part_runs_on_a_model_of_a_moment(tmp_path: Path) -> None:
 
 def test_a_part_that_fails_is_told_and_leaves_the_others(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
-    options = ("--parts=decode,prefill", "--batches=-1", "--adapters=0", f"--cache={tmp_path}")
+    too_many = "--batches=600"  # sequences: each has a token id of its own, and the tiny vocabulary has 512
+    options = ("--parts=decode,prefill", too_many, "--adapters=0", f"--cache={tmp_path}")
     done = run(*TINY, *options, f"--output={output}")
     assert done.returncode == 1, done.stdout
-    assert "decode" in json.loads(output.read_text())["gpu"]["failed"]
+    found = json.loads(output.read_text())["gpu"]
+    assert list(found["failed"]) == ["decode"]
+    assert [row["tokens"] for row in found["prefill"]] == [33, 33]
     assert "Not measured: decode (" in done.stdout
 
 
