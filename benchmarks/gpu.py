@@ -147,6 +147,7 @@ class _Run:
                 self._model,
                 chosen.device,
                 folders=self._folders,
+                max_batch=max(chosen.batches),
                 max_tokens=max(max(chosen.batches) * (chosen.context + 16), self._max_len + 16),
                 max_model_len=self._max_len,
                 num_pages=self._num_pages(),

@@ -15,7 +15,7 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
-from lorafleet_inference.engine.plan import StepItem, StepPlan, Unconstrained
+from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unconstrained
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, register
 from lorafleet_inference.model.loader import check_model
@@ -96,9 +96,17 @@ class Bench:
     """A runner with adapters of some ranks; adapters of one rank share their contents, not their memory."""
 
     def __init__(
-        self, model: Any, device: str, *, folders: dict[int, Path], max_tokens: int, max_model_len: int, num_pages: int
+        self,
+        model: Any,
+        device: str,
+        *,
+        folders: dict[int, Path],
+        max_batch: int,
+        max_tokens: int,
+        max_model_len: int,
+        num_pages: int,
     ) -> None:
-        """`folders`: an adapter by rank; `max_tokens`: of all sequences of a step; `num_pages`: of rank pages."""
+        """`folders`: an adapter by rank; `max_batch`, `max_tokens`: sequences of a step, and their tokens; `num_pages`: of ranks."""
         loaded = check_model(model, max_model_len=max_model_len)
         block_bytes = KV_BLOCK_TOKENS * sum(
             one.num_kv_heads * (one.key_width + one.value_width) * loaded.dtype.itemsize for one in loaded.shapes
@@ -111,6 +119,7 @@ class Bench:
             kv_cache_memory_bytes=block_bytes * -(-max_tokens // KV_BLOCK_TOKENS),
             max_resident_adapters=-(-num_pages // pages_each),
             max_rank=max_rank,
+            max_batch_requests=max_batch,
             cpu_kernels=False,
         )
         self.device = device
@@ -120,6 +129,7 @@ class Bench:
         }
         self._slabs: dict[int, HostAdapter] = {rank: self.runner.load_slab(plan) for rank, plan in self.plans.items()}
         self._installed: list[AdapterKey] = []
+        self._running: tuple[str, ...] = ()
 
     def install(self, ranks: Sequence[int]) -> list[AdapterKey]:
         """Put adapters of these ranks in the place of those that were there."""
@@ -136,26 +146,32 @@ class Bench:
     def decode(self, batch: int, context: int, keys: Sequence[AdapterKey]) -> StepPlan:
         """Return a step of one token of each of `batch` sequences that go around the adapters."""
         each = -(-context // KV_BLOCK_TOKENS)
-        items = []
+        items, new = [], []
         for row in range(batch):
-            blocks = tuple(range(row * each, (row + 1) * each))
             key = keys[row % len(keys)] if keys else None
-            items.append(
-                StepItem(f"r{row}", key, context - 1, (3 + row,), blocks, GREEDY, num_prompt=context - 1, decode=True)
-            )
-        return StepPlan(tuple(items))
+            ids, blocks = (3 + row,) * context, tuple(range(row * each, (row + 1) * each))
+            new.append(NewRequest(f"r{row}", key, ids, context - 1, GREEDY, blocks))
+            items.append(StepItem(f"r{row}", context - 1, 1, samples=True, decode=True))
+        return self._plan(items, new)
 
     def prefill(self, tokens: int, key: AdapterKey | None) -> StepPlan:
         """Return the step of one whole prompt."""
         ids = tuple(3 + index % 400 for index in range(tokens))
-        blocks = tuple(range(-(-tokens // KV_BLOCK_TOKENS)))
-        return StepPlan((StepItem("p", key, 0, ids, blocks, GREEDY, num_prompt=tokens),))
+        new = NewRequest("p", key, ids, tokens, GREEDY, tuple(range(-(-tokens // KV_BLOCK_TOKENS))))
+        return self._plan([StepItem("p", 0, tokens, samples=True)], [new])
+
+    def _plan(self, items: Sequence[StepItem], new: Sequence[NewRequest]) -> StepPlan:
+        gone, self._running = self._running, tuple(one.request_id for one in new)
+        adapters = frozenset(one.adapter for one in new if one.adapter is not None)
+        return StepPlan(tuple(items), gone=gone, new=tuple(new), adapters=adapters)
 
     def times(self, plan: StepPlan, rounds: int) -> Times:
-        """Run a step again and again; by the wall clock, until its tokens are known."""
+        """Run a step again and again; by the wall clock, until its tokens are known. What is new is told once, before."""
+        self._run(plan)
+        again = StepPlan(plan.items, adapters=plan.adapters)
         for _ in range(NUM_WARM_UP):
-            self._run(plan)
-        found = [self._run(plan) for _ in range(rounds)]
+            self._run(again)
+        found = [self._run(again) for _ in range(rounds)]
         return Times(statistics.median(found), max(found))
 
     def load_ms(self, rank: int, page: int) -> tuple[float, float]:
@@ -182,9 +198,10 @@ class Bench:
 
         loads = threading.Thread(target=load)
         loads.start()
-        found = [self._run(plan)]
+        again = StepPlan(plan.items, adapters=plan.adapters)
+        found = [self._run(again)]
         while not ended.is_set():
-            found.append(self._run(plan))
+            found.append(self._run(again))
         loads.join()
         if failed:
             raise failed[0]
