@@ -55,6 +55,7 @@ class DrivenEngine:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
         self.runner = ModelRunner(load_model(config), config, triton, graphs)
+        self.runner.prepare()
         inspect = partial(
             inspect_adapter,
             model=self.runner.facts,

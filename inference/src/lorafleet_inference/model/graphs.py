@@ -1,8 +1,8 @@
 """Decode steps that are captured once and replayed: on a GPU, Python and thousands of launches cost more than the work.
 
-A graph computes steps of up to so many sequences with one token each, with or without LoRA; it is captured at its first use
-and serves whatever adapters, sequences and pages come. Steps that are not like that (prompts, adapters with more than
-rows of A and B, scored prompts) are computed without one.
+A graph computes steps of up to so many sequences with one token each, with or without LoRA; it is captured at the start,
+before anything else uses the device, and serves whatever adapters, sequences and pages come. Steps that are not like that
+(prompts, adapters with more than rows of A and B, scored prompts) are computed without one.
 """
 
 import logging
@@ -62,7 +62,8 @@ class CudaGraphs(Graphs):
             compute()  # compiles kernels, chooses algorithms
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # what other threads do meanwhile, as they load adapters, is no part of it
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 output = compute()
         steps.wait_stream(self._stream)
         return _CudaGraph(graph, output)
@@ -112,7 +113,7 @@ class DecodeGraphs:
     def logits(self, batch: HostBatch) -> torch.Tensor | None:
         """Return the logits [items, vocabulary] of a step, until the next call.
 
-        None where there is no graph for such a step. The items have one token each, and nothing but rows of A and B.
+        None where no graph of such a step was captured. The items have one token each, and nothing but rows of A and B.
         """
         count = len(batch.items)
         if self._is_broken or not count or count > self._sizes[-1]:
@@ -128,7 +129,7 @@ class DecodeGraphs:
         return step.captured.output[:count]
 
     def capture_all(self) -> None:
-        """Capture what will be needed sooner or later."""
+        """Capture all that `logits` replays; while it lasts, nothing else may use the device."""
         began = time.monotonic()
         for size in self._sizes:
             rooms = {min(size, most) for most in NUM_ITEMS} if self._bank.can_be_captured else set[int]()
@@ -141,12 +142,9 @@ class DecodeGraphs:
         size = next(one for one in self._sizes if one >= num_rows)
         num_items = sum(-(-(one.end - one.begin) // MIN_DOT) for one in segments)
         room = 0 if not num_items else min(size, next(one for one in NUM_ITEMS if one >= num_items))
-        found = self.captured.get((size, room))
-        if found is None and not self._is_broken:
-            found = self._capture(size, room)
-        return found
+        return self.captured.get((size, room))
 
-    def _capture(self, size: int, num_items: int) -> _Step | None:
+    def _capture(self, size: int, num_items: int) -> None:
         began = time.monotonic()
         device = self._layers[0].keys.device
         room = Room(
@@ -164,11 +162,10 @@ class DecodeGraphs:
         except Exception as error:  # noqa: BLE001  whatever hinders it, steps can be computed without
             self._is_broken = True
             logger.warning("decode steps are not captured, so they are slower: %s: %s", type(error).__name__, error)
-            return None
+            return
         self.captured[size, num_items] = step
         seconds = time.monotonic() - began
         logger.info("captured the decode step of %d sequences and %d LoRA items in %.2f s", size, num_items, seconds)
-        return step
 
     def _compute(self, tables: FixedTables) -> torch.Tensor:
         """Compute the step of the tables; returns logits [rows, vocabulary]."""
