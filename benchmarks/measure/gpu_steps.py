@@ -124,6 +124,7 @@ class Bench:
         )
         self.device = device
         self.runner = ModelRunner(loaded, config)
+        self.runner.prepare()
         self.plans: dict[int, AdapterPlan] = {
             rank: inspect_adapter(folder, self.runner.facts, max_rank) for rank, folder in folders.items()
         }
