@@ -69,6 +69,8 @@ async def test_nothing_is_written_when_nothing_changes(fleet: Fleet) -> None:
         "the status is complete",
         lambda: fleet.kube.get(Kind.BASE, NAMESPACE, "base")["status"]["adapters"]["ready"] == 1,
     )
+    kept = ("configmaps", "system", "lorafleet-operator-names")
+    await until("the name is kept", lambda: "servedName" in fleet.kube.objects[kept]["data"]["bases.json"])
     resync = fleet.health.resync
     assert resync is not None
     versions = {
