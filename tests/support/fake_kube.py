@@ -273,7 +273,7 @@ class FakeKube:
             if kind == plural
             and namespace in ("", place)
             and (labels is None or _has_label(body, labels))
-            and (fields is None or leaves(body).get(tuple(fields.split("=")[0].split("."))) == fields.split("=")[1])
+            and (fields is None or all(_has_field(body, term) for term in fields.split(",")))
         ]
         return {"items": items, "metadata": {"resourceVersion": str(self._version)}}
 
@@ -327,6 +327,12 @@ def _has_label(body: Json, selector: str) -> bool:
     name, is_value, value = selector.partition("=")
     labels = body["metadata"].get("labels", {})
     return name in labels and (not is_value or labels[name] == value)
+
+
+def _has_field(body: Json, term: str) -> bool:
+    """Whether a field of an object has a value."""
+    path, _, value = term.partition("=")
+    return leaves(body).get(tuple(path.split("."))) == value
 
 
 def _now() -> str:
