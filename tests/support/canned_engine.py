@@ -22,10 +22,12 @@ import msgspec
 
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine, frame
 from lorafleet_inference.engine.messages import (
+    Backend,
     Cancel,
     EngineBudgets,
     EngineReady,
     FinishReason,
+    Kernels,
     ModelFacts,
     Ping,
     Pong,
@@ -114,7 +116,7 @@ class CannedEngine:
         self._ticks = 0
         end = EngineEnd(connection)
         threading.Thread(target=self._receive, args=(end.messages(),), daemon=True).start()
-        end.send(EngineReady(facts_of(model), BUDGETS))
+        end.send(EngineReady(facts_of(model), BUDGETS, Backend(Kernels.TORCH)))
 
     def serve(self) -> None:
         """Answer one round of requests after the other."""

@@ -15,10 +15,12 @@ from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     AdapterStatus,
+    Backend,
     DeviceTier,
     EngineBudgets,
     EngineReady,
     EngineStats,
+    Kernels,
     RegisterAdapter,
 )
 from lorafleet_inference.engine.residency import Residency
@@ -73,6 +75,7 @@ class LoadsEngine:
                 total_rank_pages=num_pages,
                 host_cache_bytes=1 << 20,
             ),
+            Backend(Kernels.TORCH),
         )
         self.device = Device()
         self.running: set[AdapterKey] = set()

@@ -124,6 +124,18 @@ LATE_STEPS = _read("lorafleet_engine_late_steps_total", "counter", "Steps that t
 STEP_BUDGET = _read(
     "lorafleet_engine_step_budget_tokens", "gauge", "Tokens that the last step could have had within --target-step-ms."
 )
+ENGINE_INFO = _read(
+    "lorafleet_engine_info",
+    "gauge",
+    "1; device, dtype and kernels (triton, cpu, torch). On a GPU anything but triton is many times slower.",
+    "device",
+    "dtype",
+    "kernels",
+)
+CAPTURED_STEPS = _read(
+    "lorafleet_engine_captured_steps", "gauge", "Sizes of decode steps that are replayed as CUDA graphs; 0 on a CPU."
+)
+REPLAYED_STEPS = _read("lorafleet_engine_replayed_steps_total", "counter", "Steps that were computed by a CUDA graph.")
 GRAMMARS = _read("lorafleet_engine_grammars_total", "counter", "Grammars that were compiled for forms of answers.")
 GRAMMAR_SECONDS = _read("lorafleet_engine_grammar_seconds_total", "counter", "Time spent compiling them, beside steps.")
 STEP_SECONDS = _read("lorafleet_engine_step_seconds_total", "counter", "Time spent in steps.")
@@ -181,6 +193,8 @@ class EngineCollector(Collector):
         budgets = ready.budgets
         tiers = list(self._tiers.values())
         yield from _family(ADAPTERS, *(((tier.value,), tiers.count(tier)) for tier in DeviceTier))
+        yield from _family(ENGINE_INFO, ((ready.facts.device, ready.facts.dtype, ready.backend.kernels.value), 1))
+        yield from _family(CAPTURED_STEPS, ((), ready.backend.num_captured_steps))
         yield from _family(KV_BLOCKS, ((), budgets.num_kv_blocks))
         yield from _family(PAGES, ((), budgets.total_rank_pages))
         yield from _family(HOST_BYTES, ((), budgets.host_cache_bytes))
@@ -213,6 +227,7 @@ def _engine_families(stats: EngineStats) -> Iterator[Metric]:
         PREFIX_HIT: stats.num_prefix_hit_tokens,
         PREEMPTIONS: stats.num_preemptions,
         STEPS: stats.num_steps,
+        REPLAYED_STEPS: stats.num_replayed_steps,
         STEP_FAILURES: stats.num_failed_steps,
         LATE_STEPS: stats.num_late_steps,
         STEP_BUDGET: stats.max_step_tokens,

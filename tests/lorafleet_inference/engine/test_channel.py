@@ -11,6 +11,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.channel import EngineEnd, frame, messages_from
 from lorafleet_inference.engine.messages import (
     AdapterStatus,
+    Backend,
     Cancel,
     DeviceTier,
     EngineBudgets,
@@ -19,6 +20,7 @@ from lorafleet_inference.engine.messages import (
     EngineStats,
     FinishReason,
     FromEngine,
+    Kernels,
     ModelFacts,
     ModuleFacts,
     ModuleKind,
@@ -71,7 +73,7 @@ STATS = EngineStats(
     waiting_adapters=(),
 )
 FROM_ENGINE: list[FromEngine] = [
-    EngineReady(FACTS, BUDGETS),
+    EngineReady(FACTS, BUDGETS, Backend(Kernels.TRITON, 13)),
     Tokens(
         (
             TokenEvent(

@@ -9,10 +9,12 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     AdapterStatus,
+    Backend,
     DeviceTier,
     EngineBudgets,
     EngineReady,
     EngineStats,
+    Kernels,
     ModelFacts,
 )
 from lorafleet_inference.metrics import METRICS, REGISTRY, TABLE, AdapterLabels, EngineCollector, bind_base
@@ -46,6 +48,7 @@ STATS = EngineStats(
     num_preemptions=1,
     num_steps=9,
     num_late_steps=2,
+    num_replayed_steps=4,
     max_step_tokens=300,
     num_prefill_tokens=100,
     num_decode_tokens=40,
@@ -61,6 +64,9 @@ STATS = EngineStats(
 ROMAN, FRENCH = AdapterKey("roman", "sha256:" + "a" * 64), AdapterKey("french", "sha256:" + "b" * 64)
 
 
+BACKEND = Backend(Kernels.TRITON, num_captured_steps=40)
+
+
 def scrape(collector: EngineCollector) -> dict[tuple[str, ...], float]:
     registry = CollectorRegistry()
     registry.register(collector)
@@ -74,7 +80,7 @@ def scrape(collector: EngineCollector) -> dict[tuple[str, ...], float]:
 
 def test_gateways_find_the_five_series_they_read() -> None:
     bind_base("numerals")
-    collector = EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS))
+    collector = EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS, BACKEND))
     collector.observe(AdapterStatus(ROMAN, DeviceTier.DEVICE, load_seconds=0.1, loaded_from=DeviceTier.HOST))
     collector.observe(AdapterStatus(FRENCH, DeviceTier.DEVICE))
     collector.observe(AdapterStatus(FRENCH, DeviceTier.HOST))
@@ -98,8 +104,17 @@ def test_gateways_find_the_five_series_they_read() -> None:
     assert series["lorafleet_adapters", "base=numerals", "tier=host"] == 1
 
 
+def test_a_slow_way_to_compute_steps_is_seen() -> None:
+    """No kernels, or nothing captured, is a warning in the log of a pod and slow answers for months."""
+    bind_base("numerals")
+    series = scrape(EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS, BACKEND)))
+    assert series["lorafleet_engine_info", "base=numerals", "device=cpu", "dtype=float32", "kernels=triton"] == 1
+    assert series["lorafleet_engine_captured_steps", "base=numerals"] == 40
+    assert series["lorafleet_engine_replayed_steps_total", "base=numerals"] == 4
+
+
 def test_released_adapters_are_no_longer_counted() -> None:
-    collector = EngineCollector(lambda: None, lambda: EngineReady(FACTS, BUDGETS))
+    collector = EngineCollector(lambda: None, lambda: EngineReady(FACTS, BUDGETS, BACKEND))
     collector.observe(AdapterStatus(ROMAN, DeviceTier.DEVICE))
     collector.observe(AdapterStatus(ROMAN, None))
     collector.observe(AdapterStatus(FRENCH, None, reason=Reason.RANK_TOO_HIGH))
@@ -122,7 +137,7 @@ def test_own_names_carry_units_and_kinds() -> None:
 
 
 def test_everything_that_is_exposed_stands_in_the_table() -> None:
-    collector = EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS))
+    collector = EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS, BACKEND))
     exposed = {family.name for family in [*REGISTRY.collect(), *collector.collect()]}
     known = {line.name.removesuffix("_total") for line in TABLE}
     assert {name.removesuffix("_total") for name in exposed} <= known

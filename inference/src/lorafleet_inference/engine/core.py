@@ -19,6 +19,7 @@ from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.grammars import Grammars, GrammarTokenizer
 from lorafleet_inference.engine.messages import (
     AdapterStatus,
+    Backend,
     Cancel,
     EngineBudgets,
     EngineReady,
@@ -55,6 +56,14 @@ class Runner(AdapterDevice[Any], Executor, Protocol):
 
     facts: ModelFacts
     budgets: EngineBudgets
+
+    @property
+    def backend(self) -> Backend:
+        """How steps are computed."""
+
+    @property
+    def num_replayed_steps(self) -> int:
+        """Steps so far that were computed by a graph."""
 
 
 class _Clocks:
@@ -145,7 +154,7 @@ class Engine:
         Raises:
             StepFailed: the engine cannot go on; the requests of the step were ended with errors.
         """
-        self._send(EngineReady(self._runner.facts, self._runner.budgets))
+        self._send(EngineReady(self._runner.facts, self._runner.budgets, self._runner.backend))
         plan = StepPlan()
         while not self._ended:
             self.drain(wait=not plan.items)
@@ -343,6 +352,7 @@ class Engine:
             used_rank_pages=self._residency.num_used_pages,
             host_used_bytes=self._residency.host_used_bytes,
             step_seconds=self._step_seconds,
+            num_replayed_steps=self._runner.num_replayed_steps,
             num_failed_steps=self._steps.num_failed,
             num_grammars=self._choices.grammars.num_compiled,
             grammar_seconds=self._choices.grammars.compile_seconds,

@@ -224,11 +224,30 @@ class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):
     host_cache_bytes: int
 
 
+class Kernels(StrEnum):
+    """What computes LoRA and attention."""
+
+    TRITON = "triton"
+    CPU = "cpu"
+    """This project's own, built when they are first needed."""
+    TORCH = "torch"
+    """Plain operations, which are right everywhere and slow on a GPU."""
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """How steps are computed."""
+
+    kernels: Kernels
+    num_captured_steps: int = 0
+    """Sizes of decode steps that are replayed as CUDA graphs."""
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True):
     """First message: the base is loaded and warmed up."""
 
     facts: ModelFacts
     budgets: EngineBudgets
+    backend: Backend
 
 
 class FinishReason(StrEnum):
@@ -347,6 +366,8 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     host_used_bytes: int
     step_seconds: float
     """Sum of step durations since start."""
+    num_replayed_steps: int = 0
+    """Steps that were computed by a graph."""
     num_failed_steps: int = 0
     """Steps that raised and were computed again item by item."""
     num_grammars: int = 0

@@ -13,7 +13,7 @@ import torch
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
-from lorafleet_inference.engine.messages import AdapterKey, EngineBudgets, ModelFacts, ModuleKind
+from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, ModelFacts, ModuleKind
 from lorafleet_inference.engine.plan import SamplingState, StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.cpu import load_kernels
@@ -162,6 +162,18 @@ class ModelRunner:
         """Do once what the first steps would have to do."""
         if self.decode_graphs is not None:
             self.decode_graphs.capture_all()
+
+    @property
+    def backend(self) -> Backend:
+        """How steps are computed."""
+        if self._triton is not None:
+            return Backend(Kernels.TRITON, 0 if self.decode_graphs is None else len(self.decode_graphs.captured))
+        return Backend(Kernels.TORCH if self._kernels is None else Kernels.CPU)
+
+    @property
+    def num_replayed_steps(self) -> int:
+        """Steps so far that were computed by a graph."""
+        return 0 if self.decode_graphs is None else self.decode_graphs.num_replayed
 
     def is_lost(self, error: Exception) -> bool:
         """Whether an error of `execute` leaves the device unusable: errors of kernels do, missing memory does not."""
