@@ -114,6 +114,27 @@ async def test_resolve_goes_on_while_its_pod_says_nothing(fleet: Fleet) -> None:
     assert sum(pod.num_resolved for pod in fleet.pods.values()) == 1
 
 
+async def test_revision_that_status_has_lost_reaches_new_pods(fleet: Fleet) -> None:
+    """A status is lost as with a backup, and spec names a revision that fails: what pods answer is what they say it is."""
+    await serving(fleet, "french", pods=1)
+    old = fleet.status("french")
+    for operator in list(fleet.operators):
+        await fleet.end(operator)
+    body = fleet.kube.get(Kind.ADAPTER, NAMESPACE, "french")
+    fleet.kube.put(Kind.ADAPTER, {**body, "metadata": {**body["metadata"], "finalizers": []}})
+    fleet.delete("french")
+    fleet.adapter("french", "bad-load")
+    await fleet.operate()
+    await until("failed", lambda: fleet.condition("french") == ("False", Reason.BASE_MODEL_MISMATCH))
+    new = await fleet.pod()
+    await until("it answers", lambda: new.stable("french") == old["stableRevision"])
+    await until("status has it", lambda: "stableArtifact" in fleet.status("french"))
+    status = fleet.status("french")
+    assert status["stableRevision"] == old["stableRevision"]
+    assert status["stableArtifact"]["digest"] == old["artifact"]["digest"]
+    assert fleet.condition("french", "Available") == ("True", "Serving")
+
+
 async def test_object_that_cannot_be_applied_stops_no_adapter(fleet: Fleet) -> None:
     def refuse(verb: str, path: str) -> None:
         if verb == "PATCH" and "poddisruptionbudgets" in path:

@@ -10,9 +10,9 @@ from lorafleet_contract.admin import AdapterState, Owner, Residency
 from lorafleet_contract.resources import AdapterResource, ArtifactStatus, BaseModelResource
 from lorafleet_operator.decide.catalogue import entries_for, wants_of
 from lorafleet_operator.decide.diff import PodChange
-from lorafleet_operator.decide.intent import ResolveFailure, intents_of, resolve_key
+from lorafleet_operator.decide.intent import ResolveFailure, RevisionKey, intents_of, resolve_key
 from lorafleet_operator.decide.names import RESERVED, reservations_of
-from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
+from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, questions_of, released, resolvers_of
 from lorafleet_operator.decide.views import ObservedPod
 
 OLD, NEW = v.artifact("french"), v.artifact("french-v2")
@@ -310,6 +310,53 @@ def test_lost_status_is_found_again_on_pods() -> None:
     intents = intents_of(v.snapshot(v.adapter(), base=v.base()), [v.seen(v.entry("french"), pod=P0)], {})
     assert intents[0].published == OLD.revision
     assert intents[0].needs_resolving
+
+
+def test_revision_that_pods_answer_is_asked_for_and_told_to_every_pod() -> None:
+    """Status lost it, or never had it, and spec names another one by now: those that have it say what it is made of."""
+    adapter = v.adapter()
+    holder, other = v.seen(v.entry("french"), pod=P0), v.seen(pod=P1, fence=0)
+    found = resolved(adapter, NEW)
+    lost = RevisionKey(adapter.metadata.uid, "french", OLD.revision)
+    pods = [holder, other, v.silent(v.pod("p2"))]
+    asked = questions_of(plan_of(v.snapshot(adapter, base=v.base()), pods, found), pods)
+    assert {question: [pod.pod.name for pod in able] for question, able in asked.items()} == {
+        resolve_key(adapter): ["p0", "p1"],
+        lost: ["p0"],
+    }
+    changes = told([adapter], [holder, other], resolutions={**found, lost: OLD})
+    assert {revision: stable for revision, (_, stable) in names(changes["p1"]).items()} == {
+        OLD.revision: True,
+        NEW.revision: False,
+    }
+
+
+def test_nothing_is_lost_while_status_or_spec_says_what_a_revision_is_made_of() -> None:
+    """A revision that is one of both needs no pod, and neither does an adapter that pods are not to know."""
+    pods = [v.seen(v.entry("french"), pod=P0)]
+    moved = v.adapter(source={"name": "models", "path": "x"}, status=v.served("french"))
+    fresh = v.adapter()
+    for adapter, answers in ((moved, {}), (fresh, resolved(fresh, OLD))):
+        intent = intents_of(v.snapshot(adapter, base=v.base()), pods, answers)[0]
+        assert (intent.published, intent.stable, intent.lost) == (OLD.revision, OLD, None)
+
+
+def test_revision_that_nobody_knows_any_more_is_given_up() -> None:
+    """Only when every pod says that it does not have it: then nothing can bring it back."""
+    adapter = v.adapter(source={"name": "models", "path": "x"}, status={"stableRevision": OLD.revision})
+    found, empty = resolved(adapter, NEW), v.seen(pod=P0)
+
+    def published(*pods: ObservedPod, **more: bool) -> str | None:
+        snapshot = replace(v.snapshot(adapter, base=v.base()), **more)
+        return intents_of(snapshot, pods, found)[0].published
+
+    assert published(empty) is None
+    assert published(empty, v.silent(v.pod("p1", ready=False, coming_up=False))) is None
+    assert published(empty, v.silent(v.pod("p1", leaving=True))) is None
+    assert published(empty, v.silent(P1)) == OLD.revision
+    assert published(empty, v.seen(v.entry("french", stable=False), pod=P1)) == OLD.revision
+    assert published(empty, are_pods_hidden=True) == OLD.revision
+    assert published() == OLD.revision
 
 
 def test_suspended_adapter_is_what_its_status_says() -> None:

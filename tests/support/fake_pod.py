@@ -353,6 +353,7 @@ class FakePod:
         admin_app, public_app = web.Application(middlewares=[self._guard]), web.Application()
         admin_app.router.add_get("/admin/v1/state", self._get_state)
         admin_app.router.add_put("/admin/v1/adapters", self._put_adapters)
+        admin_app.router.add_get("/admin/v1/adapters/{name:.+}", self._get_adapter)
         admin_app.router.add_post("/admin/v1/resolve", self._post_resolve)
         public_app.router.add_get("/health", self._health)
         public_app.router.add_get("/ready", self._ready)
@@ -404,6 +405,21 @@ class FakePod:
     async def _put_adapters(self, request: web.Request) -> web.Response:
         self.take(admin.CatalogueWrite.model_validate_json(await request.read()))
         return _json(self.state())
+
+    def answer_of(self, name: str) -> admin.AdapterAnswer:
+        """What it has of a name.
+
+        Raises:
+            Refused: nothing.
+        """
+        found = [entry for (n, _), entry in sorted(self.entries.items()) if n == name]
+        if not found:
+            raise Refused(404, admin.AdminError(reason=Reason.NOT_FOUND, message=f"no adapter {name!r}"))
+        sources = [entry.entry.source for entry in found if entry.owner is admin.Owner.OPERATOR]
+        return admin.AdapterAnswer(revisions=[entry.observed() for entry in found], sources=sources)
+
+    async def _get_adapter(self, request: web.Request) -> web.Response:
+        return _json(self.answer_of(request.match_info["name"]))
 
     async def _post_resolve(self, request: web.Request) -> web.Response:
         question = admin.ResolveRequest.model_validate_json(await request.read())

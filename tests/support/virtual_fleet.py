@@ -63,6 +63,8 @@ class VirtualPod(FakePod):
         """Answer a request; None is 304."""
         boot = self.boot_id
         await self._awake.wait()
+        if method == "GET" and path.startswith("/admin/v1/adapters/"):
+            return self.answer_of(path.rpartition("/")[2])
         if method == "GET" and "after" in query:
             await self._speaks.wait()
             await self.wait_for_news(int(query["after"]), float(query["wait_seconds"]))

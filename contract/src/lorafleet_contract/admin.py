@@ -202,6 +202,8 @@ class AdapterAnswer(Observed):
     """200 of `GET /admin/v1/adapters/{name}`."""
 
     revisions: list[ObservedAdapter]
+    sources: list[ResolvedSource] = []
+    """What the operator's revisions are made of, as it wrote them; earlier pods do not say."""
     local_failure: LocalFailure | None = None
 
 

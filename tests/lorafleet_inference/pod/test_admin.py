@@ -224,6 +224,11 @@ def test_owners_leave_each_other_alone(declared: DeclaredPod) -> None:
     assert seen.owner is Owner.LOCAL
     declared.admin.write(removed=[RevisionRef(name="of-a-person", revision=seen.revision)])
     assert declared.admin.adapter("of-a-person") is not None
+    made_of = {
+        name: declared.admin.request("GET", f"/admin/v1/adapters/{name}")["sources"]
+        for name in ("of-a-person", "of-the-operator")
+    }
+    assert made_of == {"of-a-person": [], "of-the-operator": [resolved.model_dump(mode="json", by_alias=True)]}
     for method, body in (("PUT", {"source": {"name": "volume", "path": "owned"}}), ("DELETE", None)):
         with pytest.raises(Refused) as caught:
             declared.admin.request(method, "/admin/v1/adapters/of-the-operator", body)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from lorafleet_contract.admin import Owner, Residency, RevisionRef
-from lorafleet_contract.sources import AdapterFacts, SourceFile
+from lorafleet_contract.sources import AdapterFacts, ResolvedSource, SourceFile
 from lorafleet_inference.adapters.sources.base import Place, Source
 from lorafleet_inference.engine.messages import AdapterKey
 
@@ -36,6 +36,8 @@ class Entry:
     residency: Residency = Residency.RESIDENT
     pinned: bool = False
     stable: bool = True
+    resolved: ResolvedSource | None = None
+    """As the operator wrote it; None for a local one."""
 
     @property
     def key(self) -> AdapterKey:

@@ -157,6 +157,10 @@ class AdapterManager:
         """Return every revision as the admin API shows it."""
         return [tracked.observed() for tracked in self._bringer.tracked.values()]
 
+    def sources(self, name: str) -> list[ResolvedSource]:
+        """Return what the operator's revisions of a name are made of."""
+        return [entry.resolved for entry in self.catalogue.revisions(name) if entry.resolved is not None]
+
     def routes(self) -> list[RouteAdapter]:
         """Return the revisions that can be answered."""
         return [tracked.route() for tracked in self._bringer.tracked.values() if tracked.is_answering]
@@ -311,6 +315,7 @@ class AdapterManager:
             residency=entry.residency,
             pinned=entry.pinned,
             stable=entry.stable,
+            resolved=resolved,
         )
 
     def _facts(self, folder: Path) -> AdapterFacts:

@@ -113,7 +113,9 @@ def _add_names(app: FastAPI, pod: Pod) -> None:
         failures = [one for one in pod.manager.local_failures if one.name == name]
         if not found and not failures:
             raise _unknown(name)
-        return _answer(admin.AdapterAnswer(revisions=found, local_failure=failures[0] if failures else None))
+        failure = failures[0] if failures else None
+        sources = pod.manager.sources(name)
+        return _answer(admin.AdapterAnswer(revisions=found, sources=sources, local_failure=failure))
 
     @app.delete("/admin/v1/adapters/{name:path}")
     async def delete(name: str, drain_timeout_seconds: DrainSeconds = 60.0) -> Response:

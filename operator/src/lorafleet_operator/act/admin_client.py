@@ -3,6 +3,7 @@
 import socket
 import time
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
@@ -61,6 +62,11 @@ class AdminClient:
         raw = await self._request("PUT", ip, "/admin/v1/adapters", token, WRITE_SECONDS, body=write)
         return _parsed(admin.PodState, raw)
 
+    async def adapter(self, ip: str, token: str, name: str) -> admin.AdapterAnswer:
+        """Return what a pod has of a served name, and what it is made of."""
+        path = f"/admin/v1/adapters/{quote(name, safe='')}"
+        return _parsed(admin.AdapterAnswer, await self._request("GET", ip, path, token, STATE_SECONDS))
+
     async def resolve(self, ip: str, token: str, request: admin.ResolveRequest) -> admin.ResolveAnswer:
         """Let a pod pin a reference to content."""
         raw = await self._request("POST", ip, "/admin/v1/resolve", token, RESOLVE_SECONDS, body=request)
@@ -100,7 +106,7 @@ class AdminClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise PodUnreachable(f"{method} {path}: {type(error).__name__} {error}".strip()) from error
         finally:
-            verb = f"{'poll' if query else method.lower()} {path.rpartition('/')[2]}"
+            verb = f"{'poll' if query else method.lower()} {path.split('/')[3]}"
             metrics.ADMIN_SECONDS.labels(verb=verb, code=code).observe(time.monotonic() - began)
 
 

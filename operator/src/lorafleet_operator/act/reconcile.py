@@ -38,13 +38,13 @@ from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without
 from lorafleet_operator.decide.first_catalogue import LOOK_SECONDS, FirstCatalogues
-from lorafleet_operator.decide.intent import Intent, resolve_key
+from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.memory import Publications, Retries
 from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
-from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, released, resolvers_of
+from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, questions_of, released
 from lorafleet_operator.decide.progress import next_deadline
 from lorafleet_operator.decide.rollout import SWITCH_GRACE
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
@@ -162,7 +162,7 @@ class Reconciler:
     def _leave(self, key: BaseKey) -> None:
         """Stop working on a base."""
         self._tools.watches.sync(key, (), "")
-        self._tools.resolver.want(key, (), (), "")
+        self._tools.resolver.want(key, {}, "")
         self._forget(key)
         metrics.count_adapters(key, AdapterCounts())
 
@@ -226,22 +226,21 @@ class Reconciler:
             return None
 
     def _resolve(self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], token: str) -> None:
-        keys = [resolve_key(intent.adapter) for intent in plan.intents if intent.needs_resolving]
+        questions = questions_of(plan, pods)
         base, watches = it.snapshot.base, self._tools.watches
         assert base is not None
         patient = [
             pod for pod in pods if not pod.pod.is_leaving and watches.unseen_seconds(pod.uid) < RESOLVE_PATIENCE_SECONDS
         ]
-        if keys and any(pod.state is None for pod in patient):
+        if questions and any(pod.state is None for pod in patient):
             it.look_again(RESOLVE_PATIENCE_SECONDS)
         boots = [("boot", pod.uid, pod.state.boot_id) for pod in pods if pod.state is not None]
         retry = base.metadata.annotations.get(ANNOTATION_RETRY, "")
         self._tools.resolver.want(
             it.key,
-            keys,
-            [pod.pod.ip for pod in resolvers_of(pods) if pod.pod.ip is not None],
+            {question: _ips(able) for question, able in questions.items()},
             token,
-            alive=[pod.pod.ip for pod in patient if pod.pod.ip is not None],
+            alive=_ips(patient),
             occasions=[("generation", base.metadata.generation), ("retry", retry), *boots],
         )
 
@@ -351,6 +350,10 @@ class Reconciler:
                 if FINALIZER in intent.adapter.metadata.finalizers
             )
         )
+
+
+def _ips(pods: Iterable[ObservedPod]) -> list[str]:
+    return [pod.pod.ip for pod in pods if pod.pod.ip is not None]
 
 
 def _is_behind(pod: ObservedPod, fence: int) -> bool:

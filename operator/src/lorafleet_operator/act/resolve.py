@@ -1,20 +1,25 @@
-"""Resolutions in the background: a large download for one adapter holds up no other, and no pass."""
+"""What pods are asked in the background: what a reference is, and what a revision that they have is made of.
+
+A large download for one adapter holds up no other, and no pass.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from lorafleet_common.clock import monotonic
-from lorafleet_contract.admin import ResolveAnswer, ResolveRequest
+from lorafleet_contract.admin import ResolveRequest
+from lorafleet_contract.names import revision_of
 from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_contract.resources import ArtifactStatus
+from lorafleet_contract.sources import ResolvedSource
 from lorafleet_operator import metrics
 from lorafleet_operator.act.admin_client import AdminClient
-from lorafleet_operator.decide.intent import ResolveFailure, ResolveKey
+from lorafleet_operator.decide.intent import Question, ResolveFailure, ResolveKey, RevisionKey
 from lorafleet_operator.decide.views import BaseKey
-from lorafleet_operator.errors import AdminError, PodRefused
+from lorafleet_operator.errors import AdminError, PodRefused, PodUnreachable
 
 logger = logging.getLogger(__name__)
 MAX_PARALLEL: Final = 8
@@ -48,11 +53,11 @@ class Resolver:
         self._client = client
         self._wake = wake
         self._doubt = doubt
-        self._work: dict[ResolveKey, _Work] = {}
+        self._work: dict[Question, _Work] = {}
         self._slots: dict[BaseKey, asyncio.Semaphore] = {}
         self._occasions: dict[BaseKey, frozenset[Hashable]] = {}
 
-    def answers(self) -> dict[ResolveKey, ArtifactStatus | ResolveFailure]:
+    def answers(self) -> dict[Question, ArtifactStatus | ResolveFailure]:
         """Return what is known now."""
         return {key: work.answer for key, work in self._work.items() if work.answer is not None}
 
@@ -63,32 +68,30 @@ class Resolver:
     def want(
         self,
         base: BaseKey,
-        keys: Sequence[ResolveKey],
-        ips: Sequence[str],
+        questions: Mapping[Question, Sequence[str]],
         token: str,
         *,
         alive: Collection[str] = (),
         occasions: Collection[Hashable] = (),
     ) -> None:
-        """Want exactly these sources of a base.
+        """Want exactly these answers for a base.
 
         Args:
             base: whose pods are asked.
-            keys: what to resolve.
-            ips: of the pods that are asked, any of them.
+            questions: what to ask, with the addresses of the pods that can answer it, any of them.
             token: of their admin API.
             alive: addresses of the pods that may still be at what they were asked for; on others it is begun anew.
-            occasions: what a resolution depends on beside its key. With a new one, what has failed is tried at once.
+            occasions: what an answer depends on beside its question. With a new one, what has failed is tried at once.
         """
-        self._keep_only(base, keys)
-        if not keys:
+        self._keep_only(base, questions)
+        if not questions:
             self._occasions.pop(base, None)
             self._slots.pop(base, None)
             return
         is_occasion = not frozenset(occasions) <= self._occasions.get(base, frozenset())
         self._occasions[base] = frozenset(occasions)
         now = monotonic()
-        for index, key in enumerate(keys):
+        for index, (key, ips) in enumerate(questions.items()):
             work = self._work.setdefault(key, _Work(base))
             if is_occasion:
                 work.retry_at = min(work.retry_at, now)
@@ -106,7 +109,7 @@ class Resolver:
             work.ip = ips[(index + work.num_failures) % len(ips)]
             work.task = asyncio.create_task(self._resolve(key, work, token))
 
-    def _keep_only(self, base: BaseKey, wanted: Iterable[ResolveKey]) -> None:
+    def _keep_only(self, base: BaseKey, wanted: Iterable[Question]) -> None:
         keys = set(wanted)
         for key in [key for key, work in self._work.items() if work.base == base and key not in keys]:
             work = self._work.pop(key)
@@ -121,12 +124,11 @@ class Resolver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _resolve(self, key: ResolveKey, work: _Work, token: str) -> None:
+    async def _resolve(self, key: Question, work: _Work, token: str) -> None:
         try:
             async with self._slots.setdefault(work.base, asyncio.Semaphore(MAX_PARALLEL)):
-                request = ResolveRequest(source=key.source, expected_digest=key.digest)
-                answer = await self._ask(work, token, request)
-                work.answer = ArtifactStatus.of(key.source, answer.resolved)
+                resolved = await self._ask(work, key, token)
+                work.answer = ArtifactStatus.of(key.source if isinstance(key, ResolveKey) else resolved.ref, resolved)
         except AdminError as error:
             self._failed(work, _failure(error))
             logger.warning("%s/%s: %s is not resolved: %s", *work.base, _words(key), error)
@@ -137,8 +139,8 @@ class Resolver:
         metrics.RESOLVES.labels(result=work.answer.reason if isinstance(work.answer, ResolveFailure) else "ok").inc()
         self._wake(work.base, 0)
 
-    async def _ask(self, work: _Work, token: str, request: ResolveRequest) -> ResolveAnswer:
-        call = asyncio.ensure_future(self._client.resolve(work.ip, token, request))
+    async def _ask(self, work: _Work, key: Question, token: str) -> ResolvedSource:
+        call = asyncio.ensure_future(self._answer(work.ip, key, token))
         try:
             await asyncio.wait((call,), timeout=SLOW_SECONDS)
             if not call.done():
@@ -146,6 +148,16 @@ class Resolver:
             return await call
         finally:
             call.cancel()
+
+    async def _answer(self, ip: str, key: Question, token: str) -> ResolvedSource:
+        if isinstance(key, ResolveKey):
+            request = ResolveRequest(source=key.source, expected_digest=key.digest)
+            return (await self._client.resolve(ip, token, request)).resolved
+        answer = await self._client.adapter(ip, token, key.name)
+        found = next((source for source in answer.sources if revision_of(source.digest) == key.revision), None)
+        if found is None:
+            raise PodUnreachable(f"it does not say what {key.name}@{key.revision} is made of")
+        return found
 
     def _failed(self, work: _Work, failure: ResolveFailure) -> None:
         work.answer = failure
@@ -167,6 +179,8 @@ def _retry_seconds(failure: ResolveFailure, num_failures: int) -> float:
     return min(FIRST_RETRY_SECONDS * 2.0 ** min(num_failures, 10), MAX_RETRY_SECONDS)
 
 
-def _words(key: ResolveKey) -> str:
+def _words(key: Question) -> str:
+    if isinstance(key, RevisionKey):
+        return f"{key.name}@{key.revision}"
     at = f"@{key.source.revision}" if key.source.revision else ""
     return f"{key.source.name}:{key.source.repo or key.source.path}{at}"

@@ -33,7 +33,18 @@ class ResolveFailure:
     """Whether trying again may help without a change of anything."""
 
 
-Resolutions = Mapping[ResolveKey, ArtifactStatus | ResolveFailure]
+@dataclass(frozen=True, slots=True)
+class RevisionKey:
+    """A revision that pods have, and of which status does not say what it is made of: a pod that has it is asked."""
+
+    adapter_uid: str
+    name: str
+    revision: str
+
+
+Question = ResolveKey | RevisionKey
+"""What only pods can answer."""
+Resolutions = Mapping[Question, ArtifactStatus | ResolveFailure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +58,14 @@ class Intent:
     published: str | None
     """The revision that answers: as status says, else as pods show."""
     stable: ArtifactStatus | None
-    """What the published revision is made of; None when there is none, or when status lost it."""
+    """What the published revision is made of; None when there is none, or until a pod says what status has lost."""
     failure: ResolveFailure | None
     """Why the desired one is not resolved."""
     owns_name: bool
     published_at: datetime | None = None
     """Since when the API server is known to name the published revision; later than the time that status tells."""
+    lost: RevisionKey | None = None
+    """The published revision, where status does not say what it is made of."""
 
     @property
     def name(self) -> str:
@@ -108,16 +121,24 @@ def _intent(
     owns_name = claim is None or claim.uid == adapter.metadata.uid
     desired = _desired(adapter, resolutions)
     answer = resolutions.get(resolve_key(adapter))
-    published = adapter.status.stable_revision or (_adopted(adapter.served_name, pods) if owns_name else None)
+    published = _published(adapter, snapshot, pods, desired)
+    if published is None and owns_name:
+        published = _adopted(adapter.served_name, pods)
+    stable, lost = _artifact_of(adapter, published, desired), None
+    if published is not None and stable is None:
+        lost = RevisionKey(adapter.metadata.uid, adapter.served_name, published)
+        found = resolutions.get(lost)
+        stable = found if isinstance(found, ArtifactStatus) else None
     return Intent(
         adapter=adapter,
         refusal=refusal_of(adapter, snapshot),
         desired=desired,
         published=published,
-        stable=_artifact_of(adapter, published, desired),
+        stable=stable,
         failure=answer if desired is None and isinstance(answer, ResolveFailure) else None,
         owns_name=owns_name,
         published_at=snapshot.published_at.get(adapter.metadata.uid),
+        lost=lost,
     )
 
 
@@ -136,6 +157,18 @@ def _artifact_of(
 ) -> ArtifactStatus | None:
     candidates = (desired, adapter.status.stable_artifact, adapter.status.artifact)
     return next((a for a in candidates if a is not None and a.revision == revision), None)
+
+
+def _published(
+    adapter: AdapterResource, snapshot: Snapshot, pods: tuple[ObservedPod, ...], desired: ArtifactStatus | None
+) -> str | None:
+    """Return the revision that status names, unless nobody knows any more what it is made of, and no pod has it."""
+    name, revision = adapter.served_name, adapter.status.stable_revision
+    if revision is None or _artifact_of(adapter, revision, desired) is not None or snapshot.are_pods_hidden:
+        return revision
+    staying = [pod for pod in pods if not pod.pod.is_leaving and not pod.is_lost]
+    is_gone = all(pod.state is not None and pod.own(name, revision) is None for pod in staying)
+    return None if staying and is_gone else revision
 
 
 def _adopted(name: str, pods: tuple[ObservedPod, ...]) -> str | None:

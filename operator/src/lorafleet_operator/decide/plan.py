@@ -8,7 +8,7 @@ from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.decide.accept import guest_limits
 from lorafleet_operator.decide.catalogue import AdapterRevisions, Catalogue, budgets_of, revisions_by_name, wants_of
 from lorafleet_operator.decide.diff import PodChange, change_of
-from lorafleet_operator.decide.intent import Intent, Resolutions, intents_of
+from lorafleet_operator.decide.intent import Intent, Question, Resolutions, intents_of, resolve_key
 from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.place import Placement, PodBudget, place
 from lorafleet_operator.decide.rollout import leaves_at, target_of
@@ -84,6 +84,18 @@ def resolvers_of(pods: Sequence[ObservedPod]) -> list[ObservedPod]:
 
     best = max(rank(pod) for pod in able)
     return sorted((pod for pod in able if rank(pod) == best), key=lambda pod: pod.pod.name)
+
+
+def questions_of(plan: Plan, pods: Sequence[ObservedPod]) -> dict[Question, list[ObservedPod]]:
+    """Return what pods are to be asked, and which of them can answer it."""
+    resolvers = resolvers_of(pods)
+    questions: dict[Question, list[ObservedPod]] = {
+        resolve_key(intent.adapter): resolvers for intent in plan.intents if intent.needs_resolving
+    }
+    for intent in plan.intents:
+        if (lost := intent.lost) is not None and intent.is_served:
+            questions[lost] = [pod for pod in pods if pod.is_writable and pod.own(lost.name, lost.revision) is not None]
+    return questions
 
 
 def released(

@@ -1,13 +1,10 @@
-"""Orders of events that a long search has found, and that do not converge yet."""
+"""Orders of events that a long search has found, and that did not converge once."""
 
-import pytest
 from support.fleet_machine import FleetMachine
 
 
-@pytest.mark.soak
-@pytest.mark.xfail(strict=True, reason="the pod that is to hold the candidate is not told of the stable revision")
-def test_a_pod_is_told_of_the_stable_revision_beside_a_candidate_that_fails() -> None:
-    """Adapter `a` goes from p1 on demand to a candidate that fails: one pod does not answer the stable revision."""
+def test_a_pod_is_told_of_the_stable_revision_that_no_status_has_named() -> None:
+    """Pods answer `a` with p1 and are not seen until spec names a revision that fails: p1 reaches every pod all the same."""
     fleet = FleetMachine()
     fleet.begin(num_pods=1, ending=["base", "operators", "pods", "adapters"], path="p1", loses=False)
     fleet.wait(seconds=0.01)
