@@ -133,7 +133,9 @@ ENGINE_INFO = _read(
     "kernels",
 )
 CAPTURED_STEPS = _read(
-    "lorafleet_engine_captured_steps", "gauge", "Sizes of decode steps that are replayed as CUDA graphs; 0 on a CPU."
+    "lorafleet_engine_captured_steps",
+    "gauge",
+    "Decode steps by size that are replayed as CUDA graphs; absent where none are to be.",
 )
 REPLAYED_STEPS = _read("lorafleet_engine_replayed_steps_total", "counter", "Steps that were computed by a CUDA graph.")
 GRAMMARS = _read("lorafleet_engine_grammars_total", "counter", "Grammars that were compiled for forms of answers.")
@@ -194,7 +196,8 @@ class EngineCollector(Collector):
         tiers = list(self._tiers.values())
         yield from _family(ADAPTERS, *(((tier.value,), tiers.count(tier)) for tier in DeviceTier))
         yield from _family(ENGINE_INFO, ((ready.facts.device, ready.facts.dtype, ready.backend.kernels.value), 1))
-        yield from _family(CAPTURED_STEPS, ((), ready.backend.num_captured_steps))
+        if ready.backend.num_captured_steps is not None:
+            yield from _family(CAPTURED_STEPS, ((), ready.backend.num_captured_steps))
         yield from _family(KV_BLOCKS, ((), budgets.num_kv_blocks))
         yield from _family(PAGES, ((), budgets.total_rank_pages))
         yield from _family(HOST_BYTES, ((), budgets.host_cache_bytes))

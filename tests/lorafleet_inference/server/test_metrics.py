@@ -111,6 +111,8 @@ def test_a_slow_way_to_compute_steps_is_seen() -> None:
     assert series["lorafleet_engine_info", "base=numerals", "device=cpu", "dtype=float32", "kernels=triton"] == 1
     assert series["lorafleet_engine_captured_steps", "base=numerals"] == 40
     assert series["lorafleet_engine_replayed_steps_total", "base=numerals"] == 4
+    uncaptured = scrape(EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS, Backend(Kernels.TRITON))))
+    assert ("lorafleet_engine_captured_steps", "base=numerals") not in uncaptured, "none were to be captured"
 
 
 def test_released_adapters_are_no_longer_counted() -> None:

@@ -238,8 +238,8 @@ class Backend(msgspec.Struct, frozen=True):
     """How steps are computed."""
 
     kernels: Kernels
-    num_captured_steps: int = 0
-    """Sizes of decode steps that are replayed as CUDA graphs."""
+    num_captured_steps: int | None = None
+    """Sizes of decode steps that are replayed as CUDA graphs; None where none are to be captured."""
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True):

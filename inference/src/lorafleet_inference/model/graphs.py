@@ -106,7 +106,6 @@ class DecodeGraphs:
         self._sizes = [size for size in SIZES if size < max_requests] + [min(max_requests, SIZES[-1])]
         self.captured: dict[tuple[int, int], _Step] = {}
         """By sequences and items of LoRA."""
-        self._is_broken = False
         self.num_replayed = 0
         """Steps that were computed by a graph."""
 
@@ -116,7 +115,7 @@ class DecodeGraphs:
         None where no graph of such a step was captured. The items have one token each, and nothing but rows of A and B.
         """
         count = len(batch.items)
-        if self._is_broken or not count or count > self._sizes[-1]:
+        if not count or count > self._sizes[-1]:
             return None
         if batch.segments and not self._bank.can_be_captured:
             return None
@@ -129,13 +128,17 @@ class DecodeGraphs:
         return step.captured.output[:count]
 
     def capture_all(self) -> None:
-        """Capture all that `logits` replays; while it lasts, nothing else may use the device."""
+        """Capture all that `logits` replays, or nothing; while it lasts, nothing else may use the device."""
         began = time.monotonic()
-        for size in self._sizes:
-            rooms = {min(size, most) for most in NUM_ITEMS} if self._bank.can_be_captured else set[int]()
-            for num_items in (0, *sorted(rooms)):
-                if not self._is_broken and (size, num_items) not in self.captured:
+        try:
+            for size in self._sizes:
+                rooms = {min(size, most) for most in NUM_ITEMS} if self._bank.can_be_captured else set[int]()
+                for num_items in (0, *sorted(rooms)):
                     self._capture(size, num_items)
+        except Exception as error:  # noqa: BLE001  whatever hinders it, steps can be computed without
+            self.captured.clear()
+            logger.warning("decode steps are not captured, so they are slower: %s: %s", type(error).__name__, error)
+            return
         logger.info("captured %d decode steps in %.1f s", len(self.captured), time.monotonic() - began)
 
     def _step(self, num_rows: int, segments: Sequence[Segment]) -> _Step | None:
@@ -157,13 +160,7 @@ class DecodeGraphs:
         tables = FixedTables(room, device)
         tables.begin()
         tables.send()
-        try:
-            step = _Step(tables, self._graphs.capture(lambda: self._compute(tables)))
-        except Exception as error:  # noqa: BLE001  whatever hinders it, steps can be computed without
-            self._is_broken = True
-            logger.warning("decode steps are not captured, so they are slower: %s: %s", type(error).__name__, error)
-            return
-        self.captured[size, num_items] = step
+        self.captured[size, num_items] = _Step(tables, self._graphs.capture(lambda: self._compute(tables)))
         seconds = time.monotonic() - began
         logger.info("captured the decode step of %d sequences and %d LoRA items in %.2f s", size, num_items, seconds)
 

@@ -167,7 +167,7 @@ class ModelRunner:
     def backend(self) -> Backend:
         """How steps are computed."""
         if self._triton is not None:
-            return Backend(Kernels.TRITON, 0 if self.decode_graphs is None else len(self.decode_graphs.captured))
+            return Backend(Kernels.TRITON, None if self.decode_graphs is None else len(self.decode_graphs.captured))
         return Backend(Kernels.TORCH if self._kernels is None else Kernels.CPU)
 
     @property

@@ -1,5 +1,7 @@
 """Decode steps that are replayed answer as steps that are not, whatever comes between capture and replay."""
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ from support.triton_sizes import SMALL
 from transformers import LlamaConfig
 
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import ReleaseAdapter, SamplingParams
+from lorafleet_inference.engine.messages import Backend, Kernels, ReleaseAdapter, SamplingParams
 from lorafleet_inference.kernels.triton.backend import TritonKernels
-from lorafleet_inference.model.graphs import CudaGraphs, Graphs
+from lorafleet_inference.model.graphs import Captured, CudaGraphs, Graphs
 
 ASKED = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, num_logprobs=0)
 MODEL = LlamaConfig(
@@ -80,20 +82,30 @@ def test_replayed_steps_answer_as_others_do(device: torch.device, tmp_path: Path
     graphs = replayed.runner.decode_graphs
     assert graphs is not None
     assert graphs.num_replayed >= 8, "most decode steps"
+    assert replayed.runner.num_replayed_steps == graphs.num_replayed
+    assert replayed.runner.backend == Backend(Kernels.TRITON, num_captured_steps=4)
+    assert plain.runner.backend == Backend(Kernels.TORCH)
     assert set(graphs.captured) == {(1, 0), (1, 1), (2, 0), (2, 2)}
 
 
 def test_what_cannot_be_captured_is_computed_without(
     device: torch.device, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(Graphs):
-        def capture(self, compute: object) -> object:
-            raise RuntimeError("operation not permitted when stream is capturing")
+    """The second one fails: the first is not kept either, and the pod says that it has none."""
 
+    class Broken(RecordedGraphs):
+        def capture(self, compute: Callable[[], torch.Tensor]) -> Captured:
+            if next(number):
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().capture(compute)
+
+    number = itertools.count()
     model = save_model(MODEL, tmp_path / "model")
-    engine = engine_of(model, device, TritonKernels(device, SMALL), Broken())  # type: ignore[arg-type]
+    engine = engine_of(model, device, TritonKernels(device, SMALL), Broken())
+    assert engine.runner.backend == Backend(Kernels.TRITON, num_captured_steps=0)
     engine.submit("one", None, (5, 6, 7), ASKED)
     engine.run_until_ended(["one"])
+    assert engine.runner.num_replayed_steps == 0
     assert len(engine.tokens("one")) == ASKED.max_tokens
     assert [one.message for one in caplog.records if "not captured" in one.message] == [
         "decode steps are not captured, so they are slower: RuntimeError: operation not permitted when stream is capturing"
