@@ -86,6 +86,12 @@ def test_what_cannot_be_told_is_refused_by_name(
     assert answer.json()["error"]["param"] == param
 
 
+def test_a_body_that_is_nested_too_deeply_is_the_clients_fault(pod: ServedPod) -> None:
+    body = b'{"prompt": "a", "input": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    answer = httpx.post(f"{pod.url}/tokenize", content=body, timeout=60, trust_env=False)
+    assert answer.status_code == 400, answer.text
+
+
 def test_the_version_and_the_pulse(pod: ServedPod) -> None:
     assert set(pod.get("/version").json()) == {"version"}
     assert (pod.get("/ping").status_code, pod.get("/ping").content) == (200, b"")

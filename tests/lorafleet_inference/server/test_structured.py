@@ -92,6 +92,7 @@ def test_the_older_fields_mean_the_same() -> None:
         ({"type": "json_schema", "json_schema": {"name": "n"}}, "schema"),
         ({"type": "json_object", "schema": "{"}, "not valid JSON"),
         ({"type": "json_object", "schema": "[]"}, "a JSON object"),
+        ({"type": "json_object", "schema": "[" * 100_000}, "not valid JSON: recursion"),
         ({"type": "json_object", "schema": {"description": "x" * (256 << 10)}}, "characters"),
         ({"type": "json_object", "schemas": {}}, "schemas"),
     ],

@@ -185,6 +185,18 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "messages[0].tool_calls[0].function.arguments",
         "JSON object",
     ),
+    (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a":' + "[" * 50_000}}],
+                }
+            ]
+        },
+        "messages[0].tool_calls[0].function.arguments",
+        "JSON object",
+    ),
 ]
 
 

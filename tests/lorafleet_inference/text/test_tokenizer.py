@@ -127,6 +127,10 @@ def test_broken_tokenizer_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(TextFileError, match="tokenizer_config"):
         Text.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "special_tokens_map.json").write_text("[" * 100_000)
+    with pytest.raises(TextFileError, match="special_tokens_map"):
+        Text.load(tmp_path)
 
 
 @pytest.mark.parametrize("add_special_tokens", [True, False])

@@ -13,7 +13,7 @@ from lorafleet_inference.server.lorax import lorax_error
 from lorafleet_inference.server.lorax_wire import Info, TokenSpan
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.requests import MAX_CHOICES, MAX_STOP_STRINGS, read_json
-from lorafleet_inference.server.strict import Strict
+from lorafleet_inference.server.strict import Strict, has_field
 from lorafleet_inference.server.tokens import MAX_TOKENS, Tokens
 
 
@@ -44,11 +44,7 @@ class TokenizeForms:
         Raises:
             RequestError: whatever keeps it from being answered.
         """
-        try:
-            is_lorax = msgspec.json.decode(body, type=_Form).inputs is not msgspec.UNSET
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            is_lorax = False  # the reader says what is wrong
-        if is_lorax:
+        if has_field(body, _Form):
             exchange.error_shape = lorax_error
             await self._spans(exchange, body)
         else:

@@ -10,6 +10,8 @@ import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from lorafleet_inference.server.strict import parsed
+
 MAX_SCHEMA_CHARS: Final = 256 << 10
 MAX_GRAMMAR_CHARS: Final = 32 << 10
 MAX_GBNF_CHARS: Final = 8 << 10
@@ -173,7 +175,7 @@ def of_schema(schema: Schema | str, *, whitespace: str | None = WHITESPACE) -> s
     if len(text) > MAX_SCHEMA_CHARS:
         raise ValueError(f"the schema has {len(text)} characters; at most {MAX_SCHEMA_CHARS} are taken")
     try:
-        document = json.loads(text)
+        document = parsed(text)
     except ValueError as error:
         raise ValueError(f"the schema is not valid JSON: {error}") from None
     if not isinstance(document, dict | bool):

@@ -23,7 +23,7 @@ from lorafleet_inference.server.requests import (
     read_json,
     read_request,
 )
-from lorafleet_inference.server.strict import Strict
+from lorafleet_inference.server.strict import Strict, has_field
 from lorafleet_inference.server.surface import Leased, TokenIds
 from lorafleet_inference.server.wire import Detokenized, Tokenized
 from lorafleet_inference.text.output import spelled
@@ -95,11 +95,7 @@ class Tokens:
         await exchange.respond(json_response(answer, headers=exchange.headers))
 
     def _parse(self, body: bytes) -> TokenizeChat | TokenizeText:
-        try:
-            is_chat = msgspec.json.decode(body, type=_Form).messages is not msgspec.UNSET
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            is_chat = False  # the reader says what is wrong
-        if not is_chat:
+        if not has_field(body, _Form):
             return read_request(TokenizeText, body, self._policy)
         request = read_request(TokenizeChat, body, self._policy)
         self._chat.check(request)

@@ -1,12 +1,11 @@
 """The fields of a chat that are about tools: which there are, whether they have to be called, and earlier calls."""
 
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, JsonValue, StringConstraints, model_validator
 
 from lorafleet_inference.errors import InvalidValue
-from lorafleet_inference.server.strict import Listed, Strict
+from lorafleet_inference.server.strict import Listed, Strict, parsed
 from lorafleet_inference.text.tool_calls import Notation, Tool
 from lorafleet_inference.text.tool_calls.notation import Literal as TextLiteral
 
@@ -69,7 +68,7 @@ class ToolCall(Strict):
             InvalidValue: the arguments are no JSON object.
         """
         try:
-            arguments = json.loads(self.function.arguments or "{}")
+            arguments = parsed(self.function.arguments or "{}")
         except ValueError:
             arguments = None
         if not isinstance(arguments, dict):

@@ -129,7 +129,7 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig | None:
         named = json.loads(read_limited(directory / "special_tokens_map.json") or "{}")
         missing = {name: named[name] for name in SPECIAL_TOKEN_NAMES if name in named and getattr(config, name) is None}
         return TokenizerConfig.model_validate({**config.model_dump(), **missing}) if missing else config
-    except (ValidationError, ValueError, TypeError) as error:
+    except (ValidationError, ValueError, TypeError, RecursionError) as error:
         raise TextFileError(f"tokenizer_config.json or special_tokens_map.json is malformed: {error}") from error
 
 
