@@ -18,6 +18,7 @@ TRIE = GrammarTokenizer(TOKENIZER).trie
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln \\"}{[\\\\", "days": [1, {"a": null}]}}'
 ARGS = '{"city": "Köln \\"}{[\\\\", "days": [1, {"a": null}]}'
 TIME = '{"name": "time", "arguments": {}}'
+NESTED = f'<tool_call>{{"name": {"[" * 2000}{"]" * 2000}, "arguments": {{}}}}</tool_call>'
 Calls = list[tuple[str, str]]
 
 CASES: list[tuple[str, str, str, Calls]] = [
@@ -32,6 +33,7 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("hermes", f"<tool_call>{TIME}</tool_call> Done.", " Done.", [("time", "{}")]),
     ("hermes", f"<tool_call>{TIME}", "", [("time", "{}")]),
     ("hermes", "<tool_call>no JSON</tool_call>", "<tool_call>no JSON</tool_call>", []),
+    ("hermes", NESTED, NESTED, []),
     ("hermes", '<tool_call>{"city": 1}</tool_call>', '<tool_call>{"city": 1}</tool_call>', []),
     ("hermes", '<tool_call>{"name": "time", "arguments": {"a": [1, ', "", [("time", '{"a": [1, ')]),
     ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "time"}</tool_call>', "", [("time", '{"a": 1}')]),

@@ -171,11 +171,12 @@ class CallReader:
 
 
 def _text_of(literal: str) -> str | None:
+    if not literal.startswith('"'):
+        return None  # a model may nest lists without end
     try:
-        value = json.loads(literal)
+        return str(json.loads(literal))
     except ValueError:
         return None
-    return value if isinstance(value, str) else None
 
 
 def _joined(parts: list[Part]) -> list[Part]:
