@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import pytest
 import pytest_asyncio
 from support.simulated_fleet import CONFIG, NAMESPACE, SYSTEM, Fleet, simulated_fleet, until
 
@@ -83,10 +84,13 @@ async def test_operator_starts_beside_a_namespace_without_rights(fleet: Fleet) -
     assert "dutch" in fleet.pods["base-0"].names()
 
 
-async def test_adapters_of_a_namespace_that_is_deleted_go_with_it(fleet: Fleet) -> None:
-    """Its Role goes together with them; the rights on both kinds do not."""
+@pytest.mark.parametrize("is_seen", [False, True], ids=["at once", "slowly"])
+async def test_adapters_of_a_namespace_that_is_deleted_go_with_it(fleet: Fleet, is_seen: bool) -> None:
+    """Its Role goes together with them, and may be missed before the namespace is; the rights on both kinds do not go."""
     await served(fleet)
     fleet.kube.forbid(OTHER, *ROLE)
+    if is_seen:
+        await until("said", lambda: any("403" in event for event in lease_events(fleet)))
     fleet.kube.delete(Kind.ADAPTER, OTHER, "dutch")
     await until("gone", lambda: fleet.kube.find(Kind.ADAPTER, OTHER, "dutch") is None)
     fleet.kube.delete("namespaces", "", OTHER)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 WATCH_RETRY_SECONDS: Final = 60.0
 """A namespace that may be listed and not watched is tried again after this."""
 Change = tuple[str, str | None]
-"""A namespace, and why it is refused from now on; None: it is served again."""
+"""A namespace, and why it is refused from now on, or for another reason than before; None: it is served again."""
 
 
 class Scope:
@@ -50,6 +50,9 @@ class Scope:
         before = self.refused
         if refusal is not None:
             self._by_list[namespace] = refusal
+            if before.get(namespace, refusal) != refusal:
+                logger.warning("namespace %s is still not served: %s", namespace, refusal)
+                self._changes.append((namespace, refusal))
         else:
             self._by_list.pop(namespace, None)
             since = self._by_watch[namespace][1] if namespace in self._by_watch else monotonic()
