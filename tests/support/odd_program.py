@@ -1,34 +1,31 @@
 """A process of `text/workers.py` that does as its jobs say: `python -m support.odd_program`."""
 
 import os
-import signal
-import sys
 import time
 
-from lorafleet_inference.text.frames import READY, read_frame, write_frame
+from lorafleet_inference.text.confined import Work, serve
 
 MAX_CPU_SECONDS = 1.0
+HURRIED_CPU_SECONDS = 0.1
 
 
-def main() -> None:
-    """Work until standard input ends."""
-    out = sys.stdout.buffer
-    write_frame(out, READY)
-    while (data := read_frame(sys.stdin.buffer)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
-        match data:
-            case b"endless":
-                while True:
-                    pass
-            case b"long":
-                begun = time.process_time()
-                while time.process_time() < begun + MAX_CPU_SECONDS / 2:
-                    pass
-            case b"death":
-                os._exit(3)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        write_frame(out, data + b" %d" % os.getpid())
+def work(data: bytes, _: bool) -> tuple[bytes, bool]:
+    """Do it."""
+    match data:
+        case b"endless":
+            while True:
+                pass
+        case b"long":
+            begun = time.process_time()
+            while time.process_time() < begun + MAX_CPU_SECONDS / 2:
+                pass
+        case b"death":
+            os._exit(3)
+    return data + b" %d" % os.getpid(), False
 
 
 if __name__ == "__main__":
-    main()
+    serve(
+        Work(work, lambda _, is_hurried: HURRIED_CPU_SECONDS if is_hurried else MAX_CPU_SECONDS),
+        max_memory_bytes=64 << 20,
+    )

@@ -1,6 +1,7 @@
 """Programs of strangers that run in processes of their own hold up nobody but themselves and those that do as they do."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -82,3 +83,27 @@ async def test_a_program_goes_back_to_the_process_that_ran_it_last(workers: Work
     assert answers[0] != answers[1]
     for _ in range(3):
         assert [await ask(workers, program) for program in ("a", "b")] == answers
+
+
+async def test_a_program_that_begins_to_take_long_is_given_up_soon_and_has_its_time_elsewhere(
+    workers: Workers[bytes],
+) -> None:
+    for program in ("good", "one", "other"):
+        assert await ask(workers, program)
+    lane = workers.pids
+    assert (await ask(workers, "one", b"long")).startswith(b"long"), "it comes to its end within the whole limit"
+    assert int((await ask(workers, "one")).split()[1]) == lane[0], "with the new ones from now on"
+    hostile = [asyncio.create_task(ask(workers, program, b"endless")) for program in ("other", "another")]
+    while not hostile[0].done():
+        assert await ask(workers, "good")
+    for task in hostile:
+        with pytest.raises(OutOfHand, match="more than 1 seconds"):
+            await task
+
+
+async def test_programs_that_are_new_or_do_not_end_give_way_to_those_who_answer(workers: Workers[bytes]) -> None:
+    new = int((await ask(workers, "good")).split()[1])
+    known = int((await ask(workers, "good")).split()[1])
+    assert new != known
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    assert mine == os.getpriority(os.PRIO_PROCESS, known) < os.getpriority(os.PRIO_PROCESS, new)

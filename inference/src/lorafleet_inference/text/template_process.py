@@ -1,22 +1,14 @@
-"""The process that renders the templates of adapters: somebody else's programs, with a limit of memory and of CPU time.
-
-Speaks `frames.py` on its standard input and output, msgpack in them. Says `READY` first. A template that takes too much time
-ends the process by SIGPROF; whoever started it starts another one.
-"""
-
-import os
-import resource
-import signal
-import sys
-from pathlib import Path
+"""The process that renders the templates of adapters: somebody else's programs. Runs as `confined.py` says; msgpack in the frames."""
 
 import msgspec
 
+from lorafleet_inference.text.confined import Work, serve
 from lorafleet_inference.text.conversation import Conversation
-from lorafleet_inference.text.frames import READY, read_frame, write_frame
 
 MAX_CPU_SECONDS = 2.0
 """For one rendering; honest templates need milliseconds."""
+HURRIED_CPU_SECONDS, HURRIED_SECONDS_PER_BYTE = 0.25, 1e-7
+"""For one that others wait for: of any, and for each byte of the conversation."""
 MAX_MEMORY_BYTES = 512 << 20
 """Beyond what the process needs before the first template."""
 
@@ -37,29 +29,26 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
     message: str = ""
 
 
+def _cpu_seconds(data: bytes, is_hurried: bool) -> float:
+    soon = HURRIED_CPU_SECONDS + HURRIED_SECONDS_PER_BYTE * len(data)
+    return min(soon, MAX_CPU_SECONDS) if is_hurried else MAX_CPU_SECONDS
+
+
 def main() -> None:
     """Render until standard input ends."""
     from lorafleet_inference.text.rendering import Failing, TemplateFailure, render  # noqa: PLC0415  after `main` began
 
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MAX_MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    write_frame(out, READY)
     decoder = msgspec.msgpack.Decoder(Job)
-    while (data := read_frame(sys.stdin.buffer)) is not None:
+
+    def do(data: bytes, _: bool) -> tuple[bytes, bool]:
         job = decoder.decode(data)
-        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
         try:
             done = Done(render(job.source, job.asked, job.special_tokens))
         except TemplateFailure as failure:
             done = Done(None, failure.failing.value, str(failure))
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        write_frame(out, msgspec.msgpack.encode(done))
-        if done.failing == Failing.OUT_OF_HAND:
-            return  # what it left in memory goes with the process
+        return msgspec.msgpack.encode(done), done.failing == Failing.OUT_OF_HAND
+
+    serve(Work(do, _cpu_seconds), max_memory_bytes=MAX_MEMORY_BYTES)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from lorafleet_inference.text.rendering import Failing, TemplateFailure
 from lorafleet_inference.text.template_process import MAX_CPU_SECONDS, Done, Job
 from lorafleet_inference.text.workers import OutOfHand, Workers
 
-LANES = (1, 1, 1)
+LANES = (1, 2, 1)
 """Processes for templates that are new, that always came to an end, and that did not."""
 MAX_SECONDS = 30.0
 """For one rendering, where the process gets little of a busy CPU; and for the turn of a request."""

@@ -1,29 +1,26 @@
 """The process that tokenises with the tokenizers of adapters: somebody else's programs, whose patterns may never end.
 
-Speaks `frames.py`: jobs in, one answer each out. A job that takes too much time ends the process by
-SIGPROF, one that takes too much memory by an abort; whoever started it starts another one. It keeps the tokenizers that it
-used last.
+Runs as `confined.py` says; msgpack in the frames. A job that takes too much memory ends the process by an abort. It keeps the
+tokenizers that it used last.
 """
 
-import os
-import resource
-import signal
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import msgspec
 from tokenizers import Tokenizer
 
+from lorafleet_inference.text.confined import Work, limit_cpu, serve
 from lorafleet_inference.text.encoding import encode_bounded, encode_last
 from lorafleet_inference.text.files import TOKENIZER, TextFileError
-from lorafleet_inference.text.frames import READY, read_frame, write_frame
 from lorafleet_inference.text.own_tokenizer import OwnTokenizer, build, describe, has_tokenizer
 
 MAX_LOAD_CPU_SECONDS = 15.0
 """For reading a tokenizer and making its table; one of 150,000 tokens takes 1.2 s."""
 MAX_ENCODE_CPU_SECONDS = 5.0
 """For one text; a prompt of 100,000 tokens takes half a second."""
+HURRIED_LOAD_CPU_SECONDS, HURRIED_ENCODE_CPU_SECONDS, HURRIED_SECONDS_PER_BYTE = 3.0, 0.3, 3e-6
+"""For a job that others wait for: for reading a tokenizer, for a text, and for each byte of it."""
 MAX_MEMORY_BYTES = 1 << 30
 """Beyond what the process needs before the first tokenizer; one of 150,000 tokens takes 110 MiB."""
 MAX_KEPT_BYTES = 32 << 20
@@ -89,10 +86,19 @@ class _Kept:
             self._tokenizers.popitem(last=False)
 
 
-def _work(job: Job, kept: _Kept) -> Answer:
+def _load_seconds(_: bytes, is_hurried: bool) -> float:
+    return HURRIED_LOAD_CPU_SECONDS if is_hurried else MAX_LOAD_CPU_SECONDS
+
+
+def _encode_seconds(num_bytes: int, is_hurried: bool) -> float:
+    soon = HURRIED_ENCODE_CPU_SECONDS + HURRIED_SECONDS_PER_BYTE * num_bytes
+    return min(soon, MAX_ENCODE_CPU_SECONDS) if is_hurried else MAX_ENCODE_CPU_SECONDS
+
+
+def _work(job: Job, kept: _Kept, encode_seconds: float) -> Answer:
     if isinstance(job, Encode):
         tokenizer, special = kept.find(job.key, job.place), job.add_special_tokens
-        signal.setitimer(signal.ITIMER_PROF, MAX_ENCODE_CPU_SECONDS)
+        limit_cpu(encode_seconds)
         if job.keep_last is not None:
             return Answer(
                 token_ids=encode_last(tokenizer, job.text, add_special_tokens=special, num_tokens=job.keep_last)
@@ -110,25 +116,18 @@ def _work(job: Job, kept: _Kept) -> Answer:
 
 def main() -> None:
     """Work until standard input ends."""
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MAX_MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    write_frame(out, READY)
     decoder, kept = msgspec.msgpack.Decoder(Job), _Kept()
-    while (data := read_frame(sys.stdin.buffer)) is not None:
-        job = decoder.decode(data)
-        signal.setitimer(signal.ITIMER_PROF, MAX_LOAD_CPU_SECONDS)
+
+    def do(data: bytes, is_hurried: bool) -> tuple[bytes, bool]:
         try:
-            answer = _work(job, kept)
+            answer = _work(decoder.decode(data), kept, _encode_seconds(len(data), is_hurried))
         except TextFileError as error:
             answer = Answer(error=str(error))
         except BaseException as error:  # noqa: BLE001  a panic of the library is no Exception
             answer = Answer(error=f"{error}" or type(error).__name__)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        write_frame(out, msgspec.msgpack.encode(answer))
+        return msgspec.msgpack.encode(answer), False
+
+    serve(Work(do, _load_seconds), max_memory_bytes=MAX_MEMORY_BYTES)
 
 
 if __name__ == "__main__":

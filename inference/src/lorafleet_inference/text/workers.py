@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
+from lorafleet_inference.text.confined import HURRIED, WHOLE
 from lorafleet_inference.text.frames import read_frame, write_frame
 
 REST_SECONDS = 10.0
 """For a program that got out of hand, so that its requests do not hold up those of others."""
 MAX_KNOWN = 1024
 """Programs of which it is remembered how they ended."""
-AnswerT = TypeVar("AnswerT")
 
 
 class OutOfHand(Exception):
@@ -29,35 +29,44 @@ class OutOfHand(Exception):
 class _Process:
     """One process; started when it is needed, and again after it ended."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], max_seconds: float) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, max_seconds: float, niceness: int
+    ) -> None:
         self._command = command
         self._environment = environment
         self._max_seconds = max_seconds
+        self._niceness = niceness
         self._running: subprocess.Popen[bytes] | None = None
         self.last = ""
         """The program that it ran last, and may have at hand."""
+        self.has_ended = False
+        """Whether it ran before, and does not now."""
 
     @property
     def pid(self) -> int | None:
         return None if self._running is None else self._running.pid
 
-    def ask(self, job: bytes) -> bytes | None:
+    def start(self) -> subprocess.Popen[bytes]:
+        """Have it run."""
+        if self._running is None:
+            self._running, self.has_ended = self._started(), False
+        return self._running
+
+    def ask(self, job: bytes, *, is_hurried: bool) -> bytes | None:
         """Return what comes of a job; None if the process ended in it."""
-        process = self._running
-        if process is None:
-            process = self._running = self._start()
+        process = self.start()
         assert process.stdin is not None
         assert process.stdout is not None
         watch = threading.Timer(self._max_seconds, process.kill)
         watch.start()
         try:
             with contextlib.suppress(BrokenPipeError):
-                write_frame(process.stdin, job)
+                write_frame(process.stdin, (HURRIED if is_hurried else WHOLE) + job)
             return read_frame(process.stdout)
         finally:
             watch.cancel()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> subprocess.Popen[bytes]:
         # nothing else of the environment: it is not a stranger's to know
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG") if name in os.environ}
         process = subprocess.Popen(  # noqa: S603  a module of ours
@@ -69,12 +78,14 @@ class _Process:
         )
         assert process.stdout is not None
         read_frame(process.stdout)  # READY; what it needs to begin is no program's time
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self._niceness)
         return process
 
     def close(self) -> int | None:
         """End the process; return its status, None if there was none."""
         process, self._running = self._running, None
-        self.last = ""
+        self.last, self.has_ended = "", process is not None
         if process is None:
             return None
         assert process.stdin is not None
@@ -88,9 +99,12 @@ class _Process:
 class _Lane:
     """Some processes, and a thread for each that waits for it."""
 
-    def __init__(self, processes: Sequence[_Process]) -> None:
-        self.processes = processes
+    def __init__(self, processes: Sequence[_Process], *, is_hurried: bool) -> None:
+        self.is_hurried = is_hurried
+        """Whether jobs are given up soon, for another lane to take them."""
         self.threads = ThreadPoolExecutor(len(processes), thread_name_prefix="workers")
+        self._starting = ThreadPoolExecutor(1, thread_name_prefix="workers-start")
+        self._processes = processes
         self._idle = list(processes)
         self._became_idle = threading.Condition()
 
@@ -105,9 +119,28 @@ class _Lane:
         try:
             yield chosen
         finally:
-            with self._became_idle:
-                self._idle.append(chosen)
-                self._became_idle.notify()
+            if self.is_hurried and chosen.has_ended:
+                self._starting.submit(self._start_again, chosen)  # nobody waits for it who can have another one
+            else:
+                self._is_idle(chosen)
+
+    def _start_again(self, process: _Process) -> None:
+        try:
+            process.start()
+        finally:
+            self._is_idle(process)
+
+    def _is_idle(self, process: _Process) -> None:
+        with self._became_idle:
+            self._idle.append(process)
+            self._became_idle.notify()
+
+    def close(self) -> None:
+        """End the processes; no job is run any more."""
+        self.threads.shutdown(cancel_futures=True)
+        self._starting.shutdown()
+        for one in self._processes:
+            one.close()
 
 
 class Ended(Enum):
@@ -118,14 +151,22 @@ class Ended(Enum):
     ALWAYS = auto()
     NOT_ALWAYS = auto()
     """It got out of hand at least once."""
+    SLOWLY = auto()
+    """It was given up once by a process that others waited for. It goes with the new ones."""
+
+
+NICENESS = {Ended.NEVER: 5, Ended.ALWAYS: 0, Ended.NOT_ALWAYS: 10}
+"""Of the processes of each lane, on top of that of the pod: a program without end takes no CPU from those who answer."""
+AnswerT = TypeVar("AnswerT")
 
 
 class Workers(Generic[AnswerT]):
     """A few processes, some for each way that programs have ended so far.
 
     So jobs of a program that has always come to its end do not wait for those of one that does not, and neither does the
-    trial of a new one. Those that got out of hand wait for each other. Of the jobs of one program that the event loop asks
-    for, one is run at a time, so that many of them leave room for those of others.
+    trial of a new one. A job of the former that takes longer than others can wait is given up and begun again among the new
+    ones. Those that got out of hand wait for each other. Of the jobs of one program that the event loop asks for, one is run at
+    a time, so that many of them leave room for those of others.
     """
 
     def __init__(
@@ -141,15 +182,22 @@ class Workers(Generic[AnswerT]):
     ) -> None:
         """`module` is run by the processes: frames in, one answer each out, which `read` reads.
 
-        `lanes`: how many processes there are for each way, in the order of `Ended`; fewer lanes than ways are shared.
+        `lanes`: how many processes there are for programs that are new, that have always ended, and that have not. Where there
+        is one lane for all, no job is given up before its time.
         `max_seconds`: for one job, where the process gets little of a busy CPU, and for the turn of a request.
         `out_of_hand`: why, if an answer says that the program got out of hand; the process is not used again then.
         """
         command = [sys.executable, "-m", module]
-        made = [[_Process(command, environment or {}, max_seconds) for _ in range(number)] for number in lanes]
-        self._processes = [one for lane in made for one in lane]
-        rooms = [_Lane(processes) for processes in made]
-        self._lanes = {ended: rooms[min(place, len(rooms) - 1)] for place, ended in enumerate(Ended)}
+        assert len(lanes) in (1, len(NICENESS))
+        made = {
+            ended: [
+                _Process(command, environment or {}, max_seconds=max_seconds, niceness=niceness) for _ in range(number)
+            ]
+            for number, (ended, niceness) in zip(lanes, NICENESS.items(), strict=False)
+        }
+        self._processes = [one for processes in made.values() for one in processes]
+        rooms = {ended: _Lane(made[ended], is_hurried=ended is Ended.ALWAYS) for ended in made}
+        self._lanes = {ended: rooms.get(ended, rooms[Ended.NEVER]) for ended in Ended}
         self._read = read
         self._max_seconds = max_seconds
         self._out_of_hand = out_of_hand
@@ -207,11 +255,15 @@ class Workers(Generic[AnswerT]):
             self._check_resting(program)
             if self._lane(program) is not lane:
                 return None
-            data = process.ask(job)
+            data = process.ask(job, is_hurried=lane.is_hurried)
             answer = None if data is None else self._read(data)
-            why = _why(process.close(), max_cpu_seconds) if answer is None else self._out_of_hand(answer)
-            if answer is not None and why is not None:
-                process.close()
+            why = None if answer is None else self._out_of_hand(answer)
+            status = process.close() if answer is None or why is not None else None
+            if answer is None:
+                if lane.is_hurried and status == -signal.SIGPROF:
+                    self._know(program, Ended.SLOWLY)
+                    return None
+                why = _why(status, max_cpu_seconds)
             self._note(program, why)
             if answer is None or why is not None:
                 raise OutOfHand(why)
@@ -228,15 +280,18 @@ class Workers(Generic[AnswerT]):
 
     def _note(self, program: str, why: str | None) -> None:
         """Remember how a program ended."""
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
         if why is None:
-            self._known.setdefault(program, Ended.ALWAYS)
+            self._know(program, self._known.get(program, Ended.ALWAYS))
             return
-        self._known[program] = Ended.NOT_ALWAYS
+        self._know(program, Ended.NOT_ALWAYS)
         if len(self._resting) >= MAX_KNOWN:
             self._resting.clear()
         self._resting[program] = (time.monotonic() + self._rest_seconds, why)
+
+    def _know(self, program: str, ended: Ended) -> None:
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[program] = ended
 
     @property
     def pids(self) -> list[int]:
@@ -245,10 +300,8 @@ class Workers(Generic[AnswerT]):
 
     def close(self) -> None:
         """End the processes; no job is run any more."""
-        for lane in self._lanes.values():
-            lane.threads.shutdown(cancel_futures=True)
-        for one in self._processes:
-            one.close()
+        for lane in set(self._lanes.values()):
+            lane.close()
 
 
 def _why(status: int | None, max_cpu_seconds: float) -> str:
