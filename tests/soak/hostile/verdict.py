@@ -11,8 +11,8 @@ MEMORY_SHARE, MEMORY_MIB = 0.05, 16.0
 FILES_AFTERWARDS = 32
 """More than before, when all clients have gone."""
 MAX_THREADS = {API: 64, ENGINE: 32}
-MAX_CHILDREN = 5
-"""The engine, three template workers, and one that takes the place of another."""
+MAX_CHILDREN = 6
+"""The engine, four template workers, and one that takes the place of another."""
 WARM_UP_SECONDS = 300.0
 """A storm of less than twice this is all warm-up, and says nothing of growth."""
 WAITS = {OWN: {"p95": 250, "max": 1000}, BASE: {"p95": 500, "max": 2000}, COLD: {"max": 2000}}
