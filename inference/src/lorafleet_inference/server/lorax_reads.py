@@ -12,7 +12,8 @@ from lorafleet_inference.server.http import Exchange, json_response
 from lorafleet_inference.server.lorax import lorax_error
 from lorafleet_inference.server.lorax_wire import Info, TokenSpan
 from lorafleet_inference.server.pod import Pod
-from lorafleet_inference.server.requests import MAX_CHOICES, MAX_STOP_STRINGS, read_json
+from lorafleet_inference.server.reading import read_json
+from lorafleet_inference.server.requests import MAX_CHOICES, MAX_STOP_STRINGS
 from lorafleet_inference.server.strict import Strict, has_field
 from lorafleet_inference.server.tokens import MAX_TOKENS, Tokens
 

@@ -8,13 +8,13 @@ from pydantic import Field, JsonValue
 
 from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
 from lorafleet_inference.server.fields import FieldPolicy, Neutral, is_same
+from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.requests import (
     MAX_CHOICES,
     MAX_STOP_STRINGS,
     MAX_TOP_LOGPROBS,
     GenerationRequest,
     StopString,
-    read_json,
 )
 from lorafleet_inference.server.strict import Strict
 from lorafleet_inference.server.structured import ResponseFormat

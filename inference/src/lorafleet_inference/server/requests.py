@@ -1,16 +1,13 @@
 """OpenAI requests as pydantic reads them: null is absent, types are strict, ranges are checked, other fields are judged."""
 
-import re
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 
-from lorafleet_inference.errors import InvalidValue, RequestError, UnsupportedParameter
-from lorafleet_inference.server.bodies import check_num_values
+from lorafleet_inference.errors import UnsupportedParameter
 from lorafleet_inference.server.fields import REFUSING, FieldPolicy
+from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.strict import Listed, Strict
 from lorafleet_inference.server.structured import FormFields
 from lorafleet_inference.server.tools import MAX_TOOLS, ToolCall, ToolFields
@@ -30,8 +27,6 @@ WHOLE_CONTEXT = -1
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 INT64 = 1 << 63
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""Some editors on Windows begin a file with it."""
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -326,7 +321,6 @@ def parse_completion(body: bytes, policy: FieldPolicy = REFUSING) -> CompletionR
 
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
-_NAMED = re.compile(r"^([a-z_]+)\b")
 
 
 def read_request(kind: type[RequestT], body: bytes, policy: FieldPolicy) -> RequestT:
@@ -341,62 +335,3 @@ def read_request(kind: type[RequestT], body: bytes, policy: FieldPolicy) -> Requ
         for name in request.stream_options.others:
             policy.meet(name, of="stream_options", path=f"stream_options.{name}")
     return request
-
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-def read_json(kind: type[ModelT], body: bytes) -> ModelT:
-    """Read any body.
-
-    Raises:
-        InvalidValue: it is not what `kind` says, or has too many values; `param` names the field.
-    """
-    check_num_values(body)
-    try:
-        return kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
-    except ValidationError as error:
-        raise _as_request_error(error) from None
-
-
-def validated(kind: type[ModelT], fields: Mapping[str, Any]) -> ModelT:
-    """As `read_json`, of fields that were read before."""
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise _as_request_error(error) from None
-
-
-def _as_request_error(error: ValidationError) -> RequestError:
-    """Name the first offending field as a client writes it, never its value."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return InvalidValue(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    field = first["loc"][:1]
-    first = max((entry for entry in errors if entry["loc"][:1] == field), key=_aptness)
-    path = _field_path(first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not path:  # what fields say of each other begins with the name of one
-        named = _NAMED.match(message)
-        return InvalidValue(message, param=named[1] if named else None)
-    return InvalidValue(f"{path}: {message}", param=path)
-
-
-def _aptness(error: ErrorDetails) -> tuple[bool, int]:
-    """Return how well a complaint fits: of a union's, one about a value is about the member that was meant, then the deepest."""
-    depth = len(_field_path(error["loc"]).replace("[", ".").split("."))
-    return not error["type"].endswith("_type"), depth
-
-
-def _field_path(location: tuple[int | str, ...]) -> str:
-    """Return `messages[2].content` for ("messages", 2, "content", …): names of union members are left out."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not path:
-            path = part
-        elif part.isidentifier() and part not in ("str", "int"):
-            path += f".{part}"
-    return path

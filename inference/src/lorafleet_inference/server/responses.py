@@ -11,7 +11,8 @@ from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta
 from lorafleet_inference.server.logprobs import chat_logprobs
-from lorafleet_inference.server.requests import ChatRequest, read_json, validated
+from lorafleet_inference.server.reading import read_json, validated
+from lorafleet_inference.server.requests import ChatRequest
 from lorafleet_inference.server.responses_request import OF_CHATS, ResponsesRequest
 from lorafleet_inference.server.responses_wire import (
     Event,

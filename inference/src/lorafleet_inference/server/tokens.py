@@ -16,13 +16,8 @@ from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Exchange, json_response
 from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.pod import Pod, check_token_ids
-from lorafleet_inference.server.requests import (
-    ChatRequest,
-    CompletionRequest,
-    TokenId,
-    read_json,
-    read_request,
-)
+from lorafleet_inference.server.reading import read_json
+from lorafleet_inference.server.requests import ChatRequest, CompletionRequest, TokenId, read_request
 from lorafleet_inference.server.strict import Strict, has_field
 from lorafleet_inference.server.surface import Leased, TokenIds
 from lorafleet_inference.server.wire import Detokenized, Tokenized

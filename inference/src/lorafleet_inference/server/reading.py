@@ -1,0 +1,72 @@
+"""A body of JSON becomes what a route wants of it, or an error that names the field as its client writes it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lorafleet_inference.errors import InvalidValue, RequestError
+from lorafleet_inference.server.bodies import check_num_values
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Some editors on Windows begin a file with it."""
+_NAMED = re.compile(r"^([a-z_]+)\b")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def read_json(kind: type[ModelT], body: bytes) -> ModelT:
+    """Read any body.
+
+    Raises:
+        InvalidValue: it is not what `kind` says, or has too many values; `param` names the field.
+    """
+    check_num_values(body)
+    try:
+        return kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
+    except ValidationError as error:
+        raise _as_request_error(error) from None
+
+
+def validated(kind: type[ModelT], fields: Mapping[str, Any]) -> ModelT:
+    """As `read_json`, of fields that were read before."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise _as_request_error(error) from None
+
+
+def _as_request_error(error: ValidationError) -> RequestError:
+    """Name the first offending field as a client writes it, never its value."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return InvalidValue(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    field = first["loc"][:1]
+    first = max((entry for entry in errors if entry["loc"][:1] == field), key=_aptness)
+    path = _field_path(first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if not path:  # what fields say of each other begins with the name of one
+        named = _NAMED.match(message)
+        return InvalidValue(message, param=named[1] if named else None)
+    return InvalidValue(f"{path}: {message}", param=path)
+
+
+def _aptness(error: ErrorDetails) -> tuple[bool, int]:
+    """Return how well a complaint fits: of a union's, one about a value is about the member that was meant, then the deepest."""
+    depth = len(_field_path(error["loc"]).replace("[", ".").split("."))
+    return not error["type"].endswith("_type"), depth
+
+
+def _field_path(location: tuple[int | str, ...]) -> str:
+    """Return `messages[2].content` for ("messages", 2, "content", …): names of union members are left out."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not path:
+            path = part
+        elif part.isidentifier() and part not in ("str", "int"):
+            path += f".{part}"
+    return path
