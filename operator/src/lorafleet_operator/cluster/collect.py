@@ -9,14 +9,9 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lorafleet_common.paths import Json
+from lorafleet_contract.guests import Guests
 from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, ENGINE_CONTAINER, LABEL_BASE
-from lorafleet_contract.resources import (
-    AdapterResource,
-    BaseModelResource,
-    Guests,
-    ObjectMeta,
-    ReservedName,
-)
+from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta, ReservedName
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.kept_names import reserved_by
 from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE

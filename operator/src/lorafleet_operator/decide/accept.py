@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
+from lorafleet_contract.guests import GuestLimits
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import AdapterResource, BaseModelResource, GuestLimits, PlacementMode
+from lorafleet_contract.resources import AdapterResource, BaseModelResource, PlacementMode
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.decide.checks import Chain, Check, first_found
 from lorafleet_operator.decide.views import Snapshot

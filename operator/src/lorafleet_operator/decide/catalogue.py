@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorafleet_contract.admin import Budgets, CatalogueEntry, Owner, Residency
-from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, GuestLimits, PlacementMode, PlacementSpec
+from lorafleet_contract.guests import GuestLimits
+from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, PlacementMode, PlacementSpec
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.place import Placement, PodBudget, Want
 from lorafleet_operator.decide.views import ObservedPod
