@@ -14,8 +14,8 @@ from support.lorax_client import Call, run
 from support.pod import ServedPod, serve
 from support.tiny_llama import make_adapter, make_base
 
-from lorafleet_contract.admin import Routes
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
+from lorafleet_contract.routes import Routes
 
 from .conftest import NAMESPACE, World, eventually
 

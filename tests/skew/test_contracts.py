@@ -10,10 +10,11 @@ import pytest
 from pydantic import BaseModel
 from skew.contract_0_1_0 import admin as released
 
-from lorafleet_contract import admin as today
+from lorafleet_contract import admin, routes
 from lorafleet_contract.evidence import ErrorClass, Evidence
 
 RELEASED = {"0.1.0": released}
+today = types.SimpleNamespace(**{**vars(admin), **vars(routes)})
 REQUESTS = ("CatalogueWrite", "ResolveRequest", "DrainRequest")
 """What an operator writes and a pod reads."""
 ANSWERS = ("PodState", "ResolveAnswer", "AdminError", "DrainAnswer", "Routes")

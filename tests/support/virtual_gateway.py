@@ -14,8 +14,9 @@ from support.virtual_network import LATENCY_SECONDS, Network, RememberingKube, V
 
 from lorafleet_common.kube.client import Event
 from lorafleet_common.kube.errors import KubeExpired, KubeUnavailable
-from lorafleet_contract.admin import AdapterState, RouteAdapter, Routes
+from lorafleet_contract.admin import AdapterState
 from lorafleet_contract.openai import ErrorCode
+from lorafleet_contract.routes import RouteAdapter, Routes
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.errors import RequestError
 from lorafleet_gateway.fleet.pods import Fleet, Pod

@@ -1,4 +1,4 @@
-"""The admin API of a pod (port 8001, bearer token) and its public routes document."""
+"""The admin API of a pod (port 8001, bearer token)."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 
 from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.names import MAX_SERVED_NAME, SERVED_NAME
-from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, Revision, SourceRef
+from lorafleet_contract.sources import Digest, ResolvedSource, Revision, SourceRef
 
 ServedName = Annotated[str, StringConstraints(pattern=SERVED_NAME, max_length=MAX_SERVED_NAME)]
 
@@ -217,29 +217,3 @@ class DrainAnswer(Observed):
     """200 of drain: what was still running when the time was over."""
 
     num_in_flight: int
-
-
-class RouteAdapter(Observed):
-    """One answerable revision in the routes document."""
-
-    name: ServedName
-    revision: Revision
-    stable: bool
-    tier: Tier
-    facts: AdapterFacts | None = None
-
-
-class Routes(Observed):
-    """`GET /v1/routes[?after=N&boot_id=B&wait_seconds=S]` on the public port: what a gateway needs to know of a pod."""
-
-    boot_id: str
-    generation: int
-    base: str
-    """Served name of the base model."""
-    ready: bool
-    draining: bool
-    max_model_len: int
-    adapters: list[RouteAdapter] | None = None
-    """None: as in generation N of boot B, which whoever asks has."""
-    num_running: int = 0
-    num_waiting: int = 0

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from lorafleet_common.clock import monotonic
 from lorafleet_common.supervise import supervise
-from lorafleet_contract.admin import Routes, Tier
+from lorafleet_contract.admin import Tier
 from lorafleet_contract.base import Observed
+from lorafleet_contract.routes import Routes
 from lorafleet_gateway import metrics
 from lorafleet_gateway.errors import GatewayError
 from lorafleet_gateway.fleet.routing import EJECT_AFTER, EJECT_SECONDS, Candidate, may_eject

@@ -15,9 +15,9 @@ from lorafleet_contract.admin import (
     ObservedAdapter,
     Owner,
     Residency,
-    RouteAdapter,
 )
 from lorafleet_contract.reasons import Reason
+from lorafleet_contract.routes import RouteAdapter
 from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, SourceRef
 from lorafleet_inference.adapters.bringer import AdapterEngine, Bringer
 from lorafleet_inference.adapters.cache import NodeCache

@@ -5,7 +5,8 @@ import time
 from enum import Enum, auto
 from pathlib import Path
 
-from lorafleet_contract.admin import AdapterState, ObservedAdapter, RouteAdapter, Tier
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Tier
+from lorafleet_contract.routes import RouteAdapter
 from lorafleet_inference.adapters.catalogue import Entry
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier

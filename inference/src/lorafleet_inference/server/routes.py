@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from lorafleet_contract.admin import Routes
+from lorafleet_contract.routes import Routes
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.state import Phase
 
