@@ -221,8 +221,8 @@ def attend(
         shape = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], sliding_window, causal)
         step.calls.append((layer_idx, shape))
         return query.new_zeros(1, tokens, heads, value.shape[-1]), None
+    extras = _Extras(query.shape[-1] ** -0.5 if scaling is None else float(scaling), softcap, s_aux, key_bias)
     pages = step.layers[layer_idx]
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if step.launched is not None and step.launched.can_attend(query[0], pages.values):
         out = query.new_empty(1, tokens, heads, value.shape[-1])
         step.launched.write(key[0], value[0], pages.keys, pages.values)
@@ -231,42 +231,56 @@ def attend(
             pages.keys,
             pages.values,
             out[0],
-            scale=scale,
+            scale=extras.scale,
             window=sliding_window,
             softcap=softcap,
             sinks=s_aux,
             key_bias=key_bias,
         )
         return out, None
+    return _attend_pages(step, pages, query, key, value, window=sliding_window, extras=extras), None
+
+
+def _attend_pages(
+    step: PagedStep,
+    pages: LayerKV,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    window: int | None,
+    extras: "_Extras",
+) -> torch.Tensor:
+    """As `attend`, where no Triton kernel computes the layer: by torch, decode by the kernels of the CPU where they can."""
+    heads, tokens = query.shape[1:3]
     out = query.new_zeros(1, tokens, heads, value.shape[-1])
     blocks, offsets = step.places
     pages.keys[blocks, :, offsets] = key[0].transpose(0, 1)
     pages.values[blocks, :, offsets] = value[0].transpose(0, 1)
-    extras = _Extras(scale, softcap, s_aux, key_bias)
     for one in step.prefills:
         if one.is_fresh:
             keys, values = key[:, :, one.begin : one.end], value[:, :, one.begin : one.end]
         else:
             keys, values = (_known(one, some)[None] for some in (pages.keys, pages.values))
-        done = _attend(query[:, :, one.begin : one.end], keys, values, one.mask(sliding_window), extras)
+        done = _attend(query[:, :, one.begin : one.end], keys, values, one.mask(window), extras)
         out[:, one.begin : one.end] = done.transpose(1, 2)
     for many in step.decodes:
-        keys, values = (many.known(some, sliding_window) for some in (pages.keys, pages.values))
+        keys, values = (many.known(some, window) for some in (pages.keys, pages.values))
         queries = query[0, :, many.rows].transpose(0, 1)[:, :, None]
-        out[0, many.rows] = _attend(queries, keys, values, many.mask(sliding_window), extras)[:, :, 0]
+        out[0, many.rows] = _attend(queries, keys, values, many.mask(window), extras)[:, :, 0]
     if step.compiled is not None:
         step.compiled.attend(
             query[0],
             pages.keys,
             pages.values,
             out[0],
-            scale=scale,
-            window=sliding_window,
-            softcap=softcap,
-            sinks=s_aux,
-            key_bias=key_bias,
+            scale=extras.scale,
+            window=window,
+            softcap=extras.softcap,
+            sinks=extras.sinks,
+            key_bias=extras.key_bias,
         )
-    return out, None
+    return out
 
 
 def _known(one: _Prefill, pages: torch.Tensor) -> torch.Tensor:

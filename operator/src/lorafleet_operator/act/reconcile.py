@@ -78,6 +78,12 @@ class Tools:
     pod_events: PodEvents
     now: WallClock = utc_now
 
+    async def close(self) -> None:
+        """End what is under way on pods."""
+        await self.resolver.close()
+        await self.executor.close()
+        await self.watches.close()
+
 
 @dataclass(slots=True)
 class _Pass:

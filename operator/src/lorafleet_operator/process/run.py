@@ -43,6 +43,8 @@ from lorafleet_operator.process.workers import work
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Watching = Callable[[EventSink, Scope], Coroutine[Any, Any, None]]
+Wake = Callable[..., None]
+"""Have a pass over a base, by its key: soon, or in some seconds."""
 EVENT_DELAY_SECONDS: Final = 0.03
 """Events that come together make one pass."""
 
@@ -143,35 +145,15 @@ async def _converge(
         queue.add_after(key, delay_seconds)
 
     key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
-    watches = PodWatches(client, wake)
-    resolver = Resolver(client, wake, watches.doubt_address)
-    executor = Executor(client, watches, wake)
     writes = Writes(api, lambda: lease.is_held)
-    applier = Applier(writes, engine_image=config.engine_image, key=key)
-    writer = StatusWriter(writes, store, reporter=lease.identity, wake=wake, now=now)
-    operators = Operators(api, writer, me=lease.name)
+    tools = _tools(config, key, client, store, api=api, writes=writes, lease=lease, wake=wake, now=now)
     names = KeptNames(api, writes, store, namespace=config.namespace, name=config.names, now=now)
-    strays = Strays(api, scope, operators, writer)
-    tools = Tools(
-        key=key,
-        lease=lease,
-        store=store,
-        applier=applier,
-        watches=watches,
-        executor=executor,
-        resolver=resolver,
-        fences=Fences(lease),
-        pod_events=PodEvents(api),
-        operators=operators,
-        writer=writer,
-        now=now,
-    )
-    reconciler = Reconciler(tools)
+    strays = Strays(api, scope, tools.operators, tools.writer)
 
     async def tell(change: Change) -> None:
         await _tell_of_namespace(change, writes, lease)
 
-    resync = Resync(api, scope, seconds=config.resync_seconds, store=store, applier=applier, wake=wake, tell=tell)
+    resync = Resync(api, scope, seconds=config.resync_seconds, store=store, applier=tools.applier, wake=wake, tell=tell)
     health.resync = resync
     try:
         try:
@@ -182,6 +164,7 @@ async def _converge(
         await strays.look()
         await names.keep()
         logger.info("everything is listed; converging")
+        reconciler = Reconciler(tools)
         workers = (work(queue, reconciler) for _ in range(config.workers))
         await _all_or_none(
             watching(EventSink(store, wake), scope),
@@ -193,10 +176,39 @@ async def _converge(
     finally:
         health.resync = None
         queue.close()
-        await resolver.close()
-        await executor.close()
-        await watches.close()
+        await tools.close()
         await client.close()
+
+
+def _tools(
+    config: OperatorConfig,
+    key: bytes,
+    client: AdminClient,
+    store: Store,
+    *,
+    api: KubeApi,
+    writes: Writes,
+    lease: Lease,
+    wake: Wake,
+    now: WallClock,
+) -> Tools:
+    """Return what passes work with; whoever has it closes it."""
+    watches = PodWatches(client, wake)
+    writer = StatusWriter(writes, store, reporter=lease.identity, wake=wake, now=now)
+    return Tools(
+        key=key,
+        lease=lease,
+        store=store,
+        applier=Applier(writes, engine_image=config.engine_image, key=key),
+        watches=watches,
+        executor=Executor(client, watches, wake),
+        resolver=Resolver(client, wake, watches.doubt_address),
+        fences=Fences(lease),
+        pod_events=PodEvents(api),
+        operators=Operators(api, writer, me=lease.name),
+        writer=writer,
+        now=now,
+    )
 
 
 async def _tell_of_namespace(change: Change, writes: Writes, lease: Lease) -> None:
