@@ -67,6 +67,7 @@ class Simulation:
         self.blocks = BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=prefix_caching)
         self.budget = max_batch_tokens
         self.max_batch_requests = max_batch_requests
+        self.max_running = min(max_batch_requests, max(1, max_batch_tokens // 2))
         self.scheduler = Scheduler(
             self.blocks,
             max_batch_tokens=max_batch_tokens,
@@ -141,7 +142,7 @@ class Simulation:
 
     def _check(self, plan: StepPlan, on_device: Collection[AdapterKey], held: Collection[AdapterKey]) -> None:
         assert plan.num_tokens <= self.budget
-        assert self.scheduler.num_running <= self.max_batch_requests
+        assert self.scheduler.num_running <= self.max_running
         assert len({item.request_id for item in plan.items}) == len(plan.items)
         for request_id in plan.preempted:
             self._computed.pop(request_id, None)

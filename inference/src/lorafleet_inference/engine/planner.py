@@ -184,9 +184,9 @@ class Planner:
         if most < num_fresh:
             return None  # without counting what they share
         takable = self._blocks.takable_after(known, (one.blocks for one in candidates))
-        num_running = len(self.running)
+        # no more than `_max_running` run, so there is a place as soon as one has left
         for count, num_takable in enumerate(takable, 1):
-            if num_running - count < self._max_running and num_fresh <= num_takable:
+            if num_fresh <= num_takable:
                 return candidates[:count]
         return None
 
