@@ -107,6 +107,23 @@ def test_ready(case: Case) -> None:
     assert conditions["Available"].status == str(any(pod.is_ready for pod in case.pods))
 
 
+@pytest.mark.parametrize(
+    ("pods", "updated"),
+    [
+        ((v.pod("p0", built_from="old"), v.pod("p1", built_from="old")), 0),
+        ((v.pod("p0", built_from="old"), v.pod("p1", built_from="new", ready=False)), 1),
+        ((v.pod("p0", built_from="new", leaving=True), v.pod("p1", built_from="new")), 1),
+    ],
+    ids=["just applied", "one comes up", "one is replaced"],
+)
+def test_updated_never_counts_old_pods(pods: tuple[Pod, ...], updated: int) -> None:
+    """A Deployment says two until its controller has seen that its template is another one."""
+    said = DeploymentFacts(is_observed=False, replicas=2, updated=2, available=2, template="new")
+    facts = BaseEvidence(said, None, pods, None)
+    found = base_status(v.base(replicas=2), facts, capacity=BaseCapacity(), adapters=AdapterCounts(), now=NOW)
+    assert found.updated_replicas == updated
+
+
 def test_deployment_is_read_from_the_answer_to_an_apply() -> None:
     body = {"metadata": {"generation": 4}, "status": {"observedGeneration": 4, "replicas": 2, "updatedReplicas": 1}}
     assert deployment_facts(body) == DeploymentFacts(is_observed=True, replicas=2, updated=1, available=0)

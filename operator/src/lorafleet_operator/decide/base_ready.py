@@ -58,6 +58,10 @@ class BaseEvidence:
         """Pods that answer requests."""
         return sum(pod.is_ready and not pod.is_leaving for pod in self.pods)
 
+    def num_updated(self, template: str) -> int:
+        """Pods that were made from a template; a Deployment goes on counting old ones until its controller has seen the new."""
+        return sum(not pod.is_leaving and pod.built_from == template for pod in self.pods)
+
     def num_up_to_date(self, template: str) -> int:
         """Ready pods that were made from a template; neither number of a Deployment is this one."""
         return sum(pod.is_ready and not pod.is_leaving and pod.built_from == template for pod in self.pods)

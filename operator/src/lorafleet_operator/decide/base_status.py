@@ -41,6 +41,7 @@ def base_status(
 ) -> BaseModelStatus:
     """Return the status of a base with what its pods have room for and how its adapters are."""
     deployment, rival = facts.deployment, facts.rival(base)
+    updated = facts.num_updated(deployment.template) if deployment is not None else base.status.updated_replicas
     verdicts = [_accepted(base, facts.problem, rival), _available(facts.num_ready), *_readiness(base, facts)]
     if base.spec.suspend:
         verdicts.append(said(SUSPENDED, True, Reason.SUSPENDED, "what spec says is not applied"))
@@ -50,7 +51,7 @@ def base_status(
         served_name=base.served_name if rival is None else None,
         replicas=deployment.replicas if deployment is not None else sum(not pod.is_leaving for pod in facts.pods),
         ready_replicas=facts.num_ready,
-        updated_replicas=deployment.updated if deployment is not None else base.status.updated_replicas,
+        updated_replicas=updated,
         selector=",".join(f"{label}={value}" for label, value in selector(base).items()),
         url=url_of(base),
         capacity=capacity,
