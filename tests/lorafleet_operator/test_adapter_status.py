@@ -18,8 +18,8 @@ from lorafleet_contract.resources import (
 from lorafleet_operator.decide.adapter_status import MAX_PLACEMENTS, adapter_status
 from lorafleet_operator.decide.base_status import counts_of
 from lorafleet_operator.decide.catalogue import entries_for, wants_of
-from lorafleet_operator.decide.intent import ResolveFailure, resolve_key
-from lorafleet_operator.decide.plan import plan_of
+from lorafleet_operator.decide.intent import ResolveFailure, RevisionKey, resolve_key
+from lorafleet_operator.decide.plan import changes_of, plan_of, questions_of
 from lorafleet_operator.decide.views import Claim, ObservedPod
 
 OLD, NEW = v.artifact("french"), v.artifact("french-v2")
@@ -193,6 +193,16 @@ def test_placements_are_bounded() -> None:
     assert found.replicas.resident == MAX_PLACEMENTS + 6
 
 
+def test_what_is_wrong_on_one_of_many_pods_is_listed() -> None:
+    """However many others there are, and wherever the pod stands among them."""
+    broken = v.entry("french", state=AdapterState.FAILED, reason="DiskFull")
+    states = [*([loads] * MAX_PLACEMENTS), broken, answers, answers]
+    pods = [v.seen(entry, pod=v.pod(f"p{number:02}")) for number, entry in enumerate(states)]
+    found = status(v.adapter(placement={"mode": "All"}, status=v.served("french")), pods)
+    assert (len(found.placements), found.placements_truncated) == (MAX_PLACEMENTS, 3)
+    assert [p.pod for p in found.placements if p.state == AdapterState.FAILED] == [f"p{MAX_PLACEMENTS}"]
+
+
 def test_silent_pod_is_still_listed() -> None:
     placements = [{"pod": "p1", "podUid": "uid-p1", "revision": OLD.revision, "state": "Ready", "tier": "Device"}]
     adapter = v.adapter(status=v.served("french", placements=placements))
@@ -294,6 +304,33 @@ def test_suspended_adapter_keeps_its_placement_pin_and_priority() -> None:
     assert said(acted)["Ready"] == ("True", "Serving")
     assert acted.placement is not None
     assert acted.placement.mode == "OnDemand"
+
+
+def test_suspended_adapter_whose_status_is_lost_goes_on_with_what_pods_answer() -> None:
+    """As after a backup without statuses: nothing of spec is acted on, and what serves is told to new pods all the same."""
+    spec = {"source": {"name": "models", "path": "french-v2"}}
+    lost = v.adapter(**spec, suspend=True)
+    pods = [p0(answers), v.seen(pod=P1, fence=0)]
+    plan = plan_of(v.snapshot(lost, base=v.base()), pods, {})
+    question = RevisionKey(lost.metadata.uid, "french", OLD.revision)
+    assert questions_of(plan, pods) == {question: pods[:1]}, "what spec names is not asked for"
+    changes = changes_of(plan, v.snapshot(lost, base=v.base()), pods, fence=1)
+    assert [change.pod for change in changes] == pods[1:], "nothing is taken from the pod that has it"
+
+    found = status(lost, pods, resolutions={question: OLD})
+    assert (found.desired_revision, found.artifact) == (None, None)
+    assert (found.stable_revision, found.stable_artifact) == (OLD.revision, OLD)
+    assert said(found)["Ready"] == ("False", "Suspended")
+    assert said(found)["Available"] == ("True", "Serving")
+
+    wire = found.model_dump(mode="json", by_alias=True, exclude_none=True)
+    known = v.adapter(**spec, suspend=True, status=wire)
+    plan = plan_of(v.snapshot(known, base=v.base()), pods, {})
+    assert questions_of(plan, pods) == {}, "status has it again"
+    assert [(e.digest, e.stable) for e in entries_for(pods[1], plan.lineups, plan.placement)] == [(OLD.digest, True)]
+    assert status(known, pods) == found
+    resumed = v.adapter(**spec, status=wire)
+    assert questions_of(plan_of(v.snapshot(resumed, base=v.base()), pods, {}), pods).keys() == {resolve_key(resumed)}
 
 
 def test_suspension_is_seen_also_without_changes() -> None:

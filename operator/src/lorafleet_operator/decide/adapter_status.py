@@ -54,6 +54,9 @@ def adapter_status(
         *_suspended(lineup),
     ]
     listed = _placements(lineup, pods) if intent.owns_name else []
+    num_left_out = max(0, len(listed) - MAX_PLACEMENTS)
+    if num_left_out:  # what is wrong somewhere is never what is left out
+        listed = sorted(listed, key=_urgency)[:MAX_PLACEMENTS]
     return AdapterStatus(
         observed_generation=adapter.metadata.generation,
         served_name=intent.name if intent.owns_name else None,
@@ -61,8 +64,8 @@ def adapter_status(
         stable_revision=published,
         artifact=intent.desired,
         stable_artifact=_stable_artifact(lineup, published),
-        placements=listed[:MAX_PLACEMENTS],
-        placements_truncated=len(listed) - MAX_PLACEMENTS if len(listed) > MAX_PLACEMENTS else None,
+        placements=listed,
+        placements_truncated=num_left_out or None,
         replicas=AdapterReplicas(
             desired=_num_desired(lineup, placement), resident=len(_residents(lineup, pods, placement))
         ),
@@ -180,6 +183,11 @@ def _placements(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> list[P
                 PlacementStatus(pod=p.pod, pod_uid=p.pod_uid, revision=p.revision, state=UNKNOWN) for p in before
             )
     return placements
+
+
+def _urgency(placement: PlacementStatus) -> int:
+    """Return what comes first: failures, then what is on its way, then what is as it should be."""
+    return {str(AdapterState.FAILED): 0, str(AdapterState.READY): 2}.get(placement.state, 1)
 
 
 def _is_worth_listing(entry: ObservedAdapter) -> bool:
