@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -114,8 +115,15 @@ async def test_resolve_goes_on_while_its_pod_says_nothing(fleet: Fleet) -> None:
     assert sum(pod.num_resolved for pod in fleet.pods.values()) == 1
 
 
-async def test_revision_that_status_has_lost_reaches_new_pods(fleet: Fleet) -> None:
-    """A status is lost as with a backup, and spec names a revision that fails: what pods answer is what they say it is."""
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [({"path": "bad-load"}, Reason.BASE_MODEL_MISMATCH), ({"path": "german", "suspend": True}, Reason.SUSPENDED)],
+    ids=["spec names one that fails", "suspended"],
+)
+async def test_revision_that_status_has_lost_reaches_new_pods(
+    fleet: Fleet, spec: dict[str, Any], reason: Reason
+) -> None:
+    """A status is lost as with a backup, and spec names another revision: what pods answer is what they say it is."""
     await serving(fleet, "french", pods=1)
     old = fleet.status("french")
     for operator in list(fleet.operators):
@@ -123,9 +131,9 @@ async def test_revision_that_status_has_lost_reaches_new_pods(fleet: Fleet) -> N
     body = fleet.kube.get(Kind.ADAPTER, NAMESPACE, "french")
     fleet.kube.put(Kind.ADAPTER, {**body, "metadata": {**body["metadata"], "finalizers": []}})
     fleet.delete("french")
-    fleet.adapter("french", "bad-load")
+    fleet.adapter("french", **spec)
     await fleet.operate()
-    await until("failed", lambda: fleet.condition("french") == ("False", Reason.BASE_MODEL_MISMATCH))
+    await until("said", lambda: fleet.condition("french") == ("False", reason))
     new = await fleet.pod()
     await until("it answers", lambda: new.stable("french") == old["stableRevision"])
     await until("status has it", lambda: "stableArtifact" in fleet.status("french"))
