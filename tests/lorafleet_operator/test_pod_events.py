@@ -1,5 +1,6 @@
 """A pod that stays in ContainerCreating is named with what the kubelet's Events say of it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -68,6 +69,16 @@ async def test_answer_is_kept_for_a_while_and_forgotten_when_the_pod_runs(kube: 
     await events.explained((v.pod("p0"),), "team", v.NOW)
     (found,) = await events.explained((creating("p0"),), "team", v.NOW + timedelta(seconds=1))
     assert found.problem == "FailedMount: second"
+
+
+async def test_pod_that_goes_while_it_is_created_is_not_remembered(api: KubeApi) -> None:
+    """Nobody asks for it again, so nothing but its age tells that its answer has no use."""
+    events = PodEvents(api, keep_seconds=0.05)
+    await events.explained((creating("p0"), creating("p1")), "team", v.NOW)
+    assert len(events) == 2
+    await asyncio.sleep(0.1)
+    await events.explained((creating("p2"),), "team", v.NOW)
+    assert len(events) == 1
 
 
 async def test_api_server_that_does_not_tell_costs_nothing_else(kube: FakeKube, api: KubeApi) -> None:

@@ -24,9 +24,13 @@ TIMEOUT_SECONDS: Final = 2.0
 class PodEvents:
     """The last warning about each pod that is being created."""
 
-    def __init__(self, api: KubeApi) -> None:
+    def __init__(self, api: KubeApi, *, keep_seconds: float = KEEP_SECONDS) -> None:
         self._api = api
+        self._keep_seconds = keep_seconds
         self._known: dict[str, tuple[float, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     async def explained(self, pods: Sequence[Pod], namespace: str, now: datetime) -> tuple[Pod, ...]:
         """Return the pods; those that are being created for long have as their problem what Events say of them."""
@@ -36,11 +40,16 @@ class PodEvents:
         if not pod.is_being_created or pod.is_leaving or now - pod.created_at < PATIENCE:
             self._known.pop(pod.uid, None)
             return pod
-        asked, problem = self._known.get(pod.uid, (-KEEP_SECONDS, ""))
-        if monotonic() - asked >= KEEP_SECONDS:
-            problem = await self._ask(pod, namespace)
-            self._known[pod.uid] = (monotonic(), problem)
+        known = self._known.get(pod.uid)
+        if known is not None and self._is_good(known):
+            return replace(pod, problem=known[1])
+        problem = await self._ask(pod, namespace)
+        self._known = {uid: one for uid, one in self._known.items() if self._is_good(one)}
+        self._known[pod.uid] = (monotonic(), problem)
         return replace(pod, problem=problem)
+
+    def _is_good(self, known: tuple[float, str]) -> bool:
+        return monotonic() - known[0] < self._keep_seconds
 
     async def _ask(self, pod: Pod, namespace: str) -> str:
         query = {"fieldSelector": f"involvedObject.uid={pod.uid},type=Warning", "limit": "50"}
