@@ -31,11 +31,6 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @property
-    def num_in_work(self) -> int:
-        """Keys being worked on."""
-        return len(self._in_work)
-
     def oldest_age_seconds(self, now: float) -> float:
         """Return how long the key at the head has waited; `now` is the loop's time."""
         return now - self._since[self._waiting[0]] if self._waiting else 0.0
