@@ -159,6 +159,12 @@ def test_probes_are_those_of_the_programs(plain: Rendered, component: str, live:
     assert f"`{live}`" in (CHART.parents[1] / component / "README.md").read_text()
 
 
+def test_one_stall_takes_no_gateway_out_of_its_service(plain: Rendered) -> None:
+    """All gateways stall together under load, and a Service without endpoints refuses everybody."""
+    probe = plain.container("gateway")["readinessProbe"]
+    assert (probe["failureThreshold"], probe["timeoutSeconds"]) == (3, 2)
+
+
 def test_autoscaling_owns_the_number_of_gateways(helm: Helm) -> None:
     rendered = helm.render(nested("gateway.autoscaling", {"enabled": True, "minReplicas": 3}))
     assert "replicas" not in rendered.one("Deployment", "lorafleet-gateway")["spec"]

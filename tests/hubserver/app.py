@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -21,8 +21,12 @@ class Trouble:
     times: int = 0
     cut_after_bytes: int | None = None
     """End the next `times` bodies after this many bytes, though more were promised."""
+    moved_to: str = ""
+    """Send downloads to another server, as hubs do whose files lie in a store of others."""
     requests: list[str] = field(default_factory=list)
     """What was asked: `METHOD path range`."""
+    authorizations: set[str] = field(default_factory=set)
+    """What requests said of who asks."""
 
     def take(self) -> bool:
         """Whether this request is one that goes wrong."""
@@ -38,6 +42,7 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
 
     def refused(request: Request) -> Response | None:
         trouble.requests.append(f"{request.method} {request.url.path} {request.headers.get('range', '')}".strip())
+        trouble.authorizations.add(request.headers.get("authorization", ""))
         if trouble.status and trouble.take():
             return Response("in trouble", trouble.status)
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -64,6 +69,8 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
         file = commit.file(request.path_params["name"])
         if file is None:
             return _error(404, "EntryNotFound", "Entry not found", commit)
+        if trouble.moved_to:
+            return RedirectResponse(trouble.moved_to + request.url.path, 302)
         headers = {"x-repo-commit": commit.sha, "etag": f'"{file.etag}"', "accept-ranges": "bytes"}
         if file.is_lfs:
             headers |= {"x-linked-size": str(file.size), "x-linked-etag": f'"{file.sha256}"'}

@@ -179,6 +179,20 @@ class TestHub:
         assert (tmp_path / weights.name).read_bytes() == (hub.root / "red" / weights.name).read_bytes()
         assert hub.trouble.requests[-1].endswith("bytes=100-")
 
+    def test_a_hub_may_send_elsewhere_and_its_token_stays_with_it(self, hub: ServedHub, tmp_path: Path) -> None:
+        """Hubs keep large files in stores of others: the one that is declared says where they are."""
+        source = hub_source(hub, tmp_path)
+        listing = source.list_files(Place("acme/red"))
+        with serve_hub(hub.root) as store:
+            hub.trouble.moved_to = store.url
+            hub.trouble.authorizations.clear()
+            try:
+                assert fetch_all(source, listing, tmp_path / "out") == content_of(hub.root / "red")
+            finally:
+                hub.trouble.moved_to = ""
+            assert store.trouble.authorizations == {""}
+        assert hub.trouble.authorizations == {f"Bearer {TOKEN}"}
+
     @pytest.mark.parametrize(
         ("status", "reason"),
         [
