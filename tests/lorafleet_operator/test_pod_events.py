@@ -11,7 +11,7 @@ from support import operator_views as v
 from support.fake_kube import FakeKube
 
 from lorafleet_common.kube.client import KubeApi
-from lorafleet_operator.act.pod_events import PodEvents
+from lorafleet_operator.act.pod_events import MAX_ASKED, PodEvents
 from lorafleet_operator.decide.views import Pod
 
 
@@ -79,6 +79,30 @@ async def test_pod_that_goes_while_it_is_created_is_not_remembered(api: KubeApi)
     await asyncio.sleep(0.1)
     await events.explained((creating("p2"),), "team", v.NOW)
     assert len(events) == 1
+
+
+class Slow:
+    """An API server that takes a moment to answer, and has nothing to tell."""
+
+    num_asked = num_waiting = most_waiting = 0
+
+    async def request(self, *_: object, **__: object) -> tuple[None, dict[str, Any]]:
+        self.num_asked += 1
+        self.num_waiting += 1
+        self.most_waiting = max(self.most_waiting, self.num_waiting)
+        await asyncio.sleep(0.02)
+        self.num_waiting -= 1
+        return None, {"items": []}
+
+
+async def test_many_pods_are_asked_about_together_and_some_at_a_time() -> None:
+    """A pass waits for one answer at most, however many pods are being created and however slow the API server is."""
+    api = Slow()
+    events, pods = PodEvents(api), tuple(creating(f"p{number:02}") for number in range(2 * MAX_ASKED + 3))
+    for num_asked in (MAX_ASKED, 2 * MAX_ASKED, len(pods), len(pods)):
+        assert await events.explained(pods, "team", v.NOW) == pods
+        assert api.num_asked == num_asked
+    assert api.most_waiting == MAX_ASKED
 
 
 async def test_api_server_that_does_not_tell_costs_nothing_else(kube: FakeKube, api: KubeApi) -> None:

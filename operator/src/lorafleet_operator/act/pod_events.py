@@ -1,5 +1,6 @@
 """Why pods are not created: only Events say which Secret, volume or sandbox the kubelet waits for."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ PATIENCE: Final = timedelta(seconds=5)
 KEEP_SECONDS: Final = 10.0
 """How long an answer is good for."""
 TIMEOUT_SECONDS: Final = 2.0
+MAX_ASKED: Final = 8
+"""Pods that one pass asks about, all at once: it is not to wait for one answer after the other."""
 
 
 class PodEvents:
@@ -33,20 +36,19 @@ class PodEvents:
         return len(self._known)
 
     async def explained(self, pods: Sequence[Pod], namespace: str, now: datetime) -> tuple[Pod, ...]:
-        """Return the pods; those that are being created for long have as their problem what Events say of them."""
-        return tuple([await self._explained(pod, namespace, now) for pod in pods])
+        """Return the pods; those that are being created for long have as their problem what Events say of them.
 
-    async def _explained(self, pod: Pod, namespace: str, now: datetime) -> Pod:
-        if not pod.is_being_created or pod.is_leaving or now - pod.created_at < PATIENCE:
-            self._known.pop(pod.uid, None)
-            return pod
-        known = self._known.get(pod.uid)
-        if known is not None and self._is_good(known):
-            return replace(pod, problem=known[1])
-        problem = await self._ask(pod, namespace)
-        self._known = {uid: one for uid, one in self._known.items() if self._is_good(one)}
-        self._known[pod.uid] = (monotonic(), problem)
-        return replace(pod, problem=problem)
+        Of many pods some are asked about now, and others when this is called again.
+        """
+        slow = [pod for pod in pods if pod.is_being_created and not pod.is_leaving and now - pod.created_at >= PATIENCE]
+        others = {pod.uid for pod in pods} - {pod.uid for pod in slow}
+        self._known = {uid: one for uid, one in self._known.items() if uid not in others and self._is_good(one)}
+        asked = [pod for pod in slow if pod.uid not in self._known][:MAX_ASKED]
+        problems = await asyncio.gather(*(self._ask(pod, namespace) for pod in asked))
+        for pod, problem in zip(asked, problems, strict=True):
+            self._known[pod.uid] = (monotonic(), problem)
+        told = {pod.uid: self._known[pod.uid][1] for pod in slow if pod.uid in self._known}
+        return tuple(replace(pod, problem=told[pod.uid]) if pod.uid in told else pod for pod in pods)
 
     def _is_good(self, known: tuple[float, str]) -> bool:
         return monotonic() - known[0] < self._keep_seconds
