@@ -37,6 +37,8 @@ VOCABULARY = 211
 MORE, FEWER = 219, 190
 """Tokens of resized vocabularies."""
 MAX_MODEL_LEN = 336
+INVOCATION = (5, 6)
+"""Of activated adapters."""
 LONGROPE_LIMIT = 64
 """Longer sequences of the longrope model have other frequencies; none of the suite's grows across it."""
 _COMMON = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -221,6 +223,7 @@ KINDS: Mapping[str, str] = {
     "experts-apart": "saved one by one, before transformers fused experts",
     "router": "`target_parameters` with the router, `use_rslora`",
     "router-and-experts-apart": "all linear layers, before transformers fused experts and made routers modules",
+    "activated": "`alora_invocation_tokens` with `lora_bias` and the output head: prompts with one, several and none of them",
 }
 """Kind of adapter -> what it is."""
 ROUTER = "mlp.gate.weight"
@@ -274,4 +277,6 @@ def adapter_specs(family: Family) -> dict[str, AdapterSpec]:
                 4, linear, options={"target_parameters": [*BOTH_EXPERT_MAPS, ROUTER]}, rewrite="old-experts"
             ),
         }
+    activated = {"alora_invocation_tokens": list(INVOCATION), "lora_bias": True}
+    specs["activated"] = AdapterSpec(5, (*attention, wide, family.head), options=activated)
     return {name: dataclasses.replace(spec, seed=number) for number, (name, spec) in enumerate(specs.items())}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.variants import calculate_alora_offsets
 from safetensors.torch import load_file, save_file
 from support.families import FAMILIES, VOCABULARY, AdapterSpec, adapter_specs
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -193,6 +194,17 @@ def served_as(folder: Path, rewrite: str) -> Path:
     return old
 
 
+def _offsets(model: torch.nn.Module, prompt: Sequence[int], num_more: int) -> dict[str, list[int | None]]:
+    """What tells peft where an activated adapter begins in a prompt and `num_more` tokens of its answer.
+
+    Its `generate` looks for the invocation in the prompt, its `forward` in all tokens that it gets.
+    """
+    if not isinstance(model, PeftModel) or not getattr(model.active_peft_config, "alora_invocation_tokens", None):
+        return {}
+    found = calculate_alora_offsets(model.peft_config, model.active_adapter, torch.tensor([list(prompt)]))[0]
+    return {"alora_offsets": [None if found is None else found + num_more]}
+
+
 class Reference:
     """transformers + PEFT in float32, one request at a time."""
 
@@ -208,7 +220,8 @@ class Reference:
         key = (adapter, tuple(prompt), tuple(answer))
         if key not in self._scores:
             ids = torch.tensor([[*prompt, *answer[:-1]]])
-            logits = self._model(adapter)(input_ids=ids, use_cache=False).logits
+            model = self._model(adapter)
+            logits = model(input_ids=ids, use_cache=False, **_offsets(model, prompt, len(answer) - 1)).logits
             self._scores[key] = logits[0, len(prompt) - 1 :].float()
         return self._scores[key]
 

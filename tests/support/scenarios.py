@@ -2,13 +2,13 @@
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from support.engines import key_of
 from support.simulation import EOS, Simulation, request
 
-from lorafleet_inference.engine.messages import LengthRope, RopeKind
+from lorafleet_inference.engine.messages import AdapterKey, LengthRope, RopeKind
 from lorafleet_inference.engine.pace import Pace
 from lorafleet_inference.engine.plan import StepPlan
 
@@ -18,7 +18,9 @@ PACE = Pace(0.25, fixed=0.01, prompt_token=0.001, answer_token=0.02)
 ROPES = (None, LengthRope(RopeKind.LONGROPE, 10), LengthRope(RopeKind.DYNAMIC, 10))
 
 
-def simulation_of(rng: random.Random, seed: int) -> Simulation:
+def simulation_of(
+    rng: random.Random, seed: int, invocations: Mapping[AdapterKey, tuple[int, ...]] | None = None
+) -> Simulation:
     """A scheduler with little memory."""
     return Simulation(
         num_blocks=rng.randrange(10, 40),
@@ -26,6 +28,7 @@ def simulation_of(rng: random.Random, seed: int) -> Simulation:
         max_batch_requests=rng.randrange(1, 9),
         max_model_len=MAX_MODEL_LEN,
         length_rope=rng.choice(ROPES),
+        invocations=invocations,
         token=lambda request_id, position: EOS if random.Random(f"{seed}{request_id}{position}").random() < 0.1 else 2,
     )
 

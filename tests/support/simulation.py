@@ -1,7 +1,7 @@
 """The scheduler driven without a model: tokens are drawn, time is counted in steps."""
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from support.rows import KnownRequests
@@ -63,7 +63,9 @@ class Simulation:
         token: Callable[[str, int], int] = lambda _, position: 2 + position % 5,
         prefix_caching: bool = True,
         length_rope: LengthRope | None = None,
+        invocations: Mapping[AdapterKey, tuple[int, ...]] | None = None,
     ) -> None:
+        """`invocations`: of activated adapters; then what each block holds is checked too, token by token."""
         self.blocks = BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=prefix_caching)
         self.budget = max_batch_tokens
         self.max_batch_requests = max_batch_requests
@@ -76,7 +78,11 @@ class Simulation:
             eos_token_ids=(EOS,),
             vocabulary_of=lambda _: Vocabulary(VOCAB_SIZE, VOCAB_SIZE),
             length_rope=length_rope,
+            invocation_of=lambda key: (invocations or {}).get(key, ()),
         )
+        self._invocations = invocations
+        self._content_of: dict[int, int] = {}
+        """By block: a hash of all tokens up to the last one there, and of whose weights each was computed with."""
         self.length_rope = length_rope
         self.token = token
         self.stories: dict[str, Story] = {}
@@ -161,6 +167,8 @@ class Simulation:
             assert self.known.of[item.request_id].token_ids == known
             assert item.samples == (end == len(known))
             self._check_rope(item, blocks, len(known))
+            if self._invocations is not None:
+                self._check_weights(item, blocks, self._invocations)
             written = set(blocks[item.start // BLOCK_TOKENS :])
             assert not written & fresh, "two sequences write to one block"
             fresh |= written
@@ -179,6 +187,23 @@ class Simulation:
             assert self._rope_length_of[block] == wanted, "KV of other rotary frequencies"
         for block in blocks[item.start // BLOCK_TOKENS :]:
             self._rope_length_of[block] = wanted
+
+    def _check_weights(
+        self, item: StepItem, blocks: tuple[int, ...], invocations: Mapping[AdapterKey, tuple[int, ...]]
+    ) -> None:
+        known = self.known.of[item.request_id]
+        adapter, prompt = known.new.adapter, tuple(known.token_ids[: known.new.num_prompt])
+        invocation = () if adapter is None else invocations.get(adapter, ())
+        places = [at for at in range(len(prompt)) if prompt[at : at + len(invocation)] == invocation]
+        begin = (places[-1] if places else len(known.token_ids)) if invocation else 0
+        computed = [(token, adapter if at >= begin else None) for at, token in enumerate(known.token_ids[: item.end])]
+        content = 0
+        for index, block in enumerate(blocks):
+            end = (index + 1) * BLOCK_TOKENS
+            content = hash((content, *computed[end - BLOCK_TOKENS : end]))
+            if end <= item.start:
+                assert self._content_of[block] == content, "KV of other tokens, or of other weights"
+            self._content_of[block] = content
 
 
 def request(

@@ -181,6 +181,7 @@ class ArtifactStatus(Wire):
     size_bytes: int
     rank: int
     target_modules: list[str] = []
+    invocation_tokens: list[int] | None = None
     resolved_revision: str | None = None
     """The hub commit, where the source has commits."""
     files: list[SourceFile] = []
@@ -195,6 +196,7 @@ class ArtifactStatus(Wire):
             size_bytes=resolved.facts.size_bytes,
             rank=resolved.facts.rank,
             target_modules=resolved.facts.target_modules,
+            invocation_tokens=resolved.facts.invocation_tokens,
             resolved_revision=resolved.ref.revision,
             files=resolved.files,
         )
@@ -206,7 +208,12 @@ class ArtifactStatus(Wire):
             ref=self.source.model_copy(update={"revision": self.resolved_revision}),
             digest=self.digest,
             files=self.files,
-            facts=AdapterFacts(rank=self.rank, size_bytes=self.size_bytes, target_modules=self.target_modules),
+            facts=AdapterFacts(
+                rank=self.rank,
+                size_bytes=self.size_bytes,
+                target_modules=self.target_modules,
+                invocation_tokens=self.invocation_tokens,
+            ),
         )
 
 

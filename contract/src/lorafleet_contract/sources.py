@@ -121,6 +121,8 @@ class AdapterFacts(Observed):
     """Last name components of the modules it changes, sorted."""
     base_model_name: str | None = None
     """`base_model_name_or_path` of its config: information only."""
+    invocation_tokens: list[int] | None = None
+    """Token ids from whose last occurrence in a prompt on it is computed (aLoRA); None: from the first token on."""
 
 
 class ResolvedSource(Observed):

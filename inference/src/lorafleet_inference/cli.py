@@ -151,6 +151,8 @@ def _validate(parsed: argparse.Namespace) -> int:
         f"accepted: rank {facts.rank}, {len(plan.sites)} modules ({', '.join(facts.target_modules)}), "
         f"{facts.size_bytes} bytes\nweights {weights}\n"
     )
+    if plan.invocation:
+        sys.stdout.write(f"computed from the last {list(plan.invocation)} of a prompt on (aLoRA), else the base\n")
     if plan.num_rows is not None:
         sys.stdout.write(f"vocabulary {plan.num_rows} rows, the base {vocabulary_of(base).num_inputs}\n")
     if plan.base_copies:

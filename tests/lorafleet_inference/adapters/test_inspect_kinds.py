@@ -218,3 +218,57 @@ def test_other_parameters_are_refused_by_name(tmp_path: Path) -> None:
     message = refusal(tmp_path, Reason.UNSUPPORTED_ADAPTER, shapes, "mixtral", target_parameters=["mlp.other.weight"])
     assert "model.layers.1.mlp.other" in message
     assert "target_parameters" in message
+
+
+HEAD = lora("lm_head", HIDDEN, VOCABULARY)
+INVOKED: dict[str, Any] = {"alora_invocation_tokens": [5, 6]}
+
+
+def test_an_invocation(tmp_path: Path) -> None:
+    shapes = {**lora(Q), f"{Q}.lora_B.bias": (HIDDEN,), **HEAD, "lm_head.lora_B.bias": (VOCABULARY,)}
+    plan = inspect(tmp_path, shapes, targets=["q_proj", "lm_head"], lora_bias=True, **INVOKED)
+    assert plan.invocation == (5, 6)
+    assert inspect(tmp_path, lora(Q), alora_invocation_tokens=[], task_type=None).invocation == ()
+    assert inspect(tmp_path, lora(Q), alora_invocation_tokens=None).invocation == ()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "why"),
+    [
+        (lora(Q), {"task_type": None}, "PEFT does not look for them"),
+        (lora(Q), {"task_type": "FEATURE_EXTRACTION"}, "PEFT does not look for them"),
+        ({**lora(Q), f"{Q}.lora_magnitude_vector": (HIDDEN,)}, {"targets": [Q], "use_dora": True}, "use_dora"),
+        ({**lora(Q), "model.norm.weight": (HIDDEN,)}, {"modules_to_save": ["norm"]}, "weight of the adapter's own for model.norm"),
+        (
+            {**lora(Q), "model.embed_tokens.lora_embedding_A": (RANK, VOCABULARY), "model.embed_tokens.lora_embedding_B": (HIDDEN, RANK)},
+            {"targets": ["q_proj", "embed_tokens"]},
+            "LoRA on model.embed_tokens",
+        ),
+        (
+            {**lora(Q), "model.embed_tokens.token_adapter.trainable_tokens_delta": (1, HIDDEN)},
+            {"trainable_token_indices": [7]},
+            "rows of the adapter's own",
+        ),
+    ],
+)  # fmt: skip
+def test_an_invocation_with_what_changes_the_tokens_before_it_is_refused(
+    tmp_path: Path, shapes: Mapping[str, tuple[int, ...]], config: dict[str, Any], why: str
+) -> None:
+    message = refusal(tmp_path, Reason.UNSUPPORTED_ADAPTER, shapes, **config, **INVOKED)
+    assert "alora_invocation_tokens" in message
+    assert why in message
+
+
+def test_an_invocation_on_experts_or_of_other_tokens_is_refused(tmp_path: Path) -> None:
+    experts = {"target_parameters": [DOWN], **INVOKED}
+    assert "on experts" in refusal(
+        tmp_path, Reason.UNSUPPORTED_ADAPTER, stacked(0, INNER, HIDDEN), "mixtral", **experts
+    )
+    router = {**lora(Q), **lora(ROUTER, HIDDEN, NUM_EXPERTS)}
+    routed = {"target_parameters": ["mlp.gate.weight"], **INVOKED}
+    assert f"LoRA on {ROUTER}" in refusal(tmp_path, Reason.UNSUPPORTED_ADAPTER, router, "mixtral", **routed)
+    unknown = {"alora_invocation_tokens": [5, VOCABULARY]}
+    assert f"the id {VOCABULARY}" in refusal(tmp_path, Reason.BASE_MODEL_MISMATCH, lora(Q), **unknown)
+    for wrong in ([-1], [0] * 257, "ab"):
+        message = refusal(tmp_path, Reason.ARTIFACT_INVALID, lora(Q), alora_invocation_tokens=wrong)
+        assert "alora_invocation_tokens" in message

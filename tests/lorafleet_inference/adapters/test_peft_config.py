@@ -93,7 +93,6 @@ def test_all_linear_leaves_the_head_alone(written: str) -> None:
         ("peft_type", "IA3"),
         ("task_type", "SEQ_2_SEQ_LM"),
         ("layer_replication", [[0, 1]]),
-        ("alora_invocation_tokens", [1, 2]),
         ("use_qalora", True),
         ("init_lora_weights", "pissa_niter_16"),
         ("init_lora_weights", "olora"),

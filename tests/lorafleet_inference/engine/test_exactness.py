@@ -14,7 +14,7 @@ import pytest
 import support.families
 import torch
 from support.engines import DEVICE, DrivenEngine
-from support.families import FAMILIES, FEWER, MORE, adapter_specs
+from support.families import FAMILIES, FEWER, INVOCATION, MORE, adapter_specs
 from support.models import Reference, adapters_of, model_folder, num_rows_of, served_as
 
 from lorafleet_inference.config import EngineConfig
@@ -70,7 +70,10 @@ def family(request: pytest.FixtureRequest) -> Family:
     for adapter, folder in {None: None, **adapters}.items():
         size = num_rows_of(folder)
         prompts = [tuple(rng.randrange(2, size) for _ in range(next(lengths))) for _ in range(2)]
-        for number, prompt in enumerate([*prompts, (*shared, 5, 6, 7)]):
+        if adapter == "activated":
+            some = prompts[0][:120]
+            prompts[0] = (*INVOCATION, *some, *INVOCATION, *some[::-1])
+        for number, prompt in enumerate([*prompts, (*shared, *INVOCATION, 7)]):
             cases[f"{adapter}-{number}"] = Case(adapter, prompt)
     cases["again"] = Case(None, shared)
     specs = adapter_specs(FAMILIES[request.param])

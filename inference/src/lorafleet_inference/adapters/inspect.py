@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterFacts
+from lorafleet_inference.adapters.activated import check_activated
 from lorafleet_inference.adapters.digest import UNLIMITED_BYTES, list_folder
 from lorafleet_inference.adapters.experts import take_experts
 from lorafleet_inference.adapters.files import CONFIG, WEIGHTS, files_of_adapter
@@ -20,7 +21,7 @@ from lorafleet_inference.adapters.sites import mismatch, site_of
 from lorafleet_inference.adapters.tensors import ModuleTensors, Part, by_module
 from lorafleet_inference.adapters.types import AdapterPlan, OwnParameter
 from lorafleet_inference.config import UnknownFields
-from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, WholeFacts
+from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
 from lorafleet_inference.errors import AdapterError
 
 FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
@@ -71,8 +72,9 @@ def inspect_adapter(
         size_bytes=(path / WEIGHTS).stat().st_size,
         target_modules=sorted({name.rsplit(".", 1)[-1] for name in (tensors.name for tensors in found)}),
         base_model_name=config.base_model_name_or_path,
+        invocation_tokens=config.alora_invocation_tokens or None,
     )
-    return AdapterPlan(
+    plan = AdapterPlan(
         path,
         tuple(site for site in sites if site.module in inner),
         (WEIGHTS,),
@@ -83,8 +85,12 @@ def inspect_adapter(
         num_rows=taken.num_rows,
         own_rows=taken.rows,
         experts=experts,
+        invocation=tuple(config.alora_invocation_tokens or ()),
         base_copies=_base_copies(rest, whole, lora={one.name for one in lora}),
     )
+    if plan.invocation:
+        check_activated(plan, config, heads={name for name, one in side.items() if one.kind is ModuleKind.LINEAR})
+    return plan
 
 
 def _is_head(name: str, whole: Mapping[str, WholeFacts]) -> bool:

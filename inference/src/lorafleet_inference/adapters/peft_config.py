@@ -25,6 +25,9 @@ MAX_RANK = 1 << 16
 """Above the width of any layer; which ranks a pod serves is its `--max-rank`."""
 MAX_ALPHA = 1e6
 """Above what anybody trains with; the scaled weights have to be finite besides."""
+MAX_INVOCATION_TOKENS = 256
+"""Those of a role and a few words in use."""
+TokenId = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Alpha = Annotated[float, Field(ge=-MAX_ALPHA, le=MAX_ALPHA, allow_inf_nan=False)]
 
@@ -52,6 +55,9 @@ class PeftConfig(BaseModel):
     """Decides whether a weight in the file is the module's own or is written into the base's, which others may share."""
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     base_model_name_or_path: str | None = None
+    task_type: str | None = None
+    """Decides whether PEFT looks for `alora_invocation_tokens`."""
+    alora_invocation_tokens: Annotated[list[TokenId], Field(max_length=MAX_INVOCATION_TOKENS)] | None = None
 
     def for_base(self, model_type: str) -> "PeftConfig":
         """Return the config with what `target_modules` means on a base where it says nothing.
@@ -97,7 +103,6 @@ REFUSED: Mapping[str, _Neutral] = {
     "ensure_weight_tying": _Neutral(_empty, "ties the head's and the embedding's changes"),
     "layer_replication": _Neutral(_empty, "repeats layers of the base"),
     "megatron_config": _Neutral(_empty, "is for Megatron's layers"),
-    "alora_invocation_tokens": _Neutral(_empty, "switches the adapter on in mid-sequence (aLoRA)"),
     "use_qalora": _Neutral(_empty, "pools the input (QALoRA)"),
     "use_bdlora": _Neutral(_empty, "uses block-diagonal matrices"),
     "arrow_config": _Neutral(_empty, "routes between adapters (Arrow)"),

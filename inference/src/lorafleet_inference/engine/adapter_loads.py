@@ -116,6 +116,12 @@ class AdapterLoads(Generic[SlabT]):
         plan = self._adapters[key].plan
         return Vocabulary(0, 0) if plan is None else plan.vocabulary
 
+    def invocation(self, key: AdapterKey) -> tuple[int, ...]:
+        """Return the tokens from whose last occurrence in a prompt on an inspected adapter is computed; none: from the first."""
+        plan = self._adapters[key].plan
+        assert plan is not None, "before it is inspected it has no vocabulary, so no request is accepted"
+        return plan.invocation
+
     def register(self, message: RegisterAdapter) -> Outcome:
         """Make an adapter known, or change its flags."""
         key, known = message.key, self._adapters.get(message.key)

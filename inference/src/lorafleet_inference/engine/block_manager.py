@@ -26,6 +26,14 @@ def chain_seed(adapter: AdapterKey | None, salt: str = "", rope_length: int = 0)
     return hashlib.sha256(repr((*tagged, salt, rope_length)).encode()).digest()
 
 
+def activated(previous: BlockHash, adapter: AdapterKey, adapter_from: int) -> BlockHash:
+    """Return what the chain of the base, whose last hash is `previous`, goes on from for the block in which an adapter begins.
+
+    The first token that the adapter is computed for is at position `adapter_from`, in the block that comes next.
+    """
+    return hashlib.sha256(previous + repr(("activated", adapter.digest, adapter_from)).encode()).digest()
+
+
 def next_hash(previous: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     """Return the hash of a full block that follows the block of hash `previous`."""
     return hashlib.sha256(previous + array("Q", token_ids).tobytes()).digest()

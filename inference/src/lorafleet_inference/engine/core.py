@@ -120,6 +120,12 @@ class Engine:
         self._blocks = BlockManager(
             budgets.num_kv_blocks, budgets.kv_block_tokens, prefix_caching=config.prefix_caching
         )
+        self._residency = Residency(
+            num_pages=budgets.total_rank_pages,
+            max_resident=budgets.max_resident_adapters,
+            host_bytes=budgets.host_cache_bytes,
+        )
+        self._loads = AdapterLoads(self._residency, runner, inspect, self._inbox.put)
         self._scheduler = Scheduler(
             self._blocks,
             max_batch_tokens=config.max_batch_tokens,
@@ -128,13 +134,8 @@ class Engine:
             eos_token_ids=facts.eos_token_ids,
             length_rope=facts.length_rope,
             vocabulary_of=lambda key: vocabulary_of(facts) if key is None else self._loads.vocabulary(key),
+            invocation_of=self._loads.invocation,
         )
-        self._residency = Residency(
-            num_pages=budgets.total_rank_pages,
-            max_resident=budgets.max_resident_adapters,
-            host_bytes=budgets.host_cache_bytes,
-        )
-        self._loads = AdapterLoads(self._residency, runner, inspect, self._inbox.put)
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []
         self._clocks = _Clocks()

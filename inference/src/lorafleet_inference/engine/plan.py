@@ -45,6 +45,8 @@ class NewRequest(msgspec.Struct, frozen=True, gc=False):
     """KV blocks of the sequence, from position 0 on."""
     rope_length: int = 0
     """Length that the rotary frequencies of all its tokens follow at least (`rope_length` of engine/rope.py)."""
+    adapter_from: int = 0
+    """Position of the first token that the adapter is computed for (`activation` of engine/activation.py)."""
 
 
 class Growth(msgspec.Struct, frozen=True, gc=False):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
+from lorafleet_inference.engine.activation import activation
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
@@ -31,8 +32,11 @@ class Scheduler:
         eos_token_ids: Collection[int],
         vocabulary_of: Callable[[AdapterKey | None], Vocabulary],
         length_rope: LengthRope | None = None,
+        invocation_of: Callable[[AdapterKey], tuple[int, ...]] = lambda _: (),
     ) -> None:
-        """`vocabulary_of` says which token ids requests of an adapter, or of the base, may name."""
+        """`vocabulary_of` says which token ids requests of an adapter, or of the base, may name; `invocation_of`, from which
+        tokens of a prompt on an adapter is computed."""
+        self._invocation_of = invocation_of
         self._length_rope = length_rope
         self._blocks = blocks
         self._max_model_len = max_model_len
@@ -88,7 +92,9 @@ class Scheduler:
         if refusal is not None:
             code, message = refusal
             return TokenEvent(request.request_id, finish=FinishReason.ERROR, error=message, code=code)
+        invocation = () if request.adapter is None else self._invocation_of(request.adapter)
         sequence = Sequence(request, self._num_arrived, list(request.prompt_token_ids), form)
+        sequence.adapter_from = activation(request.prompt_token_ids, invocation)
         sequence.rope_length = rope_length(self._length_rope, len(sequence.token_ids))
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence

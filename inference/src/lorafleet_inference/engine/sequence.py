@@ -7,7 +7,7 @@ from typing import Protocol
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.engine.block_manager import BlockHash, chain_seed, next_hash
+from lorafleet_inference.engine.block_manager import BlockHash, activated, chain_seed, next_hash
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import NewRequest, Sampled, StepItem
 
@@ -32,6 +32,8 @@ class Sequence:
     token_ids: list[int]
     """Prompt and answer so far."""
     form: Form | None = None
+    adapter_from: int = 0
+    """Position of the first token that the adapter is computed for; those before are the base's, in the prefix cache too."""
     num_computed: int = 0
     """Tokens whose KV lies in the blocks."""
     num_charged: int = 0
@@ -84,11 +86,14 @@ class Sequence:
         while len(self.hashes) <= index:
             begin = len(self.hashes) * block_tokens
             previous = self.hashes[-1] if self.hashes else self._chain_seed()
+            if self.adapter is not None and begin <= self.adapter_from < begin + block_tokens and self.adapter_from:
+                previous = activated(previous, self.adapter, self.adapter_from)
             self.hashes.append(next_hash(previous, self.token_ids[begin : begin + block_tokens]))
         return self.hashes[index]
 
     def _chain_seed(self) -> BlockHash:
-        return chain_seed(self.adapter, self.request.cache_salt, self.rope_length)
+        adapter = None if self.adapter_from else self.adapter
+        return chain_seed(adapter, self.request.cache_salt, self.rope_length)
 
     def num_to_score(self) -> int:
         """Return how many tokens of the prompt wait for their log-probabilities."""
@@ -115,6 +120,7 @@ class Sequence:
             request.sampling,
             tuple(self.blocks),
             self.rope_length,
+            self.adapter_from,
         )
 
     def event(

@@ -41,7 +41,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class HostBatch:
-    """A step on the host, in the order of the batch: neighbours share an adapter, so that each adapter is one segment."""
+    """A step on the host, in the order of the batch: neighbours share an adapter, so that each adapter is one segment.
+
+    More are those of an adapter that is computed for the last tokens of some of its sequences only.
+    """
 
     items: tuple[StepItem, ...]
     adapters: tuple[AdapterKey | None, ...]

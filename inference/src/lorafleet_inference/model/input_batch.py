@@ -47,6 +47,8 @@ class InputBatch:
         """[R, blocks]: the KV blocks of each request, from position 0 on."""
         self._adapter_numbers = np.zeros(num_rows, np.int64)
         """[R]: equal where the adapter is; 0 for the base."""
+        self._adapter_froms = np.zeros(num_rows, np.int64)
+        """[R]: the position of the first token that the adapter of each is computed for."""
         self._rope_lengths = np.zeros(num_rows, np.int64)
         """[R]: the length that the rotary frequencies of each follow at least."""
         self._numbers: dict[AdapterKey, list[int]] = {}
@@ -84,23 +86,28 @@ class InputBatch:
                 row.num_known = item.end + 1
 
     def gather(self, items: Sequence[StepItem]) -> HostBatch:
-        """Gather a step: neighbours share an adapter, so that each adapter is one segment."""
+        """Gather a step: neighbours share an adapter, so that each adapter is one segment, or few where it begins later."""
         rows = [self._rows[item.request_id] for item in items]
         index = np.array([row.index for row in rows])
-        order = np.argsort(self._adapter_numbers[index], kind="stable")
+        starts = np.array([item.start for item in items])
+        counts = np.array([item.num_tokens for item in items])
+        num_base = self._adapter_froms[index] - starts
+        """[S]: of each, so many tokens come before its adapter begins; below 0 where it began in an earlier step."""
+        numbers = np.where(num_base < counts, self._adapter_numbers[index], 0)
+        order = np.argsort(numbers, kind="stable")
         places = order.tolist()
-        ordered, rows, index = [items[place] for place in places], [rows[place] for place in places], index[order]
-        starts = np.array([item.start for item in ordered])
-        counts = np.array([item.num_tokens for item in ordered])
+        ordered, rows = [items[place] for place in places], [rows[place] for place in places]
+        index, starts, counts, num_base, numbers = (one[order] for one in (index, starts, counts, num_base, numbers))
+        num_base = np.maximum(num_base, 0)
         scores = np.array([item.num_score for item in ordered])
         ends = np.cumsum(counts)
         positions, owners = _ranges(starts, counts)
         of_token = index[owners]
         blocks = self.tables[of_token, positions // KV_BLOCK_TOKENS].astype(np.int64)
-        segments = head_segments = self._segments(index, rows, ends - counts, ends)
+        segments = head_segments = _segments(numbers, rows, ends - counts, ends, num_base)
         if (counts != scores + 1).any():
             end_rows = np.cumsum(scores + 1)
-            head_segments = self._segments(index, rows, end_rows - scores - 1, end_rows)
+            head_segments = _segments(numbers, rows, end_rows - scores - 1, end_rows, np.minimum(num_base, scores))
         return HostBatch(
             items=tuple(ordered),
             adapters=tuple(row.adapter for row in rows),
@@ -123,18 +130,6 @@ class InputBatch:
         input_ids, position_ids, slots, sampled_rows = self._buffer.to_device(arrays)
         return FlatBatch(host, input_ids[None], position_ids[None], slots, sampled_rows)
 
-    def _segments(self, index: Ints, rows: Sequence[Row], begins: Ints, ends: Ints) -> tuple[Segment, ...]:
-        """Neighbours of one adapter become one; the base needs none."""
-        numbers = self._adapter_numbers[index]
-        firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        lasts = np.append(firsts[1:], len(numbers)) - 1
-        made = []
-        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            adapter = rows[first].adapter
-            if adapter is not None:
-                made.append(Segment(int(begins[first]), int(ends[last]), adapter))
-        return tuple(made)
-
     def _add(self, new: NewRequest) -> None:
         index = self._free.pop()
         num_known = len(new.token_ids)
@@ -149,6 +144,7 @@ class InputBatch:
             shared[1] += 1
             number = shared[0]
         self._adapter_numbers[index] = number
+        self._adapter_froms[index] = new.adapter_from
         self._rope_lengths[index] = new.rope_length
         occurrences = Occurrences(new.token_ids, new.num_prompt) if new.sampling.penalises else None
         self._rows[new.request_id] = Row(index, new.adapter, new.sampling, new.num_prompt, num_known, occurrences)
@@ -176,6 +172,22 @@ def _ranges(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
     owners = np.repeat(np.arange(len(counts)), counts)
     firsts = np.cumsum(counts) - counts
     return np.arange(len(owners)) + (starts - firsts)[owners], owners
+
+
+def _segments(numbers: Ints, rows: Sequence[Row], begins: Ints, ends: Ints, num_base: Ints) -> tuple[Segment, ...]:
+    """Neighbours of one adapter become one, unless it begins only after `num_base` rows of the second; the base needs none.
+
+    `numbers` [S]: equal where the adapter is; 0 for the base.
+    """
+    is_first = (np.diff(numbers, prepend=-1) != 0) | ((numbers != 0) & (num_base > 0))
+    firsts = np.flatnonzero(is_first)
+    lasts = np.append(firsts[1:], len(numbers)) - 1
+    made = []
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        adapter = rows[first].adapter
+        if numbers[first] and adapter is not None:
+            made.append(Segment(int(begins[first] + num_base[first]), int(ends[last]), adapter))
+    return tuple(made)
 
 
 def _rows_of_logits(ends: Ints, counts: Ints, scores: Ints) -> Ints:

@@ -27,7 +27,8 @@ MODELS: dict[str, PreTrainedConfig] = {
     "gemma2": Gemma2Config(**SIZES, head_dim=16, query_pre_attn_scalar=16, sliding_window=12),
 }
 ADAPTERS = {
-    "small": AdapterSpec(3, seed=1),
+    # in the prompt of its first request
+    "small": AdapterSpec(3, seed=1, options={"alora_invocation_tokens": [12, 13]}),
     "large": AdapterSpec(80, ("q_proj", "v_proj"), seed=2),
     "dora": AdapterSpec(6, seed=3, options={"use_dora": True}),
 }

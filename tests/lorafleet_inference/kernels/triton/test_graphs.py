@@ -24,7 +24,8 @@ MODEL = LlamaConfig(
     num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
 )  # fmt: skip
 ADAPTERS = {
-    "small": AdapterSpec(3, seed=1),
+    # in the prompts of all its requests but the last one
+    "small": AdapterSpec(3, seed=1, options={"alora_invocation_tokens": [20, 21]}),
     "large": AdapterSpec(20, ("q_proj", "v_proj"), seed=2),
     "dora": AdapterSpec(6, seed=3, options={"use_dora": True}),
 }
