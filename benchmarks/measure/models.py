@@ -16,9 +16,9 @@ DONE = "complete"
 """A file that is written last: a folder without it was interrupted."""
 
 
-def make_model(name: str, folder: Path, dtype: str) -> Path:
+def make_model(name: str, folder: Path, dtype: str, *, max_model_len: int = MAX_MODEL_LEN) -> Path:
     """Return the folder of a random model of one of SIZES with a tokenizer, made if it is not there."""
-    path = folder / f"llama-{name}-{dtype}"
+    path = folder / f"llama-{name}-{dtype}{'' if max_model_len == MAX_MODEL_LEN else f'-{max_model_len}'}"
     if (path / DONE).exists():
         return path
     shutil.rmtree(path, ignore_errors=True)
@@ -30,7 +30,7 @@ def make_model(name: str, folder: Path, dtype: str) -> Path:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
-        max_position_embeddings=MAX_MODEL_LEN,
+        max_position_embeddings=max_model_len,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=1,

@@ -39,6 +39,8 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_fairness(rows))
     if rows := document.get("api_process"):
         parts.append(_api_process(rows, document.get("before")))
+    if rows := document.get("activated"):
+        parts.append(_activated(rows))
     if gpu := document.get("gpu"):
         parts.append(gpu_tables(gpu))
     return "\n".join(parts)
@@ -101,6 +103,22 @@ def _many(many: Mapping[str, Any]) -> str:
         f"Zipf over {many['num_many']} registered adapters, {many['max_resident']} resident: {lots:.0f} tokens/s; over "
         f"{many['num_few']}, all resident: {few:.0f} ({lots / few:.2f} times).\n"
     )
+
+
+def _activated(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = (
+        "| tokens of the context | computed, plain LoRA | computed, activated | first token ms, plain LoRA | first token ms, "
+        "activated | times sooner |\n|---:|---:|---:|---:|---:|---:|\n"
+    )
+    body = ""
+    for row in rows:
+        counts, seconds = row["computed_tokens"], row["seconds"]
+        plain, activated = (1e3 * median(seconds[kind]) for kind in ("plain", "activated"))
+        body += (
+            f"| {row['context']:,} | {counts['plain']:,} | {counts['activated']} | {plain:,.0f} | {activated:.1f} "
+            f"| {row['ratio']:.0f} |\n"
+        )
+    return head + body
 
 
 def _fairness(rows: Sequence[Mapping[str, Any]]) -> str:
