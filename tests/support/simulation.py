@@ -82,7 +82,7 @@ class Simulation:
         )
         self._invocations = invocations
         self._content_of: dict[int, int] = {}
-        """By block: a hash of all tokens up to the last one there, and of whose weights each was computed with."""
+        """By block: a hash of the salt, of all tokens up to the last one there, and of whose weights each was computed with."""
         self.length_rope = length_rope
         self.token = token
         self.stories: dict[str, Story] = {}
@@ -197,7 +197,7 @@ class Simulation:
         places = [at for at in range(len(prompt)) if prompt[at : at + len(invocation)] == invocation]
         begin = (places[-1] if places else len(known.token_ids)) if invocation else 0
         computed = [(token, adapter if at >= begin else None) for at, token in enumerate(known.token_ids[: item.end])]
-        content = 0
+        content = hash(self.stories[item.request_id].request.cache_salt)
         for index, block in enumerate(blocks):
             end = (index + 1) * BLOCK_TOKENS
             content = hash((content, *computed[end - BLOCK_TOKENS : end]))

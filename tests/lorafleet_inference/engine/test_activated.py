@@ -15,7 +15,7 @@ from support.engines import DEVICE, DrivenEngine
 from support.families import INVOCATION, VOCABULARY
 from support.models import AdapterSpec, Reference, model_folder, save_adapter
 from support.scenarios import KEYS, MAX_MODEL_LEN, simulation_of
-from support.simulation import BLOCK_TOKENS, Simulation, request
+from support.simulation import BLOCK_TOKENS, Simulation
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.activation import NEVER, activation
@@ -100,26 +100,49 @@ def test_prompt_logprobs_change_where_it_begins(adapter: Path, reference: Refere
             assert (ours[at - 1] - logits.log_softmax(-1)).abs().max() < 1e-3, at
 
 
+def conversation(rng: random.Random, simulation: Simulation) -> tuple[int, ...]:
+    """Draw a prompt of few different tokens; it may go on where an earlier request ended."""
+    ended = [story for story in simulation.stories.values() if story.ended]
+    before: list[int] = []
+    if ended and rng.random() < 0.5:
+        story = rng.choice(ended)
+        before = [*story.request.prompt_token_ids, *(one for event in story.events for one in event.token_ids)]
+    more = [rng.randrange(6, 10) for _ in range(rng.randrange(1, 12))]
+    return (*before[: MAX_MODEL_LEN - 12], *more)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_no_block_is_shared_that_other_weights_computed(seed: int) -> None:
-    """Two activated adapters, one plain one and the base, short of memory, with prompts that share beginnings."""
+    """Two activated adapters, one plain one and the base, short of memory; answers have invocations too, and n is 1 to 3."""
     rng = random.Random(seed)
     simulation = simulation_of(rng, seed, {KEYS[0]: (7,), KEYS[1]: (8, 7)})
+    simulation.token = lambda request_id, position: random.Random(f"{seed}{request_id}{position}").randrange(6, 10)
     for number in range(25):
         for each in range(rng.randrange(3)):
-            asked = request(
-                f"r{number}.{each}",
-                rng.choice((None, *KEYS)),
-                num_prompt=rng.randrange(1, MAX_MODEL_LEN),
-                max_tokens=9,
-                seed=rng.randrange(2),
-            )
-            prompt = tuple(6 + token % 7 for token in asked.prompt_token_ids)
-            simulation.submit(msgspec.structs.replace(asked, prompt_token_ids=prompt))
+            prompt, adapter = conversation(rng, simulation), rng.choice((None, *KEYS))
+            scored = 0 if rng.random() < 0.2 else None
+            sampling = SamplingParams(max_tokens=rng.randrange(1, 12), temperature=0, prompt_logprobs=scored)
+            salt = rng.choice(("", "", "salt"))
+            for choice in range(rng.choice((1, 1, 3))):
+                simulation.submit(Submit(f"r{number}.{each}.{choice}", prompt, adapter, sampling, cache_salt=salt))
         if simulation.stories and rng.random() < 0.1:
             simulation.set_back(rng.choice(KEYS))
         simulation.step(KEYS)
+
+
+def test_a_block_in_which_it_begins_elsewhere_is_not_shared() -> None:
+    """Equal tokens up to the end of a block, and an invocation that stands across that end in one of two prompts."""
+    simulation = Simulation(
+        num_blocks=20, max_batch_tokens=64, max_batch_requests=8, invocations={KEYS[0]: (8, 7), KEYS[1]: (8, 7)}
+    )
+    assert BLOCK_TOKENS == 4
+    across, within = (9, 8, 7, 8, 7, 9, 9), (9, 8, 7, 8, 9, 9, 9)
+    for number, (adapter, prompt, num_hit) in enumerate(
+        [(KEYS[0], across, 0), (KEYS[0], within, 0), (KEYS[1], within, 0), (None, within, 0), (KEYS[0], within, 4)]
+    ):
+        simulation.submit(Submit(str(number), prompt, adapter, SamplingParams(max_tokens=1, temperature=0)))
+        assert simulation.step(KEYS).num_hit_tokens == num_hit, number
 
 
 def tokens_to_the_first(simulation: Simulation, adapter: AdapterKey, prompt: tuple[int, ...]) -> int:
