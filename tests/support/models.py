@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.variants import calculate_alora_offsets
 from safetensors.torch import load_file, save_file
 from support.families import FAMILIES, VOCABULARY, AdapterSpec, adapter_specs
@@ -194,15 +195,35 @@ def served_as(folder: Path, rewrite: str) -> Path:
     return old
 
 
+def _is_activated(model: torch.nn.Module) -> bool:
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    return bool(getattr(config, "alora_invocation_tokens", None))
+
+
 def _offsets(model: torch.nn.Module, prompt: Sequence[int], num_more: int) -> dict[str, list[int | None]]:
     """What tells peft where an activated adapter begins in a prompt and `num_more` tokens of its answer.
 
     Its `generate` looks for the invocation in the prompt, its `forward` in all tokens that it gets.
     """
-    if not isinstance(model, PeftModel) or not getattr(model.active_peft_config, "alora_invocation_tokens", None):
+    if not _is_activated(model):
         return {}
+    assert isinstance(model, PeftModel)
     found = calculate_alora_offsets(model.peft_config, model.active_adapter, torch.tensor([list(prompt)]))[0]
     return {"alora_offsets": [None if found is None else found + num_more]}
+
+
+def _as_one_sequence(layer: torch.nn.Module) -> None:
+    """Have a layer get tokens [1, T, in] also where its model leaves the sequences' axis out (OPT).
+
+    There the activated adapters of peft raise, for they look for their tokens along that axis.
+    """
+    of_peft = layer.forward
+
+    def forward(x: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        y: torch.Tensor = of_peft(x.view(1, -1, x.shape[-1]), **kwargs)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    layer.forward = forward
 
 
 class Reference:
@@ -259,5 +280,9 @@ class Reference:
                     model.resize_token_embeddings(num_rows)
             with _quiet():
                 adapted = model if adapter is None else PeftModel.from_pretrained(model, self._adapters[adapter])
+            if _is_activated(adapted):
+                for layer in adapted.modules():
+                    if isinstance(layer, LoraLinear):
+                        _as_one_sequence(layer)
             self._models[adapter] = adapted.eval()
         return self._models[adapter]
