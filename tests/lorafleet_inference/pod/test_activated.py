@@ -8,7 +8,7 @@ from openai import OpenAI
 from support.admin import Refused
 from support.declared_pod import DeclaredPod
 
-from lorafleet_contract.admin import Routes
+from lorafleet_contract.routes import Routes
 
 CONTEXT = [5 + 3 * number % 40 for number in range(64)]
 """Four blocks."""
