@@ -17,7 +17,8 @@ async def test_models_of_the_whole_cluster(world: World) -> None:
     pod = await world.pod("one")
     world.endpoints(pod)
     world.base("another")
-    world.adapter("guest", namespace="other")
+    artifacts = {"artifact": {"rank": 8}, "stableArtifact": {"rank": 8, "invocationTokens": [7, 8]}}
+    world.adapter("guest", namespace="other", status=artifacts)
     world.adapter("waiting", status={"stableRevision": None})
     world.adapter("loser", status={"servedName": None, "stableRevision": None})
     client = await world.open()
@@ -34,7 +35,9 @@ async def test_models_of_the_whole_cluster(world: World) -> None:
         "parent": "numerals",
         "revision": REVISION,
         "max_model_len": 256,
+        "invocation_tokens": None,
     }
+    assert by_id["guest"]["invocation_tokens"] == [7, 8]
     assert by_id["numerals"]["root"] == "models/numerals"
     assert by_id["numerals"]["parent"] is None
     assert by_id["another"]["max_model_len"] is None

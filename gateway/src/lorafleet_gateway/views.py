@@ -49,6 +49,8 @@ class AdapterView:
     """Revisions that its status shows as served now or before: what clients may insist on."""
     revision: str | None
     """The stable one: what the bare name means."""
+    invocation_tokens: tuple[int, ...] | None
+    """Those of the stable one, where it is an activated adapter."""
     is_refused: bool
     """Nothing will change by itself."""
     problem: str
@@ -96,11 +98,18 @@ class _Revision(Observed):
     revision: str
 
 
+class _Artifact(Observed):
+    invocation_tokens: tuple[int, ...] | None = None
+
+
 class _AdapterStatus(Observed):
     served_name: str | None = None
     stable_revision: str | None = None
     history: list[_Revision] = []
     traffic: list[_Revision] = []
+    artifact: _Artifact | None = None
+    stable_artifact: _Artifact | None = None
+    """There while `artifact` is of another revision."""
     conditions: list[Condition] = []
 
 
@@ -182,6 +191,7 @@ def adapter_view(body: Json) -> AdapterView | None:
     ref, status, meta = adapter.spec.base_model_ref, adapter.status, adapter.metadata
     ready = next((c for c in status.conditions if c.type == READY), None)
     problem = "" if ready is None or ready.status == "True" else f"{ready.reason}: {ready.message}"
+    artifact = status.stable_artifact or status.artifact
     return AdapterView(
         uid=meta.uid,
         base_key=(ref.namespace or meta.namespace, ref.name),
@@ -189,6 +199,7 @@ def adapter_view(body: Json) -> AdapterView | None:
         created=meta.creation_timestamp,
         root=adapter.spec.source.repo or adapter.spec.source.path or "",
         revision=status.stable_revision,
+        invocation_tokens=None if artifact is None else artifact.invocation_tokens,
         pinnable=frozenset(
             {one.revision for one in (*status.history, *status.traffic)} | {status.stable_revision or ""} - {""}
         ),

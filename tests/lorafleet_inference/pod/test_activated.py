@@ -47,13 +47,15 @@ def test_it_goes_on_from_the_bases_prefix(declared: DeclaredPod) -> None:
     assert "".join(part["choices"][0]["text"] for part in parts if part["choices"]) == of_adapter
 
 
-def test_who_asks_for_the_routes_sees_its_invocation(declared: DeclaredPod) -> None:
+def test_who_asks_for_models_or_routes_sees_its_invocation(declared: DeclaredPod) -> None:
     activated(declared, "shown")
     routes = Routes.model_validate(httpx.get(f"{declared.pod.url}/v1/routes").json())
     facts = next(one.facts for one in routes.adapters or () if one.name == "shown")
     assert facts is not None
     assert facts.invocation_tokens == INVOCATION
     assert declared.admin.resolve("volume", "shown").facts.invocation_tokens == INVOCATION
+    for name, tokens in (("shown", INVOCATION), ("tiny", None)):
+        assert httpx.get(f"{declared.pod.url}/v1/models/{name}").json()["invocation_tokens"] == tokens
 
 
 def test_one_that_peft_would_not_activate_is_refused(declared: DeclaredPod) -> None:

@@ -26,6 +26,7 @@ def described(models: Iterable[Named], cluster: Cluster) -> list[dict[str, Any]]
                 "parent": base.name if isinstance(named, AdapterView) and base is not None else None,
                 "revision": named.revision if isinstance(named, AdapterView) else None,
                 "max_model_len": lengths[key],
+                "invocation_tokens": named.invocation_tokens if isinstance(named, AdapterView) else None,
             }
         )
     return entries

@@ -57,6 +57,7 @@ class ListedModel:
     root: str
     parent: str | None
     revision: str | None
+    invocation_tokens: list[int] | None = None
 
 
 class AdapterManager:
@@ -172,8 +173,9 @@ class AdapterManager:
         for tracked in self._bringer.tracked.values():
             entry = tracked.entry
             if entry.stable and entry.name != base and tracked.phase not in (Phase.FAILED, Phase.DRAINING):
-                root = entry.artifact.source.show(entry.artifact.place)
-                listed.append(ListedModel(entry.name, tracked.created, root, base, entry.key.revision))
+                artifact, revision = entry.artifact, entry.key.revision
+                root, invocation = artifact.source.show(artifact.place), artifact.facts.invocation_tokens
+                listed.append(ListedModel(entry.name, tracked.created, root, base, revision, invocation))
         return listed
 
     async def lease(self, model: str, revision: str | None) -> Lease:

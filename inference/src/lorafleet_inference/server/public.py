@@ -129,7 +129,15 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
 def _models(pod: Pod) -> list[Model]:
     max_model_len = pod.facts.max_model_len
     return [
-        Model(entry.id, int(entry.created), entry.root, entry.parent, entry.revision, max_model_len)
+        Model(
+            entry.id,
+            int(entry.created),
+            entry.root,
+            entry.parent,
+            entry.revision,
+            max_model_len,
+            entry.invocation_tokens,
+        )
         for entry in pod.manager.models()
     ]
 

@@ -203,6 +203,8 @@ class Model(msgspec.Struct, frozen=True):
     parent: str | None
     revision: str | None
     max_model_len: int
+    invocation_tokens: list[int] | None = None
+    """Of an activated adapter: on what tokens of a prompt it begins."""
     object: Literal["model"] = "model"
     owned_by: Literal["lorafleet"] = "lorafleet"
 
