@@ -336,3 +336,51 @@ def test_neighbouring_pages_at_the_end_are_found() -> None:
     residency.release(a)
     come(residency, c)
     assert residency.pages(c) == (2, 3)
+
+
+def test_who_would_have_to_leave_is_told_and_nobody_leaves() -> None:
+    a, b, c, d = KEYS[:4]
+    residency = of((2, 1), (2, 1), (1, 1), (3, 1))
+    assert residency.leaving_for(a, ()) == ()
+    come(residency, a, b)
+    assert residency.leaving_for(c, ()) == (a,)
+    assert residency.leaving_for(c, (a,)) == (b,)
+    assert residency.leaving_for(d, ()) == (a, b)
+    assert residency.leaving_for(d, (a,)) is None
+    assert residency.leaving_for(c, (a, b)) is None
+    assert (set(residency.on_device), residency.num_evictions) == ({a, b}, 0)
+
+
+def test_one_that_overtakes_leaves_the_pages_of_the_first() -> None:
+    """Idle ones may leave, those that are waited for will: what they have is shared by the two that come."""
+    idle, waited, stays, newcomer = KEYS[:4]
+    firsts = {pages: KEYS[3 + pages] for pages in (1, 2, 3, 4)}
+    residency = of((2, 1), (2, 1), (1, 1), (2, 1), (1, 1), (2, 1), (3, 1), (4, 1), num_pages=6)
+    come(residency, idle, waited, stays)
+    busy = (waited, stays)
+    beside = {pages: residency.fits_beside(newcomer, first, (waited,), busy) for pages, first in firsts.items()}
+    assert beside == {1: True, 2: True, 3: True, 4: False}
+    alone = {pages: residency.fits_beside(newcomer, first, (), busy) for pages, first in firsts.items()}
+    assert alone == {1: True, 2: False, 3: False, 4: False}, "only the idle one leaves"
+
+
+def test_one_that_overtakes_leaves_the_place_of_the_first() -> None:
+    idle, waited, stays, newcomer, first = KEYS[:5]
+    residency = of(*[(1, 1)] * 5, num_pages=9, max_resident=3)
+    come(residency, idle, waited, stays)
+    assert residency.fits_beside(newcomer, first, (waited,), (waited, stays))
+    assert not residency.fits_beside(newcomer, first, (), (waited, stays))
+
+
+def test_as_few_of_the_candidates_are_chosen_as_make_the_room() -> None:
+    """In their order, and only those that can make some: a pinned one stays, and one that is not there has nothing."""
+    idle, pinned, c, d, absent, two, four, five = KEYS
+    residency = of((1, 1), (2, 1), (1, 1), (2, 1), (1, 1), (2, 1), (4, 1), (5, 1), num_pages=6)
+    come(residency, idle, pinned, c, d)
+    residency.pin(pinned, pinned=True)
+    candidates, busy = [absent, pinned, c, d], (pinned, c, d)
+    assert residency.enough_of(candidates, absent, busy) == (), "the idle one's page is enough"
+    assert residency.enough_of(candidates, two, busy) == (c,)
+    assert residency.enough_of(candidates, four, busy) == (c, d)
+    assert residency.enough_of(candidates, five, busy) == (), "all together are too few"
+    assert set(residency.on_device) == {idle, pinned, c, d}
