@@ -3,13 +3,11 @@
 from typing import Any
 
 import pytest
-from support.engines import DrivenEngine, key_of
-from support.models import model_folder
+from support.engines import key_of
 from support.simulation import BLOCK_TOKENS, Simulation, request
 
-from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import FinishReason, SamplingParams
-from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
+from lorafleet_inference.engine.messages import FinishReason
+from lorafleet_inference.engine.plan import Sampled, StepResult
 
 A, B = key_of("a"), key_of("b")
 NUM_CHOICES = 8
@@ -69,40 +67,3 @@ def test_who_shares_with_one_that_fails_starts_over_and_ends_as_alone(way: str) 
     assert {"middle", "last"} <= set(again.gone)
     events = scheduler.commit(again, StepResult({item.request_id: Sampled(2) for item in again.items}))
     assert {event.request_id for event in events} == {"middle", "last", "other"}
-
-
-class FailsOnce:
-    """A runner whose step raises while the request `bad` is in it: before anything of it is computed."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def execute(self, plan: StepPlan, state: Any) -> StepResult:
-        if any(item.request_id == "bad" for item in plan.items):
-            raise RuntimeError("trap")
-        result: StepResult = self.inner.execute(plan, state)
-        return result
-
-
-def test_equal_prompts_that_start_together_answer_as_they_do_alone() -> None:
-    """Also when the one that was to compute what they share is the one that fails."""
-    greedy = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
-    prompt = [3 + at % 90 for at in range(41)]
-    answers = []
-    for names in (["alone"], ["bad", "second", "third"], ["one", "two"]):
-        config = EngineConfig(model=str(model_folder("llama")), device="cpu", num_threads=1, max_rank=16)
-        engine = DrivenEngine(config, FailsOnce)
-        for number, name in enumerate(names):
-            engine.submit(name, None, prompt + [5] * number, greedy)
-        engine.run_until_ended(names)
-        answers.append({name: engine.tokens(name) for name in names})
-        assert engine.engine._blocks.num_used == 0
-        engine.engine._blocks.check()
-    alone, failed, together = answers
-    assert together["one"] == alone["alone"]
-    assert failed["bad"] == ()
-    assert failed["second"] == together["two"]
-    assert len(failed["third"]) == 6
