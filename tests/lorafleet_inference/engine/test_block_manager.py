@@ -148,3 +148,22 @@ def test_keys_rotated_by_other_frequencies_are_other_content() -> None:
     for adapter in ADAPTERS:
         assert chain_seed(adapter) == chain_seed(adapter, rope_length=0)
         assert len({chain_seed(adapter, "salt", rope_length) for rope_length in (0, 1, 2)}) == 3
+
+
+def test_a_block_that_is_taken_back_is_found_by_nobody_and_may_be_published_again() -> None:
+    manager = BlockManager(NUM_BLOCKS, BLOCK_TOKENS, prefix_caching=True)
+    first, second = chain(None, (0, 0)), chain(None, (1, 1))
+    blocks = manager.take(1)
+    assert blocks is not None
+    manager.publish(blocks[0], first[0])
+    assert manager.match(first) == blocks
+    for _ in range(2):  # one that nobody finds may be taken back again
+        manager.unpublish(blocks[0])
+        assert manager.match(first) == []
+    manager.publish(blocks[0], second[0])
+    assert manager.match(second) == blocks
+    manager.unpublish(blocks[0])
+    manager.release(blocks)
+    manager.check()
+    with pytest.raises(AssertionError, match="only a held block"):
+        manager.unpublish(blocks[0])

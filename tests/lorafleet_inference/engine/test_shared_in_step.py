@@ -67,3 +67,15 @@ def test_who_shares_with_one_that_fails_starts_over_and_ends_as_alone(way: str) 
     assert {"middle", "last"} <= set(again.gone)
     events = scheduler.commit(again, StepResult({item.request_id: Sampled(2) for item in again.items}))
     assert {event.request_id for event in events} == {"middle", "last", "other"}
+
+
+def test_one_that_is_well_before_one_that_fails_goes_on_and_hides_nothing() -> None:
+    simulation = simulation_of()
+    for name, num_prompt, seed in (("well", 9, 2), ("first", 9, 1), ("shares", 13, 1)):
+        simulation.submit(request(name, num_prompt=num_prompt, seed=seed))
+    scheduler = simulation.scheduler
+    plan = scheduler.plan(())
+    assert [(item.request_id, item.start) for item in plan.items] == [("well", 0), ("first", 0), ("shares", 8)]
+    events = scheduler.commit(plan, StepResult({"well": Sampled(2), "shares": Sampled(2)}, failed={"first": "no"}))
+    assert {event.request_id: event.finish for event in events} == {"well": None, "first": FinishReason.ERROR}
+    assert {item.request_id: item.start for item in scheduler.plan(()).items} == {"well": 9, "shares": 0}
