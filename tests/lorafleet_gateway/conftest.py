@@ -13,6 +13,7 @@ from support.upstream_pods import REVISION, PodDouble, pod_double
 
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.sockets import bind
+from lorafleet_common.web_ports import Limits
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
@@ -97,8 +98,9 @@ class World:
         metrics_listener = self.stack.enter_context(bind(config.host, config.metrics_port, option="--metrics-port"))
         self.metrics_url = f"http://127.0.0.1:{metrics_listener.getsockname()[1]}/metrics"
         door = FrontDoor(config, self.cluster, upstream, self.state)
+        limits = Limits(config.max_connections, config.client_timeout_seconds)
         for handler, one in ((door.handle, listener), (Monitoring(door).handle, metrics_listener)):
-            runner = await open_port(handler, one)
+            runner = await open_port(handler, one, limits)
             self.stack.push_async_callback(runner.cleanup)
         following = asyncio.create_task(self.cluster.follow())
 

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from support.upstream_pods import streaming
 
@@ -186,3 +186,35 @@ async def test_a_large_body_in_pieces_arrives_whole(world: World) -> None:
         assert (await answered(reader))[0] == 200
     assert pod.received[0].body == body
     assert pod.received[0].headers["content-length"] == str(len(body))
+
+
+async def test_half_open_connections_keep_nobody_out(world: World) -> None:
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    await world.open(max_connections=3)
+    assert world.client is not None
+    async with AsyncExitStack() as stack:
+        for part in (b"", HEAD, HEAD + b"content-length: 100\r\n\r\n{") * 4:
+            _, writer = await stack.enter_async_context(connection(world))
+            writer.write(part)
+            await writer.drain()
+        answer = await world.client.post("/v1/completions", content=BODY)
+        assert answer.status_code == 200
+
+
+async def test_a_client_that_is_refused_before_its_request_is_told_why(world: World) -> None:
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    await world.open(max_connections=1, client_timeout_seconds=0.3)
+    pod.reply = streaming("data: 1\n\n", pause=asyncio.Event())
+    async with connection(world) as (reader, writer):
+        writer.write(HEAD)
+        status, body = await answered(reader)
+        assert (status, json.loads(body)["error"]["code"]) == (408, "invalid_value")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    async with connection(world) as (_, writer):
+        writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+        await eventually("the pod has it", lambda: bool(pod.received))
+        async with connection(world) as (late, _):
+            status, body = await answered(late)
+            assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")

@@ -1,5 +1,6 @@
 """Probes and metrics, on a real port."""
 
+import asyncio
 import socket
 import time
 
@@ -7,7 +8,13 @@ import aiohttp
 import pytest
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_operator.process.health import MAX_RESYNC_AGE_SECONDS, MAX_WATCH_AGE_SECONDS, Health, serve_health
+from lorafleet_operator.process.health import (
+    LIMITS,
+    MAX_RESYNC_AGE_SECONDS,
+    MAX_WATCH_AGE_SECONDS,
+    Health,
+    serve_health,
+)
 
 
 class Listed:
@@ -65,3 +72,15 @@ async def test_taken_port_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--http-port: port {port} cannot be opened"):
             await serve_health(Health(), port)
+
+
+async def test_half_open_connections_do_not_keep_the_kubelet_out() -> None:
+    port = free_port()
+    close = await serve_health(Health(), port)
+    many = [await asyncio.open_connection("127.0.0.1", port) for _ in range(LIMITS.max_connections + 10)]
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session, session.get("/healthz") as answer:
+        assert answer.status == 200
+    assert await asyncio.wait_for(many[0][0].read(), 10) == b""  # the oldest one made way
+    for _, writer in many:
+        writer.close()
+    await close()

@@ -36,6 +36,7 @@ class GatewayConfig:
     max_body_bytes: int = 32 << 20
     max_held_bytes: int = 256 << 20
     max_in_flight: int = 4096
+    max_connections: int = 8192
     max_attempts: int = 3
     retry_seconds: float = 30.0
     connect_timeout_seconds: float = 2.0
@@ -61,6 +62,8 @@ OPTIONS: tuple[Option, ...] = (
            num_bytes, "QUANTITY", C, "max_held_bytes"),
     Option("max-in-flight", "Requests answered at the same time; more are answered 429.",
            number(1, 1 << 20), "NUMBER", C, "max_in_flight"),
+    Option("max-connections", "Connections of clients; one more closes the one that has waited for its client the longest.",
+           number(1, 1 << 20), "NUMBER", C, "max_connections"),
     Option("max-attempts", "Pods that one request is offered to.", number(1, 16), "NUMBER", C, "max_attempts"),
     Option("retry-seconds", "How long after its arrival a request may be offered to another pod.",
            seconds(0, 3600), "SECONDS", C, "retry_seconds"),
@@ -70,7 +73,7 @@ OPTIONS: tuple[Option, ...] = (
            seconds(0.1, 86400), "SECONDS", C, "idle_timeout_seconds"),
     Option("any-revision", "Let clients pin any revision that a pod has, not only those that `status` shows as served.",
            boolean, "", C, "any_revision", is_flag=True),
-    Option("client-timeout-seconds", "How long a client may read nothing of its answer before its connection is ended.",
+    Option("client-timeout-seconds", "How long a client may take for the head of a request, and may read nothing of its answer.",
            seconds(0.1, 86400), "SECONDS", C, "client_timeout_seconds"),
     Option("drain-grace-seconds", "How long new requests are still answered after SIGTERM.",
            seconds(0, 3600), "SECONDS", C, "drain_grace_seconds"),

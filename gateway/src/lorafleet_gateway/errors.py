@@ -9,6 +9,7 @@ GatewayError
     ├── ModelNotFound           404  model_not_found
     ├── RevisionNotFound        404  revision_not_found    a pinned revision that no status shows
     ├── BodyTimeout             408  invalid_value
+    ├── HeadTimeout             408  invalid_value
     ├── BodyTooLarge            413  invalid_value
     ├── UnsupportedEncoding     415  invalid_value         a compressed body
     ├── HeadTooLarge            431  without a code        the request line or a header is too long
@@ -17,6 +18,7 @@ GatewayError
     ├── PodLost                 502  internal_error        a pod took the request and was lost
     ├── AdapterLoading          503  adapter_loading       Retry-After
     ├── NoReadyPod              503  not_ready             Retry-After
+    ├── TooManyConnections      503  overloaded            Retry-After
     ├── Draining                503  draining              Retry-After
     └── PodSilent               504  internal_error        a pod took the request and said nothing for too long
 """
@@ -93,6 +95,13 @@ class BodyTimeout(RequestError):
     code = ErrorCode.INVALID_VALUE
 
 
+class HeadTimeout(RequestError):
+    """The head of the request did not arrive in time."""
+
+    status = 408
+    code = ErrorCode.INVALID_VALUE
+
+
 class BodyTooLarge(RequestError):
     """The body is larger than the gateway takes."""
 
@@ -108,7 +117,7 @@ class UnsupportedEncoding(RequestError):
 
 
 class HeadTooLarge(RequestError):
-    """The request line or a header is longer than the gateway takes."""
+    """The request line, a header or the whole head is longer than the gateway takes."""
 
     status = 431
     code = None
@@ -149,6 +158,14 @@ class NoReadyPod(RequestError):
     status = 503
     code = ErrorCode.NOT_READY
     retry_after_seconds = 2
+
+
+class TooManyConnections(RequestError):
+    """All connections that the gateway takes are being answered."""
+
+    status = 503
+    code = ErrorCode.OVERLOADED
+    retry_after_seconds = 1
 
 
 class Draining(RequestError):

@@ -27,6 +27,11 @@ def error_response(error: RequestError, *, request_id: str, is_lorax: bool = Fal
     return response
 
 
+def error_body(error: RequestError) -> bytes:
+    """Return the body of an error of a connection, which has asked for no API yet."""
+    return _shaped(error, is_lorax=False)[1]
+
+
 def error_event(error: RequestError, *, is_lorax: bool = False) -> bytes:
     """Return the server-sent event that ends a stream that had begun."""
     _, body = _shaped(error, is_lorax=is_lorax)

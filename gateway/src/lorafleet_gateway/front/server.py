@@ -1,9 +1,9 @@
 """The port: which path is answered by what, errors in OpenAI's shape."""
 
-import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from importlib import metadata
 from typing import Any, Final
 
@@ -12,19 +12,22 @@ from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from lorafleet_common.sockets import BACKLOG
+from lorafleet_common.web_ports import LimitedProtocol, LimitedServer, Limits
 from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.errors import (
+    HeadTimeout,
     HeadTooLarge,
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
     NotFound,
     RequestError,
+    TooManyConnections,
 )
-from lorafleet_gateway.front.answers import error_response, json_response
+from lorafleet_gateway.front.answers import error_body, error_response, json_response
 from lorafleet_gateway.front.evidence import Ledger
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
 from lorafleet_gateway.front.models import described
@@ -42,6 +45,12 @@ PROXIED_PATHS: Final = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/responses", *TOKEN_PATHS, *GENERATION_PATHS}
 )
 MODELS_PATH: Final = "/v1/models"
+
+_REFUSALS: Final[Mapping[HTTPStatus, type[RequestError]]] = {
+    HTTPStatus.REQUEST_TIMEOUT: HeadTimeout,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: HeadTooLarge,
+    HTTPStatus.SERVICE_UNAVAILABLE: TooManyConnections,
+}
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -135,7 +144,7 @@ def _reads(handler: Handler) -> dict[str, Handler]:
     return {"GET": handler, "HEAD": handler}
 
 
-class _Protocol(web.RequestHandler):
+class _Protocol(LimitedProtocol):
     """One connection, whose requests that cannot be parsed are answered like all others."""
 
     def handle_error(
@@ -157,19 +166,18 @@ class _Protocol(web.RequestHandler):
         return response
 
 
-class _Server(web.Server):
+class _Server(LimitedServer):
     """Makes our protocol for each connection."""
 
-    def __init__(self, handler: Handler, **options: Any) -> None:
-        super().__init__(handler, handler_cancellation=True, **options)
-        self._options = options
+    protocol = _Protocol
 
-    def __call__(self) -> _Protocol:
-        """Return the protocol of a new connection."""
-        return _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
+    def refusal(self, status: HTTPStatus, message: str) -> tuple[str, bytes]:
+        """Return type and body of the answer to a client that is refused before it has sent a request."""
+        error = _REFUSALS[status](message)
+        return "application/json", error_body(error)
 
 
-async def open_port(handler: Handler, listener: socket.socket) -> web.ServerRunner:
+async def open_port(handler: Handler, listener: socket.socket, limits: Limits) -> web.ServerRunner:
     """Begin to answer; `cleanup` of what is returned cuts what still runs."""
     options: dict[str, Any] = {
         "access_log": None,
@@ -178,7 +186,7 @@ async def open_port(handler: Handler, listener: socket.socket) -> web.ServerRunn
         "max_line_size": MAX_LINE_BYTES,
         "max_field_size": MAX_LINE_BYTES,
     }
-    server = _Server(handler, **options)
+    server = _Server(handler, limits, **options)
     runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG).start()

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 import socket
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
 from lorafleet_common.kube.client import connect
 from lorafleet_common.signals import StopSignals
-from lorafleet_common.sockets import bind
+from lorafleet_common.sockets import bind, connections_with_files
+from lorafleet_common.web_ports import Limits
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
@@ -21,6 +22,10 @@ from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
 
 logger = logging.getLogger(__name__)
+FILES_OF_A_CONNECTION: Final = 2
+"""Of a client, and the one to a pod."""
+MAX_MONITORING_CONNECTIONS: Final = 256
+"""Of operators, and of who collects metrics."""
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -60,8 +65,12 @@ async def _run(
     collector = metrics.ClusterCollector(cluster.readings)
     metrics.REGISTRY.register(collector)
     door = FrontDoor(config, cluster, upstream, state)
-    handlers = (door.handle, Monitoring(door).handle)
-    runners = [await open_port(handler, one) for handler, one in zip(handlers, listeners, strict=True)]
+    most = connections_with_files(config.max_connections, files_each=FILES_OF_A_CONNECTION)
+    ports = (
+        (door.handle, listeners[0], Limits(most, config.client_timeout_seconds)),
+        (Monitoring(door).handle, listeners[1], Limits(MAX_MONITORING_CONNECTIONS, config.client_timeout_seconds)),
+    )
+    runners = [await open_port(*port) for port in ports]
     logger.info("metrics on port %d", listeners[1].getsockname()[1])
     host, port = listeners[0].getsockname()[:2]
     logger.info("listening on %s port %d", host, port)

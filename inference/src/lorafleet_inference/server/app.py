@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.signals import StopSignals
-from lorafleet_common.sockets import bind, url_of
+from lorafleet_common.sockets import bind, connections_with_files, url_of
 from lorafleet_inference import metrics
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import ServerConfig
@@ -23,7 +23,7 @@ from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.answer_room import AnswerRoom
-from lorafleet_inference.server.connections import ConnectionLimits, with_files
+from lorafleet_inference.server.connections import ConnectionLimits
 from lorafleet_inference.server.listening import HttpServer, http_server
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app
@@ -67,7 +67,8 @@ async def serve(config: ServerConfig) -> int:
                 Admission(config.max_waiting_requests),
                 AnswerRoom(config.answer_memory_bytes),
             )
-            limits = with_files(ConnectionLimits(config.max_connections, config.client_timeout_seconds))
+            most = connections_with_files(config.max_connections)
+            limits = ConnectionLimits(most, config.client_timeout_seconds)
             servers = [
                 (http_server(public_app(pod), limits), public_socket),
                 (http_server(admin_app(pod, token_hash), limits), admin_socket),

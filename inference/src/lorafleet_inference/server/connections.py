@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference.server.http import error_body
 
-logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64 << 10
 """Of a request before its body; trailers and the lengths of chunks without a body between them count alike."""
-OTHER_FILES = 256
-"""Files that a process needs beside its connections: sockets of its own, downloads, logs."""
 LINGER_SECONDS = 1.0
 """In which the client may read why it was refused."""
 Clock = Callable[[], float]
@@ -30,25 +26,6 @@ class ConnectionLimits:
     max_connections: int = 4096
     client_timeout_seconds: float = 60.0
     """For a whole head; for the next piece of a body; for taking the next piece of an answer."""
-
-
-def with_files(limits: ConnectionLimits) -> ConnectionLimits:
-    """Let the process have a file for each connection, and return what it may have where the system allows fewer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = limits.max_connections + OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return limits
-    most = max(1, soft - OTHER_FILES)
-    logger.warning(
-        "the process may open %d files, so that it takes %d connections and not --max-connections %d",
-        soft,
-        most,
-        limits.max_connections,
-    )
-    return ConnectionLimits(most, limits.client_timeout_seconds)
 
 
 class LimitedProtocol(HttpToolsProtocol):

@@ -10,10 +10,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lorafleet_common.clock import monotonic
 from lorafleet_common.errors import ConfigError
+from lorafleet_common.web_ports import LimitedServer, Limits
 from lorafleet_operator import metrics
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.process.resync import Resync
 
+LIMITS: Final = Limits(max_connections=64, client_timeout_seconds=15.0)
+"""Of the port, which the kubelet and who collects metrics ask."""
+KEEP_ALIVE_SECONDS: Final = 75.0
 MAX_RESYNC_AGE_SECONDS: Final = 300.0
 MAX_WATCH_AGE_SECONDS: Final = 300.0
 
@@ -53,21 +57,27 @@ async def serve_health(health: Health, port: int) -> Callable[[], "asyncio.Futur
         ConfigError: it cannot be opened.
     """
 
-    async def healthz(_: web.Request) -> web.Response:
+    def healthz() -> web.Response:
         problem = health.problem()
         return web.Response(text=problem or "ok", status=503 if problem else 200)
 
-    async def readyz(_: web.Request) -> web.Response:
+    def readyz() -> web.Response:
         return web.Response(text="ok" if health.is_ready else "listing", status=200 if health.is_ready else 503)
 
-    async def metrics_page(_: web.Request) -> web.Response:
+    def metrics_page() -> web.Response:
         return web.Response(body=generate_latest(metrics.REGISTRY), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics_page)
-    runner = web.AppRunner(app, access_log=None)
+    pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics_page}
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        page = pages.get(request.path)
+        if page is None:
+            return web.Response(text="there is nothing here", status=404)
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(text="this is only read", status=405, headers={"allow": "GET, HEAD"})
+        return page()
+
+    runner = web.ServerRunner(LimitedServer(handle, LIMITS, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS))
     await runner.setup()
     try:
         await web.TCPSite(runner, "0.0.0.0", port).start()
