@@ -7,12 +7,13 @@ Models and adapters are random and made on first use. Results go to benchmarks/r
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from measure import environment, report
-from measure.scenarios import Setting, as_json, fairness, loading_gap, many_registered, throughput
+from measure.fairness import DEFAULT_MS, fairness
+from measure.scenarios import Setting, as_json, loading_gap, many_registered, throughput
 from measure.sizes import SIZES
 from measure.workload import Lengths
 
@@ -22,9 +23,6 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 FIGURES = ("throughput", "loading", "many", "fairness")
 BASELINES = ("engine", "generate", "peft-mixed", "peft-sequential")
 NUM_STREAMS, NUM_LOADS = 8, 20
-NUM_BUSY, NUM_QUIET = 50, 20
-SMALL_STEPS = 128
-"""Tokens of a step, to show what the size of steps does to waiting."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,10 +89,7 @@ def _measure(chosen: argparse.Namespace, setting: Setting, document: dict[str, A
         many = many_registered(setting, num_many=chosen.registered, max_resident=chosen.resident, told=_tell)
         document["many_registered"] = as_json(many)
     if "fairness" in chosen.figures:
-        found = document["fairness"] = []
-        for tokens in (chosen.max_batch_tokens, SMALL_STEPS):
-            narrow = replace(setting, max_batch_tokens=tokens)
-            found.append(as_json(fairness(narrow, num_busy=NUM_BUSY, num_requests=NUM_QUIET, told=_tell)))
+        document["fairness"] = [asdict(found) for found in fairness(setting, chosen.target_step_ms, _tell)]
 
 
 def _tell(line: str) -> None:
@@ -131,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--answer-tokens", type=int, default=64, help="of each request")
     add("--rank", type=int, default=16, help="of the adapters, on all linear layers")
     add("--max-batch-tokens", type=int, default=2048, help="token budget of a step, of our engine and of vLLM")
+    add("--target-step-ms", type=_numbers, default=[int(DEFAULT_MS)], help="bounds of steps, for fairness")
     add("--registered", type=int, default=2000, help="adapters of the third figure")
     add("--resident", type=int, default=64, help="of them in memory at a time")
     add("--repeats", type=int, default=3, help="counted runs of ours")

@@ -122,20 +122,33 @@ def _activated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _fairness(rows: Sequence[Mapping[str, Any]]) -> str:
+    """First tokens by the bound of a step; where it was measured, what the bound costs, as the median of its runs' ratios."""
     head = (
         f"First token of an adapter that sends one request at a time, while another one keeps {rows[0]['num_busy']} in flight "
         f"({rows[0]['num_requests']} requests each):\n\n"
-        "| max batch tokens | alone p50 ms | p95 | beside p50 ms | p95 | p95 beside / alone |\n|---:|---:|---:|---:|---:|---:|\n"
+        "| steps of at most | alone p50 ms | p95 | beside p50 ms | p95 | p95 beside / alone | tokens/s, all at once | "
+        "of no bound |\n|---:|---:|---:|---:|---:|---:|---:|---:|\n"
     )
     body = ""
     for row in rows:
         alone, beside = row["alone"], row["beside"]
+        runs, unbounded = row.get("tokens_per_second_runs"), rows[0].get("tokens_per_second_runs")
+        cost = " | "
+        if runs and unbounded:
+            ratios = [mine / free for mine, free in zip(runs, unbounded, strict=True)]
+            cost = f"{median(runs):.0f} | {median(ratios):.3f}"
         body += (
-            f"| {row['max_batch_tokens']} | {alone['ttft_p50_ms']:.0f} | {alone['ttft_p95_ms']:.0f} "
+            f"| {_bound(row)} | {alone['ttft_p50_ms']:.0f} | {alone['ttft_p95_ms']:.0f} "
             f"| {beside['ttft_p50_ms']:.0f} | {beside['ttft_p95_ms']:.0f} "
-            f"| {beside['ttft_p95_ms'] / alone['ttft_p95_ms']:.1f} |\n"
+            f"| {beside['ttft_p95_ms'] / alone['ttft_p95_ms']:.2f} | {cost} |\n"
         )
     return head + body
+
+
+def _bound(row: Mapping[str, Any]) -> str:
+    if "target_step_ms" not in row:
+        return f"{row['max_batch_tokens']} tokens"
+    return "no bound" if row["target_step_ms"] is None else f"{row['target_step_ms']} ms"
 
 
 def _api_process(rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None) -> str:

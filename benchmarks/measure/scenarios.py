@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from measure.workload import Ask, Lengths, even, zipf
 BENCHMARKS = Path(__file__).resolve().parents[1]
 SOURCE = "bench"
 """Name of the declared source that cold adapters come from."""
-BUSY_SECONDS = 20.0
-"""Until the requests of a busy adapter are spread over all stages of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,54 +243,6 @@ def many_registered(setting: Setting, *, num_many: int, max_resident: int, told:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class Fairness:
-    """How long a quiet adapter waits for its first token, alone and beside one that sends without pause."""
-
-    max_batch_tokens: int
-    num_busy: int
-    num_requests: int
-    alone: Figures
-    beside: Figures
-
-
-def fairness(setting: Setting, *, num_busy: int, num_requests: int, told: Told) -> Fairness:
-    """One request at a time of an adapter, alone; then while so many of another are always in flight."""
-    told(f"one adapter beside one with {num_busy} requests in flight, {setting.max_batch_tokens} tokens a step")
-    adapters = {_name(index): setting.adapters[index] for index in range(2)}
-    short = replace(setting.lengths, answer=8)
-    with serve(setting.model, adapters, setting.pod_options(max_resident=2)) as pod:
-        alone = asyncio.run(_one_by_one(pod, even(num_requests, 1, short, seed=1)))
-        beside = asyncio.run(_beside(setting, pod, num_busy, even(num_requests, 1, short, seed=2)))
-    return Fairness(setting.max_batch_tokens, num_busy, num_requests, alone, beside)
-
-
-async def _one_by_one(pod: MeasuredPod, asks: Sequence[Ask]) -> Figures:
-    return figures([await stream(pod.url, ask, _name(0)) for ask in asks])
-
-
-async def _beside(setting: Setting, pod: MeasuredPod, num_busy: int, asks: Sequence[Ask]) -> Figures:
-    waves = [even(60, 1, setting.lengths, seed=1000 + number) for number in range(num_busy)]
-
-    async def busy(own: Sequence[Ask]) -> None:
-        for ask in own:
-            await stream(pod.url, ask, _name(1))
-        raise RuntimeError("the busy adapter fell silent")
-
-    tasks = [asyncio.create_task(busy(own)) for own in waves]
-    try:
-        await asyncio.sleep(BUSY_SECONDS)
-        result = await _one_by_one(pod, asks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        ends = await asyncio.gather(*tasks, return_exceptions=True)
-    for end in ends:
-        if not isinstance(end, asyncio.CancelledError):
-            raise RuntimeError("a busy request failed") from end
-    return result
-
-
-def as_json(result: Row | LoadingGap | ManyRegistered | Fairness) -> dict[str, object]:
+def as_json(result: Row | LoadingGap | ManyRegistered) -> dict[str, object]:
     """Return a result as it stands in the file of results."""
     return asdict(result)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,23 @@ def test_the_page_shows_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
 
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     assert report.page(text, ROOT / "benchmarks" / "results") == text, "run: python benchmarks/serving.py --page"
+
+
+def test_what_a_bound_costs_is_the_median_of_runs_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from measure import report
+    from measure.fairness import Fairness
+    from measure.timing import Figures
+
+    alone = Figures(20.0, ttft_p50_ms=150.0, ttft_p95_ms=160.0)
+    rows = [
+        Fairness(None, 50, 40, alone, Figures(4.0, ttft_p50_ms=400.0, ttft_p95_ms=960.0), [100.0, 200.0, 300.0]),
+        Fairness(250.5, 50, 40, alone, Figures(4.0, ttft_p50_ms=300.0, ttft_p95_ms=400.0), [90.0, 190.0, 270.0]),
+    ]
+    text = report.tables({"environment": {}, "setting": {}, "rows": [], "fairness": [asdict(row) for row in rows]})
+    assert "one keeps 50 in flight (40 requests each)" in text
+    assert "| no bound | 150 | 160 | 400 | 960 | 6.00 | 200 | 1.000 |" in text
+    assert "| 250.5 ms | 150 | 160 | 300 | 400 | 2.50 | 190 | 0.900 |" in text
 
 
 def test_an_unknown_figure_is_named() -> None:
