@@ -137,7 +137,7 @@ def _may_hold(pod: ObservedPod, name: str) -> bool:
 def next_leave(plan: Plan, pods: Sequence[ObservedPod], now: datetime) -> float | None:
     """Return in how many seconds the next revision may leave; None when none is waiting."""
     times = [
-        leaves_at(lineup.intent, entry.revision, now)
+        leaves_at(lineup.intent, now)
         for lineup in plan.lineups
         if lineup.intent.is_served
         for pod in pods

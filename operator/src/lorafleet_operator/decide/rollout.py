@@ -100,12 +100,16 @@ def may_leave(intent: Intent, revision: str, target: str | None, now: datetime) 
         return intent.owns_name
     if revision in (intent.published, target) or intent.desired is None:
         return False
-    return leaves_at(intent, revision, now) <= now
+    return leaves_at(intent, now) <= now
 
 
-def leaves_at(intent: Intent, revision: str, now: datetime) -> datetime:
-    """Return when a revision that is no longer wanted may be removed."""
+def leaves_at(intent: Intent, now: datetime) -> datetime:
+    """Return when revisions that are no longer wanted may be removed: not until gateways know which one is published.
+
+    It does not matter which of them was published before: a status that two leaders have written may have lost that.
+    """
     history = intent.adapter.status.history
-    if len(history) > 1 and history[1].revision == revision:
-        return max(history[0].since, intent.published_at or history[0].since) + SWITCH_GRACE
-    return now
+    switched = [history[0].since] if history else []
+    if intent.published_at is not None:
+        switched.append(intent.published_at)
+    return max(switched) + SWITCH_GRACE if switched else now
