@@ -1,5 +1,7 @@
 """From which token on an activated adapter is computed, and that the prefix cache tells such blocks apart."""
 
+from itertools import product
+
 import pytest
 from support.engines import key_of
 
@@ -25,6 +27,8 @@ A, B = key_of("a"), key_of("b")
         ((1, 8), (7, 8), NEVER),
         ((7, 7, 7), (7, 7), 1),
         ((8, 9, 8), (9, 8), 1),
+        ((1, 2, 1, 2, 2, 1), (2, 1, 2, 2), 1),
+        ((3, 1, 1, 2, 1, 1, 1), (3, 1, 1, 2, 1, 1), 0),
     ],
 )
 def test_it_begins_with_the_last_invocation_of_the_prompt(
@@ -56,3 +60,33 @@ def test_steps_are_told_where_it_begins(adapter: AdapterKey | None, begin: int) 
     assert scheduler.submit(request) is None
     (new,) = scheduler.plan((A, B)).new
     assert new.adapter_from == begin
+
+
+def test_it_is_found_wherever_it_stands() -> None:
+    """All short prompts and invocations of two tokens, so that beginnings of it stand in every way before it and within it."""
+    prompts = [prompt for length in range(9) for prompt in product((1, 2), repeat=length)]
+    for invocation in (one for length in range(1, 6) for one in product((1, 2), repeat=length)):
+        for prompt in prompts:
+            places = [at for at in range(len(prompt)) if prompt[at : at + len(invocation)] == invocation]
+            assert activation(prompt, invocation) == max(places, default=NEVER), (prompt, invocation)
+
+
+class Counted(int):
+    """A token id that counts how often it is compared."""
+
+    num_compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.num_compared += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("invocation", [[6, *[5] * 63], [*[5] * 32, 6, *[5] * 31], [*[5] * 63, 6]])
+def test_a_prompt_that_almost_has_it_everywhere_is_looked_through_once(invocation: list[int]) -> None:
+    """It is looked for in the engine, between the steps of all: a long prompt must not hold them up."""
+    prompt = [Counted(5) for _ in range(2000)]
+    Counted.num_compared = 0
+    assert activation(prompt, invocation) == NEVER
+    assert Counted.num_compared <= 4 * (len(prompt) + len(invocation))
