@@ -19,7 +19,7 @@ from lorafleet_inference.adapters.routers import take_routers
 from lorafleet_inference.adapters.rows import take_rows
 from lorafleet_inference.adapters.sites import mismatch, site_of
 from lorafleet_inference.adapters.tensors import ModuleTensors, Part, by_module
-from lorafleet_inference.adapters.types import AdapterPlan, OwnParameter
+from lorafleet_inference.adapters.types import AdapterPlan, LoraSite, OwnParameter
 from lorafleet_inference.config import UnknownFields
 from lorafleet_inference.engine.messages import ModelFacts, ModuleFacts, ModuleKind, WholeFacts
 from lorafleet_inference.errors import AdapterError
@@ -54,17 +54,7 @@ def inspect_adapter(
     side = {module.name: module for module in model.side_modules}
     _check_modules(lora, inner, side, config, targets)
     _check_targets(config, {tensors.name for tensors in lora}, inner, targets)
-    sites = [
-        site_of(
-            inner.get(tensors.name) or side[tensors.name],
-            tensors,
-            config,
-            targets.rank(tensors.name),
-            targets.scale(tensors.name),
-            max_rank=max_rank,
-        )
-        for tensors in lora
-    ]
+    sites = _sites(lora, {**side, **inner}, config, targets, max_rank=max_rank)
     sites += routers
     own = _own_parameters(rest, whole, lora={one.name for one in lora})
     facts = AdapterFacts(
@@ -85,12 +75,26 @@ def inspect_adapter(
         num_rows=taken.num_rows,
         own_rows=taken.rows,
         experts=experts,
-        invocation=tuple(config.alora_invocation_tokens or ()),
         base_copies=_base_copies(rest, whole, lora={one.name for one in lora}),
     )
     if plan.invocation:
         check_activated(plan, config, heads={name for name, one in side.items() if one.kind is ModuleKind.LINEAR})
     return plan
+
+
+def _sites(
+    lora: Sequence[ModuleTensors],
+    modules: Mapping[str, ModuleFacts],
+    config: PeftConfig,
+    targets: Targets,
+    *,
+    max_rank: int,
+) -> list[LoraSite]:
+    """Return where an adapter has LoRA, whose modules are known to be there."""
+    return [
+        site_of(modules[one.name], one, config, targets.rank(one.name), targets.scale(one.name), max_rank=max_rank)
+        for one in lora
+    ]
 
 
 def _is_head(name: str, whole: Mapping[str, WholeFacts]) -> bool:

@@ -93,10 +93,13 @@ class AdapterPlan:
     own_rows: tuple[OwnRows, ...] = ()
     """In the order in which they replace rows."""
     experts: tuple[ExpertSite, ...] = ()
-    invocation: tuple[int, ...] = ()
-    """Token ids from whose last occurrence in a prompt on the adapter is computed (aLoRA); empty: from the first token on."""
     base_copies: tuple[OwnParameter, ...] = ()
     """Weights that have to be the base's own: the adapter is refused when it is loaded if one is not."""
+
+    @property
+    def invocation(self) -> tuple[int, ...]:
+        """Token ids from whose last occurrence in a prompt on the adapter is computed (aLoRA); empty: from the first token on."""
+        return tuple(self.facts.invocation_tokens or ())
 
     @property
     def rank(self) -> int:
