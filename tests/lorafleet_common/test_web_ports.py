@@ -24,7 +24,8 @@ class Port:
 
     def __init__(self, number: int, limits: Limits) -> None:
         self.number = number
-        self.server = LimitedServer(self.answer, limits, access_log=None, **LINES)
+        self.counted: list[str] = []
+        self.server = LimitedServer(self.answer, limits, self.counted.append, access_log=None, **LINES)
         self.go_on = asyncio.Event()
         self.held = asyncio.Semaphore(0)
         self.left = asyncio.Event()
@@ -113,6 +114,7 @@ async def test_who_does_not_send_a_whole_head_is_told_and_closed(earlier: bytes,
         streams[1].write(part)
         assert await status_of(streams) == 408
         assert await ended(streams)
+        assert port.counted == ["slow"]
 
 
 async def test_a_head_that_comes_drop_by_drop_has_no_more_time() -> None:
@@ -131,6 +133,7 @@ async def test_a_head_has_a_size() -> None:
         streams = await port.connect(GET[:-2] + lines)
         assert await status_of(streams) == 431
         assert await ended(streams)
+        assert port.counted == ["large"]
 
 
 @pytest.mark.parametrize("path", [b"/", b"/unread"])
@@ -171,6 +174,7 @@ async def test_one_too_many_closes_the_one_that_waits_longest_for_its_client() -
         assert await ended(idle)
         port.go_on.set()
         assert await status_of(held) == 200
+        assert port.counted == ["displaced", "displaced"]
 
 
 async def test_where_all_are_answered_the_next_one_comes_back_later() -> None:
@@ -181,12 +185,14 @@ async def test_where_all_are_answered_the_next_one_comes_back_later() -> None:
         assert await status_of(await port.connect(GET)) == 503
         port.go_on.set()
         assert [await status_of(one) for one in held] == [200, 200, 200]
+        assert port.counted == ["full"]
 
 
 async def test_who_takes_nothing_of_an_answer_loses_it() -> None:
     async with serving(QUICK) as port:
         await port.connect(GET.replace(b"/", b"/endless", 1))
         await asyncio.wait_for(port.left.wait(), 10)
+        assert port.counted == ["unread"]
 
 
 async def test_who_takes_nothing_of_a_last_answer_is_not_waited_for() -> None:

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from support.upstream_pods import streaming
 
+from lorafleet_gateway import metrics
+
 from .conftest import World, eventually
 
 BODY = b'{"model": "numerals"}'
@@ -22,6 +24,10 @@ async def connection(world: World) -> AsyncIterator[tuple[asyncio.StreamReader, 
         yield reader, writer
     finally:
         writer.close()
+
+
+def ended(why: str) -> float:
+    return metrics.REGISTRY.get_sample_value("lorafleet_gateway_connections_ended_total", {"reason": why}) or 0.0
 
 
 async def answered(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -206,6 +212,7 @@ async def test_a_client_that_is_refused_before_its_request_is_told_why(world: Wo
     pod = await world.pod("one")
     world.endpoints(pod)
     await world.open(max_connections=1, client_timeout_seconds=0.3)
+    before = [ended(why) for why in ("slow", "full")]
     pod.reply = streaming("data: 1\n\n", pause=asyncio.Event())
     async with connection(world) as (reader, writer):
         writer.write(HEAD)
@@ -218,3 +225,4 @@ async def test_a_client_that_is_refused_before_its_request_is_told_why(world: Wo
         async with connection(world) as (late, _):
             status, body = await answered(late)
             assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+    assert [ended(why) for why in ("slow", "full")] == [number + 1 for number in before]

@@ -80,7 +80,10 @@ async def test_half_open_connections_do_not_keep_the_kubelet_out() -> None:
     many = [await asyncio.open_connection("127.0.0.1", port) for _ in range(LIMITS.max_connections + 10)]
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session, session.get("/healthz") as answer:
         assert answer.status == 200
+        async with session.get("/metrics") as metrics_page:
+            page = await metrics_page.text()
     assert await asyncio.wait_for(many[0][0].read(), 10) == b""  # the oldest one made way
+    assert 'lorafleet_operator_connections_ended_total{reason="displaced"}' in page
     for _, writer in many:
         writer.close()
     await close()

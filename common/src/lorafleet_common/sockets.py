@@ -9,6 +9,10 @@ from lorafleet_common.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 BACKLOG: Final = 2048
+WHY_ENDED: Final = (
+    "full (all were being answered), displaced (by a new one), slow (request), large (head), unread (answer)"
+)
+"""Why a server ends a connection of a client, as metrics count it."""
 OTHER_FILES: Final = 256
 """Files that a process needs beside its connections: sockets of its own, downloads, logs."""
 

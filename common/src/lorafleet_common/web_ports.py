@@ -13,6 +13,11 @@ MAX_HEAD_BYTES: Final = 64 << 10
 LINGER_SECONDS: Final = 1.0
 """In which the client may read why it was refused."""
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+_REASONS: Final = {
+    HTTPStatus.SERVICE_UNAVAILABLE: "full",
+    HTTPStatus.REQUEST_TIMEOUT: "slow",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "large",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,7 @@ class LimitedProtocol(web.RequestHandler):
         if self._transport is not None and self._transport.get_write_buffer_size() < self._num_unsent_bytes:
             self._look_for_reader_later()
         else:
+            self._server.count("unread")
             self.abort()
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
@@ -168,6 +174,7 @@ class LimitedProtocol(web.RequestHandler):
         self._stop_waiting_for_head()
         if self._transport is None or self._transport.is_closing():
             return
+        self._server.count(_REASONS[status])
         kind, body = self._server.refusal(status, message)
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
         head += "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
@@ -180,14 +187,16 @@ class LimitedServer(web.Server):
 
     protocol: type[LimitedProtocol] = LimitedProtocol
 
-    def __init__(self, handler: Handler, limits: Limits, **options: Any) -> None:
+    def __init__(self, handler: Handler, limits: Limits, count: Callable[[str], None], **options: Any) -> None:
+        """`count` is told why a connection is ended: one of REASONS."""
+
         async def answered(request: web.BaseRequest) -> web.StreamResponse:
             connection = request.protocol
             assert isinstance(connection, LimitedProtocol)
             return await connection.answer(request, handler)
 
         super().__init__(answered, handler_cancellation=True, **options)
-        self.limits = limits
+        self.limits, self.count = limits, count
         self.open: set[LimitedProtocol] = set()
         self._options = options
 
@@ -210,5 +219,6 @@ class LimitedServer(web.Server):
             return False
         oldest = min(others, key=lambda one: one.waiting_since)
         self.open.discard(oldest)
+        self.count("displaced")
         oldest.abort()
         return True

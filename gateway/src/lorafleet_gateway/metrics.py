@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lorafleet_common.metrics import BoundedLabels, MetricTable
+from lorafleet_common.sockets import WHY_ENDED
 
 METRICS = MetricTable()
 TABLE, REGISTRY = METRICS.lines, METRICS.registry
@@ -31,6 +32,9 @@ FIRST_BYTE_SECONDS = METRICS.histogram(
     "lorafleet_gateway_time_to_first_byte_seconds",
     "From the arrival of a request to the first byte that a pod answered it with.",
     "base",
+)
+CONNECTIONS_ENDED = METRICS.counter(
+    "lorafleet_gateway_connections_ended_total", f"Connections that the gateway ended, by why: {WHY_ENDED}.", "reason"
 )
 IN_FLIGHT = METRICS.gauge("lorafleet_gateway_requests_in_flight", "Requests being answered.").of()
 HELD_BYTES = METRICS.gauge("lorafleet_gateway_held_body_bytes", "Bodies of requests whose answers have not begun.").of()

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from lorafleet_common.metrics import LATENCY_BUCKETS, MAX_LABELS, BoundedLabels, MetricTable
+from lorafleet_common.sockets import WHY_ENDED
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, EngineReady, EngineStats
 
 METRICS = MetricTable("base")
@@ -39,6 +40,11 @@ NOT_FINITE = counter(
     "adapter",
 )
 ERRORS = counter("lorafleet_errors_total", "Requests answered with an error, by its code.", "code")
+CONNECTIONS_ENDED = counter(
+    "lorafleet_connections_ended_total",
+    f"Connections that the pod ended, by why: {WHY_ENDED}.",
+    "reason",
+)
 UNKNOWN_FIELDS = counter(
     "lorafleet_unknown_fields_total",
     "Fields of requests that nobody knows, ignored with --unknown-fields ignore, by name (the first 64; others are `_other`).",

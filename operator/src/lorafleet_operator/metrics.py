@@ -3,6 +3,7 @@
 from typing import Final
 
 from lorafleet_common.metrics import MetricTable
+from lorafleet_common.sockets import WHY_ENDED
 from lorafleet_contract.resources import AdapterCounts
 
 METRICS: Final = MetricTable()
@@ -26,6 +27,11 @@ ADMIN_SECONDS = METRICS.histogram(
     "verb",
     "code",
     buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+).metric
+CONNECTIONS_ENDED = METRICS.counter(
+    "lorafleet_operator_connections_ended_total",
+    f"Connections to the port of probes and metrics that the operator ended, by why: {WHY_ENDED}.",
+    "reason",
 ).metric
 RESOLVES = METRICS.counter(
     "lorafleet_operator_resolves_total", "Sources resolved by pods, by result: ok or a reason.", "result"

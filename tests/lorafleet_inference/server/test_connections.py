@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 
 import pytest
@@ -13,10 +13,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from lorafleet_common.sockets import bind
+from lorafleet_inference import metrics
 from lorafleet_inference.server.connections import ConnectionLimits, OncePerSecond
 from lorafleet_inference.server.listening import http_server
 
 QUICK = ConnectionLimits(max_connections=3, client_timeout_seconds=0.3)
+WHYS = ("full", "displaced", "slow", "large", "unread")
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: a\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -91,6 +93,14 @@ async def is_closed(streams: Streams) -> bool:
     return True
 
 
+@pytest.fixture
+def ended_now() -> Callable[[], dict[str, float]]:
+    """How many connections were ended since the test began, by why."""
+    counters = {why: metrics.CONNECTIONS_ENDED.of(why) for why in WHYS}
+    before = {why: counter._value.get() for why, counter in counters.items()}
+    return lambda: {why: more for why in WHYS if (more := counters[why]._value.get() - before[why])}
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -102,13 +112,16 @@ async def is_closed(streams: Streams) -> bool:
     ],
     ids=["nothing", "an empty line", "half a head", "half a body", "a chunk"],
 )
-async def test_a_request_that_does_not_come_to_an_end_is_told_so(data: bytes) -> None:
+async def test_a_request_that_does_not_come_to_an_end_is_told_so(
+    data: bytes, ended_now: Callable[[], dict[str, float]]
+) -> None:
     async with serving(QUICK) as server:
         streams = await server.connect(data)
         status, body = await answer_of(streams)
         assert status == 408
         assert "within 0.3 seconds" in json.loads(body)["error"]["message"]
         assert await is_closed(streams)
+        assert ended_now() == {"slow": 1}
 
 
 async def test_an_empty_line_after_an_answer_does_not_keep_the_connection() -> None:
@@ -137,19 +150,21 @@ async def test_an_answer_may_take_longer_than_a_client() -> None:
         assert await answer_of(streams) == (200, b"hello")
 
 
-async def test_a_client_that_does_not_read_loses_its_answer() -> None:
+async def test_a_client_that_does_not_read_loses_its_answer(ended_now: Callable[[], dict[str, float]]) -> None:
     async with serving(QUICK) as server:
         streams = await server.connect(GET.replace(b"/", b"/endless", 1), limit=1 << 10)
         await asyncio.wait_for(server.left.wait(), 10)
         assert await is_closed(streams)
+        assert ended_now() == {"unread": 1}
 
 
 @pytest.mark.parametrize("more", [b"a: b\r\n", b"a"], ids=["many fields", "a long one"])
-async def test_a_head_has_a_bound(more: bytes) -> None:
+async def test_a_head_has_a_bound(more: bytes, ended_now: Callable[[], dict[str, float]]) -> None:
     async with serving(ConnectionLimits()) as server:
         streams = await server.connect(POST + b"x: " + more * ((1 << 18) // len(more)))
         status, _ = await answer_of(streams)
         assert status == 431
+        assert ended_now() == {"large": 1}
 
 
 async def test_trailers_have_a_bound() -> None:
@@ -160,7 +175,7 @@ async def test_trailers_have_a_bound() -> None:
         assert status == 431
 
 
-async def test_the_connection_that_has_waited_the_longest_makes_room() -> None:
+async def test_the_connection_that_has_waited_the_longest_makes_room(ended_now: Callable[[], dict[str, float]]) -> None:
     async with serving(ConnectionLimits(max_connections=3)) as server:
         held = await server.connect(GET.replace(b"/", b"/held", 1))
         await server.held.acquire()
@@ -176,6 +191,7 @@ async def test_the_connection_that_has_waited_the_longest_makes_room() -> None:
         assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
         server.go_on.set()
         assert await answer_of(held) == await answer_of(new) == (200, b"hello")
+        assert ended_now() == {"displaced": 2, "full": 1}
 
 
 async def test_an_upgrade_that_is_not_offered_is_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:

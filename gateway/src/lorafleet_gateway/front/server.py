@@ -186,7 +186,7 @@ async def open_port(handler: Handler, listener: socket.socket, limits: Limits) -
         "max_line_size": MAX_LINE_BYTES,
         "max_field_size": MAX_LINE_BYTES,
     }
-    server = _Server(handler, limits, **options)
+    server = _Server(handler, limits, lambda reason: metrics.CONNECTIONS_ENDED.of(reason).inc(), **options)
     runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG).start()

@@ -10,6 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lorafleet_contract.openai import ErrorCode
+from lorafleet_inference import metrics
 from lorafleet_inference.server.http import error_body
 
 MAX_HEAD_BYTES = 64 << 10
@@ -114,6 +115,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """No further request came."""
         if self.transport.get_write_buffer_size():
+            metrics.CONNECTIONS_ENDED.of("unread").inc()
             self.transport.abort()  # nobody reads the last answer, so that closing would wait for ever
         else:
             super().timeout_keep_alive_handler()
@@ -143,6 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return False
         oldest = min(others, key=lambda one: one.waiting_since)
         self.connections.discard(oldest)
+        metrics.CONNECTIONS_ENDED.of("displaced").inc()
         oldest.transport.abort()
         return True
 
@@ -162,6 +165,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.flow.read_paused or not self.waits_for_client:
             self._wait_for_bytes()  # it is the pod that takes its time
         elif self.cycle is not None and self.cycle.response_started:
+            metrics.CONNECTIONS_ENDED.of("slow").inc()
             self.transport.close()
         else:
             self._refuse(408, f"the request did not come within {self._limits.client_timeout_seconds:g} seconds")
@@ -181,12 +185,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._num_unsent_bytes < before:
             self._wait_for_reader()
         else:
+            metrics.CONNECTIONS_ENDED.of("unread").inc()
             self.transport.abort()
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer before there is a whole request, and close; not at once, since what the client sends would cut the answer."""
         self._refused = True
         self._stop_waiting_for_bytes()
+        metrics.CONNECTIONS_ENDED.of({408: "slow", 431: "large", 503: "full"}[status]).inc()
         words = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}[status]
         code = ErrorCode.OVERLOADED if status == 503 else ErrorCode.INVALID_VALUE
         body = error_body(message, status=status, code=code.value)

@@ -77,7 +77,11 @@ async def serve_health(health: Health, port: int) -> Callable[[], "asyncio.Futur
             return web.Response(text="this is only read", status=405, headers={"allow": "GET, HEAD"})
         return page()
 
-    runner = web.ServerRunner(LimitedServer(handle, LIMITS, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS))
+    def count(reason: str) -> None:
+        metrics.CONNECTIONS_ENDED.labels(reason).inc()
+
+    server = LimitedServer(handle, LIMITS, count, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
+    runner = web.ServerRunner(server)
     await runner.setup()
     try:
         await web.TCPSite(runner, "0.0.0.0", port).start()
