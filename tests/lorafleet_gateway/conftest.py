@@ -27,7 +27,7 @@ NAMESPACE = "team"
 BASE = "numerals"
 
 
-async def eventually(what: str, look: Callable[[], Any], timeout_seconds: float = 10) -> None:
+async def eventually(what: str, look: Callable[[], Any], timeout_seconds: float = 60) -> None:
     """Wait until something is true."""
     deadline = asyncio.get_running_loop().time() + timeout_seconds
     while not look():
@@ -110,7 +110,7 @@ class World:
 
         self.stack.push_async_callback(end)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self.client = await self.stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+        self.client = await self.stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         if waits:
             await eventually(
                 "the gateway is ready", lambda: self.cluster is not None and not self.cluster.unready_reason()

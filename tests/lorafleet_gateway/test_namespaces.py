@@ -34,7 +34,7 @@ async def test_gateway_is_ready_beside_a_namespace_that_is_refused(world: World)
     assert (await world.ask("nothing")).status_code == 404
     assert refused(world) == [OTHER]
     world.kube.refuses = {}
-    await eventually("followed", lambda: world.knows("dutch"), timeout_seconds=15)
+    await eventually("followed", lambda: world.knows("dutch"))
     assert (await world.ask("dutch")).status_code == 200
     await eventually("all of it", lambda: refused(world) == [])
 

@@ -31,7 +31,7 @@ def ended(why: str) -> float:
 
 
 async def answered(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).lower()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).lower()
     length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
     return int(head.split()[1]), await reader.readexactly(length)
 
@@ -108,7 +108,7 @@ async def test_a_slow_reader_slows_the_pod_and_not_the_gateway(world: World) -> 
         assert not pod.ended.is_set()
         while not reader.at_eof() and not pod.ended.is_set():
             await reader.read(1 << 20)
-        await asyncio.wait_for(pod.ended.wait(), 5)
+        await asyncio.wait_for(pod.ended.wait(), 60)
         assert pod.num_written == 400
 
 
@@ -127,7 +127,7 @@ async def test_a_client_that_stops_reading_is_ended(world: World) -> None:
     async with connection(world) as (reader, writer):
         writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
         await reader.readuntil(b"\r\n\r\n")
-        await asyncio.wait_for(pod.ended.wait(), 10)
+        await asyncio.wait_for(pod.ended.wait(), 60)
         assert pod.num_written < 350
         await eventually("it is over", lambda: world.state is not None and world.state.num_in_flight == 0)
 
@@ -140,7 +140,7 @@ async def test_to_http_1_0_the_end_of_the_connection_ends_a_stream(world: World)
     async with connection(world) as (reader, writer):
         head = b"POST /v1/completions HTTP/1.0\r\nconnection: keep-alive\r\n"
         writer.write(head + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
-        raw = await asyncio.wait_for(reader.read(), 5)
+        raw = await asyncio.wait_for(reader.read(), 60)
         assert raw.endswith(b"data: 1\n\ndata: [DONE]\n\n")
 
 
@@ -155,7 +155,7 @@ async def test_what_is_no_request_is_answered_as_everything_is(world: World) -> 
     for sent, status in refused.items():
         async with connection(world) as (reader, writer):
             writer.write(sent)
-            raw_head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            raw_head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
             found, headers = head_of(raw_head)
             assert found == status, sent[:40]
             assert headers["server"] == "lorafleet-gateway"
@@ -218,7 +218,7 @@ async def test_a_client_that_is_refused_before_its_request_is_told_why(world: Wo
         writer.write(HEAD)
         status, body = await answered(reader)
         assert (status, json.loads(body)["error"]["code"]) == (408, "invalid_value")
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
     async with connection(world) as (_, writer):
         writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
         await eventually("the pod has it", lambda: bool(pod.received))

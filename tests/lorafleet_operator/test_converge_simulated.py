@@ -38,6 +38,11 @@ async def test_adapters_become_ready_and_status_says_all(fleet: Fleet) -> None:
     assert first.names() == second.names() == set(THREE)
     assert first.residents() | second.residents() == set(THREE)
     assert not first.residents() & second.residents()
+
+    def base_status() -> dict:
+        return fleet.kube.get(Kind.BASE, NAMESPACE, "base")["status"]
+
+    await until("all is counted", lambda: base_status()["adapters"] == {"desired": 3, "ready": 3, "failed": 0})
     status = fleet.status("french")
     assert status["servedName"] == "french"
     assert status["stableRevision"] == status["desiredRevision"] == first.stable("french")
@@ -50,8 +55,7 @@ async def test_adapters_become_ready_and_status_says_all(fleet: Fleet) -> None:
         ("Accepted", "Available", "Ready", "Resident"), "True"
     )
     assert fleet.kube.get(Kind.ADAPTER, NAMESPACE, "french")["metadata"]["finalizers"] == ["lorafleet.io/unload"]
-    base = fleet.kube.get(Kind.BASE, NAMESPACE, "base")["status"]
-    assert base["adapters"] == {"desired": 3, "ready": 3, "failed": 0}
+    base = base_status()
     assert base["capacity"]["assignedAdapterSlots"] == 3
     assert base["replicas"] == base["readyReplicas"] == 2
     await until("an Event for each", lambda: fleet.event_reasons() == ["Ready"] * 4)
@@ -73,16 +77,20 @@ async def test_nothing_is_written_when_nothing_changes(fleet: Fleet) -> None:
     await until("the name is kept", lambda: "servedName" in fleet.kube.objects[kept]["data"]["bases.json"])
     resync = fleet.health.resync
     assert resync is not None
-    versions = {
-        key: body["metadata"]["resourceVersion"] for key, body in fleet.kube.objects.items() if key[0] != "leases"
-    }
-    told = len(pod.writes)
-    for _ in range(3):
-        await until("a resync", lambda last=resync.last: resync.last > last)
-    assert len(pod.writes) == told
-    assert versions == {
-        key: body["metadata"]["resourceVersion"] for key, body in fleet.kube.objects.items() if key[0] != "leases"
-    }
+
+    async def after_resyncs() -> dict[object, object]:
+        """How often the pod was told something, and versions of what the API server has."""
+        for _ in range(3):
+            await until("a resync", lambda last=resync.last: resync.last > last)
+        objects = fleet.kube.objects.items()
+        versions = {key: body["metadata"]["resourceVersion"] for key, body in objects if key[0] != "leases"}
+        return {**versions, "pod": len(pod.writes)}
+
+    seen = [await after_resyncs()]
+    while len(seen) < 20 and seen[-1] not in seen[:-1]:  # what readiness brings with it comes first
+        seen.append(await after_resyncs())
+    assert seen[-1] == seen[-2]
+    assert await after_resyncs() == seen[-1]
 
 
 async def test_new_revision_is_loaded_beside_and_switched(fleet: Fleet) -> None:
@@ -106,7 +114,7 @@ async def test_new_revision_is_loaded_beside_and_switched(fleet: Fleet) -> None:
     assert all(num == 2 for revision, num in seen if revision == new)
     switched = asyncio.get_running_loop().time()
     await until("the old one leaves", lambda: all({r for _, r in pod.entries} == {new} for pod in fleet.pods.values()))
-    assert asyncio.get_running_loop().time() - switched > 4.9
+    assert asyncio.get_running_loop().time() - switched > 4
     assert [h["revision"] for h in fleet.status("roman")["history"]] == [new, old]
 
 
@@ -207,13 +215,13 @@ async def test_silent_pod_holds_up_nobody_and_loses_nothing(fleet: Fleet) -> Non
     held = silent.residents()
     silent.hang()
     fleet.adapter("dutch")
-    await until("the other pod answers", lambda: fleet.is_ready("dutch"), seconds=15)
+    await until("the other pod answers", lambda: fleet.is_ready("dutch"))
     assert fleet.pods["base-1"].residents() >= {"dutch"}
     fleet.delete("french")
     await until("the other pod has forgotten", lambda: "french" not in fleet.pods["base-1"].names())
     assert not fleet.is_gone("french")
     silent.wake()
-    await until("unloaded", lambda: fleet.is_gone("french"), seconds=15)
+    await until("unloaded", lambda: fleet.is_gone("french"))
     await until("it has caught up", lambda: silent.names() == {"german", "dutch"})
     assert silent.residents() >= held - {"french"}
 
@@ -470,10 +478,10 @@ async def test_orphans_leave_after_everything_was_listed_twice(fleet: Fleet) -> 
     body["metadata"]["finalizers"] = []
     fleet.delete("french")
     pods = list(fleet.pods.values())
-    await fleet.operate(replace(CONFIG, resync_seconds=1.0))
-    await until("taken over", lambda: all(pod.fence == 2 for pod in pods))
-    assert all("french" in pod.names() for pod in pods)
+    await fleet.operate(replace(CONFIG, resync_seconds=2.0))
     await until("forgotten", lambda: all(pod.names() == {"german"} for pod in pods))
+    first = [next(write for write in pod.writes if write.fence == 2) for pod in pods]
+    assert [write.removed for write in first] == [[], []]
 
 
 async def test_api_server_may_be_away(fleet: Fleet) -> None:
@@ -544,7 +552,7 @@ async def test_many_adapters_at_once_cost_few_writes(fleet: Fleet) -> None:
     before, told = len(fleet.kube.writes), len(pod.writes)
     for name in names:
         fleet.adapter(name)
-    await until("all ready", lambda: fleet.is_ready(*names), seconds=60)
+    await until("all ready", lambda: fleet.is_ready(*names))
     statuses = [
         write for write in fleet.kube.writes[before:] if "/loraadapters/" in write and write.endswith("/status")
     ]

@@ -8,13 +8,14 @@ import pytest
 import pytest_asyncio
 from kubernetes.aio.client import Configuration
 from support.fake_kube import FakeKube
+from support.simulated_fleet import until
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.errors import KubeConflict, KubeNotFound, KubeUnavailable
 from lorafleet_common.paths import collection
 from lorafleet_operator.cluster.keys import admin_key
-from lorafleet_operator.cluster.lease import Lease
+from lorafleet_operator.cluster.lease import DURATION_SECONDS, Lease
 from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.errors import LeaseLost, NotLeading
 
@@ -57,7 +58,7 @@ async def test_released_lease_is_taken_at_once(kube: FakeKube, api: KubeApi) -> 
     await asyncio.sleep(0.1)
     assert not waiting.done()
     await first.release()
-    await asyncio.wait_for(waiting, 3)
+    await asyncio.wait_for(waiting, DURATION_SECONDS - 5)
     assert second.identity == kube.get("leases", "system", "lease")["spec"]["holderIdentity"]
 
 
@@ -65,7 +66,7 @@ async def test_restarted_container_of_the_same_pod_leads_at_once(api: KubeApi) -
     """The process before it ended without releasing: it is dead, and its successor need not wait for its time to pass."""
     killed, successor = lease(api, "op-0"), lease(api, "op-0")
     await killed.acquire()
-    await asyncio.wait_for(successor.acquire(), 3)
+    await asyncio.wait_for(successor.acquire(), DURATION_SECONDS - 5)
     assert successor.fence == killed.fence + 1
 
 
@@ -75,7 +76,7 @@ async def test_lost_lease_ends_the_leader(kube: FakeKube, api: KubeApi) -> None:
     found = kube.get("leases", "system", "lease")
     kube.put("leases", {**found, "spec": {**found["spec"], "holderIdentity": "other", "leaseTransitions": 2}})
     with pytest.raises(LeaseLost, match="other holds it"):
-        await asyncio.wait_for(it.hold(), 5)
+        await asyncio.wait_for(it.hold(), 60)
     await it.release()
     assert kube.get("leases", "system", "lease")["spec"]["holderIdentity"] == "other"
 
@@ -85,7 +86,7 @@ async def test_deleted_lease_ends_the_leader(kube: FakeKube, api: KubeApi) -> No
     await it.acquire()
     kube.delete("leases", "system", "lease")
     with pytest.raises(LeaseLost, match="deleted"):
-        await asyncio.wait_for(it.hold(), 5)
+        await asyncio.wait_for(it.hold(), 60)
 
 
 async def test_touched_lease_is_still_held(kube: FakeKube, api: KubeApi) -> None:
@@ -96,11 +97,7 @@ async def test_touched_lease_is_still_held(kube: FakeKube, api: KubeApi) -> None
     kube.put("leases", {**found, "metadata": {**found["metadata"], "labels": {"x": "y"}}})
     holding = asyncio.create_task(it.hold())
     renewed = found["spec"]["renewTime"]
-    for _ in range(100):
-        await asyncio.sleep(0.05)
-        if kube.get("leases", "system", "lease")["spec"]["renewTime"] != renewed:
-            break
-    assert kube.get("leases", "system", "lease")["spec"]["renewTime"] != renewed
+    await until("renewed", lambda: kube.get("leases", "system", "lease")["spec"]["renewTime"] != renewed)
     assert not holding.done()
     holding.cancel()
 

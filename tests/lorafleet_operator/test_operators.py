@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 from support.operator_views import base as base_view
-from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, simulated_fleet, until
+from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, settled, simulated_fleet, until
 
 from lorafleet_contract.names import ANNOTATION_OPERATOR, FINALIZER
 from lorafleet_contract.resources import BaseModelResource
@@ -47,6 +47,7 @@ async def two(fleet: Fleet, second: OperatorConfig = OTHER) -> None:
     await until("ready", lambda: fleet.is_ready("french"))
     await fleet.operate(second)
     await until("left", lambda: "OperatedByAnother" in fleet.event_reasons())
+    await settled(fleet)
 
 
 async def test_second_operator_leaves_a_base_alone_and_says_so(fleet: Fleet) -> None:
@@ -71,9 +72,10 @@ async def test_annotation_hands_a_base_over(fleet: Fleet) -> None:
     await until("taken", lambda: holder(fleet) == SECOND)
     await until("said", lambda: "OperatorChanged" in fleet.event_reasons())
     await until("another token", lambda: fleet.event_reasons().count("OperatedByAnother") == 2)
-    settled = generation(fleet)
+    await settled(fleet)
+    before = generation(fleet)
     await asyncio.sleep(2.5)
-    assert generation(fleet) == settled
+    assert generation(fleet) == before
     assert holder(fleet) == SECOND
 
 
@@ -83,9 +85,10 @@ async def test_two_that_come_together_do_not_both_have_a_base(fleet: Fleet) -> N
     fleet.base()
     await until("one has it", lambda: holder(fleet) in (FIRST, SECOND))
     await until("one has left it", lambda: "OperatedByAnother" in fleet.event_reasons())
-    settled = generation(fleet)
+    await settled(fleet)
+    before = generation(fleet)
     await asyncio.sleep(2.5)
-    assert generation(fleet) == settled
+    assert generation(fleet) == before
 
 
 async def test_operators_of_disjoint_namespaces_do_not_meet(fleet: Fleet) -> None:

@@ -97,7 +97,7 @@ async def test_one_missed_answer_is_none() -> None:
     before = asyncio.get_running_loop().time()
     it.pods.tell(said(1))
     await until("seen", lambda: it.seen == said(1))
-    assert asyncio.get_running_loop().time() - before < 1.5
+    assert asyncio.get_running_loop().time() - before < 4
     await it.watches.close()
 
 
@@ -131,7 +131,7 @@ async def test_what_ends_is_begun_again(caplog: pytest.LogCaptureFixture) -> Non
             raise error
 
     task = asyncio.create_task(supervise("it", run, pause_seconds=0.01))
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 60)
     assert "it failed" in caplog.text
     assert "it ended" in caplog.text
     task.cancel()

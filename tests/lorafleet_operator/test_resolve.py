@@ -40,6 +40,6 @@ async def test_fault_of_ours_ends_no_resolution(caplog: pytest.LogCaptureFixture
     assert "a fault of a library" in caplog.text
     assert woken[0] == (v.KEY, 0)
     assert any(0 < seconds <= FIRST_RETRY_SECONDS for _, seconds in woken)
-    await until("asked again", lambda: isinstance(ask(), ArtifactStatus), seconds=3)
+    await until("asked again", lambda: isinstance(ask(), ArtifactStatus))
     assert pod.num_asked == 2
     await resolver.close()

@@ -9,7 +9,7 @@ import httpx
 from lorafleet_contract import admin
 from lorafleet_contract.sources import ResolvedSource
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 
 
 class Refused(Exception):

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from openai import AsyncOpenAI, OpenAI
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [str(ROOT / part / "src") for part in ("contract", "common", "inference")]
 START_SECONDS = 300.0
-END_SECONDS = 30.0
+END_SECONDS = 120.0
 KERNELS = Path(tempfile.gettempdir()) / f"lorafleet-test-kernels-{os.getuid()}"
 """Compiled once for all pods of all runs."""
 LISTENING = re.compile(r"listening on (http://\S+) \(admin (http://\S+)\)")
@@ -42,15 +42,15 @@ class ServedPod:
 
     def openai(self) -> OpenAI:
         """A client that does not try again."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=180)
 
     def async_openai(self) -> AsyncOpenAI:
         """As `openai`."""
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=180)
 
     def get(self, path: str) -> httpx.Response:
         """GET on the public port."""
-        return httpx.get(f"{self.url}{path}", timeout=30, trust_env=False)
+        return httpx.get(f"{self.url}{path}", timeout=60, trust_env=False)
 
     def metric(self, series: str) -> float:
         """The value of one series of /metrics, written as there; 0 where it is not there."""
@@ -74,6 +74,20 @@ class ServedPod:
             assert self.process.poll() is None, f"the pod ended with {self.process.returncode}\n{self.logs}"
             time.sleep(0.02)
 
+    @contextmanager
+    def stopped_engine(self) -> Iterator[None]:
+        """Inside, the engine stands still, so that what runs does not end; the API process goes on."""
+        engines = [pid for pid in descendants(self.process.pid) if b"engine.process" in command_of(pid)]
+        assert engines
+        for pid in engines:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in engines:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def terminate(self) -> None:
         """Send SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
@@ -81,6 +95,23 @@ class ServedPod:
     def wait_ended(self, timeout_seconds: float = END_SECONDS) -> int:
         """Wait for the end of the process and return its status."""
         return self.process.wait(timeout_seconds)
+
+
+def descendants(process_id: int) -> list[int]:
+    """Processes that a process has started, and theirs."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{process_id}/task").iterdir():
+            for child in map(int, (thread / "children").read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def command_of(process_id: int) -> bytes:
+    """Command line of a process; nothing of one that is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{process_id}/cmdline").read_bytes()
+    return b""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Real servers on free ports of the loopback: a hub, and S3 by rclone."""
 
-import socket
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +18,8 @@ from lorafleet_inference.server.listening import http_server
 
 RCLONE = Path(sys.executable).parent / "rclone"
 ACCESS_KEY, SECRET_KEY = "AKTEST", "not-so-secret"
-START_SECONDS = 20.0
+START_SECONDS = 60.0
+LISTENING = re.compile(r"Starting s3 server on \[(http://[\d.:]+)/\]")
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,8 @@ class ServedS3:
 def serve_s3(root: Path) -> Iterator[ServedS3]:
     """Serve S3 as a process; keys are ACCESS_KEY and SECRET_KEY."""
     root.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = root.parent / f"{root.name}-s3.log"
-    command = [str(RCLONE), "serve", "s3", "--config", "/dev/null", "--addr", f"127.0.0.1:{port}"]
+    command = [str(RCLONE), "serve", "s3", "--config", "/dev/null", "--addr", "127.0.0.1:0"]
     command += [
         "--auth-key",
         f"{ACCESS_KEY},{SECRET_KEY}",
@@ -77,20 +75,16 @@ def serve_s3(root: Path) -> Iterator[ServedS3]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        _wait_listening(port, process, log)
-        yield ServedS3(f"http://127.0.0.1:{port}", root, process)
+        yield ServedS3(_wait_listening(process, log), root, process)
     finally:
         process.terminate()
         process.wait(START_SECONDS)
 
 
-def _wait_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_listening(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, f"rclone does not listen\n{log.read_text()}"
-            time.sleep(0.05)
+    while (found := LISTENING.search(log.read_text())) is None:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, f"rclone does not listen\n{log.read_text()}"
+        time.sleep(0.05)
+    return found[1]

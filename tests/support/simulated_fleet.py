@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import copy
 import itertools
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -34,10 +35,11 @@ NAMESPACE = "team"
 SYSTEM = "system"
 BASE = "base"
 ADMIN_PORT = 18001
-CONFIG = OperatorConfig(engine_image="engine:1", namespace=SYSTEM, pod_name="operator-0", resync_seconds=30)
+CONFIG = OperatorConfig(engine_image="engine:1", namespace=SYSTEM, pod_name="operator-0", resync_seconds=600)
+"""No resync within a test that does not ask for one: it would heal what a test is to notice."""
 API_VERSION = "lorafleet.io/v1alpha1"
-_addresses = itertools.count(1)
-"""Each pod of a test run has an address of its own on the loopback."""
+_addresses = itertools.count(os.getpid() * 4096)
+"""Each pod has an address of its own on the loopback, and test runs beside each other begin at different ones."""
 
 
 class Fleet:
@@ -124,7 +126,7 @@ class Fleet:
         pod = self.pod_class(self.library, token=admin_token(key, uid), **options)
         name, number = f"{base}-{self._num_made}", next(_addresses)
         self._num_made += 1
-        ip = f"127.83.{number // 250}.{number % 250 + 1}"
+        ip = f"127.{64 + number // 62500 % 128}.{number // 250 % 250}.{number % 250 + 1}"
         await pod.listen(ip, public_port=None, admin_port=ADMIN_PORT)
         self.pods[name] = pod
         labels = {LABEL_BASE: base, "pod-template-hash": "1"}
@@ -272,8 +274,31 @@ async def simulated_fleet() -> AsyncIterator[Fleet]:
     assert [fault for pod in pods for fault in pod.faults] == []
 
 
-async def until(what: str, look: Callable[[], Any], *, seconds: float = 10) -> Any:
-    """Return the first truthy value of `look`.
+async def settled(fleet: Fleet, *, quiet_seconds: float = 0.5) -> None:
+    """Wait until nothing has been written for a moment, to the API server or to pods; Leases are renewed all the time.
+
+    Raises:
+        AssertionError: it did not come to rest.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 90
+
+    def written() -> tuple[int, ...]:
+        return (
+            sum("/leases" not in write for write in fleet.kube.writes),
+            *(len(p.writes) for p in fleet.pods.values()),
+        )
+
+    before, since = written(), loop.time()
+    while loop.time() < since + quiet_seconds:
+        await asyncio.sleep(0.02)
+        if (now := written()) != before:
+            assert loop.time() < deadline, fleet.kube.writes[-20:]
+            before, since = now, loop.time()
+
+
+async def until(what: str, look: Callable[[], Any], *, seconds: float = 90) -> Any:
+    """Return the first truthy value of `look`. The time is that of a machine that does much else.
 
     Raises:
         AssertionError: there was none in time.

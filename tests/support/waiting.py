@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def wait_for(
-    what: str, look: Callable[[], T | None], *, timeout_seconds: float = 60, interval_seconds: float = 0.2
+    what: str, look: Callable[[], T | None], *, timeout_seconds: float = 120, interval_seconds: float = 0.2
 ) -> T:
     """Return the first truthy value of `look`.
 

@@ -73,7 +73,7 @@ class Pod:
     async def until(self, what: str, condition: Callable[[], object]) -> None:
         """Wait for a condition on what the manager shows."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not condition():
                     await self.manager.changes.wait(self.manager.changes.number, 0.2)
         except TimeoutError:
@@ -106,7 +106,7 @@ async def make_pod(tmp_path: Path) -> AsyncIterator[MakePod]:
                 adapter_sources=(VOLUME,),
                 volumes_dir=tmp_path / "volumes",
                 cache_dir=tmp_path / "cache",
-                **{"adapter_hold_seconds": 5.0, **fields},
+                **{"adapter_hold_seconds": 60.0, **fields},
             )
             (tmp_path / "volumes" / "volume").mkdir(parents=True, exist_ok=True)
             pod = Pod(engine, config)

@@ -79,7 +79,7 @@ class Bench:
 
     def turn(self, *, finished_jobs: int = 0) -> Outcome:
         """What a turn of the engine's loop does, after waiting for jobs of the thread."""
-        outcomes = [self.posted.get(timeout=10)() for _ in range(finished_jobs)]
+        outcomes = [self.posted.get(timeout=60)() for _ in range(finished_jobs)]
         outcomes.append(
             self.loads.start_loads(
                 self.waiting,

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import random
 from collections import Counter
 from collections.abc import Sequence
 
@@ -204,7 +203,7 @@ def test_a_large_vocabulary_loses_no_token_to_rounding() -> None:
 
 
 def test_half_precision_logits_are_taken() -> None:
-    draw = Draw(SamplingParams(max_tokens=1, temperature=0), random.randrange(9), 0)
+    draw = Draw(SamplingParams(max_tokens=1, temperature=0), 8, 0)
     assert sample(torch.tensor([[0.0, 5.0]], dtype=torch.bfloat16), [draw])[0].token_id == 1
 
 

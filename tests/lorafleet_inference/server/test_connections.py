@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 
@@ -18,6 +19,8 @@ from lorafleet_inference.server.connections import ConnectionLimits, OncePerSeco
 from lorafleet_inference.server.listening import http_server
 
 QUICK = ConnectionLimits(max_connections=3, client_timeout_seconds=0.3)
+PATIENT = ConnectionLimits(client_timeout_seconds=1.0)
+"""For what has to be in time: a machine may stand still for a moment."""
 WHYS = ("full", "displaced", "slow", "large", "unread")
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: a\r\n"
@@ -78,7 +81,7 @@ async def serving(limits: ConnectionLimits) -> AsyncIterator[Server]:
 async def answer_of(streams: Streams) -> tuple[int, bytes]:
     """The status and the body of one answer."""
     reader, _ = streams
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
     return int(head.split()[1]), await reader.readexactly(int(fields[b"content-length"]))
 
@@ -86,7 +89,7 @@ async def answer_of(streams: Streams) -> tuple[int, bytes]:
 async def is_closed(streams: Streams) -> bool:
     """Whether the other side closes; what still comes is dropped."""
     try:
-        while await asyncio.wait_for(streams[0].read(1 << 16), 10):
+        while await asyncio.wait_for(streams[0].read(1 << 16), 60):
             pass
     except ConnectionError:
         pass
@@ -125,7 +128,7 @@ async def test_a_request_that_does_not_come_to_an_end_is_told_so(
 
 
 async def test_an_empty_line_after_an_answer_does_not_keep_the_connection() -> None:
-    async with serving(QUICK) as server:
+    async with serving(PATIENT) as server:
         streams = await server.connect(GET)
         assert await answer_of(streams) == (200, b"hello")
         streams[1].write(b"\r\n")
@@ -133,19 +136,19 @@ async def test_an_empty_line_after_an_answer_does_not_keep_the_connection() -> N
 
 
 async def test_a_body_may_take_longer_than_the_time_of_its_pieces() -> None:
-    async with serving(ConnectionLimits(client_timeout_seconds=1.0)) as server:
+    async with serving(PATIENT) as server:
         streams = await server.connect(POST + b"content-length: 8\r\n\r\n")
         for piece in (b"ab", b"cd", b"ef", b"gh"):
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.3)
             streams[1].write(piece)
         assert await answer_of(streams) == (200, b"abcdefgh")
 
 
 async def test_an_answer_may_take_longer_than_a_client() -> None:
-    async with serving(QUICK) as server:
+    async with serving(PATIENT) as server:
         streams = await server.connect(GET.replace(b"/", b"/held", 1))
         await server.held.acquire()
-        await asyncio.sleep(2 * QUICK.client_timeout_seconds)
+        await asyncio.sleep(1.5 * PATIENT.client_timeout_seconds)
         server.go_on.set()
         assert await answer_of(streams) == (200, b"hello")
 
@@ -153,7 +156,7 @@ async def test_an_answer_may_take_longer_than_a_client() -> None:
 async def test_a_client_that_does_not_read_loses_its_answer(ended_now: Callable[[], dict[str, float]]) -> None:
     async with serving(QUICK) as server:
         streams = await server.connect(GET.replace(b"/", b"/endless", 1), limit=1 << 10)
-        await asyncio.wait_for(server.left.wait(), 10)
+        await asyncio.wait_for(server.left.wait(), 60)
         assert await is_closed(streams)
         assert ended_now() == {"unread": 1}
 
@@ -217,10 +220,11 @@ def lines() -> Iterator[list[str]]:
 
 
 async def test_garbage_is_at_most_a_line_a_second(lines: list[str]) -> None:
+    began = time.monotonic()
     async with serving(ConnectionLimits()) as server:
         for _ in range(20):
             assert await is_closed(await server.connect(b"\x00garbage\r\n\r\n"))
-    assert 1 <= len(lines) <= 5, lines
+    assert 1 <= len(lines) <= 2 + time.monotonic() - began, lines
 
 
 def test_the_next_line_tells_how_many_were_left_out() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -196,16 +195,14 @@ async def test_a_pattern_that_never_ends_fails_alone(text: Text, folder: Path, t
     hostile = asyncio.create_task(
         bad_codec.encode(("ab" * 18 + "!") * 1000, add_special_tokens=False, max_tokens=99999, field="prompt")
     )
-    latest = begun = time.perf_counter()
-    worst = 0.0
+    num_answered = 0
     while not hostile.done():
         assert await codec.encode("one <tool>", add_special_tokens=False, max_tokens=200, field="prompt")
         await asyncio.sleep(0.01)
-        worst, latest = max(worst, time.perf_counter() - latest), time.perf_counter()
+        num_answered += 1
     with pytest.raises(InvalidValue, match="more than 5 seconds"):
         await hostile
-    assert worst < 2.0, "others were held up"
-    assert latest - begun > 1.0, "the pattern ended: it is no test"
+    assert num_answered > 5, "others were held up until it had ended"
     with pytest.raises(InvalidValue, match="more than 5 seconds"):
         await bad_codec.encode("x", add_special_tokens=False, max_tokens=200, field="prompt")
 
