@@ -25,6 +25,7 @@ from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.listening import http_server
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app
+from lorafleet_inference.server.reading import Readers
 from lorafleet_inference.server.state import Phase, PodState
 from lorafleet_inference.text.tokenizer import Text
 
@@ -67,7 +68,7 @@ async def canned_pod(model: Path, *options: str, answer_memory_bytes: int = 1 <<
             cache_dir=Path(folder),
             answer_memory_bytes=answer_memory_bytes,
         )
-        text = Text.load(model)
+        text, readers = Text.load(model), Readers()
         engine = await EngineClient.start(config.engine, canned_engine.program(*options))
         try:
             manager = AdapterManager(engine, config, boot_id="canned", judge=text.judge)
@@ -80,6 +81,7 @@ async def canned_pod(model: Path, *options: str, answer_memory_bytes: int = 1 <<
                 state,
                 Admission(config.max_waiting_requests),
                 AnswerRoom(config.answer_memory_bytes),
+                readers,
             )
             await engine.wait_ready()
             await manager.start()
@@ -96,6 +98,7 @@ async def canned_pod(model: Path, *options: str, answer_memory_bytes: int = 1 <<
         finally:
             await engine.close()
             text.close()
+            readers.close()
 
 
 async def _serve(model: Path, *options: str) -> None:

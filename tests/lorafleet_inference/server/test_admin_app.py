@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.reading import Readers
 from lorafleet_inference.server.routes import routes_router
 from lorafleet_inference.server.state import Phase, PodState
 
@@ -35,7 +37,8 @@ async def pod(tmp_path: Path) -> AsyncIterator[Pod]:
     manager = AdapterManager(engine, config, boot_id="boot")
     state = PodState(manager.changes.bump)
     nothing: Any = None
-    yield Pod(config, engine, manager, nothing, state, Admission(8), AnswerRoom(1 << 20))
+    with closing(Readers()) as readers:
+        yield Pod(config, engine, manager, nothing, state, Admission(8), AnswerRoom(1 << 20), readers)
     await manager.close()
     engine.close()
 

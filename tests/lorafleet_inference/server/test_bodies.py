@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -14,11 +16,16 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 
 from lorafleet_inference.errors import InvalidValue, RequestError
-from lorafleet_inference.server.bodies import FREE_BYTES, BodyRoom, check_num_values
+from lorafleet_inference.server.bodies import FREE_BYTES, MAX_ITEMS, BodyRoom, check_num_values
 from lorafleet_inference.server.http import Endpoint, Exchange
+from lorafleet_inference.server.reading import AT_ONCE_BYTES, Readers, read_json
 from lorafleet_inference.server.requests import parse_chat, parse_completion
+from lorafleet_inference.server.responses_request import ResponsesRequest
+from lorafleet_inference.server.tokens import DetokenizeRequest
 
 SIZE = 8_000_000
+MOST = MAX_ITEMS - 9
+"""Numbers of one list beside a few other fields."""
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('ab"\\[]{},:\n一')),
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(st.sampled_from('a"\\[{'), max_size=3), inner),
@@ -45,6 +52,47 @@ def test_values_are_counted_as_a_parser_would(value: Any, ascii_only: bool, most
             check_num_values(body, most=most)
 
 
+def num_commas(value: Any) -> int:
+    """Items beyond the first one of each list and object."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return max(0, len(value) - 1) + sum(map(num_commas, inner))
+    return 0
+
+
+@given(JSON, st.integers(1, 30))
+def test_items_are_counted_numbers_among_them(value: Any, most: int) -> None:
+    body = json.dumps(value).encode() + b" " * (1 << 16)
+    if num_commas(value) < most:
+        check_num_values(body, most_items=most)
+    else:
+        with pytest.raises(InvalidValue, match=f"more than {most} items"):
+            check_num_values(body, most_items=most)
+
+
+def test_token_ids_of_a_batch_of_long_prompts_are_taken() -> None:
+    request = parse_completion(of(prompt=[[7] * 4096] * 100))
+    assert [len(prompt) for prompt in request.prompts] == [4096] * 100
+
+
+async def test_longer_bodies_are_read_beside_the_event_loop_and_small_ones_do_not_wait_for_large_ones() -> None:
+    here, goes_on = threading.get_ident(), threading.Event()
+
+    def parse(body: bytes) -> int:
+        if len(body) > FREE_BYTES:
+            assert goes_on.wait(30)
+        return threading.get_ident()
+
+    with contextlib.closing(Readers()) as readers:
+        large = asyncio.ensure_future(readers.read(parse, b"x" * (FREE_BYTES + 1)))
+        small = await readers.read(parse, b"x" * FREE_BYTES)
+        assert await readers.read(parse, b"x" * AT_ONCE_BYTES) == here
+        goes_on.set()
+        assert len({here, small, await large}) == 3
+        with pytest.raises(InvalidValue):
+            await readers.read(parse_chat, b"{" * FREE_BYTES)
+
+
 def of(**fields: Any) -> bytes:
     return json.dumps({"model": "a", **fields}).encode()
 
@@ -55,6 +103,11 @@ BODIES: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("parts", parse_chat, of(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * (SIZE // 30)}])),
     ("wrong parts", parse_chat, of(messages=[{"role": "user", "content": [{}] * 20_000}])),
     ("token ids", parse_completion, of(prompt=[7] * (SIZE // 3))),
+    ("as many token ids as may be", parse_completion, of(prompt=[7] * MOST)),
+    ("numbers as choices of a form", parse_completion, of(prompt="a", guided_choice=[7] * MOST)),
+    ("numbers as what is included", partial(read_json, ResponsesRequest), of(input="a", include=[7] * MOST)),
+    ("wrong tokens to write out", partial(read_json, DetokenizeRequest), of(tokens=[-1] * MOST)),
+    ("empty lines as a grammar", parse_completion, of(prompt="a", guided_grammar="\n" * 20_000)),
     ("wrong token ids", parse_completion, of(prompt=[-1] * (SIZE // 4))),
     ("numbers as stops", parse_completion, of(prompt="a", stop=[7] * (SIZE // 3))),
     ("biases", parse_completion, of(prompt="a", logit_bias={str(number): 1 for number in range(SIZE // 14)})),

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from support.canned_pod import canned_pod, model_without_weights
+from support.turns import longest_turn
 from tokenizers import Tokenizer
 
 PROMPT = "one two three stop four "
@@ -100,16 +100,6 @@ async def test_what_comes_together_is_one_event(model: Path) -> None:
     assert choice["finish_reason"] == "stop"
     assert 0 < usage["completion_tokens"] < 24, "tokens after the stop string are not the answer's"
     assert counted == 24 + usage["completion_tokens"]
-
-
-async def longest_turn(work: asyncio.Task[Any]) -> float:
-    """CPU seconds of the longest turn of the event loop, in its own thread alone, while something is done."""
-    longest, before = 0.0, time.thread_time()
-    while not work.done():
-        await asyncio.sleep(0)
-        now = time.thread_time()
-        longest, before = max(longest, now - before), now
-    return longest
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import hypothesis
 import llguidance
 import pytest
+from hypothesis import strategies as st
+from llguidance.gbnf_to_lark import is_lark_syntax
 from pydantic import ValidationError
 from support.tokenizers_made import byte_level
 
 from lorafleet_inference.engine.grammars import GrammarTokenizer
-from lorafleet_inference.server.structured import FormFields, ResponseFormat, StructuredOutputs, of_schema
+from lorafleet_inference.server.structured import FormFields, ResponseFormat, StructuredOutputs, is_lark, of_schema
 
 TOKENIZER = byte_level()
 GRAMMARS = GrammarTokenizer(TOKENIZER)
@@ -64,6 +67,26 @@ def test_a_text_is_free() -> None:
 def test_structured_outputs(given: Any, yes: list[str], no: list[str]) -> None:
     grammar = StructuredOutputs.model_validate(given).grammar()
     assert [text for text in yes + no if matches(grammar, text)] == yes
+
+
+@hypothesis.given(st.lists(st.sampled_from(["start", "%llguidance", ":", " ", "\n", "\t", "\r", "x"]), max_size=8))
+def test_lark_is_told_from_gbnf_as_the_library_does(parts: list[str]) -> None:
+    assert is_lark("".join(parts)) == is_lark_syntax("".join(parts))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"guided_grammar": 'root ::= "a"'},
+        {"guided_json": SCHEMA},
+        {"structured_outputs": {"regex": "a"}},
+        {"response_format": {"type": "json_object"}},
+    ],
+)
+def test_a_grammar_is_made_once(asked: dict[str, Any]) -> None:
+    form = FormFields.model_validate(asked)
+    assert form.grammar is not None
+    assert form.grammar is form.grammar
 
 
 def test_the_older_fields_mean_the_same() -> None:

@@ -95,7 +95,7 @@ class Answering(Generic[RequestT]):
         arrived = time.perf_counter()
         pod, surface = self._pod, self._surface
         with pod.state.request():
-            request = surface.parse(body)
+            request = await pod.readers.read(surface.parse, body)
             num_sequences = surface.num_prompts(request) * request.num_sequences
             with pod.admission.enter(split_model(request.model)[0], num_sequences) as waiting:
                 async with leasing(pod, exchange, request.model) as leased, pod.answer_room.share() as room:

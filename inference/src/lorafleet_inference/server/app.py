@@ -10,6 +10,7 @@ import logging
 import socket
 import uuid
 from collections.abc import Coroutine
+from contextlib import closing
 from pathlib import Path
 
 from lorafleet_common.errors import ConfigError
@@ -27,6 +28,7 @@ from lorafleet_inference.server.connections import ConnectionLimits
 from lorafleet_inference.server.listening import HttpServer, http_server
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.public import public_app
+from lorafleet_inference.server.reading import Readers
 from lorafleet_inference.server.state import Phase, PodState
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer import Text
@@ -51,6 +53,7 @@ async def serve(config: ServerConfig) -> int:
     with (
         bind(config.host, config.port, option="--port") as public_socket,
         bind(admin_host, config.admin_port, option="--admin-port") as admin_socket,
+        closing(Readers()) as readers,
     ):
         stop = StopSignals()
         metrics.bind_base(config.served_name)
@@ -66,6 +69,7 @@ async def serve(config: ServerConfig) -> int:
                 state,
                 Admission(config.max_waiting_requests),
                 AnswerRoom(config.answer_memory_bytes),
+                readers,
             )
             most = connections_with_files(config.max_connections)
             limits = ConnectionLimits(most, config.client_timeout_seconds)

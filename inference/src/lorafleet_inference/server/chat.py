@@ -1,5 +1,6 @@
 """`POST /v1/chat/completions`."""
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,8 @@ from lorafleet_inference.text.output import ShownToken
 from lorafleet_inference.text.reasoning import tags_of
 from lorafleet_inference.text.tool_calls import NOTATIONS, Notation, notation_of
 
+THREAD_MESSAGES = 512
+"""More messages are made ready for the template in a thread."""
 CHUNK: Final[Literal["chat.completion.chunk"]] = "chat.completion.chunk"
 
 
@@ -77,15 +80,8 @@ class Chat(Surface[ChatRequest]):
 
     async def prompts(self, request: ChatRequest, leased: Leased) -> list[Prompt]:
         """Render the chat template over the messages."""
-        messages = (message.for_template(index, self._policy) for index, message in enumerate(request.messages))
-        asked = Conversation(
-            tuple(messages),
-            request.opens_turn,
-            request.continue_final_message,
-            tuple(request.documents),
-            request.variables,
-            tuple(tool.for_template() for tool in request.offered),
-        )
+        is_long = len(request.messages) > THREAD_MESSAGES
+        asked = await asyncio.to_thread(self._asked, request) if is_long else self._asked(request)
         templates, lease = leased.templates, leased.lease
         if request.chat_template is not None:
             template = templates.of_request(request.chat_template)
@@ -102,6 +98,17 @@ class Chat(Surface[ChatRequest]):
             grammar = self._tool_grammar(request, parts.notation, special)
         token_ids = await self.tokenised(text, request, leased)
         return [Prompt(token_ids, grammar=grammar, parts=parts, shows_special=bool(special))]
+
+    def _asked(self, request: ChatRequest) -> Conversation:
+        messages = (message.for_template(index, self._policy) for index, message in enumerate(request.messages))
+        return Conversation(
+            tuple(messages),
+            request.opens_turn,
+            request.continue_final_message,
+            tuple(request.documents),
+            request.variables,
+            tuple(tool.for_template() for tool in request.offered),
+        )
 
     def _parts(self, request: ChatRequest, template: str) -> Parts:
         """Return what the answer may have beside content.

@@ -50,7 +50,11 @@ class Completions(Surface[CompletionRequest]):
 
     async def prompts(self, request: CompletionRequest, leased: Leased) -> list[Prompt]:
         """Tokenise texts; take token ids as they are."""
-        return [await self._prompt(prompt, request, leased) for prompt in request.prompts]
+        made = []
+        for prompt in request.prompts:
+            made.append(await self._prompt(prompt, request, leased))
+            await asyncio.sleep(0)  # a hundred prompts, each short enough to be tokenised at once, are long together
+        return made
 
     async def _prompt(self, prompt: str | list[int], request: CompletionRequest, leased: Leased) -> Prompt:
         if request.suffix:

@@ -1,21 +1,26 @@
 """What LoRAX's clients ask beside generation: what the server is, and which tokens a text has."""
 
+import asyncio
+from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from typing import Annotated
 
 import msgspec
 from pydantic import Field
+from starlette.responses import Response
 
 from lorafleet_inference.server.answering import leasing
 from lorafleet_inference.server.fields import FieldPolicy
-from lorafleet_inference.server.http import Exchange, json_response
+from lorafleet_inference.server.http import Exchange, Headers, json_response
 from lorafleet_inference.server.lorax import lorax_error
 from lorafleet_inference.server.lorax_wire import Info, TokenSpan
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.requests import MAX_CHOICES, MAX_STOP_STRINGS
 from lorafleet_inference.server.strict import Strict, has_field
-from lorafleet_inference.server.tokens import MAX_TOKENS, Tokens
+from lorafleet_inference.server.tokens import MAX_TOKENS, THREAD_TOKENS, Tokens
+from lorafleet_inference.text.tokenizer import Span
 
 
 class TokenizeInputs(Strict):
@@ -45,7 +50,7 @@ class TokenizeForms:
         Raises:
             RequestError: whatever keeps it from being answered.
         """
-        if has_field(body, _Form):
+        if await self._pod.readers.read(partial(has_field, form=_Form), body):
             exchange.error_shape = lorax_error
             await self._spans(exchange, body)
         else:
@@ -53,7 +58,7 @@ class TokenizeForms:
 
     async def _spans(self, exchange: Exchange, body: bytes) -> None:
         """Answer with the tokens that a text has for the base model."""
-        request = read_json(TokenizeInputs, body)
+        request = await self._pod.readers.read(partial(read_json, TokenizeInputs), body)
         for name in request.others:
             self._policy.meet(name, path=name)
         with self._pod.state.request():
@@ -64,8 +69,12 @@ class TokenizeForms:
                     max_tokens=max(leased.facts.max_model_len, MAX_TOKENS),
                     field="inputs",
                 )
-        answer = [TokenSpan(*span) for span in spans]
-        await exchange.respond(json_response(answer, headers=exchange.headers))
+        make = partial(_answer_of, spans, exchange.headers)
+        await exchange.respond(await asyncio.to_thread(make) if len(spans) > THREAD_TOKENS else make())
+
+
+def _answer_of(spans: Sequence[Span], headers: Headers) -> Response:
+    return json_response([TokenSpan(*span) for span in spans], headers=headers)
 
 
 def info_of(pod: Pod) -> Info:

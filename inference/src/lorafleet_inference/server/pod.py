@@ -12,6 +12,7 @@ from lorafleet_inference.engine.vocabulary import PROMPT, Vocabulary, first_unkn
 from lorafleet_inference.errors import ContextLengthExceeded, EngineNotReady, InvalidValue
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.answer_room import AnswerRoom
+from lorafleet_inference.server.reading import Readers
 from lorafleet_inference.server.state import PodState
 from lorafleet_inference.text.tokenizer import Text
 
@@ -27,6 +28,7 @@ class Pod:
     state: PodState
     admission: Admission
     answer_room: AnswerRoom
+    readers: Readers
 
     @property
     def facts(self) -> ModelFacts:

@@ -1,19 +1,44 @@
 """A body of JSON becomes what a route wants of it, or an error that names the field as its client writes it."""
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lorafleet_inference.errors import InvalidValue, RequestError
-from lorafleet_inference.server.bodies import check_num_values
+from lorafleet_inference.server.bodies import FREE_BYTES, check_num_values
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Some editors on Windows begin a file with it."""
 _NAMED = re.compile(r"^([a-z_]+)\b")
+AT_ONCE_BYTES = 4 << 10
+"""Bodies up to this size are read by the event loop, in less time than it takes to have another thread do it."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
+ReadT = TypeVar("ReadT")
+
+
+class Readers:
+    """Threads that read bodies beside the event loop: one for large bodies, one for those that do not wait for large ones."""
+
+    def __init__(self) -> None:
+        self._small = ThreadPoolExecutor(1, thread_name_prefix="body")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-body")
+
+    async def read(self, parse: Callable[[bytes], ReadT], body: bytes) -> ReadT:
+        """Return what `parse` makes of a body, and raise what it raises."""
+        if len(body) <= AT_ONCE_BYTES:
+            return parse(body)
+        thread = self._small if len(body) <= FREE_BYTES else self._large
+        return await asyncio.get_running_loop().run_in_executor(thread, parse, body)
+
+    def close(self) -> None:
+        """End the threads; what waits is not read."""
+        for thread in (self._small, self._large):
+            thread.shutdown(cancel_futures=True)
 
 
 def read_json(kind: type[ModelT], body: bytes) -> ModelT:

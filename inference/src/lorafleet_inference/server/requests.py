@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import Field, JsonValue, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, model_validator
 
 from lorafleet_inference.errors import UnsupportedParameter
 from lorafleet_inference.server.fields import REFUSING, FieldPolicy
@@ -34,6 +34,13 @@ TokenKey = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 """A token id as the name of a JSON field."""
 BadWord = Annotated[str, StringConstraints(pattern=r"\S", max_length=128)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _few(biases: Any) -> Any:
+    """Look at the number first: each bias that is wrong becomes an error of its own."""
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} biases, not {len(biases)}")
+    return biases
 
 
 class TextPart(Strict):
@@ -121,7 +128,7 @@ class GenerationRequest(FormFields, Strict):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] = {}
+    logit_bias: Annotated[dict[TokenKey, Bias], BeforeValidator(_few)] = {}
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKENS)] = []
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] = []
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1

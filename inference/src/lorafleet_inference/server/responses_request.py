@@ -139,7 +139,7 @@ class ResponsesRequest(Strict):
     tools: Annotated[Listed[ResponseFunction], Field(max_length=MAX_TOOLS)] = []
     tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
     parallel_tool_calls: bool = True
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
+    include: Listed[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     truncation: Literal["disabled", "auto"] = "disabled"
     store: Literal[False] = False

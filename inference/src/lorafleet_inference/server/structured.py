@@ -4,13 +4,15 @@ The engine compiles a grammar and refuses what it cannot enforce to the letter, 
 """
 
 import json
+import re
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, cast
 
 import llguidance
-from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from lorafleet_inference.server.strict import parsed
+from lorafleet_inference.server.strict import Listed, parsed
 
 MAX_SCHEMA_CHARS: Final = 256 << 10
 MAX_GRAMMAR_CHARS: Final = 32 << 10
@@ -22,6 +24,8 @@ WHITESPACE: Final = r" |\r?\n[ \t]{0,16}"
 """Between the parts of a JSON document: a space, or a new line and its indentation. A model that has nothing to say else
 fills its answer with spaces."""
 
+_LARK: Final = re.compile(r"(?m)^[^\S\n]*(?:%llguidance\b|start\s*:)")
+"""In Lark's notation a line begins so. The library's own pattern for it takes the square of the time for empty lines."""
 _GUIDED: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 """vLLM's older fields, which stand in the request itself."""
 Schema = dict[str, JsonValue] | bool
@@ -67,6 +71,10 @@ class ResponseFormat(_Strict):
 
     def grammar(self) -> str | None:
         """Return what the answer has to match; None where it is free."""
+        return self._made
+
+    @cached_property
+    def _made(self) -> str | None:
         if self.type == "text":
             return None
         if self.json_schema is not None:
@@ -79,7 +87,7 @@ class StructuredOutputs(_Strict):
 
     json_: Annotated[Schema | str | None, Field(alias="json")] = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Listed[str] | None = None
     grammar_: Annotated[str | None, Field(alias="grammar")] = None
     json_object: bool = False
     disable_any_whitespace: bool = False
@@ -97,6 +105,10 @@ class StructuredOutputs(_Strict):
 
     def grammar(self) -> str:
         """Return what the answer has to match."""
+        return self._made
+
+    @cached_property
+    def _made(self) -> str:
         if self.regex is not None:
             return of_regex(self.regex)
         if self.choice is not None:
@@ -116,7 +128,7 @@ class FormFields(BaseModel):
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Listed[str] | None = None
     guided_grammar: str | None = None
     guided_whitespace_pattern: str | None = None
 
@@ -128,7 +140,7 @@ class FormFields(BaseModel):
         if self.guided_whitespace_pattern is not None and "guided_json" not in named:
             raise ValueError("guided_whitespace_pattern: only guided_json has whitespace")
         if named and named[0] in _GUIDED:
-            self._guided()
+            _ = self._guided  # made now, where it can be refused
         return self
 
     @property
@@ -147,13 +159,14 @@ class FormFields(BaseModel):
             case None:
                 return None
             case _:
-                return self._guided().grammar()
+                return self._guided.grammar()
 
     def _named(self) -> list[str]:
         named = [name for name in ("structured_outputs", *_GUIDED) if getattr(self, name) is not None]
         is_free = self.response_format is None or self.response_format.type == "text"
         return named if is_free else ["response_format", *named]
 
+    @cached_property
     def _guided(self) -> StructuredOutputs:
         field = next(name for name in _GUIDED if getattr(self, name) is not None)
         given = {field.removeprefix("guided_"): getattr(self, field)}
@@ -222,8 +235,8 @@ def of_grammar(text: str, most: int = MAX_GRAMMAR_CHARS) -> str:
     Raises:
         ValueError: it is too large, or no GBNF.
     """
-    if is_lark_syntax(text):
-        _check_size("the grammar", text, most)
+    _check_size("the grammar", text, most)
+    if is_lark(text):
         return llguidance.LLMatcher.grammar_from_lark(text)
     _check_size("the grammar", text, MAX_GBNF_CHARS)
     try:
@@ -231,6 +244,11 @@ def of_grammar(text: str, most: int = MAX_GRAMMAR_CHARS) -> str:
     except Exception as error:  # noqa: BLE001  the library raises all sorts
         raise ValueError(f"the grammar cannot be read: {error}"[:MAX_ERROR_CHARS]) from None
     return llguidance.LLMatcher.grammar_from_lark(lark)
+
+
+def is_lark(text: str) -> bool:
+    """Whether a grammar is in Lark's notation."""
+    return _LARK.search(text) is not None
 
 
 def _check_size(what: str, text: str, most: int = MAX_GRAMMAR_CHARS) -> None:

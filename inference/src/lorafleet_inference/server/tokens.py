@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -18,7 +19,7 @@ from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.pod import Pod, check_token_ids
 from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.requests import ChatRequest, CompletionRequest, TokenId, read_request
-from lorafleet_inference.server.strict import Strict, has_field
+from lorafleet_inference.server.strict import Listed, Strict, has_field
 from lorafleet_inference.server.surface import Leased, TokenIds
 from lorafleet_inference.server.wire import Detokenized, Tokenized
 from lorafleet_inference.text.output import spelled
@@ -48,7 +49,7 @@ class DetokenizeRequest(Strict):
     """Tokens to write out."""
 
     model: ModelName = ""
-    tokens: list[TokenId]
+    tokens: Listed[TokenId]
 
 
 class _Form(msgspec.Struct):
@@ -72,7 +73,7 @@ class Tokens:
         Raises:
             RequestError: it has none.
         """
-        request = self._parse(body)
+        request = await self._pod.readers.read(self._parse, body)
         with self._pod.state.request():
             async with leasing(self._pod, exchange, request.model or self._pod.config.served_name) as leased:
                 most = leased.facts.max_model_len
@@ -102,7 +103,7 @@ class Tokens:
         Raises:
             RequestError: there are too many, or one is unknown.
         """
-        request = read_json(DetokenizeRequest, body)
+        request = await self._pod.readers.read(partial(read_json, DetokenizeRequest), body)
         self._policy.judge(request.others)
         with self._pod.state.request():
             async with leasing(self._pod, exchange, request.model or self._pod.config.served_name) as leased:
