@@ -29,7 +29,7 @@ def until(condition: Callable[[], bool], what: str, timeout_seconds: float = 60)
 
 
 def test_a_pod_lives_before_it_is_ready(base_folder: Path) -> None:
-    with serve(base_folder, wait_ready=False) as pod:
+    with serve(base_folder, "--log-level=debug", wait_ready=False) as pod:
         assert pod.get("/health").status_code == 200
         early = pod.get("/ready")
         if early.status_code == 503:
@@ -40,6 +40,7 @@ def test_a_pod_lives_before_it_is_ready(base_folder: Path) -> None:
             assert caught.value.code == "not_ready"
         pod.wait_for("/ready", 200)
         assert "curl http" in pod.logs
+        assert pod.logs.count("garbage collections pass over") == 2, "in both processes"
 
 
 def test_a_client_that_leaves_cancels_its_request(pod: ServedPod) -> None:

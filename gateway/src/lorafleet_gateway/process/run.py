@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.kube.client import connect
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.sockets import bind, connections_with_files
@@ -74,6 +75,7 @@ async def _run(
     logger.info("metrics on port %d", listeners[1].getsockname()[1])
     host, port = listeners[0].getsockname()[:2]
     logger.info("listening on %s port %d", host, port)
+    pass_over_what_is_there()
     following = asyncio.ensure_future(cluster.follow())
     stopping = asyncio.ensure_future(stop.told.wait())
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_inference.adapters.inspect import inspect_adapter
@@ -52,7 +53,9 @@ def main(arguments: list[str]) -> int:
             unknown_config_fields=start.config.unknown_config_fields,
         )
         tokenizer = _grammar_tokenizer(start.config.model)
-        Engine(runner, start.config, inspect, end.send, inbox, grammar_tokenizer=tokenizer).run()
+        engine = Engine(runner, start.config, inspect, end.send, inbox, grammar_tokenizer=tokenizer)
+        pass_over_what_is_there()
+        engine.run()
     except ConfigError as error:
         end.send(EngineFailed(error.problem, error.option))
         return 1

@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from contextlib import closing
 from pathlib import Path
 
+from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.sockets import bind, connections_with_files, url_of
@@ -140,6 +141,7 @@ async def _start(pod: Pod, url: str, admin_url: str) -> None:
         await asyncio.Future()  # the watch over the engine ends the process, with the reason
         raise
     await pod.manager.start()
+    pass_over_what_is_there()
     pod.state.phase = Phase.SERVING
     facts = ready.facts
     logger.info("serving %s (%s, %s, %s)", config.served_name, facts.architecture, facts.dtype, facts.device)
