@@ -435,3 +435,14 @@ async def test_cut_off_from_the_api_server_it_answers_what_pods_can_answer(world
     assert (pinned.status_code, pinned.json()["error"]["code"]) == (404, "revision_not_found")
     first.reply = second.reply = refusing(404, "revision_not_found")
     assert (await world.ask()).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+@pytest.mark.parametrize("value", [b"7, ", b"[], ", b'"", '])
+async def test_bodies_with_more_values_than_pods_take_are_refused_here(world: World, path: str, value: bytes) -> None:
+    client = await world.open()
+    answer = await client.post(path, content=b'{"model": "french", "prompt": [' + value * 600_000 + b"7]}")
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", None)
+    assert "more than" in error["message"]

@@ -7,6 +7,7 @@ import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorafleet_common.json_values import TooManyValues, check_num_values
 from lorafleet_gateway.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedEncoding
 from lorafleet_gateway.front.state import Room
 
@@ -58,6 +59,18 @@ async def _read(content: aiohttp.StreamReader, max_bytes: int, room: Room) -> by
         room.take(len(chunk))
         body += chunk
     return body
+
+
+def check_size(body: bytes | bytearray) -> None:
+    """Check a body that is to be looked into, as pods do.
+
+    Raises:
+        InvalidRequest: it has more values than any request needs.
+    """
+    try:
+        check_num_values(body)
+    except TooManyValues as error:
+        raise InvalidRequest(str(error)) from None
 
 
 def model_of(body: bytes | bytearray) -> str:

@@ -22,7 +22,7 @@ from lorafleet_gateway.errors import PodLost, RequestError
 from lorafleet_gateway.fleet.pods import Pod
 from lorafleet_gateway.front import headers, lorax
 from lorafleet_gateway.front.answers import SERVER, error_event, error_response
-from lorafleet_gateway.front.body import model_of, read_body
+from lorafleet_gateway.front.body import check_size, model_of, read_body
 from lorafleet_gateway.front.dispatch import Dispatcher, Route
 from lorafleet_gateway.front.evidence import Ledger, RevisionKey, error_class_of
 from lorafleet_gateway.front.outcomes import Broken, Cut, ErrorEvents, Refusal, Result, result_of
@@ -127,6 +127,7 @@ class Proxy:
             RequestError: none.
         """
         path, body = exchange.request.path, exchange.body
+        check_size(body)
         exchange.is_lorax = exchange.is_lorax or lorax.is_tokenize(path, body)
         return lorax.name_of(path, body, self._directory) if exchange.is_lorax else model_of(body)
 

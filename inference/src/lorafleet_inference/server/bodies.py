@@ -1,43 +1,13 @@
-"""How much bodies may hold: one of them, told before it is parsed, and all together while their requests last."""
+"""How much all bodies together may hold while their requests last."""
 
 from types import TracebackType
 from typing import Self
 
-from lorafleet_inference.errors import InvalidValue, Overloaded
+from lorafleet_inference.errors import Overloaded
 
-MAX_VALUES = 1 << 16
-"""Strings, lists and objects of a body, names of fields included. Texts cost only their copying."""
-MAX_ITEMS = 1 << 19
-"""Of all lists and objects together. Numbers cost little: token ids of a batch of long prompts fit."""
 FREE_BYTES = 64 << 10
 """Bodies up to this size are not counted together: who sends small ones does not wait for who sends large ones."""
 RETRY_SECONDS = 1.0
-_STRUCTURE = b'"[{,'
-_REST = bytes(set(range(256)) - set(_STRUCTURE))
-
-
-def check_num_values(body: bytes, *, most: int = MAX_VALUES, most_items: int = MAX_ITEMS) -> None:
-    """Check a body before it is parsed, since parsing many values keeps Python's lock, and so the event loop, from all others.
-
-    Takes some 10 ms for 10 MB. What is no JSON is left to whoever parses it.
-
-    Raises:
-        InvalidValue: it has more values than any request that fits a model needs.
-    """
-    if len(body) <= most:
-        return
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # then every quote begins or ends a string
-    structure = body.translate(None, _REST)
-    num_strings = structure.count(b'"') // 2
-    if num_strings <= most:
-        outside = b"".join(structure.split(b'"')[::2])
-        num_commas = outside.count(b",")
-        if num_commas >= most_items:
-            raise InvalidValue(f"the lists and objects of the body have more than {most_items} items together")
-        if num_strings + len(outside) - num_commas <= most:
-            return
-    raise InvalidValue(f"the body has more than {most} strings, lists and objects")
 
 
 class BodyRoom:

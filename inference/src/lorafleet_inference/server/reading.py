@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lorafleet_common.json_values import TooManyValues, check_num_values
 from lorafleet_inference.errors import InvalidValue, RequestError
-from lorafleet_inference.server.bodies import FREE_BYTES, check_num_values
+from lorafleet_inference.server.bodies import FREE_BYTES
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Some editors on Windows begin a file with it."""
@@ -47,7 +48,10 @@ def read_json(kind: type[ModelT], body: bytes) -> ModelT:
     Raises:
         InvalidValue: it is not what `kind` says, or has too many values; `param` names the field.
     """
-    check_num_values(body)
+    try:
+        check_num_values(body)
+    except TooManyValues as error:
+        raise InvalidValue(str(error)) from None
     try:
         return kind.model_validate_json(body.removeprefix(BYTE_ORDER_MARK))
     except ValidationError as error:
