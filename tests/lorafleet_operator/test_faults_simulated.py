@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from support.fake_kube import Refused
+from support.leftovers import left_over
 from support.simulated_fleet import CONFIG, NAMESPACE, Fleet, settled, simulated_fleet, until
 
 from lorafleet_contract.admin import AdminError
@@ -285,3 +286,27 @@ async def test_outage_of_a_base_is_one_event_and_so_is_its_end(fleet: Fleet) -> 
     await asyncio.sleep(0.3)
     assert fleet.event_reasons().count("NoReadyPods") == 1
     assert fleet.event_reasons().count("Ready") <= 8, "the base, and all of its adapters together"
+
+
+@pytest.mark.parametrize("num_turns", [1, 3, 10])
+@pytest.mark.parametrize("is_away", [True, False])
+async def test_nothing_is_left_of_an_operator_that_is_cancelled_twice(
+    fleet: Fleet, is_away: bool, num_turns: int
+) -> None:
+    """Neither tasks nor connections, whether it has begun to lead or the API server is away and it waits."""
+    await serving(fleet, "french")
+    (operator,) = fleet.operators
+    await fleet.end(operator)
+    before = left_over()
+    operator = await fleet.operate()
+    fleet.kube.is_away = is_away
+    if not is_away:
+        fleet.adapter("german")
+        await until("it leads", lambda: fleet.is_ready("german"))
+    for _ in range(2):
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        operator.cancel()
+    await asyncio.gather(operator, return_exceptions=True)
+    fleet.kube.is_away = False
+    assert left_over() <= before

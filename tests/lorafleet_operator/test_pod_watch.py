@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from support import operator_views as v
+from support.leftovers import left_over
 from support.simulated_fleet import until
 
 from lorafleet_common import supervise as supervised
@@ -162,4 +163,15 @@ async def test_counters_are_asked_for_from_time_to_time() -> None:
     it.pods.tell(None, None, None)
     await until("asked without a boot", lambda: (1, None) in it.pods.known)
     assert (1, "boot") in it.pods.known
+    await it.watches.close()
+
+
+async def test_nothing_is_left_of_a_first_look_that_is_cut() -> None:
+    it = Watched()
+    before = left_over()
+    look = asyncio.create_task(it.watches.first_look([POD]))
+    await asyncio.sleep(0.05)
+    look.cancel()
+    await asyncio.gather(look, return_exceptions=True)
+    assert left_over() == before
     await it.watches.close()

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from kubernetes.aio.client import Configuration
 from support.fake_kube import FakeKube
+from support.leftovers import left_over
 from support.simulated_fleet import until
 
 from lorafleet_contract.names import LABEL_BASE
@@ -27,16 +28,20 @@ async def kube() -> AsyncIterator[FakeKube]:
     await server.stop()
 
 
+def watching(kube: FakeKube, store: Store, freshness: Freshness, scope: Scope) -> asyncio.Task[None]:
+    configuration = Configuration()
+    configuration.host = kube.url
+    sink = EventSink(store, lambda _: None)
+    return asyncio.create_task(
+        watch(scope, sink, configuration, "me", freshness=freshness, retake_signals=lambda: None)
+    )
+
+
 @contextlib.asynccontextmanager
 async def watched(kube: FakeKube, freshness: Freshness, scope: Scope | None = None) -> AsyncIterator[Store]:
     """A store that is filled by watches, of everything if no scope is given."""
-    scope = scope or Scope(())
-    store, configuration = Store(), Configuration()
-    configuration.host = kube.url
-    sink = EventSink(store, lambda _: None)
-    task = asyncio.create_task(
-        watch(scope, sink, configuration, "me", freshness=freshness, retake_signals=lambda: None)
-    )
+    store = Store()
+    task = watching(kube, store, freshness, scope or Scope(()))
     try:
         yield store
     finally:
@@ -116,3 +121,23 @@ async def test_watches_leave_out_a_namespace_that_is_refused(kube: FakeKube) -> 
         await until("left out again", lambda: scope.watchable == ("team",))
         put(kube, Kind.ADAPTER, "b")
         await until("told", lambda: len(store.all(Kind.ADAPTER)) == 3)
+
+
+@pytest.mark.parametrize("num_turns", range(12))
+@pytest.mark.parametrize("during", ["their begin", "their end"])
+async def test_nothing_is_left_of_watches_whenever_they_are_cancelled(
+    kube: FakeKube, during: str, num_turns: int
+) -> None:
+    """Neither tasks nor connections, also where they are about to be begun again with other namespaces."""
+    put(kube, Kind.ADAPTER, "a")
+    freshness, scope, store, before = Freshness(), Scope(("team", "other")), Store(), left_over()
+    task = watching(kube, store, freshness, scope)
+    if during == "their end":
+        await until("listed", lambda: store.all(Kind.ADAPTER))
+        await until("all run", lambda: run_all(freshness))
+        scope.watch_refused("other", "it is gone")
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert left_over() <= before

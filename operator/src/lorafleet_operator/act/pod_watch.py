@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lorafleet_common.clock import monotonic
-from lorafleet_common.supervise import supervise
+from lorafleet_common.supervise import end, supervise
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Residency
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.decide.views import BaseKey, ObservedPod, Pod
@@ -99,9 +99,10 @@ class PodWatches:
         """Wait until each of these pods was asked once, for a moment at most."""
         waiting = [asyncio.ensure_future(w.was_asked.wait()) for w in self._of(pods) if not w.was_asked.is_set()]
         if waiting:
-            _, pending = await asyncio.wait(waiting, timeout=FIRST_LOOK_SECONDS)
-            for wait in pending:
-                wait.cancel()
+            try:
+                await asyncio.wait(waiting, timeout=FIRST_LOOK_SECONDS)
+            finally:
+                await end(waiting)
 
     def have_been_asked(self, pods: Iterable[Pod]) -> bool:
         """Whether each of these pods has answered or failed to answer since it is watched."""

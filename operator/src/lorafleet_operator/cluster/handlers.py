@@ -1,8 +1,9 @@
 """kopf watches; its handlers do one thing: take the object into the store and wake the base it belongs to."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from kubernetes.aio.client import Configuration
 
 from lorafleet_common.kube.client import SERVICE_ACCOUNT
 from lorafleet_common.paths import Json, version_of
+from lorafleet_common.supervise import end, to_its_end
 from lorafleet_contract.names import GROUP, LABEL_BASE, VERSION
 from lorafleet_operator.cluster.collect import base_key_of, rivals_of
 from lorafleet_operator.cluster.freshness import WATCH_SECONDS, Freshness
@@ -21,6 +23,7 @@ from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import WatchEnded, WatchSilent
 
 logger = logging.getLogger(__name__)
+KOPF: Final = str(Path(kopf.__file__).parent)
 ERROR_BACKOFFS: Final = (0.2, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0)
 """Seconds between attempts at a request; after these kopf begins the watch anew."""
 
@@ -183,23 +186,44 @@ async def _watch(
     """
     namespaces = [namespace for namespace in scope.watchable if namespace is not None]
     sessions: list[aiohttp.ClientSession] = []
-    roots = await kopf.spawn_tasks(
-        registry=registry_of(sink, lambda: connection_of(configuration), freshness, sessions),
-        settings=settings_of(),
-        standalone=True,
-        identity=identity,  # else kopf asks for a user name, and a container's user may have none
-        clusterwide=not namespaces,
-        namespaces=namespaces,
+    beginning = asyncio.ensure_future(
+        kopf.spawn_tasks(
+            registry=registry_of(sink, lambda: connection_of(configuration), freshness, sessions),
+            settings=settings_of(),
+            standalone=True,
+            identity=identity,  # else kopf asks for a user name, and a container's user may have none
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+        )
     )
-    retake_signals()
-    # not kopf.run_tasks: at its end it cancels every younger task of the loop, which are ours
-    tasks = [*roots, asyncio.create_task(freshness.check()), asyncio.create_task(scope.wait_changed())]
+    tasks = [asyncio.create_task(freshness.check()), asyncio.create_task(scope.wait_changed())]
     try:
+        tasks += await asyncio.shield(beginning)
+        retake_signals()
+        # not kopf.run_tasks: at its end it cancels every younger task of the loop, which are ours
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(session.close() for session in sessions))
+        await to_its_end(_end(beginning, tasks, sessions))
+
+
+async def _end(
+    beginning: "asyncio.Future[Collection[asyncio.Task[Any]]]",
+    tasks: Collection[asyncio.Task[Any]],
+    sessions: Collection[aiohttp.ClientSession],
+) -> None:
+    """End all that has begun, so that neither tasks nor connections are left of it."""
+    with contextlib.suppress(Exception):  # it has been raised where it was begun
+        tasks = {*tasks, *await beginning}
+    await end(tasks)
+    while strays := [task for task in asyncio.all_tasks() if _is_of_kopf(task)]:
+        await end(strays)
+    for session in sessions:
+        await session.close()
+
+
+def _is_of_kopf(task: asyncio.Task[Any]) -> bool:
+    """Whether it is a request for what kinds there are: cancelled meanwhile, kopf leaves them, to wait for ever for a login."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and code.co_filename.startswith(KOPF)

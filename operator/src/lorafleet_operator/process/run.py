@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from lorafleet_common.clock import WallClock, utc_now
 from lorafleet_common.kube.client import KubeApi, connect
 from lorafleet_common.kube.errors import KubeError, KubeNotFound
+from lorafleet_common.supervise import end, to_its_end
 from lorafleet_operator import metrics
 from lorafleet_operator.act import events
 from lorafleet_operator.act.admin_client import AdminClient
@@ -125,7 +126,11 @@ async def lead(
     Raises:
         OperatorError: something essential ended.
     """
-    await _all_or_none(lease.hold(), _converge(config, api, lease, health, watching, client=client(), now=now))
+    admin = client()
+    try:
+        await _all_or_none(lease.hold(), _converge(config, api, lease, health, watching, client=admin, now=now))
+    finally:
+        await to_its_end(admin.close())
 
 
 async def _converge(
@@ -177,7 +182,6 @@ async def _converge(
         health.resync = None
         queue.close()
         await tools.close()
-        await client.close()
 
 
 def _tools(
@@ -247,6 +251,4 @@ async def _all_or_none(*essentials: Coroutine[Any, Any, None]) -> None:
             task.result()
         raise WatchEnded("something essential ended")
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
