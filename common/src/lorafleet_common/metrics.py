@@ -163,6 +163,11 @@ class BoundedLabels:
         self._used_at.move_to_end(name)
         return name
 
+    def drop(self, name: str) -> None:
+        """Forget a value that will not come again; the next new one takes its place."""
+        if self._used_at.pop(name, None) is not None:
+            self._forget(name)
+
     def _has_room(self, *, important: bool) -> bool:
         if len(self._used_at) < self._max_labels:
             return True

@@ -52,6 +52,8 @@ def lorax_answer(message: str, *, status: int, code: ErrorCode | None, param: st
 
 
 def _status(status: int, code: ErrorCode | None) -> tuple[int, ErrorType]:
+    if status in (401, 403):  # LoRAX has no keys
+        return status, "validation"
     if code in _OF_THE_ADAPTER:
         return 424, "generation"
     if status in (429, 503):
