@@ -11,6 +11,7 @@ import pytest
 from support.kube_api import KubeDouble, kube_double
 from support.upstream_pods import REVISION, PodDouble, pod_double
 
+from lorafleet_common.keys.guard import Guard
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.sockets import bind
 from lorafleet_common.web_ports import Limits
@@ -82,7 +83,7 @@ class World:
                 ports=[{"name": "http", "port": pod.port}],
             )
 
-    async def open(self, *, waits: bool = True, **options: Any) -> httpx.AsyncClient:
+    async def open(self, *, waits: bool = True, guard: Guard | None = None, **options: Any) -> httpx.AsyncClient:
         """Open the gateway and wait until it is ready."""
         config = GatewayConfig(host="127.0.0.1", port=0, metrics_port=0, **options)
         api = KubeApi(self.kube.configuration)
@@ -97,7 +98,7 @@ class World:
         listener = self.stack.enter_context(bind(config.host, config.port, option="--port"))
         metrics_listener = self.stack.enter_context(bind(config.host, config.metrics_port, option="--metrics-port"))
         self.metrics_url = f"http://127.0.0.1:{metrics_listener.getsockname()[1]}/metrics"
-        door = FrontDoor(config, self.cluster, upstream, self.state)
+        door = FrontDoor(config, self.cluster, upstream, self.state, guard)
         limits = Limits(config.max_connections, config.client_timeout_seconds)
         for handler, one in ((door.handle, listener), (Monitoring(door).handle, metrics_listener)):
             runner = await open_port(handler, one, limits)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import LogFormat
@@ -41,6 +42,10 @@ class GatewayConfig:
     retry_seconds: float = 30.0
     connect_timeout_seconds: float = 2.0
     idle_timeout_seconds: float = 600.0
+    keys_file: Path | None = None
+    """Whose keys are asked for; None: nobody is asked."""
+    forward_authorization: bool = False
+    """Whether pods see the key of a request."""
     any_revision: bool = False
     """Whether clients may pin revisions that no status shows."""
     client_timeout_seconds: float = 120.0
@@ -71,6 +76,10 @@ OPTIONS: tuple[Option, ...] = (
            seconds(0.01, 60), "SECONDS", C, "connect_timeout_seconds"),
     Option("idle-timeout-seconds", "How long a pod may send nothing before its request is given up.",
            seconds(0.1, 86400), "SECONDS", C, "idle_timeout_seconds"),
+    Option("keys-file", "File of hashed keys: requests need one of them. It is read again when it changes.",
+           Path, "FILE", C, "keys_file", "no keys are asked for"),
+    Option("forward-authorization", "Pass the header Authorization on to pods, for those that ask for keys too.",
+           boolean, "", C, "forward_authorization", is_flag=True),
     Option("any-revision", "Let clients pin any revision that a pod has, not only those that `status` shows as served.",
            boolean, "", C, "any_revision", is_flag=True),
     Option("client-timeout-seconds", "How long a client may take for the head of a request, and may read nothing of its answer.",

@@ -4,6 +4,8 @@ GatewayError
 ├── WatchEnded                  an essential task ended; the process ends
 └── RequestError                one request fails; carries HTTP status, code, field and seconds for Retry-After
     ├── InvalidRequest          400  invalid_value
+    ├── Unauthorized            401  invalid_api_key       WWW-Authenticate
+    ├── ModelForbidden          403  model_not_found       the key may not name the model
     ├── NotFound                404  without a code: no such path
     ├── MethodNotAllowed        405  without a code
     ├── ModelNotFound           404  model_not_found
@@ -14,6 +16,7 @@ GatewayError
     ├── UnsupportedEncoding     415  invalid_value         a compressed body
     ├── HeadTooLarge            431  without a code        the request line or a header is too long
     ├── AdapterFailed           424  adapter_failed        the adapter was refused; message gives the reason
+    ├── RateLimited             429  rate_limit_exceeded   Retry-After; the key has used what it may use
     ├── Overloaded              429  overloaded            Retry-After
     ├── PodLost                 502  internal_error        a pod took the request and was lost
     ├── AdapterLoading          503  adapter_loading       Retry-After
@@ -23,6 +26,7 @@ GatewayError
     └── PodSilent               504  internal_error        a pod took the request and said nothing for too long
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from lorafleet_contract.openai import ErrorCode
@@ -43,10 +47,12 @@ class RequestError(GatewayError):
     code: ClassVar[ErrorCode | None] = ErrorCode.INTERNAL_ERROR
     retry_after_seconds: ClassVar[int | None] = None
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        """`headers`: what the answer has beside those of every error."""
         super().__init__(message)
         self.message = message
         self.param = param
+        self.headers = headers or {}
 
 
 class InvalidRequest(RequestError):
@@ -54,6 +60,20 @@ class InvalidRequest(RequestError):
 
     status = 400
     code = ErrorCode.INVALID_VALUE
+
+
+class Unauthorized(RequestError):
+    """No key, or none that is known."""
+
+    status = 401
+    code = ErrorCode.INVALID_API_KEY
+
+
+class ModelForbidden(RequestError):
+    """The key may not name the model, whether there is one or not."""
+
+    status = 403
+    code = ErrorCode.MODEL_NOT_FOUND
 
 
 class NotFound(RequestError):
@@ -136,6 +156,13 @@ class Overloaded(RequestError):
     status = 429
     code = ErrorCode.OVERLOADED
     retry_after_seconds = 1
+
+
+class RateLimited(RequestError):
+    """The key of the request has used what it may use."""
+
+    status = 429
+    code = ErrorCode.RATE_LIMIT_EXCEEDED
 
 
 class PodLost(RequestError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lorafleet_common.keys.metrics import KeyMetrics
 from lorafleet_common.metrics import BoundedLabels, MetricTable
 from lorafleet_common.sockets import WHY_ENDED
 
@@ -100,6 +101,8 @@ NAMESPACE_REFUSED = METRICS.read(
     "1 for a namespace that is to be followed and that the API server does not show: it is gone, or rights are missing.",
     "namespace",
 )
+
+KEYS = KeyMetrics(METRICS, "lorafleet_gateway_")
 
 
 BASES = BoundedLabels(forget=lambda name: METRICS.forget("base", name))

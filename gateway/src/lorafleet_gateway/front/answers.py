@@ -16,13 +16,13 @@ SERVER: Final = "lorafleet-gateway"
 def error_response(error: RequestError, *, request_id: str, is_lorax: bool = False) -> web.Response:
     """Return the answer for an error, in the shape of the API that was asked."""
     status, body = _shaped(error, is_lorax=is_lorax)
-    headers = {REQUEST_ID: request_id}
+    headers = {REQUEST_ID: request_id, **error.headers}
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(error.retry_after_seconds)
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = error.allowed
     response = json_bytes(body, status=status, headers=headers)
-    if status in (408, 413, 415, 429):
+    if status in (401, 408, 413, 415, 429):
         response.force_close()  # the rest of the body is not read
     return response
 

@@ -7,9 +7,11 @@ from typing import Final
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from lorafleet_contract.names import HEADER_REVISION
+from lorafleet_contract.usage import HEADER_USAGE
 from lorafleet_gateway.errors import InvalidRequest
 
 REQUEST_ID: Final = "x-request-id"
+AUTHORIZATION: Final = "authorization"
 _LEGAL_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _LEGAL_REVISION: Final = re.compile(r"[0-9a-f]{12}")
 HOP_BY_HOP: Final = frozenset(
@@ -26,8 +28,9 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 """They speak of one connection, not of the request."""
-_NOT_FOR_PODS: Final = HOP_BY_HOP | {"host", "content-length", "expect", "authorization", "cookie"}
+_NOT_FOR_PODS: Final = HOP_BY_HOP | {"host", "content-length", "expect", "authorization", "cookie", HEADER_USAGE}
 """Beside these: what is set anew, and what a client tells the front door alone."""
+_NOT_FOR_CLIENTS: Final = HOP_BY_HOP | {HEADER_USAGE}
 
 Given = CIMultiDictProxy[str]
 
@@ -60,10 +63,24 @@ def answered_revision(given: Given) -> str | None:
     return revision if _LEGAL_REVISION.fullmatch(revision) else None
 
 
-def for_pod(given: Given, *, request_id: str, revision: str | None) -> CIMultiDict[str]:
-    """Return the headers of a request to a pod."""
+def for_pod(
+    given: Given, *, request_id: str, revision: str | None, with_key: bool = False, asks_usage: bool = False
+) -> CIMultiDict[str]:
+    """Return the headers of a request to a pod.
+
+    Args:
+        given: those of the client.
+        request_id: what both log.
+        revision: the one to answer with.
+        with_key: whether the pod sees the client's key.
+        asks_usage: whether the pod is to tell how many tokens it used.
+    """
     headers = _through(given, _NOT_FOR_PODS)
     headers[REQUEST_ID] = request_id
+    if with_key and AUTHORIZATION in given:
+        headers[AUTHORIZATION] = given[AUTHORIZATION]
+    if asks_usage:
+        headers[HEADER_USAGE] = "1"
     if revision is not None:
         headers[HEADER_REVISION] = revision
     else:
@@ -73,7 +90,7 @@ def for_pod(given: Given, *, request_id: str, revision: str | None) -> CIMultiDi
 
 def for_client(given: Given) -> CIMultiDict[str]:
     """Return the headers of an answer to a client."""
-    return _through(given, HOP_BY_HOP)
+    return _through(given, _NOT_FOR_CLIENTS)
 
 
 def _through(given: Given, dropped: frozenset[str]) -> CIMultiDict[str]:

@@ -1,16 +1,18 @@
 """What LoRAX's routes ask for: their requests have no `model`. Pure."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorafleet_common.keys.guard import Caller
 from lorafleet_contract.lorax import GENERATION_PATHS, INFO
-from lorafleet_gateway.cluster.directory import Directory
-from lorafleet_gateway.errors import InvalidRequest, NoReadyPod
+from lorafleet_gateway.errors import InvalidRequest, ModelForbidden, NoReadyPod
 from lorafleet_gateway.front.body import read_model
 
 TOKENIZE: Final = "/tokenize"
 PATHS: Final = GENERATION_PATHS | {INFO}
+ADAPTER_FIELD: Final = "parameters.adapter_id"
 Name = Annotated[str, Field(max_length=512)]
 
 
@@ -42,22 +44,33 @@ def is_tokenize(path: str, body: bytes | bytearray) -> bool:
         return False
 
 
-def name_of(path: str, body: bytes | bytearray, directory: Directory) -> str:
-    """Return the served name that a request of LoRAX's means: its adapter, or the only base.
+def adapter_of(path: str, body: bytes | bytearray) -> str | None:
+    """Return the adapter that a request of LoRAX's names; None: it means the base.
 
     Raises:
-        InvalidRequest: it names no adapter, and there are several bases; or the body cannot be read.
-        NoReadyPod: it names no adapter, and no base is known.
+        InvalidRequest: the body cannot be read.
     """
-    if path in GENERATION_PATHS:
-        parameters = read_model(_Generation, body).parameters
-        if parameters is not None and parameters.adapter_id:
-            return parameters.adapter_id
-    names = directory.base_names()
+    if path not in GENERATION_PATHS:
+        return None
+    parameters = read_model(_Generation, body).parameters
+    return (parameters and parameters.adapter_id) or None
+
+
+def base_of(caller: Caller, names: Sequence[str]) -> str:
+    """Return the base that a caller means who names none: the only one of these that he may use.
+
+    Raises:
+        ModelForbidden: he may use none.
+        InvalidRequest: he may use several.
+        NoReadyPod: there is none.
+    """
     if not names:
         raise NoReadyPod("no base model is known")
-    if len(names) > 1:
+    allowed = [name for name in names if caller.may_use(name)]
+    if not allowed:
+        raise ModelForbidden(f"the key {caller.name} does not have access to a base model", param=ADAPTER_FIELD)
+    if len(allowed) > 1:
         raise InvalidRequest(
-            f"there are {len(names)} base models: name one of them, or an adapter", param="parameters.adapter_id"
+            f"there are {len(allowed)} base models: name one of them, or an adapter", param=ADAPTER_FIELD
         )
-    return names[0]
+    return allowed[0]

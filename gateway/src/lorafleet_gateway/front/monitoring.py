@@ -9,7 +9,8 @@ from lorafleet_gateway import metrics
 from lorafleet_gateway.errors import InvalidRequest, MethodNotAllowed, NotFound, RequestError
 from lorafleet_gateway.front.answers import SERVER, error_response, json_bytes
 from lorafleet_gateway.front.headers import request_id_of
-from lorafleet_gateway.front.server import FrontDoor, Handler
+from lorafleet_gateway.front.keys import Handler
+from lorafleet_gateway.front.server import FrontDoor
 
 METRICS_PATH: Final = "/metrics"
 EVIDENCE_PATH: Final = "/v1/evidence"

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -13,6 +13,7 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 from yarl import URL
 
+from lorafleet_common.keys.guard import Caller, Grant
 from lorafleet_contract.lorax import INFO
 from lorafleet_contract.names import HEADER_POD, split_model
 from lorafleet_gateway import metrics
@@ -25,17 +26,19 @@ from lorafleet_gateway.front.answers import SERVER, error_event, error_response
 from lorafleet_gateway.front.body import check_size, model_of, read_body
 from lorafleet_gateway.front.dispatch import Dispatcher, Route
 from lorafleet_gateway.front.evidence import Ledger, RevisionKey, error_class_of
+from lorafleet_gateway.front.keys import CLIENT_LEFT, as_errors
 from lorafleet_gateway.front.outcomes import Broken, Cut, ErrorEvents, Refusal, Result, result_of
 from lorafleet_gateway.front.retry import NOT_THERE, Offers
 from lorafleet_gateway.front.state import Phase, Room, State
 from lorafleet_gateway.front.upstream import Answer, Upstream
+from lorafleet_gateway.front.usage import Bill
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("lorafleet_gateway.access")
-CLIENT_LEFT: Final = 499
 WHOLE_BYTES: Final = 1 << 20
 """An answer that says it is no longer than this is read before it is passed on."""
 EVENT_END: Final = b"\n\n"
+EVENT_STREAM: Final = "text/event-stream"
 TOKEN_PATHS: Final = frozenset({"/tokenize", "/detokenize"})
 UNJUDGED_PATHS: Final = TOKEN_PATHS | {INFO}
 """Nothing is generated there, so what comes of it says nothing of a revision."""
@@ -49,6 +52,7 @@ class Exchange:
     request_id: str
     began: float
     route: Route
+    caller: Caller
     body: bytes | bytearray = b""
     room: Room | None = None
     status: int = 500
@@ -63,6 +67,8 @@ class Exchange:
     """None: as the status says."""
     is_lorax: bool = False
     """LoRAX's API was asked."""
+    bill: Bill | None = None
+    """Its tokens, where they are counted."""
 
     def let_go(self) -> None:
         """The request is not offered again: a long answer must not keep a large body in memory."""
@@ -90,10 +96,10 @@ class Proxy:
         self._state = state
         self._evidence = evidence
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
         """Answer one request; cancelled when the client leaves, which cancels it in the pod too."""
         route = Route(Offers(self._config.max_attempts, self._config.retry_seconds))
-        exchange = Exchange(request, headers.request_id_of(request.headers), time.perf_counter(), route)
+        exchange = Exchange(request, headers.request_id_of(request.headers), time.perf_counter(), route, caller)
         exchange.is_lorax = request.path in lorax.PATHS
         try:
             response = await self._answer(exchange)
@@ -106,19 +112,45 @@ class Proxy:
         finally:
             _account(exchange)
             self._count(exchange)
+        if not response.prepared:
+            response.headers.update(exchange.caller.limit_headers())
         return response
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
-        with self._state.request() as exchange.room:
+        caller = exchange.caller
+        with self._state.request() as exchange.room, as_errors(), caller.request() as grant:
             exchange.body = await read_body(exchange.request, self._config.max_body_bytes, exchange.room)
             name, in_name = split_model(self._name_of(exchange))
-            await self._dispatcher.find(exchange.route, name)
-            if (pinned := headers.asked_revision(exchange.request.headers, in_name)) is not None:
-                await self._dispatcher.pin(exchange.route, pinned)
-            answer = await self._dispatcher.offer(
-                exchange.route, partial(self._ask, exchange), elapsed_seconds=lambda: exchange.elapsed_seconds
-            )
-            return self._refused(exchange, answer) if isinstance(answer, Refusal) else answer
+            with as_errors(lorax.ADAPTER_FIELD if exchange.is_lorax else "model"):
+                caller.check_model(name)
+            with self._billing(exchange, grant):
+                await self._dispatcher.find(exchange.route, name)
+                if (pinned := headers.asked_revision(exchange.request.headers, in_name)) is not None:
+                    await self._dispatcher.pin(exchange.route, pinned)
+                answer = await self._dispatcher.offer(
+                    exchange.route, partial(self._ask, exchange), elapsed_seconds=lambda: exchange.elapsed_seconds
+                )
+                return self._refused(exchange, answer) if isinstance(answer, Refusal) else answer
+
+    @contextmanager
+    def _billing(self, exchange: Exchange, grant: Grant) -> Iterator[None]:
+        """Count the tokens of a request for its key, until it ends, however.
+
+        Raises:
+            RateLimited: the key does not have enough.
+        """
+        if not grant.counts_tokens or exchange.request.path in UNJUDGED_PATHS:
+            yield
+            return
+        bill = exchange.bill = Bill(grant, exchange.body)
+        has_left = False
+        try:
+            yield
+        except (asyncio.CancelledError, ConnectionError):
+            has_left = True
+            raise
+        finally:
+            bill.close(has_left=has_left)
 
     def _name_of(self, exchange: Exchange) -> str:
         """Return the served name that a request means.
@@ -129,7 +161,10 @@ class Proxy:
         path, body = exchange.request.path, exchange.body
         check_size(body)
         exchange.is_lorax = exchange.is_lorax or lorax.is_tokenize(path, body)
-        return lorax.name_of(path, body, self._directory) if exchange.is_lorax else model_of(body)
+        if not exchange.is_lorax:
+            return model_of(body)
+        named = lorax.adapter_of(path, body)
+        return named if named is not None else lorax.base_of(exchange.caller, self._directory.base_names())
 
     async def _ask(self, exchange: Exchange, pod: Pod) -> web.StreamResponse | Refusal:
         """Ask one pod, and pass its answer through.
@@ -138,7 +173,13 @@ class Proxy:
             NotTaken: there was none.
         """
         given, revision = exchange.request.headers, exchange.route.revision
-        sent = headers.for_pod(given, request_id=exchange.request_id, revision=revision)
+        sent = headers.for_pod(
+            given,
+            request_id=exchange.request_id,
+            revision=revision,
+            with_key=self._config.forward_authorization,
+            asks_usage=exchange.bill is not None,
+        )
         asked = exchange.request.rel_url
         query = f"?{asked.raw_query_string}" if asked.raw_query_string else ""
         url = URL(f"{pod.endpoint.url}{asked.raw_path}{query}", encoded=True)
@@ -163,9 +204,12 @@ class Proxy:
         metrics.FIRST_BYTE_SECONDS.of(exchange.route.base).observe(exchange.first_byte_seconds)
         if answer.status >= 500:
             metrics.UPSTREAM_ERRORS.of(exchange.route.base, str(answer.status)).inc()
+        if exchange.bill is not None:
+            exchange.bill.answered(answer.status, answer.headers)
         kept = headers.for_client(answer.headers)
         kept.setdefault("server", SERVER)
         kept.setdefault(headers.REQUEST_ID, exchange.request_id)
+        kept.update(exchange.caller.limit_headers())
         length = answer.headers.get("content-length", "")
         if length.isdigit() and int(length) <= WHOLE_BYTES:
             try:
@@ -173,6 +217,8 @@ class Proxy:
             except Cut as error:
                 raise Broken(str(error)) from error
             exchange.status = answer.status
+            if exchange.bill is not None:
+                exchange.bill.feed(whole, is_stream=False)
             response = self._closing(web.Response(body=whole, status=answer.status, headers=kept))
             async with self._reading(exchange):
                 await response.prepare(exchange.request)
@@ -193,6 +239,8 @@ class Proxy:
             async for chunk in answer.chunks():
                 last = chunk
                 errors.feed(chunk)
+                if exchange.bill is not None:
+                    exchange.bill.feed(chunk, is_stream=response.content_type == EVENT_STREAM)
                 async with self._reading(exchange):
                     await response.write(chunk)
         except Cut as error:
@@ -230,7 +278,7 @@ class Proxy:
         """An answer broke off after its first byte: the client must not take it for a whole one."""
         logger.warning("pod %s broke off an answer: %s id=%s", exchange.pod, error, exchange.request_id)
         metrics.UPSTREAM_ERRORS.of(exchange.route.base, "cut").inc()
-        if is_between_events and response.content_type == "text/event-stream":
+        if is_between_events and response.content_type == EVENT_STREAM:
             lost = PodLost("the pod that was answering was lost")
             await response.write(error_event(lost, is_lorax=exchange.is_lorax))
             await response.write_eof()

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib import metadata
 from typing import Any, Final
@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from lorafleet_common.keys.guard import Caller, Guard
 from lorafleet_common.sockets import BACKLOG
 from lorafleet_common.web_ports import LimitedProtocol, LimitedServer, Limits
 from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
@@ -30,6 +31,7 @@ from lorafleet_gateway.errors import (
 from lorafleet_gateway.front.answers import error_body, error_response, json_response
 from lorafleet_gateway.front.evidence import Ledger
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
+from lorafleet_gateway.front.keys import Handler, KeyedHandler, KeyGate
 from lorafleet_gateway.front.models import described
 from lorafleet_gateway.front.proxy import TOKEN_PATHS, Proxy
 from lorafleet_gateway.front.state import Phase, State
@@ -52,18 +54,19 @@ _REFUSALS: Final[Mapping[HTTPStatus, type[RequestError]]] = {
     HTTPStatus.SERVICE_UNAVAILABLE: TooManyConnections,
 }
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
 
 class FrontDoor:
     """Answers every request of the port."""
 
-    def __init__(self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State) -> None:
+    def __init__(
+        self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State, guard: Guard | None = None
+    ) -> None:
+        """`guard`: who asks for keys; None: nobody does."""
         self._cluster = cluster
         self._state = state
         self.evidence = Ledger()
         self._proxy = Proxy(config, cluster, upstream, state, self.evidence)
-        self._routes: dict[str, dict[str, Handler]] = {
+        self._routes: dict[str, dict[str, KeyedHandler]] = {
             "/health": _reads(self._health),
             "/ready": _reads(self._ready),
             MODELS_PATH: _reads(self._models),
@@ -74,11 +77,15 @@ class FrontDoor:
             INFO: {"GET": self._proxy.handle},
         }
         """Path -> method -> who answers."""
+        self._gate = KeyGate(guard or Guard(None, metrics.KEYS), self._answer)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
+        return await self._gate.handle(request)
+
+    async def _answer(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
         try:
-            response = await self._handler(request)(request)
+            response = await self._handler(request)(request, caller)
             if not response.prepared:
                 response.headers.setdefault(REQUEST_ID, request_id_of(request.headers))
             return response
@@ -99,7 +106,7 @@ class FrontDoor:
             return f"the gateway is {self._state.phase}"
         return self._cluster.unready_reason()
 
-    def _handler(self, request: web.BaseRequest) -> Handler:
+    def _handler(self, request: web.BaseRequest) -> KeyedHandler:
         path = request.path
         is_model = path.startswith(f"{MODELS_PATH}/")
         methods = _reads(self._model) if is_model else self._routes.get(path)
@@ -109,28 +116,30 @@ class FrontDoor:
             raise MethodNotAllowed(f"{path} does not take {request.method}", allowed=", ".join(methods))
         return methods[request.method]
 
-    async def _health(self, _: web.BaseRequest) -> web.Response:
+    async def _health(self, _: web.BaseRequest, __: Caller) -> web.Response:
         return json_response({"status": "ok", "reason": ""})
 
-    async def _ping(self, _: web.BaseRequest) -> web.Response:
+    async def _ping(self, _: web.BaseRequest, __: Caller) -> web.Response:
         return web.Response()
 
-    async def _version(self, _: web.BaseRequest) -> web.Response:
+    async def _version(self, _: web.BaseRequest, __: Caller) -> web.Response:
         return json_response({"version": metadata.version("lorafleet-gateway")})
 
-    async def _ready(self, _: web.BaseRequest) -> web.Response:
+    async def _ready(self, _: web.BaseRequest, __: Caller) -> web.Response:
         reason = self.not_ready_reason()
         metrics.READY.set(reason is None)
         if reason is None:
             return json_response({"status": "ready", "reason": ""})
         return json_response({"status": "not ready", "reason": reason}, status=503, headers={"retry-after": "1"})
 
-    async def _models(self, _: web.BaseRequest) -> web.Response:
-        models = self._cluster.directory.models()
+    async def _models(self, _: web.BaseRequest, caller: Caller) -> web.Response:
+        models = [one for one in self._cluster.directory.models() if one.name and caller.may_use(one.name)]
         return json_response({"object": "list", "data": described(models, self._cluster)})
 
-    async def _model(self, request: web.BaseRequest) -> web.Response:
+    async def _model(self, request: web.BaseRequest, caller: Caller) -> web.Response:
         name = request.path.removeprefix(f"{MODELS_PATH}/")
+        if not caller.may_use(name):
+            raise ModelNotFound(f"the model {name!r} does not exist", param="model")
         model = self._cluster.directory.model(name)
         if model is None:
             await self._cluster.target(name)  # says why not, having looked it up
@@ -140,7 +149,7 @@ class FrontDoor:
         return json_response(described([model], self._cluster)[0])
 
 
-def _reads(handler: Handler) -> dict[str, Handler]:
+def _reads(handler: KeyedHandler) -> dict[str, KeyedHandler]:
     return {"GET": handler, "HEAD": handler}
 
 

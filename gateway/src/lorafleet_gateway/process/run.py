@@ -9,6 +9,8 @@ from typing import Any, Final
 from aiohttp import web
 
 from lorafleet_common.collector import pass_over_what_is_there
+from lorafleet_common.keys.file import following, open_guard
+from lorafleet_common.keys.guard import Guard
 from lorafleet_common.kube.client import connect
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.sockets import bind, connections_with_files
@@ -33,10 +35,11 @@ async def serve(config: GatewayConfig) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: the port cannot be had.
+        ConfigError: the port cannot be had, or the file of keys is none.
         KubeError: there is no API server to be asked.
         GatewayError: something essential ended.
     """
+    guard, keys_file = open_guard(config.keys_file, metrics.KEYS, option="--keys-file")
     with (
         bind(config.host, config.port, option="--port") as listener,
         bind(config.host, config.metrics_port, option="--metrics-port") as metrics_listener,
@@ -49,7 +52,8 @@ async def serve(config: GatewayConfig) -> None:
         try:
             async with Fleet() as fleet:
                 cluster = Cluster(api, fleet, config.watch_namespaces)
-                await _run(config, cluster, upstream, (listener, metrics_listener), stop)
+                with following(keys_file):
+                    await _run(config, cluster, upstream, (listener, metrics_listener), stop, guard=guard)
         finally:
             await upstream.close()
             await api.close()
@@ -61,11 +65,13 @@ async def _run(
     upstream: Upstream,
     listeners: tuple[socket.socket, socket.socket],
     stop: StopSignals,
+    *,
+    guard: Guard,
 ) -> None:
     state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
     collector = metrics.ClusterCollector(cluster.readings)
     metrics.REGISTRY.register(collector)
-    door = FrontDoor(config, cluster, upstream, state)
+    door = FrontDoor(config, cluster, upstream, state, guard)
     most = connections_with_files(config.max_connections, files_each=FILES_OF_A_CONNECTION)
     ports = (
         (door.handle, listeners[0], Limits(most, config.client_timeout_seconds)),
@@ -76,15 +82,15 @@ async def _run(
     host, port = listeners[0].getsockname()[:2]
     logger.info("listening on %s port %d", host, port)
     pass_over_what_is_there()
-    following = asyncio.ensure_future(cluster.follow())
+    followed = asyncio.ensure_future(cluster.follow())
     stopping = asyncio.ensure_future(stop.told.wait())
     try:
-        await asyncio.wait((following, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if following.done():
-            following.result()
+        await asyncio.wait((followed, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if followed.done():
+            followed.result()
         await _drain(config, state, stop)
     finally:
-        await _close(runners, following, stopping)
+        await _close(runners, followed, stopping)
         metrics.REGISTRY.unregister(collector)
 
 
