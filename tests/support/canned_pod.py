@@ -16,10 +16,12 @@ from support import canned_engine
 from support.tokenizers_made import byte_level
 from tokenizers import Tokenizer
 
+from lorafleet_common.keys.guard import Guard
 from lorafleet_common.sockets import bind, url_of
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.engine.client import EngineClient
+from lorafleet_inference.metrics import KEYS
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.listening import http_server
@@ -59,8 +61,10 @@ def model_without_weights(folder: Path) -> Tokenizer:
 
 
 @asynccontextmanager
-async def canned_pod(model: Path, *options: str, answer_memory_bytes: int = 1 << 30) -> AsyncIterator[CannedPod]:
-    """Serve in this event loop; `options` are those of the canned engine."""
+async def canned_pod(
+    model: Path, *options: str, answer_memory_bytes: int = 1 << 30, guard: Guard | None = None
+) -> AsyncIterator[CannedPod]:
+    """Serve in this event loop; `options` are those of the canned engine, `guard` asks for keys."""
     with tempfile.TemporaryDirectory(prefix="lorafleet-canned-") as folder:
         config = ServerConfig(
             engine=EngineConfig(model=str(model), device="cpu"),
@@ -82,6 +86,7 @@ async def canned_pod(model: Path, *options: str, answer_memory_bytes: int = 1 <<
                 Admission(config.max_waiting_requests),
                 AnswerRoom(config.answer_memory_bytes),
                 readers,
+                guard or Guard(None, KEYS),
             )
             await engine.wait_ready()
             await manager.start()

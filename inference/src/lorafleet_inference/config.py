@@ -92,6 +92,8 @@ class ServerConfig:
     """The bearer token itself, for pods that nobody operates."""
     admin_token_sha256: str | None = None
     """Its SHA-256 in hex. Without this and without a file the admin API listens on loopback only, without a token."""
+    keys_file: Path | None = None
+    """Whose keys are asked for on the public port; None: nobody is asked."""
     pod_name: str = "local"
     cache_dir: Path = field(default_factory=lambda: Path(CACHE_DIR))
     disk_cache_bytes: int = 20 * GIB

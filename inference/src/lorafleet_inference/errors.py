@@ -5,10 +5,13 @@ InferenceError
 │   ├── InvalidValue            400  invalid_value
 │   ├── UnsupportedParameter    400  unsupported_parameter
 │   ├── ContextLengthExceeded   400  context_length_exceeded
+│   ├── Unauthorized            401  invalid_api_key          WWW-Authenticate
+│   ├── ModelForbidden          403  model_not_found          the key may not name the model
 │   ├── ModelNotFound           404  model_not_found
 │   ├── RevisionNotFound        404  revision_not_found
 │   ├── AdapterFailed           424  adapter_failed           the adapter was refused; message gives the reason
 │   ├── OutputNotFinite         424  not_finite               the model's numbers overflow on this request
+│   ├── RateLimited             429  rate_limit_exceeded      Retry-After; the key has used what it may use
 │   ├── Overloaded              429  overloaded               Retry-After
 │   ├── AdapterLoading          503  adapter_loading          Retry-After
 │   ├── PodDraining             503  draining                 Retry-After
@@ -61,6 +64,24 @@ class ContextLengthExceeded(RequestError):
     code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
+class Unauthorized(RequestError):
+    """No key, or none that is known; `challenge` is the header WWW-Authenticate."""
+
+    status = 401
+    code = ErrorCode.INVALID_API_KEY
+
+    def __init__(self, message: str, *, challenge: str) -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class ModelForbidden(RequestError):
+    """The key may not name the model, whether there is one or not."""
+
+    status = 403
+    code = ErrorCode.MODEL_NOT_FOUND
+
+
 class ModelNotFound(RequestError):
     """No base model or adapter of that name."""
 
@@ -87,6 +108,13 @@ class OutputNotFinite(RequestError):
 
     status = 424
     code = ErrorCode.NOT_FINITE
+
+
+class RateLimited(RequestError):
+    """The key of the request has used what it may use."""
+
+    status = 429
+    code = ErrorCode.RATE_LIMIT_EXCEEDED
 
 
 class Overloaded(RequestError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lorafleet_common.keys.metrics import KeyMetrics
 from lorafleet_common.metrics import LATENCY_BUCKETS, MAX_LABELS, BoundedLabels, MetricTable
 from lorafleet_common.sockets import WHY_ENDED
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, EngineReady, EngineStats
@@ -92,6 +93,7 @@ ADAPTER_FETCH_FAILURES = counter(
 )
 DISK_USED = gauge("lorafleet_disk_cache_used_bytes", "Disk of the node that holds adapters.")
 DISK_BYTES = gauge("lorafleet_disk_cache_limit_bytes", "Disk of the node that may hold adapters.")
+KEYS = KeyMetrics(METRICS, "lorafleet_")
 READY = gauge("lorafleet_ready", "1 while /ready answers 200, else 0.")
 
 

@@ -79,6 +79,8 @@ OPTIONS: tuple[Option, ...] = (
            "no token, loopback only"),
     Option("admin-token-sha256", "SHA-256 of the bearer token of the admin port, in hex: what a pod has to know of it.", _sha256,
            "HEX", S, "admin_token_sha256", "none"),
+    Option("keys-file", "File of hashed keys: requests on the public port need one of them. It is read again when it changes.",
+           Path, "FILE", S, "keys_file", "no keys are asked for"),
     Option("pod-name", "Name of this pod in the header x-lorafleet-pod.", str, "NAME", S, "pod_name"),
     Option("device", "Where the model runs: auto, cpu or cuda.", one_of(*get_args(DeviceChoice)), "DEVICE", E, "device"),
     Option("dtype", "Number format of weights and activations: auto, float32, bfloat16 or float16.",

@@ -12,6 +12,7 @@ from typing import Generic
 from starlette.responses import Response
 
 from lorafleet_contract.names import HEADER_REVISION, split_model
+from lorafleet_contract.usage import HEADER_USAGE, usage_comment, usage_text
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.vocabulary import vocabulary_of
@@ -20,6 +21,7 @@ from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.answer_room import AnswerShare
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, Headers, json_response
+from lorafleet_inference.server.keys import as_errors, check_model, grant_of, spending
 from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids, lease_headers
 from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
@@ -39,9 +41,10 @@ async def leasing(pod: Pod, exchange: Exchange, model: str) -> AsyncIterator[Lea
     `name@revision` and the header mean the same revision.
 
     Raises:
-        RequestError: it is unknown, has failed or does not come in time.
+        RequestError: the key of the request may not name it; it is unknown, has failed or does not come in time.
     """
     name, revision = split_model(model)
+    check_model(exchange.scope, name)
     asked = exchange.request.headers.get(HEADER_REVISION)
     if revision is not None and asked not in (None, revision):
         raise InvalidValue(f"{model!r} means another revision than the header {HEADER_REVISION}", param="model")
@@ -97,7 +100,9 @@ class Answering(Generic[RequestT]):
         with pod.state.request():
             request = await pod.readers.read(surface.parse, body)
             num_sequences = surface.num_prompts(request) * request.num_sequences
-            with pod.admission.enter(split_model(request.model)[0], num_sequences) as waiting:
+            name, _ = split_model(request.model)
+            check_model(exchange.scope, name, field=surface.model_field)  # before it is told how many wait for a model
+            with pod.admission.enter(name, num_sequences) as waiting:
                 async with leasing(pod, exchange, request.model) as leased, pod.answer_room.share() as room:
                     await self._answer(exchange, request, leased, _Admitted(waiting, room, arrived))
 
@@ -114,10 +119,14 @@ class Answering(Generic[RequestT]):
         outputs = [self._output(request, leased, shows_special=shows_special) for _ in plans]
         num_ranked = request.n if request.is_ranked else None
         run = _Run(generation, plans, outputs, surface.formatter(answer), num_ranked=num_ranked)
-        if request.stream:
-            await run.stream(exchange, include_usage=request.include_usage)
-        else:
-            await run.whole(exchange)
+        grant = grant_of(exchange.scope)
+        with as_errors():
+            grant.reserve(run.num_prompt_tokens + len(plans) * (request.max_new_tokens or 0))
+        with spending(grant, generation, run.num_prompt_tokens):
+            if request.stream:
+                await run.stream(exchange, include_usage=request.include_usage)
+            else:
+                await run.whole(exchange)
 
     async def _plans(self, request: RequestT, prompts: Sequence[Prompt], leased: Leased) -> list[ChoicePlan]:
         field, plans = self._surface.prompt_field, list[ChoicePlan]()
@@ -196,7 +205,7 @@ class _Run:
         self._outputs = outputs
         self._formatter = formatter
         self._num_ranked = num_ranked
-        self._num_prompt_tokens = sum(len(plan.prompt_token_ids) for plan in plans if plan.new_prompt)
+        self.num_prompt_tokens = sum(len(plan.prompt_token_ids) for plan in plans if plan.new_prompt)
 
     async def whole(self, exchange: Exchange) -> None:
         """Answer with one JSON document."""
@@ -205,7 +214,9 @@ class _Run:
             async for deltas in batches:
                 for delta in deltas:
                     parts[delta.index].append(delta)
-        usage = self._generation.usage(self._num_prompt_tokens)
+        usage = self._generation.usage(self.num_prompt_tokens)
+        if exchange.asks_usage:
+            exchange.headers[HEADER_USAGE] = usage_text(usage.prompt_tokens, usage.completion_tokens)
         if self._num_log_probabilities(parts) > THREAD_LOG_PROBABILITIES:
             response = await asyncio.to_thread(self._response, parts, usage, exchange.headers)
         else:
@@ -266,6 +277,9 @@ class _Run:
                 else:
                     await events.send(bodies)
                 self._generation.sent(deltas)
+        usage = self._generation.usage(self.num_prompt_tokens)
+        if exchange.asks_usage:
+            await events.raw(usage_comment(usage.prompt_tokens, usage.completion_tokens))
         if include_usage:
-            await events.send((self._formatter.usage_event(self._generation.usage(self._num_prompt_tokens)),))
+            await events.send((self._formatter.usage_event(usage),))
         await events.end(None if self._formatter.tells_done else b"")

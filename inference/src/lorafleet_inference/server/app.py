@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.errors import ConfigError
+from lorafleet_common.keys.file import following, open_guard
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.sockets import bind, connections_with_files, url_of
 from lorafleet_inference import metrics
@@ -50,6 +51,7 @@ async def serve(config: ServerConfig) -> int:
     except TextFileError as error:
         raise ConfigError("--model", str(error)) from error
     token_hash = _token_hash(config)
+    guard, keys_file = open_guard(config.keys_file, metrics.KEYS, option="--keys-file")
     admin_host = config.admin_host if token_hash is not None else "127.0.0.1"
     with (
         bind(config.host, config.port, option="--port") as public_socket,
@@ -71,6 +73,7 @@ async def serve(config: ServerConfig) -> int:
                 Admission(config.max_waiting_requests),
                 AnswerRoom(config.answer_memory_bytes),
                 readers,
+                guard,
             )
             most = connections_with_files(config.max_connections)
             limits = ConnectionLimits(most, config.client_timeout_seconds)
@@ -78,7 +81,8 @@ async def serve(config: ServerConfig) -> int:
                 (http_server(public_app(pod), limits), public_socket),
                 (http_server(admin_app(pod, token_hash), limits), admin_socket),
             ]
-            return await _run(pod, servers, stop)
+            with following(keys_file):
+                return await _run(pod, servers, stop)
         finally:
             await engine.close()
             text.close()

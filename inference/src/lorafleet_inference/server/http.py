@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from lorafleet_contract.openai import ErrorAnswer, ErrorBody, ErrorCode, error_type
+from lorafleet_contract.usage import HEADER_USAGE
 from lorafleet_inference.errors import RequestError
 from lorafleet_inference.metrics import ERRORS
 from lorafleet_inference.server.bodies import BodyRoom, BodyShare
@@ -153,6 +154,11 @@ class Exchange:
         self.headers: dict[str, str] = {}
         """Headers for whatever answer it becomes."""
         self.stream: EventStream | None = None
+
+    @property
+    def asks_usage(self) -> bool:
+        """Whether a gateway wants to know how many tokens it is."""
+        return HEADER_USAGE in self.request.headers
 
     def open_stream(self, *, names_events: bool = False) -> EventStream:
         """Answer with server-sent events."""

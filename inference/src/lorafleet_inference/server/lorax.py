@@ -34,6 +34,7 @@ class Generate(Surface[LoraxRequest]):
     reads = LoraxRequest
     id_prefix = "lorax"
     prompt_field = "inputs"
+    model_field = "parameters.adapter_id"
     streams: ClassVar[bool | None] = False
     """None: as the request says."""
     is_listed: ClassVar[bool] = False

@@ -1,8 +1,9 @@
 """What the handlers of the public port work with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lorafleet_common.keys.guard import Guard
 from lorafleet_contract.names import HEADER_ADAPTER, HEADER_REVISION
 from lorafleet_inference.adapters.manager import AdapterManager, Lease
 from lorafleet_inference.config import ServerConfig
@@ -10,6 +11,7 @@ from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.messages import ModelFacts, SamplingParams
 from lorafleet_inference.engine.vocabulary import PROMPT, Vocabulary, first_unknown
 from lorafleet_inference.errors import ContextLengthExceeded, EngineNotReady, InvalidValue
+from lorafleet_inference.metrics import KEYS
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.reading import Readers
@@ -29,6 +31,8 @@ class Pod:
     admission: Admission
     answer_room: AnswerRoom
     readers: Readers
+    guard: Guard = field(default_factory=lambda: Guard(None, KEYS))
+    """Who asks for keys."""
 
     @property
     def facts(self) -> ModelFacts:

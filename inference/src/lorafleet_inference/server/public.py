@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lorafleet_common.keys.guard import Caller
 from lorafleet_contract.lorax import INFO
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference import metrics
@@ -20,6 +21,7 @@ from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Endpoint, error_body, error_response, json_response
+from lorafleet_inference.server.keys import KeyGate, caller_of, check_model
 from lorafleet_inference.server.lorax import Compatible, Generate, GenerateStream, lorax_error
 from lorafleet_inference.server.lorax_reads import TokenizeForms, info_of
 from lorafleet_inference.server.middleware import AnswerHeaders
@@ -64,6 +66,7 @@ def public_app(pod: Pod) -> FastAPI:
     _add_reads(app, pod)
     app.include_router(routes_router(pod))
     _add_error_shapes(app)
+    app.add_middleware(KeyGate, guard=pod.guard, lorax_shape=lorax_error)
     app.add_middleware(AnswerHeaders, pod_name=pod.config.pod_name)
     return app
 
@@ -93,8 +96,9 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
         return json_response(Version(metadata.version("lorafleet-inference")))
 
     @app.get(INFO)
-    async def info() -> Response:
+    async def info(request: Request) -> Response:
         try:
+            check_model(request.scope, pod.config.served_name)
             return json_response(info_of(pod))
         except RequestError as error:
             return error_response(error, shape=lorax_error)
@@ -115,18 +119,19 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
-    async def models() -> Response:
-        return json_response(ModelList(_models(pod)))
+    async def models(request: Request) -> Response:
+        return json_response(ModelList(_models(pod, caller_of(request.scope))))
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        for entry in _models(pod):
+    async def model(name: str, request: Request) -> Response:
+        for entry in _models(pod, caller_of(request.scope)):
             if entry.id == name:
                 return json_response(entry)
         raise ModelNotFound(f"no model {name!r}", param="model")
 
 
-def _models(pod: Pod) -> list[Model]:
+def _models(pod: Pod, caller: Caller) -> list[Model]:
+    """Return what answers here and this caller may name."""
     max_model_len = pod.facts.max_model_len
     return [
         Model(
@@ -139,6 +144,7 @@ def _models(pod: Pod) -> list[Model]:
             entry.invocation_tokens,
         )
         for entry in pod.manager.models()
+        if caller.may_use(entry.id)
     ]
 
 

@@ -145,6 +145,8 @@ class Surface(ABC, Generic[RequestT]):
     """The first part of an answer's id."""
     prompt_field: ClassVar[str]
     """The field that is named where the prompt is at fault."""
+    model_field: ClassVar[str] = "model"
+    """Likewise the model."""
 
     @classmethod
     def fields(cls) -> frozenset[str]:
