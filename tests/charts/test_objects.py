@@ -1,5 +1,6 @@
 """What the chart makes, as the programs, the kubelet and an auditor read it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,6 +164,25 @@ def test_one_stall_takes_no_gateway_out_of_its_service(plain: Rendered) -> None:
     """All gateways stall together under load, and a Service without endpoints refuses everybody."""
     probe = plain.container("gateway")["readinessProbe"]
     assert (probe["failureThreshold"], probe["timeoutSeconds"]) == (3, 2)
+
+
+def test_keys_are_mounted_as_a_folder_and_asked_for(helm: Helm, plain: Rendered) -> None:
+    """A file that is mounted by itself is never renewed."""
+    extra = {"extraVolumes": [{"name": "x", "emptyDir": {}}], "extraVolumeMounts": [{"name": "x", "mountPath": "/x"}]}
+    keys = {"secretName": "api-keys", "fileName": "mine.json", "forwardToPods": True}
+    rendered = helm.render({"gateway": {"keys": keys, **extra}})
+    container, pod = rendered.container("gateway"), rendered.pod("gateway")
+    config = read_gateway_config(*started(container))
+    mount = container["volumeMounts"][0]
+    assert config.keys_file == Path(mount["mountPath"]) / "mine.json"
+    assert config.forward_authorization
+    assert "subPath" not in mount
+    assert [volume["name"] for volume in pod["volumes"]] == ["keys", "x"]
+    assert pod["volumes"][0]["secret"]["secretName"] == "api-keys"
+    assert [one["name"] for one in container["volumeMounts"]] == ["keys", "x"]
+    assert read_gateway_config(*started(plain.container("gateway"))).keys_file is None
+    assert "volumes" not in plain.pod("gateway")
+    assert "keys" not in str(rendered.pod("operator"))
 
 
 def test_autoscaling_owns_the_number_of_gateways(helm: Helm) -> None:

@@ -51,9 +51,16 @@ topologySpreadConstraints:
   - {{- toYaml (merge (deepCopy .) (hasKey . "labelSelector" | ternary dict $selector)) | nindent 4 }}
   {{- end }}
 {{- end }}
-{{- with $values.extraVolumes }}
+{{- $keys := ($values.keys).secretName }}
+{{- if or $keys $values.extraVolumes }}
 volumes:
+  {{- with $keys }}
+  - name: keys
+    secret: {secretName: {{ . }}, defaultMode: 0440}
+  {{- end }}
+  {{- with $values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- end }}
 
@@ -66,8 +73,15 @@ securityContext:
   {{- toYaml $values.securityContext | nindent 2 }}
 resources:
   {{- toYaml $values.resources | nindent 2 }}
-{{- with $values.extraVolumeMounts }}
+{{- $keys := ($values.keys).secretName }}
+{{- if or $keys $values.extraVolumeMounts }}
 volumeMounts:
+  {{- if $keys }}
+  # the whole folder: the kubelet renews no file that is mounted by itself
+  - {name: keys, mountPath: /etc/lorafleet/keys, readOnly: true}
+  {{- end }}
+  {{- with $values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- end }}
