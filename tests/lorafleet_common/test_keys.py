@@ -44,8 +44,11 @@ class World:
     def caller(self, key: str = KEY):
         return self.guard.identify(f"Bearer {key}")
 
+    def text(self) -> str:
+        return generate_latest(self.table.registry).decode()
+
     def metric(self, series: str) -> float:
-        lines = generate_latest(self.table.registry).decode().splitlines()
+        lines = self.text().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{series} ")), 0.0)
 
 
@@ -208,7 +211,30 @@ def test_a_changed_entry_keeps_what_was_used() -> None:
     world.guard.replace(read_keys(content(entry("other", new_key()))))
     with pytest.raises(Unauthorized):
         world.caller()
-    assert world.metric('test_key_requests_running{key="team-a"}') == 0
+    assert 'key="team-a"' not in world.text()
+
+
+def test_a_key_that_comes_back_while_its_requests_run_still_has_them() -> None:
+    """What they count, they count for nobody that is shown, while the key is not in the file."""
+    entries = [entry(maxConcurrentRequests=1, tokensPerMinute=100), entry("b", new_key())]
+    world, other = World(*entries), read_keys(content(entries[1]))
+    with world.caller().request() as grant:
+        grant.reserve(30)
+        for _ in range(2):
+            world.guard.replace(other)
+        world.guard.replace(read_keys(content(*entries)))
+        with pytest.raises(RateLimited, match="1 requests running"), world.caller().request():
+            pass
+        assert world.caller().limit_headers()["x-ratelimit-remaining-tokens"] == "70"
+        world.guard.replace(other)
+        grant.spend(20)
+    world.guard.count("team-a", 200)
+    assert 'key="team-a"' not in world.text()
+    assert world.metric('test_key_tokens_total{key="_other"}') == 20
+    assert world.metric('test_key_requests_total{code="200",key="_other"}') == 1
+    world.guard.replace(other)
+    world.guard.replace(read_keys(content(*entries)))
+    assert world.caller().limit_headers()["x-ratelimit-remaining-tokens"] == "100", "nothing runs, nothing is kept"
 
 
 amounts = st.integers(1, 300)
@@ -310,3 +336,10 @@ async def test_a_new_file_is_taken_and_a_bad_one_changes_nothing(
     assert (world.metric("test_keys_stale"), world.metric("test_keys")) == (0, 1)
     await become("first")
     assert world.caller().name == "team-a"
+    caplog.clear()
+    (tmp_path / "first" / "keys.json").write_bytes(content())
+    await file.look()
+    (record,) = caplog.records
+    assert (record.levelname, "every request is refused" in record.message) == ("WARNING", True)
+    with pytest.raises(Unauthorized):
+        world.caller()

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,27 @@ import httpx
 import pytest
 from aiohttp import web
 from openai import AsyncOpenAI, AuthenticationError, NotFoundError, PermissionDeniedError, RateLimitError
+from support.canned_pod import canned_pod, model_without_weights
 from support.upstream_pods import REVISION, PodDouble, refusing, streaming
 
+from lorafleet_common.keys.file import KeysFile
 from lorafleet_common.keys.guard import Guard, hash_of, new_key
 from lorafleet_contract.keys import read_keys
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cli import main
 from lorafleet_gateway.front.usage import declared_tokens
+from lorafleet_inference.metrics import KEYS as METRICS_OF_PODS
 
-from .conftest import World, eventually
+from .conftest import World, eventually, new_world
+from .test_life import gateway, until
 
 KEY = new_key()
+
+
+def content(name: str, *keys: str, **fields: Any) -> bytes:
+    """A file with one entry, or with none."""
+    entry = {"name": name, "hashes": [hash_of(key) for key in keys], **fields}
+    return json.dumps({"keys": [entry] if keys else []}).encode()
 
 
 class Keyed:
@@ -52,15 +64,18 @@ def keyed(world: World) -> Callable[..., Awaitable[Keyed]]:
         pod.hold("french")
         world.endpoints(pod)
         clock = [0.0]
-        keys = read_keys(json.dumps({"keys": [{"name": name, "hashes": [hash_of(KEY)], **fields}]}).encode())
-        guard = Guard(keys, metrics.KEYS, clock=lambda: clock[0])
+        guard = Guard(read_keys(content(name, KEY, **fields)), metrics.KEYS, clock=lambda: clock[0])
         client = await world.open(guard=guard, forward_authorization=forward)
         return Keyed(world, pod, client, clock, guard)
 
     return opened
 
 
-async def test_without_a_known_key_nothing_is_answered_but_probes(keyed: Callable[..., Awaitable[Keyed]]) -> None:
+async def test_without_a_known_key_nothing_is_answered_but_probes(
+    keyed: Callable[..., Awaitable[Keyed]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names keys, and has neither keys nor lines of somebody else's making."""
+    caplog.set_level(logging.DEBUG, logger="lorafleet_gateway")
     door = await keyed()
     for path in ("/health", "/ready", "/ping", "/version", "/"):
         assert (await door.client.get(path)).status_code == 200, path
@@ -81,6 +96,13 @@ async def test_without_a_known_key_nothing_is_answered_but_probes(keyed: Callabl
         assert answer.json()["error_type"] == "validation"
     assert not door.pod.received
     assert await door.metric('lorafleet_gateway_key_requests_total{code="401",key=""}') >= 17
+    assert (await door.client.get("/no%0aline", headers={"x-request-id": "one"})).status_code == 401
+    assert (await door.ask()).status_code == 200
+    said = [record.getMessage() for record in caplog.records if record.name == "lorafleet_gateway.access"]
+    assert said[-2].lower() == "get /no%0aline 401 key=- id=one"
+    assert " key=team-a id=" in said[-1]
+    assert KEY not in caplog.text
+    assert hash_of(KEY) not in caplog.text
 
 
 async def test_clients_of_openai_see_their_own_errors(keyed: Callable[..., Awaitable[Keyed]]) -> None:
@@ -178,6 +200,7 @@ COMMENT = ": x-lorafleet-usage 7+5\n\n"
         (streaming("data: 1\n\n: x-lorafl", "eet-us", "age 7", "+5\n", "\ndata: [DONE]\n\n"), 12),
         (streaming("data: 1\n\n", "data: 2\n\n", breaks=True), None),
         (telling(told="1+900"), 901),
+        (streaming("{", breaks=True, headers={"content-length": "99", "x-lorafleet-usage": "7+5"}), 0),
         (refusing(400, "invalid_value"), 0),
         (refusing(500, "internal_error"), 0),
         (refusing(503, "not_ready"), 0),
@@ -248,6 +271,113 @@ async def test_a_client_that_leaves_gives_back_its_place(keyed: Callable[..., Aw
     left = int(answer.headers["x-ratelimit-remaining-tokens"])
     assert 900 < left < 1000, "what was held back is given back, but for what was sent"
     assert await door.metric('lorafleet_gateway_key_requests_total{code="499",key="leaver"}') == 1
+
+
+async def test_a_secret_is_rotated_while_requests_run(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both keys are known in between, and are one to the limits; what began with the old one goes on to its end."""
+    pod = await world.pod("one")
+    world.endpoints(pod)
+    pod.hold("french")
+    path, new, end = tmp_path / "keys.json", new_key(), asyncio.Event()
+    path.write_bytes(content("rotated", KEY, maxConcurrentRequests=2))
+    file = KeysFile(path, metrics.KEYS, option="--keys-file")
+    client = await world.open(guard=file.guard)
+
+    async def status(key: str) -> int:
+        answer = await client.post(
+            "/v1/completions", json={"model": "french"}, headers={"authorization": f"Bearer {key}"}
+        )
+        return answer.status_code
+
+    async def become(text: bytes) -> None:
+        path.write_bytes(text)
+        await file.look()
+
+    pod.reply = streaming("data: 1\n\n", "data: 2\n\n", pause=end)
+    request = {"json": {"model": "french"}, "headers": {"authorization": f"Bearer {KEY}"}}
+    async with client.stream("POST", "/v1/completions", **request) as answer:
+        chunks = answer.aiter_raw()
+        assert await anext(chunks) == b"data: 1\n\n"
+        pod.reply = None
+        await become(content("rotated", KEY, new, maxConcurrentRequests=2))
+        assert (await status(KEY), await status(new)) == (200, 200)
+        await become(content("rotated", KEY, new, maxConcurrentRequests=1))
+        assert (await status(KEY), await status(new)) == (429, 429)
+        await become(content("rotated", new))
+        assert (await status(KEY), await status(new)) == (401, 200)
+        await become(b"{")
+        assert (await status(KEY), await status(new)) == (401, 200), "what is known stays"
+        assert "lorafleet_gateway_keys_stale 1.0" in (await client.get(world.metrics_url)).text
+        assert "is not valid JSON; the keys that were read before stay" in caplog.text
+        await become(content("nobody"))
+        assert (await status(KEY), await status(new)) == (401, 401)
+        end.set()
+        assert b"".join([chunk async for chunk in chunks]) == b"data: 2\n\n"
+    shown = (await client.get(world.metrics_url)).text
+    assert "lorafleet_gateway_keys_stale 0.0" in shown
+    assert 'key="rotated"' not in shown, "a key that is gone leaves no series"
+
+
+async def test_the_command_asks_for_keys_and_follows_the_file(world: World, tmp_path: Path) -> None:
+    path, new = tmp_path / "keys.json", new_key()
+    path.write_bytes(content("first", KEY))
+    async with (
+        gateway(world, tmp_path, f"--keys-file={path}") as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+
+        async def ask(key: str) -> httpx.Response:
+            return await client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+
+        await until(200, lambda: client.get("/ready"))
+        assert ((await ask(KEY)).status_code, (await ask(new)).status_code) == (200, 401)
+        path.write_bytes(content("first", new))
+        await until(200, lambda: ask(new))
+        assert (await ask(KEY)).status_code == 401
+
+
+async def test_gateway_and_pod_both_ask(tmp_path: Path) -> None:
+    """Each by its own file, and both count the same tokens; a pod that sees no key knows nobody."""
+    model_without_weights(tmp_path / "canned")
+    at_gateway, at_pod = (
+        Guard(read_keys(content("both", KEY, tokensPerMinute=most)), table, clock=lambda: 0)
+        for most, table in ((5000, metrics.KEYS), (1000, METRICS_OF_PODS))
+    )
+    headers = {"authorization": f"Bearer {KEY}"}
+    body = {"model": "base", "prompt": "one two", "max_tokens": 400}
+
+    def left(guard: Guard) -> int:
+        return int(guard.identify(headers["authorization"]).limit_headers()["x-ratelimit-remaining-tokens"])
+
+    async with canned_pod(tmp_path / "canned", guard=at_pod) as served:
+        pod = PodDouble("canned", int(served.url.rpartition(":")[2]))
+
+        async def poster(world: World, *, forward: bool) -> Callable[..., Awaitable[httpx.Response]]:
+            world.base("base")
+            world.endpoints(pod, base="base")
+            client = await world.open(guard=at_gateway, forward_authorization=forward)
+            return partial(client.post, "/v1/completions", headers=headers)
+
+        async with new_world() as world:
+            post = await poster(world, forward=True)
+            answer = await post(json=body)
+            used = answer.json()["usage"]["total_tokens"]
+            assert (used > 400, answer.headers["x-ratelimit-limit-tokens"]) == (True, "5000")
+            assert (await post(json={**body, "stream": True})).text.count(": x-lorafleet-usage") == 1
+            await eventually(
+                "all is counted", lambda: (left(at_gateway), left(at_pod)) == (5000 - 2 * used, 1000 - 2 * used)
+            )
+            answer = await post(json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+            told = {name: answer.headers[f"x-ratelimit-{name}-tokens"] for name in ("limit", "remaining")}
+            assert told == {"limit": "1000", "remaining": str(1000 - 2 * used)}, "who refuses tells its own"
+            assert int(answer.headers["retry-after"]) > 1
+        async with new_world() as world:
+            answer = await (await poster(world, forward=False))(json=body)
+            assert (answer.status_code, "x-lorafleet-pod" in answer.headers) == (401, True)
+        assert (left(at_gateway), left(at_pod)) == (5000 - 2 * used, 1000 - 2 * used), "refusals cost nothing"
 
 
 async def test_pods_see_a_key_only_where_they_shall(keyed: Callable[..., Awaitable[Keyed]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cached_property
 from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -38,7 +39,14 @@ class KeyEntry(Wire):
 
     def may_use(self, model: str) -> bool:
         """Whether it may name a model, which need not exist."""
-        return any(model.startswith(entry[:-1]) if entry.endswith("*") else model == entry for entry in self.models)
+        names, beginnings = self._allowed
+        return model in names or model.startswith(beginnings)
+
+    @cached_property
+    def _allowed(self) -> tuple[frozenset[str], tuple[str, ...]]:
+        """Whole names, and beginnings: lists of models are filtered by them, and there are thousands of both."""
+        beginnings = tuple(entry[:-1] for entry in self.models if entry.endswith("*"))
+        return frozenset(self.models), beginnings
 
 
 class KeyList(Wire):

@@ -11,12 +11,12 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_common.keys.guard import Guard
 from lorafleet_common.keys.metrics import KeyMetrics
 from lorafleet_common.supervise import supervise
-from lorafleet_contract.keys import KeysError, read_keys
+from lorafleet_contract.keys import KeyList, KeysError, read_keys
 
 logger = logging.getLogger(__name__)
 MAX_FILE_BYTES: Final = 1 << 20
 """No Secret is larger."""
-LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 2.0
 """Between two looks at the file. The kubelet takes up to a minute or so to bring a change."""
 
 
@@ -42,6 +42,7 @@ class KeysFile:
             raise ConfigError(option, f"{path} {error}") from None
         self.guard = Guard(keys, metrics)
         metrics.stale(is_stale=False)
+        _say(keys, f"requests need one of the keys of {path}")
 
     async def follow(self, *, look_seconds: float = LOOK_SECONDS) -> None:
         """Take the keys of each new content; one that is wrong changes nothing, and is logged once."""
@@ -69,7 +70,7 @@ class KeysFile:
             return
         self.guard.replace(keys)
         self._metrics.reloaded(taken=True)
-        logger.info("%s has changed: %d keys", self._path, len(keys.keys))
+        _say(keys, f"{self._path} has changed")
 
 
 def open_guard(path: Path | None, metrics: KeyMetrics, *, option: str) -> tuple[Guard, KeysFile | None]:
@@ -95,6 +96,13 @@ def following(file: KeysFile | None) -> Iterator[None]:
         yield
     finally:
         task.cancel()
+
+
+def _say(keys: KeyList, what: str) -> None:
+    if keys.keys:
+        logger.info("%s: %d", what, len(keys.keys))
+    else:
+        logger.warning("%s: there is none, so that every request is refused", what)
 
 
 def _content(path: Path) -> bytes:

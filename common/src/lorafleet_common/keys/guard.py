@@ -142,19 +142,22 @@ class Guard:
             self.replace(keys)
 
     def replace(self, keys: KeyList) -> None:
-        """Take a new list. A name that stays keeps what it has used; requests of one that leaves go on to their end."""
+        """Take a new list. A name that stays keeps what it has used; requests of one that leaves go on to their end.
+
+        What they use is still of that name, should it come back.
+        """
         now = self._clock()
+        names = {entry.name for entry in keys.keys}
         for entry in keys.keys:
             quota = self._quotas.get(entry.name)
             if quota is None:
                 self._quotas[entry.name] = Quota(entry, now)
             else:
                 quota.follow(entry, now)
-        for name in self._quotas.keys() - {entry.name for entry in keys.keys}:
-            del self._quotas[name]
-            self._metrics.forget(name)
+        kept = self._quotas.items()
+        self._quotas = {name: quota for name, quota in kept if name in names or quota.num_running}
         self._entries = {one: entry for entry in keys.keys for one in entry.hashes}
-        self._metrics.loaded(len(keys.keys))
+        self._metrics.loaded(names)
 
     def identify(self, authorization: str | None) -> Caller:
         """Return whose request has this header Authorization.

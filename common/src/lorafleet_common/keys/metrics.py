@@ -1,10 +1,10 @@
 """Metrics of keys, in the table of each program that asks for them. Labels are names of keys, never keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 from lorafleet_common.keys.errors import RateLimited
-from lorafleet_common.metrics import BoundedLabels, MetricTable
+from lorafleet_common.metrics import OTHER, BoundedLabels, MetricTable
 
 
 class KeyMetrics:
@@ -12,10 +12,11 @@ class KeyMetrics:
 
     def __init__(self, table: MetricTable, prefix: str) -> None:
         self._labels = BoundedLabels(forget=lambda name: table.forget("key", name))
+        self._known: frozenset[str] = frozenset()
         self._requests = table.counter(
             f"{prefix}key_requests_total",
-            "Requests where keys are asked for, by the name of the key (empty: none that is known; beyond 100 `_other`) and "
-            "the status that the client got (499 if it left first).",
+            "Requests where keys are asked for, by the name of the key (empty: none that is known; beyond 100, and of a key "
+            "that was removed while its request ran, `_other`) and the status that the client got (499 if it left first).",
             "key",
             "code",
         )
@@ -62,13 +63,12 @@ class KeyMetrics:
         if label == name:
             self._running.of(label).set(number)
 
-    def forget(self, name: str) -> None:
-        """Drop the series of a key that is known no more."""
-        self._labels.drop(name)
-
-    def loaded(self, number: int) -> None:
-        """Set how many keys are known."""
-        self._loaded().set(number)
+    def loaded(self, names: Set[str]) -> None:
+        """Take note of the keys that are known, and drop the series of the others."""
+        for name in self._known - names:
+            self._labels.drop(name)
+        self._known = frozenset(names)
+        self._loaded().set(len(names))
 
     def reloaded(self, *, taken: bool) -> None:
         """Count a change of the file."""
@@ -80,4 +80,6 @@ class KeyMetrics:
         self._stale().set(is_stale)
 
     def _label(self, name: str) -> str:
+        if name and name not in self._known:
+            return OTHER
         return self._labels.of(name) if name else ""

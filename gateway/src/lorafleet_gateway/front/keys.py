@@ -1,5 +1,6 @@
 """Asks for keys at the port: who sends a request, and what is answered where a key is not enough."""
 
+import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from lorafleet_gateway.front import lorax
 from lorafleet_gateway.front.answers import error_response
 from lorafleet_gateway.front.headers import AUTHORIZATION, request_id_of
 
+access = logging.getLogger("lorafleet_gateway.access")
 CLIENT_LEFT: Final = 499
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version"})
 """Nobody is asked for a key there: probes have none."""
@@ -42,9 +44,10 @@ class KeyGate:
             response = await self._inner(request, caller)
             status = response.status
         except RequestError as error:
-            is_lorax = request.path in lorax.PATHS
-            response = error_response(error, request_id=request_id_of(request.headers), is_lorax=is_lorax)
+            is_lorax, request_id = request.path in lorax.PATHS, request_id_of(request.headers)
+            response = error_response(error, request_id=request_id, is_lorax=is_lorax)
             status = response.status
+            access.info("%s %s %d key=- id=%s", request.method, request.rel_url.raw_path, status, request_id)
         finally:
             self._guard.count(name, status)
         return response

@@ -209,12 +209,15 @@ class Proxy:
         kept = headers.for_client(answer.headers)
         kept.setdefault("server", SERVER)
         kept.setdefault(headers.REQUEST_ID, exchange.request_id)
-        kept.update(exchange.caller.limit_headers())
+        if answer.status != 429:  # a pod that refuses for a limit tells its own
+            kept.update(exchange.caller.limit_headers())
         length = answer.headers.get("content-length", "")
         if length.isdigit() and int(length) <= WHOLE_BYTES:
             try:
                 whole = b"".join([chunk async for chunk in answer.chunks()])
             except Cut as error:
+                if exchange.bill is not None:
+                    exchange.bill.lost()
                 raise Broken(str(error)) from error
             exchange.status = answer.status
             if exchange.bill is not None:
@@ -327,7 +330,7 @@ def _account(exchange: Exchange) -> None:
         request, target = exchange.request, exchange.route.target
         access.log(
             level,
-            "%s %s %d %.3fs %s %s pod=%s offers=%d id=%s",
+            "%s %s %d %.3fs %s %s pod=%s offers=%d key=%s id=%s",
             request.method,
             request.path,
             exchange.status,
@@ -336,5 +339,6 @@ def _account(exchange: Exchange) -> None:
             exchange.route.revision or "-",
             exchange.pod or "-",
             exchange.route.offers.num_made,
+            exchange.caller.name or "-",
             exchange.request_id,
         )

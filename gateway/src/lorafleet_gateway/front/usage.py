@@ -65,6 +65,10 @@ class Bill:
         self._status = status
         self._told = tokens_of(headers.get(HEADER_USAGE, ""))
 
+    def lost(self) -> None:
+        """The answer broke off before any of it was passed on: what its pod told of it does not count."""
+        self._status = self._told = None
+
     def feed(self, chunk: bytes, *, is_stream: bool) -> None:
         """Look at the next bytes of the answer."""
         self._num_bytes += len(chunk)

@@ -51,6 +51,7 @@ async def serve(config: ServerConfig) -> int:
     except TextFileError as error:
         raise ConfigError("--model", str(error)) from error
     token_hash = _token_hash(config)
+    metrics.bind_base(config.served_name)
     guard, keys_file = open_guard(config.keys_file, metrics.KEYS, option="--keys-file")
     admin_host = config.admin_host if token_hash is not None else "127.0.0.1"
     with (
@@ -59,7 +60,6 @@ async def serve(config: ServerConfig) -> int:
         closing(Readers()) as readers,
     ):
         stop = StopSignals()
-        metrics.bind_base(config.served_name)
         engine = await EngineClient.start(config.engine)
         try:
             manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex, judge=text.judge)
@@ -150,7 +150,8 @@ async def _start(pod: Pod, url: str, admin_url: str) -> None:
     facts = ready.facts
     logger.info("serving %s (%s, %s, %s)", config.served_name, facts.architecture, facts.dtype, facts.device)
     example = f'{{"model": "{config.served_name}", "prompt": "Hello", "max_tokens": 16}}'
-    logger.info("try: curl %s/v1/completions -H 'content-type: application/json' -d '%s'", url, example)
+    key = " -H 'authorization: Bearer KEY'" if pod.guard.asks else ""
+    logger.info("try: curl %s/v1/completions%s -H 'content-type: application/json' -d '%s'", url, key, example)
 
 
 async def _lost(pod: Pod) -> None:

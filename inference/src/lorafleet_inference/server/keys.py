@@ -86,6 +86,12 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
+def key_name_of(scope: Scope) -> str:
+    """Return the name of the key of a request, also one that was refused; empty where there is none."""
+    caller: Caller | None = scope.get(_CALLER)
+    return caller.name if caller is not None else ""
+
+
 def grant_of(scope: Scope) -> Grant:
     """Return what the key of a request was enough for."""
     grant: Grant = scope[_GRANT]

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorafleet_contract.names import HEADER_ADAPTER, HEADER_POD
+from lorafleet_inference.server.keys import key_name_of
 
 logger = logging.getLogger("lorafleet_inference.access")
 REQUEST_ID = "x-request-id"
@@ -47,5 +48,8 @@ class AnswerHeaders:
             level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
             if logger.isEnabledFor(level):
                 seconds = time.perf_counter() - began
-                what = f"{scope['method']} {scope['path']}"
-                logger.log(level, "%s %s %.3fs %s id=%s", what, status or "gone", seconds, adapter or "-", request_id)
+                what, key = f"{scope['method']} {scope['path']}", key_name_of(scope) or "-"
+                logger.log(
+                    level,
+                    "%s %s %.3fs %s key=%s id=%s", what, status or "gone", seconds, adapter or "-", key, request_id,
+                )  # fmt: skip
