@@ -1,6 +1,11 @@
 """What the chart makes, as the programs, the kubelet and an auditor read it."""
 
+import re
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -183,6 +188,36 @@ def test_keys_are_mounted_as_a_folder_and_asked_for(helm: Helm, plain: Rendered)
     assert read_gateway_config(*started(plain.container("gateway"))).keys_file is None
     assert "volumes" not in plain.pod("gateway")
     assert "keys" not in str(rendered.pod("operator"))
+
+
+@pytest.mark.parametrize(
+    ("secret", "status", "passes"),
+    [("", 200, True), ("", 401, False), ("k", 401, True), ("k", 200, False), ("k", 503, False)],
+)
+def test_the_helm_test_asks_as_an_application(helm: Helm, secret: str, status: int, passes: bool) -> None:
+    """Where keys are asked for, a gateway that asks for none has failed."""
+    spec = helm.render(nested("gateway.keys.secretName", secret)).one("Pod", "lorafleet-test")["spec"]
+    assert "volumes" not in spec
+    assert "volumeMounts" not in spec["containers"][0]
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "numerals"}]}')
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1/models"
+        script, num_urls = re.subn(r"http://\S+/v1/models", url, spec["containers"][0]["args"][0])
+        done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+        server.shutdown()
+    assert num_urls == 1
+    assert (done.returncode == 0) is passes, done.stderr
+    assert not passes or "answers" in done.stdout
 
 
 def test_autoscaling_owns_the_number_of_gateways(helm: Helm) -> None:

@@ -17,7 +17,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* Fields of the pod spec beside containers; noToken leaves the token of the ServiceAccount out, account names another one. */}}
+{{/* Fields of the pod spec beside containers; noToken leaves the token of the ServiceAccount out, noKeys the file of keys, account names another one. */}}
 {{- define "lorafleet.podSpec" -}}
 {{- $values := index .root.Values .component -}}
 serviceAccountName: {{ default (include "lorafleet.serviceAccountName" .) .account }}
@@ -51,7 +51,7 @@ topologySpreadConstraints:
   - {{- toYaml (merge (deepCopy .) (hasKey . "labelSelector" | ternary dict $selector)) | nindent 4 }}
   {{- end }}
 {{- end }}
-{{- $keys := ($values.keys).secretName }}
+{{- $keys := and (not .noKeys) ($values.keys).secretName }}
 {{- if or $keys $values.extraVolumes }}
 volumes:
   {{- with $keys }}
@@ -64,7 +64,7 @@ volumes:
 {{- end }}
 {{- end }}
 
-{{/* Fields of the container that are the same for both. */}}
+{{/* Fields of the container that are the same for both; noKeys as above. */}}
 {{- define "lorafleet.container" -}}
 {{- $values := index .root.Values .component -}}
 image: {{ include "lorafleet.image" . | quote }}
@@ -73,7 +73,7 @@ securityContext:
   {{- toYaml $values.securityContext | nindent 2 }}
 resources:
   {{- toYaml $values.resources | nindent 2 }}
-{{- $keys := ($values.keys).secretName }}
+{{- $keys := and (not .noKeys) ($values.keys).secretName }}
 {{- if or $keys $values.extraVolumeMounts }}
 volumeMounts:
   {{- if $keys }}
