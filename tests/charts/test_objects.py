@@ -213,7 +213,9 @@ def test_the_helm_test_asks_as_an_application(helm: Helm, secret: str, status: i
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1/models"
         script, num_urls = re.subn(r"http://\S+/v1/models", url, spec["containers"][0]["args"][0])
-        done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], check=False, capture_output=True, text=True, env={"no_proxy": "*"}
+        )
         server.shutdown()
     assert num_urls == 1
     assert (done.returncode == 0) is passes, done.stderr
