@@ -52,8 +52,9 @@ class Keyed:
                 await asyncio.sleep(0.01)
         return int(caller.limit_headers()["x-ratelimit-remaining-tokens"])
 
-    def num_tokens(self, text: str) -> int:
-        return len(self.served.pod.text.encode_now(text, add_special_tokens=False))
+    def num_tokens(self, text: str, *, is_chat: bool = False) -> int:
+        """Of a text that is completed, or of one that a chat template has written."""
+        return len(self.served.pod.text.encode_now(text, add_special_tokens=not is_chat))
 
 
 def series(name: str) -> float:
@@ -239,7 +240,7 @@ async def test_gateways_are_told_the_usage_of_streams(opened: Callable[..., Any]
         "/v1/responses": {"model": "base", "input": "one two", "max_output_tokens": 5},
         "/generate_stream": {"inputs": "one two", "parameters": {"max_new_tokens": 5}},
     }
-    told = f"{door.num_tokens('one two')}+5"
+    told = f"{door.num_tokens('one two', is_chat=path in ('/v1/chat/completions', '/v1/responses'))}+5"
     body = {**bodies[path], **({} if path == "/generate_stream" else {"stream": True})}
     asked = await door.client.post(path, json=body, headers={**ASKS, "x-lorafleet-usage": "1"})
     assert asked.text.count(f"\n\n: x-lorafleet-usage {told}\n\n") == 1
