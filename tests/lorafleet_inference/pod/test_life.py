@@ -15,7 +15,9 @@ import httpx
 import openai
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.pod import SOURCES, START_SECONDS, ServedPod, descendants, serve, start
+from support.pod import SOURCES, START_SECONDS, ServedPod, command_of, descendants, serve, start
+
+from lorafleet_inference.engine.background import ENGINE_NICENESS
 
 LONG = {"prompt": "one two three", "max_tokens": 200, "temperature": 0, "extra_body": {"ignore_eos": True}}
 RUNNING = 'lorafleet_requests_running{base="tiny"}'
@@ -41,6 +43,12 @@ def test_a_pod_lives_before_it_is_ready(base_folder: Path) -> None:
         pod.wait_for("/ready", 200)
         assert "curl http" in pod.logs
         assert pod.logs.count("garbage collections pass over") == 2, "in both processes"
+
+
+def test_the_engine_gives_way_to_the_api_process(pod: ServedPod) -> None:
+    engine = next(one for one in descendants(pod.process.pid) if b"engine.process" in command_of(one))
+    own = os.getpriority(os.PRIO_PROCESS, pod.process.pid)
+    assert os.getpriority(os.PRIO_PROCESS, engine) == min(19, own + ENGINE_NICENESS)
 
 
 def test_a_client_that_leaves_cancels_its_request(pod: ServedPod) -> None:

@@ -20,13 +20,14 @@ from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.engine.background import yield_to_events
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.core import Engine, Inbox
 from lorafleet_inference.engine.grammars import GrammarTokenizer
 from lorafleet_inference.engine.messages import EngineFailed, Shutdown
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import InferenceError
-from lorafleet_inference.model.loader import load_model
+from lorafleet_inference.model.loader import load_model, uses_cuda
 from lorafleet_inference.model.runner import ModelRunner
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer_files import load_tokenizer
@@ -40,6 +41,8 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()  # a crash, and the API process's SIGABRT when a step hangs, leave every thread's stack in the log
     start = msgspec.json.decode(sys.stdin.buffer.read(), type=StartEngine)
     set_up_logs(start.log_level, start.log_format, package="lorafleet_inference")
+    if not uses_cuda(start.config):
+        yield_to_events()
     end = EngineEnd(socket.socket(fileno=int(arguments[0])))
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(end, inbox), name="receiver", daemon=True).start()

@@ -176,8 +176,12 @@ def _refused(facts: ModelFacts, why: str) -> ConfigError:
 def _device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device", "cuda was asked for and no CUDA device is usable")
-    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if uses_cuda(config) else torch.device("cpu")
+
+
+def uses_cuda(config: EngineConfig) -> bool:
+    """Whether the model goes to a CUDA device, if there is one that can be used."""
+    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
 
 
 def _dtype(config: EngineConfig, device: torch.device) -> Any:

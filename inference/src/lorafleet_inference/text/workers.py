@@ -155,8 +155,9 @@ class Ended(Enum):
     """It was given up once by a process that others waited for. It goes with the new ones."""
 
 
-NICENESS = {Ended.NEVER: 5, Ended.ALWAYS: 0, Ended.NOT_ALWAYS: 10}
-"""Of the processes of each lane, on top of that of the pod: a program without end takes no CPU from those who answer."""
+NICENESS = {Ended.NEVER: 10, Ended.ALWAYS: 0, Ended.NOT_ALWAYS: 15}
+"""Of the processes of each lane, on top of that of the API process: a program without end takes no CPU from those who answer,
+and little from the engine, which is nice too where it computes with the cores."""
 AnswerT = TypeVar("AnswerT")
 
 
