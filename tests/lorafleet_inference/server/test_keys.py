@@ -87,7 +87,7 @@ async def opened(model: Path) -> AsyncIterator[Callable[..., Any]]:
 async def test_without_a_known_key_nothing_is_answered_but_what_programs_read(
     opened: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No key, known or not, and no hash gets into logs, answers and metrics."""
+    """No key, known or not, and no hash gets into logs, answers and metrics, nor a line of somebody else's making."""
     caplog.set_level(logging.DEBUG, logger="lorafleet_inference")
     door, wrong = await opened(), new_key()
     for path in ("/", "/health", "/ready", "/ping", "/version", "/metrics", "/v1/routes"):
@@ -114,6 +114,10 @@ async def test_without_a_known_key_nothing_is_answered_but_what_programs_read(
     assert (await door.client.get("/v1/completions", headers=upgrade)).status_code == 401
     assert (await door.ask(model="base", prompt="x", max_tokens=1)).status_code == 200
     assert " key=team-a id=" in caplog.text
+    assert (await door.client.get("/no%0aline", headers={"x-request-id": "one"})).status_code == 401
+    lines = [record.getMessage() for record in caplog.records if record.name == "lorafleet_inference.access"]
+    assert lines[-1].lower().startswith("get /no%0aline 401 ")
+    assert lines[-1].endswith(" key=- id=one")
     said += caplog.text + (await door.client.get("/metrics")).text
     assert series('lorafleet_key_requests_total{code="401",key=""}') >= 60
     for secret in (KEY, wrong, hash_of(KEY), hash_of(wrong)):

@@ -48,7 +48,9 @@ class AnswerHeaders:
             level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
             if logger.isEnabledFor(level):
                 seconds = time.perf_counter() - began
-                what, key = f"{scope['method']} {scope['path']}", key_name_of(scope) or "-"
+                # as it came: a path that is decoded may have line breaks
+                path, key = scope["raw_path"].decode("ascii", "backslashreplace"), key_name_of(scope) or "-"
+                what = f"{scope['method']} {path}"
                 logger.log(
                     level,
                     "%s %s %.3fs %s key=%s id=%s", what, status or "gone", seconds, adapter or "-", key, request_id,
