@@ -13,9 +13,9 @@ from support.odd_program import MAX_CPU_SECONDS
 from lorafleet_inference.text.workers import OutOfHand, Workers
 
 
-def started(rest_seconds: float) -> Workers[bytes]:
+def started(rest_seconds: float, module: str = "support.odd_program") -> Workers[bytes]:
     return Workers(
-        "support.odd_program",
+        module,
         bytes,
         lanes=(1, 2, 1),
         max_seconds=60.0,
@@ -107,3 +107,8 @@ async def test_programs_that_are_new_or_do_not_end_give_way_to_those_who_answer(
     assert new != known
     mine = os.getpriority(os.PRIO_PROCESS, 0)
     assert mine == os.getpriority(os.PRIO_PROCESS, known) < os.getpriority(os.PRIO_PROCESS, new)
+
+
+async def test_what_a_process_needs_to_begin_is_taken_from_nobody_either() -> None:
+    with closing(started(60.0, "support.nice_program")) as workers:
+        assert await ask(workers, "new") == b"nicer"

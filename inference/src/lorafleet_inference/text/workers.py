@@ -77,9 +77,9 @@ class _Process:
             env={**kept, **self._environment},
         )
         assert process.stdout is not None
-        read_frame(process.stdout)  # READY; what it needs to begin is no program's time
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # at once: to begin takes a second of CPU
             os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self._niceness)
+        read_frame(process.stdout)  # READY; what it needs to begin is no program's time
         return process
 
     def close(self) -> int | None:
