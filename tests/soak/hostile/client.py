@@ -14,6 +14,7 @@ CODES: dict[int, frozenset[str | None]] = {
     400: frozenset({"invalid_value", "unsupported_parameter", "context_length_exceeded"}),
     404: frozenset({"model_not_found", "revision_not_found", None}),
     405: frozenset({None}),
+    408: frozenset({"invalid_value"}),
     413: frozenset({"invalid_value"}),
     415: frozenset({"invalid_value"}),
     424: frozenset({"adapter_failed", "not_finite"}),
@@ -75,8 +76,9 @@ def undocumented(answer: Answer) -> str | None:
     if answer.status == 0:
         return f"no answer: {answer.text}"
     if answer.status == 200 and error is None:
-        whole = not answer.is_stream or (answer.events or [""])[-1] == "[DONE]"
-        return None if whole else f"a stream ends without [DONE] and without an error: …{answer.text[-200:]!r}"
+        last = (answer.events or [""])[-1]
+        whole = not answer.is_stream or last == "[DONE]" or '"type":"response.' in last
+        return None if whole else f"a stream ends without its last event and without an error: …{answer.text[-200:]!r}"
     if answer.status == 200:
         assert error is not None
         codes = frozenset({one for each in CODES.values() for one in each})
@@ -88,6 +90,35 @@ def undocumented(answer: Answer) -> str | None:
         return f"{answer.status} {error.get('code')}: {str(error.get('message'))[:300]}"
     if answer.status in (429, 503) and "retry-after" not in answer.headers:
         return f"{answer.status} without Retry-After"
+    return None
+
+
+LORAX_CODES: dict[int, frozenset[str | None]] = {
+    413: CODES[413],
+    415: CODES[415],
+    408: CODES[408],
+    422: CODES[400],
+    424: CODES[424] | CODES[404] - {None},
+    429: CODES[429],
+    503: CODES[503],
+}
+"""As `CODES`, of LoRAX's routes, as in docs/reference/lorax.md."""
+
+
+def undocumented_lorax(answer: Answer) -> str | None:
+    """As `undocumented`, of LoRAX's routes."""
+    if answer.status == 0:
+        return f"no answer: {answer.text}"
+    try:
+        found = json.loads((answer.events or [""])[-1] if answer.is_stream else answer.text)
+    except ValueError:
+        return f"{answer.status} with what is no JSON at its end: …{answer.text[-200:]!r}"
+    error = found if isinstance(found, dict) and "error_type" in found else {}
+    if answer.status == 200 and not error:
+        return None
+    codes = frozenset({one for each in LORAX_CODES.values() for one in each})
+    if error.get("code") not in (codes if answer.status == 200 else LORAX_CODES.get(answer.status, frozenset())):
+        return f"{answer.status} {answer.text[-300:]}"
     return None
 
 

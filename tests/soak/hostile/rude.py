@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import socket
+from collections.abc import AsyncIterator
 
 from soak.hostile.fields import COMPLETIONS, good
 from soak.hostile.world import World
@@ -12,14 +13,16 @@ from soak.hostile.world import World
 SLOW_SECONDS = 20.0
 
 
-def _request(path: str, body: bytes, *more: str, length: int | str | None = None, method: str = "POST") -> bytes:
+def request_of(path: str, body: bytes, *more: str, length: int | str | None = None, method: str = "POST") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "host: pod", "content-type: application/json"]
     lines += [f"content-length: {len(body) if length is None else length}", *more]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 @contextlib.asynccontextmanager
-async def _connection(world: World, *, receive_buffer: int = 0):
+async def connection(
+    world: World, *, receive_buffer: int = 0
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     host, port = world.address
     one = socket.socket()
     one.setblocking(False)
@@ -42,10 +45,10 @@ async def leave(world: World, rng: random.Random) -> int:
     body.pop("prompt_logprobs", None)
     if not body["stream"]:
         body.pop("stream_options", None)
-    data = _request(path, json.dumps(body).encode())
+    data = request_of(path, json.dumps(body).encode())
     how = rng.choice(("in the head", "in the body", "at once", "in the answer", "later"))
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-        async with _connection(world) as (reader, writer):
+        async with connection(world) as (reader, writer):
             if how == "in the head":
                 writer.write(data[: rng.randrange(1, 60)])
             elif how == "in the body":
@@ -73,10 +76,10 @@ async def slow(world: World, rng: random.Random) -> int:
         "stream": True,
         "logprobs": 20,
     }
-    data = _request(COMPLETIONS, json.dumps({**body, "ignore_eos": True}).encode())
+    data = request_of(COMPLETIONS, json.dumps({**body, "ignore_eos": True}).encode())
     with contextlib.suppress(OSError, TimeoutError):
-        async with world.slow_readers, _connection(world, receive_buffer=2048) as (reader, writer):
-            seconds = rng.uniform(1, SLOW_SECONDS)
+        async with world.slow_readers, connection(world, receive_buffer=2048) as (reader, writer):
+            seconds = world.at_most(rng.uniform(1, SLOW_SECONDS))
             async with asyncio.timeout(seconds):
                 if how == "slow body":
                     for place in range(0, len(data), 8):
@@ -100,19 +103,19 @@ GARBAGE = (
     b"GET /health HTTP/1.1\r\nx: " + b"y" * 200_000 + b"\r\n\r\n",
     b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n",
     b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n" * 200,
-    _request(COMPLETIONS, b"{}", length="-1"),
-    _request(COMPLETIONS, b"{}", length="9" * 30),
-    _request(COMPLETIONS, b"{}", length="\xb2"),
-    _request(COMPLETIONS, b"{}", "transfer-encoding: chunked"),
-    _request(COMPLETIONS, b"zz\r\n{}\r\n0\r\n\r\n", "transfer-encoding: chunked", length=""),
-    _request(COMPLETIONS, b"{}", "content-encoding: gzip"),
-    _request(COMPLETIONS, b"{}", "x-request-id: " + "\xff" * 100, "x-lorafleet-revision: \xe9\xff"),
-    _request(COMPLETIONS, b"{}", "expect: 100-continue"),
-    _request(COMPLETIONS, b"{}", "upgrade: websocket", "connection: upgrade", "sec-websocket-key: a"),
-    _request("*", b"", method="OPTIONS"),
-    _request("http://elsewhere/v1/models", b"", method="GET"),
-    _request("/v1/models/\xff\xfe", b"", method="GET"),
-    _request("/v1/models/%", b"", method="GET"),
+    request_of(COMPLETIONS, b"{}", length="-1"),
+    request_of(COMPLETIONS, b"{}", length="9" * 30),
+    request_of(COMPLETIONS, b"{}", length="\xb2"),
+    request_of(COMPLETIONS, b"{}", "transfer-encoding: chunked"),
+    request_of(COMPLETIONS, b"zz\r\n{}\r\n0\r\n\r\n", "transfer-encoding: chunked", length=""),
+    request_of(COMPLETIONS, b"{}", "content-encoding: gzip"),
+    request_of(COMPLETIONS, b"{}", "x-request-id: " + "\xff" * 100, "x-lorafleet-revision: \xe9\xff"),
+    request_of(COMPLETIONS, b"{}", "expect: 100-continue"),
+    request_of(COMPLETIONS, b"{}", "upgrade: websocket", "connection: upgrade", "sec-websocket-key: a"),
+    request_of("*", b"", method="OPTIONS"),
+    request_of("http://elsewhere/v1/models", b"", method="GET"),
+    request_of("/v1/models/\xff\xfe", b"", method="GET"),
+    request_of("/v1/models/%", b"", method="GET"),
     b"\r\n" * 1000,
     b"\x00" * 10_000,
 )
@@ -125,7 +128,7 @@ async def garbage(world: World, rng: random.Random) -> int:
         data = rng.randbytes(rng.randrange(1, 5000))
     answer = b""
     with contextlib.suppress(OSError, TimeoutError):
-        async with _connection(world) as (reader, writer), asyncio.timeout(5):
+        async with connection(world) as (reader, writer), asyncio.timeout(5):
             writer.write(data)
             await writer.drain()
             answer = await reader.read(4096)

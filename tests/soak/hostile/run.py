@@ -22,19 +22,22 @@ from soak.hostile.fields import COMPLETIONS, text_of
 from soak.hostile.tenant import Tenant, percentile
 from soak.hostile.verdict import Bound, bounds
 from soak.hostile.watch import API, Watch
-from soak.hostile.world import BASE, COLD, OWN, Ledger, Target
+from soak.hostile.world import BASE, COLD, NUM_RESIDENT, OWN, TOOLED, Ledger, Target
 from support.declared_pod import ADMIN_TOKEN, DeclaredPod, serve_declared
 from support.tiny_llama import make_base
 
 NUM_NOISE, NUM_CHURN = 10, 6
 DISK_MIB = 16
 OPTIONS = (
-    "--max-resident-adapters=12",
+    f"--max-resident-adapters={NUM_RESIDENT}",
     "--kv-cache-memory=1Mi",
     "--host-cache=512Ki",
     f"--disk-cache={DISK_MIB}Mi",
     "--max-waiting-requests=256",
-    "--max-batch-requests=64",
+    "--max-batch-requests=128",
+    "--max-connections=1024",
+    "--client-timeout-seconds=15",
+    "--answer-memory=16Mi",
     "--vllm-lora-routes",
 )
 """Little of everything, so that there is preemption, eviction and refusal all the time."""
@@ -105,6 +108,9 @@ def _prepared(declared: DeclaredPod, seed: int) -> Target:
     for name in (OWN, COLD, *target.noise, *target.churn):
         declared.adapter(declared.volume, name)
     (declared.volume / OWN / "chat_template.jinja").write_text("{{ bos_token }}Q: {{ messages[-1]['content'] }} A:")
+    (declared.volume / TOOLED / "chat_template.jinja").write_text(
+        "{% if tools %}{{ tools[0]['type'] }}{% endif %}{{ messages[-1]['content'] }}{# <tool_call> #}"
+    )
     for name in (OWN, COLD, *target.noise, *target.churn, *target.wild, *target.crafty):
         declared.admin.put(name, "volume", name, pinned=name == OWN)
     return target
@@ -152,7 +158,7 @@ async def _rate(target: Target, *, seconds: float) -> float:
 
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*[client(session, target.randomness(f"rate-{index}")) for index in range(32)])
-    return number / seconds
+    return max(number, 1) / seconds
 
 
 @contextlib.asynccontextmanager
@@ -161,6 +167,7 @@ async def _watched(run: Run) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(run.watch.sample(run.settings.sample_seconds)),
         asyncio.create_task(run.watch.ask_health()),
+        asyncio.create_task(run.watch.count_steps()),
         asyncio.create_task(_progress(run)),
     ]
     try:
@@ -254,6 +261,7 @@ def _result(run: Run, rate: float, storm: tuple[float, float], held: list[Bound]
         "findings": ledger.findings,
         "samples": [asdict(one) for one in run.watch.samples],
         "waits": [[round(at, 1), round(first, 3), round(whole, 3), model] for at, first, whole, model in waits],
+        "steps": [[round(at, 2), number] for at, number in run.watch.steps],
         "health": [[round(value, 3) for value in one] for one in run.watch.health],
     }
 

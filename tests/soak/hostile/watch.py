@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 from soak.hostile.client import ask
 from soak.hostile.world import Ledger
 from support.pod import ServedPod
@@ -16,7 +17,8 @@ from support.pod import ServedPod
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 1 << 20
 API, ENGINE, TEMPLATES = "api", "engine", "templates"
-HEALTH_SECONDS = 0.5
+HEALTH_SECONDS, STEPS_SECONDS = 0.5, 0.5
+STEPS = "lorafleet_engine_steps_total"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Watch:
         self.samples: list[Sample] = []
         self.health: list[tuple[float, float]] = []
         """When, and seconds until the answer."""
+        self.steps: list[tuple[float, float]] = []
+        """When, and how many the engine had done."""
 
     @property
     def now_seconds(self) -> float:
@@ -93,6 +97,21 @@ class Watch:
                 if answer.status != 200:
                     self._ledger.find("health", f"{answer.outcome} {answer.text[:300]}")
                 await asyncio.sleep(HEALTH_SECONDS)
+
+    async def count_steps(self) -> None:
+        """Until cancelled."""
+        async with aiohttp.ClientSession() as session:
+            while True:
+                answer = await ask(session, f"{self._url}/metrics", None, method="GET", seconds=60)
+                lines = (line for line in answer.text.splitlines() if line.startswith(f"{STEPS}{{"))
+                self.steps += [(self.now_seconds, float(line.rsplit(" ", 1)[1])) for line in lines]
+                await asyncio.sleep(STEPS_SECONDS)
+
+    def steps_between(self, begin: float, end: float) -> float:
+        """Return how many steps the engine did between two moments, counted evenly between two looks."""
+        moments = [moment for moment, _ in self.steps]
+        numbers = [number for _, number in self.steps]
+        return float(np.interp(end, moments, numbers) - np.interp(begin, moments, numbers)) if moments else 0.0
 
     def now(self) -> Sample:
         """Take one sample."""

@@ -1,8 +1,10 @@
 """What all of a run share: the pod, the names that are in use, and what happened."""
 
 import asyncio
+import math
 import random
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,10 @@ MAX_FINDINGS = 40
 BASE = "tiny"
 OWN, COLD = "tenant", "tenant-cold"
 """The tenant's adapters: one pinned, one that others' loads may evict."""
+NUM_RESIDENT = 12
+"""Adapters that fit on the device."""
+TOOLED = "noise-0"
+"""One of the good adapters of others; its chat template has a place for tools."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,14 @@ class World:
 
     target: Target
     session: aiohttp.ClientSession
+    ends_at: float = math.inf
+    """When the storm ends, by `time.monotonic`."""
     ledger: Ledger = field(default_factory=Ledger)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     long_texts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     admin_calls: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(3))
     slow_readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(24))
+    crowds: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(12))
 
     @property
     def url(self) -> str:
@@ -119,8 +128,15 @@ class World:
     async def public(self, kind: str, path: str, body: bytes, **more: Any) -> Answer:
         """Send to the public port, count what came and note what should not have come."""
         answer = await ask(self.session, f"{self.url}{path}", body, **more)
-        self.ledger.count(kind, answer.outcome)
-        wrong = undocumented(answer)
-        if wrong is not None:
-            self.ledger.find(kind, f"{wrong}\n  asked: POST {path} {body[:600]!r} ({len(body)} bytes)")
+        self.note(kind, answer, undocumented(answer), f"POST {path} {body[:600]!r} ({len(body)} bytes)")
         return answer
+
+    def note(self, kind: str, answer: Answer, wrong: str | None, asked: str) -> None:
+        """Count an answer, and what is wrong with it if anything is."""
+        self.ledger.count(kind, answer.outcome)
+        if wrong is not None:
+            self.ledger.find(kind, f"{wrong}\n  asked: {asked}")
+
+    def at_most(self, seconds: float) -> float:
+        """Return how long somebody may hold something who leaves with the end of the storm."""
+        return max(0.1, min(seconds, self.ends_at - time.monotonic()))
