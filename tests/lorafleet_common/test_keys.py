@@ -92,7 +92,7 @@ def test_a_field_that_stands_twice_is_refused() -> None:
         read_keys(b'{"keys": [{"name": "a", "name": "b", "hashes": []}]}')
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic abc", KEY])
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic abc", pytest.param(KEY, id="the key alone")])
 def test_a_request_without_a_key_is_told_where_it_goes(header: str | None) -> None:
     with pytest.raises(Unauthorized) as caught:
         World(entry()).guard.identify(header)

@@ -49,7 +49,7 @@ class Keyed:
 
     async def openai(self, key: str = KEY) -> AsyncOpenAI:
         return await self.world.stack.enter_async_context(
-            AsyncOpenAI(base_url=f"{self.client.base_url}/v1", api_key=key, max_retries=0, timeout=20)
+            AsyncOpenAI(base_url=f"{self.client.base_url}/v1", api_key=key, max_retries=0, timeout=60)
         )
 
     async def metric(self, series: str) -> float:
@@ -325,7 +325,7 @@ async def test_the_command_asks_for_keys_and_follows_the_file(world: World, tmp_
     path.write_bytes(content("first", KEY))
     async with (
         gateway(world, tmp_path, f"--keys-file={path}") as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=20) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
 
         async def ask(key: str) -> httpx.Response:

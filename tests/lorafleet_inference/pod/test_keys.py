@@ -29,7 +29,7 @@ def test_the_command_asks_for_keys_and_follows_the_file(base_folder: Path, tmp_p
         assert pod.get("/v1/models").status_code == 401
         assert (status(keys[0]), status(keys[1])) == (404, 401)
         write(*keys)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while pod.metric('lorafleet_keys{base="tiny"}') != 2:
             assert time.monotonic() < deadline, pod.logs
             time.sleep(0.05)

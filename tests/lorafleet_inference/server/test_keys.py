@@ -47,7 +47,7 @@ class Keyed:
     async def left(self) -> int:
         """Tokens that the key has left when nothing runs."""
         caller = self.guard.identify(ASKS["authorization"])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.guard._quotas[caller.name].num_running:  # noqa: ASYNC110  nothing tells of it
                 await asyncio.sleep(0.01)
         return int(caller.limit_headers()["x-ratelimit-remaining-tokens"])
@@ -78,7 +78,7 @@ async def opened(model: Path) -> AsyncIterator[Callable[..., Any]]:
             clock = [0.0]
             guard = Guard(keys("team-a", **fields), metrics.KEYS, clock=lambda: clock[0])
             served = await stack.enter_async_context(canned_pod(model, *options, guard=guard))
-            client = await stack.enter_async_context(httpx.AsyncClient(base_url=served.url, timeout=20))
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=served.url, timeout=60))
             return Keyed(served, guard, clock, client)
 
         yield open_pod
