@@ -3,6 +3,9 @@ NAME ?= demo
 CLUSTER ?= local
 PYTHON ?= python3
 VENV := .venv/bin
+# Test files run side by side in this many processes, each with one thread of torch's; 0 runs them one after the other.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 # Byte code is kept, as importing torch without it takes 15 s, but not beside the sources.
 export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.local/pycache
@@ -22,11 +25,11 @@ demo-down: ## take the demo away; only the cache stays
 env: ## the Python environment in .venv
 	@$(PYTHON) tools/bootstrap.py
 
-test: env ## every test, in a cluster of its own
-	@$(VENV)/python -m pytest
+test: env ## every test, in a cluster of its own, two files at a time (WORKERS=0 for one)
+	@$(PYTEST)
 
 check: env lint ## the fast part: lint, and the tests without a cluster
-	@$(VENV)/python -m pytest -m "not cluster and not slow"
+	@$(PYTEST) -m "not cluster and not slow"
 
 soak: env ## what looks for rare orders of events, for an hour, then hostile traffic for an hour (SECONDS=600 for less)
 	@LORAFLEET_TEST_SOAK_SECONDS=$(or $(SECONDS),3600) $(VENV)/python -m pytest tests/soak -m soak

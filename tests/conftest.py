@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,22 +15,81 @@ from demo.fleet import diagnose
 from demo.profiles import load_profile
 from hypothesis import HealthCheck, settings
 from support.fleet import Fleet
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 if os.environ.get("LORAFLEET_TEST_DEVICE") != "cuda" and not Path("/dev/nvidiactl").exists():
     # without a GPU kernels run in Triton's interpreter, and Triton binds itself to it or to the compiler when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
-# a shared machine may be slow: time says nothing about an example
-settings.register_profile("house", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# a shared machine may be slow: time says nothing about an example; what CI has passed, it passes again
+settings.register_profile(
+    "house",
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
 settings.load_profile("house")
 CLUSTER = os.environ.get("LORAFLEET_TEST_CLUSTER", "test")
 """A cluster of its own beside the demo's; set LORAFLEET_TEST_KEEP to leave it running for the next run."""
 
 
+TESTS = Path(__file__).resolve().parent
+STARTING_PROGRAMS = [
+    TESTS / name
+    for name in (
+        "benchmarks/test_api_process.py",
+        "lorafleet_common/test_early_signals.py",
+        "lorafleet_gateway/test_life.py",
+        "lorafleet_gateway/test_real_pods.py",
+        "lorafleet_inference/adapters/test_sources.py",
+        "lorafleet_inference/engine/test_client.py",
+        "lorafleet_inference/pod",
+        "lorafleet_inference/server/test_logs.py",
+        "lorafleet_inference/text/test_workers.py",
+        "lorafleet_operator/test_removal.py",
+        "numerals/test_served.py",
+    )
+]
+"""Their tests, and those of the cluster, fail when they have failed twice; the first time is in the summary."""
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+"""Other processes run other tests of this run meanwhile."""
+
+
+class ByFile(LoadFileScheduling):
+    """Tests of a file go to one process, as they share what it has started; so do those of all files that use the cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "cluster" if uses_cluster(path) else path
+
+
+@cache
+def uses_cluster(path: str) -> bool:
+    """Whether a file, by its path from the root, has tests of the cluster."""
+    return "pytest.mark.cluster" in (ROOT / path).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """How tests are given out to processes, whatever `--dist` says."""
+    return ByFile(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cluster tests last: what is cheap fails first."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
+    """Cluster tests last: what is cheap fails first. One of several processes begins with them, as they mostly wait."""
+    for item in items:
+        if item.get_closest_marker("cluster") or any(item.path.is_relative_to(path) for path in STARTING_PROGRAMS):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+    items.sort(key=lambda item: (item.get_closest_marker("cluster") is not None) != IS_WORKER)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is drawn without a seed is the same in each run."""
+    random.seed(item.nodeid)
 
 
 @pytest.fixture(scope="session")

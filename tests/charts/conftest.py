@@ -5,6 +5,7 @@ from localcluster.gobuild import programs
 from support.charts import Helm
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where helm is not built yet, building it is part of making the cluster: such tests run with its tests."""
     if programs(lambda _: None).complete():
