@@ -52,7 +52,7 @@ def measure(num_requests: int, context: int, num_adapters: int, num_steps: int) 
         before = time.thread_time()
         scheduler.commit(plan, result)
         committed = time.thread_time()
-        batch.resolve(plan.items, result)
+        batch.resolve(plan.items, batch.rows(plan.items), result)
         if all(item.decode for item in plan.items) and len(plan.items) == num_requests:
             for part, seconds in zip(times, (planned - began, gathered - planned, committed - before), strict=True):
                 times[part].append(1e3 * seconds)

@@ -211,7 +211,7 @@ class Bench:
     def _run(self, plan: StepPlan) -> float:
         _wait(self.device)
         began = time.perf_counter()
-        result = self.runner.execute(plan, Unconstrained())
+        result = self.runner.submit(plan, Unconstrained()).collect()
         _wait(self.device)
         assert len(result.sampled) == len(plan.items), "each sequence has its next token"
         return (time.perf_counter() - began) * 1e3

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from support.rows import KnownRequests
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import FinishReason, SamplingParams
-from lorafleet_inference.engine.plan import SamplingState, StepPlan, StepResult
+from lorafleet_inference.engine.plan import InFlight, SamplingState, StepPlan, StepResult
 from lorafleet_inference.engine.steps import MAX_FAILED_STEPS, StepFailed
 
 TRAP = 3
@@ -26,6 +27,20 @@ SAMPLING = (
     msgspec.structs.replace(GREEDY, temperature=0.8, seed=8, repetition_penalty=1.3, top_p=0.9),
     msgspec.structs.replace(GREEDY, prompt_logprobs=1),
 )
+
+
+@dataclass
+class Watched(InFlight):
+    """A step whose tokens are noted too."""
+
+    inner: InFlight
+    plan: StepPlan
+    known: KnownRequests
+
+    def collect(self) -> StepResult:
+        result = self.inner.collect()
+        self.known.resolve(self.plan, result)
+        return result
 
 
 class Trapped:
@@ -42,20 +57,18 @@ class Trapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
+    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
         self.known.apply(plan)
-        result = self.inner.execute(plan, state) if self.after else None
+        computing = self.inner.submit(plan, state) if self.after else None
         if any(TRAP in self.known.tokens(item) for item in plan.items):
             raise self.error()
-        result = result or self.inner.execute(plan, state)
-        self.known.resolve(plan, result)
-        return result
+        return Watched(computing or self.inner.submit(plan, state), plan, self.known)
 
 
 class Broken(Trapped):
     """Nothing can be computed."""
 
-    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
+    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
         raise self.error()
 
 
@@ -180,11 +193,11 @@ class FailsOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def execute(self, plan: StepPlan, state: Any) -> StepResult:
+    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
         if any(item.request_id == "bad" for item in plan.items):
             raise RuntimeError("trap")
-        result: StepResult = self.inner.execute(plan, state)
-        return result
+        computing: InFlight = self.inner.submit(plan, state)
+        return computing
 
 
 def test_equal_prompts_that_start_together_answer_as_they_do_alone() -> None:

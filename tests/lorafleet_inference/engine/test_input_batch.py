@@ -119,7 +119,8 @@ def compare(simulation: Simulation, plain: InputBatch, packed: InputBatch) -> No
         batch.apply(plan)  # again, as when a step is repeated
         laid_out = batch.to_device(batch.gather(plan.items))
         check(known, laid_out)
-        batch.resolve(laid_out.host.items, StepResult(chosen))
+        items = laid_out.host.items
+        batch.resolve(items, batch.rows(items), StepResult(chosen))
     assert packed._buffer.num_copies == before + 1
 
 
@@ -148,7 +149,8 @@ def test_what_occurred_is_counted_once_however_often_a_step_is_repeated() -> Non
     assert row.occurrences is not None
     for number, token in enumerate((5, 5, 7)):
         for _ in range(2):
-            batch.resolve((StepItem("a", 1 + number, 1, samples=True),), StepResult({"a": Sampled(token)}))
+            items = (StepItem("a", 1 + number, 1, samples=True),)
+            batch.resolve(items, [row], StepResult({"a": Sampled(token)}))
             row.occurrences.see(batch.tokens(row))
     assert dict(zip(row.occurrences.token_ids.tolist(), row.occurrences.counts.tolist(), strict=True)) == {
         5: 2,

@@ -12,11 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.engine.plan import Sampled
 from lorafleet_inference.model.occurrences import Occurrences
-from lorafleet_inference.model.sampler import Draw, sample, uniform
+from lorafleet_inference.model.sampler import Draw, choose, uniform
 
 EOS = 8
 LARGEST = torch.finfo(torch.float32).max
+
+
+def sample(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = ()) -> list[Sampled | None]:
+    return choose(logits, draws, eos_token_ids).read()
 
 
 def adjusted(logits: list[float], draw: Draw) -> list[float]:

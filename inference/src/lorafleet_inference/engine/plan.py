@@ -138,3 +138,10 @@ class StepResult:
     """Requests whose logits are not finite in this step: nothing that they computed in it may be used."""
     failed: dict[str, str] = field(default_factory=dict)
     """Requests that could not be computed, with the reason in a sentence; in none of the others."""
+
+
+class InFlight(Protocol):
+    """A step that is being computed."""
+
+    def collect(self) -> StepResult:
+        """Wait until it is computed and return what came of it; once, and in the order in which steps were submitted."""

@@ -9,7 +9,15 @@ from typing import Protocol
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.messages import SamplingParams
-from lorafleet_inference.engine.plan import NewRequest, SamplingState, StepItem, StepPlan, StepResult, Unconstrained
+from lorafleet_inference.engine.plan import (
+    InFlight,
+    NewRequest,
+    SamplingState,
+    StepItem,
+    StepPlan,
+    StepResult,
+    Unconstrained,
+)
 
 logger = logging.getLogger(__name__)
 MAX_FAILED_STEPS = 8
@@ -24,11 +32,11 @@ class StepFailed(Exception):
 class Executor(Protocol):
     """What computes: the model runner, seen from here."""
 
-    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
-        """Compute a step."""
+    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
+        """Have a step computed, after those that were submitted before."""
 
     def is_lost(self, error: Exception) -> bool:
-        """Whether an error of `execute` leaves the device unusable, so that every later step would fail too."""
+        """Whether an error of a step leaves the device unusable, so that every later step would fail too."""
 
 
 class Steps:
@@ -64,7 +72,7 @@ class Steps:
 
     def _execute(self, plan: StepPlan) -> StepResult:
         try:
-            return self._runner.execute(plan, self._state)
+            return self._runner.submit(plan, self._state).collect()
         except Exception as error:
             if self._runner.is_lost(error):
                 raise StepFailed(f"the device is lost: {_named(error)}") from error
@@ -98,7 +106,7 @@ class Steps:
         asked = NewRequest(_CHECK, None, (0,), 1, SamplingParams(max_tokens=1, temperature=0), tuple(taken))
         plan = StepPlan((StepItem(_CHECK, 0, 1, samples=True),), gone=(_CHECK,), new=(asked,))
         try:
-            self._runner.execute(plan, Unconstrained())
+            self._runner.submit(plan, Unconstrained()).collect()
         except Exception as error:
             message = f"{self._num_in_vain} steps in a row failed, and a token of the base too: {_named(error)}"
             raise StepFailed(message) from error

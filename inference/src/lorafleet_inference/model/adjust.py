@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorafleet_inference.model.transfer import on_device
+
 if TYPE_CHECKING:
     from lorafleet_inference.model.sampler import Draw
 
@@ -39,7 +41,7 @@ def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequenc
     changed = logits.clone()
     if biased:
         rows, tokens, values = zip(*biased, strict=True)
-        changed.index_put_((_ids(rows, changed), _ids(tokens, changed)), changed.new_tensor(values), accumulate=True)
+        changed.index_put_((_ids(rows, changed), _ids(tokens, changed)), _there(values, changed), accumulate=True)
     if penalised:
         _penalise(changed, penalised, draws)
     if held:
@@ -86,7 +88,7 @@ def _mask(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) ->
             allowed[number, draws[row].num_tokens :] = False
     index = _ids(rows, logits)
     kept = logits[index].clamp_(min=-LARGEST)
-    logits[index] = kept.masked_fill_(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
+    logits[index] = kept.masked_fill_(~on_device(allowed, logits.device), float("-inf"))
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]) -> None:
@@ -110,15 +112,15 @@ def _penalise(logits: torch.Tensor, rows: Sequence[int], draws: Sequence["Draw"]
     count = np.concatenate(counts)
     subtracted = each([one.frequency_penalty for one in params]) * count
     subtracted += each([one.presence_penalty for one in params]) * (count > 0)
-    index = (_there(np.repeat(np.array(rows), sizes), logits), _there(np.concatenate(tokens), logits))
-    some, factor = logits[index], _there(each([one.repetition_penalty for one in params]), logits).to(logits.dtype)
+    index = (_ids(np.repeat(np.array(rows), sizes), logits), _ids(np.concatenate(tokens), logits))
+    some, factor = logits[index], _there(each([one.repetition_penalty for one in params]), logits)
     some = torch.where(some > 0, some / factor, some * factor)
-    logits[index] = (some - _there(subtracted, logits).to(logits.dtype)).clamp_(-LARGEST, LARGEST)
+    logits[index] = (some - _there(subtracted, logits)).clamp_(-LARGEST, LARGEST)
 
 
-def _there(values: npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)
+def _there(values: Sequence[float] | npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
+    return on_device(values, like.device, like.dtype)
 
 
-def _ids(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)
+def _ids(values: Sequence[int] | npt.NDArray[Any], like: torch.Tensor) -> torch.Tensor:
+    return on_device(values, like.device, torch.int64)

@@ -25,6 +25,7 @@ from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.experts import ExpertChange, ExpertLora
+from lorafleet_inference.model.transfer import on_device
 
 
 @dataclass(slots=True)
@@ -147,7 +148,7 @@ class ExtrasBank:
         widths = torch.full((len(logits),), base)
         for segment, width in self._widths:
             widths[segment.begin : segment.end] = width
-        beyond = torch.arange(logits.shape[-1], device=logits.device) >= widths.to(logits.device)[:, None]
+        beyond = torch.arange(logits.shape[-1], device=logits.device) >= on_device(widths, logits.device)[:, None]
         return logits.masked_fill(beyond, float("-inf"))
 
     def _add(self, segment: Segment, wanted: Callable[[str], bool]) -> None:

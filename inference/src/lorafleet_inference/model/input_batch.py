@@ -62,6 +62,10 @@ class InputBatch:
         """Return what is known of a running request."""
         return self._rows[request_id]
 
+    def rows(self, items: Sequence[StepItem]) -> list[Row]:
+        """Return the row of each item's request."""
+        return [self._rows[item.request_id] for item in items]
+
     def tokens(self, row: Row) -> npt.NDArray[np.int32]:
         """Return the known tokens of a request; a view."""
         return self.token_ids[row.index, : row.num_known]
@@ -76,18 +80,17 @@ class InputBatch:
         for grown in plan.grown:
             self._grow(grown)
 
-    def resolve(self, items: Sequence[StepItem], result: StepResult) -> None:
-        """Take in the tokens that a step chose."""
-        for item in items:
+    def resolve(self, items: Sequence[StepItem], rows: Sequence[Row], result: StepResult) -> None:
+        """Take in the tokens that a step chose. `rows`: of each item, when the step was gathered; some may be gone."""
+        for item, row in zip(items, rows, strict=True):
             sampled = result.sampled.get(item.request_id)
-            if sampled is not None:
-                row = self._rows[item.request_id]
+            if sampled is not None and self._rows.get(item.request_id) is row:
                 self.token_ids[row.index, item.end] = sampled.token_id
                 row.num_known = item.end + 1
 
     def gather(self, items: Sequence[StepItem]) -> HostBatch:
         """Gather a step: neighbours share an adapter, so that each adapter is one segment, or few where it begins later."""
-        rows = [self._rows[item.request_id] for item in items]
+        rows = self.rows(items)
         index = np.array([row.index for row in rows])
         starts = np.array([item.start for item in items])
         counts = np.array([item.num_tokens for item in items])

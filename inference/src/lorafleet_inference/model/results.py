@@ -1,16 +1,65 @@
-"""Makes of a step's logits what the scheduler gets back."""
+"""Makes of a step's logits what the scheduler gets back: first on the device, and read once it is there."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, SamplingState, StepItem, StepResult
 from lorafleet_inference.model.input_batch import InputBatch
-from lorafleet_inference.model.sampler import Draw, finite_rows, logprobs_of, sample
+from lorafleet_inference.model.sampler import Choice, Draw, Scores, choose, finite_rows, scores_of
+from lorafleet_inference.model.transfer import HostCopies, on_device
 
 
-def result_of(
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The prompt tokens of an item that were scored."""
+
+    item: StepItem
+    is_finite: torch.Tensor
+    """[tokens] bool"""
+    scores: Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step computes, not yet read: on the host if `copies` have arrived."""
+
+    choosing: Sequence[StepItem]
+    """Items that choose a token, in the order of `choice`."""
+    choice: Choice | None
+    others: Sequence[StepItem]
+    are_finite: torch.Tensor | None
+    """[others] bool"""
+    scored: Sequence[Scored]
+    copies: HostCopies
+
+    def read(self) -> StepResult:
+        """Wait until all is computed, and return it."""
+        self.copies.wait()
+        not_finite = {one.item.request_id for one in self.scored if not all(one.is_finite.tolist())}
+        if self.are_finite is not None:
+            flags = self.are_finite.tolist()
+            not_finite.update(item.request_id for item, flag in zip(self.others, flags, strict=True) if not flag)
+        sampled: dict[str, Sampled] = {}
+        if self.choice is not None:
+            for item, token in zip(self.choosing, self.choice.read(), strict=True):
+                if token is None:
+                    not_finite.add(item.request_id)
+                else:
+                    sampled[item.request_id] = token
+        scored: dict[str, tuple[TokenLogprobs, ...]] = {
+            one.item.request_id: tuple(one.scores.read())
+            for one in self.scored
+            if one.item.request_id not in not_finite
+        }
+        for request_id in not_finite:
+            sampled.pop(request_id, None)
+        return StepResult(sampled, scored, frozenset(not_finite))
+
+
+def outcome_of(
     items: Sequence[StepItem],
     logits: torch.Tensor,
     rows: InputBatch,
@@ -18,46 +67,47 @@ def result_of(
     eos_token_ids: Sequence[int],
     *,
     num_outputs: Sequence[int] | None = None,
-) -> StepResult:
+) -> Outcome:
     """Choose tokens and score prompts. logits [rows, vocabulary]: of each item one for each that it scores, then its last.
 
     `num_outputs`: of each item, how many tokens there are for it, where that is not the same for all.
     """
     widths = dict(zip([item.request_id for item in items], num_outputs or [], strict=False))
-    not_finite: set[str] = set()
-    scored: dict[str, tuple[TokenLogprobs, ...]] = {}
+    copies = HostCopies()
+    scored: list[Scored] = []
     choosing: list[tuple[int, StepItem]] = []
     others: list[tuple[int, StepItem]] = []
     at = 0
     for item in items:
         if item.num_score:
             some = logits[at : at + item.num_score, : widths.get(item.request_id)].float()
-            if bool(finite_rows(some).all()):
-                row = rows.row(item.request_id)
-                follow = rows.tokens(row)[item.start + 1 : item.start + 1 + item.num_score].tolist()
-                scored[item.request_id] = tuple(logprobs_of(some, follow, row.sampling.prompt_logprobs or 0))
-            else:
-                not_finite.add(item.request_id)
+            scored.append(_scored(item, some, rows, copies))
             at += item.num_score
         (choosing if item.samples else others).append((at, item))
         at += 1
+    are_finite = choice = None
     if others:
-        flags = finite_rows(logits[[at for at, _ in others]]).tolist()
-        not_finite.update(item.request_id for (_, item), is_finite in zip(others, flags, strict=True) if not is_finite)
-    sampled: dict[str, Sampled] = {}
+        are_finite = copies.take(finite_rows(_some(logits, others)))
     if choosing:
-        last = logits if len(choosing) == len(logits) else logits[[at for at, _ in choosing]]
         draws = [_draw(item, rows, state, widths.get(item.request_id)) for _, item in choosing]
-        tokens = sample(last, draws, eos_token_ids)
-        for (_, item), token in zip(choosing, tokens, strict=True):
-            if token is None:
-                not_finite.add(item.request_id)
-            else:
-                sampled[item.request_id] = token
-    for request_id in not_finite:
-        scored.pop(request_id, None)
-        sampled.pop(request_id, None)
-    return StepResult(sampled, scored, frozenset(not_finite))
+        choice = choose(_some(logits, choosing), draws, eos_token_ids).map(copies.take)
+    copies.send(logits.device)
+    return Outcome([item for _, item in choosing], choice, [item for _, item in others], are_finite, scored, copies)
+
+
+def _some(logits: torch.Tensor, places: Sequence[tuple[int, StepItem]]) -> torch.Tensor:
+    if len(places) == len(logits):
+        return logits
+    return logits[on_device([at for at, _ in places], logits.device)]
+
+
+def _scored(item: StepItem, logits: torch.Tensor, rows: InputBatch, copies: HostCopies) -> Scored:
+    """logits [tokens, vocabulary] float32."""
+    row = rows.row(item.request_id)
+    follow = rows.tokens(row)[item.start + 1 : item.start + 1 + item.num_score]
+    followers = on_device(follow, logits.device, torch.int64)
+    scores = scores_of(logits, followers, row.sampling.prompt_logprobs or 0)
+    return Scored(item, copies.take(finite_rows(logits)), scores.map(copies.take))
 
 
 def _draw(item: StepItem, rows: InputBatch, state: SamplingState, num_tokens: int | None) -> Draw:

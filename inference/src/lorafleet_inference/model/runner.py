@@ -1,4 +1,4 @@
-"""Runs one step: batch, forward pass, sampling."""
+"""Runs steps: batch, forward pass, sampling."""
 
 import itertools
 import logging
@@ -14,7 +14,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, ModelFacts, ModuleKind
-from lorafleet_inference.engine.plan import SamplingState, StepPlan, StepResult, Unconstrained
+from lorafleet_inference.engine.plan import InFlight, SamplingState, StepItem, StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.team import on_one_thread
@@ -23,12 +23,12 @@ from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import HostBatch
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
-from lorafleet_inference.model.input_batch import InputBatch
+from lorafleet_inference.model.input_batch import InputBatch, Row
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
-from lorafleet_inference.model.results import result_of
+from lorafleet_inference.model.results import Outcome, outcome_of
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -48,6 +48,23 @@ class HostAdapter:
     extras: Extras
     vocabulary: Vocabulary | None
     """Where it is not the base's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Computing(InFlight):
+    """A step that the device computes, or has computed."""
+
+    items: Sequence[StepItem]
+    rows: Sequence[Row]
+    """Of each item."""
+    outcome: Outcome
+    batch: InputBatch
+
+    def collect(self) -> StepResult:
+        """Wait for what was chosen."""
+        result = self.outcome.read()
+        self.batch.resolve(self.items, self.rows, result)
+        return result
 
 
 class ModelRunner:
@@ -113,13 +130,13 @@ class ModelRunner:
         contexts = warm_up.contexts(self.facts.max_model_len)
         adapters = warm_up.adapters(self._bank, config.max_rank, max_tokens, self._dtype)
         for plan in itertools.chain(contexts, adapters):  # one by one: an adapter is there while its steps are run
-            self.execute(plan, Unconstrained())
+            self.submit(plan, Unconstrained()).collect()
         self._rows.apply(StepPlan(gone=(warm_up.REQUEST,)))
         logger.info("kernels compiled in %.1f s", time.monotonic() - began)
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, state: SamplingState) -> StepResult:
-        """Compute a step."""
+    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
+        """Have a step computed, on a CPU before this returns."""
         self._rows.apply(plan)
         host = self._rows.gather(plan.items)
         logits = self._replayed(host)
@@ -127,9 +144,8 @@ class ModelRunner:
         if logits is None:
             logits, base = self._forward(host)
         num_outputs = [self._extras.num_outputs(adapter, base) for adapter in host.adapters]
-        result = result_of(host.items, logits, self._rows, state, self.facts.eos_token_ids, num_outputs=num_outputs)
-        self._rows.resolve(host.items, result)
-        return result
+        outcome = outcome_of(host.items, logits, self._rows, state, self.facts.eos_token_ids, num_outputs=num_outputs)
+        return _Computing(host.items, self._rows.rows(host.items), outcome, self._rows)
 
     def _forward(self, host: HostBatch) -> tuple[torch.Tensor, int]:
         """Return logits [rows, vocabulary], and how many of the columns are the base's."""
@@ -176,7 +192,7 @@ class ModelRunner:
         return 0 if self.decode_graphs is None else self.decode_graphs.num_replayed
 
     def is_lost(self, error: Exception) -> bool:
-        """Whether an error of `execute` leaves the device unusable: errors of kernels do, missing memory does not."""
+        """Whether an error of a step leaves the device unusable: errors of kernels do, missing memory does not."""
         if isinstance(error, torch.AcceleratorError):
             return True
         if self._device.type == "cuda":
@@ -268,7 +284,7 @@ class ModelRunner:
         length = min(config.max_batch_tokens, self.facts.max_model_len)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self.execute(warm_up.plan(None, 0, length), Unconstrained())
+        self.submit(warm_up.plan(None, 0, length), Unconstrained()).collect()
         activations = torch.cuda.max_memory_allocated(self._device) - before
         self._layers = []
         torch.cuda.empty_cache()

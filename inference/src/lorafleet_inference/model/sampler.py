@@ -11,7 +11,8 @@ A draw depends on the request's seed and the position alone, never on what else 
 from a counter-based hash, put through the inverse of the cumulative distribution in token order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import torch
@@ -20,6 +21,7 @@ from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, TokenMask
 from lorafleet_inference.model.adjust import adjust
 from lorafleet_inference.model.occurrences import Occurrences
+from lorafleet_inference.model.transfer import on_device
 from lorafleet_inference.model.truncate import truncate
 
 _MASK = (1 << 64) - 1
@@ -65,56 +67,97 @@ def finite_rows(logits: torch.Tensor) -> torch.Tensor:
     return logits.amax(-1).isfinite()
 
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = ()) -> list[Sampled | None]:
-    """Choose one token a row; None where the row is not finite. logits [rows, vocabulary], any float dtype, on the device."""
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What rows of logits say of a token each and of the most likely ones, largest first. Axes: rows, k tokens."""
+
+    chosen: torch.Tensor
+    """[rows] float32: log-probability of each row's token."""
+    token_ids: torch.Tensor
+    """[rows, k] int64"""
+    values: torch.Tensor
+    """[rows, k] float32"""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Scores":
+        """Return what comes of its tensors."""
+        return Scores(change(self.chosen), change(self.token_ids), change(self.values))
+
+    def read(self) -> list[TokenLogprobs]:
+        """Return them row by row; waits for the device if it is there that they are."""
+        rows = zip(self.chosen.tolist(), self.token_ids.tolist(), self.values.tolist(), strict=True)
+        return [TokenLogprobs(own, tuple(zip(ids, values, strict=True))) for own, ids, values in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One token a row, chosen and not yet read."""
+
+    draws: Sequence[Draw]
+    token_ids: torch.Tensor
+    """[rows] int64: also where a row is not finite a token that can be computed."""
+    is_finite: torch.Tensor
+    """[rows] bool"""
+    scored: tuple[int, ...] = ()
+    """Rows whose log-probabilities are wanted."""
+    scores: Scores | None = None
+    """Of those."""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Choice":
+        """Return what comes of its tensors."""
+        scores = None if self.scores is None else self.scores.map(change)
+        return Choice(self.draws, change(self.token_ids), change(self.is_finite), self.scored, scores)
+
+    def read(self) -> list[Sampled | None]:
+        """Return the tokens; None where the row is not finite. Waits for the device if it is there that they are."""
+        logprobs: list[TokenLogprobs | None] = [None] * len(self.draws)
+        if self.scores is not None:
+            for row, one in zip(self.scored, self.scores.read(), strict=True):
+                draw = self.draws[row]
+                top = tuple(pair for pair in one.top if draw.knows(pair[0]))
+                logprobs[row] = TokenLogprobs(one.chosen, top[: draw.params.num_logprobs])
+        rows = zip(self.token_ids.tolist(), logprobs, self.is_finite.tolist(), strict=True)
+        return [Sampled(token_id, one) if is_finite else None for token_id, one, is_finite in rows]
+
+
+def choose(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = ()) -> Choice:
+    """Choose one token a row. logits [rows, vocabulary], any float dtype, on the device, which is not waited for."""
     finite = finite_rows(logits)
     logits = logits.float().masked_fill(~finite[:, None], 0.0)
     wanted = adjust(logits, draws, eos_token_ids)
     chosen = wanted.argmax(-1)
     random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if random:
-        index = torch.tensor(random, device=logits.device)
+        index = on_device(random, logits.device)
         chosen[index] = _draw(wanted[index], [draws[row] for row in random])
-    token_ids: list[int] = chosen.tolist()
-    logprobs = _logprobs(logits, token_ids, draws)
-    rows = zip(token_ids, logprobs, finite.tolist(), strict=True)
-    return [Sampled(token_id, one) if is_finite else None for token_id, one, is_finite in rows]
+    scored = tuple(row for row, draw in enumerate(draws) if draw.params.num_logprobs is not None)
+    if not scored:
+        return Choice(draws, chosen, finite)
+    index = on_device(scored, logits.device)
+    most = max(draws[row].params.num_logprobs or 0 for row in scored)
+    # of the model's own distribution, before all that the request asks for
+    return Choice(draws, chosen, finite, scored, scores_of(logits[index], chosen[index], most))
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """logits [rows, vocabulary] float32; returns [rows] int64."""
     device = logits.device
-    temperature = torch.tensor([draw.params.temperature for draw in draws], device=device)
+    temperature = on_device([draw.params.temperature for draw in draws], device)
     below_best = logits - logits.amax(-1, keepdim=True)  # a low temperature may make these -inf, but none of them inf
     scaled = truncate(below_best / temperature[:, None], [draw.params for draw in draws])
     # float64: over a large vocabulary a float32 sum would lose the unlikely tokens
     cumulative = scaled.softmax(-1, dtype=torch.float64).cumsum(-1)
-    targets = torch.tensor([[uniform(draw.seed, draw.position)] for draw in draws], dtype=torch.float64, device=device)
+    targets = on_device([uniform(draw.seed, draw.position) for draw in draws], device, torch.float64)[:, None]
     total = cumulative[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # a target that rounds up to the sum would find no token
     found = torch.searchsorted(cumulative, torch.minimum(targets * total, below), right=True)[:, 0]
     return found.clamp_(max=logits.shape[-1] - 1)
 
 
-def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], draws: Sequence[Draw]) -> list[TokenLogprobs | None]:
-    """Of the model's own distribution, before all that the request asks for."""
-    answers: list[TokenLogprobs | None] = [None] * len(draws)
-    wanted = [(row, draw.params.num_logprobs) for row, draw in enumerate(draws) if draw.params.num_logprobs is not None]
-    if not wanted:
-        return answers
-    index = torch.tensor([row for row, _ in wanted], device=logits.device)
-    most = max(number for _, number in wanted)
-    found = logprobs_of(logits[index], [token_ids[row] for row, _ in wanted], most)
-    for (row, number), one in zip(wanted, found, strict=True):
-        top = tuple(pair for pair in one.top if draws[row].knows(pair[0]))
-        answers[row] = TokenLogprobs(one.chosen, top[:number])
-    return answers
+def scores_of(logits: torch.Tensor, token_ids: torch.Tensor, number: int) -> Scores:
+    """Return what each row says of its token and of the `number` most likely ones.
 
-
-def logprobs_of(logits: torch.Tensor, token_ids: Sequence[int], number: int) -> list[TokenLogprobs]:
-    """Return what each row says of its token and of the most likely ones; logits [rows, vocabulary] float32."""
+    logits [rows, vocabulary] float32; token_ids [rows] int64, on the device.
+    """
     table = logits.log_softmax(-1)
-    chosen = table.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
     best = table.topk(min(number, table.shape[-1]), dim=-1)
-    rows = zip(chosen, best.indices.tolist(), best.values.tolist(), strict=True)
-    return [TokenLogprobs(own, tuple(zip(ids, values, strict=True))) for own, ids, values in rows]
+    return Scores(table.gather(-1, token_ids[:, None])[:, 0], best.indices, best.values)

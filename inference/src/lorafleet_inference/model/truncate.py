@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.model.transfer import on_device
 
 
 def truncate(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
@@ -14,14 +15,16 @@ def truncate(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Te
     """
     ranked = [row for row, one in enumerate(params) if one.top_k is not None or one.top_p < 1.0 or one.min_p > 0.0]
     if ranked:
-        scaled = _at(scaled, ranked, _by_rank(scaled[ranked], [params[row] for row in ranked]))
+        rows = on_device(ranked, scaled.device)
+        scaled = _at(scaled, rows, _by_rank(scaled[rows], [params[row] for row in ranked]))
     typical = [row for row, one in enumerate(params) if one.typical_p < 1.0]
     if typical:
-        scaled = _at(scaled, typical, _by_typicality(scaled[typical], [params[row].typical_p for row in typical]))
+        rows = on_device(typical, scaled.device)
+        scaled = _at(scaled, rows, _by_typicality(scaled[rows], [params[row].typical_p for row in typical]))
     return scaled
 
 
-def _at(scaled: torch.Tensor, rows: Sequence[int], changed: torch.Tensor) -> torch.Tensor:
+def _at(scaled: torch.Tensor, rows: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
     kept = scaled.clone()
     kept[rows] = changed
     return kept
@@ -30,16 +33,16 @@ def _at(scaled: torch.Tensor, rows: Sequence[int], changed: torch.Tensor) -> tor
 def _by_rank(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
     size = scaled.shape[-1]
     ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
-    top_k = torch.tensor([min(one.top_k or size, size) for one in params], device=scaled.device)
-    ranked[torch.arange(size, device=scaled.device)[None, :] >= top_k[:, None]] = float("-inf")
+    top_k = on_device([min(one.top_k or size, size) for one in params], scaled.device)
+    ranked.masked_fill_(torch.arange(size, device=scaled.device)[None, :] >= top_k[:, None], float("-inf"))
     probabilities = ranked.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    top_p = torch.tensor([one.top_p for one in params], device=scaled.device)
-    min_p = torch.tensor([one.min_p for one in params], device=scaled.device)
+    top_p = on_device([one.top_p for one in params], scaled.device)
+    min_p = on_device([one.min_p for one in params], scaled.device)
     dropped = (before >= top_p[:, None]) & (top_p < 1.0)[:, None]
     dropped |= probabilities < min_p[:, None] * probabilities[:, :1]
     dropped[:, 0] = False
-    ranked[dropped] = float("-inf")
+    ranked.masked_fill_(dropped, float("-inf"))
     return torch.empty_like(ranked).scatter_(-1, order, ranked)
 
 
@@ -50,6 +53,6 @@ def _by_typicality(scaled: torch.Tensor, masses: Sequence[float]) -> torch.Tenso
     _, order = (-logprobs - entropy).abs().sort(dim=-1, stable=True)
     ranked = probabilities.gather(-1, order)
     before = ranked.cumsum(-1) - ranked
-    dropped = before >= torch.tensor(masses, device=scaled.device)[:, None]
+    dropped = before >= on_device(masses, scaled.device)[:, None]
     dropped[:, 0] = False
     return scaled.masked_fill(torch.empty_like(dropped).scatter_(-1, order, dropped), float("-inf"))
