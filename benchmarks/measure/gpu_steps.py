@@ -15,7 +15,7 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
-from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unconstrained
+from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, register
 from lorafleet_inference.model.loader import check_model
@@ -211,7 +211,7 @@ class Bench:
     def _run(self, plan: StepPlan) -> float:
         _wait(self.device)
         began = time.perf_counter()
-        result = self.runner.submit(plan, Unconstrained()).collect()
+        result = self.runner.compute(plan)
         _wait(self.device)
         assert len(result.sampled) == len(plan.items), "each sequence has its next token"
         return (time.perf_counter() - began) * 1e3

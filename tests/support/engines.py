@@ -41,8 +41,11 @@ def key_of(name: str) -> AdapterKey:
 
 
 class DrivenEngine:
-    """A real engine whose steps the test runs, and all that it said. `wrap`: what the engine sees in the runner's place;
-    `triton`, `graphs`: kernels and graphs for a device that would have none."""
+    """A real engine whose steps the test runs, and all that it said.
+
+    `wrap`: what the engine sees in the runner's place; `triton`, `graphs`: kernels and graphs for a device that would have
+    none; `ahead`: whether a step is submitted before the one before is collected.
+    """
 
     def __init__(
         self,
@@ -51,10 +54,12 @@ class DrivenEngine:
         grammar_tokenizer: GrammarTokenizer | None = None,
         triton: "TritonKernels | None" = None,
         graphs: "Graphs | None" = None,
+        *,
+        ahead: bool | None = None,
     ) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
-        self.runner = ModelRunner(load_model(config), config, triton, graphs)
+        self.runner = ModelRunner(load_model(config), config, triton, graphs, ahead)
         self.runner.prepare()
         inspect = partial(
             inspect_adapter,
@@ -66,6 +71,7 @@ class DrivenEngine:
             wrap(self.runner), config, inspect, self.said.append, self.inbox, grammar_tokenizer=grammar_tokenizer
         )
         self.max_step_tokens = 0
+        self.most_in_flight = 0
         self.num_preempted = 0
 
     def register(self, adapters: Mapping[str, Path], *, resident: bool = True) -> None:
@@ -85,6 +91,7 @@ class DrivenEngine:
         self.engine.drain(wait=False)
         plan = self.engine.step()
         self.engine.publish()
+        self.most_in_flight = max(self.most_in_flight, self.engine._steps.num_in_flight)
         self.max_step_tokens = max(self.max_step_tokens, plan.num_tokens)
         self.num_preempted += len(plan.preempted)
         if not plan.items:

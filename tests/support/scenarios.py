@@ -19,7 +19,11 @@ ROPES = (None, LengthRope(RopeKind.LONGROPE, 10), LengthRope(RopeKind.DYNAMIC, 1
 
 
 def simulation_of(
-    rng: random.Random, seed: int, invocations: Mapping[AdapterKey, tuple[int, ...]] | None = None
+    rng: random.Random,
+    seed: int,
+    invocations: Mapping[AdapterKey, tuple[int, ...]] | None = None,
+    *,
+    num_ahead: int = 0,
 ) -> Simulation:
     """A scheduler with little memory."""
     return Simulation(
@@ -29,14 +33,15 @@ def simulation_of(
         max_model_len=MAX_MODEL_LEN,
         length_rope=rng.choice(ROPES),
         invocations=invocations,
+        num_ahead=num_ahead,
         token=lambda request_id, position: EOS if random.Random(f"{seed}{request_id}{position}").random() < 0.1 else 2,
     )
 
 
-def play(seed: int, describe: Callable[[Simulation, StepPlan], str], num_steps: int = 40) -> str:
+def play(seed: int, describe: Callable[[Simulation, StepPlan], str], num_steps: int = 40, *, num_ahead: int = 0) -> str:
     """Return the digest of all plans of a life, in words of `describe`. No two equal prompts come before one step."""
     rng = random.Random(seed)
-    simulation = simulation_of(rng, seed)
+    simulation = simulation_of(rng, seed, num_ahead=num_ahead)
     plans = []
     for number in range(num_steps):
         shared = [None, 5, 6]

@@ -1,6 +1,7 @@
 """The scheduler driven without a model: tokens are drawn, time is counted in steps."""
 
 import random
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -62,10 +63,12 @@ class Simulation:
         max_model_len: int = 64,
         token: Callable[[str, int], int] = lambda _, position: 2 + position % 5,
         prefix_caching: bool = True,
+        num_ahead: int = 0,
         length_rope: LengthRope | None = None,
         invocations: Mapping[AdapterKey, tuple[int, ...]] | None = None,
     ) -> None:
-        """`invocations`: of activated adapters; then what each block holds is checked too, token by token."""
+        """`num_ahead`: how many steps may be in flight while the next one is planned. `invocations`: of activated adapters; then
+        what each block holds is checked too, token by token."""
         self.blocks = BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=prefix_caching)
         self.budget = max_batch_tokens
         self.max_batch_requests = max_batch_requests
@@ -89,6 +92,9 @@ class Simulation:
         self.num_steps = 0
         self.num_preempted = 0
         self.known = KnownRequests()
+        self._num_ahead = num_ahead
+        self._results: deque[StepResult] = deque()
+        """Of the steps in flight."""
         self._computed: dict[str, int] = {}
         self._rope_length_of: dict[int, int] = {}
         """By block: what the KV there was computed with."""
@@ -121,7 +127,7 @@ class Simulation:
         held: Collection[AdapterKey] = (),
         pace: Pace | None = None,
     ) -> StepPlan:
-        """Plan, check and commit one step."""
+        """Plan and check one step, and take in the result that is due."""
         plan = self.scheduler.plan(on_device, held, pace)
         self.blocks.check()
         self.known.apply(plan)
@@ -134,7 +140,11 @@ class Simulation:
         scored = {item.request_id: (TokenLogprobs(-1.0, ()),) * item.num_score for item in plan.items if item.num_score}
         result = StepResult(sampled, scored)
         self.known.resolve(plan, result)
-        self.tell(self.scheduler.commit(plan, result))
+        if plan.items:
+            self.scheduler.advance(plan)
+            self._results.append(result)
+        while len(self._results) > (self._num_ahead if plan.items else 0):
+            self.tell(self.scheduler.resolve(self._results.popleft()))
         self.blocks.check()
         return plan
 
@@ -164,9 +174,11 @@ class Simulation:
             assert (len(blocks) - 1) * BLOCK_TOKENS < end <= len(blocks) * BLOCK_TOKENS
             story = self.stories[item.request_id]
             known = [*story.request.prompt_token_ids, *(one for event in story.events for one in event.token_ids)]
-            assert self.known.of[item.request_id].token_ids == known
-            assert item.samples == (end == len(known))
-            self._check_rope(item, blocks, len(known))
+            chosen = self.known.of[item.request_id].token_ids
+            assert chosen[: len(known)] == known
+            assert len(chosen) <= len(known) + self._num_ahead
+            assert item.samples == (end == len(chosen))
+            self._check_rope(item, blocks, len(chosen))
             if self._invocations is not None:
                 self._check_weights(item, blocks, self._invocations)
             written = set(blocks[item.start // BLOCK_TOKENS :])
@@ -204,6 +216,12 @@ class Simulation:
             if end <= item.start:
                 assert self._content_of[block] == content, "KV of other tokens, or of other weights"
             self._content_of[block] = content
+
+
+def compute(scheduler: Scheduler, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
+    """Have a step computed at once."""
+    scheduler.advance(plan)
+    return scheduler.resolve(result)
 
 
 def request(

@@ -113,9 +113,10 @@ def serve_all(engine: DrivenEngine, family: Family, *, resident: bool = True) ->
     engine.run_until_ended(order)
 
 
-def engine_of(family: Family, **options: object) -> DrivenEngine:
+def engine_of(family: Family, *, ahead: bool | None = None, **options: object) -> DrivenEngine:
     settings = {"max_rank": 256, "max_batch_tokens": 40, **options}
-    return DrivenEngine(EngineConfig(model=str(family.base), device=DEVICE, num_threads=1, **settings))  # type: ignore[arg-type]
+    config = EngineConfig(model=str(family.base), device=DEVICE, num_threads=1, **settings)  # type: ignore[arg-type]
+    return DrivenEngine(config, ahead=ahead)
 
 
 def test_a_mixed_batch_equals_peft(family: Family) -> None:
@@ -129,9 +130,21 @@ def test_a_mixed_batch_equals_peft(family: Family) -> None:
 
 
 def test_short_of_memory_and_of_places_it_equals_peft_too(family: Family) -> None:
+    check_short_of_memory(family, ahead=None)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"], indirect=True)
+def test_one_step_ahead_it_equals_peft_too(family: Family) -> None:
+    """As on a device, also where there is none."""
+    check_short_of_memory(family, ahead=True)
+
+
+def check_short_of_memory(family: Family, *, ahead: bool | None) -> None:
     budgets = engine_of(family).runner.budgets
     block_bytes = budgets.kv_cache_bytes // budgets.num_kv_blocks
-    engine = engine_of(family, kv_cache_memory_bytes=24 * block_bytes, max_resident_adapters=5)
+    memory = 24 * block_bytes
+    engine = engine_of(family, ahead=ahead, kv_cache_memory_bytes=memory, max_resident_adapters=5)
     serve_all(engine, family, resident=False)
     check(engine, family)
     assert engine.num_preempted > 0
+    assert engine.most_in_flight == engine.runner.ahead

@@ -37,6 +37,9 @@ class Watched(InFlight):
     plan: StepPlan
     known: KnownRequests
 
+    def choose(self, state: SamplingState) -> None:
+        self.inner.choose(state)
+
     def collect(self) -> StepResult:
         result = self.inner.collect()
         self.known.resolve(self.plan, result)
@@ -57,18 +60,18 @@ class Trapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
+    def submit(self, plan: StepPlan) -> InFlight:
         self.known.apply(plan)
-        computing = self.inner.submit(plan, state) if self.after else None
+        computing = self.inner.submit(plan) if self.after else None
         if any(TRAP in self.known.tokens(item) for item in plan.items):
             raise self.error()
-        return Watched(computing or self.inner.submit(plan, state), plan, self.known)
+        return Watched(computing or self.inner.submit(plan), plan, self.known)
 
 
 class Broken(Trapped):
     """Nothing can be computed."""
 
-    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
+    def submit(self, plan: StepPlan) -> InFlight:
         raise self.error()
 
 
@@ -87,10 +90,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def engine_of(wrap: Callable[[Any], Any] = lambda runner: runner, **options: object) -> DrivenEngine:
+def engine_of(
+    wrap: Callable[[Any], Any] = lambda runner: runner, *, ahead: bool = False, **options: object
+) -> DrivenEngine:
     settings = {"max_batch_tokens": 48, "max_rank": 16, **options}
     config = EngineConfig(model=str(model_folder("llama")), device="cpu", num_threads=1, **settings)  # type: ignore[arg-type]
-    return DrivenEngine(config, wrap)
+    return DrivenEngine(config, wrap, ahead=ahead)
 
 
 def prompts(seed: int) -> dict[str, list[int]]:
@@ -117,11 +122,11 @@ def ask_all(engine: DrivenEngine, wanted: dict[str, list[int]]) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before computing", "after computing"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_only_the_request_that_raises_alone_ends(seed: int, *, after: bool) -> None:
+@pytest.mark.parametrize(("seed", "ahead"), [(1, False), (2, False), (3, False), (4, True), (5, True)])
+def test_only_the_request_that_raises_alone_ends(seed: int, *, ahead: bool, after: bool) -> None:
     wanted = prompts(seed)
     good = {name: prompt for name, prompt in wanted.items() if TRAP not in prompt}
-    calm, trapped = engine_of(), engine_of(lambda runner: Trapped(runner, after=after))
+    calm, trapped = engine_of(), engine_of(lambda runner: Trapped(runner, after=after), ahead=ahead)
     ask_all(calm, good)
     ask_all(trapped, wanted)
     for name in good:
@@ -193,10 +198,10 @@ class FailsOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
+    def submit(self, plan: StepPlan) -> InFlight:
         if any(item.request_id == "bad" for item in plan.items):
             raise RuntimeError("trap")
-        computing: InFlight = self.inner.submit(plan, state)
+        computing: InFlight = self.inner.submit(plan)
         return computing
 
 

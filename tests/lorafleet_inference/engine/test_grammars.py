@@ -71,10 +71,10 @@ def tokenizer() -> Tokenizer:
     return byte_level()
 
 
-def engine_of(folders: tuple[Path, Path], **options: object) -> DrivenEngine:
+def engine_of(folders: tuple[Path, Path], *, ahead: bool = False, **options: object) -> DrivenEngine:
     base, adapter = folders
     config = EngineConfig(model=str(base), device="cpu", num_threads=1, max_rank=8, **options)  # type: ignore[arg-type]
-    engine = DrivenEngine(config, grammar_tokenizer=GrammarTokenizer(byte_level()))
+    engine = DrivenEngine(config, grammar_tokenizer=GrammarTokenizer(byte_level()), ahead=ahead)
     engine.register({"adapter": adapter})
     return engine
 
@@ -87,12 +87,14 @@ def last(engine: DrivenEngine, request_id: str) -> TokenEvent:
     return [event for event in engine.events() if event.request_id == request_id][-1]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_every_answer_matches_beside_free_ones_short_of_memory(
-    folders: tuple[Path, Path], tokenizer: Tokenizer
+    folders: tuple[Path, Path], tokenizer: Tokenizer, *, ahead: bool
 ) -> None:
     """Preempted, batched with others, drawn or greedy, with penalties and min_tokens, on the base and on an adapter."""
     # 12 blocks of 16 tokens: far less than all of them need
-    engine = engine_of(folders, max_batch_tokens=64, kv_cache_memory_bytes=12 * 16 * 2 * 2 * 2 * 8 * 4)
+    memory = 12 * 16 * 2 * 2 * 2 * 8 * 4
+    engine = engine_of(folders, ahead=ahead, max_batch_tokens=64, kv_cache_memory_bytes=memory)
     chance = random.Random(3)
     variants = [
         {},
@@ -115,6 +117,7 @@ def test_every_answer_matches_beside_free_ones_short_of_memory(
         engine.submit(f"free{number}", None, prompt, msgspec.structs.replace(DRAWN, max_tokens=20, ignore_eos=True))
     engine.run_until_ended([*checks, *(f"free{number}" for number in range(len(checks)))])
     assert engine.num_preempted > 0
+    assert engine.most_in_flight == ahead
     for request_id, kind in checks.items():
         text = text_of(tokenizer, engine, request_id)
         assert last(engine, request_id).finish is FinishReason.STOP, (request_id, text, last(engine, request_id))

@@ -17,6 +17,7 @@ from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import Growth, NewRequest, Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.model.batch import FlatBatch, Segment
 from lorafleet_inference.model.input_batch import InputBatch
+from lorafleet_inference.model.sampler import Choice
 from lorafleet_inference.model.step_buffer import StepBuffer
 
 CPU = torch.device("cpu")
@@ -157,3 +158,32 @@ def test_what_occurred_is_counted_once_however_often_a_step_is_repeated() -> Non
         6: 0,
         7: 1,
     }
+
+
+def test_what_a_step_chose_for_a_row_that_is_gone_changes_no_other_one() -> None:
+    """Neither that of who has its place now, nor that of another request of its name."""
+    batch, item = batch_of(1), StepItem("a", 0, 2, samples=True)
+    batch.apply(StepPlan((item,), new=(new("a", (5, 6)),)))
+    rows = batch.rows((item,))
+    for name in ("b", "a"):
+        batch.apply(StepPlan(gone=("a", "b"), new=(new(name, (7, 7, 7, 7)),)))
+        batch.resolve((item,), rows, StepResult({"a": Sampled(8)}))
+        row = batch.row(name)
+        assert row.index == rows[0].index
+        assert batch.tokens(row).tolist() == [7, 7, 7, 7]
+
+
+def test_a_token_that_is_not_known_here_is_read_where_it_was_chosen() -> None:
+    batch = InputBatch(3, MAX_MODEL_LEN * KV_BLOCK_TOKENS, CPU, ahead=True)
+    items = [StepItem(name, 0, 2, samples=True) for name in ("a", "b", "c")]
+    batch.apply(StepPlan(tuple(items), new=tuple(new(name, (5, 6)) for name in ("a", "b", "c"))))
+    assert not batch.gather(items).is_ahead
+    is_finite = torch.tensor([True, False, True])
+    batch.note(items, Choice([], torch.tensor([20, 21, 22]), is_finite))
+    batch.resolve(items[2:], batch.rows(items[2:]), StepResult({"c": Sampled(22)}))
+    following = [StepItem(name, 2, 1, samples=True) for name in ("c", "b", "a")]
+    host = batch.gather(following)
+    assert host.is_ahead
+    assert host.token_ids.min() < 0
+    assert batch.to_device(host).input_ids.tolist() == [[22, 0, 20]]
+    assert InputBatch(3, MAX_MODEL_LEN, CPU).last_tokens is None, "a CPU that waits needs none"

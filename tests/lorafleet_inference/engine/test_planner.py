@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from support.engines import key_of
-from support.simulation import VOCAB_SIZE, Simulation, request
+from support.simulation import VOCAB_SIZE, Simulation, compute, request
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT
@@ -239,7 +239,7 @@ def test_blocks_of_one_token_are_filled_one_by_one() -> None:
     while scheduler.num_running + scheduler.num_waiting:
         plan = scheduler.plan(())
         used.append(blocks.num_used)
-        scheduler.commit(plan, StepResult({item.request_id: Sampled(2) for item in plan.items}))
+        compute(scheduler, plan, StepResult({item.request_id: Sampled(2) for item in plan.items}))
     assert used == [3, 4, 5, 6]
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -279,3 +280,21 @@ def test_rows_that_are_not_finite_choose_nothing_and_wild_ones_a_token(
         if got.logprobs is not None:
             values = [got.logprobs.chosen, *(value for _, value in got.logprobs.top)]
             assert not any(math.isnan(value) or value > 0 for value in values)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    params=st.lists(st.one_of(params, EXTREME), min_size=1, max_size=4),
+    seed=st.integers(0, 1 << 32),
+    masked=st.booleans(),
+)
+def test_choosing_reads_nothing_that_the_device_is_still_to_compute(
+    params: list[SamplingParams], seed: int, *, masked: bool
+) -> None:
+    """Tensors without contents stand for it: whatever reads one raises."""
+    mask = np.full(2, 255, np.uint8) if masked else None
+    wanted = [msgspec.structs.replace(drawn(one, seed, range(4), range(4, 9)), mask=mask) for one in params]
+    choice = choose(torch.empty(len(wanted), 9, device="meta"), wanted, [EOS])
+    assert choice.token_ids.shape == (len(wanted),)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        choice.read()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.engines import key_of
-from support.simulation import EOS, VOCAB_SIZE, Simulation, request
+from support.simulation import EOS, VOCAB_SIZE, Simulation, compute, request
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
@@ -299,7 +299,7 @@ def test_looking_for_room_for_a_newcomer_looks_at_each_running_sequence_once() -
         shared = request(f"busy{number}", key_of("busy"), num_prompt=13, max_tokens=45, seed=5)
         scheduler.submit(shared)
         plan = scheduler.plan(KEYS_OF_BOTH)
-        scheduler.commit(plan, StepResult({item.request_id: Sampled(2) for item in plan.items}))
+        compute(scheduler, plan, StepResult({item.request_id: Sampled(2) for item in plan.items}))
     scheduler.submit(request("newcomer", key_of("quiet"), num_prompt=160 * 4 - 8, max_tokens=4))
     assert "newcomer" not in {item.request_id for item in scheduler.plan(KEYS_OF_BOTH).items}
     assert scheduler.num_running == 16

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from support.engines import key_of
+from support.simulation import compute
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
@@ -83,7 +84,7 @@ def step(one: Scheduler, *tokens: int, on_device: Collection[AdapterKey] = (A, B
     events = []
     for token in tokens or (PLAIN,):
         plan = one.plan(on_device)
-        events += one.commit(plan, sampled(plan, lambda _, chosen=token: chosen))
+        events += compute(one, plan, sampled(plan, lambda _, chosen=token: chosen))
     return events
 
 
@@ -253,13 +254,17 @@ def test_cancelled_requests_end_once_wherever_they_are() -> None:
     assert one.cancel_all() == []
 
 
-def test_requests_that_are_failed_say_why_and_the_others_go_on() -> None:
-    one = submitted(asked("first"), asked("second"), asked("third"))
-    step(one)
-    assert one.fail(["first", "third"], "the device is gone") == [
+def test_requests_of_steps_whose_results_never_come_say_why_and_the_others_stay() -> None:
+    """Each of them once, however many steps it is in."""
+    one = submitted(asked("first", max_tokens=9), asked("ended", max_tokens=9), asked("third", max_tokens=9))
+    for _ in range(2):
+        one.advance(one.plan(()))
+    assert one.cancel("ended") is not None
+    assert one.submit(asked("waits")) is None
+    assert one.fail_flights("the device is gone") == [
         TokenEvent(name, finish=FinishReason.ERROR, error="the device is gone") for name in ("first", "third")
     ]
-    assert [event.request_id for event in step(one)] == ["second"]
+    assert [event.request_id for event in step(one)] == ["waits"]
 
 
 def test_an_adapter_that_cannot_be_loaded_ends_what_waits_for_it_and_nothing_that_runs() -> None:
@@ -313,7 +318,7 @@ def test_requests_of_an_adapter_start_as_they_came_also_after_a_preemption() -> 
         preempted.update(plan.preempted)
         # prompts differ from each other in nothing: tokens do
         result = sampled(plan, lambda item: 20 + int(item.request_id == "second"))
-        ended += [event.request_id for event in one.commit(plan, result) if event.finish]
+        ended += [event.request_id for event in compute(one, plan, result) if event.finish]
     assert order == ended == ["first", "second", "third", "fourth"]
     assert preempted
 
@@ -325,7 +330,7 @@ def test_a_request_that_fails_alone_in_a_step_publishes_nothing() -> None:
     plan = one.plan(())
     result = sampled(plan)
     bad = with_faults(result, failed={"failed": "out of memory"}, not_finite=frozenset({"not finite"}))
-    events = {event.request_id: event for event in one.commit(plan, bad)}
+    events = {event.request_id: event for event in compute(one, plan, bad)}
     assert events["failed"] == TokenEvent("failed", finish=FinishReason.ERROR, error="out of memory")
     assert (events["not finite"].finish, events["not finite"].code) == (FinishReason.ERROR, ErrorCode.NOT_FINITE)
     assert events["fine"].token_ids == (PLAIN,)
@@ -340,7 +345,7 @@ def test_only_what_was_computed_well_is_found_again(way: str) -> None:
     one = submitted(asked("one", 9, max_tokens=1))
     plan = one.plan(())
     bad = {"failed": {"failed": {"one": "no"}}, "not_finite": {"not_finite": frozenset({"one"})}, "fine": {}}[way]
-    one.commit(plan, with_faults(sampled(plan), **bad))
+    compute(one, plan, with_faults(sampled(plan), **bad))
     assert one.submit(asked("two", 9)) is None
     (item,) = one.plan(()).items
     assert item.start == (8 if way == "fine" else 0)
@@ -353,7 +358,7 @@ def test_logits_that_are_not_finite_are_laid_to_whose_weights_they_are_of(
     one = submitted(asked("r", 5, adapter=adapter))
     step(one)
     plan = one.plan((A,))
-    (event,) = one.commit(plan, StepResult(not_finite=frozenset({"r"})))
+    (event,) = compute(one, plan, StepResult(not_finite=frozenset({"r"})))
     assert event.finish is FinishReason.ERROR
     assert event.code is ErrorCode.NOT_FINITE
     assert event.error == (
@@ -369,7 +374,7 @@ def test_blocks_are_found_again_as_soon_as_they_are_full() -> None:
     plan = one.plan(())
     item = next(item for item in plan.items if item.request_id == "second")
     assert item.start == 8
-    events = {event.request_id: event for event in one.commit(plan, sampled(plan))}
+    events = {event.request_id: event for event in compute(one, plan, sampled(plan))}
     assert events["second"].num_cached_tokens == 8
 
 
@@ -382,7 +387,7 @@ def test_prompts_cut_into_steps_are_scored_from_the_second_token_on() -> None:
         scored = {
             item.request_id: (TokenLogprobs(-number, ()),) * item.num_score for item in plan.items if item.num_score
         }
-        events += one.commit(plan, StepResult(sampled(plan).sampled, scored))
+        events += compute(one, plan, StepResult(sampled(plan).sampled, scored))
     assert sizes == [5, 5, 2, 1]
     assert [event.finish for event in events] == [None, FinishReason.LENGTH]
     assert [one.chosen for one in events[0].prompt_logprobs or ()] == [-1] * 5 + [-2] * 5 + [-3]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from support.engines import key_of
-from support.simulation import BLOCK_TOKENS, Simulation, request
+from support.simulation import BLOCK_TOKENS, Simulation, compute, request
 
 from lorafleet_inference.engine.messages import FinishReason
 from lorafleet_inference.engine.plan import Sampled, StepResult
@@ -58,14 +58,14 @@ def test_who_shares_with_one_that_fails_starts_over_and_ends_as_alone(way: str) 
     assert {item.request_id: item.start for item in plan.items} == {"first": 0, "middle": 8, "last": 12, "other": 0}
     bad: Any = {"failed": {"first": "no"}} if way == "failed" else {"not_finite": frozenset({"first", "middle"})}
     sampled = {name: Sampled(2) for name in names if name not in ("first", *bad.get("not_finite", ()))}
-    events = scheduler.commit(plan, StepResult(sampled, **bad))
+    events = compute(scheduler, plan, StepResult(sampled, **bad))
     assert {event.request_id: event.finish for event in events} == {"first": FinishReason.ERROR, "other": None}
     simulation.blocks.check()
     again = scheduler.plan(())
     assert {item.request_id: item.start for item in again.items} == {"middle": 0, "last": 12, "other": 9}
     assert set(again.preempted) == {"middle", "last"}
     assert {"middle", "last"} <= set(again.gone)
-    events = scheduler.commit(again, StepResult({item.request_id: Sampled(2) for item in again.items}))
+    events = compute(scheduler, again, StepResult({item.request_id: Sampled(2) for item in again.items}))
     assert {event.request_id for event in events} == {"middle", "last", "other"}
 
 
@@ -76,6 +76,6 @@ def test_one_that_is_well_before_one_that_fails_goes_on_and_hides_nothing() -> N
     scheduler = simulation.scheduler
     plan = scheduler.plan(())
     assert [(item.request_id, item.start) for item in plan.items] == [("well", 0), ("first", 0), ("shares", 8)]
-    events = scheduler.commit(plan, StepResult({"well": Sampled(2), "shares": Sampled(2)}, failed={"first": "no"}))
+    events = compute(scheduler, plan, StepResult({"well": Sampled(2), "shares": Sampled(2)}, failed={"first": "no"}))
     assert {event.request_id: event.finish for event in events} == {"well": None, "first": FinishReason.ERROR}
     assert {item.request_id: item.start for item in scheduler.plan(()).items} == {"well": 9, "shares": 0}

@@ -111,12 +111,14 @@ class BlockManager:
             self._block_of[block_hash] = block
 
     def unpublish(self, block: int) -> None:
-        """Let nobody find a held block any more."""
-        assert self._references[block] > 0, "only a held block can be taken back"
+        """Let nobody find a block any more, whether it is held or not."""
         known = self._hash_of[block]
         if known is not None:
             del self._block_of[known]
             self._hash_of[block] = None
+            if self._references[block] == 0:
+                del self._cached[block]
+                self._free.append(block)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give up one reference to each block of a sequence, given in the sequence's order.

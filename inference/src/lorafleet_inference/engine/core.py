@@ -1,10 +1,12 @@
-"""The engine: one thread that drains messages, plans a step, executes it, commits it and publishes what came of it."""
+"""The engine: one thread that drains messages, plans a step, submits it, collects the one before and publishes what came."""
 
 import logging
 import queue
 import secrets
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +40,7 @@ from lorafleet_inference.engine.messages import (
     Tokens,
 )
 from lorafleet_inference.engine.pace import PaceKeeper
-from lorafleet_inference.engine.plan import SamplingState, StepPlan, StepResult, TokenMask
+from lorafleet_inference.engine.plan import SamplingState, StepPlan, TokenMask
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.steps import Executor, StepFailed, Steps
@@ -69,15 +71,16 @@ class Runner(AdapterDevice[Any], Executor, Protocol):
 class _Clocks:
     """When requests came, and how long they waited, until it is told in their first event."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._submitted: dict[str, float] = {}
         self._waited: dict[str, float] = {}
 
     def submitted(self, request_id: str) -> None:
-        self._submitted[request_id] = time.monotonic()
+        self._submitted[request_id] = self._now()
 
     def scheduled(self, request_id: str) -> None:
-        self._waited[request_id] = time.monotonic() - self._submitted.pop(request_id)
+        self._waited[request_id] = self._now() - self._submitted.pop(request_id)
 
     def stamp(self, event: TokenEvent) -> TokenEvent:
         if event.finish is not None:
@@ -95,6 +98,9 @@ class _Choices(SamplingState):
     def end(self, request_id: str) -> None:
         self.grammars.forget(request_id)
 
+    def begin(self, request_ids: Sequence[str]) -> None:
+        self.grammars.begin_step(request_ids)
+
     def mask(self, request_id: str) -> TokenMask | None:
         return self.grammars.mask(request_id)
 
@@ -111,8 +117,10 @@ class Engine:
         inbox: Inbox,
         *,
         grammar_tokenizer: GrammarTokenizer | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `grammar_tokenizer`, requests with a grammar are refused."""
+        """Without `grammar_tokenizer`, requests with a grammar are refused. `now`: seconds of any clock."""
+        self._now = now
         budgets, facts = runner.budgets, runner.facts
         self._inbox = inbox
         self._runner = runner
@@ -138,10 +146,13 @@ class Engine:
         )
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []
-        self._clocks = _Clocks()
+        self._clocks = _Clocks(now)
         self._choices = _Choices(Grammars(grammar_tokenizer, self._post))
         self._steps = Steps(runner, self._blocks, self._choices)
         self._counts = dict.fromkeys(("steps", "late", "preempted", "prefill", "decode", "queried", "hit"), 0)
+        self._submitted: deque[tuple[StepPlan, float]] = deque()
+        """Steps in flight, and when they were submitted."""
+        self._last_collected = 0.0
         self._step_seconds = 0.0
         self._pace_keeper = PaceKeeper(1e-3 * config.target_step_ms)
         self._max_step_tokens = 0
@@ -156,25 +167,31 @@ class Engine:
             StepFailed: the engine cannot go on; the requests of the step were ended with errors.
         """
         self._send(EngineReady(self._runner.facts, self._runner.budgets, self._runner.backend))
-        plan = StepPlan()
+        is_idle = True
         while not self._ended:
-            self.drain(wait=not plan.items)
-            plan = self.step()
+            self.drain(wait=is_idle)
+            collects = self._steps.num_in_flight > 0
+            is_idle = not self.step().items and not collects
             self.publish()
         self._loads.close()
         self._choices.grammars.close()
 
     def step(self) -> StepPlan:
-        """Plan, execute and commit one step; an empty plan means that there is nothing to compute now."""
+        """Plan and submit a step, and take in the results that are due; an empty plan means that there is nothing to compute now.
+
+        On a device the step stays in flight: the next one is planned and submitted while it is computed.
+        """
         pace = self._pace_keeper.pace
         plan = self._scheduler.plan(self._residency.on_device, self._loads.held, pace)
         self._count(plan)
         if plan.items:
-            began = time.monotonic()
-            self._choices.grammars.begin_step([item.request_id for item in plan.items if item.samples])
-            result = self._execute(plan)
-            self._events += self._scheduler.commit(plan, result)
-            self._took(plan, time.monotonic() - began)
+            self._submit_step(plan)
+        self._collect(but=1 if plan.items else 0)
+        if plan.items:
+            with self._ending_where_it_cannot_go_on():
+                self._steps.choose()
+            if not self._steps.may_go_on:
+                self._collect()
         return plan
 
     def drain(self, *, wait: bool) -> None:
@@ -198,7 +215,7 @@ class Engine:
                 scheduler.running_adapters(),
                 scheduler.service,
                 computing=scheduler.computing_adapters(),
-                now=time.monotonic(),
+                now=self._now(),
             )
             self._settle(outcome)
             self._counts["preempted"] += sum(map(scheduler.set_back, outcome.preempt))
@@ -214,18 +231,18 @@ class Engine:
                     self._choices.end(event.request_id)
             self._send(Tokens(tuple(self._clocks.stamp(event) for event in self._events)))
         self._statuses, self._events = [], []
-        if time.monotonic() - self._last_stats_time >= STATS_SECONDS:
+        if self._now() - self._last_stats_time >= STATS_SECONDS:
             stats = self._stats()
             if stats != self._last_stats:
                 self._send(stats)
                 self._last_stats = stats
-            self._last_stats_time = time.monotonic()
+            self._last_stats_time = self._now()
 
     def _until_stats(self) -> float | None:
         """Seconds until the last change has to be told; None when it was."""
         if self._last_stats is not None and self._stats() == self._last_stats:
             return None
-        return max(0.0, self._last_stats_time + STATS_SECONDS - time.monotonic())
+        return max(0.0, self._last_stats_time + STATS_SECONDS - self._now())
 
     def _take(self, message: ToEngine | Posted) -> None:
         match message:
@@ -307,13 +324,32 @@ class Engine:
             if status.tier is None:
                 self._scheduler.forget(status.key)
 
-    def _execute(self, plan: StepPlan) -> StepResult:
+    def _submit_step(self, plan: StepPlan) -> None:
         for adapter in plan.adapters:
             self._residency.use(adapter)
+        self._submitted.append((plan, self._now()))
+        self._scheduler.advance(plan)
+        with self._ending_where_it_cannot_go_on():
+            self._steps.submit(plan)
+
+    def _collect(self, but: int = 0) -> None:
+        """Take in the results of all steps in flight `but` the last ones."""
+        while self._steps.num_in_flight > but:
+            with self._ending_where_it_cannot_go_on():
+                result = self._steps.collect()
+            self._events += self._scheduler.resolve(result)
+            plan, began = self._submitted.popleft()
+            now = self._now()
+            # a step that was submitted ahead begins when the one before it ends
+            self._took(plan, now - max(began, self._last_collected))
+            self._last_collected = now
+
+    @contextmanager
+    def _ending_where_it_cannot_go_on(self) -> Iterator[None]:
         try:
-            return self._steps.execute(plan)
+            yield
         except StepFailed as error:
-            self._events += self._scheduler.fail([item.request_id for item in plan.items], str(error))
+            self._events += self._scheduler.fail_flights(str(error))
             self.publish()
             raise
 

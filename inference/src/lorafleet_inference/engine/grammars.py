@@ -148,16 +148,20 @@ class Grammars:
 
     def begin_step(self, request_ids: Collection[str]) -> None:
         """Begin to compute which tokens may come next for requests that choose one in this step."""
-        constrained = [name for name in request_ids if name in self._constraints]
+        constraints = {name: self._constraints[name] for name in request_ids if name in self._constraints}
+        # what has ended meanwhile chooses a token that nobody reads
+        constrained = [name for name, one in constraints.items() if not one.matcher.is_stopped()]
         if not constrained or self._tokenizer is None:
             self._step = _Step()
             return
         width = -(-self._tokenizer.trie.vocab_size // 32)
         masks = np.zeros((len(constrained), width), np.int32)
-        jobs = [(self._constraints[name].matcher, row) for row, name in enumerate(constrained)]
-        done = self._masks.submit(
-            self._executor.unsafe_compute_mask_ptr, jobs, masks.ctypes.data, masks.itemsize * width, len(jobs)
-        )
+        jobs = [(constraints[name].matcher, row) for row, name in enumerate(constrained)]
+
+        def compute() -> None:  # keeps the masks until it is done, also when another step has begun meanwhile
+            self._executor.unsafe_compute_mask_ptr(jobs, masks.ctypes.data, masks.itemsize * width, len(jobs))
+
+        done = self._masks.submit(compute)
         self._step = _Step({name: row for row, name in enumerate(constrained)}, masks, done)
 
     def mask(self, request_id: str) -> TokenMask | None:

@@ -1,5 +1,6 @@
 """What the scheduler hands to whoever computes, and what it gets back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -108,12 +109,18 @@ class StepPlan:
 class SamplingState(Protocol):
     """What choosing tokens needs beside the plan, kept by the engine between steps."""
 
+    def begin(self, request_ids: Sequence[str]) -> None:
+        """Get ready for a step in which these requests choose a token."""
+
     def mask(self, request_id: str) -> TokenMask | None:
         """Return which tokens may follow; None where any may. Waits for a mask that is still being computed."""
 
 
 class Unconstrained(SamplingState):
     """Of requests of nobody."""
+
+    def begin(self, _: Sequence[str]) -> None:
+        """There is nothing to get ready."""
 
     def mask(self, _: str) -> TokenMask | None:
         """Any token may follow."""
@@ -141,7 +148,10 @@ class StepResult:
 
 
 class InFlight(Protocol):
-    """A step that is being computed."""
+    """A step that is being computed. Both methods are called once, for one step after the other."""
+
+    def choose(self, state: SamplingState) -> None:
+        """Have its tokens chosen, when the results of all earlier steps are collected."""
 
     def collect(self) -> StepResult:
-        """Wait until it is computed and return what came of it; once, and in the order in which steps were submitted."""
+        """Wait until it is computed and return what came of it."""

@@ -123,7 +123,7 @@ class Planner:
                 draft.adapters.add(sequence.adapter)
             draft.room -= 1
             if not (sequence.num_computed + 1) % block_tokens:
-                self._publish(sequence, sequence.num_computed + 1)
+                self.publish(sequence, sequence.num_computed + 1)
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
@@ -143,7 +143,7 @@ class Planner:
         self._blocks.unpublish(block)
 
     def start_over(self, sequence: Sequence) -> None:
-        """Set a running sequence back whose blocks hold what was not computed."""
+        """Set a running sequence back, as its blocks hold what was not computed or what is not wanted any more."""
         self._stop(sequence)
         self.waiting.add(sequence)
         self._restarted.append(sequence.request_id)
@@ -197,7 +197,9 @@ class Planner:
         adapter that had nothing running starts, prompts of those that had wait: its first token is not made later by them.
         """
         had_running = frozenset(self.running.adapters)
-        prompts = [one for one in self.running if one.request_id not in draft.items and draft.takes(one)]
+        prompts = [
+            one for one in self.running if one.request_id not in draft.items and one.num_pending and draft.takes(one)
+        ]
         starting = {one for one in able if one in self.waiting} if not draft.preempted else set()
         while draft.room:
             running = min(prompts, key=self.running.place, default=None)
@@ -273,6 +275,8 @@ class Planner:
         self._gone.append(sequence.request_id)
         self._blocks.release(sequence.blocks)
         sequence.blocks, sequence.num_published, sequence.num_computed = [], 0, 0
+        sequence.num_ahead = 0
+        sequence.epoch += 1
 
     def _add(self, draft: _Draft, sequence: Sequence, room: int) -> None:
         num_tokens = min(sequence.num_pending, room)
@@ -286,15 +290,15 @@ class Planner:
         if sequence.adapter is not None:
             draft.adapters.add(sequence.adapter)
         draft.room -= num_tokens
-        self._publish(sequence, end)
+        self.publish(sequence, end)
 
-    def _publish(self, sequence: Sequence, end: int) -> None:
-        """Let others find the blocks that are full when the step has computed the tokens up to `end`.
+    def publish(self, sequence: Sequence, end: int) -> None:
+        """Let others find the blocks that are full when the step has computed the tokens up to `end`, as far as these are known.
 
         Whoever starts in the same step can share them: a step writes all its KV before any of it is read.
         """
         size = self._blocks.block_tokens
-        for index in range(sequence.num_published, end // size):
+        for index in range(sequence.num_published, min(end, len(sequence.token_ids)) // size):
             self._blocks.publish(sequence.blocks[index], sequence.block_hash(index, size))
             sequence.num_published += 1
 

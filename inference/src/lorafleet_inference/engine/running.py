@@ -48,9 +48,9 @@ class RunningSet:
         return self._counters.of(adapter), adapter in self._num_of, sequence.order
 
     def decoding(self) -> list[Sequence]:
-        """Return those whose next token is the last known one: the oldest first, then in their order."""
+        """Return those of which one token is left to compute: the oldest first, then in their order."""
         counters = {adapter: self._counters.of(adapter) for adapter in self._num_of}
-        some = [one for one in self._sequences if len(one.token_ids) - one.num_computed == 1]
+        some = [one for one in self._sequences if len(one.token_ids) + one.num_ahead - one.num_computed == 1]
         some.sort(key=lambda one: (counters[one.adapter], one.order))
         oldest = self._oldest()
         if oldest is not None and oldest.num_pending == 1 and some[0] is not oldest:
@@ -61,7 +61,7 @@ class RunningSet:
     @property
     def num_decoding(self) -> int:
         """How many those are."""
-        return sum(len(one.token_ids) - one.num_computed == 1 for one in self._sequences)
+        return sum(len(one.token_ids) + one.num_ahead - one.num_computed == 1 for one in self._sequences)
 
     def victim(self, asking: Sequence, planned: Collection[str]) -> Sequence:
         """Return who gives its blocks to the asking one: the latest of the most served adapter, never the oldest.

@@ -1,9 +1,16 @@
 """Takes requests in, has each step planned, and takes its result in. Pure: no torch, no clock, no network.
 
+A step that is submitted is in flight until its result comes. Others may be planned meanwhile, as if it had been computed: of a
+token that is not known yet the place is, and mostly that is enough. Whatever ends a request or takes its blocks makes the
+results that are still to come nothing to it. Devices compute in the order of submission, so that a block may be handed on while a
+step in flight still writes to it.
+
 Every accepted request ends in exactly one terminal event, made by `_end`, where its blocks are given back too.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
@@ -12,11 +19,26 @@ from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
 from lorafleet_inference.engine.pace import Pace
-from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
+from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.rope import must_restart, rope_length
 from lorafleet_inference.engine.sequence import Form, Sequence
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
+
+_FlightItem = tuple[StepItem, Sequence, int, list[int]]
+"""An item, its sequence, and epoch and blocks of that when the step was submitted.
+
+In a later epoch it has ended since or lost its blocks, and does not want the result. Thousands are made a second: a named tuple
+would cost several times as much.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step in flight."""
+
+    items: list[_FlightItem]
+    adapters: frozenset[AdapterKey]
 
 
 class Scheduler:
@@ -44,6 +66,7 @@ class Scheduler:
         self._vocabulary_of = vocabulary_of
         self._counters = ServiceCounters()
         self._sequences: dict[str, Sequence] = {}
+        self._flights: deque[_Flight] = deque()
         self._planner = Planner(
             blocks, self._counters, max_batch_tokens=max_batch_tokens, max_batch_requests=max_batch_requests
         )
@@ -60,8 +83,9 @@ class Scheduler:
         return len(self._sequences) - len(self._planner.running)
 
     def running_adapters(self) -> set[AdapterKey]:
-        """Adapters whose weights the running sequences need."""
-        return {adapter for adapter in self._planner.running.adapters if adapter is not None}
+        """Adapters whose weights the running sequences need, or a step in flight."""
+        running = {adapter for adapter in self._planner.running.adapters if adapter is not None}
+        return running.union(*(flight.adapters for flight in self._flights))
 
     def computing_adapters(self) -> set[AdapterKey]:
         """Those of them with a sequence that computes what has not been computed before."""
@@ -77,8 +101,10 @@ class Scheduler:
         return self._planner.waiting_adapters()
 
     def has_work(self, adapter: AdapterKey) -> bool:
-        """Whether a sequence of the adapter waits or runs."""
-        return adapter in self._planner.running.adapters or bool(self._planner.waiting.of(adapter))
+        """Whether a sequence of the adapter waits or runs, or a step in flight computes it."""
+        if adapter in self._planner.running.adapters or self._planner.waiting.of(adapter):
+            return True
+        return any(adapter in flight.adapters for flight in self._flights)
 
     def service(self, adapter: AdapterKey) -> float:
         """Return the adapter's virtual counter: the higher, the more it has been served."""
@@ -96,6 +122,7 @@ class Scheduler:
         sequence = Sequence(request, self._num_arrived, list(request.prompt_token_ids), form)
         sequence.adapter_from = activation(request.prompt_token_ids, invocation)
         sequence.rope_length = rope_length(self._length_rope, len(sequence.token_ids))
+        sequence.known_from = self._known_from(sequence)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._planner.waiting.add(sequence)
@@ -110,9 +137,15 @@ class Scheduler:
         """End every request."""
         return [self._end(sequence, FinishReason.CANCELLED) for sequence in list(self._sequences.values())]
 
-    def fail(self, request_ids: Collection[str], error: str) -> list[TokenEvent]:
-        """End requests with an error."""
-        return [self._end(self._sequences[name], FinishReason.ERROR, error=error) for name in request_ids]
+    def fail_flights(self, error: str) -> list[TokenEvent]:
+        """End the requests of the steps in flight, whose results never come, with an error."""
+        items = [one for flight in self._flights for one in flight.items]
+        self._flights.clear()
+        return [
+            self._end(sequence, FinishReason.ERROR, error=error)
+            for _, sequence, epoch, _ in items
+            if epoch == sequence.epoch
+        ]
 
     def fail_adapter(self, adapter: AdapterKey, reason: Reason, message: str) -> list[TokenEvent]:
         """End the waiting requests of an adapter that could not be loaded."""
@@ -136,25 +169,34 @@ class Scheduler:
         """
         return self._planner.plan(on_device, held, pace)
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
-        """Take in what a step computed; return the events of new tokens and of requests that ended.
+    def advance(self, plan: StepPlan) -> None:
+        """Take it that a step is in flight from now on; its result comes by `resolve`, after those of earlier ones."""
+        items = []
+        for item in plan.items:
+            sequence = self._sequences[item.request_id]
+            end = sequence.num_computed = item.start + item.num_tokens
+            if item.samples and end + 1 < sequence.known_from:
+                sequence.num_ahead += 1
+            items.append((item, sequence, sequence.epoch, sequence.blocks))
+        self._flights.append(_Flight(items, plan.adapters))
+
+    def resolve(self, result: StepResult) -> list[TokenEvent]:
+        """Take in what the oldest step in flight computed; return the events of new tokens and of requests that ended.
 
         A request that failed or whose logits are not finite ends. No block that it was to compute in this step is found any
         more, and who shared one already starts over.
         """
         events: list[TokenEvent] = []
-        started_over = self._start_over(plan, result) if result.failed or result.not_finite else ()
-        for item in plan.items:
-            if item.request_id in started_over:
+        flight = self._flights.popleft()
+        bad = result.failed.keys() | result.not_finite
+        if bad:
+            self._start_over(flight, bad)
+        for item, sequence, epoch, _ in flight.items:
+            if epoch != sequence.epoch:
                 continue
-            sequence = self._sequences[item.request_id]
-            if item.request_id in result.failed:
-                events.append(self._end(sequence, FinishReason.ERROR, error=result.failed[item.request_id]))
+            if bad and item.request_id in bad:
+                events.append(self._end_bad(sequence, result))
                 continue
-            if item.request_id in result.not_finite:
-                events.append(self._end_not_finite(sequence))
-                continue
-            sequence.num_computed += item.num_tokens
             if item.num_score:
                 # after a preemption all is computed and scored again
                 sequence.scored[item.start :] = result.scored[item.request_id]
@@ -182,28 +224,41 @@ class Scheduler:
             return ErrorCode.CONTEXT_LENGTH_EXCEEDED, message
         return None
 
-    def _start_over(self, plan: StepPlan, result: StepResult) -> set[str]:
-        """Take back what the step did not compute, and set back who shares it; return those.
+    def _known_from(self, sequence: Sequence) -> int:
+        """Return from how many tokens on the newest one ends it, or has all computed again."""
+        num_prompt, max_tokens = len(sequence.request.prompt_token_ids), sequence.request.sampling.max_tokens
+        num_most = min(num_prompt + max_tokens, self._max_model_len)
+        rope = self._length_rope
+        if rope is not None and must_restart(rope, sequence.rope_length, rope.limit + 1):
+            return min(num_most, rope.limit + 1)
+        return num_most
 
-        What those computed in the step themselves was made from it, so it is taken back too. Items come in the order in which
-        they were planned: nobody shares a block of a later one.
+    def _start_over(self, flight: _Flight, bad: Collection[str]) -> None:
+        """Take back what the `bad` requests of a step did not compute, and set back who shares it.
+
+        What those computed in the step themselves, or in later ones that are in flight, was made from it, so it is taken back
+        too. Items come in the order in which they were planned: nobody shares a block of a later one.
         """
         size = self._blocks.block_tokens
         lost: set[int] = set()
-        shares: list[Sequence] = []
-        for item in plan.items:
-            sequence = self._sequences[item.request_id]
-            first, last = item.start // size, item.end // size
-            if not lost.isdisjoint(sequence.blocks[:first]):
-                shares.append(sequence)
-            elif item.request_id not in result.failed and item.request_id not in result.not_finite:
-                continue
-            lost.update(sequence.blocks[first:last])
+        lost_runs: set[int] = set()
+        """By the identity of their lists of blocks."""
+        shares: list[tuple[Sequence, int]] = []
+        for each in (flight, *self._flights):
+            for item, sequence, epoch, blocks in each.items:
+                first, last = item.start // size, item.end // size
+                if id(blocks) not in lost_runs:
+                    if not lost.isdisjoint(blocks[:first]):
+                        shares.append((sequence, epoch))
+                    elif each is not flight or item.request_id not in bad:
+                        continue
+                lost_runs.add(id(blocks))
+                lost.update(blocks[first:last])
         for block in lost:
             self._planner.take_back(block)
-        for sequence in shares:
-            self._planner.start_over(sequence)
-        return {sequence.request_id for sequence in shares}
+        for sequence, epoch in shares:
+            if epoch == sequence.epoch:
+                self._planner.start_over(sequence)
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         sampling = sequence.request.sampling
@@ -214,7 +269,9 @@ class Scheduler:
         if is_end or token_id in sampling.stop_token_ids:
             shown = sampled if sampling.show_end else None
             return self._end(sequence, FinishReason.STOP, sampled=shown, with_end=shown is not None)
-        sequence.token_ids.append(sampled.token_id)
+        sequence.token_ids.append(token_id)
+        if sequence.num_ahead:
+            sequence.num_ahead -= 1
         if sequence.form is not None and not sequence.form.accept(token_id):
             problem = sequence.form.problem
             if problem is not None:
@@ -226,9 +283,14 @@ class Scheduler:
         num_tokens = len(sequence.token_ids)
         if must_restart(self._length_rope, sequence.rope_length, num_tokens):
             self._planner.restart(sequence, rope_length(self._length_rope, num_tokens))
+            sequence.known_from = self._known_from(sequence)
+        elif sequence.num_computed >= num_tokens:  # a step in flight computes it
+            self._planner.publish(sequence, num_tokens)
         return sequence.event(sampled)
 
-    def _end_not_finite(self, sequence: Sequence) -> TokenEvent:
+    def _end_bad(self, sequence: Sequence, result: StepResult) -> TokenEvent:
+        if sequence.request_id in result.failed:
+            return self._end(sequence, FinishReason.ERROR, error=result.failed[sequence.request_id])
         whose = "the base model" if sequence.adapter is None else f"the adapter {sequence.adapter.name}"
         num_tokens = len(sequence.token_ids)
         message = f"the logits of {whose} are not finite (NaN or infinity) within the first {num_tokens} tokens of this request"

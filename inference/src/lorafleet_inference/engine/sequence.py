@@ -35,7 +35,13 @@ class Sequence:
     adapter_from: int = 0
     """Position of the first token that the adapter is computed for; those before are the base's, in the prefix cache too."""
     num_computed: int = 0
-    """Tokens whose KV lies in the blocks."""
+    """Tokens whose KV lies in the blocks, or will when the steps in flight are computed."""
+    num_ahead: int = 0
+    """Tokens beyond `token_ids` that steps in flight choose, and that can be computed before they are known."""
+    known_from: int = 0
+    """With so many tokens it ends, or all is computed again: of the last of them nothing is computed before it is known."""
+    epoch: int = 0
+    """How often it lost its blocks: what a step of an earlier epoch computed is nothing to it."""
     num_charged: int = 0
     """Tokens that its adapter has been charged for: what is computed again after a preemption is not, again."""
     blocks: list[int] = field(default_factory=list)
@@ -63,8 +69,8 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Known tokens that are not computed."""
-        return len(self.token_ids) - self.num_computed
+        """Tokens that can be computed and are not: none while a step in flight has to tell the next one."""
+        return len(self.token_ids) + self.num_ahead - self.num_computed
 
     @property
     def num_answer(self) -> int:
@@ -101,12 +107,12 @@ class Sequence:
 
     def item(self, num_tokens: int) -> StepItem:
         """Return its next tokens for a step."""
-        start, num_known = self.num_computed, len(self.token_ids)
+        start, num_all = self.num_computed, len(self.token_ids) + self.num_ahead
         end, num_prompt = start + num_tokens, len(self.request.prompt_token_ids)
-        last = end == num_known
+        last = end == num_all
         num_score = max(0, min(end + 1, num_prompt) - start - 1) if self.is_scored else 0
         return StepItem(
-            self.request_id, start, num_tokens, last, num_score, last and num_tokens == 1 and num_known > num_prompt
+            self.request_id, start, num_tokens, last, num_score, last and num_tokens == 1 and num_all > num_prompt
         )
 
     def new(self) -> NewRequest:

@@ -50,7 +50,9 @@ class HostBatch:
     adapters: tuple[AdapterKey | None, ...]
     """Of each item."""
     token_ids: npt.NDArray[np.int32]
-    """[T]"""
+    """[T]: -1 - row where the token is not known on the host; then it is the last one chosen for this row."""
+    is_ahead: bool
+    """Whether there is one."""
     positions: npt.NDArray[np.int64]
     """[T]"""
     slots: npt.NDArray[np.int64]

@@ -19,6 +19,7 @@ from lorafleet_inference.kernels.triton.blocks import MIN_DOT
 from lorafleet_inference.kernels.triton.fixed import FixedAttention, FixedLora, FixedTables, Room
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import HostBatch, Segment
+from lorafleet_inference.model.input_batch import with_chosen
 from lorafleet_inference.model.lora import LoraBank, num_pages_of
 
 if TYPE_CHECKING:
@@ -98,11 +99,13 @@ class DecodeGraphs:
         max_tokens: int,
         max_rank: int,
         max_requests: int,
+        last_tokens: torch.Tensor | None = None,
     ) -> None:
-        """`max_tokens`: of one sequence."""
+        """`max_tokens`: of one sequence. `last_tokens`: those of `InputBatch`, where steps are submitted ahead."""
         self._graphs = graphs
         self._model, self._layers, self._bank, self._triton = model, layers, bank, triton
         self._max_tokens, self._max_rank = max_tokens, max_rank
+        self._last_tokens = last_tokens
         self._sizes = [size for size in SIZES if size < max_requests] + [min(max_requests, SIZES[-1])]
         self.captured: dict[tuple[int, int], _Step] = {}
         """By sequences and items of LoRA."""
@@ -166,14 +169,16 @@ class DecodeGraphs:
 
     def _compute(self, tables: FixedTables) -> torch.Tensor:
         """Compute the step of the tables; returns logits [rows, vocabulary]."""
-        token_ids, positions = (tables.tensor(name).to(torch.int64)[None] for name in ("token_ids", "positions"))
+        token_ids, positions = (tables.tensor(name).to(torch.int64) for name in ("token_ids", "positions"))
+        if self._last_tokens is not None:
+            token_ids = with_chosen(token_ids, self._last_tokens)
         attention = FixedAttention(
             self._triton.blocks, tables, tables.tensor("slots").to(torch.int64), self._max_tokens
         )
         lora = FixedLora(self._triton.blocks, tables, self._max_rank) if tables.room.num_items else None
         with self._bank.capturing(lora, tables.room.num_rows), attending(PagedStep.of_kernels(self._layers, attention)):
             logits: torch.Tensor = self._model(
-                input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=0
+                input_ids=token_ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=0
             ).logits
         return logits[0]
 

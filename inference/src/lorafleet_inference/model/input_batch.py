@@ -17,7 +17,9 @@ from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import Growth, NewRequest, StepItem, StepPlan, StepResult
 from lorafleet_inference.model.batch import FlatBatch, HostBatch, Segment
 from lorafleet_inference.model.occurrences import Occurrences
+from lorafleet_inference.model.sampler import Choice
 from lorafleet_inference.model.step_buffer import StepBuffer
+from lorafleet_inference.model.transfer import on_device
 
 Ints = npt.NDArray[np.int64]
 
@@ -39,7 +41,8 @@ class Row:
 class InputBatch:
     """Rows of at most `num_rows` requests of at most `max_model_len` tokens."""
 
-    def __init__(self, num_rows: int, max_model_len: int, device: torch.device) -> None:
+    def __init__(self, num_rows: int, max_model_len: int, device: torch.device, *, ahead: bool = False) -> None:
+        """`ahead`: steps may be gathered before the tokens of the one before are known here; the device has them."""
         max_blocks = -(-max_model_len // KV_BLOCK_TOKENS)
         self.token_ids = np.zeros((num_rows, max_model_len + 1), np.int32)
         """[R, positions]; memory that no request has used costs nothing."""
@@ -51,6 +54,8 @@ class InputBatch:
         """[R]: the position of the first token that the adapter of each is computed for."""
         self._rope_lengths = np.zeros(num_rows, np.int64)
         """[R]: the length that the rotary frequencies of each follow at least."""
+        self.last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device) if ahead else None
+        """[R] on the device: the token that was last chosen for each."""
         self._numbers: dict[AdapterKey, list[int]] = {}
         """By adapter: its number, and how many rows have it."""
         self._rows: dict[str, Row] = {}
@@ -88,6 +93,14 @@ class InputBatch:
                 self.token_ids[row.index, item.end] = sampled.token_id
                 row.num_known = item.end + 1
 
+    def note(self, items: Sequence[StepItem], choice: Choice) -> None:
+        """Keep the tokens that a step chooses on the device, for steps that are gathered before they are known here."""
+        if self.last_tokens is None:
+            return
+        index = on_device([row.index for row in self.rows(items)], self.last_tokens.device)
+        # a row that is not finite ends its request, but not before a step in flight has read some token of it
+        self.last_tokens[index] = choice.token_ids.masked_fill(~choice.is_finite, 0)
+
     def gather(self, items: Sequence[StepItem]) -> HostBatch:
         """Gather a step: neighbours share an adapter, so that each adapter is one segment, or few where it begins later."""
         rows = self.rows(items)
@@ -106,6 +119,12 @@ class InputBatch:
         ends = np.cumsum(counts)
         positions, owners = _ranges(starts, counts)
         of_token = index[owners]
+        token_ids = self.token_ids[of_token, positions]
+        is_ahead = False
+        if self.last_tokens is not None:
+            unknown = starts + counts > np.array([row.num_known for row in rows])
+            is_ahead = bool(unknown.any())
+            token_ids[ends[unknown] - 1] = -1 - index[unknown]
         blocks = self.tables[of_token, positions // KV_BLOCK_TOKENS].astype(np.int64)
         segments = head_segments = _segments(numbers, rows, ends - counts, ends, num_base)
         if (counts != scores + 1).any():
@@ -114,7 +133,8 @@ class InputBatch:
         return HostBatch(
             items=tuple(ordered),
             adapters=tuple(row.adapter for row in rows),
-            token_ids=self.token_ids[of_token, positions],
+            token_ids=token_ids,
+            is_ahead=is_ahead,
             positions=positions,
             slots=blocks * KV_BLOCK_TOKENS + positions % KV_BLOCK_TOKENS,
             logit_rows=_rows_of_logits(ends, counts, scores),
@@ -131,6 +151,8 @@ class InputBatch:
         """Return a step with its arrays on the device."""
         arrays = (host.token_ids, host.positions, host.slots, host.logit_rows)
         input_ids, position_ids, slots, sampled_rows = self._buffer.to_device(arrays)
+        if host.is_ahead and self.last_tokens is not None:
+            input_ids = with_chosen(input_ids, self.last_tokens)
         return FlatBatch(host, input_ids[None], position_ids[None], slots, sampled_rows)
 
     def _add(self, new: NewRequest) -> None:
@@ -166,6 +188,11 @@ class InputBatch:
     def _grow(self, grown: Growth) -> None:
         index = self._rows[grown.request_id].index
         self.tables[index, grown.num_before : grown.num_before + len(grown.blocks)] = grown.blocks
+
+
+def with_chosen(token_ids: torch.Tensor, last_tokens: torch.Tensor) -> torch.Tensor:
+    """Return token ids [T] with the last chosen one of row r where -1 - r stands, on the device."""
+    return torch.where(token_ids < 0, last_tokens[(-1 - token_ids).clamp_(min=0)], token_ids)
 
 
 def _ranges(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:

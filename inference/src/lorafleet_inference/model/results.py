@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lorafleet_inference.engine.messages import TokenLogprobs
-from lorafleet_inference.engine.plan import Sampled, SamplingState, StepItem, StepResult
+from lorafleet_inference.engine.plan import InFlight, Sampled, SamplingState, StepItem, StepResult
 from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.sampler import Choice, Draw, Scores, choose, finite_rows, scores_of
 from lorafleet_inference.model.transfer import HostCopies, on_device
@@ -59,6 +59,37 @@ class Outcome:
         return StepResult(sampled, scored, frozenset(not_finite))
 
 
+class Computing(InFlight):
+    """A step that the device computes, or has computed."""
+
+    def __init__(
+        self,
+        items: Sequence[StepItem],
+        logits: torch.Tensor,
+        batch: InputBatch,
+        eos_token_ids: Sequence[int],
+        num_outputs: Sequence[int] | None = None,
+    ) -> None:
+        """The arguments are those of `outcome_of`."""
+        self._items, self._rows, self._batch = items, batch.rows(items), batch
+        self._logits, self._eos_token_ids, self._num_outputs = logits, eos_token_ids, num_outputs
+        self._outcome: Outcome | None = None
+
+    @torch.inference_mode()
+    def choose(self, state: SamplingState) -> None:
+        """Have tokens chosen, before another step is submitted: the logits may be overwritten by it."""
+        self._outcome = outcome_of(
+            self._items, self._logits, self._batch, state, self._eos_token_ids, num_outputs=self._num_outputs
+        )
+
+    def collect(self) -> StepResult:
+        """Wait for what was chosen, and note it."""
+        assert self._outcome is not None, "tokens are chosen before they are read"
+        result = self._outcome.read()
+        self._batch.resolve(self._items, self._rows, result)
+        return result
+
+
 def outcome_of(
     items: Sequence[StepItem],
     logits: torch.Tensor,
@@ -90,7 +121,9 @@ def outcome_of(
         are_finite = copies.take(finite_rows(_some(logits, others)))
     if choosing:
         draws = [_draw(item, rows, state, widths.get(item.request_id)) for _, item in choosing]
-        choice = choose(_some(logits, choosing), draws, eos_token_ids).map(copies.take)
+        chosen = choose(_some(logits, choosing), draws, eos_token_ids)
+        rows.note([item for _, item in choosing], chosen)
+        choice = chosen.map(copies.take)
     copies.send(logits.device)
     return Outcome([item for _, item in choosing], choice, [item for _, item in others], are_finite, scored, copies)
 

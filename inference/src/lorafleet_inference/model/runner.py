@@ -14,7 +14,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, ModelFacts, ModuleKind
-from lorafleet_inference.engine.plan import InFlight, SamplingState, StepItem, StepPlan, StepResult, Unconstrained
+from lorafleet_inference.engine.plan import StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.team import on_one_thread
@@ -23,12 +23,12 @@ from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import HostBatch
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
-from lorafleet_inference.model.input_batch import InputBatch, Row
+from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
-from lorafleet_inference.model.results import Outcome, outcome_of
+from lorafleet_inference.model.results import Computing
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -50,27 +50,11 @@ class HostAdapter:
     """Where it is not the base's."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Computing(InFlight):
-    """A step that the device computes, or has computed."""
-
-    items: Sequence[StepItem]
-    rows: Sequence[Row]
-    """Of each item."""
-    outcome: Outcome
-    batch: InputBatch
-
-    def collect(self) -> StepResult:
-        """Wait for what was chosen."""
-        result = self.outcome.read()
-        self.batch.resolve(self.items, self.rows, result)
-        return result
-
-
 class ModelRunner:
     """Owns the model, its KV pages and the adapter pool.
 
-    `triton` and `graphs`: instead of the kernels and graphs that the device would get.
+    `triton` and `graphs`: instead of the kernels and graphs that the device would get. `ahead`: whether a step may be submitted
+    before the one before is collected, instead of where the device works beside the CPU.
     """
 
     def __init__(
@@ -79,9 +63,11 @@ class ModelRunner:
         config: EngineConfig,
         triton: "TritonKernels | None" = None,
         graphs: "Graphs | None" = None,
+        ahead: bool | None = None,
     ) -> None:
         self._model = loaded.model
         self._device = loaded.device
+        self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
         num_pages = config.max_resident_adapters * num_pages_of(config.max_rank)
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
@@ -108,7 +94,8 @@ class ModelRunner:
         self._layers = _pages(loaded, num_blocks)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
         # one row more than requests run: that of the engine's own check
-        self._rows = InputBatch(config.max_batch_requests + 1, self.facts.max_model_len, self._device)
+        num_rows = config.max_batch_requests + 1
+        self._rows = InputBatch(num_rows, self.facts.max_model_len, self._device, ahead=self.ahead)
         self.decode_graphs = self._graphs_of(config, graphs)
         self.budgets = EngineBudgets(
             num_kv_blocks=num_blocks,
@@ -130,12 +117,12 @@ class ModelRunner:
         contexts = warm_up.contexts(self.facts.max_model_len)
         adapters = warm_up.adapters(self._bank, config.max_rank, max_tokens, self._dtype)
         for plan in itertools.chain(contexts, adapters):  # one by one: an adapter is there while its steps are run
-            self.submit(plan, Unconstrained()).collect()
+            self.compute(plan)
         self._rows.apply(StepPlan(gone=(warm_up.REQUEST,)))
         logger.info("kernels compiled in %.1f s", time.monotonic() - began)
 
     @torch.inference_mode()
-    def submit(self, plan: StepPlan, state: SamplingState) -> InFlight:
+    def submit(self, plan: StepPlan) -> Computing:
         """Have a step computed, on a CPU before this returns."""
         self._rows.apply(plan)
         host = self._rows.gather(plan.items)
@@ -144,8 +131,13 @@ class ModelRunner:
         if logits is None:
             logits, base = self._forward(host)
         num_outputs = [self._extras.num_outputs(adapter, base) for adapter in host.adapters]
-        outcome = outcome_of(host.items, logits, self._rows, state, self.facts.eos_token_ids, num_outputs=num_outputs)
-        return _Computing(host.items, self._rows.rows(host.items), outcome, self._rows)
+        return Computing(host.items, logits, self._rows, self.facts.eos_token_ids, num_outputs)
+
+    def compute(self, plan: StepPlan) -> StepResult:
+        """Compute a step, and wait for it."""
+        computing = self.submit(plan)
+        computing.choose(Unconstrained())
+        return computing.collect()
 
     def _forward(self, host: HostBatch) -> tuple[torch.Tensor, int]:
         """Return logits [rows, vocabulary], and how many of the columns are the base's."""
@@ -263,6 +255,7 @@ class ModelRunner:
             max_tokens=self.facts.max_model_len,
             max_rank=config.max_rank,
             max_requests=config.max_batch_requests,
+            last_tokens=self._rows.last_tokens,
         )
 
     def _num_blocks(self, loaded: LoadedModel, config: EngineConfig, block_bytes: int) -> int:
@@ -284,7 +277,7 @@ class ModelRunner:
         length = min(config.max_batch_tokens, self.facts.max_model_len)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self.submit(warm_up.plan(None, 0, length), Unconstrained()).collect()
+        self.compute(warm_up.plan(None, 0, length))
         activations = torch.cuda.max_memory_allocated(self._device) - before
         self._layers = []
         torch.cuda.empty_cache()

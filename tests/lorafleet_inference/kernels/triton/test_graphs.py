@@ -36,7 +36,9 @@ def graphs_of(device: torch.device) -> Graphs:
     return CudaGraphs(device) if device.type == "cuda" else RecordedGraphs()
 
 
-def engine_of(model: Path, device: torch.device, triton: TritonKernels | None, graphs: Graphs | None) -> DrivenEngine:
+def engine_of(
+    model: Path, device: torch.device, triton: TritonKernels | None, graphs: Graphs | None, *, ahead: bool = False
+) -> DrivenEngine:
     return DrivenEngine(
         EngineConfig(
             model=str(model), device=device.type, dtype="float32", num_threads=1, max_batch_tokens=64, max_rank=24,
@@ -44,14 +46,18 @@ def engine_of(model: Path, device: torch.device, triton: TritonKernels | None, g
         ),
         triton=triton,
         graphs=graphs,
+        ahead=ahead,
     )  # fmt: skip
 
 
 def answers(
     model: Path, adapters: dict[str, Path], device: torch.device, triton: TritonKernels | None, graphs: Graphs | None
 ) -> DrivenEngine:
-    """Waves of requests, each longer than the last; before the last one an adapter makes room for another."""
-    engine = engine_of(model, device, triton, graphs)
+    """Waves of requests, each longer than the last; before the last one an adapter makes room for another.
+
+    Graphs are replayed one step ahead of the results, as on a device.
+    """
+    engine = engine_of(model, device, triton, graphs, ahead=graphs is not None)
     engine.register({name: folder for name, folder in adapters.items() if name != "late"})
     for wave, names in enumerate(WAVES):
         if "late" in names:
