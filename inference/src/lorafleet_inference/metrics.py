@@ -128,10 +128,12 @@ STEP_FAILURES = _read(
     "counter",
     "Steps that failed and were computed again request by request; only the requests that failed again have ended.",
 )
-LATE_STEPS = _read("lorafleet_engine_late_steps_total", "counter", "Steps that took longer than --target-step-ms.")
-STEP_BUDGET = _read(
-    "lorafleet_engine_step_budget_tokens", "gauge", "Tokens that the last step could have had within --target-step-ms."
+LATE_STEPS = _read(
+    "lorafleet_engine_late_steps_total",
+    "counter",
+    "Steps that took longer than --target-step-ms although they were kept short.",
 )
+STEP_BUDGET = _read("lorafleet_engine_step_budget_tokens", "gauge", "Tokens that the last step could have had.")
 ENGINE_INFO = _read(
     "lorafleet_engine_info",
     "gauge",

@@ -410,3 +410,16 @@ def test_a_step_is_no_longer_than_its_pace_allows() -> None:
         requests = (asked(str(number), 31, max_tokens=1, first=number) for number in range(8))
         one = submitted(*requests, max_batch_tokens=512)
         assert one.plan((), pace=pace).num_tokens == num_tokens
+
+
+def test_whose_requests_there_are() -> None:
+    one = submitted(asked("a1", adapter=A), asked("a2", adapter=A, max_tokens=1), asked("n"))
+    assert one.num_requests == {A: 2, None: 1}
+    step(one, PLAIN, PLAIN, PLAIN)
+    assert one.num_requests == {A: 1, None: 1}
+    assert one.cancel("n") is not None
+    assert one.num_requests == {A: 1}
+    one.fail_adapter(A, Reason.NOT_FOUND, "-")
+    assert one.num_requests == {A: 1}, "it runs"
+    one.cancel_all()
+    assert one.num_requests == {}

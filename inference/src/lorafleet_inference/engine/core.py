@@ -41,6 +41,7 @@ from lorafleet_inference.engine.messages import (
 )
 from lorafleet_inference.engine.pace import PaceKeeper
 from lorafleet_inference.engine.plan import SamplingState, StepPlan, TokenMask
+from lorafleet_inference.engine.quiet import QuietAdapters
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.steps import Executor, StepFailed, Steps
@@ -150,11 +151,12 @@ class Engine:
         self._choices = _Choices(Grammars(grammar_tokenizer, self._post))
         self._steps = Steps(runner, self._blocks, self._choices)
         self._counts = dict.fromkeys(("steps", "late", "preempted", "prefill", "decode", "queried", "hit"), 0)
-        self._submitted: deque[tuple[StepPlan, float]] = deque()
-        """Steps in flight, and when they were submitted."""
+        self._submitted: deque[tuple[StepPlan, float, bool]] = deque()
+        """Steps in flight, when they were submitted, and whether they were kept short."""
         self._last_collected = 0.0
         self._step_seconds = 0.0
         self._pace_keeper = PaceKeeper(1e-3 * config.target_step_ms)
+        self._quiet = QuietAdapters()
         self._max_step_tokens = 0
         self._last_stats: EngineStats | None = None
         self._last_stats_time = 0.0
@@ -181,11 +183,12 @@ class Engine:
 
         On a device the step stays in flight: the next one is planned and submitted while it is computed.
         """
-        pace = self._pace_keeper.pace
+        is_kept_short = self._quiet.observe(self._scheduler.num_requests, self._now())
+        pace = self._pace_keeper.pace if is_kept_short else None
         plan = self._scheduler.plan(self._residency.on_device, self._loads.held, pace)
         self._count(plan)
         if plan.items:
-            self._submit_step(plan)
+            self._submit_step(plan, is_kept_short=is_kept_short)
         self._collect(but=1 if plan.items else 0)
         if plan.items:
             with self._ending_where_it_cannot_go_on():
@@ -324,10 +327,10 @@ class Engine:
             if status.tier is None:
                 self._scheduler.forget(status.key)
 
-    def _submit_step(self, plan: StepPlan) -> None:
+    def _submit_step(self, plan: StepPlan, *, is_kept_short: bool) -> None:
         for adapter in plan.adapters:
             self._residency.use(adapter)
-        self._submitted.append((plan, self._now()))
+        self._submitted.append((plan, self._now(), is_kept_short))
         self._scheduler.advance(plan)
         with self._ending_where_it_cannot_go_on():
             self._steps.submit(plan)
@@ -338,10 +341,10 @@ class Engine:
             with self._ending_where_it_cannot_go_on():
                 result = self._steps.collect()
             self._events += self._scheduler.resolve(result)
-            plan, began = self._submitted.popleft()
+            plan, began, is_kept_short = self._submitted.popleft()
             now = self._now()
             # a step that was submitted ahead begins when the one before it ends
-            self._took(plan, now - max(began, self._last_collected))
+            self._took(plan, now - max(began, self._last_collected), is_kept_short=is_kept_short)
             self._last_collected = now
 
     @contextmanager
@@ -365,9 +368,9 @@ class Engine:
         counts["queried"] += plan.num_queried_tokens
         counts["hit"] += plan.num_hit_tokens
 
-    def _took(self, plan: StepPlan, seconds: float) -> None:
+    def _took(self, plan: StepPlan, seconds: float, *, is_kept_short: bool) -> None:
         self._step_seconds += seconds
-        self._counts["late"] += seconds > self._pace_keeper.pace.target
+        self._counts["late"] += is_kept_short and seconds > self._pace_keeper.pace.target
         self._max_step_tokens = plan.max_tokens
         self._pace_keeper.learn(plan.num_tokens - plan.num_answer_tokens, plan.num_answer_tokens, seconds)
 

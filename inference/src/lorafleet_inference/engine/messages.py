@@ -354,9 +354,9 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_preemptions: int
     num_steps: int
     num_late_steps: int
-    """Steps that took longer than the target."""
+    """Steps that took longer than the target although they were kept short."""
     max_step_tokens: int
-    """Tokens that the last step could have had within the target."""
+    """Tokens that the last step could have had: as many as the batch may, or as take the target where steps are kept short."""
     num_prefill_tokens: int
     num_decode_tokens: int
     num_prefix_queried_tokens: int

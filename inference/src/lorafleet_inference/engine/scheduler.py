@@ -8,8 +8,8 @@ step in flight still writes to it.
 Every accepted request ends in exactly one terminal event, made by `_end`, where its blocks are given back too.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from lorafleet_contract.openai import ErrorCode
@@ -66,6 +66,7 @@ class Scheduler:
         self._vocabulary_of = vocabulary_of
         self._counters = ServiceCounters()
         self._sequences: dict[str, Sequence] = {}
+        self._num_of: Counter[AdapterKey | None] = Counter()
         self._flights: deque[_Flight] = deque()
         self._planner = Planner(
             blocks, self._counters, max_batch_tokens=max_batch_tokens, max_batch_requests=max_batch_requests
@@ -81,6 +82,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences that do not."""
         return len(self._sequences) - len(self._planner.running)
+
+    @property
+    def num_requests(self) -> Mapping[AdapterKey | None, int]:
+        """Sequences that wait or run by adapter, of adapters that have some; a live view."""
+        return self._num_of
 
     def running_adapters(self) -> set[AdapterKey]:
         """Adapters whose weights the running sequences need, or a step in flight."""
@@ -125,6 +131,7 @@ class Scheduler:
         sequence.known_from = self._known_from(sequence)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
+        self._num_of[sequence.adapter] += 1
         self._planner.waiting.add(sequence)
         return None
 
@@ -310,4 +317,7 @@ class Scheduler:
         """The one place where a request ends: what it holds is given back, its terminal event is made."""
         self._planner.leave(sequence)
         del self._sequences[sequence.request_id]
+        self._num_of[sequence.adapter] -= 1
+        if not self._num_of[sequence.adapter]:
+            del self._num_of[sequence.adapter]
         return sequence.event(sampled, finish, error, reason, code, with_end=with_end)
