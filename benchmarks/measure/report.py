@@ -125,8 +125,8 @@ def _fairness(rows: Sequence[Mapping[str, Any]]) -> str:
     """First tokens by the bound of a step; where it was measured, what the bound costs, as the median of its runs' ratios."""
     head = (
         f"First token of an adapter that sends one request at a time, while another one keeps {rows[0]['num_busy']} in flight "
-        f"({rows[0]['num_requests']} requests each):\n\n"
-        "| steps of at most | alone p50 ms | p95 | beside p50 ms | p95 | p95 beside / alone | tokens/s, all at once | "
+        f"({rows[0]['num_requests']} requests each), and what is decoded meanwhile:\n\n"
+        "| steps of at most | alone p50 ms | p95 | beside p50 ms | p95 | p95 beside / alone | tokens/s meanwhile | "
         "of no bound |\n|---:|---:|---:|---:|---:|---:|---:|---:|\n"
     )
     body = ""

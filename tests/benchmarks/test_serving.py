@@ -50,7 +50,7 @@ def test_what_a_bound_costs_is_the_median_of_runs_that_follow_each_other(monkeyp
         Fairness(250.5, 50, 40, alone, Figures(4.0, ttft_p50_ms=300.0, ttft_p95_ms=400.0), [90.0, 190.0, 270.0]),
     ]
     text = report.tables({"environment": {}, "setting": {}, "rows": [], "fairness": [asdict(row) for row in rows]})
-    assert "one keeps 50 in flight (40 requests each)" in text
+    assert "one keeps 50 in flight (40 requests each), and what is decoded meanwhile" in text
     assert "| no bound | 150 | 160 | 400 | 960 | 6.00 | 200 | 1.000 |" in text
     assert "| 250.5 ms | 150 | 160 | 300 | 400 | 2.50 | 190 | 0.900 |" in text
 
