@@ -16,6 +16,7 @@ from lorafleet_contract.base import Wire
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.catalogue import Contradiction, NotOwned, StaleWrite
 from lorafleet_inference.errors import AdapterError, EngineNotReady
+from lorafleet_inference.server.methods import allow
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.routes import After, WaitSeconds
 from lorafleet_inference.server.state import Phase
@@ -188,7 +189,10 @@ def _add_error_shapes(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         reason = Reason.NOT_FOUND if error.status_code == 404 else Reason.BAD_REQUEST
-        return _error(reason, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+        answer = _error(reason, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+        if error.status_code == 405:
+            answer.headers.update(allow(request))
+        return answer
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> Response:

@@ -24,6 +24,7 @@ from lorafleet_inference.server.http import Endpoint, error_body, error_response
 from lorafleet_inference.server.keys import KeyGate, caller_of, check_model
 from lorafleet_inference.server.lorax import Compatible, Generate, GenerateStream, lorax_error
 from lorafleet_inference.server.lorax_reads import TokenizeForms, info_of
+from lorafleet_inference.server.methods import allow
 from lorafleet_inference.server.middleware import AnswerHeaders
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.responses import Responses
@@ -168,7 +169,8 @@ def _add_error_shapes(app: FastAPI) -> None:
         else:
             message = str(error.detail)
         body = error_body(message, status=error.status_code, code=None)
-        return Response(body, error.status_code, error.headers, media_type="application/json")
+        headers = allow(request) if error.status_code == 405 else error.headers
+        return Response(body, error.status_code, headers, media_type="application/json")
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> Response:
