@@ -246,7 +246,8 @@ def compare(one: list[TokenEvent], other: list[TokenEvent]) -> None:
     assert [event.logprobs for event in one if event.token_ids] == [
         event.logprobs for event in other if event.token_ids
     ]
-    assert one[0].prompt_logprobs == other[0].prompt_logprobs
+    if ends[0].error is None:  # how far a prompt was scored before it failed depends on how it was cut into steps
+        assert one[0].prompt_logprobs == other[0].prompt_logprobs
 
 
 def test_an_adapter_makes_way_for_another_when_no_step_in_flight_uses_it() -> None:
