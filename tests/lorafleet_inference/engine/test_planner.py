@@ -278,6 +278,17 @@ def test_adapters_whose_prompts_are_scored_wait_for_rows_and_hold_nobody_up() ->
     assert sizes(simulation.step(ALL)) == {"c": 1, "b": MAX_SCORED_TOKENS}
 
 
+def test_running_prompts_that_are_scored_take_turns_at_the_rows() -> None:
+    """Who finds no row left has no part in the step, and not one of no tokens."""
+    simulation = simulation_of(max_batch_tokens=1024)
+    for name, adapter in (("a", A), ("b", B)):
+        simulation.submit(asked(name, adapter, 900, scored=True))
+        assert sizes(simulation.step(ALL)) == {name: MAX_SCORED_TOKENS}
+    turns = [sizes(simulation.step(ALL)) for _ in range(4)]
+    assert [set(turn.values()) for turn in turns[:2]] == [{MAX_SCORED_TOKENS}] * 2
+    assert {name for turn in turns for name in turn} == {"a", "b"}
+
+
 def test_a_newcomer_whose_prompt_is_scored_takes_no_place_without_rows() -> None:
     """The prompt that runs beside it asks for no scores, and goes on."""
     simulation = simulation_of(max_batch_tokens=512, max_batch_requests=3)

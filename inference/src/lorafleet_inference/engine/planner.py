@@ -206,7 +206,8 @@ class Planner:
             waiting = self.waiting.first(min(starting, key=self._turn)) if starting else None
             if running is not None and (waiting is None or self.running.place(running) < self.running.place(waiting)):
                 prompts.remove(running)
-                self._add(draft, running, draft.room)
+                if draft.takes(running):
+                    self._add(draft, running, draft.room)
             elif waiting is None:
                 break
             elif not draft.takes(waiting):
