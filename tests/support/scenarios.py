@@ -9,12 +9,12 @@ from support.engines import key_of
 from support.simulation import EOS, Simulation, request
 
 from lorafleet_inference.engine.messages import AdapterKey, LengthRope, RopeKind
-from lorafleet_inference.engine.pace import Pace
+from lorafleet_inference.engine.pace import Pace, StepBound
 from lorafleet_inference.engine.plan import StepPlan
 
 KEYS = (key_of("a"), key_of("b"), key_of("c"))
 MAX_MODEL_LEN = 40
-PACE = Pace(0.25, fixed=0.01, prompt_token=0.001, answer_token=0.02)
+BOUND = StepBound(Pace(0.25, fixed=0.01, prompt_token=0.001, answer_token=0.02))
 ROPES = (None, LengthRope(RopeKind.LONGROPE, 10), LengthRope(RopeKind.DYNAMIC, 10))
 
 
@@ -64,6 +64,6 @@ def play(seed: int, describe: Callable[[Simulation, StepPlan], str], num_steps: 
             simulation.cancel(rng.choice(list(simulation.stories)))
         few = {*rng.sample(KEYS, 2), *simulation.scheduler.running_adapters()}
         held = {KEYS[0]} if rng.random() < 0.2 else set()
-        plan = simulation.step(few if number % 3 == 0 else set(KEYS), held, PACE if seed % 2 else None)
+        plan = simulation.step(few if number % 3 == 0 else set(KEYS), held, BOUND if seed % 2 else None)
         plans.append(describe(simulation, plan))
     return hashlib.sha256("\n".join(plans).encode()).hexdigest()[:16]

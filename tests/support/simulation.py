@@ -17,7 +17,7 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     TokenLogprobs,
 )
-from lorafleet_inference.engine.pace import Pace
+from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.vocabulary import Vocabulary
@@ -125,10 +125,10 @@ class Simulation:
         self,
         on_device: Collection[AdapterKey] = (),
         held: Collection[AdapterKey] = (),
-        pace: Pace | None = None,
+        bound: StepBound | None = None,
     ) -> StepPlan:
         """Plan and check one step, and take in the result that is due."""
-        plan = self.scheduler.plan(on_device, held, pace)
+        plan = self.scheduler.plan(on_device, held, bound)
         self.blocks.check()
         self.known.apply(plan)
         self._check(plan, on_device, held)

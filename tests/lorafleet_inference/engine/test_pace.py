@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.engines import key_of
 from support.simulation import Simulation, request
 
-from lorafleet_inference.engine.pace import FIRST_PROMPT_TOKENS, GROWTH, MIN_PROMPT_TOKENS, Pace, PaceKeeper
+from lorafleet_inference.engine.pace import FIRST_PROMPT_TOKENS, GROWTH, MIN_PROMPT_TOKENS, Pace, PaceKeeper, StepBound
 
 Cost = Callable[[int, int], float]
 
@@ -19,7 +19,7 @@ def learned(cost: Cost, *, target: float, steps: int = 80, noise: float = 0.0) -
     keeper, rng = PaceKeeper(target), random.Random(1)
     for number in range(steps):
         num_answers = (0, 8, 60, 25)[number % 4]
-        num_prompt = 0 if number % 3 == 1 and num_answers else keeper.pace.num_tokens(num_answers) - num_answers
+        num_prompt = 0 if number % 3 == 1 and num_answers else keeper.pace.num_prompt_tokens(num_answers)
         keeper.learn(num_prompt, num_answers, cost(num_prompt, num_answers) * rng.uniform(1 - noise, 1 + noise))
     return keeper
 
@@ -39,7 +39,7 @@ def test_a_step_is_as_long_as_the_target_allows(
 
     pace = learned(cost, target=0.25, noise=noise).pace
     for num_answers in (0, 20, 50):
-        num_prompt = pace.num_tokens(num_answers) - num_answers
+        num_prompt = pace.num_prompt_tokens(num_answers)
         took = cost(num_prompt, num_answers)
         assert num_prompt >= MIN_PROMPT_TOKENS
         assert took <= 0.25 * (1 + 2 * noise) + 1e-3 or num_prompt == MIN_PROMPT_TOKENS
@@ -50,7 +50,7 @@ def test_steps_grow_from_small_ones_where_they_are_cheap() -> None:
     keeper = PaceKeeper(0.25)
     sizes = []
     for _ in range(6):
-        sizes.append(keeper.pace.num_tokens(0))
+        sizes.append(keeper.pace.num_prompt_tokens(0))
         keeper.learn(sizes[-1], 0, 0.01 + 1e-6 * sizes[-1])
     assert sizes == [FIRST_PROMPT_TOKENS * int(GROWTH) ** number for number in range(6)]
 
@@ -60,18 +60,18 @@ def test_one_stall_of_the_machine_changes_little() -> None:
         return 0.01 + 5e-4 * num_prompt + 1e-3 * num_answers
 
     keeper = learned(cost, target=0.25)
-    before = keeper.pace.num_tokens(20)
+    before = keeper.pace.num_prompt_tokens(20)
     keeper.learn(100, 20, 20 * cost(100, 20))
-    assert keeper.pace.num_tokens(20) > 0.8 * before
+    assert keeper.pace.num_prompt_tokens(20) > 0.8 * before
 
 
 def test_what_steps_cost_now_is_what_counts() -> None:
     keeper = learned(lambda num_prompt, _: 0.01 + 2e-4 * num_prompt, target=0.25)
-    fast = keeper.pace.num_tokens(0)
+    fast = keeper.pace.num_prompt_tokens(0)
     for _ in range(60):
-        num_prompt = keeper.pace.num_tokens(0)
+        num_prompt = keeper.pace.num_prompt_tokens(0)
         keeper.learn(num_prompt, 0, 0.01 + 8e-4 * num_prompt)
-    assert keeper.pace.num_tokens(0) == pytest.approx(fast / 4, rel=0.15)
+    assert keeper.pace.num_prompt_tokens(0) == pytest.approx(fast / 4, rel=0.15)
 
 
 def test_answers_go_on_and_prompts_too_when_answers_alone_take_too_long() -> None:
@@ -81,7 +81,7 @@ def test_answers_go_on_and_prompts_too_when_answers_alone_take_too_long() -> Non
         simulation.submit(request(f"r{number}", num_prompt=8, max_tokens=60))
     simulation.step()
     simulation.submit(request("late", key_of("late"), num_prompt=300))
-    plan = simulation.step([key_of("late")], pace=pace)
+    plan = simulation.step([key_of("late")], bound=StepBound(pace))
     sizes = {item.request_id: item.num_tokens for item in plan.items}
     assert sizes == {**{f"r{number}": 1 for number in range(40)}, "late": MIN_PROMPT_TOKENS}
     assert plan.max_tokens == 40 + MIN_PROMPT_TOKENS
@@ -101,7 +101,7 @@ def test_a_quiet_adapter_waits_in_seconds_for_at_most_one_step_of_the_target_and
         while sum(not story.ended for name, story in simulation.stories.items() if name[0] == "b") < 50:
             simulation.submit(request(f"b{len(simulation.stories)}", busy, num_prompt=128, max_tokens=64))
         before = clock
-        plan = simulation.step((busy, quiet), pace=keeper.pace)
+        plan = simulation.step((busy, quiet), bound=StepBound(keeper.pace, frozenset({quiet})))
         num_answers = plan.num_answer_tokens
         took = cost(plan.num_tokens - num_answers, num_answers)
         clock += took

@@ -8,7 +8,7 @@ from support.simulation import VOCAB_SIZE, Simulation, compute, request
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit
-from lorafleet_inference.engine.pace import MIN_PROMPT_TOKENS, Pace
+from lorafleet_inference.engine.pace import MIN_BUSY_PROMPT_TOKENS, MIN_PROMPT_TOKENS, Pace, StepBound
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.planner import MAX_SCORED_TOKENS
 from lorafleet_inference.engine.scheduler import Scheduler
@@ -66,8 +66,56 @@ def test_a_plan_says_how_many_tokens_it_could_have_had() -> None:
     simulation = simulation_of(max_batch_tokens=512)
     simulation.submit(asked("r", None, 3))
     assert simulation.step().max_tokens == 512
-    slow = Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01)
-    assert simulation.step(pace=slow).max_tokens == 1 + MIN_PROMPT_TOKENS, "one answer goes on, and prompts"
+    slow = StepBound(Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01))
+    assert simulation.step(bound=slow).max_tokens == 1 + MIN_PROMPT_TOKENS, "one answer goes on, and prompts"
+
+
+@pytest.mark.parametrize(
+    ("quiet", "busy_sizes", "quiet_size"),
+    [
+        (None, MIN_PROMPT_TOKENS, MIN_PROMPT_TOKENS),
+        (frozenset(), MIN_BUSY_PROMPT_TOKENS, MIN_BUSY_PROMPT_TOKENS),
+        (frozenset({B}), MIN_BUSY_PROMPT_TOKENS, MIN_PROMPT_TOKENS),
+    ],
+)
+def test_prompts_of_who_asks_for_much_go_on_by_smaller_pieces(
+    quiet: frozenset[AdapterKey] | None, busy_sizes: int, quiet_size: int
+) -> None:
+    """Where a step takes longer than it should, however few tokens it has."""
+    bound = StepBound(Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01), quiet)
+    simulation = simulation_of(max_batch_tokens=2048)
+    for number in range(3):
+        simulation.submit(asked(f"a{number}", A, 900))
+    assert sizes(simulation.step(ALL, bound=bound)) == {"a0": busy_sizes}
+    simulation.submit(asked("b", B, 150))
+    assert sizes(simulation.step(ALL, bound=bound)) == {"b": quiet_size}, "a newcomer's step is its own"
+    left = 150 - quiet_size
+    plan = sizes(simulation.step(ALL, bound=bound))
+    if quiet:
+        assert plan == {"b": left, "a0": busy_sizes}, "what it leaves is the others', as far as they may"
+    assert sum(number for name, number in plan.items() if name[0] == "a") <= busy_sizes
+
+
+def test_room_of_busy_prompts_is_shared_by_all_of_them() -> None:
+    """Also with newcomers among them, and nobody gets a part of no tokens."""
+    bound = StepBound(Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01), frozenset({C}))
+    simulation = simulation_of(max_batch_tokens=2048)
+    for number in range(4):
+        for name, adapter in (("a", A), ("b", B)):
+            simulation.submit(asked(f"{name}{number}", adapter, 40))
+    assert sorted(sizes(simulation.step(ALL, bound=bound)).values()) == [24, 40]
+    for _ in range(6):
+        plan = simulation.step(ALL, bound=bound)
+        assert plan.num_tokens - plan.num_answer_tokens <= MIN_BUSY_PROMPT_TOKENS
+    assert plan.num_answer_tokens == plan.num_tokens == 8, "all prompts came to their end"
+
+
+def test_fast_steps_are_bound_for_all_alike() -> None:
+    """Pieces are small only where larger ones do not fit the target."""
+    bound = StepBound(Pace(1.0, fixed=0.1, prompt_token=0.001, answer_token=0.01, most_prompt_tokens=4000), frozenset())
+    simulation = simulation_of(max_batch_tokens=2048)
+    simulation.submit(asked("a", A, 970))
+    assert sizes(simulation.step(ALL, bound=bound)) == {"a": 900}
 
 
 def test_a_newcomer_that_fits_takes_nobodys_place() -> None:

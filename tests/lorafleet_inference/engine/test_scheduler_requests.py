@@ -18,7 +18,7 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     TokenLogprobs,
 )
-from lorafleet_inference.engine.pace import MIN_PROMPT_TOKENS, Pace
+from lorafleet_inference.engine.pace import MIN_PROMPT_TOKENS, Pace, StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.vocabulary import Vocabulary
@@ -405,11 +405,11 @@ def test_each_full_block_is_published_once() -> None:
 
 
 def test_a_step_is_no_longer_than_its_pace_allows() -> None:
-    slow = Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01)
-    for pace, num_tokens in ((slow, MIN_PROMPT_TOKENS), (None, 8 * 31)):
+    slow = StepBound(Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01))
+    for bound, num_tokens in ((slow, MIN_PROMPT_TOKENS), (None, 8 * 31)):
         requests = (asked(str(number), 31, max_tokens=1, first=number) for number in range(8))
         one = submitted(*requests, max_batch_tokens=512)
-        assert one.plan((), pace=pace).num_tokens == num_tokens
+        assert one.plan((), bound=bound).num_tokens == num_tokens
 
 
 def test_whose_requests_there_are() -> None:

@@ -7,7 +7,7 @@ from soak.hostile.tenant import NUM_ASKING, Tenant, percentile
 from soak.hostile.watch import API, ENGINE, Watch, growth
 from soak.hostile.world import BASE, COLD, NUM_RESIDENT, OWN
 
-from lorafleet_inference.engine.pace import MIN_PROMPT_TOKENS
+from lorafleet_inference.engine.pace import MIN_BUSY_PROMPT_TOKENS
 
 MEMORY_SHARE, MEMORY_MIB = 0.05, 16.0
 """After the first sixth of the run a straight line through a process's resident memory rises by no more than both together."""
@@ -57,7 +57,7 @@ def _steps_of_share(tenant: Tenant) -> int:
     longest_prompt = max((case.answer.usage[0] for case in cases), default=0)
     longest_answer = max((case.body["max_tokens"] for case in cases), default=0)
     in_pieces = longest_prompt + (longest_prompt + longest_answer)
-    pieces = math.ceil(NUM_ASKING * in_pieces * (NUM_RESIDENT + 1) / MIN_PROMPT_TOKENS)
+    pieces = math.ceil(NUM_ASKING * in_pieces * (NUM_RESIDENT + 1) / MIN_BUSY_PROMPT_TOKENS)
     return 1 + pieces + longest_answer
 
 

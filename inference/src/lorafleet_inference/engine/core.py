@@ -4,7 +4,6 @@ import logging
 import queue
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +38,10 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     Tokens,
 )
-from lorafleet_inference.engine.pace import PaceKeeper
 from lorafleet_inference.engine.plan import SamplingState, StepPlan, TokenMask
-from lorafleet_inference.engine.quiet import QuietAdapters
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.step_times import StepTimes
 from lorafleet_inference.engine.steps import Executor, StepFailed, Steps
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 
@@ -150,14 +148,8 @@ class Engine:
         self._clocks = _Clocks(now)
         self._choices = _Choices(Grammars(grammar_tokenizer, self._post))
         self._steps = Steps(runner, self._blocks, self._choices)
-        self._counts = dict.fromkeys(("steps", "late", "preempted", "prefill", "decode", "queried", "hit"), 0)
-        self._submitted: deque[tuple[StepPlan, float, bool]] = deque()
-        """Steps in flight, when they were submitted, and whether they were kept short."""
-        self._last_collected = 0.0
-        self._step_seconds = 0.0
-        self._pace_keeper = PaceKeeper(1e-3 * config.target_step_ms)
-        self._quiet = QuietAdapters()
-        self._max_step_tokens = 0
+        self._counts = dict.fromkeys(("steps", "preempted", "prefill", "decode", "queried", "hit"), 0)
+        self._times = StepTimes(1e-3 * config.target_step_ms, now)
         self._last_stats: EngineStats | None = None
         self._last_stats_time = 0.0
         self._ended = False
@@ -183,12 +175,11 @@ class Engine:
 
         On a device the step stays in flight: the next one is planned and submitted while it is computed.
         """
-        is_kept_short = self._quiet.observe(self._scheduler.num_requests, self._now())
-        pace = self._pace_keeper.pace if is_kept_short else None
-        plan = self._scheduler.plan(self._residency.on_device, self._loads.held, pace)
+        bound = self._times.bound(self._scheduler.num_requests)
+        plan = self._scheduler.plan(self._residency.on_device, self._loads.held, bound)
         self._count(plan)
         if plan.items:
-            self._submit_step(plan, is_kept_short=is_kept_short)
+            self._submit_step(plan)
         self._collect(but=1 if plan.items else 0)
         if plan.items:
             with self._ending_where_it_cannot_go_on():
@@ -327,10 +318,10 @@ class Engine:
             if status.tier is None:
                 self._scheduler.forget(status.key)
 
-    def _submit_step(self, plan: StepPlan, *, is_kept_short: bool) -> None:
+    def _submit_step(self, plan: StepPlan) -> None:
         for adapter in plan.adapters:
             self._residency.use(adapter)
-        self._submitted.append((plan, self._now(), is_kept_short))
+        self._times.submitted(plan)
         self._scheduler.advance(plan)
         with self._ending_where_it_cannot_go_on():
             self._steps.submit(plan)
@@ -341,11 +332,7 @@ class Engine:
             with self._ending_where_it_cannot_go_on():
                 result = self._steps.collect()
             self._events += self._scheduler.resolve(result)
-            plan, began, is_kept_short = self._submitted.popleft()
-            now = self._now()
-            # a step that was submitted ahead begins when the one before it ends
-            self._took(plan, now - max(began, self._last_collected), is_kept_short=is_kept_short)
-            self._last_collected = now
+            self._times.collected()
 
     @contextmanager
     def _ending_where_it_cannot_go_on(self) -> Iterator[None]:
@@ -368,12 +355,6 @@ class Engine:
         counts["queried"] += plan.num_queried_tokens
         counts["hit"] += plan.num_hit_tokens
 
-    def _took(self, plan: StepPlan, seconds: float, *, is_kept_short: bool) -> None:
-        self._step_seconds += seconds
-        self._counts["late"] += is_kept_short and seconds > self._pace_keeper.pace.target
-        self._max_step_tokens = plan.max_tokens
-        self._pace_keeper.learn(plan.num_tokens - plan.num_answer_tokens, plan.num_answer_tokens, seconds)
-
     def _stats(self) -> EngineStats:
         counts = self._counts
         return EngineStats(
@@ -382,8 +363,8 @@ class Engine:
             num_kv_blocks_used=self._blocks.num_used,
             num_preemptions=counts["preempted"],
             num_steps=counts["steps"],
-            num_late_steps=counts["late"],
-            max_step_tokens=self._max_step_tokens,
+            num_late_steps=self._times.num_late,
+            max_step_tokens=self._times.max_tokens,
             num_prefill_tokens=counts["prefill"],
             num_decode_tokens=counts["decode"],
             num_prefix_queried_tokens=counts["queried"],
@@ -391,7 +372,7 @@ class Engine:
             num_adapter_evictions=self._residency.num_evictions,
             used_rank_pages=self._residency.num_used_pages,
             host_used_bytes=self._residency.host_used_bytes,
-            step_seconds=self._step_seconds,
+            step_seconds=self._times.total_seconds,
             num_replayed_steps=self._runner.num_replayed_steps,
             num_failed_steps=self._steps.num_failed,
             num_grammars=self._choices.grammars.num_compiled,

@@ -4,15 +4,18 @@ A step that computes many prompts holds up everybody who comes meanwhile. What a
 so it is learned: seconds = fixed + prompt tokens * a + answer tokens * b, by least squares over recent steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from lorafleet_inference.engine.messages import AdapterKey
+
 MIN_PROMPT_TOKENS = 128
-"""Prompts go on by so many tokens in a step, however long that takes. Where a step of so many takes longer than the target,
-the first token of a short prompt waits for one step and its own; in smaller pieces it would take several, each with its
-fixed cost. Simulated beside 50 busy requests, with 25 ms a step and 1.7 ms a token: 2.6 times the idle wait and 0.97 of the
-throughput; with 240 tokens 3.3 times and 0.99, with 64 tokens 3.5 times and 0.97."""
+"""Prompts go on by so many tokens in a step, however long that takes: in smaller pieces a short prompt would take several steps,
+each with its fixed cost."""
+MIN_BUSY_PROMPT_TOKENS = 64
+"""The same for prompts of those who ask for much while somebody else is there who asks for little: what that one waits for is
+the step that runs, and its own."""
 FIRST_PROMPT_TOKENS = 256
 """Of the first step, of which nothing is known."""
 GROWTH = 2.0
@@ -34,16 +37,37 @@ class Pace:
     most_prompt_tokens: int = FIRST_PROMPT_TOKENS
     """More are not planned yet."""
 
-    def num_tokens(self, num_answer_tokens: int) -> int:
-        """Return how many tokens a step may have of which so many continue answers."""
+    def num_prompt_tokens(self, num_answer_tokens: int, least: int = MIN_PROMPT_TOKENS) -> int:
+        """Return how many tokens of prompts, never less than `least`, a step may have beside so many that continue answers."""
         left = self.target - self.fixed - self.answer_token * num_answer_tokens
         fitting = left / self.prompt_token if self.prompt_token else self.most_prompt_tokens
-        num_prompt_tokens = max(MIN_PROMPT_TOKENS, min(int(fitting), self.most_prompt_tokens))
-        return num_answer_tokens + num_prompt_tokens
+        return max(least, min(int(fitting), self.most_prompt_tokens))
 
     def seconds(self, num_prompt_tokens: int, num_answer_tokens: int) -> float:
         """Return how long a step is expected to take."""
         return self.fixed + self.prompt_token * num_prompt_tokens + self.answer_token * num_answer_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepBound:
+    """How many tokens a step may have."""
+
+    pace: Pace
+    quiet: Collection[AdapterKey | None] | None = None
+    """Whose prompts go on by larger pieces than those of others; None: all are alike."""
+
+    def num_prompt_tokens(self, num_answer_tokens: int) -> int:
+        """Return how many tokens of prompts a step may have beside so many that continue answers."""
+        return self.pace.num_prompt_tokens(num_answer_tokens)
+
+    def num_busy_tokens(self, num_answer_tokens: int) -> int:
+        """Return how many of these may be of adapters that are not quiet."""
+        least = MIN_PROMPT_TOKENS if self.quiet is None else MIN_BUSY_PROMPT_TOKENS
+        return self.pace.num_prompt_tokens(num_answer_tokens, least)
+
+    def is_busy(self, adapter: AdapterKey | None) -> bool:
+        """Whether prompts of the adapter are bound by the smaller number."""
+        return self.quiet is not None and adapter not in self.quiet
 
 
 class PaceKeeper:

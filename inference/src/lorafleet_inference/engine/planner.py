@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey
-from lorafleet_inference.engine.pace import Pace
+from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Growth, StepItem, StepPlan
 from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
@@ -31,6 +31,9 @@ class _Draft:
 
     room: int
     """Tokens of the budget that are left."""
+    bound: StepBound | None
+    busy_room: int
+    """Of these, for prompts of adapters that are busy by the bound."""
     room_to_score: int = MAX_SCORED_TOKENS
     """Rows of logits for scored tokens that are left."""
     items: dict[str, StepItem] = field(default_factory=dict)
@@ -39,9 +42,14 @@ class _Draft:
     grown: list[Growth] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
 
+    def room_for(self, sequence: Sequence) -> int:
+        """Return for how many tokens of its prompt there is room."""
+        is_busy = self.bound is not None and self.bound.is_busy(sequence.adapter)
+        return min(self.room, self.busy_room) if is_busy else self.room
+
     def takes(self, sequence: Sequence) -> bool:
-        """Whether there is room for at least one token of it."""
-        return self.room > 0 and (self.room_to_score > 0 or not sequence.num_to_score())
+        """Whether there is room for at least one token of its prompt."""
+        return self.room_for(sequence) > 0 and (self.room_to_score > 0 or not sequence.num_to_score())
 
 
 class Planner:
@@ -68,12 +76,16 @@ class Planner:
         """Adapters with waiting sequences, in the order in which they would start."""
         return [adapter for adapter in sorted(self.waiting, key=self._turn) if adapter is not None]
 
-    def plan(self, on_device: Collection[AdapterKey], held: Collection[AdapterKey], pace: Pace | None) -> StepPlan:
+    def plan(
+        self, on_device: Collection[AdapterKey], held: Collection[AdapterKey], bound: StepBound | None
+    ) -> StepPlan:
         """Choose the next step, as `Scheduler.plan` says."""
-        room = self._max_batch_tokens
-        if pace is not None:
-            room = min(room, pace.num_tokens(self.running.num_decoding))
-        draft = _Draft(room)
+        room = busy_room = self._max_batch_tokens
+        if bound is not None:
+            num_decoding = self.running.num_decoding
+            room = min(room, num_decoding + bound.num_prompt_tokens(num_decoding))
+            busy_room = bound.num_busy_tokens(num_decoding)
+        draft = _Draft(room, bound, busy_room)
         able = {one for one in self.waiting if one is None or (one in on_device and one not in held)}
         contending = able.union(self.running.adapters)
         self._claim_places(draft, able)
@@ -174,7 +186,7 @@ class Planner:
                 self._preempt(draft, one)
             self._start(draft, sequence, known)
             # this step's decode keeps its room
-            self._add(draft, sequence, max(1, draft.room - self.running.num_decoding))
+            self._add_prompt(draft, sequence, max(1, draft.room - self.running.num_decoding))
 
     def _making_way(self, draft: _Draft, sequence: Sequence, known: Many[int]) -> Many[Sequence] | None:
         """Return the fewest that have to leave for a sequence to start, in their order; None if all are too few."""
@@ -207,7 +219,7 @@ class Planner:
             if running is not None and (waiting is None or self.running.place(running) < self.running.place(waiting)):
                 prompts.remove(running)
                 if draft.takes(running):
-                    self._add(draft, running, draft.room)
+                    self._add_prompt(draft, running, draft.room)
             elif waiting is None:
                 break
             elif not draft.takes(waiting):
@@ -218,7 +230,7 @@ class Planner:
                     starting.clear()
                     continue
                 self._start(draft, waiting, known)
-                self._add(draft, waiting, draft.room)
+                self._add_prompt(draft, waiting, draft.room)
                 if waiting.adapter not in self.waiting:
                     starting.remove(waiting.adapter)
                 if waiting.adapter not in had_running:
@@ -278,6 +290,12 @@ class Planner:
         sequence.blocks, sequence.num_published, sequence.num_computed = [], 0, 0
         sequence.num_ahead = 0
         sequence.epoch += 1
+
+    def _add_prompt(self, draft: _Draft, sequence: Sequence, room: int) -> None:
+        before = draft.room
+        self._add(draft, sequence, min(room, draft.room_for(sequence)))
+        if draft.bound is not None and draft.bound.is_busy(sequence.adapter):
+            draft.busy_room -= before - draft.room
 
     def _add(self, draft: _Draft, sequence: Sequence, room: int) -> None:
         num_tokens = min(sequence.num_pending, room)

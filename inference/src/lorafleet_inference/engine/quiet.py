@@ -22,10 +22,11 @@ class QuietAdapters:
         self._seen: dict[AdapterKey | None, float] = {}
         """When each last had a request, the longest ago first."""
 
-    def observe(self, num_requests: Mapping[AdapterKey | None, int], now: float) -> bool:
-        """Take note of how many requests of each adapter wait or run; return whether one of the adapters is quiet.
+    def observe(self, num_requests: Mapping[AdapterKey | None, int], now: float) -> frozenset[AdapterKey | None] | None:
+        """Take note of how many requests of each adapter wait or run.
 
-        `now` in seconds of a clock that never goes back.
+        Return those of them that are quiet, which are none where one is expected again; None where nobody is quiet. `now` in
+        seconds of a clock that never goes back.
         """
         for adapter in num_requests:
             self._seen.pop(adapter, None)
@@ -36,6 +37,7 @@ class QuietAdapters:
                 break
             del self._seen[adapter]
         if not num_requests or len(self._seen) < 2:
-            return False
+            return None
         share = sum(num_requests.values()) / len(self._seen)
-        return len(self._seen) > len(num_requests) or min(num_requests.values()) < QUIET_PART * share
+        quiet = frozenset(adapter for adapter, number in num_requests.items() if number < QUIET_PART * share)
+        return quiet if quiet or len(self._seen) > len(num_requests) else None

@@ -18,7 +18,7 @@ from lorafleet_inference.engine.activation import activation
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
-from lorafleet_inference.engine.pace import Pace
+from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.rope import must_restart, rope_length
@@ -166,15 +166,15 @@ class Scheduler:
         self._counters.forget(adapter)
 
     def plan(
-        self, on_device: Collection[AdapterKey], held: Collection[AdapterKey] = (), pace: Pace | None = None
+        self, on_device: Collection[AdapterKey], held: Collection[AdapterKey] = (), bound: StepBound | None = None
     ) -> StepPlan:
         """Choose the next step.
 
         `on_device`: adapters that can be computed; requests of others wait without holding anyone back. `held`: adapters
-        of which nothing new is started, so that they can make room. `pace`: how many tokens take how long; without it, or
-        within it, a step has at most `max_batch_tokens`.
+        of which nothing new is started, so that they can make room. `bound`: how many tokens a step may have; without it, or
+        within it, it has at most `max_batch_tokens`.
         """
-        return self._planner.plan(on_device, held, pace)
+        return self._planner.plan(on_device, held, bound)
 
     def advance(self, plan: StepPlan) -> None:
         """Take it that a step is in flight from now on; its result comes by `resolve`, after those of earlier ones."""
