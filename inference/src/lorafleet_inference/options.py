@@ -90,7 +90,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-batch-tokens", "Tokens that one step computes at most.", integer, "TOKENS", E, "max_batch_tokens"),
     Option("target-step-ms", "How long a step should take at most while an adapter (or the base) that asks for little is there "
            "beside others that ask for much: who comes waits for the step that runs. The engine learns from its steps how "
-           "many tokens fit. Where all ask for alike, only --max-batch-tokens bounds a step.", _milliseconds, "MS", E, "target_step_ms"),
+           "many tokens fit. Where all ask for alike, a step may take ten times as long.", _milliseconds, "MS", E, "target_step_ms"),
     Option("max-batch-requests", "Sequences that run at the same time.", integer, "NUMBER", E, "max_batch_requests"),
     Option("max-resident-adapters", "Adapters in device memory.", integer, "NUMBER", E, "max_resident_adapters"),
     Option("max-rank", "Largest LoRA rank that is accepted, 1 to 256.", integer, "RANK", E, "max_rank"),
