@@ -10,7 +10,7 @@ from lorafleet_contract.admin import ServedName
 from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.guests import Guests
 from lorafleet_contract.names import revision_of
-from lorafleet_contract.rollout import RolloutSpec, RolloutStatus
+from lorafleet_contract.rollout import RolloutResult, RolloutSpec, RolloutStatus, TrafficShare
 from lorafleet_contract.sources import (
     AdapterFacts,
     AdapterSource,
@@ -230,12 +230,22 @@ class PlacementStatus(Wire):
     message: str | None = None
 
 
-class HistoryEntry(Wire):
-    """A revision that was stable, newest first."""
+class HistoryEntry(Observed):
+    """A revision that was stable, or was rolled out by steps and given up; newest first."""
 
     revision: str
     digest: Digest
     since: datetime
+    """When it began to answer for the name; of one that never did, when it was given up."""
+    result: RolloutResult | None = None
+    """Of a rollout by steps; None: the name moved to it at once."""
+    reason: str | None = None
+    """A Reason, of one that was given up."""
+
+    @property
+    def was_stable(self) -> bool:
+        """Whether it ever answered for the bare name."""
+        return self.result in (None, RolloutResult.PROMOTED)
 
 
 class AdapterReplicas(Wire):
@@ -264,6 +274,8 @@ class AdapterStatus(Observed):
     placement: PlacementSpec | None = None
     """The placement that is acted on: spec's, or the one before `suspend` was set."""
     rollout: RolloutStatus | None = None
+    traffic: list[TrafficShare] | None = None
+    """Of the bare name, the stable revision first; sums to 100. None: all goes to the stable one."""
     conditions: list[Condition] = []
 
 

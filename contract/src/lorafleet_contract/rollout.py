@@ -1,11 +1,15 @@
 """How an adapter comes from one revision to the next: what its spec says of it, and what its status."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
-from lorafleet_contract.base import Observed, Wire
+from lorafleet_contract.base import Observed
+from lorafleet_contract.sources import Revision
+
+Percent = Annotated[int, Field(ge=0, le=100)]
 
 
 class RolloutSpec(Observed):
@@ -15,12 +19,99 @@ class RolloutSpec(Observed):
     """A new revision that does not become the stable one is reported after so long without progress."""
 
 
-class RolloutStatus(Wire):
-    """`status.rollout`: the desired revision while it is not the stable one and the base has pods that could load it."""
+class TrafficShare(Observed):
+    """One item of `status.traffic`: what part of the requests for the bare name a revision gets."""
+
+    revision: Revision
+    weight: Percent
+
+
+class RolloutPhase(StrEnum):
+    """Where a rollout by steps stands."""
+
+    LOADING = "Loading"
+    """Pods are loading the revision; no request goes to it yet."""
+    PROGRESSING = "Progressing"
+    """Steps are taken, each as its time and the analysis allow."""
+    PAUSED = "Paused"
+    """It waits for a person, with the weight that it has."""
+    PROMOTING = "Promoting"
+    """All steps are done: the bare name is moving to the revision on all pods."""
+    ROLLED_BACK = "RolledBack"
+    """It is given up: no request goes to it, and it is not tried again until spec, content or `lorafleet.io/retry` changes."""
+
+
+class Judgement(StrEnum):
+    """What an analysis came to."""
+
+    GOOD = "Good"
+    BAD = "Bad"
+    INCONCLUSIVE = "Inconclusive"
+    """Too few requests, or a gateway did not answer: never good."""
+
+
+class RevisionCounts(Observed):
+    """Requests of one revision within a window, summed over all gateways."""
+
+    requests: int = 0
+    """Those that say something of the revision: without what was the client's fault, refused for load, or left."""
+    faults: int = 0
+    """Errors of the revision itself."""
+    lost: int = 0
+    """Requests that were lost with their pod, or found none."""
+    p95_milliseconds: int | None = None
+    """To the first byte, of answers that ended well."""
+
+
+class RolloutEvidence(Observed):
+    """What the last judgement was made from."""
+
+    since: datetime
+    until: datetime
+    canary: RevisionCounts
+    stable: RevisionCounts
+    gateways: int = 0
+    """Gateways that were to be heard."""
+    silent_gateways: int = 0
+    """Those that did not answer."""
+    judgement: Judgement
+    message: str = ""
+    """Why, in words."""
+
+
+class RolloutStatus(Observed):
+    """`status.rollout`: the desired revision while it is not the stable one and the base has pods that could load it.
+
+    The fields from `phase` on are there only where the rollout is by steps.
+    """
 
     revision: str
     start_time: datetime
     last_progress_time: datetime
-    """When one more pod than ever before was ready with the revision; at first the start."""
+    """When one more pod than ever before was ready with the revision, or a step was taken; at first the start."""
     ready_pods: int = 0
     """The most pods that were ready with it at the same time."""
+    phase: RolloutPhase | None = None
+    reason: str | None = None
+    """A Reason, of the phase."""
+    message: str | None = None
+    step_index: int | None = None
+    """Of `spec.rollout.steps`, from 0: the step that is being taken; their number once all are done."""
+    num_steps: int | None = None
+    step_start_time: datetime | None = None
+    steps_hash: str | None = None
+    """Of the steps, analysis and verification that it follows: with other ones it begins anew."""
+    failures: int | None = None
+    """Windows that were judged bad."""
+    end_time: datetime | None = None
+    """When it was given up."""
+    evidence: RolloutEvidence | None = None
+
+
+class RolloutResult(StrEnum):
+    """What became of a revision that was rolled out by steps."""
+
+    PROMOTED = "Promoted"
+    ROLLED_BACK = "RolledBack"
+    SUPERSEDED = "Superseded"
+    """Another revision was asked for, or the stable one again, before it was done."""
