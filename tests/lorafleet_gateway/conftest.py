@@ -47,6 +47,7 @@ class World:
     state: State | None = None
     client: httpx.AsyncClient | None = None
     metrics_url: str = ""
+    door: FrontDoor | None = None
 
     def base(self, name: str = BASE, **body: Any) -> None:
         status = {"servedName": name, **body.pop("status", {})}
@@ -98,7 +99,7 @@ class World:
         listener = self.stack.enter_context(bind(config.host, config.port, option="--port"))
         metrics_listener = self.stack.enter_context(bind(config.host, config.metrics_port, option="--metrics-port"))
         self.metrics_url = f"http://127.0.0.1:{metrics_listener.getsockname()[1]}/metrics"
-        door = FrontDoor(config, self.cluster, upstream, self.state, guard)
+        door = self.door = FrontDoor(config, self.cluster, upstream, self.state, guard)
         limits = Limits(config.max_connections, config.client_timeout_seconds)
         for handler, one in ((door.handle, listener), (Monitoring(door).handle, metrics_listener)):
             runner = await open_port(handler, one, limits)

@@ -85,7 +85,7 @@ async def test_what_no_pod_answers_is_counted_for_the_revision_that_should_have(
     assert (await world.ask()).status_code == 503
     found = await row(world)
     assert found is not None
-    assert found.errors == {"server_error": 1, "unavailable": 1}
+    assert found.errors == {"pod_lost": 1, "unavailable": 1}
     assert found.whole.count == 0
 
 

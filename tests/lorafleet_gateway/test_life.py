@@ -12,11 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from support.upstream_pods import streaming
+from support.upstream_pods import REVISION, streaming
+
+from lorafleet_contract.names import HEADER_REVISION, HEADER_SESSION
 
 from .conftest import World
 
 ROOT = Path(__file__).parents[2]
+CANARY = "b" * 12
 PATH = ":".join(str(ROOT / part / "src") for part in ("contract", "common", "gateway"))
 
 
@@ -109,6 +112,43 @@ async def test_the_drain_ends_in_time_whatever_runs(world: World, tmp_path: Path
                 await anext(chunks)
         await asyncio.wait_for(pod.ended.wait(), 60)
         assert pod.num_cancelled == 1
+
+
+async def test_a_gateway_that_restarts_and_one_beside_it_send_sessions_where_they_were(
+    world: World, tmp_path: Path
+) -> None:
+    """And one that drains ends a canary's stream where it began."""
+    traffic = [{"revision": revision, "weight": 50} for revision in (REVISION, CANARY)]
+    world.adapter("french", status={"traffic": traffic})
+    pod = await world.pod("one")
+    world.endpoints(pod)
+
+    async def met(url: str) -> list[str]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            await until(200, lambda: client.get("/ready"))
+            body = {"model": "french"}
+            sessions = [{HEADER_SESSION: f"conversation-{number}"} for number in range(30)]
+            answers = [await client.post("/v1/completions", json=body, headers=headers) for headers in sessions]
+            return [answer.headers[HEADER_REVISION] for answer in answers]
+
+    async with gateway(world, tmp_path) as (first, one), gateway(world, tmp_path) as (_, other):
+        at_one, at_other = await met(one), await met(other)
+        pod.reply = streaming(
+            "data: 1\n\n", "data: [DONE]\n\n", pause=(go_on := asyncio.Event()), headers={HEADER_REVISION: CANARY}
+        )
+        async with (
+            httpx.AsyncClient(base_url=one, timeout=60) as client,
+            client.stream("POST", "/v1/completions", json={"model": "french"}) as answer,
+        ):
+            first.terminate()
+            await asyncio.sleep(0.2)
+            go_on.set()
+            assert (await answer.aread()).endswith(b"data: [DONE]\n\n")
+        pod.reply = None
+        assert await asyncio.wait_for(first.wait(), 60) == 0
+    async with gateway(world, tmp_path) as (_, again):
+        assert at_one == at_other == await met(again)
+    assert set(at_one) == {REVISION, CANARY}
 
 
 async def test_bad_options_end_with_a_line_that_names_them() -> None:

@@ -95,3 +95,14 @@ def test_without_a_pod_nothing_was_offered(why: Why, message: str) -> None:
     told = after().error("french", why, is_pinned=False)
     assert isinstance(told, NoReadyPod)
     assert str(told) == message
+
+
+def test_for_another_revision_every_pod_may_be_asked_as_often_as_for_a_new_request() -> None:
+    offers = after(*[refusal(ErrorCode.ADAPTER_LOADING)] * 3, max_attempts=3)
+    offers.start_over()
+    assert (offers.tried, offers.num_made) == (set(), 3)
+    for number in range(3):
+        assert offers.may_go_on(1)
+        offers.made(f"pod-{number}")
+        offers.failed(refusal(ErrorCode.DRAINING))
+    assert not offers.may_go_on(1)

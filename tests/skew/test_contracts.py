@@ -127,6 +127,7 @@ EVIDENCE: dict[str, Any] = {
             "revision": "a" * 12,
             "began": 3,
             "numRequests": 5,
+            "numFallbacks": 1,
             "errors": {"server_error": 2, "client_left": 1},
             "firstByte": {"sumSeconds": 0.2, "buckets": [1, 1, 0]},
             "whole": {"sumSeconds": 1.2, "buckets": [0, 2, 0]},
@@ -141,6 +142,11 @@ def test_evidence_is_on_the_wire_as_the_reference_says() -> None:
     read = Evidence.model_validate(EVIDENCE)
     assert read.model_dump(mode="json", by_alias=True) == EVIDENCE
     assert read.revisions[0].num_faults == 2
+
+
+def test_evidence_of_a_gateway_without_fallbacks_is_read() -> None:
+    row = {name: value for name, value in EVIDENCE["revisions"][0].items() if name != "numFallbacks"}
+    assert Evidence.model_validate({**EVIDENCE, "revisions": [row]}).revisions[0].num_fallbacks == 0
 
 
 def test_evidence_of_a_newer_gateway_is_read() -> None:

@@ -21,6 +21,8 @@ class ErrorClass(StrEnum):
     """503: no pod was ready, or none had the revision loaded in time."""
     SERVER_ERROR = "server_error"
     """Any other 5xx."""
+    POD_LOST = "pod_lost"
+    """502 and 504: the pod that took the request was lost before its answer, or silent for too long."""
     STREAM_ERROR = "stream_error"
     """A stream that began with 200 ended with the event `error`."""
     STREAM_BROKEN = "stream_broken"
@@ -58,6 +60,9 @@ class RevisionEvidence(Observed):
     """The sequence number of its first request; another one: the counters began anew."""
     num_requests: int
     """Requests that have ended, also those with an error."""
+    num_fallbacks: int = 0
+    """Requests meant for it, as one that shares the traffic, that pods refused and the stable revision was offered instead.
+    They are in no other number of its own, except that those refused as `adapter_failed` are requests with that error."""
     errors: dict[str, int] = {}
     """ErrorClass -> requests; what is zero is left out."""
     first_byte: Latency

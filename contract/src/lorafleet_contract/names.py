@@ -31,6 +31,8 @@ ENGINE_CONTAINER: Final = "engine"
 
 HEADER_REVISION: Final = "x-lorafleet-revision"
 """In a request to a pod: the revision to answer with. In every answer: the revision that answered, absent for the base."""
+HEADER_SESSION: Final = "x-lorafleet-session"
+"""In a request to a gateway: while several revisions share an adapter's traffic, the same value meets the same one."""
 HEADER_ADAPTER: Final = "x-lorafleet-adapter"
 """In every answer: the served name of the adapter that answered; absent for the base."""
 HEADER_POD: Final = "x-lorafleet-pod"

@@ -48,6 +48,8 @@ class GatewayConfig:
     """Whether pods see the key of a request."""
     any_revision: bool = False
     """Whether clients may pin revisions that no status shows."""
+    spread_keys: bool = False
+    """Whether requests of one key that name no session go to several revisions while these share the traffic."""
     client_timeout_seconds: float = 120.0
     drain_grace_seconds: float = 5.0
     drain_timeout_seconds: float = 60.0
@@ -82,6 +84,8 @@ OPTIONS: tuple[Option, ...] = (
            boolean, "", C, "forward_authorization", is_flag=True),
     Option("any-revision", "Let clients pin any revision that a pod has, not only those that `status` shows as served.",
            boolean, "", C, "any_revision", is_flag=True),
+    Option("spread-keys", "While revisions share an adapter's traffic, draw one for each request that names no session, not for each key.",
+           boolean, "", C, "spread_keys", is_flag=True),
     Option("client-timeout-seconds", "How long a client may take for the head of a request, and may read nothing of its answer.",
            seconds(0.1, 86400), "SECONDS", C, "client_timeout_seconds"),
     Option("drain-grace-seconds", "How long new requests are still answered after SIGTERM.",

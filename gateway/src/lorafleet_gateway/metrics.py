@@ -79,6 +79,14 @@ EJECTIONS = METRICS.counter(
     "Pods that failed five requests in a row and get nothing for 30 s, unless half of the base's pods are ejected already.",
     "base",
 )
+FALLBACKS = METRICS.counter(
+    "lorafleet_gateway_revision_fallbacks_total",
+    "Requests meant for a revision that shares an adapter's traffic, and offered to the stable one because pods refused them, "
+    "by why: revision_not_found, model_not_found, adapter_loading, adapter_failed.",
+    "base",
+    "adapter",
+    "reason",
+)
 READY = METRICS.gauge("lorafleet_gateway_ready", "1 while /ready answers 200, else 0.").of()
 
 ENDPOINTS = METRICS.read(
@@ -100,6 +108,24 @@ NAMESPACE_REFUSED = METRICS.read(
     "gauge",
     "1 for a namespace that is to be followed and that the API server does not show: it is gone, or rights are missing.",
     "namespace",
+)
+REVISION_REQUESTS = METRICS.read(
+    "lorafleet_gateway_revision_requests_total",
+    "counter",
+    "Requests by revision, while several share an adapter's traffic, and what came of them: ok, or a class of "
+    "[evidence](gateway.md#evidence). Of 50 adapters at most.",
+    "base",
+    "adapter",
+    "revision",
+    "outcome",
+)
+REVISION_FIRST_BYTE = METRICS.read(
+    "lorafleet_gateway_revision_time_to_first_byte_seconds",
+    "histogram",
+    "Of the same, those that ended well: from the arrival of a request to the first byte that a pod answered it with.",
+    "base",
+    "adapter",
+    "revision",
 )
 
 KEYS = KeyMetrics(METRICS, "lorafleet_gateway_")

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,12 +12,15 @@ from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
+from lorafleet_gateway.traffic import Traffic, named_revisions, read_traffic
 
 logger = logging.getLogger(__name__)
 BaseKey = tuple[str, str]
 """(namespace, name) of a BaseModelDeployment."""
 READY: Final = "Ready"
 STALLED: Final = "Stalled"
+WAS_STABLE: Final = (None, "Promoted")
+"""Results in `status.history` of revisions that clients may insist on; others were taken back, or never came to all."""
 ModelT = TypeVar("ModelT", bound=Observed)
 
 
@@ -48,7 +51,9 @@ class AdapterView:
     pinnable: frozenset[str]
     """Revisions that its status shows as served now or before: what clients may insist on."""
     revision: str | None
-    """The stable one: what the bare name means."""
+    """The stable one: what the bare name means where `traffic` is empty."""
+    traffic: Traffic
+    """Who shares the bare name's requests while a rollout runs."""
     invocation_tokens: tuple[int, ...] | None
     """Those of the stable one, where it is an activated adapter."""
     is_refused: bool
@@ -96,6 +101,8 @@ class _AdapterSpec(Observed):
 
 class _Revision(Observed):
     revision: str
+    result: str | None = None
+    """What came of its rollout."""
 
 
 class _Artifact(Observed):
@@ -106,7 +113,8 @@ class _AdapterStatus(Observed):
     served_name: str | None = None
     stable_revision: str | None = None
     history: list[_Revision] = []
-    traffic: list[_Revision] = []
+    traffic: Any = None
+    """Read apart: an entry that cannot be read does not take the adapter out of service."""
     artifact: _Artifact | None = None
     stable_artifact: _Artifact | None = None
     """There while `artifact` is of another revision."""
@@ -200,9 +208,10 @@ def adapter_view(body: Json) -> AdapterView | None:
         root=adapter.spec.source.repo or adapter.spec.source.path or "",
         revision=status.stable_revision,
         invocation_tokens=None if artifact is None else artifact.invocation_tokens,
-        pinnable=frozenset(
-            {one.revision for one in (*status.history, *status.traffic)} | {status.stable_revision or ""} - {""}
-        ),
+        traffic=read_traffic(status.traffic, stable=status.stable_revision),
+        pinnable=named_revisions(status.traffic)
+        | {one.revision for one in status.history if one.result in WAS_STABLE}
+        | {status.stable_revision or ""} - {""},
         # a revision that is late may still come
         is_refused=any(
             c.type == STALLED and c.status == "True" and c.reason != Reason.PROGRESS_DEADLINE_EXCEEDED

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lorafleet_common.kube.cache import Cache
 from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, ModelNotFound
+from lorafleet_gateway.traffic import Traffic
 from lorafleet_gateway.views import (
     AdapterView,
     BaseKey,
@@ -28,7 +29,9 @@ class Target:
     base_name: str
     """For metrics: the base's served name, or its resource's while it has none."""
     revision: str | None = None
-    """None: the base itself."""
+    """The stable one; None: the base itself."""
+    traffic: Traffic = ()
+    """Who shares the requests that insist on no revision; empty: `revision` gets all."""
     pinnable: frozenset[str] = frozenset()
     """Revisions that a client may insist on."""
     loads_on_demand: bool = True
@@ -75,6 +78,7 @@ class Directory:
             base_key=named.base_key,
             base_name=(base.name if base is not None else None) or named.base_key[1],
             revision=named.revision,
+            traffic=named.traffic,
             pinnable=named.pinnable,
             loads_on_demand=base is None or base.loads_on_demand,
         )
@@ -84,6 +88,10 @@ class Directory:
         found = [named for name in self._names if (named := self._find(name)) is not None]
         answering = [n for n in found if isinstance(n, BaseView) or n.revision is not None]
         return sorted(answering, key=lambda named: (isinstance(named, AdapterView), named.name))
+
+    def sharing(self) -> list[AdapterView]:
+        """Return the adapters whose traffic several revisions share, by name."""
+        return [one for one in self.models() if isinstance(one, AdapterView) and one.traffic]
 
     def model(self, name: str) -> Named | None:
         """Return what answers under a name now."""

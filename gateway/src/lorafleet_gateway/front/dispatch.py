@@ -14,10 +14,20 @@ from lorafleet_gateway.errors import InvalidRequest, RevisionNotFound
 from lorafleet_gateway.fleet.pods import Pod
 from lorafleet_gateway.fleet.routing import decide, two_at_random
 from lorafleet_gateway.front.outcomes import NotTaken, Refusal
-from lorafleet_gateway.front.retry import Offers
+from lorafleet_gateway.front.retry import LACKING, Offers
+from lorafleet_gateway.traffic import choose
 
 logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """A revision that shares the traffic and did not answer what was meant for it."""
+
+    revision: str
+    code: ErrorCode
+    """Why the last pod that was offered the request refused it."""
 
 
 @dataclass(slots=True)
@@ -30,8 +40,17 @@ class Route:
     """The one to answer with; None for a base."""
     is_pinned: bool = False
     """The client insists on a revision."""
+    sticky_key: str = ""
+    """What decides which of several revisions that share the traffic answers."""
+    gave_up: GaveUp | None = None
+    """The revision that should have answered and did not, where the stable one was offered the request instead."""
     leaves_revision_to_pods: bool = False
     """No pod knows the revision and the API server does not answer: their stable one is offered the request."""
+
+    @property
+    def is_of_stable(self) -> bool:
+        """Whether the stable revision is to answer, or the base."""
+        return self.target is None or self.revision in (None, self.target.revision)
 
     @property
     def base(self) -> str:
@@ -52,14 +71,15 @@ class Dispatcher:
         self._cluster = cluster
         self._any_revision = any_revision
 
-    async def find(self, route: Route, name: str) -> None:
-        """Find out what a name means.
+    async def find(self, route: Route, name: str, sticky_key: str = "") -> None:
+        """Find out what a name means; where revisions share its traffic, requests with the same key mean the same one.
 
         Raises:
             RequestError: nothing that can be answered.
         """
         route.target = await self._cluster.target(name)
-        route.revision = route.target.revision
+        route.sticky_key = sticky_key
+        route.revision = _meant(route, route.target)
 
     async def pin(self, route: Route, revision: str) -> None:
         """Take it that the client insists on a revision of what was found.
@@ -111,6 +131,8 @@ class Dispatcher:
                 sample=two_at_random,
             )
             if decision.uid is None:
+                if _fall_back(route, target):
+                    continue
                 break
             if offers.last is not None:
                 metrics.RETRIES.of(route.base, _word(offers.last)).inc()
@@ -122,7 +144,7 @@ class Dispatcher:
             offers.failed(outcome)
             if isinstance(outcome, Refusal) and outcome.code is ErrorCode.REVISION_NOT_FOUND:
                 target = await self._ask_again(route, target)
-            if not offers.may_go_on(elapsed_seconds()):
+            if not offers.may_go_on(elapsed_seconds()) and not _fall_back(route, target):
                 break
         error = offers.error(target.name, decision.why, is_pinned=route.is_pinned)
         if error is not None:
@@ -148,15 +170,41 @@ class Dispatcher:
         if route.is_pinned:
             return target
         if not await self._cluster.lookups.look_up(target.name) and not route.leaves_revision_to_pods:
+            if not route.is_of_stable:
+                return target  # others may have it, and if none has, the stable one is next
             route.leaves_revision_to_pods = True
             route.offers.begin_again()
             route.revision = None
             return target
         route.target = now = self._cluster.directory.target(target.name)
-        if now.revision != route.revision:
+        if (revision := _meant(route, now)) != route.revision:
             route.offers.tried.clear()
-            route.revision = now.revision
+            route.revision = revision
         return now
+
+
+def _meant(route: Route, target: Target) -> str | None:
+    """Return the revision that is to answer who insists on none."""
+    if route.gave_up is not None:
+        return target.revision
+    return choose(target.traffic, route.sticky_key) or target.revision
+
+
+def _fall_back(route: Route, target: Target) -> bool:
+    """Turn to the stable revision where pods refuse a request for lack of the one that it was meant for; return whether to.
+
+    Once, and only this way: what the stable revision cannot answer is no reason to send all of it to a canary.
+    """
+    last, revision = route.offers.last, route.revision
+    if route.is_pinned or route.is_of_stable or route.gave_up is not None or revision is None:
+        return False
+    if not isinstance(last, Refusal) or last.code not in LACKING:
+        return False
+    logger.info("no pod answers with revision %s of %s: %s; the stable one does", revision, target.name, last.code)
+    metrics.FALLBACKS.of(route.base, route.adapter, last.code).inc()
+    route.gave_up, route.revision = GaveUp(revision, last.code), target.revision
+    route.offers.start_over()
+    return True
 
 
 def _word(outcome: Refusal | NotTaken) -> str:

@@ -53,6 +53,7 @@ class _Row:
     began: int
     changed: int = 0
     num_requests: int = 0
+    num_fallbacks: int = 0
     errors: Counter[ErrorClass] = field(default_factory=Counter)
     first_byte: _Histogram = field(default_factory=_Histogram)
     whole: _Histogram = field(default_factory=_Histogram)
@@ -66,6 +67,7 @@ class _Row:
             revision=self.key.revision,
             began=self.began,
             num_requests=self.num_requests,
+            num_fallbacks=self.num_fallbacks,
             errors={error.value: number for error, number in self.errors.items()},
             first_byte=self.first_byte.read(),
             whole=self.whole.read(),
@@ -103,15 +105,9 @@ class Ledger:
             seconds: until the end.
             is_named: whether the adapter's status names the revision; one that only a client named takes nobody's place.
         """
-        self._advance()
-        label = self._labels.of(key.label, important=is_named)
-        if label == OTHER:
-            self._num_untracked += 1
-            return
-        row = self._rows.get(label)
+        row = self._row(key, is_named=is_named)
         if row is None:
-            row = self._rows[label] = _Row(key, self._sequence)
-        row.changed = self._sequence
+            return
         row.num_requests += 1
         if error is not None:
             row.errors[error] += 1
@@ -119,6 +115,27 @@ class Ledger:
         row.whole.observe(seconds)
         if first_byte_seconds is not None:
             row.first_byte.observe(first_byte_seconds)
+
+    def fell_back(self, key: RevisionKey, error: ErrorClass | None, *, is_named: bool = True) -> None:
+        """Count a request that the stable revision was offered instead.
+
+        Args:
+            key: the revision that it was meant for.
+            error: what speaks against that revision, if anything does.
+            is_named: as of `add`.
+        """
+        row = self._row(key, is_named=is_named)
+        if row is None:
+            return
+        row.num_fallbacks += 1
+        if error is not None:
+            row.num_requests += 1
+            row.errors[error] += 1
+
+    def counted(self, key: RevisionKey) -> RevisionEvidence | None:
+        """Return the counters of a revision; None while nothing was counted."""
+        row = self._rows.get(key.label)
+        return row.read() if row is not None else None
 
     def read(self, after: int = 0, boot_id: str = "") -> Evidence:
         """Return the document; what was counted up to `after` under this boot's id is left out."""
@@ -145,6 +162,19 @@ class Ledger:
         except TimeoutError:
             return
 
+    def _row(self, key: RevisionKey, *, is_named: bool) -> _Row | None:
+        """Return the row to count in, as changed now; None, and counted as such, where there is no room for it."""
+        self._advance()
+        label = self._labels.of(key.label, important=is_named)
+        if label == OTHER:
+            self._num_untracked += 1
+            return None
+        row = self._rows.get(label)
+        if row is None:
+            row = self._rows[label] = _Row(key, self._sequence)
+        row.changed = self._sequence
+        return row
+
     def _advance(self) -> None:
         """What was told is not changed: what is counted now has a number that no reader has."""
         if self._sequence == self._told:
@@ -156,6 +186,15 @@ class Ledger:
         del self._rows[label]
 
 
+_NAMED: Final = {
+    424: ErrorClass.ADAPTER_FAILED,
+    429: ErrorClass.OVERLOADED,
+    502: ErrorClass.POD_LOST,
+    503: ErrorClass.UNAVAILABLE,
+    504: ErrorClass.POD_LOST,
+}
+
+
 def error_class_of(status: int, result: Result | None) -> ErrorClass | None:
     """Return what went wrong with a request that was answered with `status`; None: nothing did."""
     match result:
@@ -165,7 +204,6 @@ def error_class_of(status: int, result: Result | None) -> ErrorClass | None:
             return ErrorClass.STREAM_BROKEN
         case Result.ERROR:
             return ErrorClass.STREAM_ERROR
-    named = {424: ErrorClass.ADAPTER_FAILED, 429: ErrorClass.OVERLOADED, 503: ErrorClass.UNAVAILABLE}
-    if status < 400 or status in named:
-        return named.get(status)
+    if status < 400 or status in _NAMED:
+        return _NAMED.get(status)
     return ErrorClass.CLIENT_ERROR if status < 500 else ErrorClass.SERVER_ERROR

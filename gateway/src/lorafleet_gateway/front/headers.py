@@ -6,7 +6,7 @@ from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from lorafleet_contract.names import HEADER_REVISION
+from lorafleet_contract.names import HEADER_REVISION, HEADER_SESSION
 from lorafleet_contract.usage import HEADER_USAGE
 from lorafleet_gateway.errors import InvalidRequest
 
@@ -55,6 +55,19 @@ def asked_revision(given: Given, in_name: str | None) -> str | None:
     if in_header is not None and in_name is not None and in_header != in_name:
         raise InvalidRequest(f"model means another revision than the header {HEADER_REVISION}", param="model")
     return in_name or in_header
+
+
+def sticky_key(given: Given, *, request_id: str, key_name: str = "") -> str:
+    """Return what decides which of several revisions answers: the client's session, else its key's name, else the request's id.
+
+    Args:
+        given: headers of the request.
+        request_id: what both log.
+        key_name: of the client's API key; empty where it does not matter.
+    """
+    if session := given.get(HEADER_SESSION):
+        return f"session {session}"
+    return f"key {key_name}" if key_name else f"request {request_id}"
 
 
 def answered_revision(given: Given) -> str | None:

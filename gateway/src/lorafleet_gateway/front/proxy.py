@@ -14,8 +14,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from lorafleet_common.keys.guard import Caller, Grant
+from lorafleet_contract.evidence import ErrorClass
 from lorafleet_contract.lorax import INFO
 from lorafleet_contract.names import HEADER_POD, split_model
+from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
@@ -124,7 +126,7 @@ class Proxy:
             with as_errors(lorax.ADAPTER_FIELD if exchange.is_lorax else "model"):
                 caller.check_model(name)
             with self._billing(exchange, grant):
-                await self._dispatcher.find(exchange.route, name)
+                await self._dispatcher.find(exchange.route, name, self._sticky_key(exchange))
                 if (pinned := headers.asked_revision(exchange.request.headers, in_name)) is not None:
                     await self._dispatcher.pin(exchange.route, pinned)
                 answer = await self._dispatcher.offer(
@@ -151,6 +153,13 @@ class Proxy:
             raise
         finally:
             bill.close(has_left=has_left)
+
+    def _sticky_key(self, exchange: Exchange) -> str:
+        return headers.sticky_key(
+            exchange.request.headers,
+            request_id=exchange.request_id,
+            key_name="" if self._config.spread_keys else exchange.caller.name,
+        )
 
     def _name_of(self, exchange: Exchange) -> str:
         """Return the served name that a request means.
@@ -189,8 +198,11 @@ class Proxy:
                 return outcome
             exchange.pod = pod.endpoint.pod
             response = await self._pass(exchange, outcome)
-            has_failed = exchange.result in (Result.CUT, Result.ERROR) or exchange.status >= 500
-            self._fleet.answered(pod, failed=has_failed)
+            has_failed = exchange.result is Result.ERROR or exchange.status >= 500
+            if exchange.result is Result.CUT:
+                self._fleet.answered(pod, failed=True)
+            elif not has_failed or exchange.route.is_of_stable:  # errors of a canary say nothing of its pod
+                self._fleet.answered(pod, failed=has_failed)
             return response
 
     async def _pass(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
@@ -302,6 +314,12 @@ class Proxy:
         target, revision = exchange.route.target, exchange.answered_revision or exchange.route.revision
         if target is None or target.adapter is None or revision is None or exchange.request.path in UNJUDGED_PATHS:
             return
+        if (gave_up := exchange.route.gave_up) is not None:
+            self._evidence.fell_back(
+                RevisionKey(target.base_key, target.adapter, gave_up.revision),
+                ErrorClass.ADAPTER_FAILED if gave_up.code is ErrorCode.ADAPTER_FAILED else None,
+                is_named=gave_up.revision in target.pinnable,
+            )
         self._evidence.add(
             RevisionKey(target.base_key, target.adapter, revision),
             error_class_of(exchange.status, exchange.result),

@@ -20,6 +20,9 @@ MAX_BROKEN: Final = 2
 NOT_THERE: Final = frozenset({ErrorCode.MODEL_NOT_FOUND, ErrorCode.REVISION_NOT_FOUND})
 """From a pod: it has not heard of what LoraAdapter says, or not any more."""
 
+LACKING: Final = NOT_THERE | {ErrorCode.ADAPTER_FAILED, ErrorCode.ADAPTER_LOADING}
+"""From a pod: it cannot answer with the revision asked for, whatever becomes of others."""
+
 
 @dataclass(slots=True)
 class Offers:
@@ -47,6 +50,11 @@ class Offers:
         """The request is another one from now on: every pod may be offered it, and once at least."""
         self.tried.clear()
         self.num_made = min(self.num_made, self.max_attempts - 1)
+
+    def start_over(self) -> None:
+        """Another revision is asked for: every pod may be offered the request, and as many as if it had just arrived."""
+        self.tried.clear()
+        self.max_attempts += self.num_made
 
     def may_go_on(self, elapsed_seconds: float) -> bool:
         """Whether another pod may be asked."""

@@ -20,6 +20,7 @@ from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
 from lorafleet_gateway.front.monitoring import Monitoring
+from lorafleet_gateway.front.rollout_metrics import RolloutCollector
 from lorafleet_gateway.front.server import FrontDoor, open_port
 from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
@@ -69,9 +70,10 @@ async def _run(
     guard: Guard,
 ) -> None:
     state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
-    collector = metrics.ClusterCollector(cluster.readings)
-    metrics.REGISTRY.register(collector)
     door = FrontDoor(config, cluster, upstream, state, guard)
+    collectors = (metrics.ClusterCollector(cluster.readings), RolloutCollector(cluster.directory, door.evidence))
+    for collector in collectors:
+        metrics.REGISTRY.register(collector)
     most = connections_with_files(config.max_connections, files_each=FILES_OF_A_CONNECTION)
     ports = (
         (door.handle, listeners[0], Limits(most, config.client_timeout_seconds)),
@@ -91,7 +93,8 @@ async def _run(
         await _drain(config, state, stop)
     finally:
         await _close(runners, followed, stopping)
-        metrics.REGISTRY.unregister(collector)
+        for collector in collectors:
+            metrics.REGISTRY.unregister(collector)
 
 
 async def _drain(config: GatewayConfig, state: State, stop: StopSignals) -> None:
