@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import crd_docs
+import openapi_documents
 
 from lorafleet_contract import reason_table
 from lorafleet_contract.reasons import RETRYABLE, Reason
@@ -153,6 +154,8 @@ def rendered(page: str) -> str:
 def main() -> None:
     for page in TABLES:
         (REFERENCE / page).write_text(rendered(page))
+    for path, text in openapi_documents.texts().items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

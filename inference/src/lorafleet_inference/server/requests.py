@@ -54,6 +54,8 @@ UNSUPPORTED_OF_MESSAGES = frozenset({"function_call", "audio", "refusal"})
 """Fields of messages that mean something, and cannot be honoured."""
 PASSED_OF_MESSAGES = frozenset({"provider_specific_fields"})
 """What LiteLLM adds to answers for itself, and sends back with the conversation."""
+EMPTY: tuple[JsonValue, ...] = ([], {}, "")
+"""Values with which a field that messages do not have means nothing."""
 
 
 class RequestMessage(Strict):
@@ -87,7 +89,7 @@ class RequestMessage(Strict):
                 "messages of role 'function' are not supported; 'tool' is", param=f"{where}.role"
             )
         for name, value in self.others.items():
-            if name in PASSED_OF_MESSAGES or value in ([], {}, ""):
+            if name in PASSED_OF_MESSAGES or value in EMPTY:
                 continue
             if name in UNSUPPORTED_OF_MESSAGES:
                 raise UnsupportedParameter(f"{name!r} of messages is not supported", param=f"{where}.{name}")
