@@ -99,7 +99,12 @@ class DrivenEngine:
 
     def submit(self, request_id: str, adapter: str | None, prompt: Iterable[int], sampling: SamplingParams) -> None:
         """Hand in a request."""
-        key = None if adapter is None else key_of(adapter)
+        self.submit_key(request_id, None if adapter is None else key_of(adapter), prompt, sampling)
+
+    def submit_key(
+        self, request_id: str, key: AdapterKey | None, prompt: Iterable[int], sampling: SamplingParams
+    ) -> None:
+        """As `submit`, with the whole key."""
         self.inbox.put(Submit(request_id, tuple(prompt), key, sampling))
 
     def run_until_ended(self, request_ids: Iterable[str], timeout_seconds: float = 120) -> None:

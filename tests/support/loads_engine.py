@@ -12,6 +12,7 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import RANK_PAGE
 from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
+from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     AdapterStatus,
@@ -90,6 +91,7 @@ class LoadsEngine:
             self.device,
             lambda folder: inspect_adapter(folder, base_facts(), MAX_RANK),
             lambda job: loop.call_soon_threadsafe(self._settle_job, job) and None,
+            max_merged_rank=MAX_RANK,
         )
 
     def close(self) -> None:
@@ -108,6 +110,11 @@ class LoadsEngine:
             return there or not resident
 
         return await self._told(key, answers, lambda: self._loads.register(message))
+
+    async def register_merge(self, key: AdapterKey, merge: Merge) -> AdapterStatus:
+        message = RegisterAdapter(key, "", resident=False, merge=merge)
+        self.registered.append(message)
+        return await self._told(key, lambda _: True, lambda: self._loads.register(message))
 
     async def release(self, key: AdapterKey) -> None:
         self.released.append(key)

@@ -2,12 +2,13 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from support.client_programs import python
-
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 
 
@@ -19,6 +20,14 @@ class Call:
     fields: dict[str, Any] = field(default_factory=dict)
     method: Literal["generate", "generate_stream"] = "generate"
     is_async: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@cache
+def python() -> Path:
+    """Make the environment, where it is not there."""
+    subprocess.run([sys.executable, ROOT / "tools" / "bootstrap.py", "clients"], check=True, timeout=SECONDS)
+    return ROOT / ".venv" / "clients" / "bin" / "python"
 
 
 def run(url: str, *calls: Call) -> list[dict[str, Any]]:

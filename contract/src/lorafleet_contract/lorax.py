@@ -14,6 +14,11 @@ INFO: Final = "/info"
 GENERATION_PATHS: Final = frozenset({COMPATIBLE, GENERATE, GENERATE_STREAM})
 """Their bodies have `inputs`, and the adapter in `parameters.adapter_id`."""
 
+MERGED: Final = "_merged"
+"""The name under which merges of adapters (`parameters.merged_adapters`) are counted, all together."""
+MAX_MERGED: Final = 16
+"""Adapters of a merge."""
+
 ErrorType = Literal["generation", "incomplete_generation", "overloaded", "validation"]
 _OF_THE_ADAPTER: Final = frozenset(
     {

@@ -14,6 +14,8 @@ UnknownFields = Literal["refuse", "ignore"]
 ToolCallParser = Literal["auto", "hermes", "mistral", "llama", "none"]
 ReasoningParser = Literal["auto", "none"]
 GIB = 1 << 30
+MAX_RANK = 256
+"""The largest rank that any option may allow."""
 RANK_PAGE = 8
 """Ranks in a page of adapter memory."""
 KV_BLOCK_TOKENS = 16
@@ -63,7 +65,7 @@ class EngineConfig:
             "--target-step-ms": self.target_step_ms > 0,
             "--max-batch-requests": self.max_batch_requests >= 1,
             "--max-resident-adapters": self.max_resident_adapters >= 1,
-            "--max-rank": 1 <= self.max_rank <= 256,
+            "--max-rank": 1 <= self.max_rank <= MAX_RANK,
             "--kv-cache-memory": self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes > 0,
             "--host-cache": self.host_cache_bytes > 0,
             "--num-threads": self.num_threads is None or self.num_threads >= 1,
@@ -101,6 +103,8 @@ class ServerConfig:
     credentials_dir: Path = field(default_factory=lambda: Path(CREDENTIALS_DIR))
     max_waiting_requests: int = 1024
     """More are answered 429."""
+    max_merged_adapters: int = 32
+    """Merges of adapters that are kept; the least recently used one leaves. 0: none are made."""
     adapter_hold_seconds: float = 30.0
     """How long a request waits for its adapter before 503."""
     drain_timeout_seconds: float = 60.0
@@ -135,6 +139,7 @@ class ServerConfig:
             "--admin-port": 0 <= self.admin_port <= 65535,
             "--disk-cache": self.disk_cache_bytes > 0,
             "--max-waiting-requests": self.max_waiting_requests >= 1,
+            "--max-merged-adapters": self.max_merged_adapters >= 0,
             "--adapter-hold-seconds": self.adapter_hold_seconds >= 0,
             "--drain-timeout-seconds": self.drain_timeout_seconds >= 0,
             "--drain-grace-seconds": self.drain_grace_seconds >= 0,

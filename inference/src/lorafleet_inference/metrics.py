@@ -93,6 +93,7 @@ ADAPTER_FETCH_FAILURES = counter(
 )
 DISK_USED = gauge("lorafleet_disk_cache_used_bytes", "Disk of the node that holds adapters.")
 DISK_BYTES = gauge("lorafleet_disk_cache_limit_bytes", "Disk of the node that may hold adapters.")
+MERGES = gauge("lorafleet_merged_adapters", "Merges of adapters that requests asked for and that are kept.")
 KEYS = KeyMetrics(METRICS, "lorafleet_")
 READY = gauge("lorafleet_ready", "1 while /ready answers 200, else 0.")
 

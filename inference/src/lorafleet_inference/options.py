@@ -119,6 +119,8 @@ OPTIONS: tuple[Option, ...] = (
            "credentials_dir"),
     Option("max-waiting-requests", "Sequences that may wait for their first token; beyond that a model that has more "
            "than its equal share is answered 429.", integer, "NUMBER", S, "max_waiting_requests"),
+    Option("max-merged-adapters", "Merges of adapters that are kept after a request asked for them (merged_adapters of LoRAX's "
+           "routes); the least recently used one leaves. 0: none are made.", integer, "NUMBER", S, "max_merged_adapters"),
     Option("adapter-hold-seconds", "How long a request waits for its adapter before 503.", any_seconds, "SECONDS", S,
            "adapter_hold_seconds"),
     Option("drain-grace-seconds", "How long new requests are still answered after SIGTERM.", any_seconds, "SECONDS", S,

@@ -205,7 +205,6 @@ def test_headers_tell_counts_and_times(pod: ServedPod) -> None:
     [
         ({"adapter_source": "hub"}, "parameters.adapter_source"),
         ({"api_token": "secret"}, "parameters.api_token"),
-        ({"merged_adapters": {"ids": ["red"], "weights": [1]}}, "parameters.merged_adapters"),
         ({"watermark": True}, "parameters.watermark"),
         ({"apply_chat_template": True}, "parameters.apply_chat_template"),
         ({"temperatur": 1}, "parameters.temperatur"),

@@ -1,11 +1,12 @@
 """Names, bases and endpoints of the cluster, kept current by caches; answers what a name means."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lorafleet_common.kube.cache import Cache
-from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, ModelNotFound
+from lorafleet_contract.names import MAX_SERVED_NAME
+from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, InvalidRequest, ModelNotFound
 from lorafleet_gateway.traffic import Traffic
 from lorafleet_gateway.views import (
     AdapterView,
@@ -35,11 +36,35 @@ class Target:
     pinnable: frozenset[str] = frozenset()
     """Revisions that a client may insist on."""
     loads_on_demand: bool = True
+    parts: tuple["Target", ...] = ()
+    """Of a merge: its adapters, each with the revision that the pods should merge."""
 
     @property
     def adapter(self) -> str | None:
         """Served name of the adapter; None for the base itself."""
         return self.name if self.revision is not None else None
+
+
+def merge_of(parts: Sequence[Target]) -> Target:
+    """Return what a merge of adapters means: pods of the base that they share.
+
+    Raises:
+        InvalidRequest: one is a base, or they have different bases.
+    """
+    first = parts[0]
+    for part in parts:
+        if part.revision is None:
+            raise InvalidRequest(f"{part.name} is a base model, and only adapters are merged")
+        if part.base_key != first.base_key:
+            raise InvalidRequest(f"{first.name} and {part.name} are adapters of different base models")
+    return Target(
+        # long enough to tell merges apart, and not as long as a client likes
+        name=",".join(part.name for part in parts)[:MAX_SERVED_NAME],
+        base_key=first.base_key,
+        base_name=first.base_name,
+        loads_on_demand=first.loads_on_demand,
+        parts=tuple(parts),
+    )
 
 
 class Directory:

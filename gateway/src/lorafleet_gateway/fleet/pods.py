@@ -78,11 +78,25 @@ class Pod:
 
     def candidate(self, name: str, revision: str | None) -> Candidate:
         """Return it as it concerns one request."""
+        return self._candidate(self.tiers.get((name, revision)) if revision is not None else None)
+
+    def merge_candidate(self, parts: Iterable[tuple[str, str | None]]) -> Candidate:
+        """Return it as it concerns a request for a merge of (name, revision).
+
+        Whether it has made the merge before is not told: it is as near as the part that is farthest, and at most on the
+        disk, so that the same pod makes it for all who ask.
+        """
+        tiers = {self.tiers.get((name, revision)) for name, revision in parts if revision is not None}
+        if None in tiers:
+            return self._candidate(None)
+        return self._candidate(Tier.SOURCE if Tier.SOURCE in tiers else Tier.DISK)
+
+    def _candidate(self, tier: Tier | None) -> Candidate:
         return Candidate(
             uid=self.endpoint.uid,
             is_ready=self.is_ready,
             is_reachable=self.is_reachable,
-            tier=self.tiers.get((name, revision)) if revision is not None else None,
+            tier=tier,
             outstanding=self.num_in_flight + self.num_others,
             is_ejected=self.is_ejected,
         )

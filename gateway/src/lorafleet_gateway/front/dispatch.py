@@ -1,18 +1,20 @@
 """Finds out what `model` means and offers the request to pods until one takes it; how a pod is asked is the caller's."""
 
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from lorafleet_contract.names import HEADER_REVISION
+from lorafleet_contract.lorax import MERGED
+from lorafleet_contract.names import HEADER_REVISION, split_model
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
-from lorafleet_gateway.cluster.directory import Target
+from lorafleet_gateway.cluster.directory import Target, merge_of
 from lorafleet_gateway.errors import InvalidRequest, RevisionNotFound
 from lorafleet_gateway.fleet.pods import Pod
-from lorafleet_gateway.fleet.routing import decide, two_at_random
+from lorafleet_gateway.fleet.routing import Candidate, decide, two_at_random
+from lorafleet_gateway.front.headers import checked_revision
 from lorafleet_gateway.front.outcomes import NotTaken, Refusal
 from lorafleet_gateway.front.retry import LACKING, Offers
 from lorafleet_gateway.traffic import choose
@@ -59,7 +61,9 @@ class Route:
 
     @property
     def adapter(self) -> str:
-        """Value of the label `adapter`: empty for a base, and for what nobody knows."""
+        """Value of the label `adapter`: empty for a base, and for what nobody knows; one for all merges."""
+        if self.target is not None and self.target.parts:
+            return MERGED
         name = self.target.adapter if self.target is not None else None
         return metrics.ADAPTER_NAMES.of(name) if name is not None else ""
 
@@ -81,6 +85,24 @@ class Dispatcher:
         route.sticky_key = sticky_key
         route.revision = _meant(route, route.target)
 
+    async def find_merge(self, route: Route, models: Sequence[str]) -> None:
+        """Find out what a merge of adapters means, each named as `model` would. Pods take the revisions that are stable.
+
+        Raises:
+            RequestError: one is nothing that can be answered, or they cannot be merged.
+        """
+        parts, is_pinned = [], False
+        for model in models:
+            name, revision = split_model(model)
+            part = await self._cluster.target(name)
+            if revision is not None:
+                part = replace(
+                    await self._with(part, checked_revision(revision, "what follows @ in ids")), revision=revision
+                )
+                is_pinned = True
+            parts.append(part)
+        route.target, route.is_pinned = merge_of(parts), is_pinned
+
     async def pin(self, route: Route, revision: str) -> None:
         """Take it that the client insists on a revision of what was found.
 
@@ -88,18 +110,27 @@ class Dispatcher:
             InvalidRequest: it is a base.
             RevisionNotFound: the adapter's status shows no such revision.
         """
-        target = route.target
-        assert target is not None
+        assert route.target is not None
+        route.target = await self._with(route.target, revision)
+        route.is_pinned, route.revision = True, revision
+
+    async def _with(self, target: Target, revision: str) -> Target:
+        """Return a target as it is known to have a revision.
+
+        Raises:
+            InvalidRequest: it is a base.
+            RevisionNotFound: the adapter's status shows no such revision.
+        """
         if target.revision is None:
             raise InvalidRequest(f"{target.name!r} is a base model: it has no revisions", param="model")
         if not self._any_revision and revision not in target.pinnable:
             await self._cluster.lookups.look_up(target.name)  # the watch may not have told of a new one yet
-            route.target = target = self._cluster.directory.target(target.name)
+            target = self._cluster.directory.target(target.name)
             if revision not in target.pinnable:
                 raise RevisionNotFound(
                     f"the status of {target.name!r} shows no revision {revision}", param=HEADER_REVISION
                 )
-        route.is_pinned, route.revision = True, revision
+        return target
 
     async def offer(
         self,
@@ -124,8 +155,8 @@ class Dispatcher:
             pods = {pod.endpoint.uid: pod for pod in self._cluster.fleet.of(target.base_key)}
             decision = decide(
                 target.name,
-                [pod.candidate(target.name, route.revision) for pod in pods.values()],
-                is_adapter=target.revision is not None,
+                [_candidate(pod, target, route.revision) for pod in pods.values()],
+                is_adapter=target.revision is not None or bool(target.parts),
                 loads_on_demand=target.loads_on_demand,
                 tried=offers.tried,
                 sample=two_at_random,
@@ -167,7 +198,7 @@ class Dispatcher:
 
     async def _ask_again(self, route: Route, target: Target) -> Target:
         """A pod does not know the revision: see whether the watch is behind, and the name means another one by now."""
-        if route.is_pinned:
+        if route.is_pinned or target.parts:
             return target
         if not await self._cluster.lookups.look_up(target.name) and not route.leaves_revision_to_pods:
             if not route.is_of_stable:
@@ -205,6 +236,12 @@ def _fall_back(route: Route, target: Target) -> bool:
     route.gave_up, route.revision = GaveUp(revision, last.code), target.revision
     route.offers.start_over()
     return True
+
+
+def _candidate(pod: Pod, target: Target, revision: str | None) -> Candidate:
+    if target.parts:
+        return pod.merge_candidate((part.name, part.revision) for part in target.parts)
+    return pod.candidate(target.name, revision)
 
 
 def _word(outcome: Refusal | NotTaken) -> str:

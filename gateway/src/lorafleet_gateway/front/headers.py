@@ -41,6 +41,17 @@ def request_id_of(given: Given) -> str:
     return name if _LEGAL_ID.fullmatch(name) else f"{random.getrandbits(128):032x}"
 
 
+def checked_revision(revision: str, what: str, *, param: str | None = None) -> str:
+    """Return a revision that has the form of one; `what` of the request is it.
+
+    Raises:
+        InvalidRequest: it has not.
+    """
+    if not _LEGAL_REVISION.fullmatch(revision):
+        raise InvalidRequest(f"{what} has to be 12 hexadecimal digits", param=param)
+    return revision
+
+
 def asked_revision(given: Given, in_name: str | None) -> str | None:
     """Return the revision that a client insists on, by header or as `name@revision`; None: the stable one.
 
@@ -48,10 +59,10 @@ def asked_revision(given: Given, in_name: str | None) -> str | None:
         InvalidRequest: it is none, or they differ.
     """
     in_header = given.get(HEADER_REVISION)
-    for revision, where in ((in_header, HEADER_REVISION), (in_name, "model")):
-        if revision is not None and not _LEGAL_REVISION.fullmatch(revision):
-            what = HEADER_REVISION if where == HEADER_REVISION else "what follows @ in model"
-            raise InvalidRequest(f"{what} has to be 12 hexadecimal digits", param=where)
+    if in_header is not None:
+        checked_revision(in_header, HEADER_REVISION, param=HEADER_REVISION)
+    if in_name is not None:
+        checked_revision(in_name, "what follows @ in model", param="model")
     if in_header is not None and in_name is not None and in_header != in_name:
         raise InvalidRequest(f"model means another revision than the header {HEADER_REVISION}", param="model")
     return in_name or in_header

@@ -6,20 +6,29 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorafleet_common.keys.guard import Caller
-from lorafleet_contract.lorax import GENERATION_PATHS, INFO
+from lorafleet_contract.lorax import GENERATION_PATHS, INFO, MAX_MERGED
 from lorafleet_gateway.errors import InvalidRequest, ModelForbidden, NoReadyPod
 from lorafleet_gateway.front.body import read_model
 
 TOKENIZE: Final = "/tokenize"
 PATHS: Final = GENERATION_PATHS | {INFO}
 ADAPTER_FIELD: Final = "parameters.adapter_id"
+MERGED_FIELD: Final = "parameters.merged_adapters"
+MERGED_IDS: Final = f"{MERGED_FIELD}.ids"
 Name = Annotated[str, Field(max_length=512)]
+
+
+class _Merged(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    ids: Annotated[list[Name], Field(min_length=1, max_length=MAX_MERGED)]
 
 
 class _Parameters(BaseModel):
     model_config = ConfigDict(strict=True)
 
     adapter_id: Name | None = None
+    merged_adapters: _Merged | None = None
 
 
 class _Generation(BaseModel):
@@ -44,16 +53,24 @@ def is_tokenize(path: str, body: bytes | bytearray) -> bool:
         return False
 
 
-def adapter_of(path: str, body: bytes | bytearray) -> str | None:
-    """Return the adapter that a request of LoRAX's names; None: it means the base.
+def adapters_of(path: str, body: bytes | bytearray) -> str | tuple[str, ...] | None:
+    """Return the adapter that a request of LoRAX's names, or those that it wants merged; None: it means the base.
 
     Raises:
-        InvalidRequest: the body cannot be read.
+        InvalidRequest: the body cannot be read, or names both.
     """
     if path not in GENERATION_PATHS:
         return None
     parameters = read_model(_Generation, body).parameters
-    return (parameters and parameters.adapter_id) or None
+    if parameters is None:
+        return None
+    if parameters.merged_adapters is None:
+        return parameters.adapter_id or None
+    if parameters.adapter_id:
+        raise InvalidRequest(
+            "merged_adapters: one of adapter_id and merged_adapters says which adapter is meant", param=MERGED_FIELD
+        )
+    return tuple(parameters.merged_adapters.ids)
 
 
 def base_of(caller: Caller, names: Sequence[str]) -> str:

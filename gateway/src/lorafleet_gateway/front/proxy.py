@@ -16,12 +16,12 @@ from yarl import URL
 from lorafleet_common.keys.guard import Caller, Grant
 from lorafleet_contract.evidence import ErrorClass
 from lorafleet_contract.lorax import INFO
-from lorafleet_contract.names import HEADER_POD, split_model
+from lorafleet_contract.names import HEADER_POD, HEADER_REVISION, split_model
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
-from lorafleet_gateway.errors import PodLost, RequestError
+from lorafleet_gateway.errors import InvalidRequest, PodLost, RequestError
 from lorafleet_gateway.fleet.pods import Pod
 from lorafleet_gateway.front import headers, lorax
 from lorafleet_gateway.front.answers import SERVER, error_event, error_response
@@ -122,13 +122,12 @@ class Proxy:
         caller = exchange.caller
         with self._state.request() as exchange.room, as_errors(), caller.request() as grant:
             exchange.body = await read_body(exchange.request, self._config.max_body_bytes, exchange.room)
-            name, in_name = split_model(self._name_of(exchange))
-            with as_errors(lorax.ADAPTER_FIELD if exchange.is_lorax else "model"):
-                caller.check_model(name)
+            named = self._named_by(exchange)
+            for model in (named,) if isinstance(named, str) else named:
+                with as_errors(_model_field(exchange, named)):
+                    caller.check_model(split_model(model)[0])
             with self._billing(exchange, grant):
-                await self._dispatcher.find(exchange.route, name, self._sticky_key(exchange))
-                if (pinned := headers.asked_revision(exchange.request.headers, in_name)) is not None:
-                    await self._dispatcher.pin(exchange.route, pinned)
+                await self._find(exchange, named)
                 answer = await self._dispatcher.offer(
                     exchange.route, partial(self._ask, exchange), elapsed_seconds=lambda: exchange.elapsed_seconds
                 )
@@ -161,8 +160,31 @@ class Proxy:
             key_name="" if self._config.spread_keys else exchange.caller.name,
         )
 
-    def _name_of(self, exchange: Exchange) -> str:
-        """Return the served name that a request means.
+    async def _find(self, exchange: Exchange, named: str | tuple[str, ...]) -> None:
+        """Find out what the names of a request mean.
+
+        Raises:
+            RequestError: nothing that can be answered.
+        """
+        given = exchange.request.headers
+        if isinstance(named, str):
+            name, in_name = split_model(named)
+            await self._dispatcher.find(exchange.route, name, self._sticky_key(exchange))
+            if (pinned := headers.asked_revision(given, in_name)) is not None:
+                await self._dispatcher.pin(exchange.route, pinned)
+            return
+        try:
+            if HEADER_REVISION in given:
+                raise InvalidRequest(
+                    f"the header {HEADER_REVISION} means one adapter; of a merge, ids are NAME@REVISION"
+                )
+            await self._dispatcher.find_merge(exchange.route, named)
+        except RequestError as error:
+            error.param = lorax.MERGED_IDS
+            raise
+
+    def _named_by(self, exchange: Exchange) -> str | tuple[str, ...]:
+        """Return the model that a request means, or the adapters that it wants merged.
 
         Raises:
             RequestError: none.
@@ -172,7 +194,7 @@ class Proxy:
         exchange.is_lorax = exchange.is_lorax or lorax.is_tokenize(path, body)
         if not exchange.is_lorax:
             return model_of(body)
-        named = lorax.adapter_of(path, body)
+        named = lorax.adapters_of(path, body)
         return named if named is not None else lorax.base_of(exchange.caller, self._directory.base_names())
 
     async def _ask(self, exchange: Exchange, pod: Pod) -> web.StreamResponse | Refusal:
@@ -333,6 +355,12 @@ class Proxy:
         if self._state.phase is not Phase.SERVING:
             response.force_close()
         return response
+
+
+def _model_field(exchange: Exchange, named: str | tuple[str, ...]) -> str:
+    if not exchange.is_lorax:
+        return "model"
+    return lorax.ADAPTER_FIELD if isinstance(named, str) else lorax.MERGED_IDS
 
 
 def _account(exchange: Exchange) -> None:

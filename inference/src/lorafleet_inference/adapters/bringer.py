@@ -53,14 +53,16 @@ class Bringer:
         changes: Generation,
         *,
         load_on_demand: bool,
+        on_let_go: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`inspect` raises AdapterError and may block."""
+        """`inspect` raises AdapterError and may block; `on_let_go` gets the digest of content that may leave the disk."""
         self.tracked: dict[AdapterKey, Tracked] = {}
         self._engine = engine
         self._store = store
         self._inspect = inspect
         self._changes = changes
         self._load_on_demand = load_on_demand
+        self._on_let_go = on_let_go
         self._tasks: dict[AdapterKey, asyncio.Task[None]] = {}
         self._wanted: set[AdapterKey] = set()
         """Those whose task goes before prefetches."""
@@ -266,6 +268,7 @@ class Bringer:
                 raise
         if folder is not None:
             self._store.cache.let_go(tracked.entry.artifact.digest)
+            self._on_let_go(tracked.entry.artifact.digest)
         if tracked.folder is None:
             tracked.tier = Tier.SOURCE
 

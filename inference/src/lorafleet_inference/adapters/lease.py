@@ -20,7 +20,11 @@ class Lease:
         directory: Path | None = None,
         on_end: "Callable[[Lease], None] | None" = None,
         vocabulary: Vocabulary | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
+        self.name = key.name if name is None and key is not None else name
+        """Of the adapter, as answers show it: of a merge, those of its parts."""
         self.key = key
         """None for the base model."""
         self.directory = directory
@@ -64,4 +68,4 @@ class Lease:
             return
         ours_alone = task.uncancel() <= self._num_cancelling
         if ours_alone and isinstance(error, asyncio.CancelledError) and self.key is not None:
-            raise AdapterFailed(f"{self.key.name} was unloaded before this request had ended") from error
+            raise AdapterFailed(f"{self.name} was unloaded before this request had ended") from error

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_contract.admin import (
@@ -26,6 +27,7 @@ from lorafleet_inference.adapters.changes import Generation
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.adapters.local import LocalAdapters
+from lorafleet_inference.adapters.merges import MergeEngine, Merges
 from lorafleet_inference.adapters.sources.registry import Refusing, Sources
 from lorafleet_inference.adapters.store import AdapterStore
 from lorafleet_inference.adapters.tracked import Phase, Tracked
@@ -60,12 +62,14 @@ class ListedModel:
     invocation_tokens: list[int] | None = None
 
 
+class PodEngine(AdapterEngine, MergeEngine, Protocol):
+    """The engine, seen from here."""
+
+
 class AdapterManager:
     """Owns catalogue, cache and leases of a pod. Made before the engine is ready; `start` when it is."""
 
-    def __init__(
-        self, engine: AdapterEngine, config: ServerConfig, *, boot_id: str, judge: Judge | None = None
-    ) -> None:
+    def __init__(self, engine: PodEngine, config: ServerConfig, *, boot_id: str, judge: Judge | None = None) -> None:
         """Open the node cache; `judge` looks at what the engine does not need of an adapter.
 
         Raises:
@@ -91,8 +95,17 @@ class AdapterManager:
         except OSError as error:
             raise ConfigError("--cache-dir", f"{config.cache_dir} cannot be used: {error.strerror}") from error
         self._store = AdapterStore(self.cache, self._facts, self._free_one)
+        self.merges = Merges(
+            engine, self.cache, max_merges=config.max_merged_adapters, can_load=config.engine.load_on_demand
+        )
+        """Of adapters, by their content."""
         self._bringer = Bringer(
-            engine, self._store, self._inspect, self.changes, load_on_demand=config.engine.load_on_demand
+            engine,
+            self._store,
+            self._inspect,
+            self.changes,
+            load_on_demand=config.engine.load_on_demand,
+            on_let_go=self.merges.content_gone,
         )
         self._local = LocalAdapters(
             self.catalogue, self._bringer, self._store, self.changes, base_name=config.served_name
@@ -102,6 +115,7 @@ class AdapterManager:
         self._is_ready = False
         self._becoming_ready: asyncio.Task[None] | None = None
         engine.subscribe(self._bringer.hear)
+        engine.subscribe(self.merges.hear)
 
     async def start(self) -> None:
         """Begin with the adapters of the command line; the engine is ready."""
@@ -115,6 +129,7 @@ class AdapterManager:
         if self._becoming_ready is not None:
             self._becoming_ready.cancel()
             await asyncio.gather(self._becoming_ready, return_exceptions=True)
+        await self.merges.close()
         await self._local.close()
         await self._bringer.close()
         await self._store.close()
@@ -332,7 +347,9 @@ class AdapterManager:
         return plan
 
     async def _free_one(self) -> bool:
-        return await self._bringer.free_one()
+        has_freed = await self._bringer.free_one()
+        await self.merges.settled()
+        return has_freed
 
     async def _become_ready(self) -> None:
         seconds = self._config.ready_timeout_seconds

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafleet_contract.sources import AdapterFacts
+from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
 
@@ -95,6 +96,8 @@ class AdapterPlan:
     experts: tuple[ExpertSite, ...] = ()
     base_copies: tuple[OwnParameter, ...] = ()
     """Weights that have to be the base's own: the adapter is refused when it is loaded if one is not."""
+    merged: "MergedParts | None" = None
+    """Of a merge: what its tensors are made of; then it has no files."""
 
     @property
     def invocation(self) -> tuple[int, ...]:
@@ -105,3 +108,12 @@ class AdapterPlan:
     def rank(self) -> int:
         """The largest rank of any of `sites`: how many rows it takes in adapter memory."""
         return max((site.rank for site in self.sites), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class MergedParts:
+    """What a merge is made of."""
+
+    merge: Merge
+    plans: tuple[AdapterPlan, ...]
+    """Of its parts, in their order, settled."""

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from lorafleet_contract.reasons import Reason
+from lorafleet_inference.adapters.merged import merged_plan
 from lorafleet_inference.adapters.types import AdapterPlan
+from lorafleet_inference.config import MAX_RANK
 from lorafleet_inference.engine.background import yield_cores
+from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import NoRoomEver, NoRoomYet, Residency
 from lorafleet_inference.engine.turns import Turns
@@ -51,7 +54,8 @@ class AdapterDevice(Protocol[SlabT]):
 
 @dataclass(slots=True)
 class _Adapter(Generic[SlabT]):
-    directory: Path
+    content: Path | Merge
+    """A folder, or what it is made of."""
     resident: bool
     pinned: bool
     plan: AdapterPlan | None = None
@@ -90,10 +94,13 @@ class AdapterLoads(Generic[SlabT]):
         device: AdapterDevice[SlabT],
         inspect: Callable[[Path], AdapterPlan],
         post: Callable[[Callable[[], Outcome]], None],
+        *,
+        max_merged_rank: int = MAX_RANK,
     ) -> None:
         self.residency = residency
         self._device = device
         self._inspect = inspect
+        self._max_merged_rank = max_merged_rank
         self._post = post
         self._adapters: dict[AdapterKey, _Adapter[SlabT]] = {}
         self._to_come: dict[AdapterKey, None] = {}
@@ -127,12 +134,9 @@ class AdapterLoads(Generic[SlabT]):
         key, known = message.key, self._adapters.get(message.key)
         self._leaving.discard(key)
         if known is None:
-            adapter = self._adapters[key] = _Adapter(
-                Path(message.directory), message.resident, message.pinned, busy=True
-            )
-            self._run(
-                lambda: self._device.settle(self._inspect(adapter.directory)), lambda found: self._inspected(key, found)
-            )
+            content = message.merge or Path(message.directory)
+            self._adapters[key] = _Adapter(content, message.resident, message.pinned, busy=True)
+            self._run(lambda: self._settled(content), lambda found: self._inspected(key, found))
             return Outcome()
         known.resident, known.pinned = message.resident, message.pinned
         if known.plan is None:
@@ -296,6 +300,12 @@ class AdapterLoads(Generic[SlabT]):
             return Outcome()
         self._to_come.pop(key, None)
         return Outcome([self._status(key)])
+
+    def _settled(self, content: Path | Merge) -> AdapterPlan:
+        if isinstance(content, Path):
+            return self._device.settle(self._inspect(content))
+        parts = [self._device.settle(self._inspect(Path(part.directory))) for part in content.parts]
+        return merged_plan(content, parts, max_rank=self._max_merged_rank)
 
     def _inspected(self, key: AdapterKey, found: AdapterPlan | AdapterError) -> Outcome:
         adapter = self._adapters[key]

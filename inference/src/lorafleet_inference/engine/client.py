@@ -18,6 +18,7 @@ from lorafleet_common.logs import JsonFormatter
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.channel import StartEngine, frame, messages_from
+from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     AdapterStatus,
@@ -173,13 +174,15 @@ class EngineClient:
         Raises:
             EngineFailure: the engine was lost.
         """
-        for release in self._releases.pop(key, []):
-            if not release.done():  # known again: nothing is left to wait for
-                release.set_result(None)
-        answer: asyncio.Future[AdapterStatus] = asyncio.get_running_loop().create_future()
-        self._arrivals.setdefault(key, []).append((resident, answer))
-        self._send(RegisterAdapter(key, str(directory), resident, pinned))
-        return await self._answer(answer)
+        return await self._register(RegisterAdapter(key, str(directory), resident, pinned))
+
+    async def register_merge(self, key: AdapterKey, merge: Merge) -> AdapterStatus:
+        """Make a merge of adapters known; the answer is as of `register`. It is loaded when a request names it.
+
+        Raises:
+            EngineFailure: the engine was lost.
+        """
+        return await self._register(RegisterAdapter(key, "", resident=False, merge=merge))
 
     async def release(self, key: AdapterKey) -> None:
         """Forget an adapter; returns when its requests have ended and its memory is free.
@@ -207,6 +210,15 @@ class EngineClient:
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
+
+    async def _register(self, message: RegisterAdapter) -> AdapterStatus:
+        for release in self._releases.pop(message.key, []):
+            if not release.done():  # known again: nothing is left to wait for
+                release.set_result(None)
+        answer: asyncio.Future[AdapterStatus] = asyncio.get_running_loop().create_future()
+        self._arrivals.setdefault(message.key, []).append((message.resident, answer))
+        self._send(message)
+        return await self._answer(answer)
 
     async def _answer(self, answer: asyncio.Future[_AnswerT]) -> _AnswerT:
         await asyncio.wait((answer, self._gone), return_when=asyncio.FIRST_COMPLETED)

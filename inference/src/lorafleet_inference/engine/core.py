@@ -132,7 +132,7 @@ class Engine:
             max_resident=budgets.max_resident_adapters,
             host_bytes=budgets.host_cache_bytes,
         )
-        self._loads = AdapterLoads(self._residency, runner, inspect, self._inbox.put)
+        self._loads = AdapterLoads(self._residency, runner, inspect, self._inbox.put, max_merged_rank=budgets.max_rank)
         self._scheduler = Scheduler(
             self._blocks,
             max_batch_tokens=config.max_batch_tokens,
@@ -377,6 +377,6 @@ class Engine:
             num_failed_steps=self._steps.num_failed,
             num_grammars=self._choices.grammars.num_compiled,
             grammar_seconds=self._choices.grammars.compile_seconds,
-            running_adapters=tuple(sorted(one.name for one in self._scheduler.running_adapters())),
-            waiting_adapters=tuple(sorted(one.name for one in self._scheduler.waiting_adapters())),
+            running_adapters=tuple(sorted({one.name for one in self._scheduler.running_adapters()})),
+            waiting_adapters=tuple(sorted({one.name for one in self._scheduler.waiting_adapters()})),
         )

@@ -15,6 +15,7 @@ import msgspec
 from lorafleet_contract.names import revision_of
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
+from lorafleet_inference.engine.merging import Merge
 
 
 class AdapterKey(msgspec.Struct, frozen=True, array_like=True, cache_hash=True):
@@ -112,6 +113,8 @@ class RegisterAdapter(msgspec.Struct, frozen=True, tag=True):
     directory: str
     resident: bool
     pinned: bool = False
+    merge: Merge | None = None
+    """Then it is made of the adapters in these folders, which stay likewise; `directory` is none."""
 
 
 class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):

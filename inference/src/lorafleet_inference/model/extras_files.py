@@ -1,26 +1,21 @@
 """Reads what adapters hold beside rows of A and B, and brings it into the form of `extras.py`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F  # noqa: N812
 from transformers.pytorch_utils import Conv1D
 
-from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.rows import resized
 from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite
 from lorafleet_inference.engine.messages import ModelFacts
-from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.extras import Extra, Extras
 from lorafleet_inference.model.finite import applied, check_finite
+from lorafleet_inference.model.merge_tensors import Read
 from lorafleet_inference.model.own_rows import read_rows
-
-Read = Callable[[str], torch.Tensor]
-"""A tensor of the adapter by its name, float32, on the CPU."""
+from lorafleet_inference.model.tensor_files import reader_of
 
 
 def num_extra_elements(plan: AdapterPlan, base: ModelFacts) -> int:
@@ -56,7 +51,7 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
     sites = [site for site in plan.sites if site.magnitude_key is not None or site.b_bias_key is not None]
     if not (sites or plan.side_sites or plan.own or plan.own_rows or plan.experts):
         return {}
-    read = _reader(plan.directory, plan.files)
+    read = reader_of(plan)
     extras, biases = _own(plan, model, read)
     for site in (*sites, *plan.side_sites):
         module = model.get_submodule(site.module)
@@ -135,7 +130,7 @@ def check_extras(plan: AdapterPlan, dtype: torch.dtype) -> None:
     Raises:
         AdapterError: ARTIFACT_INVALID; names the tensor.
     """
-    read = _reader(plan.directory, plan.files)
+    read = reader_of(plan)
     for _, key, scale in _read_keys(plan):
         check_finite((read(key) * scale).to(dtype), f"tensor {key}", applied(scale, dtype))
 
@@ -227,28 +222,3 @@ def _as_linear(module: torch.nn.Module, extra: Extra, a: torch.Tensor, b: torch.
         weight = weight.clone()
         weight[extra.token_ids] = extra.token_rows
     return weight.t() if isinstance(module, Conv1D | torch.nn.Embedding) else weight
-
-
-def _reader(directory: Path, files: Iterable[str]) -> Read:
-    place: Mapping[str, Path] = {key: directory / name for name in files for key in _keys(directory / name)}
-
-    def read(key: str) -> torch.Tensor:
-        if key not in place:
-            raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {key} is missing")
-        try:
-            with safe_open(place[key], framework="pt") as file:
-                tensor = file.get_tensor(key).float()
-        except (SafetensorError, OSError) as error:
-            raise AdapterError(Reason.ARTIFACT_INVALID, f"{place[key].name} cannot be read: {error}") from error
-        check_finite(tensor, f"tensor {key}", applied(1.0, torch.float32))
-        return tensor
-
-    return read
-
-
-def _keys(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(Reason.ARTIFACT_INVALID, f"{path.name} cannot be read: {error}") from error

@@ -23,6 +23,7 @@ from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.memory import lazy_zeros
+from lorafleet_inference.model.tensor_files import reader_of
 
 Int32s = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -90,6 +91,14 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
         rows = torch.zeros(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
     except RuntimeError as error:  # what torch raises without memory
         raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
+    if plan.merged is not None:
+        read = reader_of(plan)
+        for site in plan.sites:
+            index = layout.index[site.module]
+            ranks[index] = site.rank
+            for key in (site.a_key, site.b_key):
+                _lay(rows, layout.places[index], site, key, read(key))
+        return Slab(rows, tuple(ranks))
     try:
         sites = {key: site for site in plan.sites for key in (site.a_key, site.b_key)}
         for name in plan.files:

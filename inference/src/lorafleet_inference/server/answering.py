@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic
+from typing import Generic
 
 from starlette.responses import Response
 
+from lorafleet_contract.lorax import MERGED
 from lorafleet_contract.names import HEADER_REVISION, split_model
 from lorafleet_contract.usage import HEADER_USAGE, usage_comment, usage_text
 from lorafleet_inference.adapters.lease import Lease
@@ -23,6 +24,7 @@ from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Gener
 from lorafleet_inference.server.http import Exchange, Headers, json_response
 from lorafleet_inference.server.keys import as_errors, check_model, grant_of, spending
 from lorafleet_inference.server.logprobs import TokenNames
+from lorafleet_inference.server.merging import check_parts, leasing_merge
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids, lease_headers
 from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, RequestT, Surface, TokenIds
@@ -101,9 +103,15 @@ class Answering(Generic[RequestT]):
             request = await pod.readers.read(surface.parse, body)
             num_sequences = surface.num_prompts(request) * request.num_sequences
             name, _ = split_model(request.model)
-            check_model(exchange.scope, name, field=surface.model_field)  # before it is told how many wait for a model
+            if request.merge is not None:
+                name = MERGED
+                check_parts(exchange, request.merge)
+                lease = leasing_merge(pod, exchange, request.merge)
+            else:
+                check_model(exchange.scope, name, field=surface.model_field)  # before it is told how many wait for it
+                lease = leasing(pod, exchange, request.model)
             with pod.admission.enter(name, num_sequences) as waiting:
-                async with leasing(pod, exchange, request.model) as leased, pod.answer_room.share() as room:
+                async with lease as leased, pod.answer_room.share() as room:
                     await self._answer(exchange, request, leased, _Admitted(waiting, room, arrived))
 
     async def _answer(self, exchange: Exchange, request: RequestT, leased: Leased, admitted: _Admitted) -> None:
@@ -124,7 +132,7 @@ class Answering(Generic[RequestT]):
             grant.reserve(run.num_prompt_tokens + len(plans) * (request.max_new_tokens or 0))
         with spending(grant, generation, run.num_prompt_tokens):
             if request.stream:
-                await run.stream(exchange, surface, include_usage=request.include_usage)
+                await run.stream(exchange, include_usage=request.include_usage)
             else:
                 await run.whole(exchange)
 
@@ -262,10 +270,10 @@ class _Run:
             shown[-1],
         )
 
-    async def stream(self, exchange: Exchange, surface: Surface[Any], *, include_usage: bool) -> None:
+    async def stream(self, exchange: Exchange, *, include_usage: bool) -> None:
         """Answer with server-sent events."""
         exchange.headers.update(self._formatter.headers(None, self._generation.timing))
-        events = exchange.open_stream(names_events=surface.names_events)
+        events = exchange.open_stream(names_events=self._formatter.names_events)
         scored, opened = self._generation.prompt_logprobs, set[int]()
         async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
             async for deltas in batches:
@@ -282,4 +290,4 @@ class _Run:
             await events.raw(usage_comment(usage.prompt_tokens, usage.completion_tokens))
         if include_usage:
             await events.send((self._formatter.usage_event(usage),))
-        await events.end(None if surface.tells_done else b"")
+        await events.end(None if self._formatter.tells_done else b"")

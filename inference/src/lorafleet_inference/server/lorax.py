@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -14,19 +14,12 @@ from lorafleet_inference.server import lorax_wire as wire
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta, Timing
 from lorafleet_inference.server.logprobs import finite
-from lorafleet_inference.server.lorax_requests import LoraxBody, LoraxRequest, parse_lorax
+from lorafleet_inference.server.lorax_requests import LoraxRequest, parse_lorax
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, Surface
 from lorafleet_inference.server.wire import Usage
 from lorafleet_inference.text.output import ShownToken
 
 MILLISECONDS: Final = 1000
-HEADERS: Final = (
-    *("x-compute-type", "x-compute-characters", "x-model-id", "x-adapter-id"),
-    *("x-prompt-tokens", "x-generated-tokens", "x-skipped-tokens", "x-total-tokens"),
-    *("x-compute-time", "x-total-time", "x-validation-time", "x-queue-time", "x-inference-time"),
-    *("x-time-per-token", "x-time-to-first-token", "x-time-per-output-token"),
-)
-"""Of answers; streams begin before counts and times are known, and have the first four only."""
 
 
 def lorax_error(error: RequestError) -> tuple[int, bytes]:
@@ -38,11 +31,7 @@ class Generate(Surface[LoraxRequest]):
     """Answers whole."""
 
     path = GENERATE
-    reads = LoraxBody
-    writes: ClassVar[Any] = wire.Generated
-    streams_as: ClassVar[type[msgspec.Struct] | None] = None
-    tells_done = False
-    answer_headers = HEADERS
+    reads = LoraxRequest
     id_prefix = "lorax"
     prompt_field = "inputs"
     model_field = "parameters.adapter_id"
@@ -86,8 +75,6 @@ class GenerateStream(Generate):
     """Answers with events."""
 
     path = GENERATE_STREAM
-    writes = None
-    streams_as = wire.StreamEvent
     streams = True
 
 
@@ -95,13 +82,13 @@ class Compatible(Generate):
     """Answers as the body says; LoRAX's own client asks here."""
 
     path = COMPATIBLE
-    writes = list[wire.Generated]
-    streams_as = wire.StreamEvent
     streams = None
     is_listed = True
 
 
 class _LoraxFormatter(Formatter):
+    tells_done = False
+
     def __init__(self, answer: Answer[LoraxRequest], base: str, *, is_listed: bool) -> None:
         self._answer = answer
         self._request = answer.request
@@ -176,8 +163,8 @@ class _LoraxFormatter(Formatter):
             "x-compute-characters": str(len(self._request.inputs)),
             "x-model-id": self._base,
         }
-        if leased.lease.key is not None:
-            own["x-adapter-id"] = leased.lease.key.name
+        if leased.lease.name is not None:
+            own["x-adapter-id"] = leased.lease.name
         if choices is None:
             return own
         return own | self._counts(choices[0].last) | _times(timing, _num_generated(choices[0].last))

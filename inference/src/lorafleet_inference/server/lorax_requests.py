@@ -8,6 +8,8 @@ from pydantic import Field, JsonValue
 
 from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
 from lorafleet_inference.server.fields import FieldPolicy, Neutral, is_same
+from lorafleet_inference.server.merged_fields import PATH as MERGED_PATH
+from lorafleet_inference.server.merged_fields import MergedAdapters
 from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.requests import (
     MAX_CHOICES,
@@ -30,7 +32,6 @@ REFUSED: Final = {
             "adapter_source", (), "load an adapter from where the client says; `adapter_id` names one that is served"
         ),
         Neutral("api_token", (), "load an adapter with the client's token; `adapter_id` names one that is served"),
-        Neutral("merged_adapters", (), "merge adapters"),
         Neutral("watermark", (False,), "mark the text as a machine's"),
         Neutral("apply_chat_template", (False,), "put the chat template around the prompt; /v1/chat/completions does"),
     )
@@ -60,6 +61,7 @@ class LoraxParameters(Strict):
     decoder_input_details: bool = False
     return_k_alternatives: Annotated[int, Field(ge=1, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
+    merged_adapters: MergedAdapters | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -86,6 +88,12 @@ class LoraxRequest(GenerationRequest):
     input_details: bool
     num_alternatives: int
     full_text: bool
+    merged: MergedAdapters | None = None
+
+    @property
+    def merge(self) -> MergedAdapters | None:
+        """`merged_adapters`."""
+        return self.merged
 
     @property
     def is_ranked(self) -> bool:
@@ -120,6 +128,8 @@ def parse_lorax(body: bytes, policy: FieldPolicy, *, base: str, stream: bool | N
         policy.meet(name, path=name)
     for name, value in parameters.others.items():
         _judge(name, value, policy)
+    for name in parameters.merged_adapters.others if parameters.merged_adapters is not None else ():
+        policy.meet(name, of="merged_adapters", path=f"{MERGED_PATH}.{name}")
     streams = given.stream if stream is None else stream
     for name, problem in _problems(parameters, streams=streams):
         raise InvalidValue(f"{name}: {problem}", param=f"parameters.{name}")
@@ -128,6 +138,8 @@ def parse_lorax(body: bytes, policy: FieldPolicy, *, base: str, stream: bool | N
 
 def _problems(parameters: LoraxParameters, *, streams: bool) -> Iterator[tuple[str, str]]:
     """Yield what parameters say of each other that cannot be."""
+    if parameters.merged_adapters is not None and parameters.adapter_id:
+        yield "merged_adapters", "one of adapter_id and merged_adapters says which adapter is meant"
     if streams and parameters.decoder_input_details:
         yield "decoder_input_details", "comes with whole answers only"
     if (parameters.best_of or 1) == 1:
@@ -182,4 +194,5 @@ def _request(given: LoraxBody, *, base: str, streams: bool) -> LoraxRequest:
         input_details=parameters.decoder_input_details,
         num_alternatives=parameters.return_k_alternatives or 0,
         full_text=parameters.return_full_text,
+        merged=parameters.merged_adapters,
     )

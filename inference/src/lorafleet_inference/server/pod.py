@@ -49,9 +49,9 @@ class Pod:
 
 def lease_headers(lease: Lease) -> dict[str, str]:
     """Return the headers that name the adapter and the revision of an answer; none for the base."""
-    if lease.key is None:
+    if lease.key is None or lease.name is None:
         return {}
-    return {HEADER_ADAPTER: lease.key.name, HEADER_REVISION: lease.key.revision}
+    return {HEADER_ADAPTER: lease.name, HEADER_REVISION: lease.key.revision}
 
 
 def answer_length(num_prompt_tokens: int, max_new_tokens: int | None, facts: ModelFacts, *, prompt_field: str) -> int:
@@ -68,8 +68,8 @@ def answer_length(num_prompt_tokens: int, max_new_tokens: int | None, facts: Mod
     if wanted > room or (max_new_tokens is None and room < 1):
         asked = "at least 1 token" if max_new_tokens is None else f"{max_new_tokens} tokens"
         raise ContextLengthExceeded(
-            f"this model's maximum context length is {facts.max_model_len} tokens; the prompt has {num_prompt_tokens}, and "
-            f"{asked} of answer were asked for",
+            f"the model's context has {facts.max_model_len} tokens; the prompt has {num_prompt_tokens}, and {asked} of "
+            f"answer were asked for",
             param=prompt_field,
         )
     return wanted

@@ -202,8 +202,7 @@ class Model(msgspec.Struct, frozen=True):
     root: str
     parent: str | None
     revision: str | None
-    max_model_len: int | None
-    """None: a gateway says it that has not heard from a pod yet."""
+    max_model_len: int
     invocation_tokens: list[int] | None = None
     """Of an activated adapter: on what tokens of a prompt it begins."""
     object: Literal["model"] = "model"

@@ -1,1 +1,0 @@
-"""The OpenAPI document of the public port, made of what reads its requests and writes its answers."""
