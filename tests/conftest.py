@@ -42,6 +42,7 @@ STARTING_PROGRAMS = [
     for name in (
         "benchmarks/test_api_process.py",
         "lorafleet_common/test_early_signals.py",
+        "lorafleet_gateway/test_clients.py",
         "lorafleet_gateway/test_life.py",
         "lorafleet_gateway/test_real_pods.py",
         "lorafleet_inference/adapters/test_sources.py",

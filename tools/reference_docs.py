@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import crd_docs
+import openapi_documents
+import surface_docs
 
 from lorafleet_contract import reason_table
 from lorafleet_contract.reasons import RETRYABLE, Reason
@@ -33,10 +35,8 @@ def metrics_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def honoured_table() -> str:
-    names = sorted({name for surface in SURFACES for name in surface.fields()})
-    rows = [[f"`{name}`", *("yes" if name in surface.fields() else "" for surface in SURFACES)] for name in names]
-    return _table(["field", *(f"`{surface.path}`" for surface in SURFACES)], rows)
+def surfaces_table() -> str:
+    return _table(*surface_docs.table())
 
 
 def passed_table() -> str:
@@ -134,7 +134,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "gateway-metrics.md": {"gateway-metrics": gateway_metrics.describe},
     "../../gateway/README.md": {"options": gateway_config.describe},
     "../../operator/README.md": {"options": operator_config.describe},
-    "api.md": {"honoured": honoured_table, "passed": passed_table, "refused": refused_table},
+    "api.md": {"surfaces": surfaces_table, "passed": passed_table, "refused": refused_table},
     "lorax.md": {"parameters": lorax_table, "refused": lorax_refused_table},
 }
 
@@ -153,6 +153,8 @@ def rendered(page: str) -> str:
 def main() -> None:
     for page in TABLES:
         (REFERENCE / page).write_text(rendered(page))
+    for path, text in openapi_documents.texts().items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

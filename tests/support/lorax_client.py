@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.client_programs import python
+
 SECONDS = 300
 
 
@@ -21,13 +20,6 @@ class Call:
     method: Literal["generate", "generate_stream"] = "generate"
     is_async: bool = False
     headers: dict[str, str] = field(default_factory=dict)
-
-
-@cache
-def python() -> Path:
-    """Make the environment, where it is not there."""
-    subprocess.run([sys.executable, ROOT / "tools" / "bootstrap.py", "clients"], check=True, timeout=SECONDS)
-    return ROOT / ".venv" / "clients" / "bin" / "python"
 
 
 def run(url: str, *calls: Call) -> list[dict[str, Any]]:

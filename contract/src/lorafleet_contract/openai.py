@@ -1,8 +1,12 @@
 """Error bodies of the OpenAI API, shared by pod and gateway."""
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
+
+OPENAPI: Final = "/openapi.json"
+"""Where pods and gateways say what they answer."""
 
 
 class ErrorCode(StrEnum):

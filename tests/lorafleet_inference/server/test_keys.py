@@ -90,11 +90,11 @@ async def test_without_a_known_key_nothing_is_answered_but_what_programs_read(
     """No key, known or not, and no hash gets into logs, answers and metrics, nor a line of somebody else's making."""
     caplog.set_level(logging.DEBUG, logger="lorafleet_inference")
     door, wrong = await opened(), new_key()
-    for path in ("/", "/health", "/ready", "/ping", "/version", "/metrics", "/v1/routes"):
+    for path in ("/", "/health", "/ready", "/ping", "/version", "/metrics", "/v1/routes", "/openapi.json"):
         assert (await door.client.get(path)).status_code == 200, path
     said = ""
     for header in ({}, {"authorization": f"Bearer {wrong}"}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"}):
-        for path in ("/v1/models", "/v1/models/base", "/info", "/nothing", "/metrics/", "/openapi.json"):
+        for path in ("/v1/models", "/v1/models/base", "/info", "/nothing", "/metrics/", "/docs"):
             answer = await door.client.get(path, headers=header)
             assert (answer.status_code, answer.headers["www-authenticate"][:6]) == (401, "Bearer"), path
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/no"):

@@ -1,5 +1,8 @@
 """The generated tables of the reference pages are those of the code."""
 
+from pathlib import Path
+
+import openapi_documents
 import pytest
 import reference_docs
 
@@ -8,6 +11,11 @@ import reference_docs
 def test_the_page_is_up_to_date(page: str) -> None:
     written = (reference_docs.REFERENCE / page).read_text()
     assert written == reference_docs.rendered(page), "run: python tools/reference_docs.py"
+
+
+@pytest.mark.parametrize("path", [openapi_documents.POD, openapi_documents.GATEWAY], ids=["pod", "gateway"])
+def test_the_openapi_documents_are_up_to_date(path: Path) -> None:
+    assert path.read_text() == openapi_documents.texts()[path], "run: python tools/reference_docs.py"
 
 
 def test_every_error_code_is_explained() -> None:

@@ -172,7 +172,7 @@ async def test_long_texts_are_refused_early_and_never_cut(text: Text, folder: Pa
     expected = reference(long)["input_ids"]
     found = await codec.encode(long, add_special_tokens=True, max_tokens=len(expected), field="prompt")
     assert list(found) == expected
-    with pytest.raises(ContextLengthExceeded, match="context has 100 tokens"):
+    with pytest.raises(ContextLengthExceeded, match="context length is 100 tokens"):
         await codec.encode(long, add_special_tokens=True, max_tokens=100, field="prompt")
 
 

@@ -9,6 +9,10 @@ from lorafleet_contract.keys import KeyEntry
 
 CONCURRENT_RETRY_SECONDS: Final = 1.0
 """When a request ends nobody knows."""
+LIMIT_HEADERS: Final = tuple(
+    f"x-ratelimit-{part}-{what}" for what in ("requests", "tokens") for part in ("limit", "remaining", "reset")
+)
+"""What tells the limits of a key, in OpenAI's form."""
 
 
 class Quota:
@@ -64,11 +68,11 @@ class Quota:
     def headers(self, now: float) -> dict[str, str]:
         """Return the limits as headers in OpenAI's form, those that there are."""
         found: dict[str, str] = {}
-        for what, bucket in (("requests", self._requests), ("tokens", self._tokens)):
+        for names, bucket in ((LIMIT_HEADERS[:3], self._requests), (LIMIT_HEADERS[3:], self._tokens)):
             if bucket is not None:
-                found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
-                found[f"x-ratelimit-remaining-{what}"] = str(max(0, math.floor(bucket.level(now))))
-                found[f"x-ratelimit-reset-{what}"] = duration(bucket.full_in_seconds(now))
+                left = max(0, math.floor(bucket.level(now)))
+                values = str(bucket.per_minute), str(left), duration(bucket.full_in_seconds(now))
+                found |= zip(names, values, strict=True)
         return found
 
     def _need(self, bucket: Bucket | None, amount: int, now: float, what: str) -> None:

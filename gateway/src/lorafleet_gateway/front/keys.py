@@ -11,6 +11,7 @@ from aiohttp import web
 from lorafleet_common.keys import errors as refusals
 from lorafleet_common.keys.guard import Caller, Guard
 from lorafleet_contract.lorax import COMPATIBLE
+from lorafleet_contract.openai import OPENAPI
 from lorafleet_gateway.errors import ModelForbidden, RateLimited, RequestError, Unauthorized
 from lorafleet_gateway.front import lorax
 from lorafleet_gateway.front.answers import error_response
@@ -18,8 +19,8 @@ from lorafleet_gateway.front.headers import AUTHORIZATION, request_id_of
 
 access = logging.getLogger("lorafleet_gateway.access")
 CLIENT_LEFT: Final = 499
-OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version"})
-"""Nobody is asked for a key there: probes have none."""
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version", OPENAPI})
+"""Nobody is asked for a key there: probes have none, and the document says how a key is sent."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 KeyedHandler = Callable[[web.BaseRequest, Caller], Awaitable[web.StreamResponse]]

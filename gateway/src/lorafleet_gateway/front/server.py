@@ -15,6 +15,7 @@ from lorafleet_common.keys.guard import Caller, Guard
 from lorafleet_common.sockets import BACKLOG
 from lorafleet_common.web_ports import LimitedProtocol, LimitedServer, Limits
 from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
+from lorafleet_contract.openai import OPENAPI
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
@@ -28,11 +29,12 @@ from lorafleet_gateway.errors import (
     RequestError,
     TooManyConnections,
 )
-from lorafleet_gateway.front.answers import error_body, error_response, json_response
+from lorafleet_gateway.front.answers import error_body, error_response, json_bytes, json_response
 from lorafleet_gateway.front.evidence import Ledger
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
 from lorafleet_gateway.front.keys import Handler, KeyedHandler, KeyGate
 from lorafleet_gateway.front.models import described
+from lorafleet_gateway.front.openapi import openapi_json
 from lorafleet_gateway.front.proxy import TOKEN_PATHS, Proxy
 from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
@@ -47,6 +49,7 @@ PROXIED_PATHS: Final = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/responses", *TOKEN_PATHS, *GENERATION_PATHS}
 )
 MODELS_PATH: Final = "/v1/models"
+MODEL_PATH: Final = f"{MODELS_PATH}/{{name}}"
 
 _REFUSALS: Final[Mapping[HTTPStatus, type[RequestError]]] = {
     HTTPStatus.REQUEST_TIMEOUT: HeadTimeout,
@@ -72,12 +75,21 @@ class FrontDoor:
             MODELS_PATH: _reads(self._models),
             "/ping": _reads(self._ping),
             "/version": _reads(self._version),
+            OPENAPI: _reads(self._openapi),
             **{path: {"POST": self._proxy.handle} for path in PROXIED_PATHS},
             COMPATIBLE: {"POST": self._proxy.handle, **_reads(self._health)},
             INFO: {"GET": self._proxy.handle},
         }
-        """Path -> method -> who answers."""
-        self._gate = KeyGate(guard or Guard(None, metrics.KEYS), self._answer)
+        """Path -> method -> who answers; beside them there is `/v1/models/{name}`."""
+        guard = guard or Guard(None, metrics.KEYS)
+        self._gate = KeyGate(guard, self._answer)
+        self._document = openapi_json(asks_for_keys=guard.asks)
+
+    @property
+    def routes(self) -> frozenset[tuple[str, str]]:
+        """Methods and paths that are answered."""
+        model = ((method, MODEL_PATH) for method in ("GET", "HEAD"))
+        return frozenset([*model, *((method, path) for path, methods in self._routes.items() for method in methods)])
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -124,6 +136,9 @@ class FrontDoor:
 
     async def _version(self, _: web.BaseRequest, __: Caller) -> web.Response:
         return json_response({"version": metadata.version("lorafleet-gateway")})
+
+    async def _openapi(self, _: web.BaseRequest, __: Caller) -> web.Response:
+        return json_bytes(self._document, status=200, headers={})
 
     async def _ready(self, _: web.BaseRequest, __: Caller) -> web.Response:
         reason = self.not_ready_reason()

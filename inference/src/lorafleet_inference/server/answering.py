@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic
+from typing import Any, Generic
 
 from starlette.responses import Response
 
@@ -132,7 +132,7 @@ class Answering(Generic[RequestT]):
             grant.reserve(run.num_prompt_tokens + len(plans) * (request.max_new_tokens or 0))
         with spending(grant, generation, run.num_prompt_tokens):
             if request.stream:
-                await run.stream(exchange, include_usage=request.include_usage)
+                await run.stream(exchange, surface, include_usage=request.include_usage)
             else:
                 await run.whole(exchange)
 
@@ -270,10 +270,10 @@ class _Run:
             shown[-1],
         )
 
-    async def stream(self, exchange: Exchange, *, include_usage: bool) -> None:
+    async def stream(self, exchange: Exchange, surface: Surface[Any], *, include_usage: bool) -> None:
         """Answer with server-sent events."""
         exchange.headers.update(self._formatter.headers(None, self._generation.timing))
-        events = exchange.open_stream(names_events=self._formatter.names_events)
+        events = exchange.open_stream(names_events=surface.names_events)
         scored, opened = self._generation.prompt_logprobs, set[int]()
         async with aclosing(self._generation.deltas(self._plans, self._outputs)) as batches:
             async for deltas in batches:
@@ -290,4 +290,4 @@ class _Run:
             await events.raw(usage_comment(usage.prompt_tokens, usage.completion_tokens))
         if include_usage:
             await events.send((self._formatter.usage_event(usage),))
-        await events.end(None if self._formatter.tells_done else b"")
+        await events.end(None if surface.tells_done else b"")

@@ -44,6 +44,8 @@ class Chat(Surface[ChatRequest]):
 
     path = "/v1/chat/completions"
     reads = ChatRequest
+    writes = ChatCompletion
+    streams_as = ChatChunk
     id_prefix = "chatcmpl"
     prompt_field = "messages"
 

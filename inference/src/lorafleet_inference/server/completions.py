@@ -26,6 +26,8 @@ class Completions(Surface[CompletionRequest]):
 
     path = "/v1/completions"
     reads = CompletionRequest
+    writes = Completion
+    streams_as = Completion
     id_prefix = "cmpl"
     prompt_field = "prompt"
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,30 @@ MAX_HEAD_BYTES = 64 << 10
 LINGER_SECONDS = 1.0
 """In which the client may read why it was refused."""
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client is told that is refused before there is a whole request."""
+
+    phrase: str
+    code: ErrorCode
+    reason: str
+    """As the metric has it."""
+    meaning: str
+
+
+REFUSALS: Mapping[int, Refusal] = {
+    408: Refusal(
+        "Request Timeout",
+        ErrorCode.INVALID_VALUE,
+        "slow",
+        "The head or the next piece of the body did not come in time.",
+    ),
+    431: Refusal("Request Header Fields Too Large", ErrorCode.INVALID_VALUE, "large", "The head is too large."),
+    503: Refusal("Service Unavailable", ErrorCode.OVERLOADED, "full", "There are too many connections."),
+}
+"""By HTTP status. They are in OpenAI's form on every path: which one is asked is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +216,12 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answer before there is a whole request, and close; not at once, since what the client sends would cut the answer."""
         self._refused = True
         self._stop_waiting_for_bytes()
-        metrics.CONNECTIONS_ENDED.of({408: "slow", 431: "large", 503: "full"}[status]).inc()
-        words = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}[status]
-        code = ErrorCode.OVERLOADED if status == 503 else ErrorCode.INVALID_VALUE
-        body = error_body(message, status=status, code=code.value)
-        head = f"HTTP/1.1 {status} {words}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        refusal = REFUSALS[status]
+        metrics.CONNECTIONS_ENDED.of(refusal.reason).inc()
+        body = error_body(message, status=status, code=refusal.code.value)
+        head = (
+            f"HTTP/1.1 {status} {refusal.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        )
         head += "retry-after: 1\r\n" if status == 503 else ""
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)

@@ -10,13 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lorafleet_common.keys import errors as refusals
 from lorafleet_common.keys.guard import Caller, Grant, Guard
 from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
+from lorafleet_contract.openai import OPENAPI
 from lorafleet_inference.errors import ModelForbidden, RateLimited, RequestError, Unauthorized
 from lorafleet_inference.server.generation import Generation
 from lorafleet_inference.server.http import ErrorShape, error_response, openai_error
 
 CLIENT_LEFT: Final = 499
-OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/v1/routes"})
-"""Nobody is asked for a key there: probes, Prometheus and gateways have none."""
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version", "/metrics", "/v1/routes", OPENAPI})
+"""Nobody is asked for a key there: probes, Prometheus and gateways have none, and the document says how a key is sent."""
 _GRANT: Final = "lorafleet.grant"
 _CALLER: Final = "lorafleet.caller"
 

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -14,12 +14,19 @@ from lorafleet_inference.server import lorax_wire as wire
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta, Timing
 from lorafleet_inference.server.logprobs import finite
-from lorafleet_inference.server.lorax_requests import LoraxRequest, parse_lorax
+from lorafleet_inference.server.lorax_requests import LoraxBody, LoraxRequest, parse_lorax
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, Surface
 from lorafleet_inference.server.wire import Usage
 from lorafleet_inference.text.output import ShownToken
 
 MILLISECONDS: Final = 1000
+HEADERS: Final = (
+    *("x-compute-type", "x-compute-characters", "x-model-id", "x-adapter-id"),
+    *("x-prompt-tokens", "x-generated-tokens", "x-skipped-tokens", "x-total-tokens"),
+    *("x-compute-time", "x-total-time", "x-validation-time", "x-queue-time", "x-inference-time"),
+    *("x-time-per-token", "x-time-to-first-token", "x-time-per-output-token"),
+)
+"""Of answers; streams begin before counts and times are known, and have the first four only."""
 
 
 def lorax_error(error: RequestError) -> tuple[int, bytes]:
@@ -31,7 +38,11 @@ class Generate(Surface[LoraxRequest]):
     """Answers whole."""
 
     path = GENERATE
-    reads = LoraxRequest
+    reads = LoraxBody
+    writes: ClassVar[Any] = wire.Generated
+    streams_as: ClassVar[type[msgspec.Struct] | None] = None
+    tells_done = False
+    answer_headers = HEADERS
     id_prefix = "lorax"
     prompt_field = "inputs"
     model_field = "parameters.adapter_id"
@@ -75,6 +86,8 @@ class GenerateStream(Generate):
     """Answers with events."""
 
     path = GENERATE_STREAM
+    writes = None
+    streams_as = wire.StreamEvent
     streams = True
 
 
@@ -82,13 +95,13 @@ class Compatible(Generate):
     """Answers as the body says; LoRAX's own client asks here."""
 
     path = COMPATIBLE
+    writes = list[wire.Generated]
+    streams_as = wire.StreamEvent
     streams = None
     is_listed = True
 
 
 class _LoraxFormatter(Formatter):
-    tells_done = False
-
     def __init__(self, answer: Answer[LoraxRequest], base: str, *, is_listed: bool) -> None:
         self._answer = answer
         self._request = answer.request

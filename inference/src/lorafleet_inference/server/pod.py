@@ -68,8 +68,8 @@ def answer_length(num_prompt_tokens: int, max_new_tokens: int | None, facts: Mod
     if wanted > room or (max_new_tokens is None and room < 1):
         asked = "at least 1 token" if max_new_tokens is None else f"{max_new_tokens} tokens"
         raise ContextLengthExceeded(
-            f"the model's context has {facts.max_model_len} tokens; the prompt has {num_prompt_tokens}, and {asked} of "
-            f"answer were asked for",
+            f"this model's maximum context length is {facts.max_model_len} tokens; the prompt has {num_prompt_tokens}, and "
+            f"{asked} of answer were asked for",
             param=prompt_field,
         )
     return wanted

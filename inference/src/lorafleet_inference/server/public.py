@@ -1,5 +1,8 @@
 """The public port: OpenAI's and LoRAX's routes, health, metrics, and the routes document for gateways."""
 
+import asyncio
+import json
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -12,7 +15,7 @@ from starlette.routing import Route
 
 from lorafleet_common.keys.guard import Caller
 from lorafleet_contract.lorax import INFO
-from lorafleet_contract.openai import ErrorCode
+from lorafleet_contract.openai import OPENAPI, ErrorCode
 from lorafleet_inference import metrics
 from lorafleet_inference.errors import InvalidValue, ModelNotFound, RequestError
 from lorafleet_inference.server.answering import Answering
@@ -26,6 +29,7 @@ from lorafleet_inference.server.lorax import Compatible, Generate, GenerateStrea
 from lorafleet_inference.server.lorax_reads import TokenizeForms, info_of
 from lorafleet_inference.server.methods import allow
 from lorafleet_inference.server.middleware import AnswerHeaders
+from lorafleet_inference.server.openapi.build import document
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.responses import Responses
 from lorafleet_inference.server.routes import routes_router
@@ -92,6 +96,10 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
         failed = pod.state.phase is Phase.FAILED
         return Response(status_code=503 if failed else 200)
 
+    @app.get(OPENAPI)
+    async def described() -> Response:
+        return Response(await asyncio.to_thread(_openapi_json, pod.guard.asks), media_type="application/json")
+
     @app.get("/version")
     async def version() -> Response:
         return json_response(Version(metadata.version("lorafleet-inference")))
@@ -129,6 +137,11 @@ def _add_reads(app: FastAPI, pod: Pod) -> None:
             if entry.id == name:
                 return json_response(entry)
         raise ModelNotFound(f"no model {name!r}", param="model")
+
+
+@cache
+def _openapi_json(asks_for_keys: bool) -> bytes:
+    return json.dumps(document(asks_for_keys=asks_for_keys)).encode()
 
 
 def _models(pod: Pod, caller: Caller) -> list[Model]:

@@ -53,6 +53,10 @@ class TextPart(Strict):
 
 UNSUPPORTED_OF_MESSAGES = frozenset({"function_call", "audio", "refusal"})
 """Fields of messages that mean something, and cannot be honoured."""
+PASSED_OF_MESSAGES = frozenset({"provider_specific_fields"})
+"""What LiteLLM adds to answers for itself, and sends back with the conversation."""
+EMPTY: tuple[JsonValue, ...] = ([], {}, "")
+"""Values with which a field that messages do not have means nothing."""
 
 
 class RequestMessage(Strict):
@@ -86,10 +90,11 @@ class RequestMessage(Strict):
                 "messages of role 'function' are not supported; 'tool' is", param=f"{where}.role"
             )
         for name, value in self.others.items():
-            if name in UNSUPPORTED_OF_MESSAGES and value not in ([], {}, ""):
+            if name in PASSED_OF_MESSAGES or value in EMPTY:
+                continue
+            if name in UNSUPPORTED_OF_MESSAGES:
                 raise UnsupportedParameter(f"{name!r} of messages is not supported", param=f"{where}.{name}")
-            if name not in UNSUPPORTED_OF_MESSAGES and value not in ([], {}, ""):
-                policy.meet(name, of="messages", path=f"{where}.{name}")
+            policy.meet(name, of="messages", path=f"{where}.{name}")
         message = {"role": "system" if self.role == "developer" else self.role, "content": self._content(where)}
         given = {name: getattr(self, name) for name in ("name", "tool_call_id", "reasoning_content")}
         message |= {name: value for name, value in given.items() if value is not None}

@@ -56,6 +56,9 @@ class Responses(Surface[AskedChat]):
 
     path = "/v1/responses"
     reads = ResponsesRequest
+    writes = Response
+    streams_as = Event
+    names_events = True
     id_prefix = "resp"
     prompt_field = "input"
 
@@ -147,8 +150,6 @@ class _Open:
 
 class _ResponseFormatter(Formatter):
     """Writes the items in the order in which the model writes them. The last event waits for the usage."""
-
-    names_events = True
 
     def __init__(self, answer: Answer[AskedChat]) -> None:
         self._answer = answer

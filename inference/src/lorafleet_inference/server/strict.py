@@ -30,15 +30,21 @@ def has_field(body: bytes, form: type[msgspec.Struct]) -> bool:
         return False  # whoever reads the body says what is wrong
 
 
-class Strict(BaseModel):
-    """A JSON object in which null means absent."""
+class NullIsAbsent(BaseModel):
+    """A JSON object in which a field that is null is not there."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+    model_config = ConfigDict(frozen=True, strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, data: Any) -> Any:
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class Strict(NullIsAbsent):
+    """One that may have other fields; whoever reads it judges them."""
+
+    model_config = ConfigDict(extra="allow")
 
     @property
     def others(self) -> dict[str, JsonValue]:

@@ -12,7 +12,7 @@ import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from lorafleet_inference.server.strict import Listed, parsed
+from lorafleet_inference.server.strict import Listed, NullIsAbsent, parsed
 
 MAX_SCHEMA_CHARS: Final = 256 << 10
 MAX_GRAMMAR_CHARS: Final = 32 << 10
@@ -31,15 +31,10 @@ _GUIDED: Final = ("guided_json", "guided_regex", "guided_choice", "guided_gramma
 Schema = dict[str, JsonValue] | bool
 
 
-class _Strict(BaseModel):
-    """Null means absent; a field that is not known is refused, since it would narrow the answer further."""
+class _Strict(NullIsAbsent):
+    """A field that is not known is refused, since it would narrow the answer further."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
 class JsonSchemaFormat(_Strict):

@@ -6,7 +6,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 from pydantic import BaseModel
@@ -113,11 +113,6 @@ class Choice:
 class Formatter(ABC):
     """Writes one answer, either whole or as events."""
 
-    names_events: ClassVar[bool] = False
-    """Whether each event of a stream begins with its type; then the last one of them ends it, else `[DONE]` does."""
-    tells_done: ClassVar[bool] = True
-    """False: its last event ends a stream although events have no names."""
-
     @abstractmethod
     def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct | list[msgspec.Struct]:
         """Return the one JSON document."""
@@ -140,7 +135,17 @@ class Surface(ABC, Generic[RequestT]):
 
     path: ClassVar[str]
     reads: ClassVar[type[BaseModel]]
-    """Its requests."""
+    """Its requests, as clients write them."""
+    writes: ClassVar[Any]
+    """The type of the document of a whole answer; None: all are streamed."""
+    streams_as: ClassVar[type[msgspec.Struct] | None]
+    """The type of the events of a stream; None: none is streamed."""
+    names_events: ClassVar[bool] = False
+    """Whether each event of a stream begins with its type; then the last one of them ends it, else `[DONE]` does."""
+    tells_done: ClassVar[bool] = True
+    """False: its last event ends a stream although events have no names."""
+    answer_headers: ClassVar[tuple[str, ...]] = ()
+    """Headers of its answers beside those that all answers have."""
     id_prefix: ClassVar[str]
     """The first part of an answer's id."""
     prompt_field: ClassVar[str]

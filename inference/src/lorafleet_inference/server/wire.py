@@ -202,7 +202,8 @@ class Model(msgspec.Struct, frozen=True):
     root: str
     parent: str | None
     revision: str | None
-    max_model_len: int
+    max_model_len: int | None
+    """None: a gateway says it that has not heard from a pod yet."""
     invocation_tokens: list[int] | None = None
     """Of an activated adapter: on what tokens of a prompt it begins."""
     object: Literal["model"] = "model"

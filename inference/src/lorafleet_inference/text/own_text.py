@@ -69,7 +69,8 @@ class OwnText:
             raise InvalidValue(f"the tokenizer of the adapter failed: {failure}", param=field) from failure
         if token_ids is None:
             raise ContextLengthExceeded(
-                f"the model's context has {max_tokens} tokens; the prompt, of {len(text)} characters, has more",
+                f"this model's maximum context length is {max_tokens} tokens; the prompt, of {len(text)} characters, "
+                f"has more",
                 param=field,
             )
         return token_ids

@@ -113,7 +113,8 @@ class Text:
         token_ids = await loop.run_in_executor(self._encoders, self._encode_long, text, add_special_tokens, max_tokens)
         if token_ids is None:
             raise ContextLengthExceeded(
-                f"the model's context has {max_tokens} tokens; the prompt, of {len(text)} characters, has more",
+                f"this model's maximum context length is {max_tokens} tokens; the prompt, of {len(text)} characters, "
+                f"has more",
                 param=field,
             )
         return token_ids

@@ -1,0 +1,240 @@
+"""LangChain and LiteLLM, unmodified, get from a pod and through the gateway what the documents of OpenAI's API promise."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from support.client_programs import Outcome, check_answered, run_cases
+from support.pod import ServedPod, serve
+from support.tiny_llama import make_adapter, make_base
+
+from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
+from lorafleet_contract.routes import Routes
+
+from .conftest import NAMESPACE, eventually, new_world
+
+pytestmark = pytest.mark.slow
+TEMPLATE = (
+    "{{ bos_token }}{% for tool in tools or [] %}{{ tool['function']['name'] }} {% endfor %}{# <tool_call>…</tool_call> #}"
+    "{% for message in messages %}<|user|>{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant:{% endif %}"
+)
+"""Knows tools; tells little of them, as the context is short."""
+LANGCHAIN = "langchain_openai.chat_models.base"
+
+
+@contextmanager
+def gateway_before(pod: ServedPod) -> Iterator[str]:
+    """Run a gateway in a thread of its own, since the clients are waited for; yield its URL."""
+    opened, enough = Future[str](), threading.Event()
+
+    async def run() -> None:
+        async with new_world() as world:
+            world.base("tiny")
+            for adapter in Routes.model_validate_json(pod.get("/v1/routes").content).adapters or ():
+                world.adapter(adapter.name, base="tiny", status={"stableRevision": adapter.revision})
+            endpoint = {"addresses": ["127.0.0.1"], "conditions": {"ready": True}}
+            endpoint["targetRef"] = {"kind": "Pod", "name": "pod", "uid": "pod"}
+            world.kube.put(
+                "endpointslices",
+                NAMESPACE,
+                "pod",
+                labels={LABEL_BASE: "tiny", LABEL_ROLE: "pods"},
+                addressType="IPv4",
+                endpoints=[endpoint],
+                ports=[{"name": "http", "port": urlsplit(pod.url).port}],
+            )
+            client = await world.open()
+            await eventually("the gateway knows the pod", lambda: world.num_reachable("tiny") == 1)
+            opened.set_result(str(client.base_url))
+            await asyncio.to_thread(enough.wait)
+
+    def main() -> None:
+        try:
+            asyncio.run(run())
+        except Exception as error:
+            if opened.done():
+                raise
+            opened.set_exception(error)
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    try:
+        yield opened.result(60)
+    finally:
+        enough.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of the pod, and of the gateway before it."""
+    folder = tmp_path_factory.mktemp("clients")
+    make_base(folder / "tiny")
+    (folder / "tiny" / "chat_template.jinja").write_text(TEMPLATE)
+    make_adapter(folder / "tiny", folder / "red", rank=4, seed=1)
+    adapters: dict[str, Path | str] = {"red": folder / "red"}
+    with serve(folder / "tiny", "--served-name=tiny", adapters=adapters) as pod, gateway_before(pod) as gateway:
+        yield {"pod": pod.url, "gateway": gateway}
+
+
+def refused(outcomes: dict[str, Outcome], expected: dict[str, tuple[str, str]]) -> None:
+    """Check that these cases, which are taken out, fail with the client's class and with what the message names."""
+    for name, (error, named) in expected.items():
+        outcome = outcomes.pop(name)
+        assert outcome.error == error, (name, outcome)
+        assert named in outcome.message, (name, outcome)
+
+
+def check_langchain(outcomes: dict[str, Outcome]) -> None:
+    refused(
+        outcomes,
+        {
+            "no_such_model": (f"{LANGCHAIN}.OpenAIModelNotFoundError", "no model 'nobody'"),
+            "too_long": (f"{LANGCHAIN}.OpenAIContextOverflowError", "maximum context length is 256"),
+            "image": (f"{LANGCHAIN}.OpenAIInvalidRequestError", "image_url"),
+            "schema_that_cannot_be_enforced": (f"{LANGCHAIN}.OpenAIInvalidRequestError", "uniqueItems"),
+            "stored": (f"{LANGCHAIN}.OpenAIInvalidRequestError", "store"),
+        },
+    )
+    answers = check_answered(outcomes)
+    plain = answers["invoke"]
+    assert plain["text"]
+    assert (plain["finish"], plain["model"], plain["usage"][1]) == ("length", "red", 12)
+    for name in ("stream", "astream", "ainvoke"):
+        assert {key: answers[name][key] for key in plain} == plain, name
+    assert answers["stream"]["is_streamed"]
+    assert answers["batch"][1] == plain
+    assert answers["invoke_base"]["model"] == "tiny"
+    assert answers["invoke_base"]["text"] != answers["batch"][0]["text"]
+    assert answers["parts"]["text"] == answers["batch"][0]["text"]
+    assert len(set(answers["several_choices"])) == 3
+    assert answers["options"]["usage"][1] == 12
+    assert answers["logprobs"] == [2] * 4
+    assert answers["stop"]["cut"] == answers["stop"]["whole"].partition(answers["stop"]["stop"])[0]
+
+    for name in sorted(answers):
+        if name.startswith(("structured_json_schema", "structured_function_calling", "responses_structured")):
+            answer = answers[name]["parsed"] if name.endswith("with_raw") else answers[name]
+            if "dict" in name or name.endswith("streamed"):
+                assert answer["mood"] in ("good", "bad"), name
+            else:
+                assert answer["city"] in ("Rome", "Oslo"), name
+                assert 1 <= answer["days"] <= 9, name
+    assert answers["structured_json_schema_with_raw"]["error"] is None
+    assert answers["structured_json_mode"] == {"city": None}
+    assert answers["structured_json_mode_of_no_schema"] == {}
+
+    for name in (
+        "tools_any",
+        "tools_named",
+        "tools_named_strict",
+        "tools_not_parallel",
+        "tools_streamed",
+        "responses_tools",
+    ):
+        (call, *more) = answers[name]["calls"]
+        assert call["id"], name
+        assert call["name"] in (("forecast", "now") if name in ("tools_any", "tools_not_parallel") else ("forecast",))
+        if call["name"] == "forecast":
+            assert call["args"]["city"] in ("Rome", "Oslo"), name
+            assert 1 <= call["args"]["days"] <= 9, name
+        assert not more or name == "tools_any"
+    assert answers["tools_streamed"]["is_streamed"]
+    assert answers["tools_named"]["calls"][0]["args"] == answers["tools_streamed"]["calls"][0]["args"]
+    assert answers["tools_auto"]["text"] != answers["tools_none"]["text"] == plain["text"]
+    assert "days of sun" in answers["tools_round"]["says"]
+    assert answers["tools_round"]["answer"]["text"]
+    assert answers["responses_tools_round"]["text"]
+
+    assert answers["completion"]["whole"] == answers["completion"]["streamed"] == answers["completion"]["many"][0]
+    assert len(answers["completion_best_of"]) == 2
+    assert answers["responses"]["text"].startswith(plain["text"])
+    assert answers["responses"]["usage"] == [plain["usage"][0], 16]
+    assert answers["responses_streamed"]["text"] == answers["responses"]["text"]
+    assert answers["responses_streamed"]["is_streamed"]
+
+
+def check_litellm(outcomes: dict[str, Outcome]) -> None:
+    refused(
+        outcomes,
+        {
+            "no_such_model": ("litellm.exceptions.NotFoundError", "no model 'nobody'"),
+            "too_long": ("litellm.exceptions.ContextWindowExceededError", "maximum context length is 256"),
+            "bad_value": ("litellm.exceptions.BadRequestError", "temperature"),
+            "unenforceable": ("litellm.exceptions.BadRequestError", "uniqueItems"),
+        },
+    )
+    answers = check_answered(outcomes)
+    plain = answers["chat"]
+    assert plain["text"]
+    assert (plain["finish"], plain["model"], plain["usage"][1]) == ("length", "red", 12)
+    assert {key: answers["stream"][key] for key in plain} == plain
+    assert answers["stream"]["is_streamed"]
+    assert answers["achat"] == plain
+    assert answers["astream"] == plain["text"]
+    assert answers["reasoning_effort"] == plain
+    assert len(set(answers["several_choices"])) == 3
+    assert answers["logprobs"] == [2] * 12
+    assert answers["stop"]["cut"] == answers["stop"]["whole"].partition(answers["stop"]["stop"])[0]
+    assert answers["options"]["usage"][1] == answers["own_fields"]["usage"][1] == 12
+    assert answers["max_completion_tokens"]["usage"][1] == 5
+    assert answers["choice"]["text"] in ("yes", "no")
+    for name in ("structured", "structured_stream"):
+        assert '"days"' in answers[name]["text"]
+        assert answers[name]["finish"] == "stop"
+    for name in ("tools_named", "tools_required", "tools_streamed"):
+        ((called, arguments),) = answers[name]["calls"]
+        assert called == "forecast"
+        assert '"city"' in arguments
+    assert answers["tools_auto"]["text"] != plain["text"]
+    assert answers["tools_round"]["text"]
+    assert answers["text"]["whole"] == answers["text"]["streamed"]
+    assert answers["responses"][0].startswith(plain["text"])
+
+
+def through_both(client: str, urls: dict[str, str], *passed: str) -> dict[str, Outcome]:
+    """Run all cases at the pod, and some through the gateway, where the same has to come of them; return the pod's outcomes."""
+    found = run_cases(client, {"pod": (urls["pod"], ()), "gateway": (urls["gateway"], passed)})
+    for name, outcome in found["gateway"].items():
+        at_pod = found["pod"][name]
+        assert (outcome.answer, outcome.error) == (at_pod.answer, at_pod.error), (name, outcome.traceback)
+    return found["pod"]
+
+
+def test_langchain(urls: dict[str, str]) -> None:
+    plain = (
+        "invoke",
+        "stream",
+        "ainvoke",
+        "astream",
+        "several_choices",
+        "completion",
+        "no_such_model",
+        "too_long",
+        "stored",
+    )
+    structured = ("structured_json_schema", "structured_function_calling", "structured_json_mode")
+    more = ("tools_streamed", "tools_round", "responses", "responses_streamed", "responses_tools")
+    check_langchain(through_both("langchain", urls, *plain, *structured, *more))
+
+
+def test_litellm(urls: dict[str, str]) -> None:
+    plain = (
+        "openai_chat",
+        "hosted_vllm_stream",
+        "openai_achat",
+        "openai_text",
+        "hosted_vllm_choice",
+        "openai_too_long",
+    )
+    more = ("openai_structured", "hosted_vllm_tools_streamed", "hosted_vllm_tools_round", "openai_responses")
+    outcomes = through_both("litellm", urls, *plain, *more, "hosted_vllm_no_such_model")
+    for prefix in ("openai_", "hosted_vllm_"):
+        own = {name.removeprefix(prefix): one for name, one in outcomes.items() if name.startswith(prefix)}
+        check_litellm(own)
