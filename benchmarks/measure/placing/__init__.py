@@ -1,0 +1,1 @@
+"""The simulation behind benchmarks/placement.py: demand, pods, policies, runs."""
