@@ -6,7 +6,8 @@ the served name of the base model. Histograms have no adapter label: a scrape ha
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -175,15 +176,46 @@ VLLM_LORA = _read(
     "running_lora_adapters",
     "waiting_lora_adapters",
 )
+VLLM_LOADED = _read(
+    "vllm:lora_adapter_loaded",
+    "gauge",
+    "1 for each adapter in memory, by the fastest level: gpu (device memory), cpu (host memory). What has requests or not makes "
+    "no difference. A revision that is not the stable one is `name@revision`.",
+    "adapter_name",
+    "level",
+    "pinned",
+    "rank",
+)
+VLLM_NUM_GPU = _read("vllm:num_gpu_loaded_lora_adapters", "gauge", "Adapters in device memory.")
+VLLM_NUM_CPU = _read(
+    "vllm:num_cpu_loaded_lora_adapters", "gauge", "Adapters in host memory, with those in device memory."
+)
 VLLM_LABEL = "model_name"
 """What `vllm:*` series have instead of `base`."""
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """A revision of an adapter that is in device or host memory."""
+
+    model: str
+    """What requests name: the served name, or `name@revision` where it is not the stable one."""
+    is_on_device: bool
+    is_pinned: bool
+    rank: int
 
 
 class EngineCollector(Collector):
     """Shows the engine's last statistics and where adapters are."""
 
-    def __init__(self, stats: Callable[[], EngineStats | None], ready: Callable[[], EngineReady | None]) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats | None],
+        ready: Callable[[], EngineReady | None],
+        in_memory: Callable[[], Iterable[InMemory]] = tuple,
+    ) -> None:
         self._stats = stats
+        self._in_memory = in_memory
         self._ready = ready
         self._tiers: dict[AdapterKey, DeviceTier] = {}
 
@@ -214,6 +246,7 @@ class EngineCollector(Collector):
         yield from _family(HOST_BYTES, ((), budgets.host_cache_bytes))
         yield from _family(VLLM_CACHE_CONFIG, ((str(budgets.kv_block_tokens), str(budgets.num_kv_blocks)), 1))
         yield from self._lora_info(budgets.max_resident_adapters, stats)
+        yield from _loaded(list(self._in_memory()))
         used = stats.num_kv_blocks_used if stats else 0
         yield from _family(VLLM_RUNNING, ((), stats.num_running if stats else 0))
         yield from _family(VLLM_WAITING, ((), stats.num_waiting if stats else 0))
@@ -230,6 +263,16 @@ class EngineCollector(Collector):
     def describe(self) -> Iterator[Metric]:
         """Yield nothing: registering must not need an engine."""
         return iter(())
+
+
+def _loaded(adapters: list[InMemory]) -> Iterator[Metric]:
+    levels = {True: "gpu", False: "cpu"}
+    series = (
+        ((one.model, levels[one.is_on_device], str(one.is_pinned).lower(), str(one.rank)), 1.0) for one in adapters
+    )
+    yield from _family(VLLM_LOADED, *series)
+    yield from _family(VLLM_NUM_GPU, ((), sum(one.is_on_device for one in adapters)))
+    yield from _family(VLLM_NUM_CPU, ((), len(adapters)))
 
 
 def _engine_families(stats: EngineStats) -> Iterator[Metric]:

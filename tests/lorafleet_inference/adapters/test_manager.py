@@ -17,6 +17,7 @@ from lorafleet_contract.admin import (
     RevisionRef,
     Tier,
 )
+from lorafleet_contract.names import revision_of
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import SourceRef
 from lorafleet_inference.adapters import bringer as bringer_module
@@ -231,6 +232,29 @@ async def test_a_revision_that_comes_back_while_it_drains_stays(make_pod: MakePo
         await pod.until_state("red", AdapterState.READY)
         assert await pod.manager.lease("red", None)
     assert not pod.engine.released
+
+
+async def test_what_is_in_memory_is_told_by_the_name_that_requests_use(make_pod: MakePod) -> None:
+    """A canary beside its stable revision has its own; what is only on disk is not in memory."""
+    pod = await make_pod(max_resident=2)
+    stable, other = await pod.entry("red"), await pod.entry("blue")
+    pod.adapter("newer", seed=7)
+    canary = CatalogueEntry(name="red", source=await pod.resolved("newer"))
+    pod.write(
+        stable.model_copy(update={"pinned": True}),
+        canary.model_copy(update={"stable": False}),
+        other.model_copy(update={"residency": Residency.ON_DEMAND}),
+    )
+    for one in (stable, canary, other):
+        await pod.until("ready", lambda one=one: told(pod, one) is AdapterState.READY)
+    revision = revision_of(canary.source.digest)
+    held = {one.model: (one.is_on_device, one.is_pinned, one.rank) for one in pod.manager.in_memory()}
+    assert held == {"red": (True, True, 4), f"red@{revision}": (True, False, 4)}
+
+
+def told(pod: Pod, entry: CatalogueEntry) -> AdapterState | None:
+    seen = pod.seen(entry.name, revision_of(entry.source.digest))
+    return seen.state if seen is not None else None
 
 
 async def test_flags_follow_without_a_gap(make_pod: MakePod) -> None:

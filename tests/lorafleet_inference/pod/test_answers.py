@@ -195,7 +195,10 @@ def test_metrics_count_what_was_answered(pod: ServedPod, client: OpenAI) -> None
     assert answer.usage is not None
     assert pod.metric(series) == before + answer.usage.completion_tokens
     assert pod.metric('lorafleet_time_to_first_token_seconds_count{base="tiny"}') > 0
-    assert 'running_lora_adapters="blue,red"' in pod.get("/metrics").text
+    text = pod.get("/metrics").text
+    assert 'running_lora_adapters="blue,red"' in text
+    for name in ("blue", "red"):
+        assert f'vllm:lora_adapter_loaded{{adapter_name="{name}",level="gpu",model_name="tiny"' in text
 
 
 def test_routes_and_probes(pod: ServedPod) -> None:

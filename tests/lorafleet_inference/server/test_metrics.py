@@ -17,7 +17,7 @@ from lorafleet_inference.engine.messages import (
     Kernels,
     ModelFacts,
 )
-from lorafleet_inference.metrics import METRICS, REGISTRY, TABLE, AdapterLabels, EngineCollector, bind_base
+from lorafleet_inference.metrics import METRICS, REGISTRY, TABLE, AdapterLabels, EngineCollector, InMemory, bind_base
 from lorafleet_inference.server.generation import Meter
 
 FACTS = ModelFacts(
@@ -102,6 +102,27 @@ def test_gateways_find_the_five_series_they_read() -> None:
     ]
     assert series["lorafleet_adapters", "base=numerals", "tier=device"] == 1
     assert series["lorafleet_adapters", "base=numerals", "tier=host"] == 1
+
+
+def test_routers_find_what_is_in_memory_by_level() -> None:
+    """As vLLM counts them: what is in device memory is in host memory too, and its level is the faster one."""
+    bind_base("numerals")
+    held = (
+        InMemory("roman", is_on_device=True, is_pinned=True, rank=8),
+        InMemory("roman@" + "c" * 12, is_on_device=True, is_pinned=False, rank=16),
+        InMemory("french", is_on_device=False, is_pinned=False, rank=64),
+    )
+    series = scrape(EngineCollector(lambda: STATS, lambda: EngineReady(FACTS, BUDGETS, BACKEND), lambda: held))
+    base = "model_name=numerals"
+    loaded = {key for key in series if key[0] == "vllm:lora_adapter_loaded"}
+    assert loaded == {
+        ("vllm:lora_adapter_loaded", "adapter_name=roman", "level=gpu", base, "pinned=true", "rank=8"),
+        ("vllm:lora_adapter_loaded", f"adapter_name=roman@{'c' * 12}", "level=gpu", base, "pinned=false", "rank=16"),
+        ("vllm:lora_adapter_loaded", "adapter_name=french", "level=cpu", base, "pinned=false", "rank=64"),
+    }
+    assert {series[key] for key in loaded} == {1}
+    assert series["vllm:num_gpu_loaded_lora_adapters", base] == 2
+    assert series["vllm:num_cpu_loaded_lora_adapters", base] == 3
 
 
 def test_a_slow_way_to_compute_steps_is_seen() -> None:

@@ -16,7 +16,9 @@ from lorafleet_contract.admin import (
     ObservedAdapter,
     Owner,
     Residency,
+    Tier,
 )
+from lorafleet_contract.names import REVISION_MARK
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.routes import RouteAdapter
 from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, SourceRef
@@ -42,6 +44,7 @@ from lorafleet_inference.errors import (
     RequestError,
     RevisionNotFound,
 )
+from lorafleet_inference.metrics import InMemory
 
 __all__ = ["AdapterManager", "Lease", "ListedModel"]
 logger = logging.getLogger(__name__)
@@ -180,6 +183,19 @@ class AdapterManager:
     def routes(self) -> list[RouteAdapter]:
         """Return the revisions that can be answered."""
         return [tracked.route() for tracked in self._bringer.tracked.values() if tracked.is_answering]
+
+    def in_memory(self) -> list[InMemory]:
+        """Return the revisions that requests can be answered with out of device or host memory."""
+        return [
+            InMemory(
+                model=one.entry.name if one.entry.stable else f"{one.entry.name}{REVISION_MARK}{one.key.revision}",
+                is_on_device=one.tier is Tier.DEVICE,
+                is_pinned=one.entry.pinned,
+                rank=one.entry.artifact.facts.rank,
+            )
+            for one in self._bringer.tracked.values()
+            if one.is_answering and one.tier in (Tier.DEVICE, Tier.HOST)
+        ]
 
     def models(self) -> list[ListedModel]:
         """Return the base and the adapters that can be asked by their names."""

@@ -89,7 +89,7 @@ async def serve(config: ServerConfig) -> int:
 
 
 async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: StopSignals) -> int:
-    collector = metrics.EngineCollector(lambda: pod.engine.stats, lambda: pod.engine.facts)
+    collector = metrics.EngineCollector(lambda: pod.engine.stats, lambda: pod.engine.facts, pod.manager.in_memory)
     metrics.REGISTRY.register(collector)
     pod.engine.subscribe(collector.observe)
     serving = [asyncio.ensure_future(server.serve(sockets=[listener])) for server, listener in servers]
