@@ -103,8 +103,17 @@ def test_what_the_operator_writes_is_read() -> None:
         pytest.param("half and half", id="words"),
     ],
 )
-def test_what_cannot_be_meant_leaves_all_to_the_stable_revision(value: Any) -> None:
+def test_what_cannot_be_meant_leaves_all_to_the_stable_revision(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """And the log says what it was, unless it is as always without a rollout."""
     assert read_traffic(value, stable=STABLE) == ()
+    if value in (None, [], entries((STABLE, 100))):
+        assert not caplog.records
+    else:
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert (
+            "cannot be read, the stable revision gets all: " in said
+            or f"stable {STABLE}, which gets all: (Share(" in said
+        )
     assert named_revisions(value) <= {STABLE, CANARY, THIRD}
 
 

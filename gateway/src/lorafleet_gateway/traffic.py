@@ -85,6 +85,6 @@ def choose(traffic: Traffic, sticky_key: str) -> str | None:
 
 
 def _waiting_time(share: Share, seed: str) -> float:
-    text = f"{share.revision}\0{seed}".encode("utf-8", "surrogateescape")
-    drawn = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+    text = f"{share.revision}\0{seed}".encode(errors="surrogateescape")
+    drawn = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
     return -math.log((drawn + 1) / (1 << 56)) / share.weight

@@ -252,7 +252,7 @@ async def test_what_is_in_memory_is_told_by_the_name_that_requests_use(make_pod:
     assert held == {"red": (True, True, 4), f"red@{revision}": (True, False, 4)}
 
 
-def told(pod: Pod, entry: CatalogueEntry) -> AdapterState | None:
+def told(pod: ManagedPod, entry: CatalogueEntry) -> AdapterState | None:
     seen = pod.seen(entry.name, revision_of(entry.source.digest))
     return seen.state if seen is not None else None
 
