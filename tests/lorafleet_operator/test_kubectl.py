@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -338,8 +339,124 @@ async def test_kubeconfig_is_found_as_kubectl_finds_it(
         await connect(None, None)
 
 
+OLD, NEW = "abcdefabcdef", "111111111111"
+TIMES = {"startTime": "2026-11-24T12:00:00Z", "lastProgressTime": "2026-11-24T12:01:00Z", "readyPods": 1}
+UNDER_WAY = ("False", "Loading", "revision 111111111111 is ready on 1 of 2 pods")
+
+
+def rolling(ready: tuple[str, str, str] = UNDER_WAY, *, stalled: bool = False, **status: Any) -> Json:
+    """French on its way to another revision."""
+    made = adapter("french", ready, **{"desiredRevision": NEW, "rollout": {"revision": NEW, **TIMES}, **status})
+    if stalled:
+        made["status"]["conditions"].append(condition("Stalled", "True", ready[1], ready[2]))
+    return made
+
+
+def by_steps(phase: str, **more: Any) -> Json:
+    counts = {"requests": 120, "faults": 6, "lost": 0, "p95Milliseconds": 230}
+    window = {"since": "2026-11-24T12:00:00Z", "until": "2026-11-24T12:05:00Z", "gateways": 2, "silentGateways": 1}
+    evidence = {
+        **window,
+        "canary": counts,
+        "stable": {"requests": 900},
+        "judgement": "Inconclusive",
+        "message": "gw-2 is silent",
+    }
+    steps = {"stepIndex": 1, "numSteps": 4, "reason": "Paused", "message": "waits for a person"}
+    return {"revision": NEW, **TIMES, "phase": phase, "evidence": evidence, **steps, **more}
+
+
 @pytest.mark.parametrize(
-    "words", [[], ["why"], ["why", "a", "b"], ["why", "a", "-A"], ["-A", "why", "a"], ["status", "-o", "yaml"], ["wye"]]
+    ("body", "stand"),
+    [
+        (adapter("french"), "Done"),
+        (rolling(), "UnderWay"),
+        (rolling(desiredRevision=None), "UnderWay"),
+        (rolling(observedGeneration=7), "Unknown"),
+        (rolling(("False", "RankTooHigh", "a: rank 128"), stalled=True), "Stalled"),
+        (adapter("french", ("False", "Suspended", "changes are not acted on: source")), "Stalled"),
+        (adapter("french", ("True", "Serving", "it answers"), spec={"suspend": True}), "Done"),
+        (rolling(rollout=by_steps("Progressing")), "UnderWay"),
+        (rolling(rollout=by_steps("Paused")), "Paused"),
+        (rolling(rollout=by_steps("RolledBack"), stalled=True), "RolledBack"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_rollout_status_says_where_it_stands(run: Any, kube: FakeKube, body: Json, stand: str) -> None:
+    kube.delete("loraadapters", "team", "french")
+    kube.put("loraadapters", body)
+    ran = await run("rollout", "status", "french", "-o", "json")
+    assert (ran.document["stand"], ran.status) == (stand, 0 if stand == "Done" else 1)
+
+
+async def test_rollout_by_steps_is_told_with_shares_and_evidence(run: Any, kube: FakeKube) -> None:
+    shares = [{"revision": OLD, "weight": 90}, {"revision": NEW, "weight": 10}]
+    digest = f"sha256:{'a' * 64}"
+    history = [{"revision": OLD, "digest": digest, "since": "2026-11-20T08:00:00Z", "result": "Promoted"}]
+    kube.put("loraadapters", rolling(rollout=by_steps("Paused"), traffic=shares, history=history))
+    lines = (await run("rollout", "status", "french")).out.splitlines()
+    assert lines[0].startswith("LoraAdapter team/french  Paused: Loading: ")
+    assert "Paused, step 2 of 4 (Paused: waits for a person)" in lines[1]
+    assert f"   90 % of requests go to {OLD}, stable" in lines
+    assert f"   10 % of requests go to {NEW}, canary" in lines
+    assert "  judged Inconclusive by 1 of 2 gateways, 12:00:00 to 12:05:00 UTC: gw-2 is silent" in lines
+    assert "    canary  120 requests, 6 faults, 0 lost, p95 230 ms to the first byte" in lines
+    assert lines[-1] == f"    {OLD}  2026-11-20 08:00:00 UTC  Promoted"
+
+
+async def test_rollout_watch_tells_each_change_and_ends_with_it(run: Any, kube: FakeKube) -> None:
+    kube.put("loraadapters", rolling())
+    steps = iter(
+        [
+            lambda: None,
+            lambda: None,  # nothing new: nothing is said
+            lambda: kube.put("loraadapters", rolling(desiredRevision=NEW, stableRevision=NEW, rollout=None)),
+        ]
+    )
+
+    def at_list(verb: str, path: str) -> None:
+        next(steps)()
+
+    kube.before = at_list
+    ran = await run("rollout", "watch", "french", "--timeout", "60")
+    assert ran.status == 0
+    assert ran.out.splitlines() == [
+        f"UnderWay: {OLD} 100 %; Loading: revision {NEW} is ready on 1 of 2 pods",
+        f"Done: {NEW} 100 %; Loading: revision {NEW} is ready on 1 of 2 pods",
+    ]
+
+
+async def test_rollout_watch_ends_in_time_and_when_the_adapter_goes(run: Any, kube: FakeKube) -> None:
+    kube.put("loraadapters", rolling())
+    ran = await run("rollout", "watch", "french", "--timeout", "0.1")
+    assert (ran.status, len(ran.out.splitlines())) == (1, 1)
+    kube.before = lambda verb, path: kube.find("loraadapters", "team", "french") and gone()
+
+    def gone() -> None:
+        if seen:
+            kube.delete("loraadapters", "team", "french")
+        seen.append(1)
+
+    seen: list[int] = []
+    ran = await run("rollout", "watch", "french")
+    assert ran.status == 3
+    assert "there is no LoraAdapter french in namespace team" in ran.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["rollout"],
+        ["rollout", "status"],
+        ["rollout", "watch", "a", "--timeout", "0"],
+        ["why"],
+        ["why", "a", "b"],
+        ["why", "a", "-A"],
+        ["-A", "why", "a"],
+        ["status", "-o", "yaml"],
+        ["wye"],
+    ],
 )
 def test_wrong_use_is_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
@@ -390,25 +507,39 @@ async def test_program_starts_without_the_operators_framework(config: Path) -> N
         "sys.exit(status or ('kopf' in sys.modules) * 9)"
     )
     paths = ":".join(str(ROOT / name / "src") for name in ("contract", "common", "operator"))
+    environment = {"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", code, str(config)],
         check=False,
         text=True,
         capture_output=True,
-        env={"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        env=environment,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "numerals" in done.stdout
+    nobody_reads, output = os.pipe()
+    os.close(nobody_reads)
+    command = [sys.executable, "-m", "lorafleet_operator.kubectl", "status", "--kubeconfig", str(config)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, check=False, text=True, stdout=output, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(output)
+    assert (done.returncode, done.stderr) == (0, "")  # who reads has left
 
 
 def test_page_has_every_command_option_and_exit_status() -> None:
     page = (ROOT / "docs" / "kubectl-lorafleet.md").read_text()
-    commands = next(action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    for name, parser in commands.choices.items():
-        assert f"kubectl lorafleet {name}" in page
+
+    def check(command: str, parser: argparse.ArgumentParser) -> None:
         for action in parser._actions:
             for option in action.option_strings:
                 assert f"`{option}`" in page or f"`{option} " in page, option
+            if isinstance(action, argparse._SubParsersAction):
+                for name, inner in action.choices.items():
+                    assert f"{command} {name}" in page
+                    check(f"{command} {name}", inner)
+
+    check("kubectl lorafleet", cli.parser())
     for status in (cli.READY, cli.NOT_READY, cli.USED_WRONGLY, cli.NO_ANSWER):
         assert f"\n| {status} | " in page

@@ -1,11 +1,11 @@
-"""`kubectl lorafleet`: the command line. Exit status: 0 yes, 1 not Ready, 2 used wrongly, 3 no answer."""
+"""`kubectl lorafleet`: the command line. Exit status: 0 yes, 1 no, 2 used wrongly, 3 no answer."""
 
 import argparse
 import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ READY: Final = 0
 NOT_READY: Final = 1
 USED_WRONGLY: Final = 2
 NO_ANSWER: Final = 3
+INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class Asked:
     context: str | None
     kubeconfig: str | None
     output: str
+    timeout_seconds: float | None
+    """Of what waits; None: as long as it takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An answer: as a document, as lines for people, and the exit status."""
+    """An answer: as a document, as lines for people, and the exit status. Of several that of the last counts."""
 
     document: Wire
     lines: Callable[[Painter], Iterable[str]]
@@ -51,17 +54,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lorafleet_operator.kubectl.commands import COMMANDS  # noqa: PLC0415  --help and bad options answer at once
 
     try:
-        told = asyncio.run(COMMANDS[asked.command](asked))
+        return asyncio.run(_run(COMMANDS[asked.command](asked), asked.output))
     except PluginError as error:
         sys.stderr.write(f"error: {error}\n")
         return NO_ANSWER
-    if asked.output == "json":
-        document = told.document.model_dump(mode="json", by_alias=True)
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    else:
-        painter = Painter(is_coloured=has_colour(sys.stdout, os.environ))
-        sys.stdout.writelines(f"{line}\n" for line in told.lines(painter))
-    return told.status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # who reads has seen enough, as with `| head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  or Python complains when it flushes at its end
+        return READY
+
+
+async def _run(answers: AsyncIterator[Told], output: str) -> int:
+    """Print each answer as it comes; return the exit status of the last."""
+    status = READY
+    painter = Painter(is_coloured=has_colour(sys.stdout, os.environ))
+    async for told in answers:
+        if output == "json":
+            document = told.document.model_dump(mode="json", by_alias=True)
+            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in told.lines(painter))
+        sys.stdout.flush()
+        status = told.status
+    return status
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -73,16 +89,18 @@ def parse(arguments: Sequence[str]) -> Asked:
     top = parser()
     parsed = top.parse_args(arguments)
     options = vars(parsed)
-    if parsed.command == "why" and options.get("all_namespaces"):
-        top.error("argument -A/--all-namespaces: why asks about one adapter")
+    command = " ".join(word for word in (parsed.command, options.get("subcommand")) if word)
+    if parsed.command in ("why", "rollout") and options.get("all_namespaces"):
+        top.error(f"argument -A/--all-namespaces: {command} asks about one adapter")
     return Asked(
-        command=parsed.command,
+        command=command,
         name=options.get("name"),
         namespace=options.get("namespace"),
         is_everywhere=options.get("all_namespaces", False),
         context=options.get("context"),
         kubeconfig=options.get("kubeconfig"),
         output=options.get("output", "text"),
+        timeout_seconds=options.get("timeout"),
     )
 
 
@@ -92,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         prog="kubectl lorafleet",
         allow_abbrev=False,
         description="What a lorafleet serves, and why something is not served.",
-        epilog="Exit status: 0 yes, 1 not Ready (why), 2 used wrongly, 3 no answer.",
+        epilog="Exit status: 0 yes, 1 not Ready (why) or not done (rollout), 2 used wrongly, 3 no answer.",
     )
     _add_options(top, has_everywhere=True)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -106,7 +124,28 @@ def parser() -> argparse.ArgumentParser:
     why = commands.add_parser("why", help=about, description=about, allow_abbrev=False)
     _add_options(why, has_everywhere=False)
     why.add_argument("name", metavar="ADAPTER", help="name of the LoraAdapter")
+    about = "how an adapter comes from one revision to the next"
+    rollout = commands.add_parser("rollout", help=about, description=about, allow_abbrev=False)
+    _add_options(rollout, has_everywhere=False)
+    subcommands = rollout.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    about = "how the rollout of what spec asks for stands"
+    status = subcommands.add_parser("status", help=about, description=about, allow_abbrev=False)
+    about = "a line for each change, until the rollout is done, given up or stalled"
+    watch = subcommands.add_parser("watch", help=about, description=about, allow_abbrev=False)
+    watch.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", default=None, help="wait so long at most [for ever]"
+    )
+    for command in (status, watch):
+        _add_options(command, has_everywhere=False)
+        command.add_argument("name", metavar="ADAPTER", help="name of the LoraAdapter")
     return top
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 def _add_options(command: argparse.ArgumentParser, *, has_everywhere: bool) -> None:

@@ -1,9 +1,12 @@
 """The commands: read what is asked for, judge it, and tell."""
 
+import asyncio
 import difflib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from lorafleet_common.paths import Json
 from lorafleet_contract.resources import AdapterResource
@@ -15,24 +18,26 @@ from lorafleet_operator.kubectl.connect import Connection, connect
 from lorafleet_operator.kubectl.errors import NoSuchAdapter, NoSuchBase, NotUnderstood
 from lorafleet_operator.kubectl.explain import explanation_of
 from lorafleet_operator.kubectl.read import Reader
+from lorafleet_operator.kubectl.rollout import ENDED, RolloutView, Stand, rollout_lines, rollout_row, rollout_view
 from lorafleet_operator.kubectl.text import status_lines, tree_lines, why_lines
 from lorafleet_operator.kubectl.views import FleetStatus, FleetTree, status_of, tree_of
 from lorafleet_operator.kubectl.why import verdict_of
 
-Command = Callable[[Asked], Coroutine[Any, Any, Told]]
-Read = Callable[[Reader, str | None, Asked], Awaitable[Told]]
+Command = Callable[[Asked], AsyncIterator[Told]]
+Read = Callable[[Reader, str | None, Asked], AsyncIterator[Told]]
+POLL_SECONDS: Final = 1.0
 
 
-async def _status(reader: Reader, namespace: str | None, _: Asked) -> Told:
+async def _status(reader: Reader, namespace: str | None, _: Asked) -> AsyncIterator[Told]:
     await reader.read(Kind.BASE, namespace)
     await reader.read(Kind.ADAPTER, namespace)
     snapshots = _snapshots(reader)
     found = status_of(snapshots, namespace)
     document = FleetStatus(bases=found.bases, adapters=found.adapters, notes=[*reader.notes, *_broken(snapshots)])
-    return Told(document, partial(status_lines, document))
+    yield Told(document, partial(status_lines, document))
 
 
-async def _tree(reader: Reader, namespace: str | None, asked: Asked) -> Told:
+async def _tree(reader: Reader, namespace: str | None, asked: Asked) -> AsyncIterator[Told]:
     await reader.read(Kind.BASE, namespace)
     if namespace is None:
         await reader.read(Kind.ADAPTER, None)
@@ -50,10 +55,10 @@ async def _tree(reader: Reader, namespace: str | None, asked: Asked) -> Told:
     if asked.name is not None:
         bases, orphans = [node for node in bases if node.base.name == asked.name], []
     document = FleetTree(bases=bases, orphans=orphans, notes=[*reader.notes, *_broken(snapshots)])
-    return Told(document, partial(tree_lines, document))
+    yield Told(document, partial(tree_lines, document))
 
 
-async def _why(reader: Reader, namespace: str | None, asked: Asked) -> Told:
+async def _why(reader: Reader, namespace: str | None, asked: Asked) -> AsyncIterator[Told]:
     assert asked.name is not None
     assert namespace is not None
     is_whole = await reader.read_widely(Kind.ADAPTER, [namespace])
@@ -75,7 +80,35 @@ async def _why(reader: Reader, namespace: str | None, asked: Asked) -> Told:
         lease_age_seconds=await reader.seconds_since_renewal(operator) if operator else None,
         notes=reader.notes,
     )
-    return Told(document, partial(why_lines, document), READY if verdict.is_ready else NOT_READY)
+    yield Told(document, partial(why_lines, document), READY if verdict.is_ready else NOT_READY)
+
+
+async def _rollout_status(reader: Reader, namespace: str | None, asked: Asked) -> AsyncIterator[Told]:
+    view = rollout_view(await _read_adapter(reader, namespace, asked))
+    yield Told(view, partial(rollout_lines, view), READY if view.stand is Stand.DONE else NOT_READY)
+
+
+async def _rollout_watch(reader: Reader, namespace: str | None, asked: Asked) -> AsyncIterator[Told]:
+    ends = time.monotonic() + asked.timeout_seconds if asked.timeout_seconds is not None else math.inf
+    shown: RolloutView | None = None
+    while True:
+        view = rollout_view(await _read_adapter(reader, namespace, asked))
+        if view != shown:
+            yield Told(view, partial(rollout_row, view), READY if view.stand is Stand.DONE else NOT_READY)
+            shown = view
+        left = ends - time.monotonic()
+        if view.stand in ENDED or left <= 0:
+            return
+        await asyncio.sleep(min(POLL_SECONDS, left))
+
+
+async def _read_adapter(reader: Reader, namespace: str | None, asked: Asked) -> AdapterResource:
+    """Return an adapter as it is now."""
+    assert asked.name is not None
+    assert namespace is not None
+    await reader.read(Kind.ADAPTER, namespace)
+    key = _base_of(reader, namespace, asked.name)
+    return _adapter(snapshot_of(reader.store, key, reader.now), namespace, asked.name)
 
 
 def _base_of(reader: Reader, namespace: str, name: str) -> BaseKey:
@@ -123,11 +156,12 @@ def _broken(snapshots: Iterable[Snapshot]) -> list[str]:
 
 
 def _of(read: Read) -> Command:
-    async def run(asked: Asked) -> Told:
+    async def run(asked: Asked) -> AsyncIterator[Told]:
         connection: Connection = await connect(asked.kubeconfig, asked.context)
         try:
             namespace = None if asked.is_everywhere else asked.namespace or connection.namespace
-            return await read(Reader(connection.api), namespace, asked)
+            async for told in read(Reader(connection.api), namespace, asked):
+                yield told
         finally:
             await connection.api.close()
 
@@ -138,4 +172,6 @@ COMMANDS: Final[dict[str, Command]] = {
     "status": _of(_status),
     "tree": _of(_tree),
     "why": _of(_why),
+    "rollout status": _of(_rollout_status),
+    "rollout watch": _of(_rollout_watch),
 }

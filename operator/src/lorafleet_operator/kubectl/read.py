@@ -32,7 +32,8 @@ class Reader:
         Raises:
             PluginError: they are not shown.
         """
-        self.store.replace(kind, await self._list(kind, namespace), known_before=frozenset(), scope=namespace)
+        known = self.store.uids(kind, namespace)
+        self.store.replace(kind, await self._list(kind, namespace), known_before=known, scope=namespace)
 
     async def read_widely(self, kind: Kind, namespaces: Iterable[str]) -> bool:
         """Take in what there is of a kind; return whether it is all there is, and not that of some namespaces only.
