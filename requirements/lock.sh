@@ -7,7 +7,7 @@ compile() {
         --no-emit-package lorafleet-contract --no-emit-package lorafleet-common --quiet "$@"
 }
 compile "$@" requirements/dev.in contract/pyproject.toml common/pyproject.toml operator/pyproject.toml gateway/pyproject.toml inference/pyproject.toml \
-    -o requirements/dev.txt
-compile inference/pyproject.toml -c requirements/dev.txt -o requirements/inference.txt
-compile operator/pyproject.toml gateway/pyproject.toml -c requirements/dev.txt -o requirements/operator.txt
+    --extra otel -o requirements/dev.txt
+compile inference/pyproject.toml --extra otel -c requirements/dev.txt -o requirements/inference.txt
+compile operator/pyproject.toml gateway/pyproject.toml --extra otel -c requirements/dev.txt -o requirements/operator.txt
 compile requirements/clients.in -o requirements/clients.txt

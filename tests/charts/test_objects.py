@@ -171,6 +171,34 @@ def test_one_stall_takes_no_gateway_out_of_its_service(plain: Rendered) -> None:
     assert (probe["failureThreshold"], probe["timeoutSeconds"]) == (3, 2)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector.observability:4318", 4318),
+        ("https://spans.example.com/otlp", 443),
+        ("http://10.0.0.1/a:9", 80),
+    ],
+)
+def test_spans_are_sent_where_they_are_asked_for(helm: Helm, plain: Rendered, endpoint: str, port: int) -> None:
+    values = {
+        "networkPolicy": {"enabled": True, "engineNamespaces": ["models"]},
+        "gateway": {"tracing": {"endpoint": endpoint}},
+    }
+    rendered = helm.render(values)
+    _, environment = started(rendered.container("gateway"))
+    assert environment == {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    assert started(plain.container("gateway"))[1] == {}
+    rules = {
+        name: [rule for rule in one["spec"]["egress"] if "to" not in rule]
+        for one in rendered.of("NetworkPolicy")
+        if (name := one["metadata"]["name"]).endswith(("-gateway", "-operator"))
+    }
+    assert {"ports": [{"port": port, "protocol": "TCP"}]} in next(v for k, v in rules.items() if k.endswith("-gateway"))
+    assert {"ports": [{"port": port, "protocol": "TCP"}]} not in next(
+        v for k, v in rules.items() if k.endswith("-operator")
+    )
+
+
 def test_keys_are_mounted_as_a_folder_and_asked_for(helm: Helm, plain: Rendered) -> None:
     """A file that is mounted by itself is never renewed."""
     extra = {"extraVolumes": [{"name": "x", "emptyDir": {}}], "extraVolumeMounts": [{"name": "x", "mountPath": "/x"}]}

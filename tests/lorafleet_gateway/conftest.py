@@ -14,6 +14,7 @@ from support.upstream_pods import REVISION, PodDouble, pod_double
 from lorafleet_common.keys.guard import Guard
 from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.sockets import bind
+from lorafleet_common.tracing import OFF, Tracing
 from lorafleet_common.web_ports import Limits
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 from lorafleet_gateway.cluster.cluster import Cluster
@@ -84,7 +85,9 @@ class World:
                 ports=[{"name": "http", "port": pod.port}],
             )
 
-    async def open(self, *, waits: bool = True, guard: Guard | None = None, **options: Any) -> httpx.AsyncClient:
+    async def open(
+        self, *, waits: bool = True, guard: Guard | None = None, tracing: Tracing = OFF, **options: Any
+    ) -> httpx.AsyncClient:
         """Open the gateway and wait until it is ready."""
         config = GatewayConfig(host="127.0.0.1", port=0, metrics_port=0, **options)
         api = KubeApi(self.kube.configuration)
@@ -99,7 +102,7 @@ class World:
         listener = self.stack.enter_context(bind(config.host, config.port, option="--port"))
         metrics_listener = self.stack.enter_context(bind(config.host, config.metrics_port, option="--metrics-port"))
         self.metrics_url = f"http://127.0.0.1:{metrics_listener.getsockname()[1]}/metrics"
-        door = self.door = FrontDoor(config, self.cluster, upstream, self.state, guard)
+        door = self.door = FrontDoor(config, self.cluster, upstream, self.state, guard, tracing=tracing)
         limits = Limits(config.max_connections, config.client_timeout_seconds)
         for handler, one in ((door.handle, listener), (Monitoring(door).handle, metrics_listener)):
             runner = await open_port(handler, one, limits)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from lorafleet_common.keys.guard import Guard
 from lorafleet_common.sockets import bind, url_of
+from lorafleet_common.tracing import OFF, Tracing
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.engine.client import EngineClient
@@ -62,9 +63,13 @@ def model_without_weights(folder: Path) -> Tokenizer:
 
 @asynccontextmanager
 async def canned_pod(
-    model: Path, *options: str, answer_memory_bytes: int = 1 << 30, guard: Guard | None = None
+    model: Path,
+    *options: str,
+    answer_memory_bytes: int = 1 << 30,
+    guard: Guard | None = None,
+    tracing: Tracing = OFF,
 ) -> AsyncIterator[CannedPod]:
-    """Serve in this event loop; `options` are those of the canned engine, `guard` asks for keys."""
+    """Serve in this event loop; `options` are those of the canned engine, `guard` asks for keys, `tracing` gets spans."""
     with tempfile.TemporaryDirectory(prefix="lorafleet-canned-") as folder:
         config = ServerConfig(
             engine=EngineConfig(model=str(model), device="cpu"),
@@ -87,6 +92,7 @@ async def canned_pod(
                 AnswerRoom(config.answer_memory_bytes),
                 readers,
                 guard or Guard(None, KEYS),
+                tracing,
             )
             await engine.wait_ready()
             await manager.start()

@@ -2,6 +2,8 @@
 
 import random
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -33,6 +35,7 @@ _NOT_FOR_PODS: Final = HOP_BY_HOP | {"host", "content-length", "expect", "author
 _NOT_FOR_CLIENTS: Final = HOP_BY_HOP | {HEADER_USAGE}
 
 Given = CIMultiDictProxy[str]
+NO_TRACE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def request_id_of(given: Given) -> str:
@@ -88,7 +91,13 @@ def answered_revision(given: Given) -> str | None:
 
 
 def for_pod(
-    given: Given, *, request_id: str, revision: str | None, with_key: bool = False, asks_usage: bool = False
+    given: Given,
+    *,
+    request_id: str,
+    revision: str | None,
+    with_key: bool = False,
+    asks_usage: bool = False,
+    trace: Mapping[str, str] = NO_TRACE,
 ) -> CIMultiDict[str]:
     """Return the headers of a request to a pod.
 
@@ -98,9 +107,11 @@ def for_pod(
         revision: the one to answer with.
         with_key: whether the pod sees the client's key.
         asks_usage: whether the pod is to tell how many tokens it used.
+        trace: the place in a trace that replaces the client's; where it is empty, the client's goes through.
     """
     headers = _through(given, _NOT_FOR_PODS)
     headers[REQUEST_ID] = request_id
+    headers.update(trace)
     if with_key and AUTHORIZATION in given:
         headers[AUTHORIZATION] = given[AUTHORIZATION]
     if asks_usage:

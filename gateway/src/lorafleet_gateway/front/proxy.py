@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from lorafleet_common.keys.guard import Caller, Grant
+from lorafleet_common.tracing import OFF, RequestTrace, Tracing
 from lorafleet_contract.evidence import ErrorClass
 from lorafleet_contract.lorax import INFO
 from lorafleet_contract.names import HEADER_POD, HEADER_REVISION, split_model
@@ -32,6 +33,7 @@ from lorafleet_gateway.front.keys import CLIENT_LEFT, as_errors
 from lorafleet_gateway.front.outcomes import Broken, Cut, ErrorEvents, Refusal, Result, result_of
 from lorafleet_gateway.front.retry import NOT_THERE, Offers
 from lorafleet_gateway.front.state import Phase, Room, State
+from lorafleet_gateway.front.tracing import begin_trace, told
 from lorafleet_gateway.front.upstream import Answer, Upstream
 from lorafleet_gateway.front.usage import Bill
 
@@ -71,6 +73,7 @@ class Exchange:
     """LoRAX's API was asked."""
     bill: Bill | None = None
     """Its tokens, where they are counted."""
+    trace: RequestTrace = field(default_factory=lambda: RequestTrace(None))
 
     def let_go(self) -> None:
         """The request is not offered again: a long answer must not keep a large body in memory."""
@@ -88,8 +91,16 @@ class Proxy:
     """Answers the routes that a pod of the model answers."""
 
     def __init__(
-        self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State, evidence: Ledger
+        self,
+        config: GatewayConfig,
+        cluster: Cluster,
+        upstream: Upstream,
+        state: State,
+        evidence: Ledger,
+        *,
+        tracing: Tracing = OFF,
     ) -> None:
+        self._tracing = tracing
         self._config = config
         self._fleet = cluster.fleet
         self._directory = cluster.directory
@@ -103,6 +114,7 @@ class Proxy:
         route = Route(Offers(self._config.max_attempts, self._config.retry_seconds))
         exchange = Exchange(request, headers.request_id_of(request.headers), time.perf_counter(), route, caller)
         exchange.is_lorax = request.path in lorax.PATHS
+        exchange.trace = begin_trace(self._tracing, request)
         try:
             response = await self._answer(exchange)
         except RequestError as error:
@@ -114,6 +126,7 @@ class Proxy:
         finally:
             _account(exchange)
             self._count(exchange)
+            _end_trace(exchange)
         if not response.prepared:
             response.headers.update(exchange.caller.limit_headers())
         return response
@@ -210,6 +223,7 @@ class Proxy:
             revision=revision,
             with_key=self._config.forward_authorization,
             asks_usage=exchange.bill is not None,
+            trace=exchange.trace.headers(),
         )
         asked = exchange.request.rel_url
         query = f"?{asked.raw_query_string}" if asked.raw_query_string else ""
@@ -376,7 +390,7 @@ def _account(exchange: Exchange) -> None:
         request, target = exchange.request, exchange.route.target
         access.log(
             level,
-            "%s %s %d %.3fs %s %s pod=%s offers=%d key=%s id=%s",
+            "%s %s %d %.3fs %s %s pod=%s offers=%d key=%s id=%s%s",
             request.method,
             request.path,
             exchange.status,
@@ -387,4 +401,26 @@ def _account(exchange: Exchange) -> None:
             exchange.route.offers.num_made,
             exchange.caller.name or "-",
             exchange.request_id,
+            exchange.trace.log_suffix,
         )
+
+
+def _end_trace(exchange: Exchange) -> None:
+    """Tell what became of a request, and of which pod."""
+    trace, route = exchange.trace, exchange.route
+    if trace.is_recorded:
+        trace.tell(
+            told(
+                {
+                    "gen_ai.request.model": route.target.name if route.target is not None else None,
+                    "lorafleet.base": route.base or None,
+                    "lorafleet.revision": exchange.answered_revision or route.revision,
+                    "lorafleet.pod": exchange.pod or None,
+                    "lorafleet.offers": route.offers.num_made,
+                    "lorafleet.first_byte_seconds": exchange.first_byte_seconds,
+                    "lorafleet.request_id": exchange.request_id,
+                }
+            )
+        )
+    failed = exchange.result if exchange.result is not Result.CLIENT_LEFT else None
+    trace.end(exchange.status, failed.value if failed is not None else None)

@@ -13,6 +13,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from lorafleet_common.keys.guard import Caller, Guard
 from lorafleet_common.sockets import BACKLOG
+from lorafleet_common.tracing import OFF, Tracing
 from lorafleet_common.web_ports import LimitedProtocol, LimitedServer, Limits
 from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
 from lorafleet_contract.openai import OPENAPI
@@ -62,13 +63,20 @@ class FrontDoor:
     """Answers every request of the port."""
 
     def __init__(
-        self, config: GatewayConfig, cluster: Cluster, upstream: Upstream, state: State, guard: Guard | None = None
+        self,
+        config: GatewayConfig,
+        cluster: Cluster,
+        upstream: Upstream,
+        state: State,
+        guard: Guard | None = None,
+        *,
+        tracing: Tracing = OFF,
     ) -> None:
-        """`guard`: who asks for keys; None: nobody does."""
+        """`guard`: who asks for keys; None: nobody does. `tracing`: where spans go."""
         self._cluster = cluster
         self._state = state
         self.evidence = Ledger()
-        self._proxy = Proxy(config, cluster, upstream, state, self.evidence)
+        self._proxy = Proxy(config, cluster, upstream, state, self.evidence, tracing=tracing)
         self._routes: dict[str, dict[str, KeyedHandler]] = {
             "/health": _reads(self._health),
             "/ready": _reads(self._ready),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from lorafleet_common.keys.guard import Guard
 from lorafleet_common.kube.client import connect
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.sockets import bind, connections_with_files
+from lorafleet_common.tracing import Tracing, open_tracing
 from lorafleet_common.web_ports import Limits
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
@@ -36,11 +38,12 @@ async def serve(config: GatewayConfig) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: the port cannot be had, or the file of keys is none.
+        ConfigError: the port cannot be had, the file of keys is none, or spans cannot be sent.
         KubeError: there is no API server to be asked.
         GatewayError: something essential ended.
     """
     guard, keys_file = open_guard(config.keys_file, metrics.KEYS, option="--keys-file")
+    tracing = open_tracing(os.environ, service="lorafleet-gateway")
     with (
         bind(config.host, config.port, option="--port") as listener,
         bind(config.host, config.metrics_port, option="--metrics-port") as metrics_listener,
@@ -54,10 +57,13 @@ async def serve(config: GatewayConfig) -> None:
             async with Fleet() as fleet:
                 cluster = Cluster(api, fleet, config.watch_namespaces)
                 with following(keys_file):
-                    await _run(config, cluster, upstream, (listener, metrics_listener), stop, guard=guard)
+                    await _run(
+                        config, cluster, upstream, (listener, metrics_listener), stop, guard=guard, tracing=tracing
+                    )
         finally:
             await upstream.close()
             await api.close()
+            await asyncio.to_thread(tracing.close)
 
 
 async def _run(
@@ -68,9 +74,10 @@ async def _run(
     stop: StopSignals,
     *,
     guard: Guard,
+    tracing: Tracing,
 ) -> None:
     state = State(max_in_flight=config.max_in_flight, max_held_bytes=config.max_held_bytes)
-    door = FrontDoor(config, cluster, upstream, state, guard)
+    door = FrontDoor(config, cluster, upstream, state, guard, tracing=tracing)
     collectors = (metrics.ClusterCollector(cluster.readings), RolloutCollector(cluster.directory, door.evidence))
     for collector in collectors:
         metrics.REGISTRY.register(collector)

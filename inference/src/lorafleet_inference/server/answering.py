@@ -27,6 +27,7 @@ from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.merging import check_parts, leasing_merge
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids, lease_headers
 from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
+from lorafleet_inference.server.spans import tell_answer, tell_request
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, RequestT, Surface, TokenIds
 from lorafleet_inference.server.wire import Usage
 from lorafleet_inference.text.output import Output
@@ -103,6 +104,7 @@ class Answering(Generic[RequestT]):
             request = await pod.readers.read(surface.parse, body)
             num_sequences = surface.num_prompts(request) * request.num_sequences
             name, _ = split_model(request.model)
+            tell_request(exchange.scope, request)
             if request.merge is not None:
                 name = MERGED
                 check_parts(exchange, request.merge)
@@ -131,10 +133,13 @@ class Answering(Generic[RequestT]):
         with as_errors():
             grant.reserve(run.num_prompt_tokens + len(plans) * (request.max_new_tokens or 0))
         with spending(grant, generation, run.num_prompt_tokens):
-            if request.stream:
-                await run.stream(exchange, surface, include_usage=request.include_usage)
-            else:
-                await run.whole(exchange)
+            try:
+                if request.stream:
+                    await run.stream(exchange, surface, include_usage=request.include_usage)
+                else:
+                    await run.whole(exchange)
+            finally:
+                tell_answer(exchange.scope, answer.id, generation, run.num_prompt_tokens)
 
     async def _plans(self, request: RequestT, prompts: Sequence[Prompt], leased: Leased) -> list[ChoicePlan]:
         field, plans = self._surface.prompt_field, list[ChoicePlan]()

@@ -7,6 +7,7 @@ not heard yet; then they are refused while running ones end; then the engine and
 import asyncio
 import hashlib
 import logging
+import os
 import socket
 import uuid
 from collections.abc import Coroutine
@@ -18,6 +19,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_common.keys.file import following, open_guard
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.sockets import bind, connections_with_files, url_of
+from lorafleet_common.tracing import open_tracing
 from lorafleet_inference import metrics
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import ServerConfig
@@ -53,6 +55,7 @@ async def serve(config: ServerConfig) -> int:
     token_hash = _token_hash(config)
     metrics.bind_base(config.served_name)
     guard, keys_file = open_guard(config.keys_file, metrics.KEYS, option="--keys-file")
+    tracing = open_tracing(os.environ, service="lorafleet-inference")
     admin_host = config.admin_host if token_hash is not None else "127.0.0.1"
     with (
         bind(config.host, config.port, option="--port") as public_socket,
@@ -74,6 +77,7 @@ async def serve(config: ServerConfig) -> int:
                 AnswerRoom(config.answer_memory_bytes),
                 readers,
                 guard,
+                tracing,
             )
             most = connections_with_files(config.max_connections)
             limits = ConnectionLimits(most, config.client_timeout_seconds)
@@ -86,6 +90,7 @@ async def serve(config: ServerConfig) -> int:
         finally:
             await engine.close()
             text.close()
+            await asyncio.to_thread(tracing.close)
 
 
 async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: StopSignals) -> int:

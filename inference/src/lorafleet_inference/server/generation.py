@@ -167,6 +167,8 @@ class Generation:
         self.timing = Timing(arrived, time.perf_counter())
         self.num_completion_tokens = 0
         self.num_cached_tokens = 0
+        self.finishes: dict[int, str] = {}
+        """How choices ended, by their index."""
         self.scores: dict[int, Score] = {}
         """By the index of the choice, where the engine told log-probabilities."""
         self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
@@ -254,6 +256,7 @@ class Generation:
                 raise EngineFailure("the engine ended this request without saying why")
         finally:
             meter.end(finish)
+            self.finishes[plan.index] = finish
 
     def _began(self, plan: ChoicePlan, event: TokenEvent, meter: Meter) -> None:
         """Take in what stands in the first event of a sequence alone."""

@@ -15,6 +15,7 @@ from lorafleet_contract.usage import HEADER_USAGE
 from lorafleet_inference.errors import RequestError
 from lorafleet_inference.metrics import ERRORS
 from lorafleet_inference.server.bodies import BodyRoom, BodyShare
+from lorafleet_inference.server.tracing import trace_of
 
 logger = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
@@ -183,6 +184,7 @@ class Exchange:
     async def fail(self, error: RequestError) -> None:
         """Answer with an error: as a status while that is possible, else as the last event of the stream."""
         if self.stream is not None and self.stream.started:
+            trace_of(self.scope).fail(error.code)
             await self.stream.end(error_event(error, self.error_shape))
         else:
             await self.respond(error_response(error, self.headers, self.error_shape))

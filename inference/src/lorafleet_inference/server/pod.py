@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorafleet_common.keys.guard import Guard
+from lorafleet_common.tracing import OFF, Tracing
 from lorafleet_contract.names import HEADER_ADAPTER, HEADER_REVISION
 from lorafleet_inference.adapters.manager import AdapterManager, Lease
 from lorafleet_inference.config import ServerConfig
@@ -33,6 +34,8 @@ class Pod:
     readers: Readers
     guard: Guard = field(default_factory=lambda: Guard(None, KEYS))
     """Who asks for keys."""
+    tracing: Tracing = OFF
+    """Where spans of requests go."""
 
     @property
     def facts(self) -> ModelFacts:

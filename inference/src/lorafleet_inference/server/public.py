@@ -72,7 +72,7 @@ def public_app(pod: Pod) -> FastAPI:
     app.include_router(routes_router(pod))
     _add_error_shapes(app)
     app.add_middleware(KeyGate, guard=pod.guard, lorax_shape=lorax_error)
-    app.add_middleware(AnswerHeaders, pod_name=pod.config.pod_name)
+    app.add_middleware(AnswerHeaders, pod_name=pod.config.pod_name, tracing=pod.tracing)
     return app
 
 
