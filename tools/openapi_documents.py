@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from lorafleet_contract.lorax import INFO
+from lorafleet_contract.names import HEADER_SESSION
 from lorafleet_gateway import errors
 from lorafleet_gateway.front.keys import OPEN_PATHS
 from lorafleet_gateway.front.openapi import FILE
 from lorafleet_gateway.front.server import MODEL_PATH, MODELS_PATH, PROXIED_PATHS
 from lorafleet_inference.server.openapi.answers import ErrorCase, case_of, cases_of
 from lorafleet_inference.server.openapi.build import build, document
-from lorafleet_inference.server.openapi.operations import OPERATIONS, Form, Operation
+from lorafleet_inference.server.openapi.operations import OPERATIONS, Form, Operation, Parameter
 
 POD: Final = Path(__file__).resolve().parents[1] / "docs" / "reference" / "openapi.json"
 GATEWAY: Final = Path(str(FILE))
@@ -28,6 +29,12 @@ OF_CONNECTIONS: Final = (errors.HeadTimeout, errors.HeadTooLarge, errors.TooMany
 """Before it is known what is asked for."""
 OF_NAMES: Final = (errors.ModelNotFound, errors.AdapterFailed, errors.AdapterLoading, errors.NoReadyPod)
 OF_NOTHING: Final = (errors.NotFound, errors.MethodNotAllowed)
+SESSION: Final = Parameter(
+    HEADER_SESSION,
+    "header",
+    {"type": "string"},
+    "a user or a conversation: while revisions share the adapter's traffic, the same value meets the same one",
+)
 PROXIED: Final = tuple(
     kind
     for kind in vars(errors).values()
@@ -55,7 +62,7 @@ def gateway_operations() -> Iterator[Operation]:
             own = replace(operation, fails=fails, errors=frozenset())
             yield from (own, replace(own, method="head"))
         elif operation.path in {*PROXIED_PATHS, INFO}:
-            yield operation
+            yield replace(operation, parameters=(*operation.parameters, SESSION)) if operation.leases else operation
 
 
 def gateway_cases(operation: Operation) -> list[ErrorCase]:

@@ -6,6 +6,7 @@ import schemathesis
 
 from lorafleet_common.keys.guard import Guard
 from lorafleet_contract.keys import KeyList
+from lorafleet_contract.names import HEADER_REVISION, HEADER_SESSION
 from lorafleet_gateway import errors, metrics
 from lorafleet_gateway.front.openapi import FILE
 
@@ -41,3 +42,13 @@ def test_it_tells_the_errors_of_its_own() -> None:
     assert own - {"405"} <= set(generation)
     assert "pod took the request" in DOCUMENT["components"]["responses"]["OpenAI504"]["description"]
     assert "422" in DOCUMENT["paths"]["/generate"]["post"]["responses"]
+
+
+def test_a_session_can_be_named_wherever_an_adapter_can() -> None:
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in item.items():
+            headers = {
+                parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "header"
+            }
+            assert (HEADER_SESSION in headers) == (HEADER_REVISION in headers), (method, path)
+    assert DOCUMENT["paths"]["/generate"]["post"]["parameters"][-1]["name"] == HEADER_SESSION

@@ -1,6 +1,7 @@
 """Who answers while revisions share an adapter's traffic: in proportion, always alike, and moved one way only."""
 
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -110,10 +111,8 @@ def test_what_cannot_be_meant_leaves_all_to_the_stable_revision(value: Any, capl
         assert not caplog.records
     else:
         (said,) = (record.getMessage() for record in caplog.records)
-        assert (
-            "cannot be read, the stable revision gets all: " in said
-            or f"stable {STABLE}, which gets all: (Share(" in said
-        )
+        assert re.search(r"gets all: (\d+ validation error|\(Share\()", said)
+        assert "cannot be read" in said or f"beside stable {STABLE}," in said
     assert named_revisions(value) <= {STABLE, CANARY, THIRD}
 
 
