@@ -14,7 +14,7 @@ from support.lorax_client import Call, run
 from support.pod import ServedPod, serve
 from support.tiny_llama import make_adapter, make_base
 
-from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
+from lorafleet_contract.names import HEADER_REVISION, HEADER_SESSION, LABEL_BASE, LABEL_ROLE
 from lorafleet_contract.routes import Routes
 
 from .conftest import NAMESPACE, World, eventually
@@ -27,7 +27,7 @@ ASKED = {"prompt": "one two three", "max_tokens": 12, "temperature": 0, "extra_b
 def pods(tmp_path: Path) -> Iterator[list[ServedPod]]:
     base = tmp_path / "tiny"
     make_base(base)
-    for seed, name in enumerate(("red", "blue"), start=1):
+    for seed, name in enumerate(("red", "blue", "newer"), start=1):
         make_adapter(base, tmp_path / name, rank=4 * seed, seed=seed)
     red, blue = {"red": tmp_path / "red"}, {"blue": tmp_path / "blue"}
     with ExitStack() as stack:
@@ -35,7 +35,9 @@ def pods(tmp_path: Path) -> Iterator[list[ServedPod]]:
             lambda: serve(
                 base, "--served-name=tiny", "--pod-name=first", "--drain-grace-seconds=1", adapters={**red, **blue}
             ),
-            lambda: serve(base, "--served-name=tiny", "--pod-name=second", adapters=red),
+            lambda: serve(
+                base, "--served-name=tiny", "--pod-name=second", adapters={**red, "blue": tmp_path / "newer"}
+            ),
         ]
         yield [stack.enter_context(made()) for made in start]
 
@@ -103,8 +105,37 @@ async def test_the_contract_as_both_sides_mean_it(world: World, pods: list[Serve
         await openai.completions.create(model="red", extra_headers={"x-lorafleet-revision": "0" * 12}, **ASKED)
     assert refused.value.code == "revision_not_found"
 
+    await a_canary_has_a_share(world, openai, first, second)
     await a_pod_ends_under_traffic(openai, first)
     await eventually("the gateway knows", lambda: world.num_reachable("tiny") == 1)
+
+
+async def a_canary_has_a_share(world: World, openai: AsyncOpenAI, first: ServedPod, second: ServedPod) -> None:
+    """Each revision is on one pod; then no pod has the canary, and pods refuse it in their own words on either API."""
+    stable, canary = (
+        next(a.revision for a in routes_of(pod).adapters or () if a.name == "blue") for pod in (first, second)
+    )
+    assert stable != canary
+    texts = {}
+    for revision, pod in ((stable, first), (canary, second)):
+        async with pod.async_openai() as direct:
+            texts[revision] = (await direct.completions.create(model="blue", **ASKED)).choices[0].text
+    assert texts[stable] != texts[canary], "the text tells the revision"
+    assert world.client is not None
+    for shown, expected in ((canary, {stable, canary}), ("0" * 12, {stable})):
+        traffic = [{"revision": stable, "weight": 50}, {"revision": shown, "weight": 50}]
+        world.adapter("blue", base="tiny", status={"stableRevision": stable, "traffic": traffic})
+        await eventually("told", lambda shown=shown: shown in world.cluster.directory.target("blue").pinnable)  # type: ignore[union-attr]
+        met = []
+        for session in range(12):
+            headers = {HEADER_SESSION: str(session)}
+            answer = await openai.completions.with_raw_response.create(model="blue", extra_headers=headers, **ASKED)
+            met.append(answer.headers[HEADER_REVISION])
+            assert answer.parse().choices[0].text == texts[met[-1]]
+            asked = {"inputs": ASKED["prompt"], "parameters": {"adapter_id": "blue", "max_new_tokens": 2}}
+            lorax = await world.client.post("/generate", json=asked, headers=headers)
+            assert (lorax.status_code, lorax.headers[HEADER_REVISION]) == (200, met[-1])
+        assert set(met) == expected
 
 
 async def lorax_client_gets_the_same(url: str, direct: AsyncOpenAI) -> None:
