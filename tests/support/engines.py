@@ -18,6 +18,7 @@ from lorafleet_inference.engine.messages import (
     AdapterStatus,
     DeviceTier,
     FromEngine,
+    Pooling,
     RegisterAdapter,
     SamplingParams,
     Submit,
@@ -106,6 +107,11 @@ class DrivenEngine:
     ) -> None:
         """As `submit`, with the whole key."""
         self.inbox.put(Submit(request_id, tuple(prompt), key, sampling))
+
+    def embed(self, request_id: str, adapter: str | None, prompt: Iterable[int], pooling: Pooling) -> None:
+        """Hand in a request for an embedding."""
+        key = None if adapter is None else key_of(adapter)
+        self.inbox.put(Submit(request_id, tuple(prompt), key, SamplingParams(max_tokens=0), pooling=pooling))
 
     def run_until_ended(self, request_ids: Iterable[str], timeout_seconds: float = 120) -> None:
         """Step until all these requests have their terminal event."""

@@ -247,6 +247,15 @@ class Reference:
         return self._scores[key]
 
     @torch.inference_mode()
+    def hidden_states(self, adapter: str | None, prompt: Sequence[int]) -> torch.Tensor:
+        """Return what the head sees of a prompt: [tokens, hidden size]."""
+        model = self._model(adapter)
+        ids = torch.tensor([list(prompt)])
+        out = model(input_ids=ids, use_cache=False, output_hidden_states=True, **_offsets(model, prompt, 0))
+        states: torch.Tensor = out.hidden_states[-1][0].float()
+        return states
+
+    @torch.inference_mode()
     def generate(self, adapter: str | None, prompt: Sequence[int], num_tokens: int) -> tuple[int, ...]:
         """Return the greedy answer; end tokens do not stop it."""
         return self.generate_scored(adapter, prompt, num_tokens)[0]

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHT_FILES = ("*.safetensors",)
-SKIPPED = ("*/*", "consolidated*")
-"""Subfolders and second copies of the weights in formats that are not loaded."""
+SKIPPED = ("[!1]*/*", "1[!_]*/*", "consolidated*")
+"""Subfolders and second copies of the weights in formats that are not loaded; `1_Pooling` says how embeddings are made."""
 
 
 def model_folder(

@@ -83,6 +83,27 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.penalises or any(len(word) > 1 for word in self.bad_words)
 
 
+class PoolingKind(StrEnum):
+    """Which hidden states of a prompt make its embedding."""
+
+    LAST = "last"
+    """That of its last token."""
+    MEAN = "mean"
+    """The mean of all."""
+    CLS = "cls"
+    """That of its first token."""
+
+
+class Pooling(msgspec.Struct, frozen=True):
+    """How the embedding of a prompt is made of the hidden states after the model's last norm."""
+
+    kind: PoolingKind = PoolingKind.LAST
+    normalize: bool = True
+    """Whether it has the length 1."""
+    dimensions: int | None = None
+    """Only so many numbers, the first ones, are told; None: all."""
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Run one sequence. An adapter must have been registered before."""
 
@@ -94,6 +115,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Among requests of the same adapter the lower goes first; between adapters it means nothing."""
     cache_salt: str = ""
     """Only requests of the same salt share the prefix cache."""
+    pooling: Pooling | None = None
+    """The embedding of the prompt is wanted, and no answer: `max_tokens` is 0."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -207,6 +230,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     tied_head: bool = False
     """Whether embedding and head have one weight."""
     experts: tuple[ExpertsFacts, ...] = ()
+    embedding_size: int = 0
+    """Numbers of an embedding."""
+    pooling: Pooling = Pooling()
+    """How the model's own files say that embeddings are made."""
     length_rope: LengthRope | None = None
     """None where rotary frequencies are the same at every length within `max_model_len`."""
 
@@ -257,7 +284,7 @@ class FinishReason(StrEnum):
     """Why a request ended."""
 
     STOP = "stop"
-    """An end token or a stop token id."""
+    """An end token or a stop token id; of an embedding, that it is there."""
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
@@ -291,6 +318,8 @@ class TokenEvent(msgspec.Struct, frozen=True):
     code: ErrorCode | None = None
     """With finish ERROR: set when the cause is the request itself, which no engine of this size could serve, or logits that
     are not finite."""
+    embedding: bytes | None = None
+    """[dimensions] float32, little endian: of the prompt; in the last event, if it was asked for."""
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found in the prefix cache; in the first event."""
     queue_seconds: float | None = None
@@ -313,6 +342,7 @@ def joined(events: Sequence[TokenEvent]) -> TokenEvent:
         error=last.error,
         reason=last.reason,
         code=last.code,
+        embedding=last.embedding,
         num_cached_tokens=first.num_cached_tokens,
         queue_seconds=first.queue_seconds,
     )

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, TokenLogprobs
+from lorafleet_inference.engine.messages import AdapterKey, Pooling, SamplingParams, TokenLogprobs
 
+Vector = npt.NDArray[np.float32]
 TokenMask = npt.NDArray[np.uint8]
 """[ceil(vocabulary / 8)]: bit i of byte j, from the lowest, says whether the token 8 * j + i may be chosen."""
 
@@ -48,6 +49,8 @@ class NewRequest(msgspec.Struct, frozen=True, gc=False):
     """Length that the rotary frequencies of all its tokens follow at least (`rope_length` of engine/rope.py)."""
     adapter_from: int = 0
     """Position of the first token that the adapter is computed for (`activation` of engine/activation.py)."""
+    pooling: Pooling | None = None
+    """The embedding of its prompt is wanted."""
 
 
 class Growth(msgspec.Struct, frozen=True, gc=False):
@@ -141,6 +144,8 @@ class StepResult:
     sampled: dict[str, Sampled] = field(default_factory=dict)
     scored: dict[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     """Likewise of items with `num_score`."""
+    pooled: dict[str, Vector] = field(default_factory=dict)
+    """[hidden size] of items whose embedding is wanted: the sum of their hidden states, or the one of the token that counts."""
     not_finite: frozenset[str] = frozenset()
     """Requests whose logits are not finite in this step: nothing that they computed in it may be used."""
     failed: dict[str, str] = field(default_factory=dict)

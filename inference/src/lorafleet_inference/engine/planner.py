@@ -238,11 +238,11 @@ class Planner:
                     prompts = [one for one in prompts if one.adapter not in had_running]
 
     def _known(self, sequence: Sequence) -> Many[int]:
-        """Return the blocks of its prefix that need not be computed again; all must be where the prompt is scored.
+        """Return the blocks of its prefix that need not be computed again; all must be where more than the KV is wanted.
 
         At least the last token is left out, because a step must compute something to give logits.
         """
-        if sequence.is_scored:
+        if sequence.needs_all_computed:
             return ()
         size = self._blocks.block_tokens
         num_full = (len(sequence.token_ids) - 1) // size

@@ -207,6 +207,8 @@ class Scheduler:
             if item.num_score:
                 # after a preemption all is computed and scored again
                 sequence.scored[item.start :] = result.scored[item.request_id]
+            if item.request_id in result.pooled:
+                sequence.pool(item.start, result.pooled[item.request_id])
             if item.samples:
                 events.append(self._append(sequence, result.sampled[item.request_id]))
         return events
@@ -270,7 +272,8 @@ class Scheduler:
     def _append(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         sampling = sequence.request.sampling
         if sampling.max_tokens == 0:
-            return self._end(sequence, FinishReason.LENGTH)
+            wants_embedding = sequence.request.pooling is not None
+            return self._end(sequence, FinishReason.STOP if wants_embedding else FinishReason.LENGTH)
         token_id = sampled.token_id
         is_end = not sampling.ignore_eos and (token_id in self._eos or token_id in sampling.eos_token_ids)
         if is_end or token_id in sampling.stop_token_ids:

@@ -8,8 +8,9 @@ from typing import Protocol
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash, activated, chain_seed, next_hash
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, Submit, TokenEvent, TokenLogprobs
-from lorafleet_inference.engine.plan import NewRequest, Sampled, StepItem
+from lorafleet_inference.engine.messages import AdapterKey, FinishReason, PoolingKind, Submit, TokenEvent, TokenLogprobs
+from lorafleet_inference.engine.plan import NewRequest, Sampled, StepItem, Vector
+from lorafleet_inference.engine.pooling import embedding_of
 
 
 class Form(Protocol):
@@ -55,6 +56,8 @@ class Sequence:
     """Prompt tokens found in the prefix cache when it first ran; None before."""
     scored: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens, where the request asks for them."""
+    pooled: Vector | None = None
+    """What the hidden states so far are for its embedding, where that is asked for."""
     spoke: bool = False
     """Whether an event was made."""
     request_id: str = field(init=False)
@@ -81,6 +84,12 @@ class Sequence:
     def is_scored(self) -> bool:
         """Whether the prompt's log-probabilities are wanted and not all there yet."""
         return self.request.sampling.prompt_logprobs is not None and not self.spoke
+
+    @property
+    def needs_all_computed(self) -> bool:
+        """Whether no token of the prompt may be taken from the prefix cache, which has their KV and nothing else."""
+        pooling = self.request.pooling
+        return self.is_scored or (pooling is not None and pooling.kind is not PoolingKind.LAST)
 
     @property
     def continues_answer(self) -> bool:
@@ -115,6 +124,21 @@ class Sequence:
             self.request_id, start, num_tokens, last, num_score, last and num_tokens == 1 and num_all > num_prompt
         )
 
+    def pool(self, start: int, vector: Vector) -> None:
+        """Take in what a step gives to its embedding; `start`: its first token there. From position 0 on all begins anew."""
+        pooling = self.request.pooling
+        assert pooling is not None, "nobody asked for it"
+        if pooling.kind is PoolingKind.MEAN and start and self.pooled is not None:
+            vector = self.pooled + vector
+        self.pooled = vector
+
+    def embedding(self) -> bytes | None:
+        """Return its embedding as it is told; None where none was asked for."""
+        pooling = self.request.pooling
+        if pooling is None or self.pooled is None:
+            return None
+        return embedding_of(self.pooled, pooling, len(self.request.prompt_token_ids))
+
     def new(self) -> NewRequest:
         """Return what the steps need of it from now on."""
         request = self.request
@@ -127,6 +151,7 @@ class Sequence:
             tuple(self.blocks),
             self.rope_length,
             self.adapter_from,
+            request.pooling,
         )
 
     def event(
@@ -153,6 +178,7 @@ class Sequence:
             error=error,
             reason=reason,
             code=code,
+            embedding=self.embedding() if finish is FinishReason.STOP else None,
             num_cached_tokens=num_cached,
         )
 

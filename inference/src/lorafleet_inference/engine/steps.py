@@ -172,6 +172,7 @@ class Steps:
             result = StepResult(
                 result.sampled | alone.sampled,
                 result.scored | alone.scored,
+                result.pooled | alone.pooled,
                 result.not_finite | alone.not_finite,
                 result.failed | alone.failed,
             )

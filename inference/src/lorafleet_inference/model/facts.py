@@ -38,6 +38,7 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         whole_modules=tuple(_whole_modules(model)),
         tied_head=_is_tied(model),
         experts=tuple(_experts(model)),
+        embedding_size=_embedding_size(model),
         length_rope=rope if rope is not None and served > rope.limit else None,
     )
 
@@ -81,6 +82,12 @@ def _side_modules(model: PreTrainedModel) -> list[ModuleFacts]:
             num_experts, hidden = module.get_parameter("weight").shape
             found.append(ModuleFacts(name, ModuleKind.ROUTER, hidden, num_experts))
     return found
+
+
+def _embedding_size(model: PreTrainedModel) -> int:
+    """Return the width of the hidden states that the head sees; a model may narrow them before it."""
+    head = model.get_output_embeddings()
+    return int(head.in_features if isinstance(head, torch.nn.Linear) else model.config.get_text_config().hidden_size)
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

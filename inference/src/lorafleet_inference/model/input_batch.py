@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
-from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
+from lorafleet_inference.engine.messages import AdapterKey, Pooling, SamplingParams
 from lorafleet_inference.engine.plan import Growth, NewRequest, StepItem, StepPlan, StepResult
 from lorafleet_inference.model.batch import FlatBatch, HostBatch, Segment
 from lorafleet_inference.model.occurrences import Occurrences
@@ -36,6 +36,8 @@ class Row:
     """Tokens in `InputBatch.token_ids`."""
     occurrences: Occurrences | None
     """Of its tokens, where choosing the next one needs them."""
+    pooling: Pooling | None = None
+    """The embedding of its prompt is wanted."""
 
 
 class InputBatch:
@@ -172,7 +174,9 @@ class InputBatch:
         self._adapter_froms[index] = new.adapter_from
         self._rope_lengths[index] = new.rope_length
         occurrences = Occurrences(new.token_ids, new.num_prompt) if new.sampling.penalises else None
-        self._rows[new.request_id] = Row(index, new.adapter, new.sampling, new.num_prompt, num_known, occurrences)
+        self._rows[new.request_id] = Row(
+            index, new.adapter, new.sampling, new.num_prompt, num_known, occurrences, new.pooling
+        )
 
     def _remove(self, request_id: str) -> None:
         row = self._rows.pop(request_id, None)

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from lorafleet_inference.model.base_files import (
 )
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
+from lorafleet_inference.model.pooling import pooling_of
 from lorafleet_inference.model.rope import LengthRopes
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
     _check_finite(model)
     if config.cpu_kernels and device.type == "cpu" and can_pack():
         pack_linears(model)
-    return check_model(model.eval(), max_model_len=config.max_model_len)
+    loaded = check_model(model.eval(), max_model_len=config.max_model_len)
+    return replace(loaded, facts=msgspec.structs.replace(loaded.facts, pooling=pooling_of(folder)))
 
 
 def _read(folder: Path, config: PreTrainedConfig, *, dtype: Any, device: torch.device) -> PreTrainedModel:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.plan import InFlight, Sampled, SamplingState, StepItem, StepResult
 from lorafleet_inference.model.input_batch import InputBatch
+from lorafleet_inference.model.pooling import Pooled
 from lorafleet_inference.model.sampler import Choice, Draw, Scores, choose, finite_rows, scores_of
 from lorafleet_inference.model.transfer import HostCopies, on_device
 
@@ -33,6 +35,7 @@ class Outcome:
     are_finite: torch.Tensor | None
     """[others] bool"""
     scored: Sequence[Scored]
+    pooled: Pooled | None
     copies: HostCopies
 
     def read(self) -> StepResult:
@@ -54,9 +57,14 @@ class Outcome:
             for one in self.scored
             if one.item.request_id not in not_finite
         }
+        pooled = (
+            {} if self.pooled is None else dict(zip(self.pooled.request_ids, self.pooled.vectors.numpy(), strict=True))
+        )
+        not_finite.update(name for name, vector in pooled.items() if not np.isfinite(vector).all())
         for request_id in not_finite:
             sampled.pop(request_id, None)
-        return StepResult(sampled, scored, frozenset(not_finite))
+            pooled.pop(request_id, None)
+        return StepResult(sampled, scored, pooled, frozenset(not_finite))
 
 
 class Computing(InFlight):
@@ -68,18 +76,27 @@ class Computing(InFlight):
         logits: torch.Tensor,
         batch: InputBatch,
         eos_token_ids: Sequence[int],
+        *,
         num_outputs: Sequence[int] | None = None,
+        pooled: Pooled | None = None,
     ) -> None:
         """The arguments are those of `outcome_of`."""
         self._items, self._rows, self._batch = items, batch.rows(items), batch
         self._logits, self._eos_token_ids, self._num_outputs = logits, eos_token_ids, num_outputs
+        self._pooled = pooled
         self._outcome: Outcome | None = None
 
     @torch.inference_mode()
     def choose(self, state: SamplingState) -> None:
         """Have tokens chosen, before another step is submitted: the logits may be overwritten by it."""
         self._outcome = outcome_of(
-            self._items, self._logits, self._batch, state, self._eos_token_ids, num_outputs=self._num_outputs
+            self._items,
+            self._logits,
+            self._batch,
+            state,
+            self._eos_token_ids,
+            num_outputs=self._num_outputs,
+            pooled=self._pooled,
         )
 
     def collect(self) -> StepResult:
@@ -98,10 +115,12 @@ def outcome_of(
     eos_token_ids: Sequence[int],
     *,
     num_outputs: Sequence[int] | None = None,
+    pooled: Pooled | None = None,
 ) -> Outcome:
     """Choose tokens and score prompts. logits [rows, vocabulary]: of each item one for each that it scores, then its last.
 
-    `num_outputs`: of each item, how many tokens there are for it, where that is not the same for all.
+    `num_outputs`: of each item, how many tokens there are for it, where that is not the same for all. `pooled`: what the step
+    gives to embeddings.
     """
     widths = dict(zip([item.request_id for item in items], num_outputs or [], strict=False))
     copies = HostCopies()
@@ -124,8 +143,11 @@ def outcome_of(
         chosen = choose(_some(logits, choosing), draws, eos_token_ids)
         rows.note([item for _, item in choosing], chosen)
         choice = chosen.map(copies.take)
+    if pooled is not None:
+        pooled = Pooled(pooled.request_ids, copies.take(pooled.vectors))
     copies.send(logits.device)
-    return Outcome([item for _, item in choosing], choice, [item for _, item in others], are_finite, scored, copies)
+    kept = [item for _, item in others]
+    return Outcome([item for _, item in choosing], choice, kept, are_finite, scored, pooled, copies)
 
 
 def _some(logits: torch.Tensor, places: Sequence[tuple[int, StepItem]]) -> torch.Tensor:

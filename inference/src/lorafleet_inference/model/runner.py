@@ -28,6 +28,7 @@ from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
+from lorafleet_inference.model.pooling import HiddenStates, pool
 from lorafleet_inference.model.results import Computing
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
@@ -76,6 +77,7 @@ class ModelRunner:
             loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels, triton=self._triton
         )
         self._extras = ExtrasBank(loaded.model)
+        self._hidden = HiddenStates(loaded.model)
         self._ropes = loaded.ropes
         self._num_outputs = next(
             (one.out_features for one in loaded.facts.side_modules if one.kind is ModuleKind.LINEAR), None
@@ -126,12 +128,18 @@ class ModelRunner:
         """Have a step computed, on a CPU before this returns."""
         self._rows.apply(plan)
         host = self._rows.gather(plan.items)
-        logits = self._replayed(host)
+        rows = self._rows.rows(host.items)
+        pools = any(row.pooling is not None for row in rows)
+        self._hidden.want(pools)
+        logits = None if pools else self._replayed(host)
         base = self._num_outputs or (0 if logits is None else logits.shape[-1])
         if logits is None:
             logits, base = self._forward(host)
+        pooled = pool(self._hidden.take(), host, rows) if pools else None
         num_outputs = [self._extras.num_outputs(adapter, base) for adapter in host.adapters]
-        return Computing(host.items, logits, self._rows, self.facts.eos_token_ids, num_outputs)
+        return Computing(
+            host.items, logits, self._rows, self.facts.eos_token_ids, num_outputs=num_outputs, pooled=pooled
+        )
 
     def compute(self, plan: StepPlan) -> StepResult:
         """Compute a step, and wait for it."""
