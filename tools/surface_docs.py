@@ -6,6 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from lorafleet_contract.lorax import COMPATIBLE, GENERATE_STREAM
+from lorafleet_inference.server.embeddings import EmbedBody, EmbedParameters
 from lorafleet_inference.server.lorax_requests import LoraxBody, LoraxParameters
 from lorafleet_inference.server.openapi.build import document
 from lorafleet_inference.server.openapi.operations import OPERATIONS, Operation
@@ -45,7 +46,7 @@ def _fields(operation: Operation, schemas: Json) -> dict[str, str]:
 
 def _inner(kind: type[BaseModel]) -> tuple[type[BaseModel], ...]:
     """LoRAX's bodies have most fields one level below."""
-    return (LoraxParameters,) if kind is LoraxBody else ()
+    return {LoraxBody: (LoraxParameters,), EmbedBody: (EmbedParameters,)}.get(kind, ())
 
 
 def _said(schema: Json, *, is_honoured: bool) -> str:

@@ -9,7 +9,7 @@ from support.upstream_pods import REVISION, PodDouble, refusing_in_lorax, stream
 
 from .conftest import World, eventually
 
-PATHS = ("/", "/generate", "/generate_stream")
+PATHS = ("/", "/generate", "/generate_stream", "/embed")
 
 
 async def two_pods(world: World) -> tuple[PodDouble, PodDouble]:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ BUDGETS = EngineBudgets(
     total_rank_pages=1,
     host_cache_bytes=1,
 )
+EMBEDDED, EMBEDDING_SIZE = 0.5, 8
 LOGPROB = -0.5
 
 
@@ -70,6 +72,7 @@ def facts_of(model: Path) -> ModelFacts:
         device="cpu",
         eos_token_ids=(),
         modules=(),
+        embedding_size=config.get("hidden_size", EMBEDDING_SIZE),
     )
 
 
@@ -81,7 +84,10 @@ class Run:
     num_tokens: int = 0
 
     def event(self) -> TokenEvent:
-        """Return its next token."""
+        """Return its next token, or an embedding of as many numbers as are asked for."""
+        if self.submit.pooling is not None:
+            numbers = array("f", [EMBEDDED] * (self.submit.pooling.dimensions or 1))
+            return TokenEvent(self.submit.request_id, finish=FinishReason.STOP, embedding=numbers.tobytes())
         sampling, prompt = self.submit.sampling, self.submit.prompt_token_ids
         token_id = prompt[self.num_tokens % len(prompt)]
         first = self.num_tokens == 0

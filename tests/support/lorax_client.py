@@ -17,7 +17,7 @@ class Call:
 
     prompt: str
     fields: dict[str, Any] = field(default_factory=dict)
-    method: Literal["generate", "generate_stream"] = "generate"
+    method: Literal["generate", "generate_stream", "embed"] = "generate"
     is_async: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 

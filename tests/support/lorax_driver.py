@@ -23,7 +23,7 @@ def fields_of(call: dict[str, Any]) -> dict[str, Any]:
 def called(url: str, call: dict[str, Any]) -> Any:
     client = Client(url, headers=call["headers"], timeout=60)
     answer = getattr(client, call["method"])(call["prompt"], **fields_of(call))
-    return told(answer) if call["method"] == "generate" else [told(event) for event in answer]
+    return told(answer) if call["method"] in ("generate", "embed") else [told(event) for event in answer]
 
 
 async def called_async(url: str, call: dict[str, Any]) -> Any:

@@ -180,7 +180,7 @@ async def pod_double(name: str) -> AsyncIterator[PodDouble]:
     pod = PodDouble(name)
     app = web.Application(client_max_size=1 << 26)
     app.router.add_get("/v1/routes", pod.routes)
-    for path in ("/v1/{path:.*}", "/tokenize", "/detokenize", "/", "/generate", "/generate_stream"):
+    for path in ("/v1/{path:.*}", "/tokenize", "/detokenize", "/", "/generate", "/generate_stream", "/embed"):
         app.router.add_post(path, pod.generate)
     app.router.add_get("/info", pod.generate)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)

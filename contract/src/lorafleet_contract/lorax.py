@@ -10,8 +10,9 @@ GENERATE: Final = "/generate"
 GENERATE_STREAM: Final = "/generate_stream"
 COMPATIBLE: Final = "/"
 """Whole or streamed, as the body says."""
+EMBED: Final = "/embed"
 INFO: Final = "/info"
-GENERATION_PATHS: Final = frozenset({COMPATIBLE, GENERATE, GENERATE_STREAM})
+ADAPTER_PATHS: Final = frozenset({COMPATIBLE, GENERATE, GENERATE_STREAM, EMBED})
 """Their bodies have `inputs`, and the adapter in `parameters.adapter_id`."""
 
 MERGED: Final = "_merged"

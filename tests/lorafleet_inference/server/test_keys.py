@@ -165,6 +165,9 @@ async def test_each_route_that_takes_a_name_is_held_to_it(opened: Callable[..., 
         ("/", {"inputs": "x", "stream": True}),
         ("/generate", {"inputs": "x"}),
         ("/generate_stream", {"inputs": "x", "parameters": {"adapter_id": "german"}}),
+        ("/v1/embeddings", {"model": "base", "input": "x"}),
+        ("/embed", {"inputs": "x"}),
+        ("/embed", {"inputs": "x", "parameters": {"adapter_id": "german"}}),
     ):
         assert (await door.ask(path, **body)).status_code == 403, (path, body)
     answer = await door.client.get("/info", headers=ASKS)
@@ -189,6 +192,8 @@ async def test_tokens_are_those_that_were_used(opened: Callable[..., Any]) -> No
         ("/v1/completions", {"model": "base", "prompt": "one two", "max_tokens": 5, "n": 3}, num + 15),
         ("/v1/completions", {"model": "base", "prompt": ["one two"] * 2, "max_tokens": 5}, 2 * (num + 5)),
         ("/generate", {"inputs": "one two", "parameters": {"max_new_tokens": 5}}, num + 5),
+        ("/v1/embeddings", {"model": "base", "input": ["one two"] * 3}, 3 * num),
+        ("/embed", {"inputs": "one two"}, num),
         ("/v1/completions", {"model": "base", "prompt": "one two", "max_tokens": -1}, 0),
         ("/tokenize", {"model": "base", "prompt": "one two"}, 0),
     ):
@@ -211,6 +216,8 @@ async def test_tokens_that_are_not_there_are_refused_until_they_are(opened: Call
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     refused = await door.ask("/generate", inputs="x", parameters={"max_new_tokens": 400})
     assert (refused.status_code, refused.json()["error_type"]) == (429, "overloaded")
+    refused = await door.ask("/v1/embeddings", model="base", input=["x"] * 400)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     door.clock[0] += int(refused.headers["retry-after"])
     assert (await door.ask(model="base", prompt="x", max_tokens=400)).status_code == 200
 

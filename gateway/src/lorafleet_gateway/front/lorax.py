@@ -6,12 +6,12 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorafleet_common.keys.guard import Caller
-from lorafleet_contract.lorax import GENERATION_PATHS, INFO, MAX_MERGED
+from lorafleet_contract.lorax import ADAPTER_PATHS, INFO, MAX_MERGED
 from lorafleet_gateway.errors import InvalidRequest, ModelForbidden, NoReadyPod
 from lorafleet_gateway.front.body import read_model
 
 TOKENIZE: Final = "/tokenize"
-PATHS: Final = GENERATION_PATHS | {INFO}
+PATHS: Final = ADAPTER_PATHS | {INFO}
 ADAPTER_FIELD: Final = "parameters.adapter_id"
 MERGED_FIELD: Final = "parameters.merged_adapters"
 MERGED_IDS: Final = f"{MERGED_FIELD}.ids"
@@ -59,7 +59,7 @@ def adapters_of(path: str, body: bytes | bytearray) -> str | tuple[str, ...] | N
     Raises:
         InvalidRequest: the body cannot be read, or names both.
     """
-    if path not in GENERATION_PATHS:
+    if path not in ADAPTER_PATHS:
         return None
     parameters = read_model(_Generation, body).parameters
     if parameters is None:

@@ -15,7 +15,7 @@ from lorafleet_common.keys.guard import Caller, Guard
 from lorafleet_common.sockets import BACKLOG
 from lorafleet_common.tracing import OFF, Tracing
 from lorafleet_common.web_ports import LimitedProtocol, LimitedServer, Limits
-from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
+from lorafleet_contract.lorax import ADAPTER_PATHS, COMPATIBLE, INFO
 from lorafleet_contract.openai import OPENAPI
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
@@ -47,7 +47,7 @@ MAX_MESSAGE: Final = 300
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than what proxies and clients keep idle connections, so that it is not us who closes one in use."""
 PROXIED_PATHS: Final = frozenset(
-    {"/v1/chat/completions", "/v1/completions", "/v1/responses", *TOKEN_PATHS, *GENERATION_PATHS}
+    {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", *TOKEN_PATHS, *ADAPTER_PATHS}
 )
 MODELS_PATH: Final = "/v1/models"
 MODEL_PATH: Final = f"{MODELS_PATH}/{{name}}"

@@ -27,8 +27,10 @@ class Admission:
         """Sequences that wait."""
         return self._num_of.total()
 
-    def enter(self, model: str, num_sequences: int) -> "Waiting":
+    def enter(self, model: str, num_sequences: int, *, field: str = "n") -> "Waiting":
         """Count the sequences of a request as waiting; the result is a context around all of the request.
+
+        `field` of the request says how many they are.
 
         Raises:
             InvalidValue: more than may ever wait at the same time.
@@ -37,7 +39,7 @@ class Admission:
         if num_sequences > self._max_waiting:
             raise InvalidValue(
                 f"the request has {num_sequences} sequences and this server takes {self._max_waiting} at a time",
-                param="n",
+                param=field,
             )
         num_all, num_own = self.num_waiting, self._num_of[model]
         share = self._max_waiting // len({*self._num_of, model})

@@ -12,14 +12,18 @@ LOGPROB_BYTES = 320
 """Upper estimates of what a token, and each log-probability told with it, takes until it is sent."""
 
 
+EMBEDDING_FACTOR = 20
+"""So many times its size an embedding takes while it is written as numbers."""
+
+
 def bytes_of(event: TokenEvent) -> int:
     """Return about how much memory the tokens of an event take until they are sent."""
     return len(event.token_ids) * TOKEN_BYTES + _bytes_of(event.logprobs)
 
 
 def bytes_of_prompt(event: TokenEvent) -> int:
-    """Return about how much the log-probabilities of the prompt take."""
-    return _bytes_of(event.prompt_logprobs)
+    """Return about how much the log-probabilities of the prompt take, or its embedding."""
+    return _bytes_of(event.prompt_logprobs) + len(event.embedding or b"") * EMBEDDING_FACTOR
 
 
 def _bytes_of(logprobs: tuple[TokenLogprobs, ...] | None) -> int:

@@ -14,6 +14,7 @@ from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     FinishReason,
+    Pooling,
     SamplingParams,
     Submit,
     TokenEvent,
@@ -50,6 +51,8 @@ class ChoicePlan:
     cache_salt: str = ""
     new_prompt: bool = True
     """False for further choices of the same prompt, whose cached tokens are no saving of the client's."""
+    pooling: Pooling | None = None
+    """Where the embedding of the prompt is wanted, and no answer."""
     form_field: str | None = None
     """The field that asks for a form of the answer, which the engine may have to refuse."""
 
@@ -173,6 +176,8 @@ class Generation:
         """By the index of the choice, where the engine told log-probabilities."""
         self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
         """By the index of the first choice of each prompt, where they were asked for."""
+        self.embeddings: dict[int, bytes] = {}
+        """By the index of the choice, likewise: [dimensions] float32."""
 
     def sent(self, deltas: Deltas) -> None:
         """Count the memory of deltas no more."""
@@ -213,6 +218,7 @@ class Generation:
             plan.sampling,
             plan.priority,
             plan.cache_salt,
+            plan.pooling,
         )
         num_tokens, num_cached, num_bytes, score = 0, 0, 0, self.scores.setdefault(plan.index, Score())
         try:
@@ -226,6 +232,8 @@ class Generation:
                     if event.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
                         finish = event.finish.value
                         raise _failure(event, plan.form_field)
+                    if event.embedding is not None:
+                        self.embeddings[plan.index] = event.embedding
                     num_bytes += bytes_of(event)
                     shown = output.push(event)
                     score.add(event.logprobs or (), shown.num_tokens)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorafleet_common.keys import errors as refusals
 from lorafleet_common.keys.guard import Caller, Grant, Guard
-from lorafleet_contract.lorax import COMPATIBLE, GENERATION_PATHS, INFO
+from lorafleet_contract.lorax import ADAPTER_PATHS, COMPATIBLE, INFO
 from lorafleet_contract.openai import OPENAPI
 from lorafleet_inference.errors import ModelForbidden, RateLimited, RequestError, Unauthorized
 from lorafleet_inference.server.generation import Generation
@@ -78,7 +78,7 @@ class KeyGate:
         return self._lorax_shape if scope["path"] in _LORAX_PATHS else openai_error
 
 
-_LORAX_PATHS: Final = GENERATION_PATHS | {INFO}
+_LORAX_PATHS: Final = ADAPTER_PATHS | {INFO}
 
 
 def caller_of(scope: Scope) -> Caller:

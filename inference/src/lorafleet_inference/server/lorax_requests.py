@@ -127,9 +127,8 @@ def parse_lorax(body: bytes, policy: FieldPolicy, *, base: str, stream: bool | N
     for name in given.others:
         policy.meet(name, path=name)
     for name, value in parameters.others.items():
-        _judge(name, value, policy)
-    for name in parameters.merged_adapters.others if parameters.merged_adapters is not None else ():
-        policy.meet(name, of="merged_adapters", path=f"{MERGED_PATH}.{name}")
+        judge_parameter(name, value, policy)
+    judge_merge(parameters.merged_adapters, parameters.adapter_id, policy)
     streams = given.stream if stream is None else stream
     for name, problem in _problems(parameters, streams=streams):
         raise InvalidValue(f"{name}: {problem}", param=f"parameters.{name}")
@@ -138,8 +137,6 @@ def parse_lorax(body: bytes, policy: FieldPolicy, *, base: str, stream: bool | N
 
 def _problems(parameters: LoraxParameters, *, streams: bool) -> Iterator[tuple[str, str]]:
     """Yield what parameters say of each other that cannot be."""
-    if parameters.merged_adapters is not None and parameters.adapter_id:
-        yield "merged_adapters", "one of adapter_id and merged_adapters says which adapter is meant"
     if streams and parameters.decoder_input_details:
         yield "decoder_input_details", "comes with whole answers only"
     if (parameters.best_of or 1) == 1:
@@ -152,7 +149,28 @@ def _problems(parameters: LoraxParameters, *, streams: bool) -> Iterator[tuple[s
         yield "best_of", "more than 1 does not go with seed"
 
 
-def _judge(name: str, value: JsonValue, policy: FieldPolicy) -> None:
+def judge_merge(merged: MergedAdapters | None, adapter_id: str, policy: FieldPolicy) -> None:
+    """Look at `merged_adapters` and what stands beside it.
+
+    Raises:
+        UnsupportedParameter: it has an unknown field, which is not to be ignored.
+        InvalidValue: there is an adapter as well.
+    """
+    if merged is None:
+        return
+    for name in merged.others:
+        policy.meet(name, of="merged_adapters", path=f"{MERGED_PATH}.{name}")
+    if adapter_id:
+        message = "merged_adapters: one of adapter_id and merged_adapters says which adapter is meant"
+        raise InvalidValue(message, param=MERGED_PATH)
+
+
+def judge_parameter(name: str, value: JsonValue, policy: FieldPolicy) -> None:
+    """Look at a parameter that no model knows.
+
+    Raises:
+        UnsupportedParameter: it would change the answer, or is unknown and not to be ignored; `param` names it.
+    """
     path = f"parameters.{name}"
     refused = REFUSED.get(name)
     if refused is None:

@@ -108,3 +108,9 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     max_total_tokens: int
     max_batch_total_tokens: int
     version: str
+
+
+class Embedded(msgspec.Struct, frozen=True):
+    """Answer of /embed."""
+
+    embeddings: list[float]

@@ -22,6 +22,7 @@ from lorafleet_inference.server.answering import Answering
 from lorafleet_inference.server.bodies import BodyRoom
 from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
+from lorafleet_inference.server.embeddings import Embeddings, LoraxForm, OpenAIForm
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Endpoint, error_body, error_response, json_response
 from lorafleet_inference.server.keys import KeyGate, caller_of, check_model
@@ -55,6 +56,7 @@ def public_app(pod: Pod) -> FastAPI:
         Chat.path: Answering(pod, chat).handle,
         Completions.path: Answering(pod, completions).handle,
         Responses.path: Answering(pod, Responses(chat, policy)).handle,
+        OpenAIForm.path: Embeddings(pod, OpenAIForm(policy)).handle,
         "/tokenize": TokenizeForms(pod, tokens, policy).handle,
         "/detokenize": tokens.detokenize,
     }
@@ -64,10 +66,14 @@ def public_app(pod: Pod) -> FastAPI:
         Route(path, Endpoint(handler, max_body_bytes=limit, room=room), methods=["POST"])
         for path, handler in handlers.items()
     )
-    for lorax in (Compatible, Generate, GenerateStream):
-        handler = Answering(pod, lorax(pod.config.served_name, policy)).handle
+    base = pod.config.served_name
+    lorax_handlers = {
+        **{one.path: Answering(pod, one(base, policy)).handle for one in (Compatible, Generate, GenerateStream)},
+        LoraxForm.path: Embeddings(pod, LoraxForm(base, policy)).handle,
+    }
+    for path, handler in lorax_handlers.items():
         endpoint = Endpoint(handler, max_body_bytes=limit, room=room, error_shape=lorax_error)
-        app.router.routes.append(Route(lorax.path, endpoint, methods=["POST"]))
+        app.router.routes.append(Route(path, endpoint, methods=["POST"]))
     _add_reads(app, pod)
     app.include_router(routes_router(pod))
     _add_error_shapes(app)

@@ -217,6 +217,31 @@ class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
+class Embedding(msgspec.Struct, frozen=True):
+    """The vector of one input."""
+
+    index: int
+    embedding: list[float] | str
+    """Its numbers, or in base64 their bytes: float32, little endian."""
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct, frozen=True):
+    """What a request has used."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, frozen=True):
+    """Answer of /v1/embeddings."""
+
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
 class Tokenized(msgspec.Struct, frozen=True):
     """Answer of /tokenize."""
 

@@ -104,7 +104,7 @@ class Text:
             ContextLengthExceeded: it has more than `max_tokens` tokens, found out early.
         """
         loop = asyncio.get_running_loop()
-        if keep_last is not None and keep_last < max_tokens:
+        if keep_last is not None and keep_last <= max_tokens:
             if len(text) <= THREAD_CHARS:
                 return self._encode_last(text, add_special_tokens, keep_last)
             return await loop.run_in_executor(self._encoders, self._encode_last, text, add_special_tokens, keep_last)

@@ -15,15 +15,16 @@ from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server import http
 from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
+from lorafleet_inference.server.embeddings import EmbedBody, EmbeddingRequest, LoraxForm, OpenAIForm
 from lorafleet_inference.server.keys import OPEN_PATHS
 from lorafleet_inference.server.lorax import Compatible, Generate, GenerateStream
 from lorafleet_inference.server.lorax_reads import TokenizeInputs
-from lorafleet_inference.server.lorax_wire import Info, TokenSpan
+from lorafleet_inference.server.lorax_wire import Embedded, Info, TokenSpan
 from lorafleet_inference.server.responses import Responses
 from lorafleet_inference.server.routes import MAX_WAIT_SECONDS
 from lorafleet_inference.server.surface import Surface
 from lorafleet_inference.server.tokens import DetokenizeRequest, TokenizeChat, TokenizeText
-from lorafleet_inference.server.wire import Detokenized, Health, Model, ModelList, Tokenized, Version
+from lorafleet_inference.server.wire import Detokenized, EmbeddingList, Health, Model, ModelList, Tokenized, Version
 
 Errors = frozenset[type[RequestError]]
 Form = Literal["OpenAI", "LoRAX"]
@@ -150,6 +151,16 @@ OPERATIONS: Final = (
     _generation(Chat, "The next message of a chat", "OpenAI"),
     _generation(Completions, "Continuations of prompts", "OpenAI"),
     _generation(Responses, "The answer to items, nothing of which is kept", "OpenAI"),
+    Operation(
+        method="post",
+        path=OpenAIForm.path,
+        summary="Vectors of texts",
+        tag="OpenAI",
+        takes=(EmbeddingRequest,),
+        parameters=(REVISION,),
+        answers=(EmbeddingList,),
+        errors=_GENERATES,
+    ),
     Operation(path="/v1/models", summary="Models that answer", tag="OpenAI", answers=(ModelList,), errors=_LOADED),
     Operation(
         path="/v1/models/{name}",
@@ -183,6 +194,17 @@ OPERATIONS: Final = (
     _generation(Compatible, "A prompt's continuation, whole or streamed as `stream` says", "LoRAX"),
     _generation(Generate, "A prompt's continuation", "LoRAX"),
     _generation(GenerateStream, "A prompt's continuation, token by token", "LoRAX"),
+    Operation(
+        method="post",
+        path=LoraxForm.path,
+        summary="The vector of a text",
+        tag="LoRAX",
+        takes=(EmbedBody,),
+        parameters=(REVISION,),
+        answers=(Embedded,),
+        errors=_GENERATES,
+        forms=("LoRAX",),
+    ),
     Operation(
         path=INFO,
         summary="What the server is",

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from lorafleet_inference.server.embeddings import EmbedBody, EmbeddingRequest, EmbedParameters
 from lorafleet_inference.server.fields import NEUTRAL, PASSED, Neutral
 from lorafleet_inference.server.lorax_reads import TokenizeInputs
 from lorafleet_inference.server.lorax_requests import REFUSED, LoraxBody, LoraxParameters
@@ -19,8 +20,8 @@ from lorafleet_inference.server.tokens import DetokenizeRequest
 Schema = dict[str, Any]
 BORROWED: Final = {ResponsesRequest: (ChatRequest, OF_CHATS)}
 """Models that take fields of another one, as it takes them."""
-_JUDGED: Final = (GenerationRequest, ResponsesRequest, DetokenizeRequest)
-_CLOSED: Final = (LoraxBody, TokenizeInputs, StreamOptions)
+_JUDGED: Final = (GenerationRequest, ResponsesRequest, DetokenizeRequest, EmbeddingRequest)
+_CLOSED: Final = (LoraxBody, EmbedBody, TokenizeInputs, StreamOptions)
 
 
 def others_of(kind: type, known: frozenset[str]) -> tuple[dict[str, Schema], bool | Schema]:
@@ -30,7 +31,7 @@ def others_of(kind: type, known: frozenset[str]) -> tuple[dict[str, Schema], boo
         passed = {name: Schema(description=f"Changes nothing: it {why}.") for name, why in PASSED.items()}
         neutral = {name: _neutral(field) for name, field in NEUTRAL.items()}
         return {name: one for name, one in (passed | neutral).items() if name not in known}, False
-    if issubclass(kind, LoraxParameters):
+    if issubclass(kind, LoraxParameters | EmbedParameters):
         return {name: _neutral(field) for name, field in REFUSED.items()}, False
     if issubclass(kind, RequestMessage):
         return {name: {} for name in PASSED_OF_MESSAGES}, {"enum": [*EMPTY, None]}
