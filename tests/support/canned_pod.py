@@ -44,7 +44,7 @@ class CannedPod:
 MAX_MODEL_LEN = 1 << 20
 
 
-def model_without_weights(folder: Path) -> Tokenizer:
+def model_without_weights(folder: Path, *, max_model_len: int = MAX_MODEL_LEN) -> Tokenizer:
     """Write what the API process reads of a model, and return its tokenizer."""
     tokenizer = byte_level()
     folder.mkdir(parents=True)
@@ -55,7 +55,7 @@ def model_without_weights(folder: Path) -> Tokenizer:
         "model_type": "llama",
         "num_hidden_layers": 1,
         "vocab_size": tokenizer.get_vocab_size(),
-        "max_position_embeddings": MAX_MODEL_LEN,
+        "max_position_embeddings": max_model_len,
     }
     (folder / "config.json").write_text(json.dumps(config))
     return tokenizer

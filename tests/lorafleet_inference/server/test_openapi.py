@@ -75,7 +75,11 @@ def test_streams_are_described_by_their_events() -> None:
         if "post" in item and "content" in item["post"]["responses"]["200"]
     }
     streams = {path: one["text/event-stream"] for path, one in found.items() if "text/event-stream" in one}
-    events = {path: one["x-event-schema"]["anyOf"][0]["$ref"].rpartition("/")[2] for path, one in streams.items()}
+    data = {path: one["schema"]["properties"]["data"] for path, one in streams.items()}
+    done = {path for path, one in data.items() if one.get("anyOf", [None])[0] == {"const": "[DONE]"}}
+    assert done == {"/v1/chat/completions", "/v1/completions"}
+    forms = {path: one["anyOf"][1] if path in done else one for path, one in data.items()}
+    events = {path: one["contentSchema"]["anyOf"][0]["$ref"].rpartition("/")[2] for path, one in forms.items()}
     assert events == {
         "/v1/chat/completions": "ChatChunk",
         "/v1/completions": "Completion",
@@ -83,8 +87,6 @@ def test_streams_are_described_by_their_events() -> None:
         "/": "LoraxStreamEvent",
         "/generate_stream": "LoraxStreamEvent",
     }
-    done = {path for path, one in streams.items() if "[DONE]" in one["schema"]["description"]}
-    assert done == {"/v1/chat/completions", "/v1/completions"}
     assert set(found["/generate_stream"]) == {"text/event-stream"}
 
 

@@ -20,6 +20,8 @@ from lorafleet_inference.server.tracing import trace_of
 logger = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 Headers = Mapping[str, str]
+UNBUFFERED = "x-accel-buffering"
+"""Header that keeps proxies from gathering events."""
 
 
 class PayloadTooLarge(RequestError):
@@ -119,7 +121,7 @@ class EventStream:
         named = {
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-cache",
-            "x-accel-buffering": "no",
+            UNBUFFERED: "no",
             **self._headers,
         }
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]

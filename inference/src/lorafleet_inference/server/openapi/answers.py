@@ -12,7 +12,7 @@ from lorafleet_contract.names import HEADER_ADAPTER, HEADER_POD, HEADER_REVISION
 from lorafleet_contract.openai import ErrorAnswer, ErrorCode
 from lorafleet_inference.errors import RateLimited, RequestError, Unauthorized
 from lorafleet_inference.server.connections import REFUSALS
-from lorafleet_inference.server.http import PayloadTooLarge, UnsupportedEncoding
+from lorafleet_inference.server.http import UNBUFFERED, PayloadTooLarge, UnsupportedEncoding
 from lorafleet_inference.server.middleware import REQUEST_ID
 from lorafleet_inference.server.openapi.operations import Form, Operation, Stream
 from lorafleet_inference.server.openapi.schemas import Components
@@ -20,6 +20,7 @@ from lorafleet_inference.server.openapi.schemas import Components
 Schema = dict[str, Any]
 JSON: Final = "application/json"
 SSE: Final = "text/event-stream"
+DONE: Final = "[DONE]"
 BODIES: Final[Mapping[Form, type]] = {"OpenAI": ErrorAnswer, "LoRAX": LoraxError}
 HEADERS: Final[Mapping[str, str]] = {
     REQUEST_ID: "The client's, if it sent one of up to 128 printable characters, else a new one.",
@@ -28,6 +29,7 @@ HEADERS: Final[Mapping[str, str]] = {
     HEADER_REVISION: "Its revision; absent for the base.",
     "retry-after": "Seconds after which to come back.",
     "www-authenticate": "How a key is sent, and what was wrong with this one.",
+    UNBUFFERED: "`no`, of streams: proxies pass events on as they come.",
     "allow": "Methods that the path takes.",
     **dict.fromkeys(LIMIT_HEADERS, "Of the request's key, where it has such a limit, in OpenAI's form."),
 }
@@ -70,7 +72,11 @@ class Answers:
         if operation.fails is not None:
             found.setdefault(503, [])
         if operation.method == "head":
-            return {str(status): {"description": HTTPStatus(status).phrase} for status in sorted({200, *found})}
+            whole = {
+                200: self._success(operation),
+                **{status: self._error(of_status) for status, of_status in found.items()},
+            }
+            return {str(status): {**whole[status], "content": {}} for status in sorted(whole)}
         answers = {status: self._share(status, of_status) for status, of_status in found.items()}
         if operation.fails is not None:
             answers[503] = self._failing(operation.fails, found[503])
@@ -113,15 +119,20 @@ class Answers:
         if operation.stream is not None:
             content[SSE] = self._stream(operation.forms[0], operation.stream)
         names = [*_ALWAYS, *(_ADAPTER if operation.leases else ()), *(LIMIT_HEADERS if operation.has_limits else ())]
+        names += [UNBUFFERED] if operation.stream is not None else []
         headers = _headers(names) | {name: {"schema": {"type": "string"}} for name in operation.headers}
         return {"description": HTTPStatus.OK.phrase, "headers": headers, **({"content": content} if content else {})}
 
     def _stream(self, form: Form, stream: Stream) -> Schema:
-        """OpenAPI 3.1 has no word for what the events of a stream are."""
-        end = "`data: [DONE]` follows the last one." if stream.tells_done else "The last one ends the stream."
-        text = f"Server-sent events. {end} An error after the first one is an event `error`, and ends the stream."
-        events = _either([self._schemas.of(stream.event), self._schemas.of(BODIES[form])])
-        return {"schema": {"type": "string", "description": text}, "x-event-schema": events}
+        """Describe one event, as documents of OpenAPI before 3.2 do."""
+        body = _either([self._schemas.of(stream.event), self._schemas.of(BODIES[form])])
+        data: Schema = {"type": "string", "contentMediaType": JSON, "contentSchema": body}
+        end = "The last one ends the stream."
+        if stream.tells_done:
+            data, end = {"anyOf": [{"const": DONE}, data]}, f"`{DONE}` is the data of the last one."
+        text = f"A server-sent event. {end} An error after the first one is an event `error`, and ends the stream."
+        properties = {"event": {"type": "string"}, "data": data}
+        return {"schema": {"type": "object", "description": text, "properties": properties, "required": ["data"]}}
 
 
 def cases_of(operation: Operation) -> list[ErrorCase]:
