@@ -13,7 +13,7 @@ from support.versioned_s3 import VersionedBucket, serve_versioned
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.sources import AdapterSource
+from lorafleet_contract.sources import AdapterSource, SourceRef
 from lorafleet_inference.adapters.files import FoundFile
 from lorafleet_inference.adapters.sources.base import Listing, Place, Source
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
@@ -401,8 +401,6 @@ def test_everything_else_is_not_allowed(sources: Sources, tmp_path: Path, text: 
 
 
 def test_undeclared_sources_refuse_everything(sources: Sources) -> None:
-    from lorafleet_contract.sources import SourceRef
-
     source, place = sources.of(SourceRef(name="elsewhere", path="red"))
     for ask in (lambda: source.check(place), lambda: source.list_files(place)):
         with pytest.raises(AdapterError, match="'elsewhere'") as caught:
@@ -428,3 +426,8 @@ def test_an_endpoint_that_is_no_url_stops_the_start(tmp_path: Path) -> None:
     wrong = AdapterSource.model_validate({"name": "x", "s3": {"bucket": "b", "endpoint": "minio:9000"}})
     with pytest.raises(ConfigError, match="minio:9000"):
         Sources([wrong], volumes_dir=tmp_path, credentials_dir=tmp_path)
+
+
+def test_sources_say_what_they_are(sources: Sources) -> None:
+    kinds = {name: sources.of(SourceRef(name=name, path="red"))[0].kind for name in ("vol", "bucket", "hub", "none")}
+    assert kinds == {"vol": "local", "bucket": "s3", "hub": "hub", "none": None}

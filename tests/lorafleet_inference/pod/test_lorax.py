@@ -203,7 +203,12 @@ def test_headers_tell_counts_and_times(pod: ServedPod) -> None:
 @pytest.mark.parametrize(
     ("parameters", "param"),
     [
-        ({"adapter_source": "hub"}, "parameters.adapter_source"),
+        ({"adapter_id": "red", "adapter_source": "hub"}, "parameters.adapter_source"),
+        (
+            {"merged_adapters": {"ids": ["red"], "weights": [1]}, "adapter_source": "s3"},
+            "parameters.adapter_source",
+        ),
+        ({"adapter_source": "pbase"}, "parameters.adapter_source"),
         ({"api_token": "secret"}, "parameters.api_token"),
         ({"watermark": True}, "parameters.watermark"),
         ({"apply_chat_template": True}, "parameters.apply_chat_template"),
@@ -236,6 +241,9 @@ def test_what_is_not_legal_is_refused_with_its_name(pod: ServedPod, parameters: 
 def test_values_that_change_nothing_pass(pod: ServedPod) -> None:
     plain = generate(pod).json()
     assert generate(pod, watermark=False, apply_chat_template=False, adapter_source=None).json() == plain
+    assert generate(pod, adapter_source="hub").json() == plain
+    red = generate(pod, adapter_id="red").json()
+    assert generate(pod, adapter_id="red", adapter_source="local").json() == red != plain
 
 
 @pytest.mark.parametrize(
@@ -263,7 +271,7 @@ def test_the_client_raises_the_errors_that_it_knows(pod: ServedPod) -> None:
     given: list[tuple[dict[str, Any], str]] = [
         ({"adapter_id": "nobody"}, "GenerationError"),
         ({"adapter_id": "red@000000000000"}, "GenerationError"),
-        ({"adapter_id": "red", "adapter_source": "local"}, "ValidationError"),
+        ({"adapter_id": "red", "adapter_source": "hub"}, "ValidationError"),
         ({"adapter_id": "line\nbreak"}, "GenerationError"),
         ({"max_new_tokens": 10**6}, "ValidationError"),
         ({"watermark": True}, "ValidationError"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lorafleet_inference.adapters.sources.base import Kind
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterFailed
@@ -22,9 +23,12 @@ class Lease:
         vocabulary: Vocabulary | None = None,
         *,
         name: str | None = None,
+        kinds: frozenset[Kind] = frozenset(),
     ) -> None:
         self.name = key.name if name is None and key is not None else name
         """Of the adapter, as answers show it: of a merge, those of its parts."""
+        self.kinds = kinds
+        """Of the sources that its content comes from."""
         self.key = key
         """None for the base model."""
         self.directory = directory

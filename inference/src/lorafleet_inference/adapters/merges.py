@@ -120,7 +120,7 @@ class Merges:
         name = ",".join(part.name for part in merge.parts)
         try:
             async with asyncio.timeout(hold_seconds):
-                return await self._made(AdapterKey(MERGED, merge.digest), merge, name, parts[0])
+                return await self._made(AdapterKey(MERGED, merge.digest), merge, name, parts)
         except TimeoutError:
             raise AdapterLoading(
                 f"the merge of {name} was not made within {hold_seconds:g} s", retry_after_seconds=RETRY_SECONDS
@@ -144,7 +144,7 @@ class Merges:
         """Wait until what leaves is gone."""
         await asyncio.gather(*self._leaving.values(), return_exceptions=True)
 
-    async def _made(self, key: AdapterKey, merge: Merge, name: str, like: Lease) -> Lease:
+    async def _made(self, key: AdapterKey, merge: Merge, name: str, parts: Sequence[Lease]) -> Lease:
         while True:
             if (refusal := self._refusals.get(key)) is not None:
                 raise refusal
@@ -160,7 +160,7 @@ class Merges:
             finally:
                 known.num_waiting -= 1
             if self._known.get(key) is known:
-                return self._take(key, known, name, like)
+                return self._take(key, known, name, parts)
 
     def _begin(self, key: AdapterKey, merge: Merge) -> None:
         for part in merge.parts:
@@ -171,8 +171,9 @@ class Merges:
         self._known[key] = _Known(merge, made)
         MERGES.of().set(len(self._known))
 
-    def _take(self, key: AdapterKey, known: _Known, name: str, like: Lease) -> Lease:
-        lease = Lease(key, None, lambda ended: self._ended(known, ended), like.vocabulary, name=name)
+    def _take(self, key: AdapterKey, known: _Known, name: str, parts: Sequence[Lease]) -> Lease:
+        kinds = frozenset(kind for part in parts for kind in part.kinds)
+        lease = Lease(key, None, lambda ended: self._ended(known, ended), parts[0].vocabulary, name=name, kinds=kinds)
         known.leases.add(lease)
         known.last_used = next(self._ticks)
         return lease

@@ -102,7 +102,9 @@ class Tracked:
     def take(self) -> Lease:
         """Return a lease: until it ends, the adapter stays with the engine."""
         assert self.is_answerable, "a lease of something that cannot be answered"
-        lease = Lease(self.key, self.folder, self._ended, self.vocabulary)
+        kind = self.entry.artifact.source.kind
+        kinds = frozenset(() if kind is None else (kind,))
+        lease = Lease(self.key, self.folder, self._ended, self.vocabulary, kinds=kinds)
         self.leases.add(lease)
         self.last_used = time.time()
         return lease

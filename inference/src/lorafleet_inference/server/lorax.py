@@ -9,7 +9,7 @@ import msgspec
 
 from lorafleet_contract.lorax import COMPATIBLE, GENERATE, GENERATE_STREAM, lorax_answer
 from lorafleet_inference.engine.messages import TokenLogprobs
-from lorafleet_inference.errors import RequestError
+from lorafleet_inference.errors import InvalidValue, RequestError
 from lorafleet_inference.server import lorax_wire as wire
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta, Timing
@@ -65,7 +65,18 @@ class Generate(Surface[LoraxRequest]):
         return 1
 
     async def prompts(self, request: LoraxRequest, leased: Leased) -> list[Prompt]:
-        """Tokenise the text; LoRAX knows no chats here."""
+        """Tokenise the text; LoRAX knows no chats here.
+
+        Raises:
+            InvalidValue: the adapter comes from elsewhere than the request says.
+        """
+        others = leased.lease.kinds - {request.source}
+        if request.source is not None and others:
+            raise InvalidValue(
+                f"adapter_source: {leased.lease.name} comes from {' and '.join(sorted(others))}, not from "
+                f"{request.source}, and adapters come from where they are declared to",
+                param="parameters.adapter_source",
+            )
         ids = await self.tokenised(request.inputs, request, leased)
         return [Prompt(ids, grammar=request.grammar)]
 

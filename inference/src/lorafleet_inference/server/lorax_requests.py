@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, JsonValue
 
+from lorafleet_inference.adapters.sources.base import Kind
 from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
 from lorafleet_inference.server.fields import FieldPolicy, Neutral, is_same
 from lorafleet_inference.server.merged_fields import PATH as MERGED_PATH
@@ -28,9 +29,6 @@ SEED_BITS: Final = 62
 REFUSED: Final = {
     field.name: field
     for field in (
-        Neutral(
-            "adapter_source", (), "load an adapter from where the client says; `adapter_id` names one that is served"
-        ),
         Neutral("api_token", (), "load an adapter with the client's token; `adapter_id` names one that is served"),
         Neutral("watermark", (False,), "mark the text as a machine's"),
         Neutral("apply_chat_template", (False,), "put the chat template around the prompt; /v1/chat/completions does"),
@@ -62,6 +60,7 @@ class LoraxParameters(Strict):
     return_k_alternatives: Annotated[int, Field(ge=1, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     merged_adapters: MergedAdapters | None = None
+    adapter_source: Annotated[Kind, Field(strict=False)] | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -89,6 +88,8 @@ class LoraxRequest(GenerationRequest):
     num_alternatives: int
     full_text: bool
     merged: MergedAdapters | None = None
+    source: Kind | None = None
+    """What the adapter has to come from; None: whatever it is."""
 
     @property
     def merge(self) -> MergedAdapters | None:
@@ -213,4 +214,5 @@ def _request(given: LoraxBody, *, base: str, streams: bool) -> LoraxRequest:
         num_alternatives=parameters.return_k_alternatives or 0,
         full_text=parameters.return_full_text,
         merged=parameters.merged_adapters,
+        source=parameters.adapter_source,
     )

@@ -1,6 +1,7 @@
 """What every source can do. Calls block; the store runs them in threads."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -30,8 +31,21 @@ class Listing:
     files: tuple[FoundFile, ...]
 
 
+class Kind(StrEnum):
+    """What a source is, by LoRAX's names."""
+
+    HUB = "hub"
+    LOCAL = "local"
+    """A volume, or a folder of the machine."""
+    S3 = "s3"
+
+
 class Source(Protocol):
     """A declared source, or one that `serve --adapter` names."""
+
+    @property
+    def kind(self) -> Kind | None:
+        """None: one that refuses everything."""
 
     @property
     def name(self) -> str:

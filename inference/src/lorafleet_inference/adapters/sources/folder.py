@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import FILES, PICKLED, FoundFile
-from lorafleet_inference.adapters.sources.base import CHUNK_BYTES, Listing, Place, larger_than_listed
+from lorafleet_inference.adapters.sources.base import CHUNK_BYTES, Kind, Listing, Place, larger_than_listed
 from lorafleet_inference.errors import AdapterError
 
 SEEN = FILES | set(PICKLED)
@@ -16,6 +16,8 @@ SEEN = FILES | set(PICKLED)
 
 class FolderSource:
     """A folder and what lies below it; its own path may lead out of `boundary` no more than the paths in it."""
+
+    kind: Final = Kind.LOCAL
 
     def __init__(self, name: str, root: Path, *, boundary: Path | None = None) -> None:
         self.name = name

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import httpx
 from huggingface_hub import HfApi, hf_hub_url
@@ -11,13 +12,15 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import FoundFile
-from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Listing, Place, larger_than_listed
+from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Kind, Listing, Place, larger_than_listed
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.errors import AdapterError
 
 
 class HubSource:
     """A hub, or some repositories of one; `secret` None: the token is that of the environment."""
+
+    kind: Final = Kind.HUB
 
     def __init__(
         self, name: str, *, endpoint: str | None, repos: tuple[str, ...] = (), secret: MountedSecret | None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -21,6 +22,8 @@ from lorafleet_inference.errors import AdapterError
 
 class Refusing:
     """A source that refuses everything, for a reason."""
+
+    kind: Final = None
 
     def __init__(self, name: str, reason: Reason, message: str) -> None:
         self.name = name

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import boto3
 from botocore import UNSIGNED
@@ -22,7 +22,7 @@ from botocore.exceptions import (
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import FILES, PICKLED, FoundFile
-from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Listing, Place
+from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Kind, Listing, Place
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.errors import AdapterError
 
@@ -44,6 +44,8 @@ class _Credentials:
 
 class S3Source:
     """A bucket, or a prefix of one; `secret` None: credentials are those of the environment."""
+
+    kind: Final = Kind.S3
 
     def __init__(
         self,
