@@ -90,6 +90,7 @@ ACCEPTED = {
     "budget at its limits": base(lora={"maxResidentAdapters": 4096, "maxRank": 256, "loadOnDemand": "Disabled"}),
     "unknown fields of requests": base(engine={"unknownFields": "Ignore"}),
     "unknown config fields": base(lora={"unknownConfigFields": "Ignore"}),
+    "adapters that requests name": base(lora={"adHoc": "Sources"}),
     "limits of guests": base(
         lora={
             "guests": {
@@ -164,6 +165,7 @@ REFUSED = {
     "room for no adapter": (base(lora={"maxResidentAdapters": 0}), "lora.maxResidentAdapters"),
     "cache that is no quantity": (base(lora={"diskCache": "-1Gi"}), "lora.diskCache"),
     "unknown way with fields": (base(lora={"unknownConfigFields": "ignore"}), "lora.unknownConfigFields"),
+    "unknown way with adapters that requests name": (base(lora={"adHoc": "Anywhere"}), "lora.adHoc"),
     "rollout that never moves": (base(rollout={"maxSurge": 0}), "maxSurge and maxUnavailable cannot both be 0"),
     "rollout in words": (base(rollout={"maxSurge": "many"}), "rollout.maxSurge"),
     "guests without a name": (base(lora={"guests": {"namespaces": [{"allowPin": True}]}}), "namespaces[0].name"),
@@ -209,6 +211,7 @@ def test_defaults(kube: Kube) -> None:
             "hostCache": "4Gi",
             "diskCache": "20Gi",
             "loadOnDemand": "Enabled",
+            "adHoc": "Forbidden",
             "unknownConfigFields": "Refuse",
         },
         "replicas": 1,

@@ -25,6 +25,8 @@ class Trouble:
     """Send downloads to another server, as hubs do whose files lie in a store of others."""
     requests: list[str] = field(default_factory=list)
     """What was asked: `METHOD path range`."""
+    gates: dict[str, set[str]] = field(default_factory=dict)
+    """Repository -> tokens that open its files; everybody may list it, as on hubs whose owners ask for consent."""
     authorizations: set[str] = field(default_factory=set)
     """What requests said of who asks."""
 
@@ -63,6 +65,9 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
     async def resolve(request: Request) -> Response:
         if (answer := refused(request)) is not None:
             return answer
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if given not in trouble.gates.get(_repo(request), {given}):
+            return _error(403, "GatedRepo", "Access to this repository is restricted")
         commit = repositories.commit(_repo(request), request.path_params["revision"])
         if commit is None:
             return _error(404, "RevisionNotFound", "Invalid rev id")

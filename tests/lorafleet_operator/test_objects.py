@@ -92,6 +92,12 @@ def test_objects_are_as_on_file(name: str, spec: dict) -> None:
     assert made == path.read_text()
 
 
+def test_ad_hoc_adapters_are_an_option_of_pods_where_they_are_allowed() -> None:
+    """And nothing of pods changes where they are not, so that no update replaces them."""
+    assert "--ad-hoc-adapters=sources" in documents(v.base(lora={"adHoc": "Sources"}))
+    assert documents(v.base(lora={"adHoc": "Forbidden"})) == documents(v.base())
+
+
 def test_same_spec_makes_the_same_objects() -> None:
     assert documents(v.base(**HUB)) == documents(v.base(**HUB))
 

@@ -17,6 +17,8 @@ ADAPTER_PATHS: Final = frozenset({COMPATIBLE, GENERATE, GENERATE_STREAM, EMBED})
 
 MERGED: Final = "_merged"
 """The name under which merges of adapters (`parameters.merged_adapters`) are counted, all together."""
+AD_HOC: Final = "_ad_hoc"
+"""Likewise of adapters that no LoraAdapter declares, where a base allows requests to name them."""
 MAX_MERGED: Final = 16
 """Adapters of a merge."""
 

@@ -75,6 +75,8 @@ class LoraBudget(Observed):
     host_cache: str = "4Gi"
     disk_cache: str = "20Gi"
     load_on_demand: Literal["Enabled", "Disabled"] = "Enabled"
+    ad_hoc: Literal["Forbidden", "Sources"] = "Forbidden"
+    """Whether requests may name adapters that no LoraAdapter declares, in the declared sources."""
     unknown_config_fields: Literal["Refuse", "Ignore"] = "Refuse"
     """Of an adapter's config: those, not empty, that no PEFT of today knows."""
     guests: Guests = Guests()

@@ -37,6 +37,8 @@ class BaseView:
     """Where the model comes from."""
     loads_on_demand: bool
     is_leaving: bool
+    allows_ad_hoc: bool = False
+    """Whether requests may name adapters that nobody declared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class _Model(Observed):
 
 class _Lora(Observed):
     load_on_demand: str = "Enabled"
+    ad_hoc: str = "Forbidden"
 
 
 class _BaseSpec(Observed):
@@ -236,6 +239,7 @@ def base_view(body: Json) -> BaseView | None:
         created=meta.creation_timestamp,
         root=model.hugging_face.repo if model.hugging_face else f"{volume.claim_name}/{volume.path}".rstrip("/"),
         loads_on_demand=base.spec.lora.load_on_demand == "Enabled",
+        allows_ad_hoc=base.spec.lora.ad_hoc == "Sources",
         is_leaving=meta.deletion_timestamp is not None,
     )
 

@@ -10,6 +10,7 @@ from lorafleet_contract.sources import AdapterSource
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+AdHocAdapters = Literal["forbidden", "sources"]
 UnknownFields = Literal["refuse", "ignore"]
 ToolCallParser = Literal["auto", "hermes", "mistral", "llama", "none"]
 ReasoningParser = Literal["auto", "none"]
@@ -105,6 +106,10 @@ class ServerConfig:
     """More are answered 429."""
     max_merged_adapters: int = 32
     """Merges of adapters that are kept; the least recently used one leaves. 0: none are made."""
+    ad_hoc_adapters: AdHocAdapters = "forbidden"
+    """Whether requests of LoRAX's API may name adapters that no catalogue has: "sources" where they lie in declared ones."""
+    max_ad_hoc_adapters: int = 64
+    """Of these, how many are kept; the least recently used one leaves."""
     adapter_hold_seconds: float = 30.0
     """How long a request waits for its adapter before 503."""
     drain_timeout_seconds: float = 60.0
@@ -140,6 +145,7 @@ class ServerConfig:
             "--disk-cache": self.disk_cache_bytes > 0,
             "--max-waiting-requests": self.max_waiting_requests >= 1,
             "--max-merged-adapters": self.max_merged_adapters >= 0,
+            "--max-ad-hoc-adapters": self.max_ad_hoc_adapters >= 1,
             "--adapter-hold-seconds": self.adapter_hold_seconds >= 0,
             "--drain-timeout-seconds": self.drain_timeout_seconds >= 0,
             "--drain-grace-seconds": self.drain_grace_seconds >= 0,

@@ -13,6 +13,7 @@ from lorafleet_contract.names import CACHE_DIR
 from lorafleet_contract.resources import quantity_bytes
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_inference.config import (
+    AdHocAdapters,
     DeviceChoice,
     DtypeChoice,
     EngineConfig,
@@ -121,6 +122,11 @@ OPTIONS: tuple[Option, ...] = (
            "than its equal share is answered 429.", integer, "NUMBER", S, "max_waiting_requests"),
     Option("max-merged-adapters", "Merges of adapters that are kept after a request asked for them (merged_adapters of LoRAX's "
            "routes); the least recently used one leaves. 0: none are made.", integer, "NUMBER", S, "max_merged_adapters"),
+    Option("ad-hoc-adapters", "Whether requests of LoRAX's API may name adapters that no catalogue has, by adapter_id and "
+           "adapter_source: forbidden, or sources (inside --adapter-sources).", one_of(*get_args(AdHocAdapters)), "WHICH", S,
+           "ad_hoc_adapters"),
+    Option("max-ad-hoc-adapters", "Of these, how many are kept; the least recently used one leaves.", integer, "NUMBER", S,
+           "max_ad_hoc_adapters"),
     Option("adapter-hold-seconds", "How long a request waits for its adapter before 503.", any_seconds, "SECONDS", S,
            "adapter_hold_seconds"),
     Option("drain-grace-seconds", "How long new requests are still answered after SIGTERM.", any_seconds, "SECONDS", S,

@@ -24,10 +24,9 @@ async def make_pod(tmp_path: Path) -> AsyncIterator[MakePod]:
             config = ServerConfig(
                 engine=EngineConfig(model="/models/base", load_on_demand=load_on_demand),
                 served_name="base",
-                adapter_sources=(VOLUME,),
                 volumes_dir=tmp_path / "volumes",
                 cache_dir=tmp_path / "cache",
-                **{"adapter_hold_seconds": 60.0, **fields},
+                **{"adapter_hold_seconds": 60.0, "adapter_sources": (VOLUME,), **fields},
             )
             (tmp_path / "volumes" / "volume").mkdir(parents=True, exist_ok=True)
             pod = ManagedPod(engine, config)

@@ -36,8 +36,9 @@ def pod(base_folder: Path, adapter_folders: dict[str, Path]) -> Iterator[ServedP
 def declared(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeclaredPod]:
     """A pod with declared sources, few places for adapters and lenient rules for fields; each test uses names of its own."""
     root = tmp_path_factory.mktemp("declared")
-    lenient = ("--unknown-fields=ignore", "--request-chat-templates", "--adapter-hold-seconds=120")
-    with serve_declared(base_folder, root, "--max-resident-adapters=6", "--vllm-lora-routes", *lenient) as served:
+    lenient = ("--unknown-fields=ignore", "--request-chat-templates", "--ad-hoc-adapters=sources")
+    few = ("--max-resident-adapters=6", "--adapter-hold-seconds=120")
+    with serve_declared(base_folder, root, *few, "--vllm-lora-routes", *lenient) as served:
         yield served
 
 

@@ -38,6 +38,8 @@ class Target:
     loads_on_demand: bool = True
     parts: tuple["Target", ...] = ()
     """Of a merge: its adapters, each with the revision that the pods should merge."""
+    is_ad_hoc: bool = False
+    """Whether it is an adapter that nobody declared, which pods look for where the request says."""
 
     @property
     def adapter(self) -> str | None:
@@ -106,6 +108,28 @@ class Directory:
             traffic=named.traffic,
             pinnable=named.pinnable,
             loads_on_demand=base is None or base.loads_on_demand,
+        )
+
+    def ad_hoc_target(self, name: str) -> Target:
+        """Return what a name means that nothing has, to a request that says where the adapter is found.
+
+        Raises:
+            ModelNotFound: no base allows that.
+            InvalidRequest: several do, and which one is meant cannot be said.
+        """
+        bases = [view for view in self._bases.values() if view.allows_ad_hoc and not view.is_leaving and view.name]
+        if not bases:
+            raise ModelNotFound(
+                f"the model {name!r} does not exist, and no base model has lora.adHoc: Sources", param="model"
+            )
+        if len(bases) > 1:
+            raise InvalidRequest(
+                f"{name!r} is not declared, and {len(bases)} base models allow to name it: declare it on one of them",
+                param="model",
+            )
+        (base,) = bases
+        return Target(
+            name[:MAX_SERVED_NAME], base.key, base.name or "", loads_on_demand=base.loads_on_demand, is_ad_hoc=True
         )
 
     def models(self) -> list[Named]:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from lorafleet_contract.lorax import MERGED
+from lorafleet_contract.lorax import AD_HOC, MERGED
 from lorafleet_contract.names import HEADER_REVISION, split_model
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway import metrics
@@ -61,9 +61,12 @@ class Route:
 
     @property
     def adapter(self) -> str:
-        """Value of the label `adapter`: empty for a base, and for what nobody knows; one for all merges."""
+        """Value of the label `adapter`: empty for a base, and for what nobody knows; one for all merges, and one
+        for all adapters that nobody declared."""
         if self.target is not None and self.target.parts:
             return MERGED
+        if self.target is not None and self.target.is_ad_hoc:
+            return AD_HOC
         name = self.target.adapter if self.target is not None else None
         return metrics.ADAPTER_NAMES.of(name) if name is not None else ""
 
@@ -156,7 +159,7 @@ class Dispatcher:
             decision = decide(
                 target.name,
                 [_candidate(pod, target, route.revision) for pod in pods.values()],
-                is_adapter=target.revision is not None or bool(target.parts),
+                is_adapter=target.revision is not None or bool(target.parts) or target.is_ad_hoc,
                 loads_on_demand=target.loads_on_demand,
                 tried=offers.tried,
                 sample=two_at_random,
@@ -198,7 +201,7 @@ class Dispatcher:
 
     async def _ask_again(self, route: Route, target: Target) -> Target:
         """A pod does not know the revision: see whether the watch is behind, and the name means another one by now."""
-        if route.is_pinned or target.parts:
+        if route.is_pinned or target.parts or target.is_ad_hoc:
             return target
         if not await self._cluster.lookups.look_up(target.name) and not route.leaves_revision_to_pods:
             if not route.is_of_stable:

@@ -1,6 +1,7 @@
 """What LoRAX's routes ask for: their requests have no `model`. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +29,7 @@ class _Parameters(BaseModel):
     model_config = ConfigDict(strict=True)
 
     adapter_id: Name | None = None
+    adapter_source: Any = None
     merged_adapters: _Merged | None = None
 
 
@@ -53,8 +55,18 @@ def is_tokenize(path: str, body: bytes | bytearray) -> bool:
         return False
 
 
-def adapters_of(path: str, body: bytes | bytearray) -> str | tuple[str, ...] | None:
-    """Return the adapter that a request of LoRAX's names, or those that it wants merged; None: it means the base.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request means by names: one model, or adapters that it wants merged."""
+
+    names: tuple[str, ...]
+    is_merge: bool = False
+    says_source: bool = False
+    """Whether it says where the adapter is found if nothing of the name is known."""
+
+
+def asked_of(path: str, body: bytes | bytearray) -> Asked | None:
+    """Return what a request of LoRAX's means; None: the base.
 
     Raises:
         InvalidRequest: the body cannot be read, or names both.
@@ -65,12 +77,14 @@ def adapters_of(path: str, body: bytes | bytearray) -> str | tuple[str, ...] | N
     if parameters is None:
         return None
     if parameters.merged_adapters is None:
-        return parameters.adapter_id or None
+        if not parameters.adapter_id:
+            return None
+        return Asked((parameters.adapter_id,), says_source=parameters.adapter_source is not None)
     if parameters.adapter_id:
         raise InvalidRequest(
             "merged_adapters: one of adapter_id and merged_adapters says which adapter is meant", param=MERGED_FIELD
         )
-    return tuple(parameters.merged_adapters.ids)
+    return Asked(tuple(parameters.merged_adapters.ids), is_merge=True)
 
 
 def base_of(caller: Caller, names: Sequence[str]) -> str:

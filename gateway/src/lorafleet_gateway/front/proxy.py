@@ -22,7 +22,7 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
-from lorafleet_gateway.errors import InvalidRequest, PodLost, RequestError
+from lorafleet_gateway.errors import InvalidRequest, ModelNotFound, PodLost, RequestError
 from lorafleet_gateway.fleet.pods import Pod
 from lorafleet_gateway.front import headers, lorax
 from lorafleet_gateway.front.answers import SERVER, error_event, error_response
@@ -135,12 +135,12 @@ class Proxy:
         caller = exchange.caller
         with self._state.request() as exchange.room, as_errors(), caller.request() as grant:
             exchange.body = await read_body(exchange.request, self._config.max_body_bytes, exchange.room)
-            named = self._named_by(exchange)
-            for model in (named,) if isinstance(named, str) else named:
-                with as_errors(_model_field(exchange, named)):
+            asked = self._asked(exchange)
+            for model in asked.names:
+                with as_errors(_model_field(exchange, asked)):
                     caller.check_model(split_model(model)[0])
             with self._billing(exchange, grant):
-                await self._find(exchange, named)
+                await self._find(exchange, asked)
                 answer = await self._dispatcher.offer(
                     exchange.route, partial(self._ask, exchange), elapsed_seconds=lambda: exchange.elapsed_seconds
                 )
@@ -173,16 +173,22 @@ class Proxy:
             key_name="" if self._config.spread_keys else exchange.caller.name,
         )
 
-    async def _find(self, exchange: Exchange, named: str | tuple[str, ...]) -> None:
+    async def _find(self, exchange: Exchange, asked: lorax.Asked) -> None:
         """Find out what the names of a request mean.
 
         Raises:
             RequestError: nothing that can be answered.
         """
         given = exchange.request.headers
-        if isinstance(named, str):
-            name, in_name = split_model(named)
-            await self._dispatcher.find(exchange.route, name, self._sticky_key(exchange))
+        if not asked.is_merge:
+            name, in_name = split_model(asked.names[0])
+            try:
+                await self._dispatcher.find(exchange.route, name, self._sticky_key(exchange))
+            except ModelNotFound:
+                if not asked.says_source:
+                    raise
+                self._find_ad_hoc(exchange, asked.names[0])
+                return
             if (pinned := headers.asked_revision(given, in_name)) is not None:
                 await self._dispatcher.pin(exchange.route, pinned)
             return
@@ -191,13 +197,25 @@ class Proxy:
                 raise InvalidRequest(
                     f"the header {HEADER_REVISION} means one adapter; of a merge, ids are NAME@REVISION"
                 )
-            await self._dispatcher.find_merge(exchange.route, named)
+            await self._dispatcher.find_merge(exchange.route, asked.names)
         except RequestError as error:
             error.param = lorax.MERGED_IDS
             raise
 
-    def _named_by(self, exchange: Exchange) -> str | tuple[str, ...]:
-        """Return the model that a request means, or the adapters that it wants merged.
+    def _find_ad_hoc(self, exchange: Exchange, model: str) -> None:
+        """Take it that a pod of the base that allows it finds an adapter that nobody declared.
+
+        Raises:
+            RequestError: there is no such base.
+        """
+        if HEADER_REVISION in exchange.request.headers:
+            raise InvalidRequest(
+                f"the header {HEADER_REVISION} means a declared adapter, and this is none", param=lorax.ADAPTER_FIELD
+            )
+        exchange.route.target = self._directory.ad_hoc_target(model)
+
+    def _asked(self, exchange: Exchange) -> lorax.Asked:
+        """Return what a request means by names.
 
         Raises:
             RequestError: none.
@@ -206,9 +224,9 @@ class Proxy:
         check_size(body)
         exchange.is_lorax = exchange.is_lorax or lorax.is_tokenize(path, body)
         if not exchange.is_lorax:
-            return model_of(body)
-        named = lorax.adapters_of(path, body)
-        return named if named is not None else lorax.base_of(exchange.caller, self._directory.base_names())
+            return lorax.Asked((model_of(body),))
+        asked = lorax.asked_of(path, body)
+        return asked or lorax.Asked((lorax.base_of(exchange.caller, self._directory.base_names()),))
 
     async def _ask(self, exchange: Exchange, pod: Pod) -> web.StreamResponse | Refusal:
         """Ask one pod, and pass its answer through.
@@ -371,10 +389,10 @@ class Proxy:
         return response
 
 
-def _model_field(exchange: Exchange, named: str | tuple[str, ...]) -> str:
+def _model_field(exchange: Exchange, asked: lorax.Asked) -> str:
     if not exchange.is_lorax:
         return "model"
-    return lorax.ADAPTER_FIELD if isinstance(named, str) else lorax.MERGED_IDS
+    return lorax.MERGED_IDS if asked.is_merge else lorax.ADAPTER_FIELD
 
 
 def _account(exchange: Exchange) -> None:

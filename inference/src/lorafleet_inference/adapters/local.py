@@ -8,6 +8,7 @@ from dataclasses import replace
 from pydantic import TypeAdapter, ValidationError
 
 from lorafleet_contract.admin import LocalFailure, Owner, Residency, ServedName
+from lorafleet_contract.lorax import AD_HOC
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.bringer import FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS, Bringer
 from lorafleet_inference.adapters.catalogue import Artifact, Catalogue, Entry, NotOwned
@@ -56,7 +57,9 @@ class LocalAdapters:
     def waiting(self) -> list[str]:
         """Return the names that are neither loaded nor have failed."""
         unresolved = [name for name, task in self._arrivals.items() if not task.done() and name not in self.failures]
-        tracked = [one for one in self._bringer.tracked.values() if one.entry.owner is Owner.LOCAL]
+        tracked = [
+            one for one in self._bringer.tracked.values() if one.entry.owner is Owner.LOCAL and one.entry.name != AD_HOC
+        ]
         return unresolved + [one.entry.name for one in tracked if not one.is_settled]
 
     async def arrival(self, name: str) -> None:

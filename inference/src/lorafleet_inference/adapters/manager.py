@@ -18,10 +18,12 @@ from lorafleet_contract.admin import (
     Residency,
     Tier,
 )
+from lorafleet_contract.lorax import AD_HOC
 from lorafleet_contract.names import REVISION_MARK
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.routes import RouteAdapter
 from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, SourceRef
+from lorafleet_inference.adapters.ad_hoc import AdHoc
 from lorafleet_inference.adapters.bringer import AdapterEngine, Bringer
 from lorafleet_inference.adapters.cache import NodeCache
 from lorafleet_inference.adapters.catalogue import Artifact, Catalogue, Entry
@@ -113,6 +115,14 @@ class AdapterManager:
         self._local = LocalAdapters(
             self.catalogue, self._bringer, self._store, self.changes, base_name=config.served_name
         )
+        self.ad_hoc = AdHoc(
+            self._sources,
+            self._store,
+            self._bringer,
+            max_adapters=config.max_ad_hoc_adapters,
+            can_load=config.engine.load_on_demand,
+        )
+        """Adapters that requests name; only asked where that is allowed."""
         self._first: Sequence[Entry] = ()
         """Resident entries of the operator's first catalogue."""
         self._is_ready = False
@@ -174,7 +184,7 @@ class AdapterManager:
 
     def observed(self) -> list[ObservedAdapter]:
         """Return every revision as the admin API shows it."""
-        return [tracked.observed() for tracked in self._bringer.tracked.values()]
+        return [tracked.observed() for tracked in self._shown()]
 
     def sources(self, name: str) -> list[ResolvedSource]:
         """Return what the operator's revisions of a name are made of."""
@@ -182,7 +192,16 @@ class AdapterManager:
 
     def routes(self) -> list[RouteAdapter]:
         """Return the revisions that can be answered."""
-        return [tracked.route() for tracked in self._bringer.tracked.values() if tracked.is_answering]
+        return [tracked.route() for tracked in self._shown() if tracked.is_answering]
+
+    def _shown(self) -> list[Tracked]:
+        """What requests have named is nobody else's to know."""
+        return [tracked for tracked in self._bringer.tracked.values() if tracked.entry.name != AD_HOC]
+
+    def knows(self, model: str) -> bool:
+        """Whether a name means the base, or an adapter that was declared, come or not."""
+        names = (self._config.served_name, *(name for name, _ in self._config.adapters))
+        return model in names or bool(self.catalogue.revisions(model))
 
     def in_memory(self) -> list[InMemory]:
         """Return the revisions that requests can be answered with out of device or host memory."""
@@ -193,7 +212,7 @@ class AdapterManager:
                 is_pinned=one.entry.pinned,
                 rank=one.entry.artifact.facts.rank,
             )
-            for one in self._bringer.tracked.values()
+            for one in self._shown()
             if one.is_answering and one.tier in (Tier.DEVICE, Tier.HOST)
         ]
 

@@ -21,6 +21,7 @@ from lorafleet_inference.adapters.digest import digest_of_files, hash_file
 from lorafleet_inference.adapters.files import CONFIG, FoundFile, files_of_adapter
 from lorafleet_inference.adapters.peft_config import read_config
 from lorafleet_inference.adapters.sources.base import Listing, Place, Source
+from lorafleet_inference.adapters.sources.registry import Refusing
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.metrics import ADAPTER_FETCH_FAILURES, ADAPTER_FETCH_SECONDS, ADAPTER_FETCHED_BYTES
 
@@ -73,8 +74,12 @@ class AdapterStore:
         """Run a call that blocks in one of the store's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
 
-    async def resolve(self, source: Source, place: Place, expected_digest: str | None = None) -> Artifact:
+    async def resolve(
+        self, source: Source, place: Place, expected_digest: str | None = None, *, scope: str = ""
+    ) -> Artifact:
         """Pin a place to content: download, hash and judge it.
+
+        `scope`: whose right opens the source, where it is not the declared one's; what others had downloaded is no answer.
 
         Raises:
             AdapterError: the source did not give it, or it is not taken.
@@ -83,13 +88,14 @@ class AdapterStore:
         listing = await self._again(lambda: self.run(source.list_files, place))
         files = files_of_adapter(listing.files, where=source.show(place), max_bytes=self.cache.max_bytes)
         listing = replace(listing, files=files)
-        identity = f"{source.show(listing.place)} {listing!r}"
+        identity = f"{scope}{source.show(listing.place)} {listing!r}"
         artifact = self._resolved.get(identity)
         if artifact is None:
             artifact = await self._shared(identity, lambda key: self._fetch_new(key, source, listing))
             if len(self._resolved) >= MAX_REMEMBERED:
                 self._resolved.clear()
-            self._resolved[identity] = artifact
+            self._resolved[identity] = without_source(artifact)
+        artifact = replace(artifact, source=source)
         if expected_digest not in (None, artifact.digest):
             raise AdapterError(
                 Reason.DIGEST_MISMATCH,
@@ -224,6 +230,12 @@ class AdapterStore:
                 logger.info("again soon: %s", error.message)
             await asyncio.sleep(self._first_pause_seconds * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311  jitter
         return await attempt()
+
+
+def without_source(artifact: Artifact) -> Artifact:
+    """Return what an artifact is, to be remembered without whoever's right to its source."""
+    message = "what is remembered of a source is not how to read it"
+    return replace(artifact, source=Refusing(artifact.source.name, Reason.SOURCE_NOT_ALLOWED, message))
 
 
 def _small_first(listing: Listing) -> list[FoundFile]:

@@ -11,13 +11,14 @@ from typing import Any, Generic
 
 from starlette.responses import Response
 
-from lorafleet_contract.lorax import MERGED
+from lorafleet_contract.lorax import AD_HOC, MERGED
 from lorafleet_contract.names import HEADER_REVISION, split_model
 from lorafleet_contract.usage import HEADER_USAGE, usage_comment, usage_text
+from lorafleet_inference.adapters.ad_hoc import Wish
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.vocabulary import vocabulary_of
-from lorafleet_inference.errors import InvalidValue
+from lorafleet_inference.errors import InvalidValue, RequestError
 from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.answer_room import AnswerShare
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
@@ -52,6 +53,28 @@ async def leasing(pod: Pod, exchange: Exchange, model: str) -> AsyncIterator[Lea
     if revision is not None and asked not in (None, revision):
         raise InvalidValue(f"{model!r} means another revision than the header {HEADER_REVISION}", param="model")
     async with await pod.manager.lease(name, revision if revision is not None else asked) as lease:
+        exchange.headers.update(lease_headers(lease))
+        yield await _leased(pod, lease)
+
+
+@asynccontextmanager
+async def _leasing_ad_hoc(pod: Pod, exchange: Exchange, wish: Wish) -> AsyncIterator[Leased]:
+    """Hold an adapter that nobody declared for a request, likewise.
+
+    Raises:
+        RequestError: the caller cannot have it, or it cannot be answered with.
+    """
+    if HEADER_REVISION in exchange.request.headers:
+        raise InvalidValue(
+            f"the header {HEADER_REVISION} means a declared adapter, and {wish.id} is none",
+            param="parameters.adapter_id",
+        )
+    try:
+        lease = await pod.manager.ad_hoc.lease(wish, hold_seconds=pod.config.adapter_hold_seconds)
+    except RequestError as error:
+        error.param = error.param and f"parameters.{error.param}"
+        raise
+    async with lease:
         exchange.headers.update(lease_headers(lease))
         yield await _leased(pod, lease)
 
@@ -109,7 +132,14 @@ class Answering(Generic[RequestT]):
                 name = MERGED
                 check_parts(exchange, request.merge)
                 lease = leasing_merge(pod, exchange, request.merge)
+            elif request.wish is not None and not pod.manager.knows(name):
+                check_model(exchange.scope, name, field=surface.model_field)
+                name, lease = AD_HOC, _leasing_ad_hoc(pod, exchange, request.wish)
             else:
+                if request.wish is not None and request.wish.token is not None:
+                    raise InvalidValue(
+                        f"api_token: {name} is declared here, and needs none", param="parameters.api_token"
+                    )
                 check_model(exchange.scope, name, field=surface.model_field)  # before it is told how many wait for it
                 lease = leasing(pod, exchange, request.model)
             with pod.admission.enter(name, num_sequences) as waiting:

@@ -24,7 +24,7 @@ from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, Headers, json_response
 from lorafleet_inference.server.keys import as_errors, check_model, grant_of, spending
-from lorafleet_inference.server.lorax_requests import judge_merge, judge_parameter
+from lorafleet_inference.server.lorax_requests import REFUSED_OF_EMBEDDINGS, judge_merge, judge_parameter
 from lorafleet_inference.server.lorax_wire import Embedded
 from lorafleet_inference.server.merged_fields import MergedAdapters
 from lorafleet_inference.server.merging import check_parts, leasing_merge
@@ -178,7 +178,7 @@ class LoraxForm(Form):
         for name in given.others:
             self._policy.meet(name, path=name)
         for name, value in parameters.others.items():
-            judge_parameter(name, value, self._policy)
+            judge_parameter(name, value, self._policy, REFUSED_OF_EMBEDDINGS)
         judge_merge(parameters.merged_adapters, parameters.adapter_id, self._policy)
         return Asked(parameters.adapter_id or self._base, [given.inputs], parameters.merged_adapters)
 

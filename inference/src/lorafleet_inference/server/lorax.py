@@ -51,14 +51,15 @@ class Generate(Surface[LoraxRequest]):
     is_listed: ClassVar[bool] = False
     """Whether a whole answer is a list of one."""
 
-    def __init__(self, base: str, policy: FieldPolicy) -> None:
-        """`base`: the served name of the base model."""
+    def __init__(self, base: str, policy: FieldPolicy, *, ad_hoc: bool = False) -> None:
+        """`base`: the served name of the base model. `ad_hoc`: whether requests may name adapters that are not known."""
+        self._ad_hoc = ad_hoc
         self._base = base
         self._policy = policy
 
     def parse(self, body: bytes) -> LoraxRequest:
         """Read a request."""
-        return parse_lorax(body, self._policy, base=self._base, stream=self.streams)
+        return parse_lorax(body, self._policy, base=self._base, stream=self.streams, ad_hoc=self._ad_hoc)
 
     def num_prompts(self, _: LoraxRequest) -> int:
         """One."""

@@ -1,11 +1,12 @@
 """LoRAX's requests: `inputs` and `parameters`, read as those of the OpenAI routes are."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Final
 
 from pydantic import Field, JsonValue
 
+from lorafleet_inference.adapters.ad_hoc import Wish
 from lorafleet_inference.adapters.sources.base import Kind
 from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
 from lorafleet_inference.server.fields import FieldPolicy, Neutral, is_same
@@ -29,11 +30,21 @@ SEED_BITS: Final = 62
 REFUSED: Final = {
     field.name: field
     for field in (
-        Neutral("api_token", (), "load an adapter with the client's token; `adapter_id` names one that is served"),
         Neutral("watermark", (False,), "mark the text as a machine's"),
         Neutral("apply_chat_template", (False,), "put the chat template around the prompt; /v1/chat/completions does"),
     )
 }
+
+REFUSED_OF_EMBEDDINGS: Final = {
+    **REFUSED,
+    "adapter_source": Neutral(
+        "adapter_source", (), "load an adapter from where the client says; `adapter_id` names one that is served"
+    ),
+    "api_token": Neutral(
+        "api_token", (), "load an adapter with the client's token; `adapter_id` names one that is served"
+    ),
+}
+"""Likewise at /embed."""
 
 
 class LoraxParameters(Strict):
@@ -61,6 +72,7 @@ class LoraxParameters(Strict):
     response_format: ResponseFormat | None = None
     merged_adapters: MergedAdapters | None = None
     adapter_source: Annotated[Kind, Field(strict=False)] | None = None
+    api_token: Annotated[str, Field(min_length=1, max_length=512)] | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -90,6 +102,12 @@ class LoraxRequest(GenerationRequest):
     merged: MergedAdapters | None = None
     source: Kind | None = None
     """What the adapter has to come from; None: whatever it is."""
+    ad_hoc: Wish | None = None
+
+    @property
+    def wish(self) -> Wish | None:
+        """`adapter_id`, `adapter_source` and `api_token`, where requests may name adapters."""
+        return self.ad_hoc
 
     @property
     def merge(self) -> MergedAdapters | None:
@@ -117,8 +135,12 @@ class LoraxRequest(GenerationRequest):
         return 0 if self.input_details else None
 
 
-def parse_lorax(body: bytes, policy: FieldPolicy, *, base: str, stream: bool | None) -> LoraxRequest:
+def parse_lorax(
+    body: bytes, policy: FieldPolicy, *, base: str, stream: bool | None, ad_hoc: bool = False
+) -> LoraxRequest:
     """Read a request; `base` is what it means without an adapter, `stream` what its route says.
+
+    `ad_hoc`: whether it may name an adapter that is not known.
 
     Raises:
         RequestError: InvalidValue or UnsupportedParameter, with the field in `param`.
@@ -130,16 +152,26 @@ def parse_lorax(body: bytes, policy: FieldPolicy, *, base: str, stream: bool | N
     for name, value in parameters.others.items():
         judge_parameter(name, value, policy)
     judge_merge(parameters.merged_adapters, parameters.adapter_id, policy)
+    if parameters.api_token is not None and not ad_hoc:
+        raise UnsupportedParameter(
+            "'api_token' is not supported: adapters come with the credentials of the sources that they are declared in",
+            param="parameters.api_token",
+        )
     streams = given.stream if stream is None else stream
     for name, problem in _problems(parameters, streams=streams):
         raise InvalidValue(f"{name}: {problem}", param=f"parameters.{name}")
-    return _request(given, base=base, streams=streams)
+    wish = None
+    if ad_hoc and parameters.adapter_id and parameters.adapter_source is not None:
+        wish = Wish(parameters.adapter_id, parameters.adapter_source, parameters.api_token)
+    return _request(given, base=base, streams=streams, wish=wish)
 
 
 def _problems(parameters: LoraxParameters, *, streams: bool) -> Iterator[tuple[str, str]]:
     """Yield what parameters say of each other that cannot be."""
     if streams and parameters.decoder_input_details:
         yield "decoder_input_details", "comes with whole answers only"
+    if parameters.api_token is not None and (parameters.adapter_source is not Kind.HUB or not parameters.adapter_id):
+        yield "api_token", "opens the adapter_id of adapter_source 'hub', and nothing else"
     if (parameters.best_of or 1) == 1:
         return
     if streams:
@@ -166,21 +198,23 @@ def judge_merge(merged: MergedAdapters | None, adapter_id: str, policy: FieldPol
         raise InvalidValue(message, param=MERGED_PATH)
 
 
-def judge_parameter(name: str, value: JsonValue, policy: FieldPolicy) -> None:
+def judge_parameter(
+    name: str, value: JsonValue, policy: FieldPolicy, refusals: Mapping[str, Neutral] = REFUSED
+) -> None:
     """Look at a parameter that no model knows.
 
     Raises:
         UnsupportedParameter: it would change the answer, or is unknown and not to be ignored; `param` names it.
     """
     path = f"parameters.{name}"
-    refused = REFUSED.get(name)
+    refused = refusals.get(name)
     if refused is None:
         policy.meet(name, of="parameters", path=path)
     elif not any(is_same(value, legal) for legal in refused.values):
         raise UnsupportedParameter(f"{name!r} is not supported: it would {refused.meaning}", param=path)
 
 
-def _request(given: LoraxBody, *, base: str, streams: bool) -> LoraxRequest:
+def _request(given: LoraxBody, *, base: str, streams: bool, wish: Wish | None) -> LoraxRequest:
     parameters = given.parameters
     is_sampled = parameters.is_sampled
     drawn = secrets.randbits(SEED_BITS) if is_sampled else None
@@ -215,4 +249,5 @@ def _request(given: LoraxBody, *, base: str, streams: bool) -> LoraxRequest:
         full_text=parameters.return_full_text,
         merged=parameters.merged_adapters,
         source=parameters.adapter_source,
+        ad_hoc=wish,
     )

@@ -66,9 +66,12 @@ def public_app(pod: Pod) -> FastAPI:
         Route(path, Endpoint(handler, max_body_bytes=limit, room=room), methods=["POST"])
         for path, handler in handlers.items()
     )
-    base = pod.config.served_name
+    base, ad_hoc = pod.config.served_name, pod.config.ad_hoc_adapters == "sources"
     lorax_handlers = {
-        **{one.path: Answering(pod, one(base, policy)).handle for one in (Compatible, Generate, GenerateStream)},
+        **{
+            one.path: Answering(pod, one(base, policy, ad_hoc=ad_hoc)).handle
+            for one in (Compatible, Generate, GenerateStream)
+        },
         LoraxForm.path: Embeddings(pod, LoraxForm(base, policy)).handle,
     }
     for path, handler in lorax_handlers.items():

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, model_validator
 
+from lorafleet_inference.adapters.ad_hoc import Wish
 from lorafleet_inference.errors import UnsupportedParameter
 from lorafleet_inference.server.fields import REFUSING, FieldPolicy
 from lorafleet_inference.server.merged_fields import MergedAdapters
@@ -208,6 +209,11 @@ class GenerationRequest(FormFields, Strict):
     @property
     def merge(self) -> MergedAdapters | None:
         """Adapters that the request wants merged, in the place of `model`."""
+        return None
+
+    @property
+    def wish(self) -> Wish | None:
+        """Where `model` is to be found if nothing of that name is known, and that may be asked for."""
         return None
 
     @property

@@ -130,6 +130,8 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
     if spec.adapter_sources:
         arguments.append(f"--adapter-sources={_sources_json(spec.adapter_sources)}")
     arguments.append("--load-on-demand" if spec.lora.load_on_demand == "Enabled" else "--no-load-on-demand")
+    if spec.lora.ad_hoc == "Sources":
+        arguments.append("--ad-hoc-adapters=sources")
     arguments.append("--wait-for-catalogue")
     return arguments
 

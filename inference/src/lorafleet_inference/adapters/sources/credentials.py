@@ -1,10 +1,21 @@
 """Credentials of declared sources, as their Secrets are mounted: one file a key, read anew each time, since they rotate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.errors import AdapterError
+
+
+@dataclass(frozen=True, slots=True)
+class GivenToken:
+    """The token of a request; never shown."""
+
+    _token: str = field(repr=False)
+
+    def read(self, _: str) -> str | None:
+        """Return it."""
+        return self._token
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.files import FoundFile
 from lorafleet_inference.adapters.sources.base import TIMEOUT_SECONDS, Kind, Listing, Place, larger_than_listed
-from lorafleet_inference.adapters.sources.credentials import MountedSecret
+from lorafleet_inference.adapters.sources.credentials import GivenToken, MountedSecret
 from lorafleet_inference.errors import AdapterError
 
 
@@ -23,12 +23,16 @@ class HubSource:
     kind: Final = Kind.HUB
 
     def __init__(
-        self, name: str, *, endpoint: str | None, repos: tuple[str, ...] = (), secret: MountedSecret | None
+        self, name: str, *, endpoint: str | None, repos: tuple[str, ...] = (), secret: MountedSecret | GivenToken | None
     ) -> None:
         self.name = name
         self._endpoint = endpoint
         self._repos = repos
         self._secret = secret
+
+    def with_token(self, token: str) -> "HubSource":
+        """Return the same hub and repositories, opened with somebody else's token."""
+        return HubSource(self.name, endpoint=self._endpoint, repos=self._repos, secret=GivenToken(token))
 
     def show(self, place: Place) -> str:
         """Name a place in messages."""

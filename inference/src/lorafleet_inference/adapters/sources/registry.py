@@ -1,5 +1,6 @@
 """Declared sources by name, and the sources that `serve --adapter` names: the one place that knows all kinds."""
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -9,15 +10,19 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_contract.names import REVISION_MARK
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterSource, SourceRef, VolumePlace
 from lorafleet_inference.adapters.files import FoundFile
-from lorafleet_inference.adapters.sources.base import Listing, Place, Source
+from lorafleet_inference.adapters.sources.base import Kind, Listing, Place, Source
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.adapters.sources.folder import FolderSource, LocalDisk
 from lorafleet_inference.adapters.sources.hub import HubSource
 from lorafleet_inference.adapters.sources.s3 import S3Source
 from lorafleet_inference.errors import AdapterError
+
+_SHOWN = re.compile(r"[ -~]{1,512}")
+"""Answers name the adapter in a header."""
 
 
 class Refusing:
@@ -85,6 +90,27 @@ class Sources:
             with suppress(ValidationError):
                 return SourceRef(name=declared.name, **fields)
         raise AdapterError(Reason.SOURCE_NOT_ALLOWED, f"{text!r} lies in no source that the base model declares")
+
+    def place_of(self, kind: Kind, text: str) -> tuple[Source, Place]:
+        """Return what a request means that names an adapter and the kind of its source: as `ref_of`, among sources of the kind.
+
+        Where one bucket or volume is declared, a path in it will do.
+
+        Raises:
+            AdapterError: SOURCE_NOT_ALLOWED: it lies in none.
+        """
+        of_kind = [one for one in self._places if self._declared[one.name].kind is kind]
+        if _SHOWN.fullmatch(text) and (kind is Kind.HUB or REVISION_MARK not in text):
+            for declared in of_kind:
+                fields = self._place_in(declared, text)
+                if fields is None and kind is not Kind.HUB and len(of_kind) == 1:
+                    fields = {"path": text.rstrip("/")}
+                if fields is not None:
+                    with suppress(ValidationError):
+                        return self.of(SourceRef(name=declared.name, **fields))
+        raise AdapterError(
+            Reason.SOURCE_NOT_ALLOWED, f"it lies in no source of the kind {kind} that the base model declares"
+        )
 
     def _place_in(self, declared: AdapterSource, text: str) -> dict[str, str | None] | None:
         if declared.volume is not None:
