@@ -36,8 +36,8 @@ class Request:
             ]
             lease = await self._pod.manager.merges.lease(self._recipe, parts, hold_seconds=60)
             return await self._stack.enter_async_context(lease)
-        except BaseException:
-            await self._stack.aclose()
+        except BaseException as error:
+            await self._stack.__aexit__(type(error), error, error.__traceback__)
             raise
 
     async def __aexit__(

@@ -81,7 +81,8 @@ async def test_a_place_is_pinned_to_content(make_store: MakeStore, hub: ServedHu
     folder = await store.ensure(artifact, may_evict=False)
     assert digest_of(folder) == artifact.digest
     before = len(hub.trouble.requests)
-    assert await store.resolve(hub_source(hub), artifact.place) == dataclasses.replace(artifact, source=artifact.source)
+    other = hub_source(hub)
+    assert await store.resolve(other, artifact.place) == dataclasses.replace(artifact, source=other)
     assert len(hub.trouble.requests) == before + 1, "the listing is asked for, the content is remembered"
 
 
