@@ -1,17 +1,24 @@
-"""LangChain and LiteLLM, unmodified, get from a pod and through the gateway what the documents of OpenAI's API promise."""
+"""LangChain, LiteLLM and lm_eval, unmodified, get from a pod and through the gateway what the documents of OpenAI's API promise."""
 
 import asyncio
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torch
+from peft import PeftModel
 from support.client_programs import Outcome, check_answered, run_cases
+from support.clients.lm_eval_data import PAIRS, QUESTIONS
 from support.pod import ServedPod, serve
 from support.tiny_llama import make_adapter, make_base
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from lorafleet_contract.names import LABEL_BASE, LABEL_ROLE
 from lorafleet_contract.routes import Routes
@@ -71,16 +78,25 @@ def gateway_before(pod: ServedPod) -> Iterator[str]:
         thread.join()
 
 
+@dataclass(frozen=True)
+class Served:
+    """URLs of the pod and of the gateway before it, and the folders of the base and of the adapter."""
+
+    pod: str
+    gateway: str
+    tiny: Path
+    red: Path
+
+
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Of the pod, and of the gateway before it."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("clients")
     make_base(folder / "tiny")
     (folder / "tiny" / "chat_template.jinja").write_text(TEMPLATE)
     make_adapter(folder / "tiny", folder / "red", rank=4, seed=1)
     adapters: dict[str, Path | str] = {"red": folder / "red"}
     with serve(folder / "tiny", "--served-name=tiny", adapters=adapters) as pod, gateway_before(pod) as gateway:
-        yield {"pod": pod.url, "gateway": gateway}
+        yield Served(pod.url, gateway, folder / "tiny", folder / "red")
 
 
 def refused(outcomes: dict[str, Outcome], expected: dict[str, tuple[str, str]]) -> None:
@@ -198,16 +214,16 @@ def check_litellm(outcomes: dict[str, Outcome]) -> None:
     assert answers["responses"][0].startswith(plain["text"])
 
 
-def through_both(client: str, urls: dict[str, str], *passed: str) -> dict[str, Outcome]:
+def through_both(client: str, served: Served, *passed: str, **variables: str) -> dict[str, Outcome]:
     """Run all cases at the pod, and some through the gateway, where the same has to come of them; return the pod's outcomes."""
-    found = run_cases(client, {"pod": (urls["pod"], ()), "gateway": (urls["gateway"], passed)})
+    found = run_cases(client, {"pod": (served.pod, ()), "gateway": (served.gateway, passed)}, variables)
     for name, outcome in found["gateway"].items():
         at_pod = found["pod"][name]
         assert (outcome.answer, outcome.error) == (at_pod.answer, at_pod.error), (name, outcome.traceback)
     return found["pod"]
 
 
-def test_langchain(urls: dict[str, str]) -> None:
+def test_langchain(served: Served) -> None:
     plain = (
         "invoke",
         "stream",
@@ -221,10 +237,10 @@ def test_langchain(urls: dict[str, str]) -> None:
     )
     structured = ("structured_json_schema", "structured_function_calling", "structured_json_mode")
     more = ("tools_streamed", "tools_round", "responses", "responses_streamed", "responses_tools")
-    check_langchain(through_both("langchain", urls, *plain, *structured, *more))
+    check_langchain(through_both("langchain", served, *plain, *structured, *more))
 
 
-def test_litellm(urls: dict[str, str]) -> None:
+def test_litellm(served: Served) -> None:
     plain = (
         "openai_chat",
         "hosted_vllm_stream",
@@ -234,7 +250,55 @@ def test_litellm(urls: dict[str, str]) -> None:
         "openai_too_long",
     )
     more = ("openai_structured", "hosted_vllm_tools_streamed", "hosted_vllm_tools_round", "openai_responses")
-    outcomes = through_both("litellm", urls, *plain, *more, "hosted_vllm_no_such_model")
+    outcomes = through_both("litellm", served, *plain, *more, "hosted_vllm_no_such_model")
     for prefix in ("openai_", "hosted_vllm_"):
         own = {name.removeprefix(prefix): one for name, one in outcomes.items() if name.startswith(prefix)}
         check_litellm(own)
+
+
+def likelihood(model: PreTrainedModel, context: list[int], rest: list[int]) -> tuple[float, bool]:
+    """What the model itself thinks of tokens after others, and whether it would choose them."""
+    with torch.inference_mode():
+        table = model(torch.tensor([context + rest])).logits[0, len(context) - 1 : -1].log_softmax(-1)
+    of_rest = table.gather(1, torch.tensor(rest)[:, None])[:, 0]
+    return float(of_rest.sum()), table.argmax(-1).tolist() == rest
+
+
+def test_lm_eval(served: Served, tmp_path: Path) -> None:
+    """Likelihoods are those that transformers and PEFT compute, so scores of tasks are those of its `hf`."""
+    variables = {"LORAFLEET_TEST_TOKENIZER": str(served.tiny), "HF_HOME": str(tmp_path)}
+    outcomes = through_both("lm_eval", served, "loglikelihood_of_an_adapter", "a_task", **variables)
+    refused(outcomes, {"no_such_model": ("requests.exceptions.HTTPError", "404")})
+    answers = check_answered(outcomes)
+
+    tokenizer = Tokenizer.from_file(str(served.tiny / "tokenizer.json"))
+
+    def split(context: str, rest: str) -> tuple[list[int], list[int]]:
+        """As lm_eval does: what is asked for after the tokens of the context alone."""
+        if not context:
+            return [tokenizer.token_to_id("<s>")], tokenizer.encode(rest, add_special_tokens=False).ids
+        whole = tokenizer.encode(context + rest, add_special_tokens=False).ids
+        begin = len(tokenizer.encode(context, add_special_tokens=False).ids)
+        return whole[:begin], whole[begin:]
+
+    models: dict[str, PreTrainedModel] = {"base": LlamaForCausalLM.from_pretrained(served.tiny).eval()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is being renamed
+        models["adapter"] = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(served.tiny), served.red)
+    expected = {name: [likelihood(model, *split(*pair)) for pair in PAIRS] for name, model in models.items()}
+    of_cases = {"of_the_base": "base", "of_an_adapter": "adapter", "in_batches": "adapter", "at_once": "adapter"}
+    for name, by in of_cases.items():
+        got = answers[f"loglikelihood_{name}"]
+        assert [one for one, _ in got] == pytest.approx([one for one, _ in expected[by]], abs=1e-3), name
+        assert [greedy for _, greedy in got] == [greedy for _, greedy in expected[by]], name
+    assert answers["generate_until"][0]
+
+    chosen = []
+    for question, told in zip(QUESTIONS, answers["a_task"]["likelihoods"], strict=True):
+        own = [
+            likelihood(models["adapter"], *split(question["question"], f" {choice}"))[0]
+            for choice in question["choices"]
+        ]
+        assert told == pytest.approx(own, abs=1e-3)
+        chosen.append(own.index(max(own)) == question["answer"])
+    assert answers["a_task"]["acc"] == pytest.approx(sum(chosen) / len(chosen))

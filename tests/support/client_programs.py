@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,12 +37,15 @@ def python() -> Path:
     return ROOT / ".venv" / "clients" / "bin" / "python"
 
 
-def run_cases(client: str, asked: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, dict[str, Outcome]]:
+def run_cases(
+    client: str, asked: dict[str, tuple[str, tuple[str, ...]]], variables: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Outcome]]:
     """Run cases of a client, or all of them where none are named, each at its URL.
 
     Args:
         client: the one whose driver it is.
         asked: name of a place -> its URL, and cases.
+        variables: of its environment.
 
     Returns:
         What came of them, by the place and the case's name.
@@ -49,7 +53,7 @@ def run_cases(client: str, asked: dict[str, tuple[str, tuple[str, ...]]]) -> dic
     given = json.dumps({at: {"url": url, "cases": cases} for at, (url, cases) in asked.items()})
     # what of the clients' own code is deprecated is their affair
     command = [str(python()), "-W", "ignore", str(FOLDER / f"{client}_driver.py")]
-    environment = {**os.environ, **OFFLINE}
+    environment = {**os.environ, **OFFLINE, **(variables or {})}
     done = subprocess.run(
         command, input=given, check=False, capture_output=True, text=True, timeout=SECONDS, env=environment
     )
