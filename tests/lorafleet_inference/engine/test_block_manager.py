@@ -168,3 +168,4 @@ def test_a_block_that_is_taken_back_is_found_by_nobody_and_may_be_published_agai
     manager.check()
     assert manager.match(second) == [], "also when nobody holds it any more"
     assert manager.num_available == NUM_BLOCKS
+    assert sorted(manager.take(NUM_BLOCKS) or ()) == list(range(NUM_BLOCKS)), "and it can be taken"

@@ -45,6 +45,17 @@ def asked(name: str = "r", num_prompt: int = 5, max_tokens: int = 8, **sampling:
     return msgspec.structs.replace(made, sampling=msgspec.structs.replace(made.sampling, **sampling))
 
 
+@pytest.mark.parametrize(("num_prompt", "goes_on"), [(8, True), (9, True), (10, False), (11, True), (15, True)])
+def test_only_the_step_that_crosses_the_limit_of_rotary_frequencies_is_waited_for(
+    num_prompt: int, goes_on: bool
+) -> None:
+    """With the token after the limit all is computed again; a prompt beyond it has its frequencies already."""
+    rope = LengthRope(RopeKind.LONGROPE, 10)
+    one = scheduler_of(asked(num_prompt=num_prompt), length_rope=rope)
+    assert planned(one) == {"r": 0}
+    assert planned(one) == ({"r": num_prompt} if goes_on else {})
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
