@@ -96,6 +96,7 @@ class Entry:
     state: admin.AdapterState = admin.AdapterState.PENDING
     reason: str = ""
     last_used: float | None = None
+    num_tokens: int = 0
 
     def observed(self) -> admin.ObservedAdapter:
         entry, source = self.entry, self.entry.source
@@ -116,6 +117,7 @@ class Entry:
             rank_pages=-(-source.facts.rank // RANK_PAGE),
             size_bytes=source.facts.size_bytes,
             last_used=self.last_used,
+            num_tokens=self.num_tokens,
         )
 
 

@@ -19,7 +19,9 @@ LOST_QUIET_SECONDS = 200.0
 """Where some did not: lists and backoffs make up for them."""
 NAMES = st.sampled_from(["a", "b", "c"])
 PATHS = st.sampled_from(["p1", "p2", "p3", "missing", "bad-load"])
-PLACEMENTS = st.sampled_from([{"mode": "All"}, {"mode": "Fixed", "replicas": 1}, {"mode": "OnDemand"}])
+PLACEMENTS = st.sampled_from(
+    [{"mode": "All"}, {"mode": "Fixed", "replicas": 1}, {"mode": "OnDemand"}, {"mode": "Auto", "minReplicas": 0}]
+)
 OPERATORS = st.integers(0, 1)
 NUMBERS = st.integers(0, 7)
 MAX_PODS = 3

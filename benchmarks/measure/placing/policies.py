@@ -5,9 +5,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from lorafleet_operator.decide.auto_placement import FILL, MAX_MOVES
 from lorafleet_operator.decide.place import PodBudget, Want, place, rendezvous
+from lorafleet_operator.decide.share import Bounds, Share, next_shares, proportional, worthwhile
 from measure.placing.pods import SimulatedPod
-from measure.placing.share import Bounds, Share, next_shares, proportional
 
 RANK = 8
 Kept = Mapping[int, frozenset[str]]
@@ -133,10 +134,7 @@ class LeastLoadedWithAffinity(LeastLoaded):
 class Auto(ByHolders):
     """Replicas in proportion to the tokens served, on the operator's own placement."""
 
-    fill = 0.9
-    """Part of all places that is given out; the rest is for those that rise before others fall."""
-
-    def __init__(self, num_adapters: int, *, least: int = 1, max_moves: int = 16) -> None:
+    def __init__(self, num_adapters: int, *, least: int = 1, max_moves: int = MAX_MOVES) -> None:
         self.name = "Auto"
         self._names = {name_of(adapter): adapter for adapter in range(num_adapters)}
         self._least = least
@@ -146,7 +144,8 @@ class Auto(ByHolders):
     def keep(self, pods: Sequence[SimulatedPod], rates: Mapping[int, float], before: Kept) -> Kept:
         """Return where adapters are kept."""
         bounds = dict.fromkeys(self._names, Bounds(self._least, len(pods)))
-        total = int(self.fill * sum(pod.slots for pod in pods))
-        deserved = proportional({name: rates.get(a, 0.0) for name, a in self._names.items()}, bounds, total)
+        total = int(FILL * sum(pod.slots for pod in pods))
+        by_name = {name: rates.get(a, 0.0) for name, a in self._names.items()}
+        deserved = proportional(by_name, worthwhile(by_name, bounds, len(pods)), total)
         self._shares = next_shares(self._shares, deserved, bounds, total=total, max_moves=self._max_moves)
         return operators_placement(pods, {self._names[n]: s.num_pods for n, s in self._shares.items()}, before)

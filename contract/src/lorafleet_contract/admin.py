@@ -113,6 +113,8 @@ class ObservedAdapter(Observed):
     size_bytes: int | None = None
     last_used: float | None = None
     """Unix seconds of the last request; None when never used since boot."""
+    num_tokens: int | None = None
+    """Tokens of prompts and answers since the pod knows the revision; it may begin anew. None: the pod does not count them."""
 
 
 class LocalFailure(Observed):

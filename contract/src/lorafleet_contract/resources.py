@@ -120,6 +120,8 @@ class PlacementMode(StrEnum):
     ALL = "All"
     FIXED = "Fixed"
     ON_DEMAND = "OnDemand"
+    AUTO = "Auto"
+    """As many as its part of the tokens asks for."""
 
 
 class PlacementSpec(Observed):
@@ -128,9 +130,18 @@ class PlacementSpec(Observed):
     mode: PlacementMode = PlacementMode.FIXED
     replicas: Annotated[int, Field(ge=1)] = 1
     """With mode Fixed."""
+    min_replicas: Annotated[int, Field(ge=0)] | None = None
+    """With mode Auto; None: 1; 0: on demand while it is quiet."""
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """With mode Auto; None: all pods."""
     pin: bool = False
     priority: int = 0
     """Higher comes first where not all fit."""
+
+    @property
+    def least(self) -> int:
+        """With mode Auto: pods that keep it at least."""
+        return 1 if self.min_replicas is None else self.min_replicas
 
 
 class UnloadSpec(Observed):

@@ -104,11 +104,19 @@ def test_an_adapter_on_demand_is_loaded_by_a_request(declared: DeclaredPod) -> N
     resolved = declared.admin.resolve("volume", "lazy")
     declared.admin.write(entry("lazy", resolved, residency=Residency.ON_DEMAND))
     assert declared.admin.wait_for("lazy", AdapterState.READY).tier is Tier.DISK
+    before = declared.admin.wait_for("lazy", AdapterState.READY).num_tokens
     assert answer(declared.pod, "lazy")
     seen = declared.admin.wait("lazy on the device", lambda state: any(
         one.name == "lazy" and one.tier is Tier.DEVICE for one in state.adapters
     ))  # fmt: skip
-    assert next(one for one in seen.adapters if one.name == "lazy").last_used is not None
+    lazy = next(one for one in seen.adapters if one.name == "lazy")
+    assert lazy.last_used is not None
+    assert before == 0
+    counted = (
+        'lorafleet_prompt_tokens_total{adapter="{adapter}",base="tiny"}',
+        'lorafleet_generation_tokens_total{adapter="{adapter}",base="tiny"}',
+    )
+    assert lazy.num_tokens == sum(declared.pod.metric_of_adapter(series, "lazy") for series in counted) > 0
 
 
 def test_a_new_revision_beside_the_old_one_and_the_name_moves(declared: DeclaredPod) -> None:

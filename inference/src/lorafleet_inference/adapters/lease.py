@@ -35,6 +35,8 @@ class Lease:
         """Where the adapter's files lie; None for the base model."""
         self.vocabulary = vocabulary
         """Token ids that the adapter knows; None for the base model."""
+        self.num_tokens = 0
+        """Of the prompts and answers for which it was taken, so far."""
         self._on_end = on_end
         self._task: asyncio.Task[object] | None = None
         self._num_cancelling = 0
@@ -45,6 +47,10 @@ class Lease:
         if not self._is_revoked and self._task is not None:
             self._is_revoked = True
             self._task.cancel()
+
+    def count(self, num_tokens: int) -> None:
+        """Take note of tokens of a prompt or an answer."""
+        self.num_tokens += num_tokens
 
     def end(self) -> None:
         """Give the adapter back; for a lease that is not entered."""

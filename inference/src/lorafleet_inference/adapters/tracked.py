@@ -64,6 +64,8 @@ class Tracked:
         self.created = time.time()
         self.last_used: float | None = None
         self.leases: set[Lease] = set()
+        self._num_tokens = 0
+        """Of leases that have ended."""
         self._changed = asyncio.Event()
 
     @property
@@ -155,6 +157,7 @@ class Tracked:
             rank_pages=self.rank_pages,
             size_bytes=entry.artifact.facts.size_bytes,
             last_used=self.last_used,
+            num_tokens=self._num_tokens + sum(lease.num_tokens for lease in self.leases),
         )
 
     def route(self) -> RouteAdapter:
@@ -170,6 +173,7 @@ class Tracked:
 
     def _ended(self, lease: Lease) -> None:
         self.leases.discard(lease)
+        self._num_tokens += lease.num_tokens
         self.last_used = time.time()
         if not self.leases:
             self.told()

@@ -153,7 +153,13 @@ class Answering(Generic[RequestT]):
         names = TokenNames(leased.text.pieces, as_ids=request.return_tokens_as_token_ids)
         answer = Answer(f"{surface.id_prefix}-{uuid.uuid4().hex}", int(time.time()), request, names, prompts, leased)
         generation = Generation(
-            pod.engine, admitted.waiting, answer.id, leased.lease.key, admitted.arrived, room=admitted.room
+            pod.engine,
+            admitted.waiting,
+            answer.id,
+            leased.lease.key,
+            admitted.arrived,
+            room=admitted.room,
+            count=leased.lease.count,
         )
         shows_special = any(prompt.shows_special for prompt in prompts)
         outputs = [self._output(request, leased, shows_special=shows_special) for _ in plans]

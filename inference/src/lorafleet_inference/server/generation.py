@@ -159,9 +159,12 @@ class Generation:
         arrived: float,
         *,
         room: AnswerShare,
+        count: Callable[[int], None],
     ) -> None:
         self._engine = engine
         self._room = room
+        self._count = count
+        """Hears of tokens of prompts and answers as they come."""
         self._waiting = waiting
         self._request_id = request_id
         self._key = key
@@ -211,6 +214,7 @@ class Generation:
     async def _choice(self, plan: ChoicePlan, output: Output) -> AsyncGenerator[ChoiceDelta, None]:
         meter, waiting, finish = Meter(self._adapter, self._arrived), True, "cancelled"
         metrics.PROMPT_TOKENS.of(self._adapter()).inc(len(plan.prompt_token_ids))
+        self._count(len(plan.prompt_token_ids))
         submit = Submit(
             f"{self._request_id}-{plan.index}",
             plan.prompt_token_ids,
@@ -239,6 +243,7 @@ class Generation:
                     score.add(event.logprobs or (), shown.num_tokens)
                     with_end = event.with_end and shown.num_tokens == len(event.token_ids)
                     meter.tokens(shown.num_tokens - with_end)
+                    self._count(shown.num_tokens - with_end)
                     self.num_completion_tokens += shown.num_tokens - with_end
                     num_tokens += shown.num_tokens - with_end
                     ended = "stop" if shown.stopped else _FINISH.get(event.finish) if event.finish else None

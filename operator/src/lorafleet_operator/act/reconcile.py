@@ -32,6 +32,7 @@ from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.decide.adapter_status import adapter_status
+from lorafleet_operator.decide.auto_placement import AutoPlacement
 from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts
 from lorafleet_operator.decide.base_status import base_status, capacity_of, counts_of
 from lorafleet_operator.decide.conditions import READY, condition_of
@@ -128,6 +129,7 @@ class Reconciler:
         self._publications = Publications()
         self._retries = Retries()
         self._outages = Outages()
+        self._auto = AutoPlacement()
 
     async def reconcile(self, key: BaseKey) -> Outcome:
         """Bring one base and its adapters closer to what their specs say.
@@ -186,7 +188,7 @@ class Reconciler:
         """Free what is remembered of a base that is gone."""
         for memory in (self._tools.applier, self._tools.executor, self._tools.fences, self._retries):
             memory.forget(key)
-        for waiting in (self._first_catalogues, self._deferrals, self._outages):
+        for waiting in (self._first_catalogues, self._deferrals, self._outages, self._auto):
             waiting.forget(key)
 
     async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
@@ -195,7 +197,10 @@ class Reconciler:
         self._tools.watches.sync(it.key, snapshot.pods, token)
         await self._tools.watches.first_look(snapshot.pods)
         pods = self._tools.watches.observe(snapshot.pods)
-        plan = plan_of(snapshot, pods, self._tools.resolver.answers())
+        auto = self._auto.of(snapshot, base, pods, now=monotonic())
+        if (seconds := self._auto.next_window(it.key, now=monotonic())) is not None:
+            it.look_again(seconds)
+        plan = plan_of(snapshot, pods, self._tools.resolver.answers(), auto)
         await asyncio.sleep(0)
         self._resolve(it, plan, pods, token)
         unheld = await self._hold(it, plan)

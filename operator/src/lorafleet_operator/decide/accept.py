@@ -107,11 +107,14 @@ def _name_is_taken(given: Candidate) -> Refusal | None:
 
 
 def _is_on_demand_in_vain(given: Candidate) -> Refusal | None:
-    if given.adapter.placement.mode is not PlacementMode.ON_DEMAND:
+    asked = given.adapter.placement
+    is_quiet_on_demand = asked.mode is PlacementMode.AUTO and asked.least == 0
+    if asked.mode is not PlacementMode.ON_DEMAND and not is_quiet_on_demand:
         return None
     if given.base.spec.lora.load_on_demand != "Disabled":
         return None
-    message = f"placement OnDemand, and {given.where} has loadOnDemand Disabled"
+    words = "placement Auto with minReplicas 0" if is_quiet_on_demand else "placement OnDemand"
+    message = f"{words}, and {given.where} has loadOnDemand Disabled"
     return Refusal(Reason.INVALID_SPEC, message, keeps_serving=True)
 
 
@@ -187,9 +190,9 @@ ACCEPTANCE: Final[Chain[Candidate, Refusal]] = (
         _asks_more_than_a_guest_may,
     ),
     Check(
-        "An adapter with `placement.mode: OnDemand` has a base that loads on demand.",
+        "An adapter with `placement.mode: OnDemand`, or `Auto` with `minReplicas: 0`, has a base that loads on demand.",
         (Reason.INVALID_SPEC,),
-        "Place it with `mode: Fixed` or `All`, or set `lora.loadOnDemand: Enabled` on the base.",
+        "Place it with `mode: Fixed` or `All` or with `minReplicas: 1`, or set `lora.loadOnDemand: Enabled` on the base.",
         _is_on_demand_in_vain,
     ),
     Check(

@@ -137,6 +137,8 @@ def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: 
     if missing:
         message = f"resident on {resident} of {desired} pods; {missing} have no room left or do not answer"
         return said(RESIDENT, False, Reason.INSUFFICIENT_SLOTS, message)
+    if desired == 0 and spec.mode is PlacementMode.AUTO and any(not pod.pod.is_leaving for pod in pods):
+        return said(RESIDENT, True, Reason.RESIDENT, "little is asked of it: loaded on demand")
     if desired == 0:
         return said(RESIDENT, False, Reason.NO_READY_PODS, "there is no pod to place it on")
     if resident < desired:

@@ -83,31 +83,35 @@ def _room(base: BaseModelResource, budgets: Budgets | None) -> tuple[int, int, i
     return slots, slots * math.ceil(base.spec.lora.max_rank / ASSUMED_RANK_PAGE), ASSUMED_RANK_PAGE
 
 
-def wants_of(lineups: Iterable[AdapterRevisions], pods: Sequence[ObservedPod]) -> list[Want]:
-    """Return what should be resident, and where it is already."""
+def wants_of(
+    lineups: Iterable[AdapterRevisions], pods: Sequence[ObservedPod], auto: Mapping[str, int] | None = None
+) -> list[Want]:
+    """Return what should be resident, and where it is already; `auto` as in `plan_of`."""
     wants = []
     for lineup in lineups:
         main, other = lineup.main, lineup.other
         if main is None:
             continue
-        spec = lineup.intent.adapter.placement
+        adapter = lineup.intent.adapter
         want = Want(
             name=lineup.name,
             rank=main.rank,
-            num_pods=_num_pods(spec),
+            num_pods=_num_pods(adapter.placement, (auto or {}).get(adapter.metadata.uid)),
             priority=lineup.priority,
             holders=_holders(lineup, pods),
             other_rank=other.rank if other is not None else None,
-            group=lineup.intent.adapter.metadata.namespace if lineup.guest is not None else "",
+            group=adapter.metadata.namespace if lineup.guest is not None else "",
             max_group_slots=lineup.guest.max_slots if lineup.guest is not None else None,
         )
         wants.append(want)
     return wants
 
 
-def _num_pods(spec: PlacementSpec) -> int | None:
+def _num_pods(spec: PlacementSpec, auto: int | None) -> int | None:
     if spec.mode is PlacementMode.ALL:
         return None
+    if spec.mode is PlacementMode.AUTO:
+        return spec.least if auto is None else auto
     return spec.replicas if spec.mode is PlacementMode.FIXED else 0
 
 

@@ -1,6 +1,6 @@
 """One pass decided: from the snapshot and what pods said to what each pod is told. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -29,8 +29,10 @@ class Plan:
         return tuple(lineup.intent for lineup in self.lineups)
 
 
-def plan_of(snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolutions) -> Plan:
-    """Return which adapters go where."""
+def plan_of(
+    snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolutions, auto: Mapping[str, int] | None = None
+) -> Plan:
+    """Return which adapters go where; `auto` has adapter uid -> number of pods, of those with mode Auto."""
     base = snapshot.base
     refused = base is not None and base.spec.lora.load_on_demand == "Disabled"
     lineups = tuple(
@@ -43,7 +45,7 @@ def plan_of(snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolu
         for intent in intents_of(snapshot, pods, resolutions)
     )
     budgets = tuple(budgets_of(base, pods)) if base is not None else ()
-    placement = place(budgets, wants_of(lineups, pods))
+    placement = place(budgets, wants_of(lineups, pods, auto or {}))
     return Plan(lineups, budgets, placement)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 WINDOWS_BEFORE_FALL: Final = 5
+SPREAD: Final = 6.0
+"""How many times as many pods as its part of the tokens comes to: so that requests can go where little is to be done."""
 FOR_LOWER_BOUNDS: Final = 0.875
 """Part of the places that lower bounds may take; the rest goes to those that are asked for most."""
 
@@ -28,6 +30,19 @@ class Share:
     num_pods: int
     lower: tuple[int, ...] = ()
     """Of the windows in a row that would have had it on fewer."""
+
+
+def worthwhile(rates: Mapping[str, float], bounds: Mapping[str, Bounds], num_pods: int) -> dict[str, Bounds]:
+    """Return the bounds, narrowed to what an adapter has use for: its part of all tokens in pods, and some times as many.
+
+    Else adapters that are hardly asked for would be loaded everywhere as long as there is room.
+    """
+    whole = sum(rates.get(name, 0.0) for name in bounds)
+    narrowed = {}
+    for name, bound in bounds.items():
+        use = math.ceil(SPREAD * num_pods * rates.get(name, 0.0) / whole) if whole > 0 else 0
+        narrowed[name] = Bounds(bound.least, min(bound.most, max(bound.least, use)))
+    return narrowed
 
 
 def proportional(rates: Mapping[str, float], bounds: Mapping[str, Bounds], total: int) -> dict[str, int]:
