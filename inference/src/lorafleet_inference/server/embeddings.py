@@ -219,7 +219,13 @@ class Embeddings:
             with pod.admission.enter(name, len(asked.inputs), field=form.input_field) as waiting:
                 async with lease as leased, pod.answer_room.share() as room:
                     generation = Generation(
-                        pod.engine, waiting, f"embd-{uuid.uuid4().hex}", leased.lease.key, arrived, room=room
+                        pod.engine,
+                        waiting,
+                        f"embd-{uuid.uuid4().hex}",
+                        leased.lease.key,
+                        arrived,
+                        room=room,
+                        count=leased.lease.count,
                     )
                     await self._answer(exchange, asked, leased, generation)
 
