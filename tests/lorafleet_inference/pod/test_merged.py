@@ -123,7 +123,7 @@ def test_many_merges_leave_nothing_behind(pod: ServedPod) -> None:
     told = pod.get("/metrics").text
     assert pod.metric(series) == before + 6
     assert pod.metric('lorafleet_merged_adapters{base="tiny"}') == 3
-    assert 'adapter="one' not in told
+    assert 'adapter="one,' not in told
     tiers = [pod.metric(f'lorafleet_adapters{{base="tiny",tier="{tier}"}}') for tier in ("device", "host", "disk")]
     assert sum(tiers) == 4 + 3
     listed = httpx.get(f"{pod.url}/v1/models", headers={"authorization": f"Bearer {KEY}"}, trust_env=False).json()
