@@ -8,7 +8,7 @@ from support.simulation import VOCAB_SIZE, Simulation, compute, request
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit
-from lorafleet_inference.engine.pace import BUSY_PART, MIN_BUSY_PROMPT_TOKENS, MIN_PROMPT_TOKENS, Pace, StepBound
+from lorafleet_inference.engine.pace import MIN_BUSY_PROMPT_TOKENS, MIN_PROMPT_TOKENS, Pace, StepBound
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.planner import MAX_SCORED_TOKENS
 from lorafleet_inference.engine.scheduler import Scheduler
@@ -103,7 +103,7 @@ def test_room_of_busy_prompts_is_shared_by_all_of_them() -> None:
     for number in range(4):
         for name, adapter in (("a", A), ("b", B)):
             simulation.submit(asked(f"{name}{number}", adapter, 40))
-    assert sorted(sizes(simulation.step(ALL, bound=bound)).values()) == [24, 40]
+    assert sorted(sizes(simulation.step(ALL, bound=bound)).values()) == [16, 40, 40]
     for _ in range(6):
         plan = simulation.step(ALL, bound=bound)
         assert plan.num_tokens - plan.num_answer_tokens <= MIN_BUSY_PROMPT_TOKENS
@@ -115,7 +115,7 @@ def test_fast_steps_are_bound_for_all_alike() -> None:
     bound = StepBound(Pace(1.0, fixed=0.1, prompt_token=0.001, answer_token=0.01, most_prompt_tokens=4000), frozenset())
     simulation = simulation_of(max_batch_tokens=2048)
     simulation.submit(asked("a", A, 970))
-    assert sizes(simulation.step(ALL, bound=bound)) == {"a": round(1000 * BUSY_PART - 100)}
+    assert sizes(simulation.step(ALL, bound=bound)) == {"a": 900}
 
 
 def test_a_newcomer_that_fits_takes_nobodys_place() -> None:

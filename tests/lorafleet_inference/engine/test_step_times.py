@@ -2,7 +2,7 @@
 
 from support.engines import key_of
 
-from lorafleet_inference.engine.pace import BUSY_PART, FIRST_PROMPT_TOKENS, MIN_BUSY_PROMPT_TOKENS, MIN_PROMPT_TOKENS
+from lorafleet_inference.engine.pace import FIRST_PROMPT_TOKENS, MIN_BUSY_PROMPT_TOKENS, MIN_PROMPT_TOKENS
 from lorafleet_inference.engine.plan import StepItem, StepPlan
 from lorafleet_inference.engine.quiet import REMEMBERED_SECONDS
 from lorafleet_inference.engine.step_times import UNHURRIED, StepTimes
@@ -44,7 +44,7 @@ def test_the_bound_is_the_target_for_who_is_quiet_and_ten_times_as_long_where_no
     found = times(1e-3, clock)
     assert found.bound({None: 50}).num_prompt_tokens(0) == round(UNHURRIED * 250)
     beside = found.bound({None: 50, B: 1})
-    assert (beside.num_prompt_tokens(0), beside.num_busy_tokens(0)) == (250, int(BUSY_PART * 250))
+    assert (beside.num_prompt_tokens(0), beside.num_busy_tokens(0)) == (250, 250)
     assert (beside.is_busy(None), beside.is_busy(B)) == (True, False)
     assert found.bound({None: 50}).num_prompt_tokens(0) == 250, "it is expected again"
     clock.now += REMEMBERED_SECONDS + 1
