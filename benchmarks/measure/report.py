@@ -47,9 +47,11 @@ def tables(document: Mapping[str, Any]) -> str:
 
 
 def page(text: str, folder: Path) -> str:
-    """Return a page with what stands between the marks of each file of results replaced by its tables."""
+    """Return a page with what stands between the marks of each file of results replaced by its tables; some have pages of their own."""
     for path in sorted(folder.glob("*.json")):
         begin = f"<!-- generated: {path.stem} -->\n"
+        if begin not in text:
+            continue
         head, rest = text.split(begin, 1)
         _, tail = rest.split(END, 1)
         text = f"{head}{begin}\n{tables(json.loads(path.read_text()))}\n{END}{tail}"
