@@ -170,6 +170,8 @@ def check_langchain(outcomes: dict[str, Outcome]) -> None:
 
     assert answers["completion"]["whole"] == answers["completion"]["streamed"] == answers["completion"]["many"][0]
     assert len(answers["completion_best_of"]) == 2
+    assert answers["embeddings"] == {"lengths": [1.0] * 3, "alike": True, "query": True, "differ": True}
+    assert answers["embeddings_of_fewer_dimensions"] == 5
     assert answers["responses"]["text"].startswith(plain["text"])
     assert answers["responses"]["usage"] == [plain["usage"][0], 16]
     assert answers["responses_streamed"]["text"] == answers["responses"]["text"]
@@ -212,6 +214,8 @@ def check_litellm(outcomes: dict[str, Outcome]) -> None:
     assert answers["tools_round"]["text"]
     assert answers["text"]["whole"] == answers["text"]["streamed"]
     assert answers["responses"][0].startswith(plain["text"])
+    assert (len(set(answers["embedding"]["sizes"])), answers["embedding"]["model"]) == (1, "red")
+    assert answers["embedding"]["tokens"] > 2
 
 
 def through_both(client: str, served: Served, *passed: str, **variables: str) -> dict[str, Outcome]:
@@ -236,7 +240,7 @@ def test_langchain(served: Served) -> None:
         "stored",
     )
     structured = ("structured_json_schema", "structured_function_calling", "structured_json_mode")
-    more = ("tools_streamed", "tools_round", "responses", "responses_streamed", "responses_tools")
+    more = ("tools_streamed", "tools_round", "responses", "responses_streamed", "responses_tools", "embeddings")
     check_langchain(through_both("langchain", served, *plain, *structured, *more))
 
 
@@ -249,7 +253,13 @@ def test_litellm(served: Served) -> None:
         "hosted_vllm_choice",
         "openai_too_long",
     )
-    more = ("openai_structured", "hosted_vllm_tools_streamed", "hosted_vllm_tools_round", "openai_responses")
+    more = (
+        "openai_structured",
+        "hosted_vllm_tools_streamed",
+        "hosted_vllm_tools_round",
+        "openai_responses",
+        "openai_embedding",
+    )
     outcomes = through_both("litellm", served, *plain, *more, "hosted_vllm_no_such_model")
     for prefix in ("openai_", "hosted_vllm_"):
         own = {name.removeprefix(prefix): one for name, one in outcomes.items() if name.startswith(prefix)}

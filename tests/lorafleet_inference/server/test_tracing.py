@@ -99,6 +99,17 @@ async def test_a_span_tells_what_was_asked_and_what_came(
     assert (third.attributes or {})["gen_ai.usage.input_tokens"] == text.usage.prompt_tokens
 
 
+async def test_a_span_of_embeddings(served: CannedPod, exporter: InMemorySpanExporter) -> None:
+    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="-", max_retries=0) as client:
+        answer = await client.embeddings.create(model="base", input=["one", "two three"], dimensions=3)
+    (span,) = await ended(exporter, 1)
+    told = dict(span.attributes or {})
+    assert span.name == "embeddings base"
+    assert (told["gen_ai.operation.name"], told["gen_ai.request.model"]) == ("embeddings", "base")
+    assert told["gen_ai.embeddings.dimension.count"] == 3
+    assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (answer.usage.prompt_tokens, 0)
+
+
 async def test_refusals_and_probes(served: CannedPod, exporter: InMemorySpanExporter) -> None:
     async with httpx.AsyncClient(base_url=served.url, trust_env=False) as client:
         await client.get("/health")

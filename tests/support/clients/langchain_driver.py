@@ -6,7 +6,7 @@ import driving
 from driving import case
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
@@ -290,6 +290,28 @@ def completion_best_of(url: str) -> Any:
     fields: Any = {"model": "red", "temperature": 1.0, "n": 2, "best_of": 3, "seed": 1, "max_retries": 0}
     made = OpenAI(base_url=f"{url}/v1", api_key="none", max_tokens=6, **fields)
     return [one.text for one in made.generate([ASKED]).generations[0]]
+
+
+@case
+def embeddings(url: str) -> Any:
+    made = OpenAIEmbeddings(
+        base_url=f"{url}/v1", api_key="none", model="red", check_embedding_ctx_length=False, max_retries=0
+    )
+    many = made.embed_documents([ASKED, "x", ASKED])
+    return {
+        "lengths": [round(sum(one * one for one in vector), 3) for vector in many],
+        "alike": driving.near(many[0], many[2]),
+        "query": driving.near(made.embed_query(ASKED), many[0]),
+        "differ": many[0] != many[1],
+    }
+
+
+@case
+def embeddings_of_fewer_dimensions(url: str) -> Any:
+    made = OpenAIEmbeddings(
+        base_url=f"{url}/v1", api_key="none", model="tiny", dimensions=5, check_embedding_ctx_length=False
+    )
+    return len(made.embed_query(ASKED))
 
 
 @case

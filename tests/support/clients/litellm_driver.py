@@ -125,6 +125,16 @@ def responses(fields: dict[str, Any]) -> Any:
     return [part.text for item in response.output for part in item.content]
 
 
+def embedding(fields: dict[str, Any]) -> Any:
+    kept = {name: fields[name] for name in ("model", "api_base", "api_key")}
+    answer = litellm.embedding(input=["one two three", "x"], **kept)
+    return {
+        "sizes": [len(one["embedding"]) for one in answer.data],
+        "tokens": answer.usage.prompt_tokens,
+        "model": answer.model,
+    }
+
+
 def tools_round(fields: dict[str, Any]) -> Any:
     called = litellm.completion(**brief(fields), tools=copy.deepcopy(TOOLS), tool_choice=NAMED).choices[0].message
     says = {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "sun"}
@@ -164,6 +174,7 @@ both("tools_round", tools_round)
 both("reasoning_effort", chat, reasoning_effort="low")
 both("text", text)
 both("responses", responses)
+both("embedding", embedding)
 both("no_such_model", lambda fields: chat({**fields, "model": fields["model"].replace("red", "nobody")}))
 both("too_long", chat, messages=[{"role": "user", "content": "one two " * 300}])
 both("bad_value", chat, temperature=9)

@@ -31,6 +31,7 @@ from lorafleet_inference.server.merging import check_parts, leasing_merge
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids
 from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.requests import INT64, WHOLE_CONTEXT, TokenId
+from lorafleet_inference.server.spans import tell_answer, tell_embeddings
 from lorafleet_inference.server.strict import Listed, Strict
 from lorafleet_inference.server.surface import Leased, TokenIds
 from lorafleet_inference.server.wire import Embedding, EmbeddingList, EmbeddingUsage
@@ -209,6 +210,7 @@ class Embeddings:
         with pod.state.request():
             asked = await pod.readers.read(form.parse, body)
             name, _ = split_model(asked.model)
+            tell_embeddings(exchange.scope, asked.model, asked.dimensions)
             if asked.merge is not None:
                 name = MERGED
                 check_parts(exchange, asked.merge)
@@ -218,19 +220,26 @@ class Embeddings:
                 lease = leasing(pod, exchange, asked.model)
             with pod.admission.enter(name, len(asked.inputs), field=form.input_field) as waiting:
                 async with lease as leased, pod.answer_room.share() as room:
+                    answer_id = f"embd-{uuid.uuid4().hex}"
                     generation = Generation(
                         pod.engine,
                         waiting,
-                        f"embd-{uuid.uuid4().hex}",
+                        answer_id,
                         leased.lease.key,
                         arrived,
                         room=room,
                         count=leased.lease.count,
                     )
-                    await self._answer(exchange, asked, leased, generation)
+                    plans = await self._plans(asked, leased)
+                    num_tokens = sum(len(plan.prompt_token_ids) for plan in plans)
+                    try:
+                        await self._answer(exchange, asked, leased, generation, plans)
+                    finally:
+                        tell_answer(exchange.scope, answer_id, generation, num_tokens)
 
-    async def _answer(self, exchange: Exchange, asked: Asked, leased: Leased, generation: Generation) -> None:
-        plans = await self._plans(asked, leased)
+    async def _answer(
+        self, exchange: Exchange, asked: Asked, leased: Leased, generation: Generation, plans: Sequence[ChoicePlan]
+    ) -> None:
         num_tokens = sum(len(plan.prompt_token_ids) for plan in plans)
         grant = grant_of(exchange.scope)
         with as_errors():

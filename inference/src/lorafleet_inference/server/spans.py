@@ -44,6 +44,21 @@ def tell_request(scope: Scope, request: GenerationRequest) -> None:
     trace.tell(known(asked), name=f"{operation} {request.model}")
 
 
+def tell_embeddings(scope: Scope, model: str, dimensions: int | None) -> None:
+    """Say which embeddings were asked for."""
+    trace = trace_of(scope)
+    if not trace.is_recorded:
+        return
+    operation = operation_of(scope["path"])
+    asked: dict[str, Any] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": PROVIDER,
+        "gen_ai.request.model": model,
+        "gen_ai.embeddings.dimension.count": dimensions,
+    }
+    trace.tell(known(asked), name=f"{operation} {model}")
+
+
 def tell_answer(scope: Scope, answer_id: str, generation: Generation, num_prompt_tokens: int) -> None:
     """Say what came of it, as far as it came."""
     trace = trace_of(scope)
