@@ -41,9 +41,9 @@ def test_the_client_names_adapters_in_each_kind_of_source(declared: DeclaredPod)
     answer = generate(pod, **wishes[0])
     assert answer.headers["x-adapter-id"] == "acme/adhoc"
     assert answer.headers["x-lorafleet-revision"] == generate(pod, **wishes[3]).headers["x-lorafleet-revision"]
-    assert "acme" not in pod.get("/metrics").text
-    assert "acme" not in pod.get("/v1/routes").text
-    assert "acme" not in pod.get("/v1/models").text
+    assert "acme/adhoc" not in pod.get("/metrics").text
+    assert "acme/adhoc" not in pod.get("/v1/routes").text
+    assert "acme/adhoc" not in pod.get("/v1/models").text
     assert pod.metric_of_adapter('lorafleet_requests_total{adapter="{adapter}",base="tiny",finish="length"}', "_ad_hoc")
 
 
