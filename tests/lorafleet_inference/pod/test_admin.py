@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 
 import httpx
 import openai
@@ -101,6 +102,15 @@ def test_names_and_paths_as_people_write_them(declared: DeclaredPod) -> None:
 
 def test_an_adapter_on_demand_is_loaded_by_a_request(declared: DeclaredPod) -> None:
     declared.adapter(declared.volume, "lazy")
+    counted = (
+        'lorafleet_prompt_tokens_total{adapter="{adapter}",base="tiny"}',
+        'lorafleet_generation_tokens_total{adapter="{adapter}",base="tiny"}',
+    )
+
+    def tokens() -> float:
+        return sum(declared.pod.metric_of_adapter(series, "lazy") for series in counted)
+
+    earlier = tokens()
     resolved = declared.admin.resolve("volume", "lazy")
     declared.admin.write(entry("lazy", resolved, residency=Residency.ON_DEMAND))
     assert declared.admin.wait_for("lazy", AdapterState.READY).tier is Tier.DISK
@@ -112,11 +122,7 @@ def test_an_adapter_on_demand_is_loaded_by_a_request(declared: DeclaredPod) -> N
     lazy = next(one for one in seen.adapters if one.name == "lazy")
     assert lazy.last_used is not None
     assert before == 0
-    counted = (
-        'lorafleet_prompt_tokens_total{adapter="{adapter}",base="tiny"}',
-        'lorafleet_generation_tokens_total{adapter="{adapter}",base="tiny"}',
-    )
-    assert lazy.num_tokens == sum(declared.pod.metric_of_adapter(series, "lazy") for series in counted) > 0
+    assert lazy.num_tokens == tokens() - earlier > 0
 
 
 def test_a_new_revision_beside_the_old_one_and_the_name_moves(declared: DeclaredPod) -> None:
@@ -182,8 +188,12 @@ def test_a_poll_of_what_is_known_is_answered_without_the_document(declared: Decl
         url = f"{declared.pod.admin_url}/admin/v1/state"
         return httpx.get(url, params=query, headers=headers, timeout=30, trust_env=False).status_code  # type: ignore[arg-type]
 
-    generation = declared.admin.state().generation
-    assert status(after=generation, boot_id=known.boot_id, wait_seconds=0.1) == 304
+    for _ in range(20):  # what earlier tests left may still move
+        generation = declared.admin.state().generation
+        found = status(after=generation, boot_id=known.boot_id, wait_seconds=0.1)
+        if found == HTTPStatus.NOT_MODIFIED:
+            break
+    assert found == HTTPStatus.NOT_MODIFIED
     assert status(after=generation, boot_id="of the process before") == 200
     assert status(after=generation - 1, boot_id=known.boot_id) == 200
     assert status(after=generation) == 200
