@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
 
 from measure import environment, report  # noqa: E402
+from measure.sizes import SIZES  # noqa: E402
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "results" / "structured.json"
@@ -52,8 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     engine = _engine(chosen.size)
     kinds = {"free": None, "JSON schema": of_schema(SCHEMA)}
-    for grammar in kinds.values():
-        _run(engine, "warm-up", grammar, chosen)
+    for kind, grammar in kinds.items():
+        _run(engine, f"warm-up-{kind}", grammar, chosen)
     runs: dict[str, list[float]] = {kind: [] for kind in kinds}
     for repeat in range(chosen.repeats):
         for kind, grammar in kinds.items():
@@ -64,14 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
         "environment": environment.describe("cpu"),
         "setting": {"model": f"random Llama {chosen.size}", "requests": chosen.requests}
         | {"prompt_tokens": chosen.prompt_tokens, "answer_tokens": chosen.answer_tokens},
-        "tokens_per_second": runs,
-        "ratio": ratio,
+        "rows": [],
+        "structured": {"tokens_per_second": runs, "ratio": ratio},
     }
     report.write(chosen.output, document)
-    sys.stdout.write("| answers | tokens/s (median) |\n|---|---:|\n")
-    for kind, figures in runs.items():
-        sys.stdout.write(f"| {kind} | {median(figures):.1f} |\n")
-    sys.stdout.write(f"\nratio, median of the pairs: {ratio:.3f}\n")
+    sys.stdout.write(report.tables(document))
 
 
 def _engine(size: str) -> Any:
@@ -92,15 +90,18 @@ def _run(engine: Any, name: str, grammar: str | None, chosen: argparse.Namespace
     from lorafleet_inference.engine.messages import SamplingParams  # noqa: PLC0415
 
     chance = random.Random(name)
+    vocabulary = SIZES[chosen.size].vocabulary
     ids = [f"{name}-{number}" for number in range(chosen.requests)]
     for number, request_id in enumerate(ids):
-        prompt = [chance.randrange(300, 4000) for _ in range(chosen.prompt_tokens)]
+        prompt = [chance.randrange(300, min(4000, vocabulary)) for _ in range(chosen.prompt_tokens)]
         sampling = SamplingParams(max_tokens=chosen.answer_tokens, seed=number, grammar=grammar, ignore_eos=True)
         engine.submit(request_id, None, prompt, sampling)
     began = time.perf_counter()
     engine.run_until_ended(ids, timeout_seconds=3600)
     seconds = time.perf_counter() - began
-    return sum(len(engine.tokens(request_id)) for request_id in ids) / seconds
+    num_tokens = sum(len(engine.tokens(request_id)) for request_id in ids)
+    assert num_tokens == chosen.requests * chosen.answer_tokens, "an answer was refused or ended early"
+    return num_tokens / seconds
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_api_process(rows, document.get("before")))
     if rows := document.get("activated"):
         parts.append(_activated(rows))
+    if forms := document.get("structured"):
+        parts.append(_structured(forms))
     if gpu := document.get("gpu"):
         parts.append(gpu_tables(gpu))
     return "\n".join(parts)
@@ -121,6 +123,19 @@ def _activated(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {row['ratio']:.0f} |\n"
         )
     return head + body
+
+
+def _structured(forms: Mapping[str, Any]) -> str:
+    """Tokens a second with and without a schema, and the median of the pairs' ratios."""
+    runs = forms["tokens_per_second"]
+    body = "".join(
+        f"| {kind} | {median(figures):.0f} | {min(figures):.0f} to {max(figures):.0f} |\n"
+        for kind, figures in runs.items()
+    )
+    return (
+        "| answers | tokens/s, median | runs from, to |\n|---|---:|---:|\n"
+        f"{body}\nWith the schema: {forms['ratio']:.2f} of the tokens/s without it (median of the pairs).\n"
+    )
 
 
 def _fairness(rows: Sequence[Mapping[str, Any]]) -> str:
