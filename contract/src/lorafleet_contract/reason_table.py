@@ -78,6 +78,20 @@ STANDING: Final = {
         "A revision does not become the stable one, and no further pod has loaded it for "
         "`rollout.progressDeadlineSeconds`; the message names pods and what they say. What served before goes on serving."
     ),
+    Reason.CANARY_STEP: About("The new revision gets a part of the requests, and is judged by what comes of them."),
+    Reason.CANARY_PAUSED: About(
+        "A rollout by steps waits for a person, with the weight that it has.",
+        "Annotate `lorafleet.io/promote=REVISION:INDEX` to go on, or `lorafleet.io/abort=REVISION` to give it up.",
+    ),
+    Reason.ANALYSIS_FAILED: About(
+        "The new revision was judged bad by what gateways counted: `status.rollout.evidence`. With `onFailure: Rollback` it is "
+        "given up; the stable one answers all requests.",
+        "Train another one. To try the same once more, annotate `lorafleet.io/retry` with a new value.",
+    ),
+    Reason.ABORTED: About(
+        "A person gave the rollout of the revision up by the annotation `lorafleet.io/abort`.",
+        "Put another source into spec; or take the annotation away and annotate `lorafleet.io/retry` with a new value.",
+    ),
     Reason.SERVING: About("The wanted revision is answered."),
     Reason.RESIDENT: About("It is in device memory wherever it was placed."),
     Reason.DRAINING: About("It is being unloaded and waits for requests that run."),

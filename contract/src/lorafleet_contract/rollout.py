@@ -2,14 +2,57 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorafleet_contract.base import Observed
 from lorafleet_contract.sources import Revision
 
 Percent = Annotated[int, Field(ge=0, le=100)]
+
+
+class Pause(Observed):
+    """A step that waits."""
+
+    duration_seconds: Annotated[int, Field(ge=1)] | None = None
+    """None: until a person promotes."""
+
+
+class Step(Observed):
+    """One item of `steps`: exactly one of its fields is given."""
+
+    set_weight: Annotated[int, Field(ge=1, le=99)] | None = None
+    """Percent of the requests for the bare name that the new revision gets from here on."""
+    pause: Pause | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.set_weight is None) == (self.pause is None):
+            raise ValueError("a step needs exactly one of setWeight, pause")
+        return self
+
+
+class Analysis(Observed):
+    """By what a new revision is judged, window after window, from what gateways count."""
+
+    window_seconds: Annotated[int, Field(ge=1)] = 120
+    min_requests: Annotated[int, Field(ge=1)] = 50
+    """Of each revision that is compared; with fewer a window goes on."""
+    max_error_percent: Percent | None = None
+    max_error_percent_over_stable: Percent | None = None
+    """Percentage points above the stable revision's."""
+    max_latency_percent_over_stable: Annotated[int, Field(ge=0)] | None = None
+    """By how much the 95th percentile of the time to the first byte may exceed the stable revision's."""
+    failure_limit: Annotated[int, Field(ge=0)] = 0
+    """Windows that may be judged bad before the revision fails."""
+
+
+class OnFailure(StrEnum):
+    """What follows when a new revision is judged bad, or makes no progress while it has requests."""
+
+    ROLLBACK = "Rollback"
+    PAUSE = "Pause"
 
 
 class RolloutSpec(Observed):
@@ -38,7 +81,7 @@ class RolloutPhase(StrEnum):
     PROMOTING = "Promoting"
     """All steps are done: the bare name is moving to the revision on all pods."""
     ROLLED_BACK = "RolledBack"
-    """It is given up: no request goes to it, and it is not tried again until spec, content or `lorafleet.io/retry` changes."""
+    """It is given up: no request goes to it, and it is not tried again until source, content or `lorafleet.io/retry` changes."""
 
 
 class Judgement(StrEnum):
@@ -100,7 +143,9 @@ class RolloutStatus(Observed):
     num_steps: int | None = None
     step_start_time: datetime | None = None
     steps_hash: str | None = None
-    """Of the steps, analysis and verification that it follows: with other ones it begins anew."""
+    """Of the steps and the analysis that it follows, and of the try: with other ones it begins anew."""
+    spent_promotion: str | None = None
+    """What `lorafleet.io/promote` said when this try began: an answer to an earlier one, which does not count here."""
     failures: int | None = None
     """Windows that were judged bad."""
     end_time: datetime | None = None

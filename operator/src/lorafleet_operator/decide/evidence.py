@@ -1,0 +1,159 @@
+"""What gateways counted, added up over all of them and since some moment. No clock and no I/O.
+
+Gateways tell cumulative counters. Two readings are subtracted where they are of the same process and the same row; what a
+process counted between its last reading and its end is not known, which every window over that moment is told.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from lorafleet_contract.evidence import NO_FAULT, ErrorClass, Evidence, RevisionEvidence
+
+POD_CLASSES: Final = frozenset({ErrorClass.POD_LOST, ErrorClass.STREAM_BROKEN, ErrorClass.UNAVAILABLE})
+"""What requests meet when their pod dies, whatever revision they are for."""
+PERCENTILE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class RowKey:
+    """One revision of one adapter."""
+
+    namespace: str
+    base: str
+    adapter: str
+    revision: str
+
+    @classmethod
+    def of(cls, row: RevisionEvidence) -> "RowKey":
+        """Return what a row is about."""
+        return cls(row.namespace, row.base, row.adapter, row.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Requests that say something of a revision."""
+
+    requests: int = 0
+    faults: int = 0
+    """Errors of the revision itself."""
+    lost: int = 0
+    """Requests that were lost with their pod, or found none."""
+    first_byte: Mapping[float, int] = field(default_factory=dict)
+    """Upper bound in seconds -> answers up to it and above the bound before."""
+
+    @classmethod
+    def of(cls, row: RevisionEvidence, bounds_seconds: list[float]) -> "Counts":
+        """Read the counters of a row."""
+        harmless = sum(number for name, number in row.errors.items() if name in NO_FAULT)
+        lost = sum(number for name, number in row.errors.items() if name in POD_CLASSES)
+        bounds = (*bounds_seconds, math.inf)
+        first_byte = dict(zip(bounds, row.first_byte.buckets, strict=False))
+        return cls(row.num_requests - harmless, row.num_faults - lost, lost, first_byte)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return self._combined(other, 1)
+
+    def __sub__(self, other: "Counts") -> "Counts":
+        return self._combined(other, -1)
+
+    def _combined(self, other: "Counts", sign: int) -> "Counts":
+        first_byte = Counter(self.first_byte)
+        for bound, number in other.first_byte.items():
+            first_byte[bound] += sign * number
+        return Counts(
+            self.requests + sign * other.requests,
+            self.faults + sign * other.faults,
+            self.lost + sign * other.lost,
+            first_byte,
+        )
+
+    @property
+    def p95_seconds(self) -> float | None:
+        """The 95th percentile of the time to the first byte, on a straight line within its bucket; None without answers.
+
+        Beyond the last bound it is that bound.
+        """
+        total = self.num_timed
+        if total <= 0:
+            return None
+        rank, seen, lower = PERCENTILE * total, 0, 0.0
+        for bound, number in sorted(self.first_byte.items()):
+            if number > 0 and seen + number >= rank:
+                return lower if math.isinf(bound) else lower + (bound - lower) * (rank - seen) / number
+            seen += number
+            lower = bound
+        return lower
+
+    @property
+    def num_timed(self) -> int:
+        """Answers of which the time to the first byte is known."""
+        return sum(self.first_byte.values())
+
+    def num_slower(self, seconds: float) -> float:
+        """Return how many answers took longer to their first byte, those of a bucket on a straight line.
+
+        Beyond the last bound nothing is known but that it is beyond: those are slower than whatever lies below it.
+        """
+        slower, lower = 0.0, 0.0
+        for bound, number in sorted(self.first_byte.items()):
+            if lower >= seconds or math.isinf(bound):
+                slower += number
+            elif bound > seconds:
+                slower += number * (bound - seconds) / (bound - lower)
+            lower = bound
+        return slower
+
+
+@dataclass(slots=True)
+class _Gateway:
+    boot_id: str
+    rows: dict[RowKey, tuple[int, Counts]]
+    """Row -> when it began, and what was read last."""
+
+
+class Tally:
+    """Sums over all gateways since it was made."""
+
+    def __init__(self) -> None:
+        self._gateways: dict[str, _Gateway] = {}
+        self._totals: dict[RowKey, Counts] = {}
+        self.num_restarts = 0
+        """Gateways that were heard to have begun anew: what they counted last is lost."""
+
+    def take(self, gateway: str, document: Evidence) -> None:
+        """Take in what a gateway, by the uid of its pod, says; its first reading is where its counting begins."""
+        read = {RowKey.of(row): (row.began, Counts.of(row, document.bounds_seconds)) for row in document.revisions}
+        known = self._gateways.get(gateway)
+        if known is None:
+            self._gateways[gateway] = _Gateway(document.boot_id, read)
+            return
+        if known.boot_id != document.boot_id:
+            self.num_restarts += 1
+            known.boot_id, known.rows = document.boot_id, {}
+        for key, (began, counts) in read.items():
+            before = known.rows.get(key)
+            news = counts - before[1] if before is not None and before[0] == began else counts
+            self._totals[key] = self._totals.get(key, Counts()) + news
+            known.rows[key] = (began, counts)
+
+    def forget(self, gateway: str) -> None:
+        """A gateway is gone; what it said counts."""
+        self._gateways.pop(gateway, None)
+
+    def total(self, key: RowKey) -> Counts:
+        """Return what all gateways have counted of a revision."""
+        return self._totals.get(key, Counts())
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """How far gateways are heard."""
+
+    tally: Tally
+    num_gateways: int
+    """Those that are to be heard."""
+    num_silent: int
+    """Of these, those that do not answer now."""

@@ -1,0 +1,102 @@
+"""Whether a revision does well enough, by what gateways counted within a window. Pure.
+
+Good is said only when every gateway was heard and both revisions had enough requests. A comparison with the stable revision
+counts only where chance does not explain the difference.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from lorafleet_contract.rollout import Analysis, Judgement
+from lorafleet_operator.decide.evidence import PERCENTILE, Counts
+
+SIGNIFICANT: Final = 3.0
+"""Standard errors that a difference from the stable revision has to exceed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of a window."""
+
+    judgement: Judgement
+    message: str
+    is_loss: bool = False
+    """Bad for nothing but requests that were lost with their pods: one pod that dies does that, whoever killed it."""
+
+
+def judge(analysis: Analysis, canary: Counts, stable: Counts, *, num_gateways: int, num_silent: int) -> Finding:
+    """Return the judgement on a window that is over, and why in words."""
+    if canary.requests >= analysis.min_requests and (problem := _problem(analysis, canary, stable)) is not None:
+        return problem
+    if num_gateways == 0:
+        return _inconclusive("no gateway is known")
+    if num_silent:
+        return _inconclusive(f"{num_silent} of {num_gateways} gateways do not answer")
+    if canary.requests < analysis.min_requests:
+        return _inconclusive(f"{canary.requests} requests of {analysis.min_requests} that are needed")
+    if _compares(analysis) and stable.requests < analysis.min_requests:
+        needed = f"{stable.requests} requests of {analysis.min_requests} that are needed"
+        return _inconclusive(f"the stable revision to compare with has {needed}")
+    message = f"{canary.requests} requests, {canary.faults} errors, {canary.lost} lost with their pods"
+    return Finding(Judgement.GOOD, message)
+
+
+def _inconclusive(message: str) -> Finding:
+    return Finding(Judgement.INCONCLUSIVE, message)
+
+
+def _compares(analysis: Analysis) -> bool:
+    over = (analysis.max_error_percent_over_stable, analysis.max_latency_percent_over_stable)
+    return any(limit is not None for limit in over)
+
+
+def _problem(analysis: Analysis, canary: Counts, stable: Counts) -> Finding | None:
+    """What is bad, if anything is; what is of the revision itself first."""
+    failed = _percent(canary.faults, canary)
+    limit, over = analysis.max_error_percent, analysis.max_error_percent_over_stable
+    if limit is not None and failed > limit:
+        return _bad(f"{failed:.1f} % of {canary.requests} requests failed, and {limit} % may")
+    if stable.requests < analysis.min_requests:
+        return None
+    before = f"{_percent(stable.faults, stable):.1f} % of the stable revision's"
+    if over is not None and _exceeds(canary.faults, canary.requests, stable.faults, stable.requests, over / 100):
+        return _bad(f"{failed:.1f} % of {canary.requests} requests failed, {before}")
+    if (slowness := _slowness(analysis, canary, stable)) is not None:
+        return slowness
+    allowed = over if over is not None else limit
+    if allowed is not None and _exceeds(canary.lost, canary.requests, stable.lost, stable.requests, allowed / 100):
+        lost, then = _percent(canary.lost, canary), _percent(stable.lost, stable)
+        words = f"{lost:.1f} % of {canary.requests} requests were lost with their pods"
+        return _bad(f"{words}, {then:.1f} % of the stable revision's", is_loss=True)
+    return None
+
+
+def _bad(message: str, *, is_loss: bool = False) -> Finding:
+    return Finding(Judgement.BAD, message, is_loss)
+
+
+def _percent(number: int, counts: Counts) -> float:
+    return 100 * number / counts.requests
+
+
+def _exceeds(hits: float, total: int, hits_before: float, total_before: int, allowed: float) -> bool:
+    """Whether one part is larger than another by more than is allowed, and by more than chance explains."""
+    excess = hits / total - hits_before / total_before
+    common = (hits + hits_before) / (total + total_before)
+    error = math.sqrt(common * (1 - common) * (1 / total + 1 / total_before))
+    return excess > allowed and excess > SIGNIFICANT * error
+
+
+def _slowness(analysis: Analysis, canary: Counts, stable: Counts) -> Finding | None:
+    """Whether more answers than the one in twenty of the stable revision come later than its 95th percentile allows."""
+    limit, slow, before = analysis.max_latency_percent_over_stable, canary.p95_seconds, stable.p95_seconds
+    if limit is None or slow is None or before is None:
+        return None
+    seconds = before * (1 + limit / 100)
+    late, late_before = canary.num_slower(seconds), (1 - PERCENTILE) * stable.num_timed
+    if slow <= seconds or not _exceeds(late, canary.num_timed, late_before, stable.num_timed, 0.0):
+        return None
+    return _bad(
+        f"95 % of first bytes came within {1000 * slow:.0f} ms, {1000 * before:.0f} ms of the stable revision's"
+    )

@@ -1,0 +1,115 @@
+"""Whether a revision does well enough: a table, and what chance alone may do."""
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lorafleet_contract.rollout import Analysis, Judgement
+from lorafleet_operator.decide.evidence import Counts
+from lorafleet_operator.decide.judge import judge
+
+ANALYSIS = Analysis(
+    min_requests=50, max_error_percent=5, max_error_percent_over_stable=1, max_latency_percent_over_stable=20
+)
+GOOD, BAD, UNCLEAR = Judgement.GOOD, Judgement.BAD, Judgement.INCONCLUSIVE
+FAST = {0.1: 900, 0.2: 100, 0.4: 0, math.inf: 0}
+SLOW = {0.1: 0, 0.2: 100, 0.4: 900, math.inf: 0}
+
+
+def counts(requests: int = 1000, faults: int = 0, lost: int = 0, first_byte: dict[float, int] = FAST) -> Counts:
+    return Counts(requests, faults, lost, first_byte)
+
+
+WELL = counts()
+TABLE: dict[str, tuple[dict[str, Any], Judgement, str]] = {
+    "all is well": ({}, GOOD, "1000 requests, 0 errors, 0 lost with their pods"),
+    "as many errors as are allowed": ({"canary": counts(faults=10)}, GOOD, "10 errors"),
+    "more errors than are allowed": ({"canary": counts(faults=51)}, BAD, "5.1 % of 1000 requests failed, and 5 % may"),
+    "more errors than of the stable one": ({"canary": counts(faults=30)}, BAD, "3.0 % of 1000 requests failed, 0.0 %"),
+    "the stable one fails too": ({"canary": counts(faults=30), "stable": counts(faults=25)}, GOOD, "30 errors"),
+    "both fail": ({"canary": counts(faults=500), "stable": counts(faults=500)}, BAD, "and 5 % may"),
+    "too few of the new one": ({"canary": counts(49)}, UNCLEAR, "49 requests of 50"),
+    "too few, and all fail": ({"canary": counts(49, faults=49)}, UNCLEAR, "49 requests of 50"),
+    "too few of the stable one": ({"stable": counts(49)}, UNCLEAR, "the stable revision to compare with has 49"),
+    "it fails, and the stable one has too few": ({"canary": counts(faults=60), "stable": counts(1)}, BAD, "6.0 %"),
+    "a gateway is silent": ({"num_silent": 1}, UNCLEAR, "1 of 2 gateways do not answer"),
+    "all are silent": ({"num_silent": 2, "canary": counts(0), "stable": counts(0)}, UNCLEAR, "2 of 2 gateways"),
+    "there is none": ({"num_gateways": 0}, UNCLEAR, "no gateway is known"),
+    "a gateway is silent, and it is bad": ({"num_silent": 1, "canary": counts(faults=60)}, BAD, "6.0 %"),
+    "it is slow": ({"canary": counts(first_byte=SLOW)}, BAD, "389 ms, 150 ms of the stable"),
+    "both are slow": ({"canary": counts(first_byte=SLOW), "stable": counts(first_byte=SLOW)}, GOOD, "0 errors"),
+    "it is faster": ({"stable": counts(first_byte=SLOW)}, GOOD, "0 errors"),
+    "a little slower": ({"canary": counts(first_byte={0.1: 860, 0.2: 140})}, GOOD, "0 errors"),
+    "no answer ended well": ({"canary": counts(first_byte={})}, GOOD, "0 errors"),
+    "many are lost": ({"canary": counts(lost=100)}, BAD, "10.0 % of 1000 requests were lost with their pods, 0.0 %"),
+    "of both as many are lost": ({"canary": counts(lost=100), "stable": counts(lost=100)}, GOOD, "100 lost"),
+    "a pod is killed": ({"canary": counts(60, lost=4), "stable": counts(lost=35)}, GOOD, "4 lost with their pods"),
+}
+
+
+@pytest.mark.parametrize(("given", "judgement", "words"), TABLE.values(), ids=TABLE.keys())
+def test_judgement(given: dict[str, Any], judgement: Judgement, words: str) -> None:
+    situation = {"canary": WELL, "stable": WELL, "num_gateways": 2, "num_silent": 0, **given}
+    canary, stable = situation.pop("canary"), situation.pop("stable")
+    found = judge(ANALYSIS, canary, stable, **situation)
+    assert found.judgement is judgement
+    assert words in found.message
+    assert found.is_loss == ("lost with their pods, " in found.message)
+
+
+def judged(analysis: Analysis, canary: Counts, stable: Counts = WELL) -> Judgement:
+    return judge(analysis, canary, stable, num_gateways=1, num_silent=0).judgement
+
+
+def test_without_limits_enough_requests_are_enough() -> None:
+    assert judged(Analysis(), counts(50, faults=50, lost=0, first_byte=SLOW), counts(0)) is GOOD
+
+
+def test_only_limits_that_are_given_count() -> None:
+    bad = counts(faults=100, first_byte=SLOW)
+    assert judged(Analysis(max_error_percent=10), bad) is GOOD
+    assert judged(Analysis(max_error_percent=9), bad) is BAD
+    assert judged(Analysis(max_latency_percent_over_stable=500), bad) is GOOD
+    assert judged(Analysis(max_latency_percent_over_stable=100), bad) is BAD
+    assert judged(Analysis(max_error_percent=2), counts(lost=100)) is BAD
+    assert judged(Analysis(max_latency_percent_over_stable=9), counts(lost=100)) is GOOD
+
+
+def test_a_silent_gateway_is_never_good() -> None:
+    for canary in (WELL, counts(faults=3), counts(10**6)):
+        for silent in (1, 2, 3):
+            found = judge(ANALYSIS, canary, WELL, num_gateways=3, num_silent=silent)
+            assert found.judgement is UNCLEAR
+
+
+def test_chance_alone_is_seldom_bad() -> None:
+    """Two revisions that are the same: of 400 pairs of windows of the smallest size at most three are said to differ."""
+    draw = random.Random(7)
+    analysis = replace_limits(max_error_percent_over_stable=0, max_latency_percent_over_stable=0)
+
+    def sample(number: int) -> Counts:
+        buckets: dict[float, int] = {0.1: 0, 0.2: 0, 0.4: 0, math.inf: 0}
+        for _ in range(number):
+            buckets[draw.choices(list(buckets), (60, 30, 8, 2))[0]] += 1
+        return counts(number, sum(draw.random() < 0.05 for _ in range(number)), 0, buckets)
+
+    bad = sum(judged(analysis, sample(50), sample(500)) is BAD for _ in range(400))
+    assert bad <= 3 * 4, bad
+
+
+def test_a_difference_that_is_there_is_found_with_enough_requests() -> None:
+    analysis = replace_limits(max_error_percent_over_stable=1)
+    assert judged(analysis, counts(50, faults=2), counts(faults=10)) is GOOD
+    assert judged(analysis, counts(2000, faults=80), counts(10000, faults=100)) is BAD
+
+
+def replace_limits(**limits: int) -> Analysis:
+    return Analysis(min_requests=50, **limits)
+
+
+def test_an_analysis_that_does_not_compare_needs_no_stable_requests() -> None:
+    assert judged(Analysis(max_error_percent=2), WELL, counts(0)) is GOOD
+    assert judged(ANALYSIS.model_copy(update={"min_requests": 1}), replace(WELL, requests=1), counts(1)) is GOOD
