@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.local/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check soak soak-pod strangers lint format env evaluate numerals mutants lock charts images bench clean
+.PHONY: help demo demo-down test check soak soak-pod scale strangers lint format env evaluate numerals mutants lock charts images bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ soak: env ## what looks for rare orders of events, for an hour, then hostile tra
 
 strangers: env ## thousands of requests made of the OpenAPI documents, of a pod and through a gateway (EXAMPLES=300 a route)
 	@LORAFLEET_TEST_EXAMPLES=$(or $(EXAMPLES),300) $(VENV)/python -m pytest tests/lorafleet_inference/server/test_described.py tests/lorafleet_inference/pod/test_described.py tests/lorafleet_gateway/test_described.py
+
+scale: env ## operator and gateway with 1,000 adapters on 50 pods over a real API server; a quarter of an hour on a quiet machine
+	@LORAFLEET_TEST_SCALE=1 $(VENV)/python -m pytest tests/scale
+	@PYTHONPATH=contract/src:common/src:tests:tools $(VENV)/python -m scale --sweep --output benchmarks/results/scale.json --plot docs/scale.svg $(OPTIONS)
 
 soak-pod: env ## hostile traffic against a pod, beside a tenant whose answers are checked (SECONDS=3600 SEED=1 OUTPUT=.local/soak)
 	@PYTHONPATH=tests:tools nice -n 5 $(VENV)/python -m soak.hostile --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) --output $(or $(OUTPUT),.local/soak)
