@@ -35,6 +35,8 @@ from lorafleet_operator.decide.adapter_status import adapter_status
 from lorafleet_operator.decide.auto_placement import AutoPlacement
 from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts
 from lorafleet_operator.decide.base_status import base_status, capacity_of, counts_of
+from lorafleet_operator.decide.bookkeeping import LOOK_SECONDS as BOOKKEEPING_SECONDS
+from lorafleet_operator.decide.bookkeeping import Bookkeeping, are_all_there
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without
@@ -126,6 +128,7 @@ class Reconciler:
         self._tools = tools
         self._first_catalogues = FirstCatalogues()
         self._deferrals = Deferrals()
+        self._bookkeeping = Bookkeeping()
         self._publications = Publications()
         self._retries = Retries()
         self._outages = Outages()
@@ -188,7 +191,7 @@ class Reconciler:
         """Free what is remembered of a base that is gone."""
         for memory in (self._tools.applier, self._tools.executor, self._tools.fences, self._retries):
             memory.forget(key)
-        for waiting in (self._first_catalogues, self._deferrals, self._outages, self._auto):
+        for waiting in (self._first_catalogues, self._deferrals, self._bookkeeping, self._outages, self._auto):
             waiting.forget(key)
 
     async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
@@ -211,13 +214,15 @@ class Reconciler:
             changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried)
             await self._push(it, [without(change, unheld) for change in changes], token, fence)
         pods = self._tools.watches.observe(snapshot.pods)
-        statuses = await self._tell_adapters(it, plan, pods, base)
+        facts = applied[0] if applied is not None else None
+        are_settled = (facts is None or facts.is_settled(base.spec.replicas)) and are_all_there(base, snapshot.pods)
+        statuses = await self._tell_adapters(it, plan, pods, base, are_pods_settled=are_settled)
         if applied is not None:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
-            facts = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name))
+            evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name))
             reserved = reservations_of(base, plan.intents, snapshot.now)
             await it.attempt(
-                self._tell_base(it, base, facts, capacity_of(plan, pods), counts_of(statuses), reserved=reserved)
+                self._tell_base(it, base, evidence, capacity_of(plan, pods), counts_of(statuses), reserved=reserved)
             )
         metrics.count_adapters(it.key, counts_of(statuses))
         await self._release(it, plan, pods, base)
@@ -291,7 +296,13 @@ class Reconciler:
             self._retries.told(it.key)
 
     async def _tell_adapters(
-        self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], base: BaseModelResource | None
+        self,
+        it: _Pass,
+        plan: Plan,
+        pods: Sequence[ObservedPod],
+        base: BaseModelResource | None,
+        *,
+        are_pods_settled: bool = True,
     ) -> list[AdapterStatus]:
         now = whole_seconds(self._tools.now())
         statuses = []
@@ -311,6 +322,9 @@ class Reconciler:
         due = self._deferrals.due(it.key, changed, now=monotonic())
         if len(due) < len(changed):
             it.look_again(WAIT_SECONDS)
+        told = self._bookkeeping.due(it.key, due, are_pods_settled=are_pods_settled, now=monotonic())
+        if len(told) < len(due):
+            it.look_again(BOOKKEEPING_SECONDS)
         word = self._outages.judge(it.key, pairs)
 
         async def write(adapter: AdapterResource, status: AdapterStatus) -> None:
@@ -322,7 +336,7 @@ class Reconciler:
             if revision != adapter.status.stable_revision:
                 it.look_again(SWITCH_GRACE.total_seconds() + 0.05)
 
-        await it.attempt(_together(write(adapter, status) for adapter, status in due))
+        await it.attempt(_together(write(adapter, status) for adapter, status in told))
         if base is not None and word.event is not None:
             await self._tools.writer.tell(base, word.event)
         return statuses
