@@ -21,6 +21,7 @@ NAMESPACE = "crd-rules"
 Json = dict[str, Any]
 VOLUME = {"volume": {"claimName": "models"}}
 DIGEST = "sha256:" + "0" * 64
+STEPS = [{"setWeight": 5}, {"pause": {"durationSeconds": 300}}]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,10 @@ ACCEPTED = {
     "adapter by its load": lora(placement={"mode": "Auto", "pin": True, "priority": 3}),
     "adapter by its load within bounds": lora(placement={"mode": "Auto", "minReplicas": 0, "maxReplicas": 1}),
     "deadline of a day": lora(rollout={"progressDeadlineSeconds": 86400}),
+    "steps of all kinds": lora(rollout={"steps": [*STEPS, {"setWeight": 5}, {"pause": {}}], "onFailure": "Pause"}),
+    "no steps though its base has some": lora(rollout={"steps": []}),
+    "sixteen steps": lora(rollout={"steps": [{"setWeight": number} for number in range(1, 17)]}),
+    "steps for all adapters": base(lora={"rollout": {"steps": [{"setWeight": 99}, {"pause": {}}], "onFailure": "Rollback"}}),
     "long name with a served one": lora("a" * 64, servedName="short"),
     "long name without a served one": lora("a" * 64),
     "served name as people write them": lora(servedName="acme/Llama-3_sql:v2.1"),
@@ -204,6 +209,15 @@ REFUSED = {
     "unknown placement": (lora(placement={"mode": "Sometimes"}), "placement.mode"),
     "no time to drain": (lora(unload={"drainTimeoutSeconds": 0}), "drainTimeoutSeconds"),
     "no time for progress": (lora(rollout={"progressDeadlineSeconds": 0}), "rollout.progressDeadlineSeconds"),
+    "step that does nothing": (lora(rollout={"steps": [{}]}), "exactly one of setWeight, pause"),
+    "step of two": (lora(rollout={"steps": [{"setWeight": 5, "pause": {}}]}), "exactly one of setWeight, pause"),
+    "weight that falls": (lora(rollout={"steps": [*STEPS, {"setWeight": 4}]}), "a weight must not be lower than one before"),
+    "weight of all": (lora(rollout={"steps": [{"setWeight": 100}]}), "should be less than or equal to 99"),
+    "weight of none": (lora(rollout={"steps": [{"setWeight": 0}]}), "should be greater than or equal to 1"),
+    "pause of no time": (lora(rollout={"steps": [{"pause": {"durationSeconds": 0}}]}), "durationSeconds"),
+    "too many steps": (lora(rollout={"steps": [{"pause": {}}] * 17}), "must have at most 16 items"),
+    "unknown failure": (lora(rollout={"onFailure": "Panic"}), "rollout.onFailure"),
+    "weight that falls for all": (base(lora={"rollout": {"steps": [*STEPS, {"setWeight": 4}]}}), "a weight must not be lower"),
     "unknown field of an adapter": (lora(canary={}), "canary"),
 }  # fmt: skip
 
@@ -285,8 +299,19 @@ def test_columns(kube: Kube) -> None:
         "AGE",
     ]
     assert header("bmd", "-o", "wide")[-4:] == ["OPERATOR", "URL", "SLOTS", "USED-SLOTS"]
-    assert header("lora") == ["NAME", "BASE", "MODEL", "REVISION", "RESIDENT", "READY", "REASON", "SUSPENDED", "AGE"]
-    assert header("lora", "-o", "wide")[-5:] == ["SOURCE", "RANK", "DIGEST", "LAST-USED", "MESSAGE"]
+    assert header("lora") == [
+        "NAME",
+        "BASE",
+        "MODEL",
+        "REVISION",
+        "WEIGHT",
+        "RESIDENT",
+        "READY",
+        "REASON",
+        "SUSPENDED",
+        "AGE",
+    ]
+    assert header("lora", "-o", "wide")[-6:] == ["SOURCE", "RANK", "DIGEST", "ROLLOUT", "LAST-USED", "MESSAGE"]
     assert "columns" in kube.kubectl("get", "llm", "-n", NAMESPACE, "-o", "name")
 
 

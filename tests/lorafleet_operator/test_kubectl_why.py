@@ -14,6 +14,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, BaseModelResource
 from lorafleet_operator.decide.adapter_ready import READINESS, Standing
 from lorafleet_operator.decide.adapter_status import adapter_status
+from lorafleet_operator.decide.canary import rollout_plan
 from lorafleet_operator.decide.checks import first_found
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.intent import ResolveFailure, resolve_key
@@ -24,6 +25,20 @@ from lorafleet_operator.kubectl.why import Outcome, Verdict, verdict_of
 
 NEW = v.artifact("french-v2")
 P0, P1 = v.pod("p0"), v.pod("p1")
+STEPS: list[dict[str, Any]] = [{"setWeight": 5}, {"pause": {"durationSeconds": 60}}, {"setWeight": 25}, {"pause": {}}]
+PLAN = rollout_plan(v.adapter(rollout={"steps": STEPS}), None)
+assert PLAN is not None
+AT_A_STEP = {"stepsHash": PLAN.hash, "stepIndex": 3, "stepStartTime": NOW.isoformat()}
+BY_STEPS: list[dict[str, Any]] = [
+    {},
+    {**AT_A_STEP, "phase": "Progressing", "reason": "CanaryStep"},
+    {**AT_A_STEP, "phase": "Paused", "reason": "CanaryPaused"},
+    {**AT_A_STEP, "phase": "Paused", "reason": "ProgressDeadlineExceeded"},
+    {**AT_A_STEP, "phase": "RolledBack", "reason": "ProgressDeadlineExceeded"},
+    {**AT_A_STEP, "phase": "RolledBack", "reason": "Aborted"},
+    {**AT_A_STEP, "phase": "Promoting", "reason": "Loading"},
+]
+"""What the status of a rollout may say beside its times."""
 NO_ROOM = {check.expects for check in READINESS if Reason.INSUFFICIENT_SLOTS in check.reasons}
 
 
@@ -41,7 +56,7 @@ def judged(
     lineup = plan.lineups[0]
     status = adapter_status(lineup, pods, plan.placement, now=NOW)
     overdue = is_overdue(adapter, status.rollout, NOW)
-    found = first_found(READINESS, Standing(lineup, status.stable_revision, pods, overdue))
+    found = first_found(READINESS, Standing(lineup, status.stable_revision, pods, overdue, status.rollout))
     after = adapter.model_copy(update={"status": status})
     return after, v.snapshot(after, base=base, claims=claims), found[0].expects if found is not None else None
 
@@ -55,12 +70,13 @@ def worlds(draw: st.DrawFn) -> tuple[AdapterResource, list[ObservedPod], BaseMod
     if is_served and draw(st.booleans()):
         begun = NOW - timedelta(seconds=draw(st.sampled_from([10, 5000])))
         times = {"startTime": begun.isoformat(), "lastProgressTime": begun.isoformat()}
-        status |= {"rollout": {"revision": NEW.revision, **times, "readyPods": 9}}
+        status |= {"rollout": {"revision": NEW.revision, **times, "readyPods": 9, **draw(st.sampled_from(BY_STEPS))}}
     adapter = v.adapter(
         status=status,
         deleted=draw(st.booleans() if draw(st.integers(0, 3)) == 0 else st.just(False)),
         suspend=draw(st.integers(0, 4)) == 0,
         placement={"mode": draw(st.sampled_from(["All", "Fixed", "OnDemand"]))},
+        rollout={"steps": STEPS} if draw(st.booleans()) else {},
         source={"name": draw(st.sampled_from(["models", "models", "models", "nowhere"])), "path": wanted},
     )
     pods = []

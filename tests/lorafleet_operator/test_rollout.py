@@ -199,8 +199,8 @@ def test_history_has_each_published_revision_once_at_its_head() -> None:
 def test_history_is_short() -> None:
     given = intent(history=past(*(v.artifact(f"v{number}") for number in range(MAX_HISTORY))))
     longer = history_after(given.adapter, given, NEW.revision, NOW)
-    assert [entry.digest for entry in longer] == [NEW.digest, *(v.digest(f"v{number}") for number in range(4))]
-    assert MAX_HISTORY == 5
+    assert [entry.digest for entry in longer] == [NEW.digest, *(v.digest(f"v{number}") for number in range(9))]
+    assert MAX_HISTORY == 10
 
 
 def test_what_is_wanted_or_answers_stays_and_what_else_there_is_goes() -> None:

@@ -22,6 +22,14 @@ PATHS = st.sampled_from(["p1", "p2", "p3", "missing", "bad-load"])
 PLACEMENTS = st.sampled_from(
     [{"mode": "All"}, {"mode": "Fixed", "replicas": 1}, {"mode": "OnDemand"}, {"mode": "Auto", "minReplicas": 0}]
 )
+STEPS = st.sampled_from(
+    [
+        None,
+        None,
+        [{"setWeight": 30}, {"pause": {"durationSeconds": 5}}, {"setWeight": 60}, {"pause": {"durationSeconds": 1}}],
+    ]
+)
+"""None of them waits for a person, and their deadline is far: each ends with the revision that spec asks for."""
 OPERATORS = st.integers(0, 1)
 NUMBERS = st.integers(0, 7)
 MAX_PODS = 3
@@ -92,10 +100,12 @@ class FleetMachine(RuleBasedStateMachine):
 
         self.do(ask())
 
-    @rule(name=NAMES, path=PATHS, placement=PLACEMENTS)
-    def apply(self, name: str, path: str, placement: dict[str, Any]) -> None:
+    @rule(name=NAMES, path=PATHS, placement=PLACEMENTS, steps=STEPS)
+    def apply(self, name: str, path: str, placement: dict[str, Any], steps: list[dict[str, Any]] | None = None) -> None:
+        rollout = {"rollout": {"steps": steps, "progressDeadlineSeconds": 86400}} if steps is not None else {}
+
         async def apply() -> None:
-            self.fleet.adapter(name, path, placement=placement)
+            self.fleet.adapter(name, path, placement=placement, **rollout)
 
         self.do(apply())
 

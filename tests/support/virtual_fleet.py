@@ -227,7 +227,9 @@ class VirtualFleet(Fleet):
         self.desired: dict[str, set[str]] = {}
         """The same of what spec has asked for."""
         self.timeline: dict[str, list[tuple[float, str | None]]] = {}
-        """Served name -> since when status names which revision."""
+        """Served name -> since when status names which revision as the stable one."""
+        self.shares: dict[str, list[tuple[float, frozenset[str]]]] = {}
+        """Served name -> since when status gives which revisions a part of the requests."""
         self.ever: dict[str, set[str]] = {}
         """Served name -> every revision that spec or status have named, also of adapters before."""
         self.processes: list[Operator] = []
@@ -285,7 +287,18 @@ class VirtualFleet(Fleet):
         revision = body["status"].get("stableRevision") if event != "DELETED" else None
         if not times or times[-1][1] != revision:
             times.append((asyncio.get_running_loop().time(), revision))
+        self._note_shares(name, body["status"].get("traffic") if event != "DELETED" else None, revision)
         ever |= {revision or "", self.revision(body["spec"]["source"]["path"])} - {""}
+
+    def _note_shares(self, name: str, traffic: list[Json] | None, stable: str | None) -> None:
+        shares = self.shares.setdefault(name, [])
+        named = frozenset(share["revision"] for share in traffic or () if share["weight"])
+        if not shares or shares[-1][1] != named:
+            shares.append((asyncio.get_running_loop().time(), named))
+        if traffic and (sum(share["weight"] for share in traffic) != 100 or traffic[0]["revision"] != stable):
+            self.faults.append(f"status.traffic of {name} is {traffic} beside {stable}")
+        if len(traffic or ()) > 1:
+            self._check_named(name, traffic[1]["revision"] if traffic else "")
 
     def _publish_endpoints(self, _: str, plural: str, body: Json) -> None:
         """What the EndpointSlice controller does when pods change."""
@@ -309,6 +322,9 @@ class VirtualFleet(Fleet):
         times, since = self.timeline.get(asked.name, []), asked.began - STALE_SECONDS
         ends = [*(time for time, _ in times[1:]), float("inf")]
         allowed = {revision for (_, revision), end in zip(times, ends, strict=False) if end >= since}
+        shares = self.shares.get(asked.name, [])
+        ends = [*(time for time, _ in shares[1:]), float("inf")]
+        allowed |= {one for (_, named), end in zip(shares, ends, strict=False) if end >= since for one in named}
         if is_disturbed:
             allowed |= self.ever.get(asked.name, set())
         if asked.revision not in allowed or (asked.was_left_to_pods and not is_disturbed):
@@ -337,6 +353,8 @@ class VirtualFleet(Fleet):
                 continue
             if ref.revision == body["status"].get("stableRevision"):
                 self.faults.append(f"{ref.name}@{ref.revision} was unloaded while status names it")
+            if ref.revision in self.shares.get(ref.name, [(0.0, frozenset())])[-1][1]:
+                self.faults.append(f"{ref.name}@{ref.revision} was unloaded while it has a part of the requests")
 
     def check(self) -> None:
         """Note what no moment may show."""

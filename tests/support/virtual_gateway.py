@@ -140,6 +140,7 @@ class VirtualGateway:
     fleet: "VirtualFleet"
     network: Network = field(default_factory=Network)
     num_answered: int = 0
+    num_asked: int = 0
 
     def __post_init__(self) -> None:
         self.polls = VirtualPolls(self.fleet, self.network)
@@ -176,7 +177,8 @@ class VirtualGateway:
             return await self._ask_pod(pod, name, route.revision)
 
         try:
-            await self._dispatcher.find(route, name)
+            self.num_asked += 1
+            await self._dispatcher.find(route, name, f"request-{self.num_asked}")
             answer = await self._dispatcher.offer(route, ask, elapsed_seconds=lambda: loop.time() - asked.began)
         except RequestError as error:
             asked.error = type(error).__name__

@@ -10,7 +10,7 @@ from lorafleet_contract.admin import ServedName
 from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.guests import Guests
 from lorafleet_contract.names import revision_of
-from lorafleet_contract.rollout import RolloutResult, RolloutSpec, RolloutStatus, TrafficShare
+from lorafleet_contract.rollout import RolloutDefaults, RolloutResult, RolloutSpec, RolloutStatus, TrafficShare
 from lorafleet_contract.sources import (
     AdapterFacts,
     AdapterSource,
@@ -80,6 +80,7 @@ class LoraBudget(Observed):
     unknown_config_fields: Literal["Refuse", "Ignore"] = "Refuse"
     """Of an adapter's config: those, not empty, that no PEFT of today knows."""
     guests: Guests = Guests()
+    rollout: RolloutDefaults = RolloutDefaults()
 
 
 class DrainSpec(Observed):

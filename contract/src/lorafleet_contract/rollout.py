@@ -55,11 +55,22 @@ class OnFailure(StrEnum):
     PAUSE = "Pause"
 
 
+class RolloutDefaults(Observed):
+    """`spec.lora.rollout` of a base: of its adapters that do not say so themselves."""
+
+    steps: list[Step] = []
+    on_failure: OnFailure = OnFailure.ROLLBACK
+
+
 class RolloutSpec(Observed):
     """`spec.rollout` of a LoraAdapter."""
 
+    steps: list[Step] | None = None
+    """None: those of the base; empty: none, the name moves at once."""
+    on_failure: OnFailure | None = None
+    """None: as the base says."""
     progress_deadline_seconds: Annotated[int, Field(ge=1)] = 600
-    """A new revision that does not become the stable one is reported after so long without progress."""
+    """A new revision that makes no progress for so long is reported, and one that has a part of the requests has failed."""
 
 
 class TrafficShare(Observed):

@@ -1,10 +1,11 @@
 """The operator's metrics: name, labels and meaning stand here and nowhere else; docs/reference/operator.md is made from TABLE."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from lorafleet_common.metrics import MetricTable
 from lorafleet_common.sockets import WHY_ENDED
-from lorafleet_contract.resources import AdapterCounts
+from lorafleet_contract.resources import AdapterCounts, AdapterStatus
 
 METRICS: Final = MetricTable()
 TABLE, REGISTRY = METRICS.lines, METRICS.registry
@@ -69,6 +70,44 @@ BASES_LEFT = METRICS.gauge(
     "operator",
 ).metric
 LEADER = METRICS.gauge("lorafleet_operator_leader", "1 while this process leads.").metric
+
+
+ROLLOUT_WEIGHT = METRICS.gauge(
+    "lorafleet_operator_rollout_weight",
+    "Percent of the requests for an adapter that the revision gets which is rolled out by steps; while there is one.",
+    "namespace",
+    "base",
+    "adapter",
+).metric
+ROLLOUTS = METRICS.counter(
+    "lorafleet_operator_rollouts_total",
+    "Rollouts by steps that have ended, by result: Promoted, RolledBack, Superseded; and by why one was rolled back.",
+    "result",
+    "reason",
+).metric
+
+
+def count_results(before: AdapterStatus, after: AdapterStatus) -> None:
+    """Count the rollouts that end with a change of status."""
+    for entry in after.history:
+        if entry.result is not None and entry not in before.history:
+            ROLLOUTS.labels(entry.result, entry.reason or "").inc()
+
+
+class RolloutWeights:
+    """The series of rollouts that are under way."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], frozenset[str]] = {}
+
+    def tell(self, base: tuple[str, str], weights: Mapping[str, int]) -> None:
+        """Set the weights of the adapters of a base, by served name; those that are not named have no series."""
+        for adapter in self._told.pop(base, frozenset()) - weights.keys():
+            ROLLOUT_WEIGHT.remove(*base, adapter)
+        for adapter, weight in weights.items():
+            ROLLOUT_WEIGHT.labels(*base, adapter).set(weight)
+        if weights:
+            self._told[base] = frozenset(weights)
 
 
 def count_adapters(base: tuple[str, str], counts: AdapterCounts) -> None:

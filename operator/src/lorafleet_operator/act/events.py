@@ -8,12 +8,17 @@ from typing import Final
 from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import GROUP, MANAGED_BY, VERSION
+from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import Condition, ObjectMeta
+from lorafleet_contract.rollout import RolloutPhase, RolloutStatus
 from lorafleet_operator.cluster.writes import Writes
+from lorafleet_operator.decide.canary import is_step
 from lorafleet_operator.decide.conditions import READY, STALLED, condition_of
 
 logger = logging.getLogger(__name__)
 MAX_NOTE: Final = 1024
+FAILURES: Final = frozenset({Reason.ANALYSIS_FAILED, Reason.PROGRESS_DEADLINE_EXCEEDED})
+"""Why a rollout by steps is given up, or waits for a person who decides that."""
 
 
 def transition(
@@ -37,6 +42,15 @@ def transition(
         if was is not None and was.status == "True":
             return "Normal", ready.reason, f"no longer Ready: {ready.message}"
     return None
+
+
+def step(before: RolloutStatus | None, after: RolloutStatus | None) -> tuple[str, str, str] | None:
+    """Return type, reason and message of the Event that a step of a rollout is worth: one for each phase and step."""
+    if after is None or after.reason is None or not is_step(before, after):
+        return None
+    is_trouble = after.phase is RolloutPhase.ROLLED_BACK or after.reason in FAILURES
+    reason = "Promoting" if after.phase is RolloutPhase.PROMOTING else after.reason
+    return "Warning" if is_trouble else "Normal", reason, after.message or ""
 
 
 async def post(

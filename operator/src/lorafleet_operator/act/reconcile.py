@@ -37,18 +37,19 @@ from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, Dep
 from lorafleet_operator.decide.base_status import base_status, capacity_of, counts_of
 from lorafleet_operator.decide.bookkeeping import LOOK_SECONDS as BOOKKEEPING_SECONDS
 from lorafleet_operator.decide.bookkeeping import Bookkeeping, are_all_there
+from lorafleet_operator.decide.canary import UNDER_WAY, is_step, weight_of
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without
 from lorafleet_operator.decide.first_catalogue import LOOK_SECONDS, FirstCatalogues
 from lorafleet_operator.decide.intent import Intent
-from lorafleet_operator.decide.memory import Publications, Retries
+from lorafleet_operator.decide.memory import Publications, Retries, answering_of
 from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, questions_of, released
-from lorafleet_operator.decide.progress import next_deadline
+from lorafleet_operator.decide.progress import next_deadline, next_step
 from lorafleet_operator.decide.rollout import SWITCH_GRACE
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
 
@@ -60,6 +61,7 @@ OTHERS_LOOK_SECONDS: Final = 10.0
 """Another operator's base is looked at again after this: that one may be gone."""
 ROLLING_LOOK_SECONDS: Final = 2.0
 """A Deployment tells its status a little after its pods have changed."""
+NEXT_STEP_SECONDS: Final = 0.05
 RESOLVE_PATIENCE_SECONDS: Final = 3.0
 """A pod that is not seen for longer has lost what it was asked to resolve: another one is asked."""
 
@@ -133,6 +135,7 @@ class Reconciler:
         self._retries = Retries()
         self._outages = Outages()
         self._auto = AutoPlacement()
+        self._weights = metrics.RolloutWeights()
 
     async def reconcile(self, key: BaseKey) -> Outcome:
         """Bring one base and its adapters closer to what their specs say.
@@ -175,6 +178,7 @@ class Reconciler:
         self._tools.watches.sync(key, (), "")
         self._tools.resolver.want(key, {}, "")
         self._forget(key)
+        self._weights.tell(key, {})
         metrics.count_adapters(key, AdapterCounts())
 
     async def _without_base(self, it: _Pass) -> None:
@@ -217,6 +221,7 @@ class Reconciler:
         facts = applied[0] if applied is not None else None
         are_settled = (facts is None or facts.is_settled(base.spec.replicas)) and are_all_there(base, snapshot.pods)
         statuses = await self._tell_adapters(it, plan, pods, base, are_pods_settled=are_settled)
+        self._weights.tell(it.key, _weights(plan, statuses))
         if applied is not None:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
             evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name))
@@ -318,6 +323,9 @@ class Reconciler:
         pairs = list(zip((intent.adapter for intent in plan.intents), statuses, strict=True))
         if (delay := next_deadline(pairs, now)) is not None:
             it.look_again(delay + 1.0)  # times of a status are whole seconds
+        rollouts = ((intent.rollout, status.rollout) for intent, (_, status) in zip(plan.intents, pairs, strict=True))
+        if (delay := next_step(rollouts, now)) is not None:
+            it.look_again(delay + 1.0)
         changed = [(adapter, status) for adapter, status in pairs if status != adapter.status]
         due = self._deferrals.due(it.key, changed, now=monotonic())
         if len(due) < len(changed):
@@ -331,10 +339,12 @@ class Reconciler:
             is_quiet = base is not None and adapter.metadata.uid in word.quiet
             if not await self._tools.writer.adapter(adapter, status, is_quiet=is_quiet):
                 return
-            uid, revision = adapter.metadata.uid, status.stable_revision
-            self._publications.acknowledged(it.key, uid, revision, self._tools.now())
-            if revision != adapter.status.stable_revision:
+            self._publications.acknowledged(it.key, adapter.metadata.uid, status, self._tools.now())
+            metrics.count_results(adapter.status, status)
+            if answering_of(status) != answering_of(adapter.status):
                 it.look_again(SWITCH_GRACE.total_seconds() + 0.05)
+            if is_step(adapter.status.rollout, status.rollout):
+                it.look_again(NEXT_STEP_SECONDS)  # what follows is decided by the status as it was read
 
         await it.attempt(_together(write(adapter, status) for adapter, status in told))
         if base is not None and word.event is not None:
@@ -375,6 +385,15 @@ class Reconciler:
                 if FINALIZER in intent.adapter.metadata.finalizers
             )
         )
+
+
+def _weights(plan: Plan, statuses: Sequence[AdapterStatus]) -> dict[str, int]:
+    """Return what the new revisions get of rollouts by steps that are under way, by served name."""
+    return {
+        intent.name: weight_of(intent.rollout, status.rollout)
+        for intent, status in zip(plan.intents, statuses, strict=True)
+        if intent.rollout is not None and status.rollout is not None and status.rollout.phase in UNDER_WAY
+    }
 
 
 def _ips(pods: Iterable[ObservedPod]) -> list[str]:

@@ -54,7 +54,9 @@ class StatusWriter:
         self._now = now
 
     async def adapter(self, resource: AdapterResource, status: AdapterStatus, *, is_quiet: bool = False) -> bool:
-        """Write the status of a LoraAdapter, with an Event unless `is_quiet`; return whether it was still there.
+        """Write the status of a LoraAdapter, with an Event; return whether it was still there.
+
+        With `is_quiet` there is none, except of a step of a rollout.
 
         Raises:
             KubeError: it could not be written.
@@ -63,9 +65,10 @@ class StatusWriter:
         before, after = resource.status, status
         if not await self._write(Kind.ADAPTER, resource.metadata, after):
             return False
-        if not is_quiet:
+        event = events.step(before.rollout, after.rollout)
+        if event is None and not is_quiet:
             event = events.transition(before.conditions, after.conditions, has_switched=has_switched)
-            await self._post(Kind.ADAPTER, resource.metadata, event)
+        await self._post(Kind.ADAPTER, resource.metadata, event)
         return True
 
     async def base(self, resource: BaseModelResource, status: BaseModelStatus) -> None:

@@ -7,10 +7,11 @@ from typing import Final
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, ArtifactStatus
+from lorafleet_contract.rollout import RolloutPhase, RolloutStatus
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.checks import Chain, Check, first_found
 from lorafleet_operator.decide.diff import RETRYABLE_ON_NEWER_POD
-from lorafleet_operator.decide.progress import obstacles
+from lorafleet_operator.decide.progress import num_serving, obstacles
 from lorafleet_operator.decide.views import ObservedPod
 
 
@@ -35,6 +36,8 @@ class Standing:
     pods: Sequence[ObservedPod]
     is_overdue: bool = False
     """The desired revision has made no progress for longer than its deadline."""
+    rollout: RolloutStatus | None = None
+    """Of the desired revision, as status tells it from now on."""
     serving: list[ObservedPod] = field(init=False)
     """Ready pods that say what they have."""
     num_answering: int = field(init=False)
@@ -44,7 +47,7 @@ class Standing:
         serving = [pod for pod in self.pods if pod.is_serving]
         name, desired = self.lineup.name, self.lineup.intent.desired
         object.__setattr__(self, "serving", serving)
-        number = sum(pod.serves(name, desired.revision) for pod in serving) if desired is not None else 0
+        number = num_serving(name, desired.revision, serving) if desired is not None else 0
         object.__setattr__(self, "num_answering", number)
 
     @property
@@ -80,11 +83,6 @@ def readiness_of(standing: Standing) -> Finding:
     failure = standing.failure
     but = f"; not on {failure[0]}: {failure[1].reason}" if failure is not None else ""
     return Finding(Reason.SERVING, f"revision {standing.desired.revision} answers{but}", is_ready=True)
-
-
-def num_answering(name: str, revision: str, pods: Sequence[ObservedPod]) -> int:
-    """Return how many pods serve a revision."""
-    return sum(pod.serves(name, revision) for pod in pods if pod.is_serving)
 
 
 def held_back(adapter: AdapterResource, desired: ArtifactStatus | None) -> list[str]:
@@ -139,6 +137,16 @@ def _has_no_pod(given: Standing) -> Finding | None:
     if any(pod.state is None for pod in given.ready):
         return Finding(Reason.NO_READY_PODS, "pods are ready and do not answer the operator", is_ready=None)
     return Finding(Reason.NO_READY_PODS, "the base has no ready pod")
+
+
+def _is_taking_steps(given: Standing) -> Finding | None:
+    """A rollout by steps that gives the revision a part of the requests, or has given it up."""
+    rollout = given.rollout
+    if rollout is None or rollout.phase in (None, RolloutPhase.LOADING, RolloutPhase.PROMOTING):
+        return None
+    reason, message = rollout.reason or Reason.CANARY_STEP, rollout.message or ""
+    is_waiting = rollout.phase is RolloutPhase.PROGRESSING or reason == Reason.CANARY_PAUSED
+    return Finding(reason, message, is_stalled=not is_waiting)
 
 
 def _has_no_room(given: Standing) -> Finding | None:
@@ -232,6 +240,19 @@ READINESS: Final[Chain[Standing, Finding]] = (
         (Reason.NO_READY_PODS,),
         "Look at `Ready` of the base: its message names a pod that does not come up, and why.",
         _has_no_pod,
+    ),
+    Check(
+        "No rollout by steps is under way, or has ended with a return to the stable revision.",
+        (
+            Reason.CANARY_STEP,
+            Reason.CANARY_PAUSED,
+            Reason.ANALYSIS_FAILED,
+            Reason.ABORTED,
+            Reason.PROGRESS_DEADLINE_EXCEEDED,
+        ),
+        "Wait, or see `kubectl lorafleet rollout status`. What was rolled back is tried again with another source, or when "
+        "`lorafleet.io/retry` is annotated with a new value.",
+        _is_taking_steps,
     ),
     Check(
         "Some pod has room for the revision beside what is pinned there.",

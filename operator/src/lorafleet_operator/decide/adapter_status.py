@@ -13,7 +13,9 @@ from lorafleet_contract.resources import (
     PlacementMode,
     PlacementStatus,
 )
-from lorafleet_operator.decide.adapter_ready import Standing, held_back, num_answering, readiness_of
+from lorafleet_contract.rollout import RolloutStatus
+from lorafleet_operator.decide.adapter_ready import Standing, held_back, readiness_of
+from lorafleet_operator.decide.canary import traffic_of
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.conditions import (
     ACCEPTED,
@@ -27,7 +29,7 @@ from lorafleet_operator.decide.conditions import (
     with_times,
 )
 from lorafleet_operator.decide.place import Placement
-from lorafleet_operator.decide.progress import is_overdue, rollout_after
+from lorafleet_operator.decide.progress import is_overdue, num_serving, rollout_after
 from lorafleet_operator.decide.rollout import history_after, published_after
 from lorafleet_operator.decide.views import ObservedPod
 
@@ -50,7 +52,7 @@ def adapter_status(
         _accepted(lineup),
         _available(lineup, published, pods),
         _resident(lineup, pods, placement),
-        *_readiness(lineup, published, pods, is_overdue=is_overdue(adapter, rollout, now)),
+        *_readiness(lineup, published, pods, rollout=rollout, is_overdue=is_overdue(adapter, rollout, now)),
         *_suspended(lineup),
     ]
     listed = _placements(lineup, pods) if intent.owns_name else []
@@ -69,10 +71,11 @@ def adapter_status(
         replicas=AdapterReplicas(
             desired=_num_desired(lineup, placement), resident=len(_residents(lineup, pods, placement))
         ),
-        history=history_after(adapter, intent, published, now),
+        history=history_after(adapter, intent, published, now, rollout),
         last_used=_last_used(lineup, pods),
         placement=adapter.placement,
         rollout=rollout,
+        traffic=traffic_of(intent.rollout, published, rollout) if intent.rollout and published else None,
         conditions=with_times(verdicts, adapter.status.conditions, generation=adapter.metadata.generation, now=now),
     )
 
@@ -118,7 +121,7 @@ def _accepted(lineup: AdapterRevisions) -> Verdict:
 def _available(lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]) -> Verdict:
     if published is None:
         return said(AVAILABLE, False, Reason.PENDING, "no revision has been ready yet")
-    if num_answering(lineup.name, published, pods) == 0:
+    if num_serving(lineup.name, published, pods) == 0:
         if any((entry := pod.own(lineup.name, published)) and not pod.has_room_for(entry) for pod in pods):
             message = f"no pod has room for revision {published} beside what is pinned"
             return said(AVAILABLE, False, Reason.INSUFFICIENT_SLOTS, message)
@@ -149,10 +152,15 @@ def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: 
 
 
 def _readiness(
-    lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod], *, is_overdue: bool
+    lineup: AdapterRevisions,
+    published: str | None,
+    pods: Sequence[ObservedPod],
+    *,
+    rollout: RolloutStatus | None,
+    is_overdue: bool,
 ) -> list[Verdict]:
     """Return Ready, and Stalled or Reconciling where true."""
-    found = readiness_of(Standing(lineup, published, pods, is_overdue))
+    found = readiness_of(Standing(lineup, published, pods, is_overdue, rollout))
     ready = said(READY, found.is_ready, found.reason, found.message)
     is_waiting = found.reason is not Reason.SUSPENDED
     return [ready, *progress_of(ready, is_stalled=found.is_stalled, is_waiting=is_waiting)]

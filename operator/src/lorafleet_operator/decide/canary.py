@@ -1,7 +1,6 @@
 """The next status of a rollout by steps. Pure, and total: whatever status says and the world shows, there is an answer.
 
-A status that is lost, or of another revision or other steps, begins anew with no request for the new revision: that is
-always safe.
+A status that is lost, or of another revision or other steps, begins anew at the first step: that is always safe.
 """
 
 import hashlib
@@ -10,11 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from lorafleet_contract.names import ANNOTATION_RETRY
 from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import AdapterResource, BaseModelResource
 from lorafleet_contract.rollout import (
     Analysis,
     Judgement,
     OnFailure,
+    RolloutDefaults,
     RolloutEvidence,
     RolloutPhase,
     RolloutStatus,
@@ -28,6 +30,10 @@ WHOLE: Final = 100
 MAX_MESSAGE: Final = 1024
 SHARING: Final = frozenset({RolloutPhase.PROGRESSING, RolloutPhase.PAUSED, RolloutPhase.PROMOTING})
 """Phases in which the new revision may have a part of the requests."""
+UNDER_WAY: Final = SHARING | {RolloutPhase.LOADING}
+"""Phases of a rollout that has not come to its end."""
+HOLDING: Final = frozenset({Reason.SUSPENDED, Reason.NO_READY_PODS})
+"""Why a rollout is paused that goes on by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,20 @@ class RolloutPlan:
         analysis = self.analysis.model_dump_json(exclude_defaults=True) if self.analysis is not None else ""
         steps = (step.model_dump_json(exclude_defaults=True) for step in self.steps)
         return f"{_digest(*steps, analysis, self.on_failure.value)}-{_digest(self.retry)}"
+
+
+def rollout_plan(adapter: AdapterResource, base: BaseModelResource | None) -> RolloutPlan | None:
+    """Return by which steps the revisions of an adapter are rolled out; None: at once."""
+    own, default = adapter.spec.rollout, base.spec.lora.rollout if base is not None else RolloutDefaults()
+    steps = default.steps if own.steps is None else own.steps
+    if not steps:
+        return None
+    return RolloutPlan(
+        tuple(steps),
+        on_failure=own.on_failure or default.on_failure,
+        progress_deadline_seconds=own.progress_deadline_seconds,
+        retry=adapter.metadata.annotations.get(ANNOTATION_RETRY, ""),
+    )
 
 
 def _digest(*parts: str) -> str:
@@ -80,6 +100,8 @@ class Given:
     abort: str = ""
     """What a person asks for: values of annotations."""
     is_suspended: bool = False
+    is_idle: bool = False
+    """The base has no pod."""
 
 
 def advance(given: Given) -> RolloutStatus:
@@ -90,9 +112,11 @@ def advance(given: Given) -> RolloutStatus:
     if given.abort == given.revision:
         return _given_up(given, it, Reason.ABORTED, "a person gave it up")
     if given.is_suspended:
-        return _suspended(it)
+        return _held(it, Reason.SUSPENDED, "suspended: no step is taken")
     if _is_asked(given, it, given.revision):
         return _promoting(given, it, "a person promoted it")
+    if given.is_idle:
+        return _held(it, Reason.NO_READY_PODS, "the base has no pod: the step begins anew when it has one")
     if given.num_ready > it.ready_pods and it.phase is not RolloutPhase.ROLLED_BACK:
         it = _with(it, ready_pods=given.num_ready, last_progress_time=given.now)
     match it.phase:
@@ -149,6 +173,17 @@ def is_judged(plan: RolloutPlan, status: RolloutStatus | None) -> bool:
         return False
     is_waiting = status.phase is RolloutPhase.PAUSED and status.reason == Reason.CANARY_PAUSED
     return status.phase is RolloutPhase.PROGRESSING or is_waiting
+
+
+def is_step(before: RolloutStatus | None, after: RolloutStatus | None) -> bool:
+    """Whether a rollout by steps has come to another step, phase or reason."""
+    if after is None or after.phase is None:
+        return False
+    return before is None or _place(before) != _place(after)
+
+
+def _place(status: RolloutStatus) -> tuple[object, ...]:
+    return status.revision, status.steps_hash, status.phase, status.reason, status.step_index
 
 
 def look_again_at(plan: RolloutPlan, status: RolloutStatus, now: datetime) -> datetime | None:
@@ -255,17 +290,17 @@ def _given_up(given: Given, it: RolloutStatus, reason: Reason, why: str) -> Roll
     return _with(it, phase=RolloutPhase.ROLLED_BACK, reason=reason, message=message, end_time=given.now)
 
 
-def _suspended(it: RolloutStatus) -> RolloutStatus:
+def _held(it: RolloutStatus, reason: Reason, message: str) -> RolloutStatus:
     """What is under way stays as it is; a step begins anew when it goes on."""
-    is_step = it.phase is RolloutPhase.PAUSED and it.reason == Reason.CANARY_PAUSED
+    is_step = it.phase is RolloutPhase.PAUSED and it.reason in (Reason.CANARY_PAUSED, *HOLDING)
     if it.phase is not RolloutPhase.PROGRESSING and not is_step:
         return it
-    return _with(it, phase=RolloutPhase.PAUSED, reason=Reason.SUSPENDED, message="suspended: no step is taken")
+    return _with(it, phase=RolloutPhase.PAUSED, reason=reason, message=message)
 
 
 def _waited(given: Given, it: RolloutStatus) -> RolloutStatus:
     index = max(0, it.step_index or 0)
-    if it.reason == Reason.SUSPENDED:
+    if it.reason in HOLDING:
         return _entered(given, it, index)
     if _is_asked(given, it, f"{given.revision}:{index}"):  # a person's word ends the step, also one that has failed
         return _entered(given, _with(it, failures=0), index + 1)
@@ -294,6 +329,9 @@ def _stepped(given: Given, it: RolloutStatus) -> RolloutStatus:
         why = given.obstacle or _words(it) or "no window was judged"
         message = f"step {index + 1} was not done within {seconds} s of its own time: {why}"
         return _failed(given, it, Reason.PROGRESS_DEADLINE_EXCEEDED, message)
+    if is_done:
+        waiting = f"step {index + 1} of {len(given.plan.steps)} is done, and waits: {given.obstacle}"
+        return _with(it, message=waiting[:MAX_MESSAGE])
     return it
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, AdapterStatus
+from lorafleet_contract.rollout import RolloutPhase
 from lorafleet_operator.decide.conditions import AVAILABLE, RECONCILING, condition_of
 from lorafleet_operator.decide.views import BaseKey
 
@@ -52,7 +53,12 @@ def _can_wait(before: AdapterStatus, after: AdapterStatus) -> bool:
     progress = condition_of(after.conditions, RECONCILING)
     if progress is None or progress.reason not in UNDER_WAY:
         return False
-    return _answering(before) == _answering(after)
+    is_step = _phase(before) != _phase(after) or before.traffic != after.traffic
+    return not is_step and _answering(before) == _answering(after)
+
+
+def _phase(status: AdapterStatus) -> RolloutPhase | None:
+    return status.rollout.phase if status.rollout is not None else None
 
 
 def _answering(status: AdapterStatus) -> tuple[str | None, bool]:

@@ -7,8 +7,10 @@ from datetime import datetime
 from lorafleet_contract.admin import AdapterState
 from lorafleet_contract.names import ANNOTATION_RETRY
 from lorafleet_contract.resources import AdapterResource, ArtifactStatus
+from lorafleet_contract.rollout import RolloutPhase
 from lorafleet_contract.sources import SourceRef
 from lorafleet_operator.decide.accept import Refusal, refusal_of
+from lorafleet_operator.decide.canary import RolloutPlan, current, rollout_plan
 from lorafleet_operator.decide.views import ObservedPod, Snapshot
 
 
@@ -63,9 +65,11 @@ class Intent:
     """Why the desired one is not resolved."""
     owns_name: bool
     published_at: datetime | None = None
-    """Since when the API server is known to name the published revision; later than the time that status tells."""
+    """Since when the API server is known to say which revisions answer; later than the time that status tells."""
     lost: RevisionKey | None = None
     """The published revision, where status does not say what it is made of."""
+    rollout: RolloutPlan | None = None
+    """By which steps the desired revision takes the place of the published one; None: at once."""
 
     @property
     def name(self) -> str:
@@ -89,10 +93,20 @@ class Intent:
         if not self.is_served:
             return ()
         desired = self.desired if self.refusal is None else None
+        if self.phase is RolloutPhase.ROLLED_BACK and self.stable is not None:
+            desired = None
         both = (desired, self.stable)
         if desired is not None and self.stable is not None and desired.revision == self.stable.revision:
             both = (desired, None)
         return tuple(artifact for artifact in both if artifact is not None)
+
+    @property
+    def phase(self) -> RolloutPhase | None:
+        """Where the rollout by steps of the desired revision stands, as status has it; None where there is none."""
+        if self.rollout is None or self.desired is None or self.desired.revision == self.published:
+            return None
+        status = current(self.rollout, self.desired.revision, self.adapter.status.rollout)
+        return status.phase if status is not None else None
 
     @property
     def needs_resolving(self) -> bool:
@@ -139,6 +153,7 @@ def _intent(
         owns_name=owns_name,
         published_at=snapshot.published_at.get(adapter.metadata.uid),
         lost=lost,
+        rollout=rollout_plan(adapter, snapshot.base),
     )
 
 

@@ -4,32 +4,41 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from lorafleet_contract.names import ANNOTATION_RETRY
-from lorafleet_contract.resources import AdapterResource, BaseModelResource
+from lorafleet_contract.resources import AdapterResource, AdapterStatus, BaseModelResource
+from lorafleet_operator.decide.canary import revisions_of
 from lorafleet_operator.decide.views import BaseKey
+
+Answering = tuple[str | None, frozenset[str]]
+"""The stable revision, and all that have a part of the requests."""
 
 
 class Publications:
-    """Since when the API server is seen to name each adapter's stable revision."""
+    """Since when the API server is seen to say which revisions of each adapter answer."""
 
     def __init__(self) -> None:
-        self._seen: dict[BaseKey, dict[str, tuple[str | None, datetime]]] = {}
+        self._seen: dict[BaseKey, dict[str, tuple[Answering, datetime]]] = {}
 
     def of(self, base: BaseKey, adapters: Iterable[AdapterResource], now: datetime) -> Mapping[str, datetime]:
         """Return adapter uid -> time, after a look at the adapters as the API server has them."""
         before, after = self._seen.pop(base, {}), {}
         for adapter in adapters:
-            uid, revision = adapter.metadata.uid, adapter.status.stable_revision
+            uid, answering = adapter.metadata.uid, answering_of(adapter.status)
             known = before.get(uid)
-            after[uid] = known if known is not None and known[0] == revision else (revision, now)
+            after[uid] = known if known is not None and known[0] == answering else (answering, now)
         if after:
             self._seen[base] = after
         return {uid: since for uid, (_, since) in after.items()}
 
-    def acknowledged(self, base: BaseKey, uid: str, revision: str | None, now: datetime) -> None:
+    def acknowledged(self, base: BaseKey, uid: str, status: AdapterStatus, now: datetime) -> None:
         """The API server has taken a status."""
-        seen = self._seen.setdefault(base, {})
-        if uid not in seen or seen[uid][0] != revision:
-            seen[uid] = (revision, now)
+        seen, answering = self._seen.setdefault(base, {}), answering_of(status)
+        if uid not in seen or seen[uid][0] != answering:
+            seen[uid] = (answering, now)
+
+
+def answering_of(status: AdapterStatus) -> Answering:
+    """Return which revisions requests for the bare name go to."""
+    return status.stable_revision, revisions_of(status.traffic)
 
 
 class Retries:

@@ -10,12 +10,14 @@ from typing import Final
 
 from lorafleet_contract.admin import AdapterState, Residency
 from lorafleet_contract.resources import AdapterResource, HistoryEntry
+from lorafleet_contract.rollout import RolloutPhase, RolloutResult, RolloutStatus
+from lorafleet_operator.decide.canary import revisions_of
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.views import ObservedPod
 
 SWITCH_GRACE: Final = timedelta(seconds=6)
 """How long the old revision stays after the status was seen to name the new one: gateways send the old one until they know."""
-MAX_HISTORY: Final = 5
+MAX_HISTORY: Final = 10
 
 
 def target_of(intent: Intent, pods: Sequence[ObservedPod]) -> str | None:
@@ -25,7 +27,9 @@ def target_of(intent: Intent, pods: Sequence[ObservedPod]) -> str | None:
         return intent.published
     if intent.published is None:
         return desired.revision
-    may = _may_go_on if _has_begun(intent.name, desired.revision, pods) else _may_switch
+    if intent.rollout is not None and intent.phase is not RolloutPhase.PROMOTING:
+        return intent.published
+    may = _may_go_on if _has_begun(intent.name, desired.revision, pods) else may_switch
     return desired.revision if may(intent.name, desired.revision, pods) else intent.published
 
 
@@ -59,7 +63,7 @@ def published_after(intent: Intent, target: str | None, pods: Sequence[ObservedP
     return intent.published
 
 
-def _may_switch(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
+def may_switch(name: str, revision: str, pods: Sequence[ObservedPod]) -> bool:
     """Whether requests for the bare name can be answered with the revision wherever they arrive."""
     ready = [pod for pod in pods if pod.pod.is_ready and not pod.pod.is_leaving]
     if any(obstacle_to_switch(pod, name, revision) is not None for pod in ready):
@@ -83,15 +87,56 @@ def obstacle_to_switch(pod: ObservedPod, name: str, revision: str) -> str | None
     return None
 
 
-def history_after(adapter: AdapterResource, intent: Intent, published: str | None, now: datetime) -> list[HistoryEntry]:
-    """Return the history with the published revision at its head."""
+def history_after(
+    adapter: AdapterResource, intent: Intent, published: str | None, now: datetime, rollout: RolloutStatus | None = None
+) -> list[HistoryEntry]:
+    """Return the history with what has come to its end at the head: a rollout that was given up, a revision that is stable.
+
+    Args:
+        adapter: with the history so far, and the rollout as it was.
+        intent: of the adapter.
+        published: the stable revision from now on.
+        now: the time.
+        rollout: as it is from now on.
+    """
     history = list(adapter.status.history)
-    if published is None or (history and history[0].revision == published):
-        return history
-    digest = next((a.digest for a in (*intent.artifacts, intent.stable) if a and a.revision == published), None)
-    if digest is None:
-        return history
-    return [HistoryEntry(revision=published, digest=digest, since=now), *history][:MAX_HISTORY]
+    stable = next((entry for entry in history if entry.was_stable), None)
+    if (ended := _given_up(adapter, intent, published, now, rollout)) is not None:
+        history.insert(0, ended)
+    if published is not None and (stable is None or stable.revision != published):
+        digest = next((a.digest for a in (*intent.artifacts, intent.stable) if a and a.revision == published), None)
+        before = adapter.status.rollout
+        is_promoted = before is not None and before.phase is not None and before.revision == published
+        result = RolloutResult.PROMOTED if is_promoted else None
+        if digest is not None:
+            stable = HistoryEntry(revision=published, digest=digest, since=now, result=result)
+            history.insert(0, stable)
+    kept = history[:MAX_HISTORY]
+    return kept if stable is None or stable in kept else [*kept[:-1], stable]
+
+
+def _given_up(
+    adapter: AdapterResource, intent: Intent, published: str | None, now: datetime, rollout: RolloutStatus | None
+) -> HistoryEntry | None:
+    """Return what is to be remembered of a rollout by steps that ends now, and not as it should."""
+    before = adapter.status.rollout
+    was_open = before is not None and before.phase not in (None, RolloutPhase.ROLLED_BACK)
+    if before is not None and was_open and before.revision != published:
+        artifact, desired = adapter.status.artifact, intent.desired
+        is_another = desired is None or desired.revision != before.revision
+        if is_another and artifact is not None and artifact.revision == before.revision:
+            return _entry(before.revision, artifact.digest, now, RolloutResult.SUPERSEDED, None)
+    if rollout is None or rollout.phase is not RolloutPhase.ROLLED_BACK or intent.desired is None:
+        return None
+    is_known = before is not None and (before.revision, before.end_time) == (rollout.revision, rollout.end_time)
+    if is_known or intent.desired.revision != rollout.revision:
+        return None
+    since = rollout.end_time or now
+    return _entry(rollout.revision, intent.desired.digest, since, RolloutResult.ROLLED_BACK, rollout.reason)
+
+
+def _entry(revision: str, digest: str, since: datetime, result: RolloutResult, reason: str | None) -> HistoryEntry:
+    return HistoryEntry(revision=revision, digest=digest, since=since, result=result, reason=reason)
 
 
 def may_leave(intent: Intent, revision: str, target: str | None, now: datetime) -> bool:
@@ -100,11 +145,13 @@ def may_leave(intent: Intent, revision: str, target: str | None, now: datetime) 
         return intent.owns_name
     if revision in (intent.published, target) or intent.desired is None:
         return False
+    if revision in revisions_of(intent.adapter.status.traffic):
+        return False
     return leaves_at(intent, now) <= now
 
 
 def leaves_at(intent: Intent, now: datetime) -> datetime:
-    """Return when revisions that are no longer wanted may be removed: not until gateways know which one is published.
+    """Return when revisions that are no longer wanted may be removed: not until gateways know who answers for the name.
 
     It does not matter which of them was published before: a status that two leaders have written may have lost that.
     """

@@ -180,4 +180,4 @@ class Snapshot:
     are_pods_hidden: bool = False
     """Whether there may be pods that are not known: the API server does not show those of the namespace."""
     published_at: Mapping[str, datetime] = field(default_factory=dict)
-    """Adapter uid -> since when this operator has seen the API server name its stable revision."""
+    """Adapter uid -> since when this operator has seen the API server say which of its revisions answer."""

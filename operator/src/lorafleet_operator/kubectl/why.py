@@ -13,6 +13,7 @@ from lorafleet_contract.base import Wire
 from lorafleet_contract.reason_table import REFUSED
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, Condition
+from lorafleet_contract.rollout import RolloutPhase
 from lorafleet_operator.decide import adapter_ready
 from lorafleet_operator.decide.accept import ACCEPTANCE, Candidate, Refusal
 from lorafleet_operator.decide.checks import Chain, Check
@@ -171,6 +172,10 @@ def deciding_check(
         return UNRESOLVED_CHECK
     if not found:
         return FAILED_CHECK
+    if ready.reason == Reason.PROGRESS_DEADLINE_EXCEEDED:
+        rollout = adapter.status.rollout
+        is_by_steps = rollout is not None and rollout.phase in (RolloutPhase.PAUSED, RolloutPhase.ROLLED_BACK)
+        return found[0] if is_by_steps else found[-1]
     if ready.reason == Reason.INSUFFICIENT_SLOTS:
         return found[-1] if _is_placed_nowhere(adapter, snapshot) else found[0]
     return found[-1]
