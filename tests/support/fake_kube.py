@@ -272,7 +272,7 @@ class FakeKube:
             for (kind, place, _), body in self.objects.items()
             if kind == plural
             and namespace in ("", place)
-            and (labels is None or _has_label(body, labels))
+            and (labels is None or all(_has_label(body, term) for term in labels.split(",")))
             and (fields is None or all(_has_field(body, term) for term in fields.split(",")))
         ]
         return {"items": items, "metadata": {"resourceVersion": str(self._version)}}
@@ -322,9 +322,9 @@ def _parsed(path: str) -> tuple[str, str, str, str]:
     return plural, namespace, name, sub
 
 
-def _has_label(body: Json, selector: str) -> bool:
+def _has_label(body: Json, term: str) -> bool:
     """Whether an object has a label, or has it with a value."""
-    name, is_value, value = selector.partition("=")
+    name, is_value, value = term.partition("=")
     labels = body["metadata"].get("labels", {})
     return name in labels and (not is_value or labels[name] == value)
 

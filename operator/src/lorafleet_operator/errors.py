@@ -6,6 +6,7 @@ OperatorError
 ├── WatchSilent                 a watch does not run; all are begun again
 ├── NotOurs                     an object of that name belongs to somebody else
 ├── InvalidSpec                 a spec passed the API server and means nothing
+├── GatewaySilent               a gateway did not say what it counted: nothing is known
 └── AdminError                  a pod did not do it
     ├── PodUnreachable          no connection, timeout, 5xx without a body: nothing is known
     └── PodRefused              the pod answered with a reason; carries whether trying again may help
@@ -47,6 +48,12 @@ class NotOurs(OperatorError):
 
 class InvalidSpec(OperatorError):
     """A spec passed the API server and cannot be carried out."""
+
+
+class GatewaySilent(OperatorError):
+    """A gateway did not answer, or not with what makes sense."""
+
+    retryable = True
 
 
 class AdminError(OperatorError):

@@ -69,6 +69,15 @@ BASES_LEFT = METRICS.gauge(
     "Base models that are left alone because another operator works on them, by namespace/Lease of that one.",
     "operator",
 ).metric
+GATEWAYS = METRICS.gauge(
+    "lorafleet_operator_gateways",
+    "Gateways that are asked what they counted, while a rollout is judged by it: heard, silent (10 s without an answer).",
+    "state",
+).metric
+EVIDENCE_AGE = METRICS.gauge(
+    "lorafleet_operator_gateway_evidence_age_seconds",
+    "How old the oldest of their last answers is; 0 while none is asked.",
+).metric
 LEADER = METRICS.gauge("lorafleet_operator_leader", "1 while this process leads.").metric
 
 
