@@ -5,6 +5,7 @@ among the allowed ones become -inf.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,40 +20,61 @@ if TYPE_CHECKING:
 LARGEST = torch.finfo(torch.float32).max
 
 
-def adjust(logits: torch.Tensor, draws: Sequence["Draw"], eos_token_ids: Sequence[int]) -> torch.Tensor:
-    """Return logits [rows, vocabulary] float32 as requests want them; the given ones stay as they are."""
-    biased = [(row, *pair) for row, draw in enumerate(draws) for pair in draw.params.logit_bias]
-    penalised = [row for row, draw in enumerate(draws) if draw.params.penalises]
-    held = [
-        (row, token)
-        for row, draw in enumerate(draws)
-        if draw.position - draw.num_prompt < draw.params.min_tokens
-        for token in (
-            *draw.params.stop_token_ids,
-            *(() if draw.params.ignore_eos else (*eos_token_ids, *draw.params.eos_token_ids)),
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What requests want changed in the logits of a step. Numbers are rows."""
+
+    draws: Sequence["Draw"]
+    biased: Sequence[tuple[int, int, float]]
+    """Row, token, and what is added."""
+    penalised: Sequence[int]
+    held: Sequence[tuple[int, int]]
+    """Rows and tokens that are chosen only where all are held."""
+    restricted: Sequence[int]
+    masked: Sequence[int]
+
+    @classmethod
+    def of(cls, draws: Sequence["Draw"], eos_token_ids: Sequence[int]) -> "Changes | None":
+        """Return what the draws want, in the order of the logits' rows; None where all take them as they are."""
+        held = [
+            (row, token)
+            for row, draw in enumerate(draws)
+            if draw.position - draw.num_prompt < draw.params.min_tokens
+            for token in (
+                *draw.params.stop_token_ids,
+                *(() if draw.params.ignore_eos else (*eos_token_ids, *draw.params.eos_token_ids)),
+            )
+            if draw.knows(token)
+        ]
+        held += [(row, token) for row, draw in enumerate(draws) for token in _ends_of_bad_words(draw)]
+        changes = cls(
+            draws,
+            biased=[(row, *pair) for row, draw in enumerate(draws) for pair in draw.params.logit_bias],
+            penalised=[row for row, draw in enumerate(draws) if draw.params.penalises],
+            held=held,
+            restricted=[row for row, draw in enumerate(draws) if draw.params.allowed_token_ids],
+            masked=[row for row, draw in enumerate(draws) if draw.mask is not None],
         )
-        if draw.knows(token)
-    ]
-    held += [(row, token) for row, draw in enumerate(draws) for token in _ends_of_bad_words(draw)]
-    restricted = [row for row, draw in enumerate(draws) if draw.params.allowed_token_ids]
-    masked = [row for row, draw in enumerate(draws) if draw.mask is not None]
-    if not (biased or penalised or held or restricted or masked):
-        return logits
-    changed = logits.clone()
-    if biased:
-        rows, tokens, values = zip(*biased, strict=True)
-        changed.index_put_((_ids(rows, changed), _ids(tokens, changed)), _there(values, changed), accumulate=True)
-    if penalised:
-        _penalise(changed, penalised, draws)
-    if held:
-        rows, tokens = zip(*held, strict=True)
-        # not -inf: where a request holds every token, one of them has to be chosen
-        changed[_ids(rows, changed), _ids(tokens, changed)] = -LARGEST
-    if restricted:
-        _restrict(changed, restricted, draws)
-    if masked:
-        _mask(changed, masked, draws)
-    return changed
+        found = changes.biased or changes.penalised or changes.held or changes.restricted or changes.masked
+        return changes if found else None
+
+    def made(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return logits [rows, vocabulary] float32 as requests want them; the given ones stay as they are."""
+        changed = logits.clone()
+        if self.biased:
+            rows, tokens, values = zip(*self.biased, strict=True)
+            changed.index_put_((_ids(rows, changed), _ids(tokens, changed)), _there(values, changed), accumulate=True)
+        if self.penalised:
+            _penalise(changed, self.penalised, self.draws)
+        if self.held:
+            rows, tokens = zip(*self.held, strict=True)
+            # not -inf: where a request holds every token, one of them has to be chosen
+            changed[_ids(rows, changed), _ids(tokens, changed)] = -LARGEST
+        if self.restricted:
+            _restrict(changed, self.restricted, self.draws)
+        if self.masked:
+            _mask(changed, self.masked, self.draws)
+        return changed
 
 
 def _ends_of_bad_words(draw: "Draw") -> list[int]:

@@ -10,7 +10,7 @@ from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.plan import InFlight, Sampled, SamplingState, StepItem, StepResult
 from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.pooling import Pooled
-from lorafleet_inference.model.sampler import Choice, Draw, Scores, choose, finite_rows, scores_of
+from lorafleet_inference.model.sampler import Choice, Chooser, Draw, Scores, choose, finite_rows, scores_of
 from lorafleet_inference.model.transfer import HostCopies, on_device
 
 
@@ -79,11 +79,12 @@ class Computing(InFlight):
         *,
         num_outputs: Sequence[int] | None = None,
         pooled: Pooled | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         """The arguments are those of `outcome_of`."""
         self._items, self._rows, self._batch = items, batch.rows(items), batch
         self._logits, self._eos_token_ids, self._num_outputs = logits, eos_token_ids, num_outputs
-        self._pooled = pooled
+        self._pooled, self._chooser = pooled, chooser
         self._outcome: Outcome | None = None
 
     @torch.inference_mode()
@@ -97,6 +98,7 @@ class Computing(InFlight):
             self._eos_token_ids,
             num_outputs=self._num_outputs,
             pooled=self._pooled,
+            chooser=self._chooser,
         )
 
     def collect(self) -> StepResult:
@@ -116,11 +118,12 @@ def outcome_of(
     *,
     num_outputs: Sequence[int] | None = None,
     pooled: Pooled | None = None,
+    chooser: Chooser | None = None,
 ) -> Outcome:
     """Choose tokens and score prompts. logits [rows, vocabulary]: of each item one for each that it scores, then its last.
 
     `num_outputs`: of each item, how many tokens there are for it, where that is not the same for all. `pooled`: what the step
-    gives to embeddings.
+    gives to embeddings. `chooser`: the device's own.
     """
     widths = dict(zip([item.request_id for item in items], num_outputs or [], strict=False))
     copies = HostCopies()
@@ -140,7 +143,7 @@ def outcome_of(
         are_finite = copies.take(finite_rows(_some(logits, others)))
     if choosing:
         draws = [_draw(item, rows, state, widths.get(item.request_id)) for _, item in choosing]
-        chosen = choose(_some(logits, choosing), draws, eos_token_ids)
+        chosen = choose(_some(logits, choosing), draws, eos_token_ids, chooser)
         rows.note([item for _, item in choosing], chosen)
         choice = chosen.map(copies.take)
     if pooled is not None:

@@ -137,8 +137,15 @@ class ModelRunner:
             logits, base = self._forward(host)
         pooled = pool(self._hidden.take(), host, rows) if pools else None
         num_outputs = [self._extras.num_outputs(adapter, base) for adapter in host.adapters]
+        chooser = None if self._triton is None else self._triton.choose
         return Computing(
-            host.items, logits, self._rows, self.facts.eos_token_ids, num_outputs=num_outputs, pooled=pooled
+            host.items,
+            logits,
+            self._rows,
+            self.facts.eos_token_ids,
+            num_outputs=num_outputs,
+            pooled=pooled,
+            chooser=chooser,
         )
 
     def compute(self, plan: StepPlan) -> StepResult:

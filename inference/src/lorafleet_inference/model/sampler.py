@@ -13,13 +13,15 @@ from a counter-based hash, put through the inverse of the cumulative distributio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
+import numpy as np
 import torch
 
 from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
 from lorafleet_inference.engine.plan import Sampled, TokenMask
-from lorafleet_inference.model.adjust import adjust
+from lorafleet_inference.model.adjust import Changes
 from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.transfer import on_device
 from lorafleet_inference.model.truncate import truncate
@@ -119,23 +121,78 @@ class Choice:
         return [Sampled(token_id, one) if is_finite else None for token_id, one, is_finite in rows]
 
 
-def choose(logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = ()) -> Choice:
-    """Choose one token a row. logits [rows, vocabulary], any float dtype, on the device, which is not waited for."""
-    finite = finite_rows(logits)
-    logits = logits.float().masked_fill(~finite[:, None], 0.0)
-    wanted = adjust(logits, draws, eos_token_ids)
-    chosen = wanted.argmax(-1)
-    random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
-    if random:
-        index = on_device(random, logits.device)
-        chosen[index] = _draw(wanted[index], [draws[row] for row in random])
+class Chooser(Protocol):
+    """Chooses by kernels."""
+
+    def __call__(self, logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens [rows] int64 and whether each row is finite, bool.
+
+        logits [rows, vocabulary] of any float dtype; `wanted` [rows, 5] float64: temperature, top_k, top_p, min_p and a
+        uniform number. Rows that are not finite have token 0.
+        """
+
+
+def choose(
+    logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = (), chooser: Chooser | None = None
+) -> Choice:
+    """Choose one token a row. logits [rows, vocabulary], any float dtype, on the device, which is not waited for.
+
+    `chooser`: in place of plain torch.
+    """
+    if chooser is not None:
+        finite, chosen = _chosen_by(chooser, logits, draws, eos_token_ids)
+    else:
+        finite = finite_rows(logits)
+        wanted = _finite(logits, finite)
+        if (changes := Changes.of(draws, eos_token_ids)) is not None:
+            wanted = changes.made(wanted)
+        chosen = wanted.argmax(-1)
+        _redraw(wanted, chosen, draws, [row for row, draw in enumerate(draws) if draw.params.temperature > 0])
     scored = tuple(row for row, draw in enumerate(draws) if draw.params.num_logprobs is not None)
     if not scored:
         return Choice(draws, chosen, finite)
     index = on_device(scored, logits.device)
     most = max(draws[row].params.num_logprobs or 0 for row in scored)
     # of the model's own distribution, before all that the request asks for
-    return Choice(draws, chosen, finite, scored, scores_of(logits[index], chosen[index], most))
+    return Choice(draws, chosen, finite, scored, scores_of(_finite(logits[index], finite[index]), chosen[index], most))
+
+
+def _finite(logits: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """Return logits [rows, vocabulary] as float32, with rows that are not finite as zeros."""
+    return logits.float().masked_fill(~finite[:, None], 0.0)
+
+
+def _chosen_by(
+    chooser: Chooser, logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which rows are finite, and the tokens; logits that nothing changes are read as they are."""
+    params = [draw.params for draw in draws]
+    columns = (
+        [one.temperature for one in params],
+        [one.top_k or logits.shape[-1] for one in params],
+        [one.top_p for one in params],
+        [one.min_p for one in params],
+        [uniform(draw.seed, draw.position) for draw in draws],
+    )
+    wanted = on_device(np.array(columns, np.float64).T.copy(), logits.device)
+    changes = Changes.of(draws, eos_token_ids)
+    if changes is None:
+        chosen, finite = chooser(logits, wanted)
+    else:
+        finite = finite_rows(logits)
+        logits = changes.made(_finite(logits, finite))
+        chosen, _ = chooser(logits, wanted)
+    typical = [row for row, one in enumerate(params) if one.typical_p < 1.0 and one.temperature > 0]
+    if typical:
+        _redraw(_finite(logits, finite), chosen, draws, typical)
+    return finite, chosen
+
+
+def _redraw(logits: torch.Tensor, chosen: torch.Tensor, draws: Sequence[Draw], rows: Sequence[int]) -> None:
+    """Draw the tokens of some rows; changes `chosen`."""
+    if rows:
+        index = on_device(rows, logits.device)
+        chosen[index] = _draw(logits[index], [draws[row] for row in rows])
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:

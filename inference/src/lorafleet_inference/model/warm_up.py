@@ -20,12 +20,18 @@ FIRST_SPLIT_TOKENS = 256
 """From here on each doubling of the context is split among more programs."""
 
 
+PLAIN = SamplingParams(max_tokens=0)
+CHANGED = SamplingParams(max_tokens=0, logit_bias=((0, 1.0),))
+"""Its logits are changed, and so in float32, before a token is chosen."""
+
+
 def contexts(max_tokens: int) -> Iterator[StepPlan]:
     """Yield steps of one token after contexts of different lengths."""
     start = 1
     while start < max_tokens:
         yield plan(None, start, 1)
         start = max(FIRST_SPLIT_TOKENS, start * 2)
+    yield plan(None, 0, 1, CHANGED)
 
 
 def adapters(bank: LoraBank, max_rank: int, max_tokens: int, dtype: torch.dtype) -> Iterator[StepPlan]:
@@ -40,9 +46,9 @@ def adapters(bank: LoraBank, max_rank: int, max_tokens: int, dtype: torch.dtype)
         bank.remove(KEY)
 
 
-def plan(adapter: AdapterKey | None, start: int, length: int) -> StepPlan:
+def plan(adapter: AdapterKey | None, start: int, length: int, sampling: SamplingParams = PLAIN) -> StepPlan:
     """Return a step of one sequence: `length` tokens from position `start` on."""
     end = start + length
     blocks = tuple(range(-(-end // KV_BLOCK_TOKENS)))
-    asked = NewRequest(REQUEST, adapter, (0,) * end, end, SamplingParams(max_tokens=0), blocks)
+    asked = NewRequest(REQUEST, adapter, (0,) * end, end, sampling, blocks)
     return StepPlan((StepItem(REQUEST, start, length),), gone=(REQUEST,), new=(asked,))

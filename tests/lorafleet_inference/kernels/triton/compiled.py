@@ -13,8 +13,10 @@ import torch
 from support.triton_compiled import compiling
 
 from lorafleet_inference.kernels.triton import blocks
+from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site
+from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.step import StepBlock
 
 CUDA = torch.device("cuda", 0)
@@ -43,6 +45,12 @@ def adapt(sizes: blocks.Blocks, dtype: torch.dtype, rank: int, tokens: int) -> N
     step.add(site, torch.empty(256, 4 * HIDDEN, dtype=dtype, device=CUDA), x, y)
 
 
+def pick(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
+    """Tokens of a vocabulary as Llama 3's."""
+    logits = torch.empty(128, 128256, dtype=dtype, device=CUDA)
+    choose_tokens(logits, torch.empty(128, NUM_WANTED, dtype=torch.float64, device=CUDA))
+
+
 def main(arch: int) -> None:
     """Print [[case, kernel], ..]."""
     sizes = blocks.AMPERE if arch < 90 else blocks.HOPPER
@@ -68,10 +76,12 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("rank 256", adapt, (BFLOAT16, 256, 8), {}),
     ("many tokens", adapt, (BFLOAT16, 64, NUM_TOKENS), {}),
     ("float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
+    ("choice", pick, (BFLOAT16,), {}),
+    ("choice, float32", pick, (FLOAT32,), {}),
 )
 
 HOPPER = 90
-EVERYWHERE = {"heads of 128", "heads of 256, window, softcap", "rank 16", "rank 256", "many tokens"}
+EVERYWHERE = {"heads of 128", "heads of 256, window, softcap", "rank 16", "rank 256", "many tokens", "choice"}
 """Cases that are compiled for each architecture, the others for Hopper alone: each takes seconds."""
 
 main(int(sys.argv[1]))

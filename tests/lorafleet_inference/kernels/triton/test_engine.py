@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from support.engines import DrivenEngine
 from support.families import VOCABULARY, AdapterSpec
 from support.models import save_adapter, save_model
@@ -15,7 +16,9 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.triton.backend import TritonKernels
 
-ASKED = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, num_logprobs=0)
+GREEDY = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, num_logprobs=0)
+DRAWN = replace(GREEDY, temperature=0.8, min_p=0.05, seed=7)
+CHANGED = replace(GREEDY, repetition_penalty=1.3)
 SIZES = {
     "vocab_size": VOCABULARY, "initializer_range": 0.2, "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -55,7 +58,7 @@ def answers(model: Path, adapters: dict[str, Path], device: torch.device, triton
     engine.register(adapters)
     for number, name in enumerate(NAMES):
         prompt = [(7 * number + at) % (VOCABULARY - 2) + 2 for at in range(2 + 6 * number)]
-        engine.submit(str(number), name, prompt, ASKED)
+        engine.submit(str(number), name, prompt, (GREEDY, DRAWN, CHANGED)[number % 3])
     engine.run_until_ended(map(str, range(len(NAMES))))
     return engine
 
@@ -75,4 +78,4 @@ def test_the_same_tokens_as_by_torch(device: torch.device, name: str, tmp_path: 
         assert launched.tokens(number) == plain.tokens(number)
         assert told[0][number] == pytest.approx(told[1][number], abs=1e-3)
         assert len(told[0][number]) == 3
-    assert {"write", "decode", "prefill", "both", "shrink", "expand"} == set(seen.kernels)
+    assert {"write", "decode", "prefill", "both", "shrink", "expand", "choose"} == set(seen.kernels)

@@ -12,6 +12,7 @@ from triton import knobs
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
+from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.driver import built_driver
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
@@ -40,6 +41,10 @@ class TritonKernels:
     ) -> AttentionStep:
         """Prepare the attention of the step."""
         return AttentionStep(self.blocks, self._block, spans, slots)
+
+    def choose(self, logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose a token a row, as `choice.py` says."""
+        return choose_tokens(logits, wanted)
 
     def lora(
         self, segments: Sequence[tuple[int, int]], pages: Sequence[Sequence[int]], ranks: Sequence[np.ndarray]
