@@ -404,6 +404,85 @@ async def test_rollout_by_steps_is_told_with_shares_and_evidence(run: Any, kube:
     assert lines[-1] == f"    {OLD}  2026-11-20 08:00:00 UTC  Promoted"
 
 
+def annotations(kube: FakeKube) -> Json:
+    found: Json = kube.get("loraadapters", "team", "french")["metadata"].get("annotations", {})
+    return found
+
+
+def annotated(body: Json, **values: str) -> Json:
+    named = {f"lorafleet.io/{name}": value for name, value in values.items()}
+    return {**body, "metadata": {**body["metadata"], "annotations": {"own": "1", **named}}}
+
+
+async def test_promotion_goes_past_the_step_that_waits(run: Any, kube: FakeKube) -> None:
+    """It takes away an abortion of the revision, which would win; other annotations stay."""
+    kube.put("loraadapters", annotated(rolling(rollout=by_steps("Paused", reason="CanaryPaused")), abort=NEW))
+    ran = await run("rollout", "promote", "french")
+    assert (ran.status, ran.out) == (0, f"LoraAdapter team/french  lorafleet.io/promote={NEW}:1\n")
+    assert annotations(kube) == {"own": "1", "lorafleet.io/promote": f"{NEW}:1"}
+    ran = await run("rollout", "promote", "french", "--full", "-o", "json")
+    assert ran.document["value"] == annotations(kube)["lorafleet.io/promote"] == NEW
+
+
+async def test_promotion_that_answered_an_earlier_try_is_taken_away_first(run: Any, kube: FakeKube) -> None:
+    waiting = by_steps("Paused", reason="AnalysisFailed", spentPromotion=f"{NEW}:1")
+    kube.put("loraadapters", annotated(rolling(rollout=waiting), promote=f"{NEW}:1"))
+    seen: list[Json] = []
+
+    def look(verb: str, path: str) -> None:
+        if verb == "GET" and "lorafleet.io/promote" not in annotations(kube):
+            seen.append(annotations(kube))
+            kube.put("loraadapters", annotated(rolling(rollout=by_steps("Paused", reason="AnalysisFailed"))))
+
+    kube.before = look
+    ran = await run("rollout", "promote", "french")
+    assert ran.status == 0, ran.err
+    assert seen == [{"own": "1"}]
+    assert annotations(kube)["lorafleet.io/promote"] == f"{NEW}:1"
+
+
+async def test_abortion_takes_a_promotion_away(run: Any, kube: FakeKube) -> None:
+    kube.put("loraadapters", annotated(rolling(rollout=by_steps("Progressing")), promote=f"{NEW}:1"))
+    ran = await run("rollout", "abort", "french")
+    assert (ran.status, ran.out) == (0, f"LoraAdapter team/french  lorafleet.io/abort={NEW}\n")
+    assert annotations(kube) == {"own": "1", "lorafleet.io/abort": NEW}
+
+
+@pytest.mark.parametrize(
+    ("words", "rollout", "said"),
+    [
+        ("promote", None, "has no rollout by steps under way"),
+        ("abort", None, "has no rollout by steps under way"),
+        ("promote", by_steps("Progressing"), "--full goes past all steps"),
+        ("promote", by_steps("Paused", reason="Suspended"), "no step of LoraAdapter team/french waits for a person"),
+        ("promote", by_steps("RolledBack"), "RolledBack: waits for a person; --full"),
+        ("promote --full", by_steps("Promoting"), "is being promoted"),
+        ("abort", by_steps("RolledBack"), "is given up"),
+    ],
+)
+async def test_what_waits_for_nobody_is_not_decided(
+    run: Any, kube: FakeKube, words: str, rollout: Json | None, said: str
+) -> None:
+    kube.put("loraadapters", annotated(rolling(rollout=rollout)))
+    ran = await run("rollout", *words.split(), "french")
+    assert ran.status == 3
+    assert said in ran.err
+    assert annotations(kube) == {"own": "1"}
+
+
+async def test_who_may_not_write_is_told_which_verb_is_missing(run: Any, kube: FakeKube) -> None:
+    kube.put("loraadapters", rolling(rollout=by_steps("Progressing")))
+
+    def refuse(verb: str, path: str) -> None:
+        if verb == "PATCH":
+            raise Refused(403, "Forbidden")
+
+    kube.before = refuse
+    ran = await run("rollout", "abort", "french")
+    assert ran.status == 3
+    assert "you lack the verb patch on loraadapters.lorafleet.io in namespace team" in ran.err
+
+
 async def test_rollout_watch_tells_each_change_and_ends_with_it(run: Any, kube: FakeKube) -> None:
     kube.put("loraadapters", rolling())
     steps = iter(

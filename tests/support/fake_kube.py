@@ -264,6 +264,8 @@ class FakeKube:
                 raise Refused(409, "Conflict")
             return 200, self.put(plural, body)
         assert method == "PATCH"
+        if "force" not in query:
+            return 200, self._merge(key, body)
         return 200, self._apply(key, sub, body, query["fieldManager"], is_dry=is_dry)
 
     def _list(self, plural: str, namespace: str, labels: str | None, fields: str | None = None) -> Json:
@@ -281,6 +283,13 @@ class FakeKube:
         if key not in self.objects:
             raise Refused(404, "NotFound")
         return self.objects[key]
+
+    def _merge(self, key: tuple[str, str, str], patch: Json) -> Json:
+        """A JSON merge patch."""
+        known = self._found(key)
+        if patch["metadata"].get("uid", known["metadata"]["uid"]) != known["metadata"]["uid"]:
+            raise Refused(409, "Conflict")
+        return self._store(key, _merged(known, patch))
 
     def _apply(self, key: tuple[str, str, str], sub: str, applied: Json, manager: str, *, is_dry: bool) -> Json:
         known = self.objects.get(key)
@@ -309,6 +318,18 @@ class FakeKube:
             return body
         self.owners[key] = {**owners, mine: set(wanted)}
         return self.put(key[0], body) if known is None else self._store(key, body)
+
+
+def _merged(document: Json, patch: Json) -> Json:
+    merged = copy.deepcopy(document)
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            merged[name] = _merged(merged.get(name) or {}, value)
+        else:
+            merged[name] = value
+    return merged
 
 
 def _parsed(path: str) -> tuple[str, str, str, str]:

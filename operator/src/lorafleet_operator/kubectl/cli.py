@@ -34,6 +34,8 @@ class Asked:
     output: str
     timeout_seconds: float | None
     """Of what waits; None: as long as it takes."""
+    is_full: bool = False
+    """Past all steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         kubeconfig=options.get("kubeconfig"),
         output=options.get("output", "text"),
         timeout_seconds=options.get("timeout"),
+        is_full=options.get("full", False),
     )
 
 
@@ -135,7 +138,12 @@ def parser() -> argparse.ArgumentParser:
     watch.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", default=None, help="wait so long at most [for ever]"
     )
-    for command in (status, watch):
+    about = "go past the step that waits for a person: annotate lorafleet.io/promote"
+    promote = subcommands.add_parser("promote", help=about, description=about, allow_abbrev=False)
+    promote.add_argument("--full", action="store_true", help="past all steps, also of a revision that was rolled back")
+    about = "give the rollout up and return to the stable revision: annotate lorafleet.io/abort"
+    abort = subcommands.add_parser("abort", help=about, description=about, allow_abbrev=False)
+    for command in (status, watch, promote, abort):
         _add_options(command, has_everywhere=False)
         command.add_argument("name", metavar="ADAPTER", help="name of the LoraAdapter")
     return top

@@ -9,12 +9,14 @@ from functools import partial
 from typing import Final
 
 from lorafleet_common.paths import Json
+from lorafleet_contract.names import ANNOTATION_PROMOTE
 from lorafleet_contract.resources import AdapterResource
 from lorafleet_operator.cluster.collect import all_keys, snapshot_of
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.decide.views import BaseKey, Snapshot
 from lorafleet_operator.kubectl.cli import NOT_READY, READY, Asked, Told
 from lorafleet_operator.kubectl.connect import Connection, connect
+from lorafleet_operator.kubectl.decision import abort_of, decision_lines, promotion_of
 from lorafleet_operator.kubectl.errors import NoSuchAdapter, NoSuchBase, NotUnderstood
 from lorafleet_operator.kubectl.explain import explanation_of
 from lorafleet_operator.kubectl.read import Reader
@@ -26,6 +28,8 @@ from lorafleet_operator.kubectl.why import verdict_of
 Command = Callable[[Asked], AsyncIterator[Told]]
 Read = Callable[[Reader, str | None, Asked], AsyncIterator[Told]]
 POLL_SECONDS: Final = 1.0
+SEEN_SECONDS: Final = 30.0
+"""How long the operator may take to see what was written."""
 
 
 async def _status(reader: Reader, namespace: str | None, _: Asked) -> AsyncIterator[Told]:
@@ -102,6 +106,28 @@ async def _rollout_watch(reader: Reader, namespace: str | None, asked: Asked) ->
         await asyncio.sleep(min(POLL_SECONDS, left))
 
 
+async def _rollout_promote(reader: Reader, namespace: str | None, asked: Asked) -> AsyncIterator[Told]:
+    adapter = await _read_adapter(reader, namespace, asked)
+    decision, view = promotion_of(adapter, is_full=asked.is_full)
+    if decision.is_spent:
+        await reader.annotate(adapter, {ANNOTATION_PROMOTE: None})
+        ends = time.monotonic() + SEEN_SECONDS
+        while (rollout := adapter.status.rollout) is not None and rollout.spent_promotion is not None:
+            if time.monotonic() > ends:
+                raise NotUnderstood(f"the operator has not seen that {ANNOTATION_PROMOTE} was taken away: try again")
+            await asyncio.sleep(POLL_SECONDS)
+            adapter = await _read_adapter(reader, namespace, asked)
+    await reader.annotate(adapter, decision.annotations)
+    yield Told(view, partial(decision_lines, view))
+
+
+async def _rollout_abort(reader: Reader, namespace: str | None, asked: Asked) -> AsyncIterator[Told]:
+    adapter = await _read_adapter(reader, namespace, asked)
+    decision, view = abort_of(adapter)
+    await reader.annotate(adapter, decision.annotations)
+    yield Told(view, partial(decision_lines, view))
+
+
 async def _read_adapter(reader: Reader, namespace: str | None, asked: Asked) -> AdapterResource:
     """Return an adapter as it is now."""
     assert asked.name is not None
@@ -174,4 +200,6 @@ COMMANDS: Final[dict[str, Command]] = {
     "why": _of(_why),
     "rollout status": _of(_rollout_status),
     "rollout watch": _of(_rollout_watch),
+    "rollout promote": _of(_rollout_promote),
+    "rollout abort": _of(_rollout_abort),
 }

@@ -7,7 +7,8 @@ PluginError
 ├── NotInstalled        the cluster has no such kinds
 ├── NotUnderstood       another answer of the API server, or a resource that this version cannot read
 ├── NoSuchBase          no BaseModelDeployment of that name; has the names that are near
-└── NoSuchAdapter       no LoraAdapter of that name; has the names that are near
+├── NoSuchAdapter       no LoraAdapter of that name; has the names that are near
+└── NothingToDecide     a rollout that waits for nobody
 """
 
 from collections.abc import Sequence
@@ -66,6 +67,10 @@ class NoSuchAdapter(_NoSuch):
     """No LoraAdapter of that name."""
 
     kind = "LoraAdapter"
+
+
+class NothingToDecide(PluginError):
+    """There is nothing that a person could promote or give up."""
 
 
 def where(namespace: str | None) -> str:

@@ -1,6 +1,9 @@
-"""What the API server shows to the one who asks: what is essential is an error where it is hidden, the rest a note."""
+"""What the API server shows to the one who asks: what is essential is an error where it is hidden, the rest a note.
 
-from collections.abc import Collection, Iterable
+And the only thing that the plug-in writes: annotations of an adapter.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,6 +17,10 @@ from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.kubectl.errors import NotAllowed, PluginError, error_of, where
 
 MAX_EVENTS: Final = 5
+
+
+MERGE_PATCH: Final = "application/merge-patch+json"
+FIELD_MANAGER: Final = "kubectl-lorafleet"
 
 
 class Reader:
@@ -100,6 +107,21 @@ class Reader:
         except (KeyError, ValueError, TypeError):
             return None
         return max(0.0, (self.now - renewed).total_seconds())
+
+    async def annotate(self, adapter: AdapterResource, annotations: Mapping[str, str | None]) -> None:
+        """Write annotations on a LoraAdapter; None takes one away.
+
+        Raises:
+            PluginError: they were not written.
+        """
+        meta = adapter.metadata
+        path = f"{collection(f'{GROUP}/{VERSION}', Kind.ADAPTER, meta.namespace)}/{meta.name}"
+        body = {"metadata": {"uid": meta.uid, "annotations": dict(annotations)}}
+        query = {"fieldManager": FIELD_MANAGER}
+        try:
+            await self._api.request("PATCH", path, query=query, body=body, content_type=MERGE_PATCH)
+        except KubeError as error:
+            raise error_of(error, "patch", Kind.ADAPTER, meta.namespace) from error
 
     async def _list(self, kind: Kind, namespace: str | None) -> Listed:
         is_pod = kind is Kind.POD
