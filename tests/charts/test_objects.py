@@ -42,6 +42,9 @@ def test_operator_is_started_with_options_that_it_has(plain: Rendered) -> None:
         engine_image="lorafleet/inference:0.1.0",
         namespace="metadata.namespace",
         pod_name="metadata.name",
+        gateway_selector=",".join(
+            f"app.kubernetes.io/{name}" for name in ("name=lorafleet", "instance=lorafleet", "component=gateway")
+        ),
         log_format="json",
     )
 
@@ -83,6 +86,21 @@ def test_values_reach_the_programs(helm: Helm) -> None:
     gateway = read_gateway_config(*started(rendered.container("gateway")))
     assert (gateway.watch_namespaces, gateway.max_in_flight) == (("team-a", "team-b"), 7)
     assert rendered.pod("gateway")["terminationGracePeriodSeconds"] == 5 + 300 + 5
+
+
+def test_operator_hears_the_gateways_of_its_release_and_no_other_pod(helm: Helm) -> None:
+    rendered = helm.render(nested("nameOverride", "fleet"))
+    config = read_operator_config(*started(rendered.container("operator")))
+    wanted = dict(term.split("=") for term in config.gateway_selector.split(","))
+    labels = {
+        component: rendered.one("Deployment", f"lorafleet-{component}")["spec"]["template"]["metadata"]["labels"]
+        for component in ("operator", "gateway")
+    }
+    assert wanted.items() <= labels["gateway"].items()
+    assert not wanted.items() <= labels["operator"].items()
+    assert wanted == rendered.one("Deployment", "lorafleet-gateway")["spec"]["selector"]["matchLabels"]
+    ports = [port["containerPort"] for port in rendered.container("gateway")["ports"] if port["name"] == "metrics"]
+    assert ports == [config.gateway_port]
 
 
 def test_image_digest_wins(helm: Helm) -> None:

@@ -34,6 +34,8 @@ def test_flag_wins_over_variable() -> None:
         ([*NEEDED, "--resync-seconds", "0.1"], {}, "--resync-seconds: 0.1 is not between 1 and 3600"),
         ([*NEEDED, "--log-level", "loud"], {}, "--log-level: 'loud' is none of debug, info, warning, error"),
         ([*NEEDED, "--lease", "Not A Name"], {}, "--lease: 'Not A Name' is no name of a Kubernetes object"),
+        ([*NEEDED, "--gateway-selector", "a=b,c"], {}, "--gateway-selector: 'c' is not LABEL=VALUE"),
+        ([*NEEDED, "--gateway-port", "0"], {}, "--gateway-port: 0 is not between 1 and 65535"),
         (NEEDED, {"LORAFLEET_HTTP_PORT": "70000"}, "LORAFLEET_HTTP_PORT: 70000 is not between 0 and 65535"),
         (NEEDED, {"LORAFLEET_WORKER": "3"}, "LORAFLEET_WORKER: is no option of this program; see --help"),
     ],
@@ -42,6 +44,14 @@ def test_wrong_option_is_named(arguments: list[str], environment: dict[str, str]
     with pytest.raises(ConfigError) as error:
         read_config(arguments, environment)
     assert str(error.value) == named
+
+
+def test_selector_is_of_equal_labels() -> None:
+    selector = "app.kubernetes.io/name=lorafleet, app.kubernetes.io/component=gateway"
+    config = read_config([*NEEDED, "--gateway-selector", selector], {"LORAFLEET_GATEWAY_PORT": "tcp://10.0.0.1:80"})
+    assert config.gateway_selector == "app.kubernetes.io/name=lorafleet,app.kubernetes.io/component=gateway"
+    assert config.gateway_port == 8002, "that of a Service named lorafleet-gateway is none of ours"
+    assert read_config([*NEEDED, "--gateway-selector", ""], {}).gateway_selector == ""
 
 
 def test_variables_of_service_links_and_of_the_users_shell_are_let_be() -> None:

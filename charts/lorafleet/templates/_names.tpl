@@ -40,6 +40,11 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* The labels of gateways' pods as one line, for whoever lists them. */}}
+{{- define "lorafleet.gatewaySelector" -}}
+{{- include "lorafleet.selectorLabels" (dict "root" . "component" "gateway") | replace ": " "=" | replace "\n" "," -}}
+{{- end }}
+
 {{- define "lorafleet.componentLabels" -}}
 {{ include "lorafleet.labels" .root }}
 app.kubernetes.io/component: {{ .component }}

@@ -1,9 +1,11 @@
 """One frozen config object, read once from flags and environment."""
 
 import argparse
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import LogFormat
@@ -21,6 +23,8 @@ from lorafleet_common.options import (
 from lorafleet_common.options import describe as described
 
 REQUIRED = ("engine_image", "namespace")
+_NAME: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_LABEL: Final = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}={_NAME}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,9 @@ class OperatorConfig:
     key_secret: str = "lorafleet-operator-key"
     lease: str = "lorafleet-operator"
     names: str = "lorafleet-operator-names"
+    gateway_selector: str = ""
+    """Empty: no gateway is asked."""
+    gateway_port: int = 8002
     http_port: int = 8080
     resync_seconds: float = 30.0
     workers: int = 4
@@ -46,6 +53,15 @@ def _text(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty")
     return text.strip()
+
+
+def _labels(text: str) -> str:
+    """Read a label selector of equalities; empty selects nothing."""
+    terms = [term.strip() for term in text.split(",") if term.strip()]
+    for term in terms:
+        if not _LABEL.fullmatch(term):
+            raise ValueError(f"{term!r} is not LABEL=VALUE")
+    return ",".join(terms)
 
 
 C = OperatorConfig
@@ -63,6 +79,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("lease", "Lease that one of several operators holds.", object_name, "NAME", C, "lease"),
     Option("names", "ConfigMap in which it keeps the served names of base models, for the time after them.", object_name, "NAME", C,
            "names"),
+    Option("gateway-selector", "Labels of the pods of gateways in the operator's namespace, `LABEL=VALUE,…`: they are asked what "
+           "came of a revision's requests while a rollout is judged by that.", _labels, "LABELS", C, "gateway_selector",
+           "none is asked"),
+    Option("gateway-port", "Their port of `/v1/evidence`.", number(1, 65535), "PORT", C, "gateway_port"),
     Option("http-port", "Port of `/healthz`, `/readyz` and `/metrics`.", number(0, 65535), "PORT", C, "http_port"),
     Option("resync-seconds", "How often everything is listed and compared, whatever events said.", seconds(1, 3600),
            "SECONDS", C, "resync_seconds"),

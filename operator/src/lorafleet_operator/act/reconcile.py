@@ -23,6 +23,7 @@ from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
+from lorafleet_operator.act.gateway_watch import GatewayWatch
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
@@ -81,6 +82,7 @@ class Tools:
     operators: Operators
     writer: StatusWriter
     pod_events: PodEvents
+    gateways: GatewayWatch
     now: WallClock = utc_now
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
+from lorafleet_operator.act.gateway_watch import GatewayWatch
 from lorafleet_operator.act.kept_names import KeptNames
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
@@ -119,6 +120,7 @@ async def lead(
     watching: Watching,
     *,
     client: Callable[[], AdminClient] = AdminClient,
+    gateways: GatewayWatch | None = None,
     now: WallClock = utc_now,
 ) -> None:
     """Make the cluster what its resources say as long as the Lease is held; `watching` tells what happens between lists.
@@ -127,9 +129,12 @@ async def lead(
         OperatorError: something essential ended.
     """
     admin = client()
+    own = GatewayWatch(api, namespace=config.namespace, selector=config.gateway_selector, port=config.gateway_port)
+    converging = _converge(config, api, lease, health, watching, client=admin, gateways=gateways or own, now=now)
     try:
-        await _all_or_none(lease.hold(), _converge(config, api, lease, health, watching, client=admin, now=now))
+        await _all_or_none(lease.hold(), converging)
     finally:
+        await to_its_end(own.close())
         await to_its_end(admin.close())
 
 
@@ -141,6 +146,7 @@ async def _converge(
     watching: Watching,
     *,
     client: AdminClient,
+    gateways: GatewayWatch,
     now: WallClock,
 ) -> None:
     scope = Scope(config.watch_namespaces)
@@ -151,7 +157,9 @@ async def _converge(
 
     key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
     writes = Writes(api, lambda: lease.is_held)
-    tools = _tools(config, key, client, store, api=api, writes=writes, lease=lease, wake=wake, now=now)
+    tools = _tools(
+        config, key, client, store, api=api, writes=writes, lease=lease, gateways=gateways, wake=wake, now=now
+    )
     names = KeptNames(api, writes, store, namespace=config.namespace, name=config.names, now=now)
     strays = Strays(api, scope, tools.operators, tools.writer)
 
@@ -193,6 +201,7 @@ def _tools(
     api: KubeApi,
     writes: Writes,
     lease: Lease,
+    gateways: GatewayWatch,
     wake: Wake,
     now: WallClock,
 ) -> Tools:
@@ -209,6 +218,7 @@ def _tools(
         resolver=Resolver(client, wake, watches.doubt_address),
         fences=Fences(lease),
         pod_events=PodEvents(api),
+        gateways=gateways,
         operators=Operators(api, writer, me=lease.name),
         writer=writer,
         now=now,
