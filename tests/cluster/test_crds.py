@@ -21,6 +21,7 @@ NAMESPACE = "crd-rules"
 Json = dict[str, Any]
 VOLUME = {"volume": {"claimName": "models"}}
 DIGEST = "sha256:" + "0" * 64
+ANALYSIS = {"maxErrorPercent": 2, "maxErrorPercentOverStable": 1, "maxLatencyPercentOverStable": 20}
 STEPS = [{"setWeight": 5}, {"pause": {"durationSeconds": 300}}]
 
 
@@ -120,9 +121,11 @@ ACCEPTED = {
     "adapter by its load within bounds": lora(placement={"mode": "Auto", "minReplicas": 0, "maxReplicas": 1}),
     "deadline of a day": lora(rollout={"progressDeadlineSeconds": 86400}),
     "steps of all kinds": lora(rollout={"steps": [*STEPS, {"setWeight": 5}, {"pause": {}}], "onFailure": "Pause"}),
+    "analysis": lora(rollout={"analysis": ANALYSIS}),
+    "analysis at its limits": lora(rollout={"analysis": {"windowSeconds": 10, "maxErrorPercent": 0, "failureLimit": 100}}),
     "no steps though its base has some": lora(rollout={"steps": []}),
     "sixteen steps": lora(rollout={"steps": [{"setWeight": number} for number in range(1, 17)]}),
-    "steps for all adapters": base(lora={"rollout": {"steps": [{"setWeight": 99}, {"pause": {}}], "onFailure": "Rollback"}}),
+    "steps for all adapters": base(lora={"rollout": {"steps": STEPS, "analysis": ANALYSIS, "onFailure": "Rollback"}}),
     "long name with a served one": lora("a" * 64, servedName="short"),
     "long name without a served one": lora("a" * 64),
     "served name as people write them": lora(servedName="acme/Llama-3_sql:v2.1"),
@@ -216,6 +219,9 @@ REFUSED = {
     "weight of none": (lora(rollout={"steps": [{"setWeight": 0}]}), "should be greater than or equal to 1"),
     "pause of no time": (lora(rollout={"steps": [{"pause": {"durationSeconds": 0}}]}), "durationSeconds"),
     "too many steps": (lora(rollout={"steps": [{"pause": {}}] * 17}), "must have at most 16 items"),
+    "analysis of nothing": (lora(rollout={"analysis": {}}), "at least one of maxErrorPercent"),
+    "window of no time": (lora(rollout={"analysis": {**ANALYSIS, "windowSeconds": 9}}), "windowSeconds"),
+    "more errors than requests": (lora(rollout={"analysis": {"maxErrorPercent": 101}}), "maxErrorPercent"),
     "unknown failure": (lora(rollout={"onFailure": "Panic"}), "rollout.onFailure"),
     "weight that falls for all": (base(lora={"rollout": {"steps": [*STEPS, {"setWeight": 4}]}}), "a weight must not be lower"),
     "unknown field of an adapter": (lora(canary={}), "canary"),
@@ -254,6 +260,13 @@ def test_defaults(kube: Kube) -> None:
     assert spec["unload"] == {"drainTimeoutSeconds": 60, "forceAfterSeconds": 900}
     assert spec["rollout"] == {"progressDeadlineSeconds": 600}
     assert spec["suspend"] is False
+    spec = ask(kube, lora(rollout={"analysis": {"maxErrorPercent": 2}}))["spec"]
+    assert spec["rollout"]["analysis"] == {
+        "windowSeconds": 120,
+        "minRequests": 50,
+        "maxErrorPercent": 2,
+        "failureLimit": 0,
+    }
 
 
 @pytest.mark.parametrize("document", [base(), lora()], ids=["base", "adapter"])

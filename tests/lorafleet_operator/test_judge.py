@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lorafleet_contract.rollout import Analysis, Judgement
-from lorafleet_operator.decide.evidence import Counts
+from lorafleet_operator.decide.evidence import Counts, Hearing, Tally
 from lorafleet_operator.decide.judge import judge
 
 ANALYSIS = Analysis(
@@ -38,6 +38,7 @@ TABLE: dict[str, tuple[dict[str, Any], Judgement, str]] = {
     "a gateway is silent": ({"num_silent": 1}, UNCLEAR, "1 of 2 gateways do not answer"),
     "all are silent": ({"num_silent": 2, "canary": counts(0), "stable": counts(0)}, UNCLEAR, "2 of 2 gateways"),
     "there is none": ({"num_gateways": 0}, UNCLEAR, "no gateway is known"),
+    "nobody may be asked": ({"num_gateways": 0, "obstacle": "pods cannot be listed"}, UNCLEAR, "pods cannot be listed"),
     "a gateway is silent, and it is bad": ({"num_silent": 1, "canary": counts(faults=60)}, BAD, "6.0 %"),
     "it is slow": ({"canary": counts(first_byte=SLOW)}, BAD, "389 ms, 150 ms of the stable"),
     "both are slow": ({"canary": counts(first_byte=SLOW), "stable": counts(first_byte=SLOW)}, GOOD, "0 errors"),
@@ -54,14 +55,14 @@ TABLE: dict[str, tuple[dict[str, Any], Judgement, str]] = {
 def test_judgement(given: dict[str, Any], judgement: Judgement, words: str) -> None:
     situation = {"canary": WELL, "stable": WELL, "num_gateways": 2, "num_silent": 0, **given}
     canary, stable = situation.pop("canary"), situation.pop("stable")
-    found = judge(ANALYSIS, canary, stable, **situation)
+    found = judge(ANALYSIS, canary, stable, Hearing(Tally(), **situation))
     assert found.judgement is judgement
     assert words in found.message
     assert found.is_loss == ("lost with their pods, " in found.message)
 
 
 def judged(analysis: Analysis, canary: Counts, stable: Counts = WELL) -> Judgement:
-    return judge(analysis, canary, stable, num_gateways=1, num_silent=0).judgement
+    return judge(analysis, canary, stable, Hearing(Tally(), 1, 0)).judgement
 
 
 def test_without_limits_enough_requests_are_enough() -> None:
@@ -81,7 +82,7 @@ def test_only_limits_that_are_given_count() -> None:
 def test_a_silent_gateway_is_never_good() -> None:
     for canary in (WELL, counts(faults=3), counts(10**6)):
         for silent in (1, 2, 3):
-            found = judge(ANALYSIS, canary, WELL, num_gateways=3, num_silent=silent)
+            found = judge(ANALYSIS, canary, WELL, Hearing(Tally(), 3, silent))
             assert found.judgement is UNCLEAR
 
 

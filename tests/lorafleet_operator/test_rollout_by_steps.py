@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from support.simulated_fleet import BASE, NAMESPACE
 from support.virtual_fleet import VirtualFleet
+from support.virtual_gateway import VirtualGateway
 from support.virtual_time import VirtualLoop
 
+from lorafleet_contract.evidence import ErrorClass
 from lorafleet_contract.names import ANNOTATION_ABORT, ANNOTATION_PROMOTE, ANNOTATION_RETRY
 from lorafleet_operator import metrics
 from lorafleet_operator.cluster.store import Kind
@@ -17,6 +19,16 @@ from lorafleet_operator.cluster.store import Kind
 Json = dict[str, Any]
 TIMED = [{"setWeight": 20}, {"pause": {"durationSeconds": 60}}, {"setWeight": 50}, {"pause": {"durationSeconds": 60}}]
 GUARDED = [{"setWeight": 20}, {"pause": {}}, {"setWeight": 50}, {"pause": {}}]
+
+
+JUDGED = [{"setWeight": 20}, {"pause": {"durationSeconds": 10}}, {"setWeight": 50}]
+ANALYSIS = {
+    "windowSeconds": 30,
+    "minRequests": 20,
+    "maxErrorPercent": 5,
+    "maxErrorPercentOverStable": 1,
+    "maxLatencyPercentOverStable": 50,
+}
 
 
 class Story:
@@ -95,6 +107,28 @@ class Story:
             return Counter(one.revision or one.error for one in asked)
 
         found: Counter[str] = self.do(ask())
+        return found
+
+    def judged(self, seconds: int, *, until: str | None = None, per_second: int = 6, **rollout: Any) -> "Story":
+        """Another revision under analysis, with requests all the time, for so long or until a phase."""
+        if rollout:
+            self.apply(steps=JUDGED, analysis=ANALYSIS, **rollout)
+        for _ in range(seconds):
+            if until is not None and self.phase == until:
+                return self
+            self.answers(per_second)
+            self.wait(1)
+        assert until is None, self.status
+        return self
+
+    @property
+    def gateway(self) -> VirtualGateway:
+        assert self.fleet.gateway is not None
+        return self.fleet.gateway
+
+    @property
+    def evidence(self) -> Json:
+        found: Json = self.rollout["evidence"]
         return found
 
     @property
@@ -433,3 +467,132 @@ def test_nothing_is_written_while_a_step_takes_its_time(story: Story) -> None:
     before = [write for write in story.fleet.kube.writes if "loraadapters" in write]
     story.wait(500)
     assert [write for write in story.fleet.kube.writes if "loraadapters" in write] == before
+
+
+def test_a_good_revision_is_promoted_by_what_gateways_count(story: Story) -> None:
+    new = story.revision("p2")
+    story.judged(20, onFailure="Rollback")
+    assert story.place == (PROGRESSING, 0, [80, 20])
+    story.judged(15)
+    assert story.place == (PROGRESSING, 1, [80, 20])
+    assert story.evidence["judgement"] == "Good"
+    assert story.evidence["canary"]["requests"] >= 20
+    assert story.evidence["gateways"] == 1
+    story.judged(45)
+    assert story.stable == new
+    assert story.traffic == [[100], [80, 20], [50, 50], [100]]
+    assert story.history[0] == (new, "Promoted", None)
+
+
+@pytest.mark.parametrize("error", [ErrorClass.SERVER_ERROR, ErrorClass.STREAM_ERROR, ErrorClass.ADAPTER_FAILED])
+def test_a_revision_that_fails_is_taken_back_by_itself(story: Story, error: ErrorClass) -> None:
+    """At the first window, with the weight of the first step; the old one answers everything from then on."""
+    old, new, before = story.revision("p1"), story.revision("p2"), ended("RolledBack", "AnalysisFailed")
+    story.gateway.fails[new] = error
+    story.judged(60, until=ROLLED_BACK, onFailure="Rollback")
+    assert story.place == (ROLLED_BACK, 0, [100])
+    assert story.traffic == [[100], [80, 20], [100]]
+    assert story.fleet.condition("a") == ("False", "AnalysisFailed")
+    assert story.evidence["judgement"] == "Bad"
+    assert "100.0 % of" in story.rollout["message"]
+    assert story.history[0] == (new, "RolledBack", "AnalysisFailed")
+    assert story.events()[-1] == "AnalysisFailed"
+    assert ended("RolledBack", "AnalysisFailed") == before + 1
+    story.wait(12)
+    assert story.answers() == {old: 40}
+    assert not any(story.held("p2"))
+    story.judged(400)
+    assert (story.phase, story.stable) == (ROLLED_BACK, old)
+
+
+def test_a_revision_that_is_slow_is_taken_back(story: Story) -> None:
+    story.gateway.first_byte_seconds[story.revision("p2")] = 2.0
+    story.judged(60, until=ROLLED_BACK, onFailure="Rollback")
+    assert "95 % of first bytes" in story.rollout["message"]
+
+
+def test_with_on_failure_pause_a_person_decides(story: Story) -> None:
+    new = story.revision("p2")
+    story.gateway.fails[new] = ErrorClass.SERVER_ERROR
+    story.judged(60, until=PAUSED, onFailure="Pause")
+    assert story.place == (PAUSED, 0, [80, 20])
+    assert story.fleet.condition("a", "Stalled") == ("True", "AnalysisFailed")
+    story.wait(1000)
+    assert story.place == (PAUSED, 0, [80, 20])
+    story.gateway.fails.clear()
+    story.annotate(promote=f"{new}:0")
+    story.judged(70)
+    assert story.stable == new
+
+
+def test_what_is_wrong_in_a_pause_is_seen_too(story: Story) -> None:
+    new = story.revision("p2")
+    story.apply(steps=GUARDED, analysis=ANALYSIS)
+    story.judged(60, until=PAUSED)
+    story.gateway.fails[new] = ErrorClass.SERVER_ERROR
+    story.judged(60, until=ROLLED_BACK)
+    assert story.place == (ROLLED_BACK, 1, [100])
+
+
+def test_a_silent_gateway_is_never_good_and_ends_at_the_deadline(story: Story) -> None:
+    story.fleet.is_gateway_silent = True
+    story.judged(100, onFailure="Rollback", progressDeadlineSeconds=120)
+    assert story.place == (PROGRESSING, 0, [80, 20])
+    assert story.evidence["judgement"] == "Inconclusive"
+    assert story.evidence["silentGateways"] == 1
+    story.judged(60, until=ROLLED_BACK)
+    assert story.fleet.condition("a") == ("False", "ProgressDeadlineExceeded")
+    assert "1 of 1 gateways do not answer" in story.rollout["message"]
+
+
+def test_a_gateway_that_is_heard_again_loses_nothing(story: Story) -> None:
+    story.judged(15, onFailure="Rollback")
+    story.fleet.is_gateway_silent = True
+    story.judged(60)
+    assert story.place == (PROGRESSING, 0, [80, 20])
+    story.fleet.is_gateway_silent = False
+    story.judged(80)
+    assert story.stable == story.revision("p2")
+
+
+def test_a_fleet_without_requests_is_never_good(story: Story) -> None:
+    story.apply(steps=JUDGED, analysis=ANALYSIS, progressDeadlineSeconds=120)
+    story.wait(140)
+    assert story.place == (PROGRESSING, 0, [80, 20])
+    assert story.evidence["message"] == "0 requests of 20 that are needed"
+    story.until(lambda it: it.phase == ROLLED_BACK, seconds=30)
+
+
+def test_an_operator_that_restarts_judges_by_a_window_of_its_own(story: Story) -> None:
+    """What failed before it looked is not held against the revision, and nothing is good before its window is over."""
+    new = story.revision("p2")
+    story.judged(25, onFailure="Rollback")
+    story.do(story.fleet.processes[0].kill())
+    story.judged(20)
+    assert story.place == (PROGRESSING, 0, [80, 20])
+    story.gateway.fails[new] = ErrorClass.SERVER_ERROR
+    story.judged(60, until=ROLLED_BACK)
+
+
+def test_pods_that_take_requests_of_both_with_them_roll_nothing_back(story: Story) -> None:
+    """Whatever was on a pod that is killed is lost: a few requests of each, once."""
+    old, new = story.revision("p1"), story.revision("p2")
+    story.judged(15, onFailure="Rollback")
+    story.gateway.fails.update({old: ErrorClass.STREAM_BROKEN, new: ErrorClass.STREAM_BROKEN})
+    story.answers(30)
+    story.gateway.fails.clear()
+    story.judged(100)
+    assert story.stable == new
+
+
+def test_analysis_of_the_base_is_that_of_its_adapters() -> None:
+    it = Story(lora={"rollout": {"steps": JUDGED, "analysis": ANALYSIS}})
+    it.gateway.fails[it.revision("p2")] = ErrorClass.SERVER_ERROR
+
+    async def plain() -> None:
+        it.fleet.adapter("a", "p2", placement={"mode": "All"})
+
+    it.do(plain())
+    it.until(lambda it: it.phase == PROGRESSING)
+    it.judged(60, until=ROLLED_BACK)
+    it.close()

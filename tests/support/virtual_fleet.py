@@ -28,6 +28,8 @@ from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.scope import Scope
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
+from lorafleet_operator.decide.evidence import Hearing, Tally
+from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import LeaseLost, OperatorError, PodRefused, PodUnreachable
 from lorafleet_operator.process.health import Health
 from lorafleet_operator.process.run import lead
@@ -156,6 +158,43 @@ class VirtualAdmin(AdminClient):
         return answer.model_dump_json(by_alias=True, exclude_none=True).encode() if answer is not None else b""
 
 
+class HeardGateways:
+    """The gateway of a fleet, as one operator hears it: at once, unless it is silent."""
+
+    def __init__(self, fleet: "VirtualFleet") -> None:
+        self._fleet = fleet
+        self._tally = Tally()
+        self._wanting: set[BaseKey] = set()
+
+    @property
+    def obstacle(self) -> str | None:
+        """As the real one."""
+        return None if self._fleet.gateway is not None else "no pod is a gateway"
+
+    def follow(self, base: BaseKey, *, is_wanted: bool) -> None:
+        """As the real one."""
+        if is_wanted:
+            self._wanting.add(base)
+        else:
+            self._wanting.discard(base)
+        if not self._wanting:
+            self._tally.forget("gateway")
+
+    def hearing(self) -> Hearing:
+        """As the real one."""
+        gateway = self._fleet.gateway
+        if gateway is None:
+            return Hearing(self._tally, 0, 0)
+        if self._fleet.is_gateway_silent:
+            return Hearing(self._tally, 1, 1)
+        if self._wanting:
+            self._tally.take("gateway", gateway.ledger.read())
+        return Hearing(self._tally, 1, 0)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
 class Operator:
     """One operator, which starts again when it ends."""
 
@@ -192,6 +231,7 @@ class Operator:
                     self._watching,
                     client=lambda: VirtualAdmin(self._fleet, self.network),
                     now=self._fleet.now,
+                    gateways=HeardGateways(self._fleet),
                 )
             await asyncio.sleep(RESTART_SECONDS)
 
@@ -234,6 +274,7 @@ class VirtualFleet(Fleet):
         """Served name -> every revision that spec or status have named, also of adapters before."""
         self.processes: list[Operator] = []
         self.gateway: VirtualGateway | None = None
+        self.is_gateway_silent = False
         self.kube.on_change += [self._note, self._publish_endpoints]
 
     def now(self) -> datetime:

@@ -15,12 +15,14 @@ from support.virtual_network import LATENCY_SECONDS, Network, RememberingKube, V
 from lorafleet_common.kube.client import Event
 from lorafleet_common.kube.errors import KubeExpired, KubeUnavailable
 from lorafleet_contract.admin import AdapterState
+from lorafleet_contract.evidence import ErrorClass
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.routes import RouteAdapter, Routes
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.errors import RequestError
 from lorafleet_gateway.fleet.pods import Fleet, Pod
 from lorafleet_gateway.front.dispatch import Dispatcher, Route
+from lorafleet_gateway.front.evidence import Ledger, RevisionKey
 from lorafleet_gateway.front.outcomes import Broken, Refusal, Silent, Unreachable
 from lorafleet_gateway.front.retry import Offers
 from lorafleet_gateway.views import Endpoint
@@ -141,10 +143,15 @@ class VirtualGateway:
     network: Network = field(default_factory=Network)
     num_answered: int = 0
     num_asked: int = 0
+    fails: dict[str, ErrorClass] = field(default_factory=dict)
+    """Revision -> how each of its answers goes wrong."""
+    first_byte_seconds: dict[str, float] = field(default_factory=dict)
+    """Revision -> how long its answers take to begin; others take a moment."""
 
     def __post_init__(self) -> None:
         self.polls = VirtualPolls(self.fleet, self.network)
         self.cluster = Cluster(WatchedKube(self.fleet.kube, self.network), self.polls, ())
+        self.ledger = Ledger(clock=asyncio.get_running_loop().time)
         self._dispatcher = Dispatcher(self.cluster, any_revision=False)
         self._following = asyncio.create_task(self.cluster.follow())
         self._requests: set[asyncio.Task[Asked]] = set()
@@ -188,9 +195,19 @@ class VirtualGateway:
             asked.error = answer.code
             return asked
         asked.revision = answer
+        self._count(route, answer)
         self.num_answered += 1
         self.fleet.judge(asked, is_disturbed=self._was_disturbed(asked.began))
         return asked
+
+    def _count(self, route: Route, revision: str) -> None:
+        """Count an answer as evidence of the revision, as the proxy does."""
+        target = route.target
+        if target is None or target.adapter is None:
+            return
+        seconds = self.first_byte_seconds.get(revision, 0.05)
+        key, error = RevisionKey(target.base_key, target.adapter, revision), self.fails.get(revision)
+        self.ledger.add(key, error, first_byte_seconds=seconds, seconds=seconds)
 
     def disturbed_at(self, time: float) -> None:
         """Its network is changed."""

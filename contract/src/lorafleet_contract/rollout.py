@@ -59,6 +59,8 @@ class RolloutDefaults(Observed):
     """`spec.lora.rollout` of a base: of its adapters that do not say so themselves."""
 
     steps: list[Step] = []
+    analysis: Analysis | None = None
+    """None: steps are taken by time and people alone."""
     on_failure: OnFailure = OnFailure.ROLLBACK
 
 
@@ -67,6 +69,8 @@ class RolloutSpec(Observed):
 
     steps: list[Step] | None = None
     """None: those of the base; empty: none, the name moves at once."""
+    analysis: Analysis | None = None
+    """None: as the base says."""
     on_failure: OnFailure | None = None
     """None: as the base says."""
     progress_deadline_seconds: Annotated[int, Field(ge=1)] = 600

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,11 +19,12 @@ from lorafleet_contract.resources import (
     BaseModelResource,
     ReservedName,
 )
+from lorafleet_contract.rollout import RolloutEvidence
 from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
-from lorafleet_operator.act.gateway_watch import GatewayWatch
+from lorafleet_operator.act.judging import Gateways, Judging
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
@@ -82,7 +83,7 @@ class Tools:
     operators: Operators
     writer: StatusWriter
     pod_events: PodEvents
-    gateways: GatewayWatch
+    gateways: Gateways
     now: WallClock = utc_now
 
     async def close(self) -> None:
@@ -138,6 +139,7 @@ class Reconciler:
         self._outages = Outages()
         self._auto = AutoPlacement()
         self._weights = metrics.RolloutWeights()
+        self._judging = Judging(tools.gateways)
 
     async def reconcile(self, key: BaseKey) -> Outcome:
         """Bring one base and its adapters closer to what their specs say.
@@ -181,6 +183,7 @@ class Reconciler:
         self._tools.resolver.want(key, {}, "")
         self._forget(key)
         self._weights.tell(key, {})
+        self._judging.forget(key)
         metrics.count_adapters(key, AdapterCounts())
 
     async def _without_base(self, it: _Pass) -> None:
@@ -313,10 +316,12 @@ class Reconciler:
     ) -> list[AdapterStatus]:
         now = whole_seconds(self._tools.now())
         statuses = []
+        windows = self._judge(it, plan) if base is not None else {}
         for number, lineup in enumerate(plan.lineups):
             if number % NUM_WITHOUT_PAUSE == 0:
                 await asyncio.sleep(0)
-            statuses.append(adapter_status(lineup, pods, plan.placement, now=now))
+            window = windows.get(lineup.intent.adapter.metadata.uid)
+            statuses.append(adapter_status(lineup, pods, plan.placement, now=now, window=window))
         if base is not None and it.snapshot.are_pods_hidden and not pods:
             return statuses  # nothing is known of its pods, and nothing is said
         if not self._tools.watches.have_been_asked(pod for pod in it.snapshot.pods if pod.is_ready):
@@ -352,6 +357,13 @@ class Reconciler:
         if base is not None and word.event is not None:
             await self._tools.writer.tell(base, word.event)
         return statuses
+
+    def _judge(self, it: _Pass, plan: Plan) -> Mapping[str, RolloutEvidence]:
+        """Return what came of the windows of rollouts that are judged, by uid of the adapter."""
+        judged = self._judging.look(it.key, plan.intents, self._tools.now())
+        if judged.look_again_seconds is not None:
+            it.look_again(judged.look_again_seconds + 0.05)
+        return judged.windows
 
     async def _tell_base(
         self,

@@ -13,7 +13,7 @@ from lorafleet_contract.resources import (
     PlacementMode,
     PlacementStatus,
 )
-from lorafleet_contract.rollout import RolloutStatus
+from lorafleet_contract.rollout import RolloutEvidence, RolloutStatus
 from lorafleet_operator.decide.adapter_ready import Standing, held_back, readiness_of
 from lorafleet_operator.decide.canary import traffic_of
 from lorafleet_operator.decide.catalogue import AdapterRevisions
@@ -40,14 +40,19 @@ UNKNOWN: Final = "Unknown"
 
 
 def adapter_status(
-    lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement, *, now: datetime
+    lineup: AdapterRevisions,
+    pods: Sequence[ObservedPod],
+    placement: Placement,
+    *,
+    now: datetime,
+    window: RolloutEvidence | None = None,
 ) -> AdapterStatus:
-    """Return the status of an adapter as its pods are now."""
+    """Return the status of an adapter as its pods are now; `window` is what gateways counted in one that is over."""
     intent, adapter = lineup.intent, lineup.intent.adapter
     published = published_after(intent, lineup.target, pods)
     if not intent.is_served:
         published = None
-    rollout = rollout_after(lineup, published, pods, now)
+    rollout = rollout_after(lineup, published, pods, now, window)
     verdicts = [
         _accepted(lineup),
         _available(lineup, published, pods),

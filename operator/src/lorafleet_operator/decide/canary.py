@@ -66,6 +66,7 @@ def rollout_plan(adapter: AdapterResource, base: BaseModelResource | None) -> Ro
         return None
     return RolloutPlan(
         tuple(steps),
+        analysis=own.analysis or default.analysis,
         on_failure=own.on_failure or default.on_failure,
         progress_deadline_seconds=own.progress_deadline_seconds,
         retry=adapter.metadata.annotations.get(ANNOTATION_RETRY, ""),

@@ -157,3 +157,5 @@ class Hearing:
     """Those that are to be heard."""
     num_silent: int
     """Of these, those that do not answer now."""
+    obstacle: str | None = None
+    """Why none is to be heard, in words."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lorafleet_contract.rollout import Analysis, Judgement
-from lorafleet_operator.decide.evidence import PERCENTILE, Counts
+from lorafleet_operator.decide.evidence import PERCENTILE, Counts, Hearing
 
 SIGNIFICANT: Final = 3.0
 """Standard errors that a difference from the stable revision has to exceed."""
@@ -25,14 +25,14 @@ class Finding:
     """Bad for nothing but requests that were lost with their pods: one pod that dies does that, whoever killed it."""
 
 
-def judge(analysis: Analysis, canary: Counts, stable: Counts, *, num_gateways: int, num_silent: int) -> Finding:
+def judge(analysis: Analysis, canary: Counts, stable: Counts, hearing: Hearing) -> Finding:
     """Return the judgement on a window that is over, and why in words."""
     if canary.requests >= analysis.min_requests and (problem := _problem(analysis, canary, stable)) is not None:
         return problem
-    if num_gateways == 0:
-        return _inconclusive("no gateway is known")
-    if num_silent:
-        return _inconclusive(f"{num_silent} of {num_gateways} gateways do not answer")
+    if hearing.num_gateways == 0:
+        return _inconclusive(hearing.obstacle or "no gateway is known")
+    if hearing.num_silent:
+        return _inconclusive(f"{hearing.num_silent} of {hearing.num_gateways} gateways do not answer")
     if canary.requests < analysis.min_requests:
         return _inconclusive(f"{canary.requests} requests of {analysis.min_requests} that are needed")
     if _compares(analysis) and stable.requests < analysis.min_requests:

@@ -7,7 +7,7 @@ from typing import Final
 from lorafleet_contract.admin import AdapterState
 from lorafleet_contract.names import ANNOTATION_ABORT, ANNOTATION_PROMOTE
 from lorafleet_contract.resources import AdapterResource, AdapterStatus
-from lorafleet_contract.rollout import RolloutPhase, RolloutStatus
+from lorafleet_contract.rollout import RolloutEvidence, RolloutPhase, RolloutStatus
 from lorafleet_operator.decide.canary import Given, RolloutPlan, advance, current, look_again_at
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.rollout import may_switch, obstacle_to_switch
@@ -22,18 +22,23 @@ LOADING: Final = frozenset({None, RolloutPhase.LOADING, RolloutPhase.PROMOTING})
 
 
 def rollout_after(
-    lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod], now: datetime
+    lineup: AdapterRevisions,
+    published: str | None,
+    pods: Sequence[ObservedPod],
+    now: datetime,
+    window: RolloutEvidence | None = None,
 ) -> RolloutStatus | None:
     """Return how far the desired revision is; None where none is on its way, or nothing could load it.
 
-    The time begins when there is a ready pod: a base that is scaled to zero says so itself.
+    The time begins when there is a ready pod: a base that is scaled to zero says so itself. `window` is what gateways
+    counted of it in one that is over.
     """
     intent = lineup.intent
     desired, adapter = intent.desired, intent.adapter
     if desired is None or desired.revision == published or not intent.is_served:
         return None
     if intent.rollout is not None and published is not None:
-        return _after_steps(lineup, intent.rollout, desired.revision, pods, now)
+        return _after_steps(lineup, intent.rollout, desired.revision, pods, now=now, window=window)
     if adapter.spec.suspend or not any(pod.is_serving for pod in pods):
         return None
     num_ready = num_serving(intent.name, desired.revision, pods)
@@ -46,7 +51,13 @@ def rollout_after(
 
 
 def _after_steps(
-    lineup: AdapterRevisions, plan: RolloutPlan, revision: str, pods: Sequence[ObservedPod], now: datetime
+    lineup: AdapterRevisions,
+    plan: RolloutPlan,
+    revision: str,
+    pods: Sequence[ObservedPod],
+    *,
+    now: datetime,
+    window: RolloutEvidence | None,
 ) -> RolloutStatus | None:
     """Return how far a revision is that is rolled out by steps; None where it has not begun and cannot."""
     intent, adapter = lineup.intent, lineup.intent.adapter
@@ -64,6 +75,7 @@ def _after_steps(
         now,
         num_ready=num_serving(intent.name, revision, pods),
         obstacle=None if can_answer else obstacles(intent.name, revision, pods),
+        window=window,
         promote=annotations.get(ANNOTATION_PROMOTE, ""),
         abort=annotations.get(ANNOTATION_ABORT, ""),
         is_suspended=adapter.spec.suspend,

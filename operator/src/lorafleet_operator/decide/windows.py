@@ -81,7 +81,7 @@ class Windows:
         """Judge a window that is over; one that cannot be judged goes on."""
         totals = hearing.tally.total(window.pair.canary), hearing.tally.total(window.pair.stable)
         canary, stable = totals[0] - window.canary, totals[1] - window.stable
-        verdict = judge(analysis, canary, stable, num_gateways=hearing.num_gateways, num_silent=hearing.num_silent)
+        verdict = judge(analysis, canary, stable, hearing)
         judgement, message = verdict.judgement, verdict.message
         is_first_loss = verdict.is_loss and not window.has_lost
         if is_first_loss:

@@ -18,6 +18,7 @@ from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.gateway_watch import GatewayWatch
+from lorafleet_operator.act.judging import Gateways
 from lorafleet_operator.act.kept_names import KeptNames
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
@@ -120,7 +121,7 @@ async def lead(
     watching: Watching,
     *,
     client: Callable[[], AdminClient] = AdminClient,
-    gateways: GatewayWatch | None = None,
+    gateways: Gateways | None = None,
     now: WallClock = utc_now,
 ) -> None:
     """Make the cluster what its resources say as long as the Lease is held; `watching` tells what happens between lists.
@@ -146,7 +147,7 @@ async def _converge(
     watching: Watching,
     *,
     client: AdminClient,
-    gateways: GatewayWatch,
+    gateways: Gateways,
     now: WallClock,
 ) -> None:
     scope = Scope(config.watch_namespaces)
@@ -201,7 +202,7 @@ def _tools(
     api: KubeApi,
     writes: Writes,
     lease: Lease,
-    gateways: GatewayWatch,
+    gateways: Gateways,
     wake: Wake,
     now: WallClock,
 ) -> Tools:

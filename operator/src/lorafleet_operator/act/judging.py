@@ -1,0 +1,101 @@
+"""Judges rollouts by steps: asks for evidence while one needs it, and closes windows when they are over."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, Protocol
+
+from lorafleet_contract.rollout import RolloutEvidence, RolloutStatus
+from lorafleet_operator.decide.canary import current, is_judged
+from lorafleet_operator.decide.evidence import Hearing, RowKey
+from lorafleet_operator.decide.intent import Intent
+from lorafleet_operator.decide.views import BaseKey
+from lorafleet_operator.decide.windows import Pair, Windows
+
+LOOK_SECONDS: Final = 5.0
+"""A window that is over and cannot be judged yet is looked at again after this."""
+
+
+class Gateways(Protocol):
+    """Whoever asks gateways what they count."""
+
+    def follow(self, base: BaseKey, *, is_wanted: bool) -> None:
+        """Ask gateways from now on as long as any base wants it."""
+
+    def hearing(self) -> Hearing:
+        """Return what they have said so far."""
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why none is asked, in words; None where one is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What came of the windows of a base."""
+
+    windows: Mapping[str, RolloutEvidence]
+    """Uid of an adapter -> its window that is over, until status tells it."""
+    look_again_seconds: float | None
+    """When the next one is over; None when none is open."""
+
+
+class Judging:
+    """The rollouts of all bases that are judged now."""
+
+    def __init__(self, gateways: Gateways) -> None:
+        self._gateways = gateways
+        self._windows = Windows()
+        self._known: dict[BaseKey, frozenset[str]] = {}
+        """Uids of adapters that have a window."""
+
+    def look(self, base: BaseKey, intents: Iterable[Intent], now: datetime) -> Judged:
+        """Look at the windows of a base; judged is by the status as it was read."""
+        rollouts = {
+            intent.adapter.metadata.uid: (intent, rollout)
+            for intent in intents
+            if (rollout := _rollout(intent)) is not None
+        }
+        self._keep(base, frozenset(rollouts))
+        if not rollouts:
+            return Judged({}, None)
+        hearing = replace(self._gateways.hearing(), obstacle=self._gateways.obstacle)
+        found: dict[str, RolloutEvidence] = {}
+        ends: list[datetime] = []
+        for uid, (intent, rollout) in rollouts.items():
+            assert intent.rollout is not None
+            assert intent.rollout.analysis is not None
+            analysis = intent.rollout.analysis
+            window = self._windows.look(uid, rollout, analysis, hearing, pair=_pair(base, intent, rollout), now=now)
+            if window is not None:
+                found[uid] = window
+            if (end := self._windows.ends_at(uid, analysis)) is not None:
+                ends.append(end)
+        if not ends:
+            return Judged(found, None)
+        seconds = (min(ends) - now).total_seconds()
+        return Judged(found, seconds if seconds > 0 else LOOK_SECONDS)
+
+    def forget(self, base: BaseKey) -> None:
+        """Nothing of a base is judged any more."""
+        self._keep(base, frozenset())
+
+    def _keep(self, base: BaseKey, uids: frozenset[str]) -> None:
+        self._windows.keep(uids, self._known.pop(base, frozenset()))
+        if uids:
+            self._known[base] = uids
+        self._gateways.follow(base, is_wanted=bool(uids))
+
+
+def _rollout(intent: Intent) -> RolloutStatus | None:
+    """Return the rollout of an adapter, if it is judged now."""
+    if intent.rollout is None or intent.desired is None or intent.published is None or intent.phase is None:
+        return None
+    status = current(intent.rollout, intent.desired.revision, intent.adapter.status.rollout)
+    is_held = intent.adapter.spec.suspend or not intent.is_served
+    return status if is_judged(intent.rollout, status) and not is_held else None
+
+
+def _pair(base: BaseKey, intent: Intent, rollout: RolloutStatus) -> Pair:
+    assert intent.published is not None
+    return Pair(RowKey(*base, intent.name, rollout.revision), RowKey(*base, intent.name, intent.published))
