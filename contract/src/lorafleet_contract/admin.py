@@ -1,15 +1,20 @@
 """The admin API of a pod (port 8001, bearer token)."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.names import MAX_SERVED_NAME, SERVED_NAME
 from lorafleet_contract.sources import Digest, ResolvedSource, Revision, SourceRef
 
 ServedName = Annotated[str, StringConstraints(pattern=SERVED_NAME, max_length=MAX_SERVED_NAME)]
+
+MAX_ASK_CHARS: Final = 8192
+MAX_ASK_MESSAGES: Final = 16
+MAX_ASK_TOKENS: Final = 256
+"""Of an answer to `ask`: no test of a revision keeps a place in the batch for long."""
 
 Fence = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """Of a leadership: twice what a Lease can count, and no more, whoever says it."""
@@ -191,6 +196,41 @@ class AdminError(Observed):
     """CamelCase, of `lorafleet_contract.reasons`."""
     message: str
     retryable: bool = False
+
+
+class AskMessage(Observed):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(max_length=MAX_ASK_CHARS)]
+
+
+class AskRequest(Observed):
+    """`POST /admin/v1/ask`: what a revision answers, also one that no public name leads to; the likeliest token each time."""
+
+    name: ServedName
+    revision: Revision
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_ASK_CHARS)] | None = None
+    """A text that goes on; exactly one of this and `messages`."""
+    messages: Annotated[list[AskMessage], Field(min_length=1, max_length=MAX_ASK_MESSAGES)] | None = None
+    """A conversation, by the model's template."""
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_ASK_TOKENS)]
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of prompt, messages")
+        return self
+
+
+class AskAnswer(Observed):
+    """200 of ask."""
+
+    text: str
+    """Of the answer alone, without what a model thinks before it."""
+    finish_reason: str
+    """`stop`, or `length` where the answer was cut after `maxTokens`."""
+    num_tokens: int
 
 
 class AdapterPut(Wire):

@@ -5,13 +5,17 @@ import time
 from pathlib import Path
 
 import httpx
+from support.admin import Admin
 from support.pod import serve
+from support.waiting import wait_for
 
 from lorafleet_common.keys.guard import hash_of, new_key
 
 
-def test_the_command_asks_for_keys_and_follows_the_file(base_folder: Path, tmp_path: Path) -> None:
-    """From its first answer, before the model is loaded."""
+def test_the_command_asks_for_keys_and_follows_the_file(
+    base_folder: Path, adapter_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """From its first answer, before the model is loaded; what the operator asks a revision is charged to nobody."""
     keys = new_key(), new_key()
     path = tmp_path / "keys.json"
 
@@ -20,7 +24,8 @@ def test_the_command_asks_for_keys_and_follows_the_file(base_folder: Path, tmp_p
         path.write_text(json.dumps({"keys": entries}))
 
     write(keys[0])
-    with serve(base_folder, f"--keys-file={path}", wait_ready=False) as pod:
+    red = {"red": adapter_folders["red"]}
+    with serve(base_folder, f"--keys-file={path}", adapters=red, wait_ready=False) as pod:
 
         def status(key: str) -> int:
             answer = httpx.get(f"{pod.url}/v1/nothing", headers={"authorization": f"Bearer {key}"}, trust_env=False)
@@ -35,3 +40,12 @@ def test_the_command_asks_for_keys_and_follows_the_file(base_folder: Path, tmp_p
             time.sleep(0.05)
         assert (status(keys[0]), status(keys[1])) == (404, 404)
         assert pod.metric('lorafleet_keys_stale{base="tiny"}') == 0
+        wait_for("ready", lambda: pod.get("/ready").status_code == 200)
+        admin = Admin(pod.admin_url)
+        known = admin.adapter("red")
+        assert known is not None
+        asked = {"name": "red", "revision": known.revision, "prompt": "one two", "maxTokens": 4}
+        assert admin.request("POST", "/admin/v1/ask", asked)["numTokens"]
+        admin.http.close()
+        charged = [line for line in pod.get("/metrics").text.splitlines() if "lorafleet_key_tokens_total{" in line]
+        assert all(line.endswith(" 0.0") for line in charged), charged

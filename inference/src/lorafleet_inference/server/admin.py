@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lorafleet_contract import admin
@@ -16,6 +17,8 @@ from lorafleet_contract.base import Wire
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.catalogue import Contradiction, NotOwned, StaleWrite
 from lorafleet_inference.errors import AdapterError, EngineNotReady
+from lorafleet_inference.server.ask import PATH as ASK_PATH
+from lorafleet_inference.server.ask import ask_endpoint
 from lorafleet_inference.server.methods import allow
 from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.routes import After, WaitSeconds
@@ -32,6 +35,7 @@ def admin_app(pod: Pod, token_hash: bytes | None) -> FastAPI:
     app = FastAPI(title="lorafleet admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_state(app, pod)
     _add_names(app, pod)
+    app.router.routes.append(Route(ASK_PATH, ask_endpoint(pod), methods=["POST"]))
     if pod.config.vllm_lora_routes:
         app.include_router(vllm_lora_router(pod))
     _add_error_shapes(app)

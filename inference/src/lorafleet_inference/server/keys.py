@@ -99,6 +99,15 @@ def grant_of(scope: Scope) -> Grant:
     return grant
 
 
+@contextmanager
+def as_nobody(guard: Guard, scope: Scope) -> Iterator[None]:
+    """Serve a request that no key is asked for: it may name any model, and nothing is counted for anybody."""
+    scope[_CALLER] = guard.anybody
+    with guard.anybody.request() as grant:
+        scope[_GRANT] = grant
+        yield
+
+
 def check_model(scope: Scope, name: str, *, field: str = "model") -> None:
     """Check that whoever sends a request may name a model; `field` of it does.
 
