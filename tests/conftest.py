@@ -45,6 +45,7 @@ STARTING_PROGRAMS = [
         "lorafleet_gateway/test_clients.py",
         "lorafleet_gateway/test_life.py",
         "lorafleet_gateway/test_real_pods.py",
+        "lorafleet_inference/adapters/test_oci.py",
         "lorafleet_inference/adapters/test_sources.py",
         "lorafleet_inference/engine/test_client.py",
         "lorafleet_inference/pod",

@@ -132,7 +132,7 @@ def test_examples_cover_all_kinds_of_source() -> None:
         if item["kind"] == "BaseModelDeployment"
         for source in item["spec"]["adapterSources"]
     ]
-    assert {kind for source in sources for kind in source if kind != "name"} == {"volume", "s3", "huggingFace"}
+    assert {kind for source in sources for kind in source if kind != "name"} == {"volume", "s3", "huggingFace", "oci"}
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,29 @@ def test_hub_without_a_list_allows_every_repository() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"name": "reg", "repo": "team/deep/red", "revision": "v1"}, None),
+        ({"name": "reg", "repo": "team"}, Reason.SOURCE_NOT_ALLOWED),
+        ({"name": "reg", "path": "team/red"}, Reason.SOURCE_NOT_ALLOWED),
+        ({"name": "all", "repo": "other/red"}, None),
+    ],
+)
+def test_repositories_of_a_registry(source: dict[str, str], expected: Reason | None) -> None:
+    oci = {"endpoint": "https://reg.example"}
+    base = v.base(adapterSources=[{"name": "reg", "oci": {**oci, "repos": ["team/*"]}}, {"name": "all", "oci": oci}])
+    assert reason(v.adapter(source=source), base) == expected
+
+
+def test_kind_of_the_source_is_named() -> None:
+    base = v.base(adapterSources=[{"name": "reg", "oci": {"endpoint": "https://reg.example"}}])
+    adapter = v.adapter(source={"name": "reg", "path": "red"})
+    refusal = refusal_of(adapter, v.snapshot(adapter, base=base))
+    assert refusal is not None
+    assert "is a registry: it takes a repo" in refusal.message
+
+
+@pytest.mark.parametrize(
     ("allowed", "expected"),
     [([], Reason.BASE_NOT_ALLOWED), (["others"], Reason.BASE_NOT_ALLOWED), (["friends"], None), (["*"], None)],
 )

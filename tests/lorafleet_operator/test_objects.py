@@ -46,6 +46,14 @@ HUB = {
                 "credentialsSecretRef": {"name": "hub-token"},
             },
         },
+        {
+            "name": "registry",
+            "oci": {
+                "endpoint": "https://reg.example:5000",
+                "repos": ["acme/*"],
+                "credentialsSecretRef": {"name": "regcred"},
+            },
+        },
         {"name": "share", "volume": {"claimName": "adapters", "path": "prod"}},
     ],
     "engine": {

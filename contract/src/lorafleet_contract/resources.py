@@ -197,7 +197,7 @@ class ArtifactStatus(Wire):
     target_modules: list[str] = []
     invocation_tokens: list[int] | None = None
     resolved_revision: str | None = None
-    """The hub commit, where the source has commits."""
+    """A hub's commit, or the digest of a registry's manifest."""
     files: list[SourceFile] = []
 
     @classmethod

@@ -20,6 +20,12 @@ HubRepo = Annotated[
 ]
 
 
+Repo = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", max_length=255)
+]
+"""A repository of a hub or of a container registry; a hub's has at most one slash."""
+
+
 def check_relative(path: str | None) -> None:
     """Refuse a path that could leave its root.
 
@@ -33,7 +39,9 @@ def check_relative(path: str | None) -> None:
 class SecretRef(Observed):
     """A Secret in the namespace of the resource that names it.
 
-    Keys: `token` for a hub; `accessKeyId`, `secretAccessKey` and optionally `sessionToken` for S3.
+    Keys: `token` for a hub; `accessKeyId`, `secretAccessKey` and optionally `sessionToken` for S3; for a container registry
+    `.dockerconfigjson`, as in a Secret of the type kubernetes.io/dockerconfigjson, or `username` and `password`, and
+    optionally `ca.crt`.
     """
 
     name: str
@@ -59,6 +67,16 @@ class S3Place(Observed):
     credentials_secret_ref: SecretRef | None = None
 
 
+class OciPlace(Observed):
+    """A container registry that speaks the OCI distribution protocol; adapters are artifacts in its repositories."""
+
+    endpoint: str
+    """Base URL; http only where it says so."""
+    repos: list[str] = []
+    """If not empty, only these repositories; an entry that ends in `/*` allows all below it."""
+    credentials_secret_ref: SecretRef | None = None
+
+
 class VolumePlace(Observed):
     """A PersistentVolumeClaim in the namespace of the base, mounted read-only; `path` is a folder in it."""
 
@@ -71,24 +89,42 @@ class AdapterSource(Observed):
 
     name: SourceName
     hugging_face: HuggingFacePlace | None = None
+    oci: OciPlace | None = None
     s3: S3Place | None = None
     volume: VolumePlace | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if sum(place is not None for place in (self.hugging_face, self.s3, self.volume)) != 1:
-            raise ValueError(f"source {self.name!r} needs exactly one of huggingFace, s3, volume")
+        if sum(place is not None for place in (self.hugging_face, self.oci, self.s3, self.volume)) != 1:
+            raise ValueError(f"source {self.name!r} needs exactly one of huggingFace, oci, s3, volume")
         return self
+
+    @property
+    def takes_repo(self) -> bool:
+        """Whether a reference names a repository in it; else a path."""
+        return self.hugging_face is not None or self.oci is not None
+
+    @property
+    def repos(self) -> list[str]:
+        """The repositories that it is narrowed down to; empty: all."""
+        place = self.hugging_face or self.oci
+        return [] if place is None else place.repos
+
+    @property
+    def credentials_secret_ref(self) -> SecretRef | None:
+        """The Secret that opens it."""
+        place = self.hugging_face or self.oci or self.s3
+        return None if place is None else place.credentials_secret_ref
 
 
 class SourceRef(Observed):
-    """A place in a declared source: `repo` for a hub, `path` for S3 and volumes."""
+    """A place in a declared source: `repo` for a hub or a container registry, `path` for S3 and volumes."""
 
     name: SourceName
-    repo: HubRepo | None = None
+    repo: Repo | None = None
     path: RelativePath | None = None
     revision: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """A hub branch, tag or commit; nothing else has revisions."""
+    """A hub's branch, tag or commit; a registry's tag, or the digest of a manifest; nothing else has revisions."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -129,7 +165,7 @@ class ResolvedSource(Observed):
     """A source pinned to content: what catalogues carry."""
 
     ref: SourceRef
-    """The reference with `revision` replaced by the commit, where the source has commits."""
+    """The reference with `revision` replaced by the commit, or by the digest of the manifest, where the source has them."""
     digest: Digest
     files: Annotated[list[SourceFile], Field(max_length=64)]
     facts: AdapterFacts

@@ -84,7 +84,7 @@ class ServerConfig:
     engine: EngineConfig
     served_name: str
     adapters: tuple[tuple[str, str], ...] = ()
-    """(name, source) of `--adapter NAME=SOURCE`: a folder, `hf:REPO[@REVISION]` or `s3://BUCKET/PREFIX`."""
+    """(name, source) of `--adapter NAME=SOURCE`: a folder, `hf:REPO[@REVISION]`, `s3://BUCKET/PREFIX` or `oci://HOST/REPO[:TAG|@DIGEST]`."""
     adapter_sources: tuple[AdapterSource, ...] = ()
     """Declared sources: the allow-list of the admin API."""
     host: str = "0.0.0.0"

@@ -67,9 +67,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("model-revision", "Branch, tag or commit of the hub repository.", str, "REV", None, "model_revision", "main"),
     Option("served-name", "Name under which the base model answers.", str, "NAME", None, "served_name",
            "last part of --model"),
-    Option("adapter", "An adapter to load at the start: NAME=FOLDER, NAME=hf:REPO[@REVISION] or NAME=s3://BUCKET/PREFIX. "
-           "May be given several times; in the variable, commas separate.", _adapter, "NAME=SOURCE", S, "adapters",
-           "none", is_list=True),
+    Option("adapter", "An adapter to load at the start: NAME=FOLDER, NAME=hf:REPO[@REVISION], NAME=s3://BUCKET/PREFIX or "
+           "NAME=oci://HOST/REPO[:TAG|@DIGEST]. May be given several times; in the variable, commas separate.", _adapter,
+           "NAME=SOURCE", S, "adapters", "none", is_list=True),
     Option("adapter-sources", "Declared sources, from which the admin API may load: a JSON list as "
            "BaseModelDeployment.spec.adapterSources.", _sources, "JSON", S, "adapter_sources", "none"),
     Option("host", "Address of the public port.", str, "ADDRESS", S, "host"),

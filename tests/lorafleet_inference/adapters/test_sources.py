@@ -348,17 +348,18 @@ DECLARED = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["huggingFace", "s3"])
+@pytest.mark.parametrize("kind", ["huggingFace", "oci", "s3"])
 @pytest.mark.parametrize("is_mounted", [False, True], ids=["no folder", "empty folder"])
 def test_declared_secret_that_is_missing_is_named(tmp_path: Path, kind: str, is_mounted: bool) -> None:
     """Its volume is optional, so that the pod starts: the adapters of the source say what is missing."""
     ref = {"credentialsSecretRef": {"name": "absent"}}
-    place = ref if kind == "huggingFace" else {"bucket": "models", "endpoint": "http://127.0.0.1:9", **ref}
+    fields = {"oci": {"endpoint": "http://127.0.0.1:9"}, "s3": {"bucket": "models", "endpoint": "http://127.0.0.1:9"}}
+    place = {**fields.get(kind, {}), **ref}
     declared = AdapterSource.model_validate({"name": "b", kind: place})
     if is_mounted:
         (tmp_path / "b").mkdir()
     made = Sources([declared], volumes_dir=tmp_path, credentials_dir=tmp_path)
-    key = "repo" if kind == "huggingFace" else "path"
+    key = "path" if kind == "s3" else "repo"
     from lorafleet_contract.sources import SourceRef
 
     source, where = made.of(SourceRef.model_validate({"name": "b", key: "acme/red"}))

@@ -338,7 +338,7 @@ class AdapterManager:
         return tracked.observed()
 
     def ref_of(self, text: str) -> SourceRef:
-        """Return what a path, `s3://…` or hub repository means among the declared sources.
+        """Return what a path, `s3://…`, `oci://…` or hub repository means among the declared sources.
 
         Raises:
             AdapterError: SOURCE_NOT_ALLOWED: nothing.

@@ -1,7 +1,7 @@
 """vLLM's two routes for adapters at run time, on the admin port: for scripts that have them already.
 
-Bodies and texts are vLLM's. `lora_path` must lie in a declared source: a path of a mounted volume, `s3://BUCKET/PATH`, or a
-hub repository.
+Bodies and texts are vLLM's. `lora_path` must lie in a declared source: a path of a mounted volume, `s3://BUCKET/PATH`,
+`oci://HOST/REPO[:TAG|@DIGEST]`, or a hub repository.
 """
 
 from typing import Annotated

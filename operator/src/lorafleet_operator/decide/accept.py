@@ -128,18 +128,17 @@ def _source_is_of_another_kind(given: Candidate) -> Refusal | None:
     ref, declared = given.adapter.spec.source, given.declared
     if given.adapter.spec.suspend or declared is None:
         return None
-    if (declared.hugging_face is not None) == (ref.repo is not None):
+    if declared.takes_repo == (ref.repo is not None):
         return None
-    wanted = "repo" if declared.hugging_face is not None else "path"
+    wanted = "repo" if declared.takes_repo else "path"
     return _not_allowed(f"source {ref.name!r} of {given.where} is {_kind_of(declared)}: it takes a {wanted}")
 
 
 def _repository_is_not_listed(given: Candidate) -> Refusal | None:
     ref, declared = given.adapter.spec.source, given.declared
-    if given.adapter.spec.suspend or declared is None or declared.hugging_face is None or ref.repo is None:
+    if given.adapter.spec.suspend or declared is None or ref.repo is None:
         return None
-    repos = declared.hugging_face.repos
-    if not repos or any(_matches(entry, ref.repo) for entry in repos):
+    if not declared.repos or any(_matches(entry, ref.repo) for entry in declared.repos):
         return None
     return _not_allowed(f"source {ref.name!r} of {given.where} does not allow repository {ref.repo}")
 
@@ -151,6 +150,8 @@ def _not_allowed(message: str) -> Refusal:
 def _kind_of(source: AdapterSource) -> str:
     if source.hugging_face is not None:
         return "a hub"
+    if source.oci is not None:
+        return "a registry"
     return "a bucket" if source.s3 is not None else "a volume"
 
 
@@ -202,15 +203,15 @@ ACCEPTANCE: Final[Chain[Candidate, Refusal]] = (
         _source_is_undeclared,
     ),
     Check(
-        "A source that is a hub is given a `repo`, a bucket or a volume a `path`.",
+        "A source that is a hub or a registry is given a `repo`, a bucket or a volume a `path`.",
         (Reason.SOURCE_NOT_ALLOWED,),
-        "Give `repo` for a hub, else `path`.",
+        "Give `repo` for a hub or a registry, else `path`.",
         _source_is_of_another_kind,
     ),
     Check(
         "The source allows the repository.",
         (Reason.SOURCE_NOT_ALLOWED,),
-        "Add the repository to `huggingFace.repos` of the source.",
+        "Add the repository to `huggingFace.repos` or `oci.repos` of the source.",
         _repository_is_not_listed,
     ),
 )

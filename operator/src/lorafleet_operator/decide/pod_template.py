@@ -197,9 +197,8 @@ def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
         if source.volume is not None:
             add_claim(source.name, source.volume.claim_name)
             continue
-        place = source.hugging_face or source.s3
-        if place is not None and place.credentials_secret_ref is not None:
-            add_credentials(source.name, place.credentials_secret_ref.name)
+        if source.credentials_secret_ref is not None:
+            add_credentials(source.name, source.credentials_secret_ref.name)
     return volumes, mounts
 
 

@@ -20,12 +20,12 @@ class Place:
 
     path: str
     revision: str | None = None
-    """A branch, tag or commit, where the source has them."""
+    """A branch, tag, commit or digest, where the source has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What lies at a place, which is pinned to a commit where the source has commits."""
+    """What lies at a place, which is pinned to a commit or a digest where the source has them."""
 
     place: Place
     files: tuple[FoundFile, ...]
@@ -37,6 +37,8 @@ class Kind(StrEnum):
     HUB = "hub"
     LOCAL = "local"
     """A volume, or a folder of the machine."""
+    OCI = "oci"
+    """A container registry; LoRAX has none."""
     S3 = "s3"
 
 

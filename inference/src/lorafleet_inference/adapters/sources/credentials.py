@@ -49,6 +49,6 @@ class MountedSecret:
 
     def _has_keys(self) -> bool:
         try:
-            return any(not entry.name.startswith(".") for entry in self.folder.iterdir())
+            return any(not entry.name.startswith("..") for entry in self.folder.iterdir())
         except OSError:
             return False

@@ -18,9 +18,12 @@ from lorafleet_inference.adapters.sources.base import Kind, Listing, Place, Sour
 from lorafleet_inference.adapters.sources.credentials import MountedSecret
 from lorafleet_inference.adapters.sources.folder import FolderSource, LocalDisk
 from lorafleet_inference.adapters.sources.hub import HubSource
+from lorafleet_inference.adapters.sources.oci import OciSource
+from lorafleet_inference.adapters.sources.oci_auth import DOCKER_HUB, DOCKER_HUB_API, DockerConfig
 from lorafleet_inference.adapters.sources.s3 import S3Source
 from lorafleet_inference.errors import AdapterError
 
+OCI: Final = "oci://"
 _SHOWN = re.compile(r"[ -~]{1,512}")
 """Answers name the adapter in a header."""
 
@@ -78,7 +81,7 @@ class Sources:
             source.close()
 
     def ref_of(self, text: str) -> SourceRef:
-        """Return the declared source and the place in it that a path, `s3://…` or hub repository lies in.
+        """Return the declared source and the place in it that a path, `s3://…`, `oci://…` or hub repository lies in.
 
         Raises:
             AdapterError: SOURCE_NOT_ALLOWED: it lies in none.
@@ -94,17 +97,17 @@ class Sources:
     def place_of(self, kind: Kind, text: str) -> tuple[Source, Place]:
         """Return what a request means that names an adapter and the kind of its source: as `ref_of`, among sources of the kind.
 
-        Where one bucket or volume is declared, a path in it will do.
+        Where one bucket, registry or volume is declared, a path in it will do.
 
         Raises:
             AdapterError: SOURCE_NOT_ALLOWED: it lies in none.
         """
         of_kind = [one for one in self._places if self._declared[one.name].kind is kind]
-        if _SHOWN.fullmatch(text) and (kind is Kind.HUB or REVISION_MARK not in text):
+        if _SHOWN.fullmatch(text) and (kind in (Kind.HUB, Kind.OCI) or REVISION_MARK not in text):
             for declared in of_kind:
                 fields = self._place_in(declared, text)
                 if fields is None and kind is not Kind.HUB and len(of_kind) == 1:
-                    fields = {"path": text.rstrip("/")}
+                    fields = _repo_fields(text) if kind is Kind.OCI else {"path": text.rstrip("/")}
                 if fields is not None:
                     with suppress(ValidationError):
                         return self.of(SourceRef(name=declared.name, **fields))
@@ -119,12 +122,19 @@ class Sources:
         if declared.s3 is not None:
             prefix = f"s3://{declared.s3.bucket}/{declared.s3.prefix.strip('/')}".rstrip("/") + "/"
             return {"path": text.removeprefix(prefix).strip("/")} if text.startswith(prefix) else None
-        repo, _, revision = text.removeprefix("hf:").partition("@")
+        if declared.oci is not None:
+            prefix = f"{OCI}{urlsplit(declared.oci.endpoint).netloc}/"
+            fields = _repo_fields(text.removeprefix(prefix)) if text.startswith(prefix) else None
+        else:
+            repo, _, revision = text.removeprefix("hf:").partition("@")
+            fields = {"repo": repo, "revision": revision or None} if repo.count("/") <= 1 else None
+        if fields is None or fields["repo"] is None:
+            return None
         try:
-            self._declared[declared.name].check(Place(repo))
+            self._declared[declared.name].check(Place(fields["repo"]))
         except AdapterError:
             return None
-        return {"repo": repo, "revision": revision or None}
+        return fields
 
     def _volume_root(self, name: str, volume: VolumePlace) -> Path:
         return self._volumes_dir / name / volume.path.strip("/")
@@ -133,13 +143,16 @@ class Sources:
         if declared.volume is not None:
             root = self._volume_root(declared.name, declared.volume)
             return FolderSource(declared.name, root, boundary=self._volumes_dir / declared.name)
-        place = declared.hugging_face or declared.s3
-        ref = place.credentials_secret_ref if place is not None else None
+        ref = declared.credentials_secret_ref
         secret = MountedSecret(self._credentials_dir / declared.name, ref.name if ref is not None else None)
         if declared.hugging_face is not None:
             hub = declared.hugging_face
             _check_endpoint(declared.name, hub.endpoint)
             return HubSource(declared.name, endpoint=hub.endpoint, repos=tuple(hub.repos), secret=secret)
+        if declared.oci is not None:
+            oci = declared.oci
+            _check_endpoint(declared.name, oci.endpoint)
+            return OciSource(declared.name, oci.endpoint, repos=tuple(oci.repos), secret=secret if ref else None)
         assert declared.s3 is not None, "a declared source has one place"
         bucket = declared.s3
         _check_endpoint(declared.name, bucket.endpoint)
@@ -149,12 +162,12 @@ class Sources:
             prefix=bucket.prefix,
             endpoint=bucket.endpoint,
             region=bucket.region,
-            secret=secret if bucket.credentials_secret_ref is not None else None,
+            secret=secret if ref is not None else None,
         )
 
 
 def ad_hoc(text: str) -> tuple[Source, Place]:
-    """Return the source and the place that `--adapter NAME=TEXT` means: a folder, `hf:REPO[@REVISION]` or `s3://…`.
+    """Return the source and the place that `--adapter NAME=TEXT` means: a folder, `hf:REPO[@REVISION]`, `s3://…` or `oci://…`.
 
     Raises:
         AdapterError: BAD_REQUEST: it is none of these.
@@ -168,7 +181,28 @@ def ad_hoc(text: str) -> tuple[Source, Place]:
             raise AdapterError(Reason.BAD_REQUEST, f"{text} is not s3://BUCKET/PREFIX")
         source = S3Source("s3", bucket, prefix="", endpoint=None, region=None, secret=None, shown=f"s3://{bucket}/")
         return source, Place(path.strip("/"))
+    if text.startswith(OCI):
+        return _ad_hoc_oci(text)
     return LocalDisk(), Place(str(Path(text).absolute()).removeprefix("/"))
+
+
+def _ad_hoc_oci(text: str) -> tuple[Source, Place]:
+    """Return an artifact of any registry; one on this machine speaks plain http, as Docker has it."""
+    authority, _, rest = text.removeprefix(OCI).partition("/")
+    fields = _repo_fields(rest)
+    host = authority.partition(":")[0]
+    if not host or not fields["repo"]:
+        raise AdapterError(Reason.BAD_REQUEST, f"{text} is not oci://HOST/REPO, with :TAG or @DIGEST behind it")
+    scheme = "http" if host == "localhost" or host.startswith("127.") else "https"
+    api = DOCKER_HUB_API if host in DOCKER_HUB else authority
+    source = OciSource("oci", f"{scheme}://{api}", secret=DockerConfig(), shown=f"{OCI}{authority}/")
+    return source, Place(fields["repo"], fields["revision"])
+
+
+def _repo_fields(text: str) -> dict[str, str | None]:
+    """Return what `REPO[:TAG|@DIGEST]` says."""
+    repo, mark, revision = text.partition("@" if "@" in text else ":")
+    return {"repo": repo or None, "revision": revision if mark else None}
 
 
 def _check_endpoint(source: str, endpoint: str | None) -> None:
