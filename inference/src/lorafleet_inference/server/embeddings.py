@@ -19,11 +19,11 @@ from lorafleet_contract.names import split_model
 from lorafleet_contract.usage import HEADER_USAGE, usage_text
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.errors import InvalidValue
-from lorafleet_inference.server.answering import leasing
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, Headers, json_response
 from lorafleet_inference.server.keys import as_errors, check_model, grant_of, spending
+from lorafleet_inference.server.leasing import leasing
 from lorafleet_inference.server.lorax_requests import REFUSED_OF_EMBEDDINGS, judge_merge, judge_parameter
 from lorafleet_inference.server.lorax_wire import Embedded
 from lorafleet_inference.server.merged_fields import MergedAdapters

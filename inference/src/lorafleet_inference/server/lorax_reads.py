@@ -10,9 +10,9 @@ import msgspec
 from pydantic import Field
 from starlette.responses import Response
 
-from lorafleet_inference.server.answering import leasing
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Exchange, Headers, json_response
+from lorafleet_inference.server.leasing import leasing
 from lorafleet_inference.server.lorax import lorax_error
 from lorafleet_inference.server.lorax_wire import Info, TokenSpan
 from lorafleet_inference.server.pod import Pod

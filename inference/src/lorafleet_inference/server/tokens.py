@@ -10,11 +10,11 @@ from pydantic import Field
 
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.errors import InvalidValue
-from lorafleet_inference.server.answering import leasing
 from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.completions import Completions
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.http import Exchange, json_response
+from lorafleet_inference.server.leasing import leasing
 from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.pod import Pod, check_token_ids
 from lorafleet_inference.server.reading import read_json
