@@ -13,6 +13,7 @@ from support.adapter_files import write_adapter
 from support.managed_pod import VOLUME, ManagedPod
 from support.servers import ServedHub, serve_hub
 
+from lorafleet_common.clock import monotonic
 from lorafleet_contract.lorax import AD_HOC
 from lorafleet_contract.sources import AdapterSource, SourceRef
 from lorafleet_inference.adapters import ad_hoc as module
@@ -127,6 +128,7 @@ async def test_a_token_opens_what_it_opens_and_to_nobody_else(
     pod_of: MakePod, hub: ServedHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also when the content lies there, and everybody may see that there is such a repository."""
+    monkeypatch.setattr(module, "REFUSAL_SECONDS", 0.0)
     caplog.set_level(logging.DEBUG)
     pod = await pod_of()
     assert "403" in await refused(pod, "acme/gated")
@@ -180,7 +182,10 @@ async def test_the_least_used_one_leaves(pod_of: MakePod) -> None:
         assert pod.engine.released == [red.key, hidden.key]
 
 
-async def test_one_that_cannot_be_had_is_tried_anew(pod_of: MakePod, hub: ServedHub) -> None:
+async def test_one_that_cannot_be_had_is_tried_anew(
+    pod_of: MakePod, hub: ServedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFUSAL_SECONDS", 0.0)
     pod = await pod_of()
     for _ in range(2):
         assert "RankTooHigh" in await refused(pod, "acme/wide")
@@ -192,6 +197,33 @@ async def test_one_that_cannot_be_had_is_tried_anew(pod_of: MakePod, hub: Served
     with pytest.raises(AdapterLoading):
         async with await pod.manager.ad_hoc.lease(Wish("acme/red", Kind.HUB), hold_seconds=0.2):
             pass
+
+
+async def test_a_source_is_not_asked_again_at_once_for_what_it_did_not_give(
+    pod_of: MakePod, hub: ServedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same caller; what another one's token opens is another question."""
+    pod = await pod_of()
+    first = await refused(pod, "acme/nothing")
+    asked = len(hub.trouble.requests)
+    assert [await refused(pod, "acme/nothing") for _ in range(3)] == [first] * 3
+    assert len(hub.trouble.requests) == asked
+    await refused(pod, "acme/gated", token=BOB)
+    async with asking(pod, "acme/gated", token=ALICE):
+        pass
+    monkeypatch.setattr(module, "monotonic", lambda: monotonic() + module.REFUSAL_SECONDS)
+    write_adapter(hub.root / "nothing", seed=7)
+    async with asking(pod, "acme/nothing"):
+        pass
+    assert len(hub.trouble.requests) > asked
+
+
+async def test_what_is_remembered_is_bounded(pod_of: MakePod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PROOFS", 2)
+    pod = await pod_of()
+    for number in range(4):
+        await refused(pod, f"acme/nothing-{number}")
+    assert len(pod.manager.ad_hoc._refusals) == 2
 
 
 async def test_new_content_is_a_new_revision(pod_of: MakePod, hub: ServedHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,32 @@ def test_the_client_names_adapters_in_each_kind_of_source(declared: DeclaredPod)
     assert pod.metric_of_adapter('lorafleet_requests_total{adapter="{adapter}",base="tiny",finish="length"}', "_ad_hoc")
 
 
+def test_embeddings_name_adapters_likewise(declared: DeclaredPod) -> None:
+    pod = declared.pod
+    declared.adapter(declared.repos, "vectors")
+    wish = {"adapter_id": "acme/vectors", "adapter_source": "hub"}
+
+    def embed(**parameters: Any) -> httpx.Response:
+        return httpx.post(
+            f"{pod.url}/embed", json={"inputs": PROMPT, "parameters": parameters}, timeout=60, trust_env=False
+        )
+
+    base, adapter = embed(), embed(**wish)
+    assert (base.status_code, adapter.status_code) == (200, 200), adapter.text
+    assert adapter.headers["x-lorafleet-revision"]
+    assert adapter.json()["embeddings"] != base.json()["embeddings"]
+    assert embed(**wish, api_token=HUB_TOKEN).json() == adapter.json()
+    told = [
+        (embed(**wish, api_token="wrong-token"), 424, "parameters.adapter_id"),
+        (embed(adapter_id="acme/nothing-here", adapter_source="hub"), 424, "parameters.adapter_id"),
+        (embed(adapter_id="tiny", adapter_source="hub", api_token="wrong-token"), 422, "parameters.api_token"),
+        (embed(adapter_id="tiny", api_token="wrong-token"), 422, "parameters.api_token"),
+    ]
+    for answer, status, param in told:
+        assert (answer.status_code, answer.json()["param"]) == (status, param), answer.text
+        assert "wrong-token" not in answer.text
+
+
 def test_what_cannot_be_had_is_an_error_of_the_adapter(declared: DeclaredPod) -> None:
     pod = declared.pod
     declared.adapter(declared.repos, "private")

@@ -124,7 +124,8 @@ class Directory:
             )
         if len(bases) > 1:
             raise InvalidRequest(
-                f"{name!r} is not declared, and {len(bases)} base models allow to name it: declare it on one of them",
+                f"{name!r} is not declared, and several base models allow to name it "
+                f"({', '.join(sorted(base.name or '' for base in bases))}): declare it on one of them",
                 param="model",
             )
         (base,) = bases

@@ -10,6 +10,7 @@ import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from lorafleet_common.clock import monotonic
 from lorafleet_contract.admin import Owner, Residency
@@ -36,7 +37,10 @@ from lorafleet_inference.errors import (
 
 PROOF_SECONDS = 60.0
 """So long it counts what a place meant, and that somebody could open it."""
+REFUSAL_SECONDS = 10.0
+"""So long a source is not asked again for what it did not give, so that a client in a loop is no burden on a hub."""
 MAX_PROOFS = 1024
+"""As many proofs are remembered, and as many refusals."""
 RETRY_SECONDS = 1.0
 ID_FIELD, TOKEN_FIELD = "adapter_id", "api_token"
 
@@ -58,6 +62,18 @@ class _Proof:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    reason: Reason
+    message: str
+    until: float
+
+
+_KeptT = TypeVar("_KeptT", _Proof, _Refusal)
+_Asked = tuple[str, Place, str]
+"""Source, place in it, and hash of the token."""
+
+
 class AdHoc:
     """Owns which of these adapters are kept; the bringer brings them as it does others."""
 
@@ -70,7 +86,8 @@ class AdHoc:
         self._bringer = bringer
         self._max_adapters = max_adapters
         self._can_load = can_load
-        self._proofs: OrderedDict[tuple[str, Place, str], _Proof] = OrderedDict()
+        self._proofs: OrderedDict[_Asked, _Proof] = OrderedDict()
+        self._refusals: OrderedDict[_Asked, _Refusal] = OrderedDict()
         self._asking: dict[Tracked, int] = {}
         """Requests that wait for one."""
 
@@ -112,17 +129,20 @@ class AdHoc:
                 )
             source, scope = source.with_token(wish.token), hashlib.sha256(wish.token.encode()).hexdigest()
         now, key = monotonic(), (source.name, place, scope)
-        while self._proofs and next(iter(self._proofs.values())).until <= now:
-            self._proofs.popitem(last=False)
-        proof = self._proofs.get(key)
-        if proof is not None:
+        _forget(self._proofs, now)
+        _forget(self._refusals, now)
+        if (proof := self._proofs.get(key)) is not None:
             return replace(proof.artifact, source=source)
-        pinned = await self._open(source, place) if scope else place
-        artifact = await self._store.resolve(source, pinned, scope=scope)
-        self._proofs.pop(key, None)
-        self._proofs[key] = _Proof(without_source(artifact), now + PROOF_SECONDS)
-        if len(self._proofs) > MAX_PROOFS:
-            self._proofs.popitem(last=False)
+        if (refusal := self._refusals.get(key)) is not None:
+            raise AdapterError(refusal.reason, refusal.message)
+        try:
+            pinned = await self._open(source, place) if scope else place
+            artifact = await self._store.resolve(source, pinned, scope=scope)
+        except AdapterError as error:
+            if not error.retryable:
+                _remember(self._refusals, key, _Refusal(error.reason, error.message, monotonic() + REFUSAL_SECONDS))
+            raise
+        _remember(self._proofs, key, _Proof(without_source(artifact), now + PROOF_SECONDS))
         return artifact
 
     async def _open(self, source: Source, place: Place) -> Place:
@@ -191,6 +211,19 @@ class AdHoc:
 
     def _kept(self) -> list[Tracked]:
         return [one for one in self._bringer.tracked.values() if one.entry.name == AD_HOC]
+
+
+def _remember(kept: OrderedDict[_Asked, _KeptT], key: _Asked, one: _KeptT) -> None:
+    kept.pop(key, None)
+    kept[key] = one
+    if len(kept) > MAX_PROOFS:
+        kept.popitem(last=False)
+
+
+def _forget(kept: OrderedDict[_Asked, _KeptT], now: float) -> None:
+    """All are kept equally long, so those that end first come first."""
+    while kept and next(iter(kept.values())).until <= now:
+        kept.popitem(last=False)
 
 
 def _request_error(wish: Wish, error: AdapterError) -> RequestError:

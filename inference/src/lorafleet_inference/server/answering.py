@@ -11,8 +11,6 @@ from typing import Any, Generic
 
 from starlette.responses import Response
 
-from lorafleet_contract.lorax import AD_HOC, MERGED
-from lorafleet_contract.names import split_model
 from lorafleet_contract.usage import HEADER_USAGE, usage_comment, usage_text
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.errors import InvalidValue
@@ -20,10 +18,9 @@ from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.answer_room import AnswerShare
 from lorafleet_inference.server.generation import ChoiceDelta, ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, Headers, json_response
-from lorafleet_inference.server.keys import as_errors, check_model, grant_of, spending
-from lorafleet_inference.server.leasing import leasing_ad_hoc, leasing
+from lorafleet_inference.server.keys import as_errors, grant_of, spending
+from lorafleet_inference.server.leasing import lease_for
 from lorafleet_inference.server.logprobs import TokenNames
-from lorafleet_inference.server.merging import check_parts, leasing_merge
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids
 from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
 from lorafleet_inference.server.spans import tell_answer, tell_request
@@ -62,22 +59,8 @@ class Answering(Generic[RequestT]):
         with pod.state.request():
             request = await pod.readers.read(surface.parse, body)
             num_sequences = surface.num_prompts(request) * request.num_sequences
-            name, _ = split_model(request.model)
             tell_request(exchange.scope, request)
-            if request.merge is not None:
-                name = MERGED
-                check_parts(exchange, request.merge)
-                lease = leasing_merge(pod, exchange, request.merge)
-            elif request.wish is not None and not pod.manager.knows(name):
-                check_model(exchange.scope, name, field=surface.model_field)
-                name, lease = AD_HOC, leasing_ad_hoc(pod, exchange, request.wish)
-            else:
-                if request.wish is not None and request.wish.token is not None:
-                    raise InvalidValue(
-                        f"api_token: {name} is declared here, and needs none", param="parameters.api_token"
-                    )
-                check_model(exchange.scope, name, field=surface.model_field)  # before it is told how many wait for it
-                lease = leasing(pod, exchange, request.model)
+            name, lease = lease_for(pod, exchange, request, model_field=surface.model_field)
             with pod.admission.enter(name, num_sequences) as waiting:
                 async with lease as leased, pod.answer_room.share() as room:
                     await self._answer(exchange, request, leased, _Admitted(waiting, room, arrived))

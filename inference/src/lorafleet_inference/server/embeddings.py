@@ -14,20 +14,20 @@ from typing import Annotated, Literal, Self, cast
 import msgspec
 from pydantic import Field, model_validator
 
-from lorafleet_contract.lorax import EMBED, MERGED
-from lorafleet_contract.names import split_model
+from lorafleet_contract.lorax import EMBED
 from lorafleet_contract.usage import HEADER_USAGE, usage_text
+from lorafleet_inference.adapters.ad_hoc import Wish
+from lorafleet_inference.adapters.sources.base import Kind
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoicePlan, Generation
 from lorafleet_inference.server.http import Exchange, Headers, json_response
-from lorafleet_inference.server.keys import as_errors, check_model, grant_of, spending
-from lorafleet_inference.server.leasing import leasing
-from lorafleet_inference.server.lorax_requests import REFUSED_OF_EMBEDDINGS, judge_merge, judge_parameter
+from lorafleet_inference.server.keys import as_errors, grant_of, spending
+from lorafleet_inference.server.leasing import check_source, lease_for
+from lorafleet_inference.server.lorax_requests import AdapterParameters, judge_parameter, wish_of
 from lorafleet_inference.server.lorax_wire import Embedded
 from lorafleet_inference.server.merged_fields import MergedAdapters
-from lorafleet_inference.server.merging import check_parts, leasing_merge
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids
 from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.requests import INT64, WHOLE_CONTEXT, TokenId
@@ -78,11 +78,8 @@ class EmbeddingRequest(Strict):
         return list(cast("list[Input]", self.input))
 
 
-class EmbedParameters(Strict):
+class EmbedParameters(AdapterParameters):
     """`parameters` of LoRAX's form."""
-
-    adapter_id: Annotated[str, Field(max_length=512)] = ""
-    merged_adapters: MergedAdapters | None = None
 
 
 class EmbedBody(Strict):
@@ -100,6 +97,10 @@ class Asked:
     model: str
     inputs: Sequence[Input]
     merge: MergedAdapters | None = None
+    wish: Wish | None = None
+    """Where `model` is to be found if nothing of that name is known."""
+    source: Kind | None = None
+    """What the adapter has to come from; None: whatever it is."""
     dimensions: int | None = None
     add_special_tokens: bool = True
     truncate: int | None = None
@@ -167,10 +168,11 @@ class LoraxForm(Form):
     input_field = "inputs"
     model_field = "parameters.adapter_id"
 
-    def __init__(self, base: str, policy: FieldPolicy) -> None:
-        """`base`: the served name of the base model."""
+    def __init__(self, base: str, policy: FieldPolicy, *, ad_hoc: bool) -> None:
+        """`base`: the served name of the base model. `ad_hoc`: whether requests may name adapters that are not known."""
         self._base = base
         self._policy = policy
+        self._ad_hoc = ad_hoc
 
     def parse(self, body: bytes) -> Asked:
         """Read a request."""
@@ -179,9 +181,15 @@ class LoraxForm(Form):
         for name in given.others:
             self._policy.meet(name, path=name)
         for name, value in parameters.others.items():
-            judge_parameter(name, value, self._policy, REFUSED_OF_EMBEDDINGS)
-        judge_merge(parameters.merged_adapters, parameters.adapter_id, self._policy)
-        return Asked(parameters.adapter_id or self._base, [given.inputs], parameters.merged_adapters)
+            judge_parameter(name, value, self._policy)
+        wish = wish_of(parameters, self._policy, ad_hoc=self._ad_hoc)
+        return Asked(
+            parameters.adapter_id or self._base,
+            [given.inputs],
+            parameters.merged_adapters,
+            wish,
+            parameters.adapter_source,
+        )
 
     def answer(self, _: Asked, vectors: Sequence[bytes], __: int) -> Embedded:
         """Write an answer."""
@@ -209,17 +217,11 @@ class Embeddings:
         pod, form = self._pod, self._form
         with pod.state.request():
             asked = await pod.readers.read(form.parse, body)
-            name, _ = split_model(asked.model)
             tell_embeddings(exchange.scope, asked.model, asked.dimensions)
-            if asked.merge is not None:
-                name = MERGED
-                check_parts(exchange, asked.merge)
-                lease = leasing_merge(pod, exchange, asked.merge)
-            else:
-                check_model(exchange.scope, name, field=form.model_field)
-                lease = leasing(pod, exchange, asked.model)
+            name, lease = lease_for(pod, exchange, asked, model_field=form.model_field)
             with pod.admission.enter(name, len(asked.inputs), field=form.input_field) as waiting:
                 async with lease as leased, pod.answer_room.share() as room:
+                    check_source(asked.source, leased)
                     answer_id = f"embd-{uuid.uuid4().hex}"
                     generation = Generation(
                         pod.engine,

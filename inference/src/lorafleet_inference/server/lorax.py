@@ -9,10 +9,11 @@ import msgspec
 
 from lorafleet_contract.lorax import COMPATIBLE, GENERATE, GENERATE_STREAM, lorax_answer
 from lorafleet_inference.engine.messages import TokenLogprobs
-from lorafleet_inference.errors import InvalidValue, RequestError
+from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server import lorax_wire as wire
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta, Timing
+from lorafleet_inference.server.leasing import check_source
 from lorafleet_inference.server.logprobs import finite
 from lorafleet_inference.server.lorax_requests import LoraxBody, LoraxRequest, parse_lorax
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, Surface
@@ -71,13 +72,7 @@ class Generate(Surface[LoraxRequest]):
         Raises:
             InvalidValue: the adapter comes from elsewhere than the request says.
         """
-        others = leased.lease.kinds - {request.source}
-        if request.source is not None and others:
-            raise InvalidValue(
-                f"adapter_source: {leased.lease.name} comes from {' and '.join(sorted(others))}, not from "
-                f"{request.source}, and adapters come from where they are declared to",
-                param="parameters.adapter_source",
-            )
+        check_source(request.source, leased)
         ids = await self.tokenised(request.inputs, request, leased)
         return [Prompt(ids, grammar=request.grammar)]
 

@@ -1,7 +1,7 @@
 """LoRAX's requests: `inputs` and `parameters`, read as those of the OpenAI routes are."""
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Final
 
 from pydantic import Field, JsonValue
@@ -35,22 +35,19 @@ REFUSED: Final = {
     )
 }
 
-REFUSED_OF_EMBEDDINGS: Final = {
-    **REFUSED,
-    "adapter_source": Neutral(
-        "adapter_source", (), "load an adapter from where the client says; `adapter_id` names one that is served"
-    ),
-    "api_token": Neutral(
-        "api_token", (), "load an adapter with the client's token; `adapter_id` names one that is served"
-    ),
-}
-"""Likewise at /embed."""
 
-
-class LoraxParameters(Strict):
-    """`parameters`. What none of temperature, top_k, top_p, typical_p and do_sample asks to sample is greedy."""
+class AdapterParameters(Strict):
+    """Of `parameters`: whose answer is wanted."""
 
     adapter_id: Annotated[str, Field(max_length=512)] = ""
+    merged_adapters: MergedAdapters | None = None
+    adapter_source: Annotated[Kind, Field(strict=False)] | None = None
+    api_token: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+
+
+class LoraxParameters(AdapterParameters):
+    """`parameters`. What none of temperature, top_k, top_p, typical_p and do_sample asks to sample is greedy."""
+
     do_sample: bool = False
     temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
     top_k: Annotated[int, Field(gt=0, lt=1 << 31)] | None = None
@@ -70,9 +67,6 @@ class LoraxParameters(Strict):
     decoder_input_details: bool = False
     return_k_alternatives: Annotated[int, Field(ge=1, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
-    merged_adapters: MergedAdapters | None = None
-    adapter_source: Annotated[Kind, Field(strict=False)] | None = None
-    api_token: Annotated[str, Field(min_length=1, max_length=512)] | None = None
 
     @property
     def is_sampled(self) -> bool:
@@ -151,18 +145,10 @@ def parse_lorax(
         policy.meet(name, path=name)
     for name, value in parameters.others.items():
         judge_parameter(name, value, policy)
-    judge_merge(parameters.merged_adapters, parameters.adapter_id, policy)
-    if parameters.api_token is not None and not ad_hoc:
-        raise UnsupportedParameter(
-            "'api_token' is not supported: adapters come with the credentials of the sources that they are declared in",
-            param="parameters.api_token",
-        )
+    wish = wish_of(parameters, policy, ad_hoc=ad_hoc)
     streams = given.stream if stream is None else stream
     for name, problem in _problems(parameters, streams=streams):
         raise InvalidValue(f"{name}: {problem}", param=f"parameters.{name}")
-    wish = None
-    if ad_hoc and parameters.adapter_id and parameters.adapter_source is not None:
-        wish = Wish(parameters.adapter_id, parameters.adapter_source, parameters.api_token)
     return _request(given, base=base, streams=streams, wish=wish)
 
 
@@ -170,8 +156,6 @@ def _problems(parameters: LoraxParameters, *, streams: bool) -> Iterator[tuple[s
     """Yield what parameters say of each other that cannot be."""
     if streams and parameters.decoder_input_details:
         yield "decoder_input_details", "comes with whole answers only"
-    if parameters.api_token is not None and (parameters.adapter_source is not Kind.HUB or not parameters.adapter_id):
-        yield "api_token", "opens the adapter_id of adapter_source 'hub', and nothing else"
     if (parameters.best_of or 1) == 1:
         return
     if streams:
@@ -182,32 +166,42 @@ def _problems(parameters: LoraxParameters, *, streams: bool) -> Iterator[tuple[s
         yield "best_of", "more than 1 does not go with seed"
 
 
-def judge_merge(merged: MergedAdapters | None, adapter_id: str, policy: FieldPolicy) -> None:
-    """Look at `merged_adapters` and what stands beside it.
+def wish_of(parameters: AdapterParameters, policy: FieldPolicy, *, ad_hoc: bool) -> Wish | None:
+    """Return which adapter is asked for if none of its name is known; None where none may be, or is.
 
     Raises:
-        UnsupportedParameter: it has an unknown field, which is not to be ignored.
-        InvalidValue: there is an adapter as well.
+        UnsupportedParameter: `merged_adapters` has an unknown field that is not to be ignored, or no token is taken.
+        InvalidValue: what is asked for contradicts itself.
     """
-    if merged is None:
-        return
-    for name in merged.others:
-        policy.meet(name, of="merged_adapters", path=f"{MERGED_PATH}.{name}")
-    if adapter_id:
-        message = "merged_adapters: one of adapter_id and merged_adapters says which adapter is meant"
-        raise InvalidValue(message, param=MERGED_PATH)
+    merged = parameters.merged_adapters
+    if merged is not None:
+        for name in merged.others:
+            policy.meet(name, of="merged_adapters", path=f"{MERGED_PATH}.{name}")
+        if parameters.adapter_id:
+            message = "merged_adapters: one of adapter_id and merged_adapters says which adapter is meant"
+            raise InvalidValue(message, param=MERGED_PATH)
+    token, source = parameters.api_token, parameters.adapter_source
+    if token is not None and not ad_hoc:
+        raise UnsupportedParameter(
+            "'api_token' is not supported: adapters come with the credentials of the sources that they are declared in",
+            param="parameters.api_token",
+        )
+    if token is not None and (source is not Kind.HUB or not parameters.adapter_id):
+        message = "api_token: opens the adapter_id of adapter_source 'hub', and nothing else"
+        raise InvalidValue(message, param="parameters.api_token")
+    if not ad_hoc or not parameters.adapter_id or source is None:
+        return None
+    return Wish(parameters.adapter_id, source, token)
 
 
-def judge_parameter(
-    name: str, value: JsonValue, policy: FieldPolicy, refusals: Mapping[str, Neutral] = REFUSED
-) -> None:
+def judge_parameter(name: str, value: JsonValue, policy: FieldPolicy) -> None:
     """Look at a parameter that no model knows.
 
     Raises:
         UnsupportedParameter: it would change the answer, or is unknown and not to be ignored; `param` names it.
     """
     path = f"parameters.{name}"
-    refused = refusals.get(name)
+    refused = REFUSED.get(name)
     if refused is None:
         policy.meet(name, of="parameters", path=path)
     elif not any(is_same(value, legal) for legal in refused.values):

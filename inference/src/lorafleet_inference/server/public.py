@@ -72,7 +72,7 @@ def public_app(pod: Pod) -> FastAPI:
             one.path: Answering(pod, one(base, policy, ad_hoc=ad_hoc)).handle
             for one in (Compatible, Generate, GenerateStream)
         },
-        LoraxForm.path: Embeddings(pod, LoraxForm(base, policy)).handle,
+        LoraxForm.path: Embeddings(pod, LoraxForm(base, policy, ad_hoc=ad_hoc)).handle,
     }
     for path, handler in lorax_handlers.items():
         endpoint = Endpoint(handler, max_body_bytes=limit, room=room, error_shape=lorax_error)

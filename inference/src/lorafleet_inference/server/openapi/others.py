@@ -2,10 +2,10 @@
 
 from typing import Any, Final
 
-from lorafleet_inference.server.embeddings import EmbedBody, EmbeddingRequest, EmbedParameters
+from lorafleet_inference.server.embeddings import EmbedBody, EmbeddingRequest
 from lorafleet_inference.server.fields import NEUTRAL, PASSED, Neutral
 from lorafleet_inference.server.lorax_reads import TokenizeInputs
-from lorafleet_inference.server.lorax_requests import REFUSED, REFUSED_OF_EMBEDDINGS, LoraxBody, LoraxParameters
+from lorafleet_inference.server.lorax_requests import REFUSED, AdapterParameters, LoraxBody
 from lorafleet_inference.server.requests import (
     EMPTY,
     PASSED_OF_MESSAGES,
@@ -31,9 +31,8 @@ def others_of(kind: type, known: frozenset[str]) -> tuple[dict[str, Schema], boo
         passed = {name: Schema(description=f"Changes nothing: it {why}.") for name, why in PASSED.items()}
         neutral = {name: _neutral(field) for name, field in NEUTRAL.items()}
         return {name: one for name, one in (passed | neutral).items() if name not in known}, False
-    if issubclass(kind, LoraxParameters | EmbedParameters):
-        refused = REFUSED if issubclass(kind, LoraxParameters) else REFUSED_OF_EMBEDDINGS
-        return {name: _neutral(field) for name, field in refused.items()}, False
+    if issubclass(kind, AdapterParameters):
+        return {name: _neutral(field) for name, field in REFUSED.items()}, False
     if issubclass(kind, RequestMessage):
         return {name: {} for name in PASSED_OF_MESSAGES}, {"enum": [*EMPTY, None]}
     return {}, not issubclass(kind, _CLOSED)
