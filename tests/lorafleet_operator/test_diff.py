@@ -12,7 +12,7 @@ from support.operator_views import NOW
 from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, Owner, Residency, RevisionRef
 from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_contract.resources import AdapterResource
-from lorafleet_operator.decide.catalogue import AdapterRevisions
+from lorafleet_operator.decide.catalogue import AdapterRevisions, Wanted
 from lorafleet_operator.decide.diff import PodChange, Removal, change_of, without
 from lorafleet_operator.decide.intent import intents_of
 
@@ -42,7 +42,7 @@ def told(
 ) -> PodChange | None:
     pod = v.seen(*entries, pod=v.pod(), fence=seen_fence)
     given = {"fence": fence, "now": now, "are_orphans_known": orphans_known, "retried": retried}
-    return change_of(pod, wants, known or {}, **given)
+    return change_of(pod, Wanted.of(wants), known or {}, **given)
 
 
 DIFFERENT = {

@@ -23,6 +23,7 @@ from lorafleet_contract.base import Wire
 from lorafleet_contract.names import LABEL_BASE, revision_of
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_operator.act.admin_client import AdminClient
+from lorafleet_operator.act.pod_states import PodStates
 from lorafleet_operator.cluster.handlers import EventSink
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.scope import Scope
@@ -123,6 +124,7 @@ class VirtualAdmin(AdminClient):
     def __init__(self, fleet: "VirtualFleet", network: Network) -> None:
         self._fleet = fleet
         self._network = network
+        self._states = PodStates()
 
     async def close(self) -> None:
         """Nothing is open."""

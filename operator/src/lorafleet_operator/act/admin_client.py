@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
 from lorafleet_contract.names import ADMIN_PORT
 from lorafleet_operator import metrics
+from lorafleet_operator.act.pod_states import PodStates
 from lorafleet_operator.errors import AdminError, PodRefused, PodUnreachable
 
 M = TypeVar("M", bound=BaseModel)
@@ -36,6 +38,7 @@ class AdminClient:
         connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket_that_notices_death)
         self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
         self._port = port
+        self._states = PodStates()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -43,7 +46,7 @@ class AdminClient:
 
     async def state(self, ip: str, token: str) -> admin.PodState:
         """Return what a pod has."""
-        return _parsed(admin.PodState, await self._request("GET", ip, "/admin/v1/state", token, STATE_SECONDS))
+        return self._state(await self._request("GET", ip, "/admin/v1/state", token, STATE_SECONDS))
 
     async def changed_state(self, ip: str, token: str, *, after: int, boot_id: str | None) -> admin.PodState | None:
         """Return what a pod has once its generation exceeds `after`, or after a while.
@@ -55,12 +58,12 @@ class AdminClient:
             query["boot_id"] = boot_id
         limit = STATE_SECONDS + POLL_SECONDS
         raw = await self._request("GET", ip, "/admin/v1/state", token, limit, query=query)
-        return _parsed(admin.PodState, raw) if raw else None
+        return self._state(raw) if raw else None
 
     async def write(self, ip: str, token: str, write: admin.CatalogueWrite) -> admin.PodState:
         """Tell a pod what to know; return what it has then."""
         raw = await self._request("PUT", ip, "/admin/v1/adapters", token, WRITE_SECONDS, body=write)
-        return _parsed(admin.PodState, raw)
+        return self._state(raw)
 
     async def adapter(self, ip: str, token: str, name: str) -> admin.AdapterAnswer:
         """Return what a pod has of a served name, and what it is made of."""
@@ -71,6 +74,9 @@ class AdminClient:
         """Let a pod pin a reference to content."""
         raw = await self._request("POST", ip, "/admin/v1/resolve", token, RESOLVE_SECONDS, body=request)
         return _parsed(admin.ResolveAnswer, raw)
+
+    def _state(self, raw: bytes) -> admin.PodState:
+        return _understood(admin.PodState, self._states.read, raw)
 
     async def _request(
         self,
@@ -132,8 +138,12 @@ def _socket_that_notices_death(address: Any) -> socket.socket:
 
 
 def _parsed(model: type[M], raw: bytes) -> M:
+    return _understood(model, model.model_validate_json, raw)
+
+
+def _understood(model: type[M], read: Callable[[bytes], M], raw: bytes) -> M:
     try:
-        return model.model_validate_json(raw)
+        return read(raw)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -33,13 +33,13 @@ from lorafleet_operator.act.status_writer import StatusWriter
 from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
-from lorafleet_operator.decide.adapter_status import adapter_status
 from lorafleet_operator.decide.auto_placement import AutoPlacement
 from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts
 from lorafleet_operator.decide.base_status import base_status, capacity_of, counts_of
 from lorafleet_operator.decide.bookkeeping import LOOK_SECONDS as BOOKKEEPING_SECONDS
 from lorafleet_operator.decide.bookkeeping import Bookkeeping, are_all_there
 from lorafleet_operator.decide.canary import UNDER_WAY, is_step, weight_of
+from lorafleet_operator.decide.catalogue import CatalogueMemory
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without
@@ -52,6 +52,7 @@ from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, questions_of, released
 from lorafleet_operator.decide.progress import next_deadline, next_step
+from lorafleet_operator.decide.remembered import Remembered
 from lorafleet_operator.decide.rollout import SWITCH_GRACE
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
 
@@ -134,6 +135,8 @@ class Reconciler:
         self._first_catalogues = FirstCatalogues()
         self._deferrals = Deferrals()
         self._bookkeeping = Bookkeeping()
+        self._remembered = Remembered()
+        self._catalogues: dict[BaseKey, CatalogueMemory] = {}
         self._publications = Publications()
         self._retries = Retries()
         self._outages = Outages()
@@ -193,6 +196,7 @@ class Reconciler:
         self._tools.operators.forget(it.key)
         plan = plan_of(it.snapshot, (), {})
         statuses = await self._tell_adapters(it, plan, (), None)
+        self._remembered.forget(it.key)
         await self._release(it, plan, (), None)
         metrics.count_adapters(it.key, counts_of(statuses))
 
@@ -200,8 +204,11 @@ class Reconciler:
         """Free what is remembered of a base that is gone."""
         for memory in (self._tools.applier, self._tools.executor, self._tools.fences, self._retries):
             memory.forget(key)
-        for waiting in (self._first_catalogues, self._deferrals, self._bookkeeping, self._outages, self._auto):
+        for waiting in (self._first_catalogues, self._deferrals, self._bookkeeping, self._remembered):
             waiting.forget(key)
+        for watching in (self._outages, self._auto):
+            watching.forget(key)
+        self._catalogues.pop(key, None)
 
     async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
         token, snapshot = admin_token(self._tools.key, base.metadata.uid), it.snapshot
@@ -220,7 +227,8 @@ class Reconciler:
         may_write = await it.attempt(self._tools.fences.rise(it.key, pods, generation=self._tools.executor.generation))
         if may_write:
             fence = self._tools.fences.of(it.key)
-            changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried)
+            catalogue = self._catalogues.setdefault(it.key, CatalogueMemory())
+            changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried, memory=catalogue)
             await self._push(it, [without(change, unheld) for change in changes], token, fence)
         pods = self._tools.watches.observe(snapshot.pods)
         facts = applied[0] if applied is not None else None
@@ -315,13 +323,14 @@ class Reconciler:
         are_pods_settled: bool = True,
     ) -> list[AdapterStatus]:
         now = whole_seconds(self._tools.now())
+        made = self._remembered.begin(it.key, pods, plan.placement)
         statuses = []
         windows = self._judge(it, plan) if base is not None else {}
         for number, lineup in enumerate(plan.lineups):
             if number % NUM_WITHOUT_PAUSE == 0:
                 await asyncio.sleep(0)
             window = windows.get(lineup.intent.adapter.metadata.uid)
-            statuses.append(adapter_status(lineup, pods, plan.placement, now=now, window=window))
+            statuses.append(made.of(lineup, now, window=window))
         if base is not None and it.snapshot.are_pods_hidden and not pods:
             return statuses  # nothing is known of its pods, and nothing is said
         if not self._tools.watches.have_been_asked(pod for pod in it.snapshot.pods if pod.is_ready):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lorafleet_contract.admin import Budgets, CatalogueEntry, Owner, Residency
 from lorafleet_contract.guests import GuestLimits
+from lorafleet_contract.names import revision_of
 from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, PlacementMode, PlacementSpec
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.place import Placement, PodBudget, Want
@@ -119,61 +120,102 @@ def _holders(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> frozenset
     """Where it is resident: as pods say, else, for a pod that does not say, as status said last."""
     listed = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
     name = lineup.name
-    return frozenset(
-        pod.uid
-        for pod in pods
-        if any(entry.residency is Residency.RESIDENT for entry in pod.entries_of(name))
-        or (not pod.has_been_told and pod.uid in listed)
-    )
+    return frozenset(pod.uid for pod in pods if name in pod.residents or (not pod.has_been_told and pod.uid in listed))
+
+
+Key = tuple[str, str]
+"""Served name and revision."""
+Made = dict[tuple[str, str, bool, bool, bool], tuple[ArtifactStatus, CatalogueEntry]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a pod should know."""
+
+    entries: Sequence[CatalogueEntry]
+    keys: Sequence[Key]
+    """Of the entries, in their order."""
+    all_keys: frozenset[Key]
+
+    @classmethod
+    def of(cls, entries: Iterable[CatalogueEntry]) -> "Wanted":
+        """Return some entries with their keys."""
+        listed = tuple(entries)
+        keys = tuple((entry.name, revision_of(entry.digest)) for entry in listed)
+        return cls(listed, keys, frozenset(keys))
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     """One revision, as it is told to the pods that keep it and to all others."""
 
-    name: str
+    key: Key
     resident_on: frozenset[str]
     resident: CatalogueEntry | None
     """None where no pod keeps it."""
     on_demand: CatalogueEntry
 
 
+class CatalogueMemory:
+    """The entries that the last catalogue of a base was made of: an artifact that is still the same makes the same entry."""
+
+    def __init__(self) -> None:
+        self.made: Made = {}
+
+
 class Catalogue:
     """What the pods of a base should know. An entry is made once, however many pods are told it."""
 
-    def __init__(self, lineups: Iterable[AdapterRevisions], placement: Placement) -> None:
+    def __init__(
+        self, lineups: Iterable[AdapterRevisions], placement: Placement, memory: CatalogueMemory | None = None
+    ) -> None:
         self._known: list[_Known] = []
+        self._before, self._made = memory.made if memory is not None else {}, Made()
         for lineup in lineups:
             main = lineup.main
             for artifact in lineup.intent.artifacts:
                 uids = (placement.pods if artifact is main else placement.beside).get(lineup.name, frozenset())
-                on_demand = _entry(lineup, artifact, is_resident=False)
-                resident = _entry(lineup, artifact, is_resident=True) if uids else None
-                self._known.append(_Known(lineup.name, uids, resident, on_demand))
+                on_demand = self._entry(lineup, artifact, is_resident=False)
+                resident = self._entry(lineup, artifact, is_resident=True) if uids else None
+                self._known.append(_Known((lineup.name, artifact.revision), uids, resident, on_demand))
+        self._keys = tuple(known.key for known in self._known)
+        self._all_keys = frozenset(self._keys)
+        if memory is not None:
+            memory.made = self._made
 
-    def entries_for(self, pod: ObservedPod) -> list[CatalogueEntry]:
+    def wanted_by(self, pod: ObservedPod) -> Wanted:
         """Return what one pod should know; names of its local adapters (`serve --adapter`) are left out."""
         local, uid = {entry.name for entry in pod.entries if entry.owner is Owner.LOCAL}, pod.uid
-        return [
-            known.resident if known.resident is not None and uid in known.resident_on else known.on_demand
-            for known in self._known
-            if known.name not in local
-        ]
+        if local:
+            return Wanted.of(_told(known, uid) for known in self._known if known.key[0] not in local)
+        return Wanted([_told(known, uid) for known in self._known], self._keys, self._all_keys)
+
+    def _entry(self, lineup: AdapterRevisions, artifact: ArtifactStatus, *, is_resident: bool) -> CatalogueEntry:
+        is_pinned, is_stable = is_resident and lineup.is_pinned, artifact.revision == lineup.target
+        key = (lineup.name, artifact.revision, is_resident, is_pinned, is_stable)
+        known = self._before.get(key)
+        if known is None or known[0] is not artifact:
+            entry = CatalogueEntry(
+                name=lineup.name,
+                source=artifact.resolved,
+                residency=Residency.RESIDENT if is_resident else Residency.ON_DEMAND,
+                pinned=is_pinned,
+                stable=is_stable,
+            )
+            known = (artifact, entry)
+        self._made[key] = known
+        return known[1]
 
 
-def entries_for(pod: ObservedPod, lineups: Iterable[AdapterRevisions], placement: Placement) -> list[CatalogueEntry]:
+def _told(known: _Known, uid: str) -> CatalogueEntry:
+    return known.resident if known.resident is not None and uid in known.resident_on else known.on_demand
+
+
+def entries_for(
+    pod: ObservedPod, lineups: Iterable[AdapterRevisions], placement: Placement
+) -> Sequence[CatalogueEntry]:
     """Return what one pod should know."""
-    return Catalogue(lineups, placement).entries_for(pod)
-
-
-def _entry(lineup: AdapterRevisions, artifact: ArtifactStatus, *, is_resident: bool) -> CatalogueEntry:
-    return CatalogueEntry(
-        name=lineup.name,
-        source=artifact.resolved,
-        residency=Residency.RESIDENT if is_resident else Residency.ON_DEMAND,
-        pinned=is_resident and lineup.is_pinned,
-        stable=artifact.revision == lineup.target,
-    )
+    return Catalogue(lineups, placement).wanted_by(pod).entries
 
 
 def revisions_by_name(lineups: Iterable[AdapterRevisions]) -> Mapping[str, AdapterRevisions]:

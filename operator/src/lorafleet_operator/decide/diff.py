@@ -4,24 +4,22 @@ Missing data never removes: only an entry that is seen on a pod, of a name whose
 or of a name that no adapter has after everything was listed twice, is removed.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
 from typing import Final
 
 from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, Owner, RevisionRef
-from lorafleet_contract.names import revision_of
 from lorafleet_contract.reasons import RETRYABLE, Reason
-from lorafleet_operator.decide.catalogue import AdapterRevisions
+from lorafleet_operator.decide.catalogue import AdapterRevisions, Key, Wanted
 from lorafleet_operator.decide.rollout import may_leave
 from lorafleet_operator.decide.views import ObservedPod
 
 RETRYABLE_ON_NEWER_POD: Final = frozenset({*RETRYABLE, Reason.SOURCE_NOT_ALLOWED})
 """Failures that may be mended without a change of the adapter: a source may be one that only newer pods declare."""
 ORPHAN_DRAIN_SECONDS: Final = 60.0
-_revision_of = lru_cache(maxsize=1 << 16)(revision_of)
-"""Each pod of a base is compared with the same entries."""
+Alike = set[tuple[int, int]]
+"""Identities of an entry that is wanted and of one that a pod has, while both are there, of which nothing is to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +42,33 @@ class PodChange:
 
 def change_of(
     pod: ObservedPod,
-    wanted: Iterable[CatalogueEntry],
+    wanted: Wanted,
     lineups: Mapping[str, AdapterRevisions],
     *,
     fence: int,
     now: datetime,
     are_orphans_known: bool,
     retried: Collection[str] = (),
+    alike: Alike | None = None,
 ) -> PodChange | None:
     """Return what a pod has to be told, or None.
 
     Args:
         pod: the pod, writable.
-        wanted: all entries that it should have.
+        wanted: all that it should have.
         lineups: adapters of its base that own their names.
         fence: of this leadership; a pod that has seen none or a lower one is told everything, to take it over.
         now: time of the snapshot.
         are_orphans_known: whether a name without an adapter may be removed.
         retried: names whose failures somebody asks to be tried again now; else pods do so in their own time.
+        alike: what other pods of the same pass were found to have as they should.
     """
     assert pod.state is not None
-    entries = tuple(wanted)
-    removals = _removals(pod, entries, lineups, now=now, are_orphans_known=are_orphans_known)
+    removals = _removals(pod, wanted.all_keys, lineups, now=now, are_orphans_known=are_orphans_known)
     if pod.state.fence < fence:
         why = "its first catalogue" if pod.state.fence == 0 else "a new leader"
-        return PodChange(pod, entries, removals, why)
-    changed = tuple(entry for entry in entries if _differs(pod, entry, is_retried=entry.name in retried))
+        return PodChange(pod, tuple(wanted.entries), removals, why)
+    changed = _changed(pod, wanted, retried, alike if alike is not None else set())
     if not changed and not removals:
         return None
     return PodChange(pod, changed, removals, _why(changed, removals))
@@ -82,8 +81,23 @@ def without(change: PodChange, names: Collection[str]) -> PodChange:
     return replace(change, entries=tuple(entry for entry in change.entries if entry.name not in names))
 
 
-def _differs(pod: ObservedPod, entry: CatalogueEntry, *, is_retried: bool) -> bool:
-    seen = pod.own(entry.name, _revision_of(entry.digest))
+def _changed(pod: ObservedPod, wanted: Wanted, retried: Collection[str], alike: Alike) -> tuple[CatalogueEntry, ...]:
+    """Return the entries that the pod lacks, or has otherwise.
+
+    Pods say the same with the same objects and are told the same with the same objects: what was compared for one pod
+    needs not be compared for the others.
+    """
+    pairs = zip(wanted.entries, map(pod.own_by_revision.get, wanted.keys), strict=True)
+    changed = []
+    for entry, seen in [pair for pair in pairs if (id(pair[0]), id(pair[1])) not in alike]:
+        if _differs(seen, entry, is_retried=entry.name in retried):
+            changed.append(entry)
+        else:
+            alike.add((id(entry), id(seen)))
+    return tuple(changed)
+
+
+def _differs(seen: ObservedAdapter | None, entry: CatalogueEntry, *, is_retried: bool) -> bool:
     if seen is None:
         return True
     if seen.state is AdapterState.DRAINING:
@@ -100,16 +114,18 @@ def _differs(pod: ObservedPod, entry: CatalogueEntry, *, is_retried: bool) -> bo
 
 def _removals(
     pod: ObservedPod,
-    wanted: Iterable[CatalogueEntry],
+    wanted: Set[Key],
     lineups: Mapping[str, AdapterRevisions],
     *,
     now: datetime,
     are_orphans_known: bool,
 ) -> tuple[Removal, ...]:
-    keep = {(entry.name, _revision_of(entry.digest)) for entry in wanted}
+    unwanted = pod.own_by_revision.keys() - wanted
+    if not unwanted:
+        return ()
     leaving: dict[float, list[RevisionRef]] = {}
     for seen in pod.entries:
-        if seen.owner is not Owner.OPERATOR or (seen.name, seen.revision) in keep:
+        if seen.owner is not Owner.OPERATOR or (seen.name, seen.revision) not in unwanted:
             continue
         if seen.state is AdapterState.DRAINING:
             continue

@@ -6,8 +6,15 @@ from datetime import datetime, timedelta
 
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.decide.accept import guest_limits
-from lorafleet_operator.decide.catalogue import AdapterRevisions, Catalogue, budgets_of, revisions_by_name, wants_of
-from lorafleet_operator.decide.diff import PodChange, change_of
+from lorafleet_operator.decide.catalogue import (
+    AdapterRevisions,
+    Catalogue,
+    CatalogueMemory,
+    budgets_of,
+    revisions_by_name,
+    wants_of,
+)
+from lorafleet_operator.decide.diff import Alike, PodChange, change_of
 from lorafleet_operator.decide.intent import Intent, Question, Resolutions, intents_of, resolve_key
 from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.place import Placement, PodBudget, place
@@ -50,20 +57,28 @@ def plan_of(
 
 
 def changes_of(
-    plan: Plan, snapshot: Snapshot, pods: Sequence[ObservedPod], *, fence: int, retried: Collection[str] = ()
+    plan: Plan,
+    snapshot: Snapshot,
+    pods: Sequence[ObservedPod],
+    *,
+    fence: int,
+    retried: Collection[str] = (),
+    memory: CatalogueMemory | None = None,
 ) -> list[PodChange]:
-    """Return what each pod has to be told; pods that know everything are left out."""
-    lineups, catalogue = revisions_by_name(plan.lineups), Catalogue(plan.lineups, plan.placement)
+    """Return what each pod has to be told; pods that know everything are left out. `memory` is of the last pass."""
+    lineups, catalogue = revisions_by_name(plan.lineups), Catalogue(plan.lineups, plan.placement, memory)
+    alike: Alike = set()
     changes = (
         change_of(
             pod,
-            catalogue.entries_for(pod),
+            catalogue.wanted_by(pod),
             lineups,
             fence=fence,
             now=snapshot.now,
             # a resource that cannot be read may be the one that a name belongs to
             are_orphans_known=snapshot.are_orphans_known and not snapshot.broken,
             retried=retried,
+            alike=alike,
         )
         for pod in pods
         if pod.is_writable

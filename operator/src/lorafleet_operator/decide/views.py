@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from lorafleet_contract.admin import AdapterState, ObservedAdapter, Owner, PodState, Tier
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, Owner, PodState, Residency, Tier
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 
 BaseKey = tuple[str, str]
@@ -56,19 +56,26 @@ class ObservedPod:
     """The operator's entries by served name: each adapter of a pass looks its own up."""
     _revisions: Mapping[tuple[str, str], ObservedAdapter] = field(init=False, repr=False, compare=False)
     """The same by name and revision."""
+    residents: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Served names of the operator's entries that it is told to keep resident."""
     _pinned: tuple[int, int] = field(init=False, repr=False, compare=False)
     """Slots and rank pages that on-demand loads can never have."""
 
     def __post_init__(self) -> None:
-        own: dict[str, list[ObservedAdapter]] = {}
-        for entry in self.entries:
-            if entry.owner is Owner.OPERATOR:
-                own.setdefault(entry.name, []).append(entry)
+        # entries are many and mostly one a name: what is made for each pod of each pass is made without a loop of ours
+        entries = [entry for entry in self.entries if entry.owner is Owner.OPERATOR]
+        own: dict[str, tuple[ObservedAdapter, ...]] = {entry.name: (entry,) for entry in entries}
+        if len(own) < len(entries):
+            beside: dict[str, list[ObservedAdapter]] = {}
+            for entry in entries:
+                beside.setdefault(entry.name, []).append(entry)
+            own = {name: tuple(entries) for name, entries in beside.items()}
         is_well = self.state is not None and not self.state.draining
         object.__setattr__(self, "is_serving", is_well and self.pod.is_ready and not self.pod.is_leaving)
-        object.__setattr__(self, "_own", {name: tuple(entries) for name, entries in own.items()})
-        revisions = {(name, entry.revision): entry for name, entries in own.items() for entry in entries}
-        object.__setattr__(self, "_revisions", revisions)
+        object.__setattr__(self, "_own", own)
+        object.__setattr__(self, "_revisions", {(entry.name, entry.revision): entry for entry in entries})
+        residents = frozenset([entry.name for entry in entries if entry.residency is Residency.RESIDENT])
+        object.__setattr__(self, "residents", residents)
         pinned = [entry for entry in self.entries if entry.pinned and entry.state is not AdapterState.FAILED]
         object.__setattr__(self, "_pinned", (len(pinned), sum(self._pages(entry) for entry in pinned)))
 
@@ -91,6 +98,25 @@ class ObservedPod:
     def has_been_told(self) -> bool:
         """What it says of its adapters means something: it answers, and had its first catalogue."""
         return self.state is not None and self.state.fence > 0
+
+    @property
+    def own_by_name(self) -> Mapping[str, tuple[ObservedAdapter, ...]]:
+        """The operator's entries by served name."""
+        return self._own
+
+    @property
+    def own_by_revision(self) -> Mapping[tuple[str, str], ObservedAdapter]:
+        """The operator's entries by served name and revision."""
+        return self._revisions
+
+    @property
+    def standing(self) -> tuple[object, ...]:
+        """All that statuses of adapters say of a pod but its entries; equal where they say the same."""
+        if self.state is None:
+            return (self.pod, None)
+        budgets = self.state.budgets
+        room = (budgets.max_resident_adapters, budgets.total_rank_pages, budgets.rank_page)
+        return (self.pod, self.has_been_told, self.state.draining, room, self._pinned)
 
     def own(self, name: str, revision: str) -> ObservedAdapter | None:
         """Return the operator's entry of one revision, if the pod has it."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from lorafleet_common.clock import WallClock, utc_now
+from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.kube.client import KubeApi, connect
 from lorafleet_common.kube.errors import KubeError, KubeNotFound
 from lorafleet_common.supervise import end, to_its_end
@@ -58,6 +59,7 @@ async def run(config: OperatorConfig) -> None:
     Raises:
         OperatorError: something essential ended; the process is to be started again.
     """
+    pass_over_what_is_there()
     stop = asyncio.Event()
     _retake_signals(stop)
     health = Health()
