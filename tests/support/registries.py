@@ -46,18 +46,20 @@ class ServedRegistry:
     """A registry that keeps its blobs below `root`."""
 
     address: str
-    """Host and port; it speaks plain http."""
+    """Host and port."""
     root: Path
     options: tuple[str, ...]
     """Of `oras`, to be let in."""
+    authorities: str | None = None
+    """PEM of who has signed its certificate; None: it speaks plain http."""
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{'http' if self.authorities is None else 'https'}://{self.address}"
 
     def push(self, reference: str, folder: Path, *files: str, options: tuple[str, ...] = ()) -> str:
         """Push files of a folder, as `PATH` or `PATH:MEDIA_TYPE`, and return the digest of the manifest."""
-        command = ["push", "--plain-http", *self.options, "--format", "json", *options]
+        command = ["push", *self.options, "--format", "json", *options]
         return str(json.loads(oras(*command, f"{self.address}/{reference}", *files, folder=folder))["digest"])
 
     def blob(self, digest: str) -> Path:
@@ -76,15 +78,21 @@ def oras(*arguments: str, folder: Path) -> str:
 
 
 @contextmanager
-def serve_registry(root: Path, *, is_private: bool = False) -> Iterator[ServedRegistry]:
-    """Serve a registry as a process; a private one lets USERNAME in with PASSWORD."""
+def serve_registry(root: Path, *, is_private: bool = False, has_tls: bool = False) -> Iterator[ServedRegistry]:
+    """Serve a registry as a process; a private one lets USERNAME in with PASSWORD, and one with TLS has signed for itself."""
     root.mkdir(parents=True)
+    http: dict[str, object] = {"addr": "127.0.0.1:0"}
+    options = ["--username", USERNAME, "--password", PASSWORD] if is_private else []
+    certificate = root / "tls.crt"
+    if has_tls:
+        http["tls"] = {"certificate": str(certificate), "key": str(new_certificate(certificate))}
+    options += ["--ca-file", str(certificate)] if has_tls else ["--plain-http"]
     log, configuration = root / "log", root / "config.yml"
     document: dict[str, object] = {
         "version": "0.1",
         "log": {"level": "info", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(root)}},
-        "http": {"addr": "127.0.0.1:0"},
+        "http": http,
     }
     if is_private:
         (root / "htpasswd").write_text(HTPASSWD)
@@ -95,11 +103,40 @@ def serve_registry(root: Path, *, is_private: bool = False) -> Iterator[ServedRe
         command = [str(programs() / "registry"), "serve", str(configuration)]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        options = ("--username", USERNAME, "--password", PASSWORD) if is_private else ()
-        yield ServedRegistry(_wait_listening(process, log), root, options)
+        authorities = certificate.read_text() if has_tls else None
+        yield ServedRegistry(_wait_listening(process, log), root, tuple(options), authorities)
     finally:
         process.terminate()
         process.wait(START_SECONDS)
+
+
+def new_certificate(target: Path) -> Path:
+    """Write a certificate for the loopback that signs itself, and return its key."""
+    key = target.with_suffix(".key")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += [
+        "-subj",
+        "/CN=registry",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(target),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return key
 
 
 def _wait_listening(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -1,15 +1,19 @@
 """Adapters in a container registry: a real one that `oras` pushes to, and one with trouble before it."""
 
 import base64
+import http.server
 import json
+import ssl
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from localcluster.gobuild import go_problem
 from support.adapter_files import base_facts, write_adapter
-from support.registries import PASSWORD, USERNAME, ServedRegistry, serve_registry
+from support.registries import PASSWORD, USERNAME, ServedRegistry, new_certificate, serve_registry
 from support.registry_front import RegistryFront, serve_front
 
 from lorafleet_contract.reasons import Reason
@@ -354,6 +358,37 @@ class TestRights:
         with pytest.raises(AdapterError, match="redirects more than 5 times"):
             fetch_all(source, listing, tmp_path / "out")
 
+    def test_an_authority_of_its_own_is_trusted_where_the_secret_has_it(self, adapter: Path, tmp_path: Path) -> None:
+        place = Place("team/red", "v1")
+        with serve_registry(tmp_path / "tls", has_tls=True) as served:
+            served.push("team/red:v1", adapter, CONFIG, WEIGHTS)
+            error = error_of(source_of(served.url), place)
+            assert (error.reason, "certificate is not trusted" in str(error)) == (Reason.SOURCE_UNAVAILABLE, True)
+            (tmp_path / "secret").mkdir()
+            (tmp_path / "secret" / "ca.crt").write_text(served.authorities or "")
+            source = source_of(served.url, MountedSecret(tmp_path / "secret", "ca"))
+            assert len(fetch_all(source, source.list_files(place), tmp_path / "out")) == 2
+            (tmp_path / "secret" / "ca.crt").write_text("no certificate")
+            error = error_of(source, place)
+            assert (error.reason, "ca.crt of source oci" in str(error)) == (Reason.UNAUTHORIZED, True)
+
+    @pytest.mark.parametrize(
+        ("status", "name", "value", "reason"),
+        [
+            (307, "location", "http://127.0.0.1:1/elsewhere", Reason.SOURCE_NOT_ALLOWED),
+            (307, "location", "ftp://127.0.0.1/elsewhere", Reason.SOURCE_NOT_ALLOWED),
+            (401, "www-authenticate", 'Bearer realm="http://127.0.0.1:1/token"', Reason.UNAUTHORIZED),
+        ],
+    )
+    def test_what_was_declared_with_https_stays_there(
+        self, tmp_path: Path, status: int, name: str, value: str, reason: Reason
+    ) -> None:
+        with serve_answer(tmp_path, status, {name: value}) as (url, authorities):
+            (tmp_path / "secret").mkdir()
+            (tmp_path / "secret" / "ca.crt").write_text(authorities)
+            source = source_of(url, MountedSecret(tmp_path / "secret", "ca"))
+            assert error_of(source, Place("team/red", "v1")).reason is reason
+
     def test_only_declared_repositories(self) -> None:
         source = source_of("https://registry.example", None, "team/red", "open/*")
         for allowed in ("team/red", "open/any", "open/deeper/one"):
@@ -362,6 +397,33 @@ class TestRights:
             with pytest.raises(AdapterError) as caught:
                 source.check(Place(refused))
             assert caught.value.reason is Reason.SOURCE_NOT_ALLOWED
+
+
+@contextmanager
+def serve_answer(folder: Path, status: int, headers: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Serve one answer over TLS, whatever is asked; give the URL and the authorities."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for header, text in {**headers, "content-length": "0"}.items():
+                self.send_header(header, text)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    certificate = folder / "answer.crt"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    key = new_certificate(certificate)
+    context.load_cert_chain(certificate, key)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}", certificate.read_text()
+        server.shutdown()
+        thread.join()
 
 
 class TestNames:
