@@ -209,6 +209,13 @@ def test_a_promotion_that_was_there_before_the_rollout_began_does_not_count() ->
     assert it.at(3, promote=NEW) == (PROMOTING, 1, 5)
 
 
+def test_a_promotion_of_another_revision_is_not_noted() -> None:
+    it = Rollout()
+    it.at(0, promote=OTHER)
+    assert it.status is not None
+    assert it.status.spent_promotion is None
+
+
 def test_a_pause_is_not_passed_by_an_answer_to_an_earlier_try() -> None:
     it = Rollout()
     stale = {"promote": f"{NEW}:3"}

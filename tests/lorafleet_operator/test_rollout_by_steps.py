@@ -192,6 +192,14 @@ def ended(result: str, reason: str = "") -> float:
     return value or 0.0
 
 
+def test_ends_are_counted_from_zero() -> None:
+    """A series that begins at one is no increase to Prometheus."""
+    found = [sample.labels for sample in metrics.ROLLOUTS.collect()[0].samples if sample.name.endswith("_total")]
+    reasons = {one["reason"] for one in found if one["result"] == "RolledBack"}
+    assert reasons == {"AnalysisFailed", "ProgressDeadlineExceeded", "Aborted"}
+    assert {one["result"] for one in found} == {"Promoted", "RolledBack", "Superseded"}
+
+
 def weight() -> float | None:
     labels = {"namespace": NAMESPACE, "base": BASE, "adapter": "a"}
     return metrics.REGISTRY.get_sample_value("lorafleet_operator_rollout_weight", labels)

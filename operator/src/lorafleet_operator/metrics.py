@@ -5,7 +5,9 @@ from typing import Final
 
 from lorafleet_common.metrics import MetricTable
 from lorafleet_common.sockets import WHY_ENDED
+from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterCounts, AdapterStatus
+from lorafleet_contract.rollout import RolloutResult
 
 METRICS: Final = MetricTable()
 TABLE, REGISTRY = METRICS.lines, METRICS.registry
@@ -94,6 +96,14 @@ ROLLOUTS = METRICS.counter(
     "result",
     "reason",
 ).metric
+for _result, _reason in (
+    (RolloutResult.PROMOTED, ""),
+    (RolloutResult.SUPERSEDED, ""),
+    (RolloutResult.ROLLED_BACK, Reason.ANALYSIS_FAILED),
+    (RolloutResult.ROLLED_BACK, Reason.PROGRESS_DEADLINE_EXCEEDED),
+    (RolloutResult.ROLLED_BACK, Reason.ABORTED),
+):
+    ROLLOUTS.labels(_result, _reason)  # a series that begins at one is no increase to Prometheus
 
 
 def count_results(before: AdapterStatus, after: AdapterStatus) -> None:

@@ -230,7 +230,7 @@ def _begun(given: Given) -> RolloutStatus:
         step_index=0,
         num_steps=len(given.plan.steps),
         steps_hash=given.plan.hash,
-        spent_promotion=given.promote or None,
+        spent_promotion=given.promote if given.promote.partition(":")[0] == given.revision else None,
         failures=0,
     )
 
