@@ -13,10 +13,11 @@ from support.simulated_fleet import Fleet, simulated_fleet, until
 from lorafleet_contract.admin import AdapterState, Residency, Tier
 from lorafleet_contract.resources import AdapterStatus, Condition
 from lorafleet_operator.decide.adapter_status import adapter_status
+from lorafleet_operator.decide.canary import rollout_plan
 from lorafleet_operator.decide.conditions import condition_of
 from lorafleet_operator.decide.intent import resolve_key
 from lorafleet_operator.decide.plan import plan_of
-from lorafleet_operator.decide.progress import next_deadline, obstacles
+from lorafleet_operator.decide.progress import next_deadline, next_step, obstacles
 from lorafleet_operator.decide.views import ObservedPod
 
 OLD, NEW = v.artifact("french"), v.artifact("french-v2")
@@ -199,3 +200,68 @@ async def test_a_stuck_switch_is_reported_in_time_and_ends_well(fleet: Fleet) ->
     await until("ready", lambda: fleet.is_ready("french"))
     assert "rollout" not in fleet.status("french")
     assert fleet.status("french")["stableRevision"] == status["desiredRevision"]
+
+
+STEPS: dict[str, Any] = {"steps": [{"setWeight": 5}, {"pause": {"durationSeconds": 60}}]}
+
+
+def place(status: AdapterStatus) -> tuple[Any, ...]:
+    rollout = status.rollout
+    assert rollout is not None
+    shares = [share.weight for share in status.traffic or ()]
+    return rollout.phase, rollout.step_index, rollout.ready_pods, shares
+
+
+def test_by_steps_nothing_is_asked_of_it_before_every_pod_can_answer() -> None:
+    story, both = Story(rollout=STEPS), pods([answers, loaded], [answers, loaded])
+    assert place(story.at(0, pods([answers, loaded], [answers, loads]))) == ("Loading", 0, 1, [100])
+    assert story.at(599, pods([answers, loads])).rollout is not None
+    assert ready(story.at(600, pods([answers, loads]))).reason == EXCEEDED, (
+        "a step has not begun: its time is that of loading"
+    )
+    assert place(story.at(700, both)) == ("Progressing", 1, 2, [95, 5])
+    assert ready(story.at(701, both)).reason == "CanaryStep"
+    assert ready(story.at(759, pods([answers, loads]))).reason == "CanaryStep", "no deadline of loading"
+    assert place(story.at(760, pods([answers, loads]))) == ("Progressing", 1, 2, [95, 5])
+    assert place(story.at(761, both)) == ("Promoting", 2, 2, [95, 5])
+    assert ready(story.at(762, both)).reason == "Loading"
+    assert ready(story.at(1361, both)).reason == EXCEEDED
+    found = story.at(1362, pods([v.entry("french", stable=False), v.entry("french-v2")]))
+    assert (found.rollout, [share.weight for share in found.traffic or ()]) == (None, [100])
+    assert found.history[0].result == "Promoted"
+
+
+def test_by_steps_without_a_pod_that_serves_it_does_not_begin() -> None:
+    story = Story(rollout=STEPS)
+    down = [v.seen(answers, loaded, pod=v.pod("p0", ready=False))]
+    assert story.at(0, down).rollout is None
+    assert story.at(1, []).rollout is None
+    story.at(2, pods([answers, loads]))
+    assert story.at(3, down).rollout is None, "it begins anew"
+    story.at(4, pods([answers, loaded]))
+    assert place(story.at(5, down))[:2] == ("Progressing", 1), "a step goes on"
+    assert place(story.at(6, []))[:2] == ("Paused", 1), "and waits where there is no pod at all"
+    leaving = [v.seen(answers, loaded, pod=v.pod("p0", leaving=True))]
+    assert place(story.at(7, leaving))[:2] == ("Paused", 1)
+    assert place(story.at(8, pods([answers, loaded])))[:2] == ("Progressing", 1)
+
+
+def test_by_steps_a_suspended_adapter_begins_none() -> None:
+    story = Story(rollout=STEPS)
+    story.status |= {
+        "artifact": NEW.model_dump(mode="json", by_alias=True),
+        "stableArtifact": OLD.model_dump(mode="json", by_alias=True),
+    }
+    assert story.at(0, pods([answers, loaded]), suspend=True).rollout is None
+    story.at(1, pods([answers, loaded]))
+    assert place(story.at(2, pods([answers, loaded]), suspend=True))[:2] == ("Paused", 1)
+
+
+def test_next_step_is_that_of_the_first_that_is_timed() -> None:
+    story = Story(rollout=STEPS)
+    found = story.at(0, pods([answers, loaded])).rollout
+    plan = rollout_plan(v.adapter(rollout=STEPS), None)
+    later = found.model_copy(update={"step_start_time": NOW + timedelta(seconds=5)}) if found is not None else None
+    assert next_step([(plan, later), (plan, found), (None, found), (plan, None)], NOW) == 60
+    assert next_step([(None, found), (plan, None)], NOW) is None
+    assert next_step([(plan, found)], NOW + timedelta(seconds=61)) == 599, "its deadline"

@@ -1,6 +1,7 @@
 """Which revision the bare name means on pods and in status, what history keeps, and when a revision may leave."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,9 @@ from support.operator_views import NOW
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency, Tier
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import ArtifactStatus, HistoryEntry
+from lorafleet_contract.rollout import RolloutResult, RolloutStatus, TrafficShare
 from lorafleet_operator.decide.accept import Refusal
+from lorafleet_operator.decide.canary import rollout_plan
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.rollout import (
     MAX_HISTORY,
@@ -240,3 +243,138 @@ def test_it_may_be_lost_which_revision_was_replaced() -> None:
     for revision in (OLD.revision, OTHER.revision):
         assert not may_leave(given, revision, NEW.revision, NOW)
         assert may_leave(given, revision, NEW.revision, switched + SWITCH_GRACE)
+
+
+STEPS: list[dict[str, Any]] = [{"setWeight": 5}, {"pause": {}}]
+
+
+def by_steps(phase: str, content: ArtifactStatus = NEW, **more: Any) -> RolloutStatus:
+    """How far a revision is, of a rollout by STEPS."""
+    plan = rollout_plan(v.adapter(rollout={"steps": STEPS}), None)
+    assert plan is not None
+    times = {"start_time": NOW - timedelta(hours=1), "last_progress_time": NOW - timedelta(hours=1)}
+    given = {"revision": content.revision, "phase": phase, "steps_hash": plan.hash, **times, **more}
+    return RolloutStatus.model_validate(given)
+
+
+def stepped(
+    rollout: RolloutStatus | None,
+    *,
+    desired: ArtifactStatus | None = NEW,
+    artifact: ArtifactStatus = NEW,
+    history: Sequence[tuple[ArtifactStatus, datetime]] = (),
+    traffic: Sequence[tuple[ArtifactStatus, int]] = (),
+    steps: list[dict[str, Any]] | None = None,
+    **more: Any,
+) -> Intent:
+    """An adapter by steps, of which OLD is published; status was written while `artifact` was wanted."""
+    entries = [HistoryEntry(revision=a.revision, digest=a.digest, since=since) for a, since in history]
+    shares = [TrafficShare(revision=a.revision, weight=weight) for a, weight in traffic]
+    adapter = v.adapter(rollout={"steps": STEPS if steps is None else steps})
+    status = adapter.status.model_copy(
+        update={"rollout": rollout, "artifact": artifact, "history": entries, "traffic": shares or None}
+    )
+    given = intent(desired=desired, rollout=rollout_plan(adapter, None), **more)
+    return replace(given, adapter=adapter.model_copy(update={"status": status}))
+
+
+@pytest.mark.parametrize("phase", [None, "Loading", "Progressing", "Paused", "RolledBack"])
+def test_the_name_moves_by_steps_when_all_are_done(phase: str | None) -> None:
+    ready = [has(new())]
+    before = by_steps(phase) if phase is not None else None
+    assert target_of(stepped(before), ready) == OLD.revision
+    assert target_of(stepped(before), [MOVED]) == OLD.revision, "also where a pod has moved already"
+    assert target_of(stepped(by_steps("Promoting")), ready) == NEW.revision
+    assert target_of(stepped(by_steps("Promoting")), [has(new()), has(old(), name="p1")]) == OLD.revision
+    assert target_of(stepped(by_steps("Promoting", OTHER)), ready) == OLD.revision, "another one is promoted"
+    assert target_of(stepped(by_steps("Promoting"), steps=[{"pause": {}}]), ready) == OLD.revision, "by other steps"
+    assert target_of(stepped(before, steps=[]), ready) == NEW.revision, "the steps were taken away"
+    assert target_of(stepped(before, stable=None), ready) == NEW.revision, "there is nothing to compare it with"
+
+
+def test_what_was_rolled_back_leaves_pods_unless_nothing_else_is_known() -> None:
+    back = by_steps("RolledBack")
+    assert stepped(back).artifacts == (OLD,)
+    assert stepped(back, steps=[]).artifacts == (NEW, OLD)
+    assert stepped(by_steps("Paused")).artifacts == (NEW, OLD)
+    assert stepped(by_steps("RolledBack", OTHER)).artifacts == (NEW, OLD)
+    lost = replace(stepped(back), stable=None)
+    assert lost.artifacts == (NEW,), "the stable one is published, and nobody knows yet what it is made of"
+
+
+def test_a_revision_that_has_a_part_of_the_requests_stays() -> None:
+    shared = stepped(by_steps("Paused"), traffic=[(OLD, 95), (OTHER, 5)])
+    assert not may_leave(shared, OTHER.revision, OLD.revision, NOW)
+    assert may_leave(stepped(None, traffic=[(OLD, 100), (OTHER, 0)]), OTHER.revision, OLD.revision, NOW)
+    assert may_leave(stepped(None, traffic=[(OLD, 100)]), OTHER.revision, OLD.revision, NOW)
+
+
+def ended(given: Intent, published: ArtifactStatus, rollout: RolloutStatus | None) -> list[tuple[str, str | None, Any]]:
+    found = history_after(given.adapter, given, published.revision, NOW, rollout)
+    return [(entry.revision, entry.result, entry.reason) for entry in found]
+
+
+AGO = NOW - timedelta(hours=1)
+STABLE = (OLD.revision, None, None)
+
+
+def test_history_says_what_was_promoted() -> None:
+    past = {"history": [(OLD, AGO)]}
+    promoted = (NEW.revision, "Promoted", None)
+    assert ended(stepped(by_steps("Promoting"), **past), NEW, None) == [promoted, STABLE]
+    plain = by_steps("Promoting").model_copy(update={"phase": None})
+    assert ended(stepped(plain, **past), NEW, None) == [(NEW.revision, None, None), STABLE]
+    assert ended(stepped(by_steps("Promoting", OTHER), desired=NEW, artifact=OTHER, **past), NEW, None) == [
+        (NEW.revision, None, None),
+        (OTHER.revision, "Superseded", None),
+        STABLE,
+    ]
+
+
+def test_history_says_once_what_was_rolled_back() -> None:
+    past = {"history": [(OLD, AGO)]}
+    back = by_steps("RolledBack", reason="Aborted", end_time=NOW - SECOND)
+    gone = (NEW.revision, "RolledBack", "Aborted")
+    for before in (None, by_steps("Paused"), by_steps("RolledBack", end_time=AGO), by_steps("RolledBack", OTHER)):
+        assert ended(stepped(before, **past), OLD, back) == [gone, STABLE]
+    assert (
+        history_after(stepped(None, **past).adapter, stepped(None, **past), OLD.revision, NOW, back)[0].since
+        == NOW - SECOND
+    )
+    assert ended(stepped(back, **past), OLD, back) == [STABLE], "it has been said"
+    assert ended(stepped(None, desired=None, **past), OLD, back) == [STABLE]
+    assert ended(stepped(None, desired=OTHER, **past), OLD, back) == [STABLE]
+    assert ended(stepped(by_steps("Loading"), **past), OLD, by_steps("Paused", reason="CanaryPaused")) == [STABLE]
+
+
+@pytest.mark.parametrize("phase", ["Loading", "Progressing", "Paused", "Promoting"])
+def test_history_says_what_another_revision_took_the_place_of(phase: str) -> None:
+    past = {"history": [(OLD, AGO)]}
+    gone = (NEW.revision, "Superseded", None)
+    before = by_steps(phase)
+    assert ended(stepped(before, desired=OTHER, **past), OLD, by_steps("Loading", OTHER)) == [gone, STABLE]
+    assert ended(stepped(before, desired=OLD, **past), OLD, None) == [gone, STABLE], "the stable one is wanted again"
+    assert ended(stepped(before, desired=None, **past), OLD, None) == [gone, STABLE], "what is wanted is not resolved"
+    assert ended(stepped(before, **past), OLD, before) == [STABLE]
+    assert ended(stepped(before, **past), OLD, None) == [STABLE], "it is the same that is wanted"
+    assert ended(stepped(before, desired=OTHER, artifact=OTHER, **past), OLD, None) == [STABLE], (
+        "nobody knows its digest"
+    )
+    assert ended(stepped(by_steps("RolledBack"), desired=OTHER, **past), OLD, None) == [STABLE], "that has been said"
+
+
+def test_history_keeps_the_stable_revision_however_many_were_given_up() -> None:
+    given = stepped(None)
+    entries = [
+        *(
+            HistoryEntry(revision=f"{number:012}", digest=NEW.digest, since=AGO, result=RolloutResult.ROLLED_BACK)
+            for number in range(MAX_HISTORY - 1)
+        ),
+        HistoryEntry(revision=OLD.revision, digest=OLD.digest, since=AGO),
+    ]
+    adapter = given.adapter.model_copy(update={"status": given.adapter.status.model_copy(update={"history": entries})})
+    back = by_steps("RolledBack", reason="Aborted", end_time=NOW)
+    longer = history_after(adapter, given, OLD.revision, NOW, back)
+    assert len(longer) == MAX_HISTORY
+    assert (longer[0].revision, longer[-1].revision) == (NEW.revision, OLD.revision)
+    assert longer[-1].since == AGO
