@@ -483,6 +483,71 @@ async def test_who_may_not_write_is_told_which_verb_is_missing(run: Any, kube: F
     assert "you lack the verb patch on loraadapters.lorafleet.io in namespace team" in ran.err
 
 
+def past(revision: str, **more: Any) -> Json:
+    return {"revision": revision, "digest": f"sha256:{revision}{'0' * 52}", "since": "2026-11-20T08:00:00Z", **more}
+
+
+V1 = past("aaaaaaaaaaa1", source={"name": "bucket", "path": "v1"})
+V2 = past("aaaaaaaaaaa2", source={"name": "bucket", "path": "v2"})
+GIVEN_UP = past("aaaaaaaaaaa3", result="RolledBack", source={"name": "bucket", "path": "v3"})
+OF_A_HUB = past("aaaaaaaaaaa4", source={"name": "hub", "repo": "a/b", "revision": "main"}, resolvedRevision="c0ffee")
+
+
+def with_history(*history: Json, stable: Json, desired: Json, **spec: Any) -> Json:
+    made = rolling(desiredRevision=desired["revision"], stableRevision=stable["revision"], history=list(history))
+    made["spec"] |= {"source": desired["source"], **spec}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "source"),
+    [
+        (with_history(V2, V1, stable=V2, desired=V2), [], V1["source"]),
+        (with_history(GIVEN_UP, V2, V1, stable=V2, desired=GIVEN_UP), [], V2["source"]),
+        (with_history(GIVEN_UP, V2, V1, stable=V2, desired=V2), [], V1["source"]),
+        (with_history(GIVEN_UP, V2, V1, stable=V2, desired=V2), ["--to-revision", "aaaaaaaaaaa3"], GIVEN_UP["source"]),
+        (with_history(V2, OF_A_HUB, stable=V2, desired=V2), [], {"name": "hub", "repo": "a/b", "revision": "c0ffee"}),
+        (with_history(OF_A_HUB, V1, stable=OF_A_HUB, desired=OF_A_HUB), [], V1["source"]),
+    ],
+)
+async def test_undo_asks_for_an_earlier_source_again(
+    run: Any, kube: FakeKube, body: Json, words: list[str], source: Json
+) -> None:
+    kube.put("loraadapters", body)
+    ran = await run("rollout", "undo", "french", *words)
+    assert ran.status == 0, ran.err
+    assert "again: source {name: " in ran.out
+    spec = kube.get("loraadapters", "team", "french")["spec"]
+    assert spec["source"] == source
+    assert "digest" not in spec
+
+
+async def test_undo_changes_a_digest_that_is_there(run: Any, kube: FakeKube) -> None:
+    kube.put("loraadapters", with_history(V2, V1, stable=V2, desired=V2, digest=V2["digest"]))
+    ran = await run("rollout", "undo", "french", "-o", "json")
+    assert ran.document["digest"] == kube.get("loraadapters", "team", "french")["spec"]["digest"] == V1["digest"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "said"),
+    [
+        (with_history(V2, GIVEN_UP, stable=V2, desired=V2), [], "has no revision to go back to"),
+        (with_history(V2, V1, stable=V2, desired=V2), ["--to-revision", "b"], "has no revision b"),
+        (
+            with_history(V2, past("aaaaaaaaaaa0"), stable=V2, desired=V2),
+            [],
+            "it is not known where revision aaaaaaaaaaa0",
+        ),
+    ],
+)
+async def test_what_cannot_be_undone_is_said(run: Any, kube: FakeKube, body: Json, words: list[str], said: str) -> None:
+    kube.put("loraadapters", body)
+    ran = await run("rollout", "undo", "french", *words)
+    assert ran.status == 3
+    assert said in ran.err
+    assert kube.get("loraadapters", "team", "french")["spec"]["source"] == V2["source"]
+
+
 async def test_rollout_watch_tells_each_change_and_ends_with_it(run: Any, kube: FakeKube) -> None:
     kube.put("loraadapters", rolling())
     steps = iter(

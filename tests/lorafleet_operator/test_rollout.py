@@ -188,12 +188,12 @@ def test_history_has_each_published_revision_once_at_its_head() -> None:
 
     given = intent(history=past(OLD))
     known = given.adapter.status.history
-    head = HistoryEntry(revision=NEW.revision, digest=NEW.digest, since=NOW)
+    head = HistoryEntry(revision=NEW.revision, digest=NEW.digest, since=NOW, source=NEW.source)
     assert after(given, NEW.revision) == [head, *known]
     assert after(given, OLD.revision) == known
     assert after(given, None) == known
     assert after(given, OTHER.revision) == known, "nobody knows what it is made of"
-    first = HistoryEntry(revision=OLD.revision, digest=OLD.digest, since=NOW)
+    first = HistoryEntry(revision=OLD.revision, digest=OLD.digest, since=NOW, source=OLD.source)
     assert after(intent(desired=None), OLD.revision) == [first], "of what status says that is stable"
     again = intent(history=past(OLD, NEW))
     assert [entry.revision for entry in after(again, NEW.revision)] == [a.revision for a in (NEW, OLD, NEW)]

@@ -255,6 +255,10 @@ class HistoryEntry(Observed):
     """Of a rollout by steps; None: the name moved to it at once."""
     reason: str | None = None
     """A Reason, of one that was given up."""
+    source: SourceRef | None = None
+    """What spec asked for then; None: an older operator wrote it."""
+    resolved_revision: str | None = None
+    """The hub commit, where the source has commits."""
 
     @property
     def was_stable(self) -> bool:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from lorafleet_contract.admin import AdapterState, Residency
-from lorafleet_contract.resources import AdapterResource, HistoryEntry
+from lorafleet_contract.resources import AdapterResource, ArtifactStatus, HistoryEntry
 from lorafleet_contract.rollout import RolloutPhase, RolloutResult, RolloutStatus
 from lorafleet_operator.decide.canary import revisions_of
 from lorafleet_operator.decide.intent import Intent
@@ -104,12 +104,12 @@ def history_after(
     if (ended := _given_up(adapter, intent, published, now, rollout)) is not None:
         history.insert(0, ended)
     if published is not None and (stable is None or stable.revision != published):
-        digest = next((a.digest for a in (*intent.artifacts, intent.stable) if a and a.revision == published), None)
+        artifact = next((a for a in (*intent.artifacts, intent.stable) if a and a.revision == published), None)
         before = adapter.status.rollout
         is_promoted = before is not None and before.phase is not None and before.revision == published
         result = RolloutResult.PROMOTED if is_promoted else None
-        if digest is not None:
-            stable = HistoryEntry(revision=published, digest=digest, since=now, result=result)
+        if artifact is not None:
+            stable = _entry(artifact, now, result)
             history.insert(0, stable)
     kept = history[:MAX_HISTORY]
     return kept if stable is None or stable in kept else [*kept[:-1], stable]
@@ -125,18 +125,27 @@ def _given_up(
         artifact, desired = adapter.status.artifact, intent.desired
         is_another = desired is None or desired.revision != before.revision
         if is_another and artifact is not None and artifact.revision == before.revision:
-            return _entry(before.revision, artifact.digest, now, RolloutResult.SUPERSEDED, None)
+            return _entry(artifact, now, RolloutResult.SUPERSEDED)
     if rollout is None or rollout.phase is not RolloutPhase.ROLLED_BACK or intent.desired is None:
         return None
     is_known = before is not None and (before.revision, before.end_time) == (rollout.revision, rollout.end_time)
     if is_known or intent.desired.revision != rollout.revision:
         return None
-    since = rollout.end_time or now
-    return _entry(rollout.revision, intent.desired.digest, since, RolloutResult.ROLLED_BACK, rollout.reason)
+    return _entry(intent.desired, rollout.end_time or now, RolloutResult.ROLLED_BACK, rollout.reason)
 
 
-def _entry(revision: str, digest: str, since: datetime, result: RolloutResult, reason: str | None) -> HistoryEntry:
-    return HistoryEntry(revision=revision, digest=digest, since=since, result=result, reason=reason)
+def _entry(
+    artifact: ArtifactStatus, since: datetime, result: RolloutResult | None, reason: str | None = None
+) -> HistoryEntry:
+    return HistoryEntry(
+        revision=artifact.revision,
+        digest=artifact.digest,
+        since=since,
+        result=result,
+        reason=reason,
+        source=artifact.source,
+        resolved_revision=artifact.resolved_revision,
+    )
 
 
 def may_leave(intent: Intent, revision: str, target: str | None, now: datetime) -> bool:

@@ -36,6 +36,8 @@ class Asked:
     """Of what waits; None: as long as it takes."""
     is_full: bool = False
     """Past all steps."""
+    revision: str | None = None
+    """To go back to; None: the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         output=options.get("output", "text"),
         timeout_seconds=options.get("timeout"),
         is_full=options.get("full", False),
+        revision=options.get("to_revision"),
     )
 
 
@@ -143,7 +146,10 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("--full", action="store_true", help="past all steps, also of a revision that was rolled back")
     about = "give the rollout up and return to the stable revision: annotate lorafleet.io/abort"
     abort = subcommands.add_parser("abort", help=about, description=about, allow_abbrev=False)
-    for command in (status, watch, promote, abort):
+    about = "ask for an earlier revision again: write its source into spec"
+    undo = subcommands.add_parser("undo", help=about, description=about, allow_abbrev=False)
+    undo.add_argument("--to-revision", metavar="REVISION", help="one of status.history [the one before]")
+    for command in (status, watch, promote, abort, undo):
         _add_options(command, has_everywhere=False)
         command.add_argument("name", metavar="ADAPTER", help="name of the LoraAdapter")
     return top

@@ -16,7 +16,15 @@ from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.decide.views import BaseKey, Snapshot
 from lorafleet_operator.kubectl.cli import NOT_READY, READY, Asked, Told
 from lorafleet_operator.kubectl.connect import Connection, connect
-from lorafleet_operator.kubectl.decision import abort_of, decision_lines, promotion_of
+from lorafleet_operator.kubectl.decision import (
+    UndoView,
+    abort_of,
+    decision_lines,
+    promotion_of,
+    source_of,
+    undo_lines,
+    undone,
+)
 from lorafleet_operator.kubectl.errors import NoSuchAdapter, NoSuchBase, NotUnderstood
 from lorafleet_operator.kubectl.explain import explanation_of
 from lorafleet_operator.kubectl.read import Reader
@@ -128,6 +136,17 @@ async def _rollout_abort(reader: Reader, namespace: str | None, asked: Asked) ->
     yield Told(view, partial(decision_lines, view))
 
 
+async def _rollout_undo(reader: Reader, namespace: str | None, asked: Asked) -> AsyncIterator[Told]:
+    adapter = await _read_adapter(reader, namespace, asked)
+    entry = undone(adapter, asked.revision)
+    source, digest = source_of(entry), entry.digest if adapter.spec.digest is not None else None
+    await reader.set_source(adapter, source, digest)
+    given = {name: value for name, value in source.items() if value is not None}
+    meta = adapter.metadata
+    view = UndoView(namespace=meta.namespace, name=meta.name, revision=entry.revision, source=given, digest=digest)
+    yield Told(view, partial(undo_lines, view))
+
+
 async def _read_adapter(reader: Reader, namespace: str | None, asked: Asked) -> AdapterResource:
     """Return an adapter as it is now."""
     assert asked.name is not None
@@ -202,4 +221,5 @@ COMMANDS: Final[dict[str, Command]] = {
     "rollout watch": _of(_rollout_watch),
     "rollout promote": _of(_rollout_promote),
     "rollout abort": _of(_rollout_abort),
+    "rollout undo": _of(_rollout_undo),
 }

@@ -1,11 +1,11 @@
-"""What a person decides about a rollout by steps, as the annotations that say it. Pure."""
+"""What a person decides about the revisions of an adapter, as what is written on it. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lorafleet_contract.base import Wire
 from lorafleet_contract.names import ANNOTATION_ABORT, ANNOTATION_PROMOTE
-from lorafleet_contract.resources import AdapterResource
+from lorafleet_contract.resources import AdapterResource, HistoryEntry
 from lorafleet_contract.rollout import RolloutPhase, RolloutStatus
 from lorafleet_operator.decide.canary import HOLDING
 from lorafleet_operator.kubectl.errors import NothingToDecide
@@ -64,6 +64,58 @@ def abort_of(adapter: AdapterResource) -> tuple[Decision, DecisionView]:
     promoted = ANNOTATION_PROMOTE in adapter.metadata.annotations
     annotations = {ANNOTATION_ABORT: rollout.revision, **({ANNOTATION_PROMOTE: None} if promoted else {})}
     return Decision(annotations), _view(adapter, rollout, ANNOTATION_ABORT, rollout.revision)
+
+
+def undone(adapter: AdapterResource, revision: str | None) -> HistoryEntry:
+    """Return the revision that spec asks for again: the stable one where another is wanted, else the one before it.
+
+    Args:
+        adapter: which one.
+        revision: one of its history; None chooses.
+
+    Raises:
+        NothingToDecide: there is none, or it is not known where it came from.
+    """
+    status = adapter.status
+    is_stable_wanted = status.stable_revision is not None and status.desired_revision != status.stable_revision
+
+    def is_meant(entry: HistoryEntry) -> bool:
+        if revision is not None:
+            return entry.revision == revision
+        return entry.was_stable and (entry.revision == status.stable_revision) == is_stable_wanted
+
+    found = next((entry for entry in status.history if is_meant(entry)), None)
+    if found is None:
+        which = f"revision {revision}" if revision is not None else "revision to go back to"
+        raise NothingToDecide(f"the history of {_title(adapter)} has no {which}")
+    if found.source is None:
+        raise NothingToDecide(f"it is not known where revision {found.revision} of {_title(adapter)} came from")
+    return found
+
+
+def source_of(entry: HistoryEntry) -> dict[str, str | None]:
+    """Return the source of a revision as spec has it, the commit named; None for what it lacks."""
+    assert entry.source is not None
+    given = entry.source.model_dump(by_alias=True)
+    return {**given, "revision": entry.resolved_revision or given["revision"]} if given["repo"] else given
+
+
+class UndoView(Wire):
+    """The answer of `undo`."""
+
+    namespace: str
+    name: str
+    revision: str
+    source: dict[str, str]
+    digest: str | None
+    """What was written into spec; None: spec had none, and has none."""
+
+
+def undo_lines(view: UndoView, painter: Painter) -> Iterator[str]:
+    """Yield what was written, for people."""
+    title = painter.paint(f"LoraAdapter {view.namespace}/{view.name}", Colour.STRONG)
+    source = ", ".join(f"{name}: {value}" for name, value in view.source.items())
+    yield f"{title}  asks for revision {view.revision} again: source {{{source}}}"
 
 
 def decision_lines(view: DecisionView, painter: Painter) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """What the API server shows to the one who asks: what is essential is an error where it is hidden, the rest a note.
 
-And the only thing that the plug-in writes: annotations of an adapter.
+And the only things that the plug-in writes: annotations of an adapter, and its source.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -114,9 +114,21 @@ class Reader:
         Raises:
             PluginError: they were not written.
         """
+        await self._patch(adapter, {"metadata": {"annotations": dict(annotations)}})
+
+    async def set_source(self, adapter: AdapterResource, source: Mapping[str, str | None], digest: str | None) -> None:
+        """Write where a LoraAdapter comes from; None in `source` takes a field away, no `digest` leaves that as it is.
+
+        Raises:
+            PluginError: it was not written.
+        """
+        spec: Json = {"source": dict(source)}
+        await self._patch(adapter, {"spec": spec if digest is None else {**spec, "digest": digest}})
+
+    async def _patch(self, adapter: AdapterResource, patch: Json) -> None:
         meta = adapter.metadata
         path = f"{collection(f'{GROUP}/{VERSION}', Kind.ADAPTER, meta.namespace)}/{meta.name}"
-        body = {"metadata": {"uid": meta.uid, "annotations": dict(annotations)}}
+        body = {**patch, "metadata": {"uid": meta.uid, **patch.get("metadata", {})}}
         query = {"fieldManager": FIELD_MANAGER}
         try:
             await self._api.request("PATCH", path, query=query, body=body, content_type=MERGE_PATCH)
