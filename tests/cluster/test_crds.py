@@ -23,6 +23,23 @@ VOLUME = {"volume": {"claimName": "models"}}
 DIGEST = "sha256:" + "0" * 64
 ANALYSIS = {"maxErrorPercent": 2, "maxErrorPercentOverStable": 1, "maxLatencyPercentOverStable": 20}
 STEPS = [{"setWeight": 5}, {"pause": {"durationSeconds": 300}}]
+CHAT = [{"role": "system", "content": "x" * 4096}] * 8
+CHECK = {"name": "four", "prompt": "4 =", "expect": {"equals": "IV"}}
+VERIFY = {
+    "prompts": [
+        {**CHECK, "maxTokens": 4},
+        {
+            "name": "polite",
+            "messages": [{"role": "user", "content": "Hello"}],
+            "expect": {"matches": "(?i)hello|good day"},
+        },
+        {**CHECK, "name": "part", "expect": {"contains": "V"}},
+    ]
+}
+MOST_PROMPTS = [
+    {"name": f"p{number}", "messages": CHAT, "maxTokens": 256, "expect": {"matches": "[a-z]{1,9}|" * 23 + "x"}}
+    for number in range(16)
+]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +143,8 @@ ACCEPTED = {
     "steps of all kinds": lora(rollout={"steps": [*STEPS, {"setWeight": 5}, {"pause": {}}], "onFailure": "Pause"}),
     "analysis": lora(rollout={"analysis": ANALYSIS}),
     "analysis at its limits": lora(rollout={"analysis": {"windowSeconds": 10, "maxErrorPercent": 0, "failureLimit": 100}}),
+    "questions": lora(verify=VERIFY),
+    "questions at their limits": lora(verify={"prompts": MOST_PROMPTS, "timeoutSeconds": 600}),
     "no steps though its base has some": lora(rollout={"steps": []}),
     "sixteen steps": lora(rollout={"steps": [{"setWeight": number} for number in range(1, 17)]}),
     "steps for all adapters": base(lora={"rollout": {"steps": STEPS, "analysis": ANALYSIS, "onFailure": "Rollback"}}),
@@ -229,6 +248,23 @@ REFUSED = {
     "analysis of nothing": (lora(rollout={"analysis": {}}), "at least one of maxErrorPercent"),
     "window of no time": (lora(rollout={"analysis": {**ANALYSIS, "windowSeconds": 9}}), "windowSeconds"),
     "more errors than requests": (lora(rollout={"analysis": {"maxErrorPercent": 101}}), "maxErrorPercent"),
+    "no questions": (lora(verify={"prompts": []}), "verify.prompts"),
+    "too many questions": (lora(verify={"prompts": [*MOST_PROMPTS, {**CHECK, "name": "last"}]}), "must have at most 16 items"),
+    "two questions of a name": (lora(verify={"prompts": [CHECK, CHECK]}), "Duplicate value"),
+    "question without a prompt": (lora(verify={"prompts": [{"name": "a", "expect": {"equals": "x"}}]}), "exactly one of prompt, messages"),
+    "question of two": (lora(verify={"prompts": [{**CHECK, "messages": CHAT}]}), "exactly one of prompt, messages"),
+    "expectation of nothing": (lora(verify={"prompts": [{**CHECK, "expect": {}}]}), "exactly one of equals, contains, matches"),
+    "expectation of two": (
+        lora(verify={"prompts": [{**CHECK, "expect": {"equals": "x", "contains": "x"}}]}),
+        "exactly one of equals, contains, matches",
+    ),
+    "no pattern of RE2": (lora(verify={"prompts": [{**CHECK, "expect": {"matches": "(?=x)"}}]}), "matches"),
+    "unclosed pattern": (lora(verify={"prompts": [{**CHECK, "expect": {"matches": "("}}]}), "matches"),
+    "long answer": (lora(verify={"prompts": [{**CHECK, "maxTokens": 257}]}), "maxTokens"),
+    "message of a tool": (
+        lora(verify={"prompts": [{"name": "a", "messages": [{"role": "tool", "content": "x"}], "expect": {"equals": "x"}}]}),
+        "role",
+    ),
     "unknown failure": (lora(rollout={"onFailure": "Panic"}), "rollout.onFailure"),
     "weight that falls for all": (base(lora={"rollout": {"steps": [*STEPS, {"setWeight": 4}]}}), "a weight must not be lower"),
     "unknown field of an adapter": (lora(canary={}), "canary"),

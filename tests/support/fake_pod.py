@@ -42,6 +42,8 @@ class Library:
     failures: dict[str, admin.AdminError] = field(default_factory=dict)
     """Path or repo -> what a resolution of it is answered."""
     load_failures: dict[str, Reason] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+    """Content -> what it answers to everything; else it repeats the question."""
 
     def resolve(self, ref: SourceRef) -> ResolvedSource:
         """Pin a reference.
@@ -144,6 +146,10 @@ class FakePod:
         self.refused: list[admin.CatalogueWrite] = []
         self.faults: list[str] = []
         self.num_resolved = 0
+        self.asked: list[admin.AskRequest] = []
+        self.ask_error: tuple[int, admin.AdminError] | None = None
+        """What questions are answered."""
+        self.ask_seconds = 0.0
         self.num_whole = 0
         """Answers to polls that brought the state."""
         self.resolve_seconds = 0.0
@@ -357,6 +363,7 @@ class FakePod:
         admin_app.router.add_put("/admin/v1/adapters", self._put_adapters)
         admin_app.router.add_get("/admin/v1/adapters/{name:.+}", self._get_adapter)
         admin_app.router.add_post("/admin/v1/resolve", self._post_resolve)
+        admin_app.router.add_post("/admin/v1/ask", self._post_ask)
         public_app.router.add_get("/health", self._health)
         public_app.router.add_get("/ready", self._ready)
         for app, port in ((admin_app, admin_port), (public_app, public_port)):
@@ -438,6 +445,30 @@ class FakePod:
         if question.expected_digest not in (None, resolved.digest):
             raise Refused(422, admin.AdminError(reason=Reason.DIGEST_MISMATCH, message=f"it has {resolved.digest}"))
         return _json(admin.ResolveAnswer(resolved=resolved))
+
+    async def _post_ask(self, request: web.Request) -> web.Response:
+        return _json(await self.ask(admin.AskRequest.model_validate_json(await request.read())))
+
+    async def ask(self, question: admin.AskRequest) -> admin.AskAnswer:
+        """What a revision answers.
+
+        Raises:
+            Refused: it does not.
+        """
+        self.asked.append(question)
+        await asyncio.sleep(self.ask_seconds)
+        if self.ask_error is not None:
+            raise Refused(*self.ask_error)
+        entry = self.entries.get((question.name, question.revision))
+        if entry is None or entry.state is not admin.AdapterState.READY:
+            message = f"adapter {question.name} has no revision {question.revision} here"
+            raise Refused(503, admin.AdminError(reason=Reason.PENDING, message=message, retryable=True))
+        source = entry.entry.source
+        place = source.ref.path or source.ref.repo or ""
+        said = question.prompt or "".join(message.content for message in question.messages or ())
+        found = {hashlib.sha256(content.encode()).hexdigest(): text for content, text in self.library.answers.items()}
+        text = found.get(source.files[0].sha256, f"{place}: {said}")
+        return admin.AskAnswer(text=text, finish_reason="stop", num_tokens=1)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")

@@ -76,6 +76,8 @@ class VirtualPod(FakePod):
         elif method == "PUT":
             assert isinstance(body, admin.CatalogueWrite)
             self.take(body)
+        elif isinstance(body, admin.AskRequest):
+            return await self.ask(body)
         else:
             assert isinstance(body, admin.ResolveRequest)
             self.num_resolved += 1

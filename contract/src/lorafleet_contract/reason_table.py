@@ -92,6 +92,19 @@ STANDING: Final = {
         "A person gave the rollout of the revision up by the annotation `lorafleet.io/abort`.",
         "Put another source into spec; or take the annotation away and annotate `lorafleet.io/retry` with a new value.",
     ),
+    Reason.VERIFYING: About(
+        "A pod that has loaded the new revision is asked the questions of `spec.verify`; no request reaches it yet."
+    ),
+    Reason.VERIFY_UNAVAILABLE: About(
+        "The questions of `spec.verify` could not be asked; the message says why. What served before goes on serving, and it is tried "
+        "again and again.",
+        "Look at the pod that the message names. One whose version has no `/admin/v1/ask` has to be replaced, or `spec.verify` taken away.",
+    ),
+    Reason.VERIFY_FAILED: About(
+        "The new revision does not answer a question of `spec.verify` as it must; the message names the check and shows the answer. "
+        "No request has reached it; what served before goes on serving.",
+        "Train another one, or mend the check. To ask the same once more, annotate `lorafleet.io/retry` with a new value.",
+    ),
     Reason.SERVING: About("The wanted revision is answered."),
     Reason.RESIDENT: About("It is in device memory wherever it was placed."),
     Reason.DRAINING: About("It is being unloaded and waits for requests that run."),

@@ -23,6 +23,7 @@ from lorafleet_contract.sources import (
     VolumePlace,
     check_relative,
 )
+from lorafleet_contract.verify import VerifySpec, VerifyStatus
 
 
 class ModelFromHub(Observed):
@@ -170,6 +171,8 @@ class AdapterSpec(Observed):
     placement: PlacementSpec = PlacementSpec()
     unload: UnloadSpec = UnloadSpec()
     rollout: RolloutSpec = RolloutSpec()
+    verify: VerifySpec | None = None
+    """What a new revision has to answer before any request reaches it."""
     suspend: bool = False
     """Changes of source, digest and placement are not acted on while true; what serves goes on serving."""
 
@@ -294,6 +297,8 @@ class AdapterStatus(Observed):
     rollout: RolloutStatus | None = None
     traffic: list[TrafficShare] | None = None
     """Of the bare name, the stable revision first; sums to 100. None: all goes to the stable one."""
+    verify: VerifyStatus | None = None
+    """Of the desired revision."""
     conditions: list[Condition] = []
 
 

@@ -71,6 +71,11 @@ BASES_LEFT = METRICS.gauge(
     "Base models that are left alone because another operator works on them, by namespace/Lease of that one.",
     "operator",
 ).metric
+VERIFICATIONS = METRICS.counter(
+    "lorafleet_operator_verifications_total",
+    "New revisions that were asked the questions of spec.verify, by result: passed; failed; unanswered (asked again).",
+    "result",
+).metric
 GATEWAYS = METRICS.gauge(
     "lorafleet_operator_gateways",
     "Gateways that are asked what they counted, while a rollout is judged by it: heard, silent (10 s without an answer).",

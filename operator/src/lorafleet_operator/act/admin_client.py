@@ -75,6 +75,11 @@ class AdminClient:
         raw = await self._request("POST", ip, "/admin/v1/resolve", token, RESOLVE_SECONDS, body=request)
         return _parsed(admin.ResolveAnswer, raw)
 
+    async def ask(self, ip: str, token: str, request: admin.AskRequest, *, limit_seconds: float) -> admin.AskAnswer:
+        """Return what a revision answers."""
+        raw = await self._request("POST", ip, "/admin/v1/ask", token, limit_seconds, body=request)
+        return _parsed(admin.AskAnswer, raw)
+
     def _state(self, raw: bytes) -> admin.PodState:
         return _understood(admin.PodState, self._states.read, raw)
 

@@ -30,6 +30,7 @@ from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
+from lorafleet_operator.act.verify import Questions, Verifier
 from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
@@ -50,10 +51,19 @@ from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
-from lorafleet_operator.decide.plan import Plan, changes_of, next_leave, plan_of, questions_of, released
+from lorafleet_operator.decide.plan import (
+    Plan,
+    changes_of,
+    next_leave,
+    plan_of,
+    questions_of,
+    released,
+    verifications_of,
+)
 from lorafleet_operator.decide.progress import next_deadline, next_step
 from lorafleet_operator.decide.remembered import Remembered
 from lorafleet_operator.decide.rollout import SWITCH_GRACE
+from lorafleet_operator.decide.verify import VerifyKey
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -80,6 +90,7 @@ class Tools:
     watches: PodWatches
     executor: Executor
     resolver: Resolver
+    verifier: Verifier
     fences: Fences
     operators: Operators
     writer: StatusWriter
@@ -90,6 +101,7 @@ class Tools:
     async def close(self) -> None:
         """End what is under way on pods."""
         await self.resolver.close()
+        await self.verifier.close()
         await self.executor.close()
         await self.watches.close()
 
@@ -184,6 +196,7 @@ class Reconciler:
         """Stop working on a base."""
         self._tools.watches.sync(key, (), "")
         self._tools.resolver.want(key, {}, "")
+        self._tools.verifier.want(key, {}, "")
         self._forget(key)
         self._weights.tell(key, {})
         self._judging.forget(key)
@@ -219,9 +232,10 @@ class Reconciler:
         auto = self._auto.of(snapshot, base, pods, now=monotonic())
         if (seconds := self._auto.next_window(it.key, now=monotonic())) is not None:
             it.look_again(seconds)
-        plan = plan_of(snapshot, pods, self._tools.resolver.answers(), auto)
+        plan = plan_of(snapshot, pods, self._tools.resolver.answers(), auto, self._tools.verifier.verdicts())
         await asyncio.sleep(0)
         self._resolve(it, plan, pods, token)
+        self._verify(it, plan, pods, token)
         unheld = await self._hold(it, plan)
         retried = self._retries.due(base, snapshot.adapters)
         may_write = await it.attempt(self._tools.fences.rise(it.key, pods, generation=self._tools.executor.generation))
@@ -277,6 +291,14 @@ class Reconciler:
             alive=_ips(patient),
             occasions=[("generation", base.metadata.generation), ("retry", retry), *boots],
         )
+
+    def _verify(self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], token: str) -> None:
+        wanted: dict[VerifyKey, Questions] = {}
+        for key, (intent, able) in verifications_of(plan, pods).items():
+            assert intent.adapter.spec.verify is not None
+            addresses = {pod.pod.ip: pod.pod.name for pod in able if pod.pod.ip is not None}
+            wanted[key] = Questions(intent.adapter.spec.verify, addresses)
+        self._tools.verifier.want(it.key, wanted, token)
 
     async def _hold(self, it: _Pass, plan: Plan) -> frozenset[str]:
         """Finalizers first: what a pod is told, somebody has to take back. Returns the names that have none."""

@@ -149,6 +149,20 @@ def _is_taking_steps(given: Standing) -> Finding | None:
     return Finding(reason, message, is_stalled=not is_waiting)
 
 
+def _is_unverified(given: Standing) -> Finding | None:
+    """The revision does not answer as it must, or has not been asked yet by whoever has it."""
+    verdict = given.lineup.intent.verdict
+    if given.is_served or verdict is None or verdict.is_passed:
+        return None
+    message = f"revision {given.desired.revision}: {verdict.words}"
+    if verdict.is_passed is False:
+        return Finding(Reason.VERIFY_FAILED, message, is_stalled=True)
+    if given.num_answering == 0:
+        return None
+    reason = Reason.VERIFY_UNAVAILABLE if verdict.message else Reason.VERIFYING
+    return Finding(reason, message, is_stalled=given.is_overdue)
+
+
 def _has_no_room(given: Standing) -> Finding | None:
     """Everywhere it is known, it could be loaded only in the place of what is pinned."""
     if given.is_served:
@@ -248,11 +262,19 @@ READINESS: Final[Chain[Standing, Finding]] = (
             Reason.CANARY_PAUSED,
             Reason.ANALYSIS_FAILED,
             Reason.ABORTED,
+            Reason.VERIFY_FAILED,
             Reason.PROGRESS_DEADLINE_EXCEEDED,
         ),
         "Wait, or see `kubectl lorafleet rollout status`. What was rolled back is tried again with another source, or when "
         "`lorafleet.io/retry` is annotated with a new value.",
         _is_taking_steps,
+    ),
+    Check(
+        "The revision answers the questions of `spec.verify` as it must, or is served already.",
+        (Reason.VERIFYING, Reason.VERIFY_UNAVAILABLE, Reason.VERIFY_FAILED),
+        "Wait, or look at the check that the message names. The same revision is asked again when a question of `spec.verify` is "
+        "another one, or `lorafleet.io/retry` is annotated with a new value.",
+        _is_unverified,
     ),
     Check(
         "Some pod has room for the revision beside what is pinned there.",

@@ -31,6 +31,7 @@ from lorafleet_operator.decide.conditions import (
 from lorafleet_operator.decide.place import Placement
 from lorafleet_operator.decide.progress import is_overdue, num_serving, rollout_after
 from lorafleet_operator.decide.rollout import history_after, published_after
+from lorafleet_operator.decide.verify import verify_after
 from lorafleet_operator.decide.views import ObservedPod
 
 MAX_PLACEMENTS: Final = 64
@@ -81,6 +82,7 @@ def adapter_status(
         placement=adapter.placement,
         rollout=rollout,
         traffic=traffic_of(intent.rollout, published, rollout) if intent.rollout and published else None,
+        verify=verify_after(adapter, intent.desired, intent.verdict, now),
         conditions=with_times(verdicts, adapter.status.conditions, generation=adapter.metadata.generation, now=now),
     )
 

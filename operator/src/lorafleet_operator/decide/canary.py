@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from lorafleet_contract.names import ANNOTATION_RETRY
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, BaseModelResource
 from lorafleet_contract.rollout import (
@@ -23,6 +22,7 @@ from lorafleet_contract.rollout import (
     Step,
     TrafficShare,
 )
+from lorafleet_operator.decide.verify import try_of
 
 HASH_LENGTH: Final = 12
 WHOLE: Final = 100
@@ -45,7 +45,7 @@ class RolloutPlan:
     on_failure: OnFailure = OnFailure.ROLLBACK
     progress_deadline_seconds: int = 600
     retry: str = ""
-    """Value of the annotation that asks for another try."""
+    """What makes another try of the same revision: an annotation, and what it has to answer."""
 
     @property
     def hash(self) -> str:
@@ -69,7 +69,7 @@ def rollout_plan(adapter: AdapterResource, base: BaseModelResource | None) -> Ro
         analysis=own.analysis or default.analysis,
         on_failure=own.on_failure or default.on_failure,
         progress_deadline_seconds=own.progress_deadline_seconds,
-        retry=adapter.metadata.annotations.get(ANNOTATION_RETRY, ""),
+        retry=try_of(adapter),
     )
 
 
@@ -101,6 +101,8 @@ class Given:
     abort: str = ""
     """What a person asks for: values of annotations."""
     is_suspended: bool = False
+    unverified: str | None = None
+    """How the revision fails the questions of its owner; None where it does not, or is asked none."""
     is_idle: bool = False
     """The base has no pod."""
 
@@ -114,6 +116,8 @@ def advance(given: Given) -> RolloutStatus:
         return _given_up(given, it, Reason.ABORTED, "a person gave it up")
     if given.is_suspended:
         return _held(it, Reason.SUSPENDED, "suspended: no step is taken")
+    if given.unverified is not None:
+        return _given_up(given, it, Reason.VERIFY_FAILED, given.unverified)
     if _is_asked(given, it, given.revision):
         return _promoting(given, it, "a person promoted it")
     if given.is_idle:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
+from typing import Final
 
 from lorafleet_contract.admin import AdapterState
 from lorafleet_contract.names import ANNOTATION_RETRY
@@ -11,6 +13,7 @@ from lorafleet_contract.rollout import RolloutPhase
 from lorafleet_contract.sources import SourceRef
 from lorafleet_operator.decide.accept import Refusal, refusal_of
 from lorafleet_operator.decide.canary import RolloutPlan, current, rollout_plan
+from lorafleet_operator.decide.verify import Verdict, VerifyKey, verdict_of
 from lorafleet_operator.decide.views import ObservedPod, Snapshot
 
 
@@ -47,6 +50,7 @@ class RevisionKey:
 Question = ResolveKey | RevisionKey
 """What only pods can answer."""
 Resolutions = Mapping[Question, ArtifactStatus | ResolveFailure]
+NO_VERDICTS: Final[Mapping[VerifyKey, Verdict]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Intent:
     """The published revision, where status does not say what it is made of."""
     rollout: RolloutPlan | None = None
     """By which steps the desired revision takes the place of the published one; None: at once."""
+    verdict: Verdict | None = None
+    """Whether the desired revision answers as it must; None where nothing is asked of it."""
 
     @property
     def name(self) -> str:
@@ -93,12 +99,22 @@ class Intent:
         if not self.is_served:
             return ()
         desired = self.desired if self.refusal is None else None
-        if self.phase is RolloutPhase.ROLLED_BACK and self.stable is not None:
+        if self.is_given_up and self.stable is not None:
             desired = None
         both = (desired, self.stable)
         if desired is not None and self.stable is not None and desired.revision == self.stable.revision:
             both = (desired, None)
         return tuple(artifact for artifact in both if artifact is not None)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the desired revision is not to take the place of the published one, as it was found bad."""
+        return self.phase is RolloutPhase.ROLLED_BACK or (self.verdict is not None and self.verdict.is_passed is False)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether nothing is asked of the desired revision that it has not answered as it must."""
+        return self.verdict is None or self.verdict.is_passed is True
 
     @property
     def phase(self) -> RolloutPhase | None:
@@ -122,14 +138,23 @@ def resolve_key(adapter: AdapterResource) -> ResolveKey:
     return ResolveKey(adapter.metadata.uid, adapter.spec.source, adapter.spec.digest, retry)
 
 
-def intents_of(snapshot: Snapshot, pods: Iterable[ObservedPod], resolutions: Resolutions) -> tuple[Intent, ...]:
+def intents_of(
+    snapshot: Snapshot,
+    pods: Iterable[ObservedPod],
+    resolutions: Resolutions,
+    verdicts: Mapping[VerifyKey, Verdict] = NO_VERDICTS,
+) -> tuple[Intent, ...]:
     """Return what is wanted of each adapter of a base."""
     observed = tuple(pods)
-    return tuple(_intent(adapter, snapshot, observed, resolutions) for adapter in snapshot.adapters)
+    return tuple(_intent(adapter, snapshot, observed, resolutions, verdicts) for adapter in snapshot.adapters)
 
 
 def _intent(
-    adapter: AdapterResource, snapshot: Snapshot, pods: tuple[ObservedPod, ...], resolutions: Resolutions
+    adapter: AdapterResource,
+    snapshot: Snapshot,
+    pods: tuple[ObservedPod, ...],
+    resolutions: Resolutions,
+    verdicts: Mapping[VerifyKey, Verdict],
 ) -> Intent:
     claim = snapshot.claims.get(adapter.served_name)
     owns_name = claim is None or claim.uid == adapter.metadata.uid
@@ -154,6 +179,7 @@ def _intent(
         published_at=snapshot.published_at.get(adapter.metadata.uid),
         lost=lost,
         rollout=rollout_plan(adapter, snapshot.base),
+        verdict=verdict_of(adapter, desired, published, verdicts),
     )
 
 

@@ -15,10 +15,18 @@ from lorafleet_operator.decide.catalogue import (
     wants_of,
 )
 from lorafleet_operator.decide.diff import Alike, PodChange, change_of
-from lorafleet_operator.decide.intent import Intent, Question, Resolutions, intents_of, resolve_key
+from lorafleet_operator.decide.intent import (
+    NO_VERDICTS,
+    Intent,
+    Question,
+    Resolutions,
+    intents_of,
+    resolve_key,
+)
 from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.place import Placement, PodBudget, place
 from lorafleet_operator.decide.rollout import leaves_at, target_of
+from lorafleet_operator.decide.verify import Verdict, VerifyKey, is_told, verify_key
 from lorafleet_operator.decide.views import ObservedPod, Snapshot
 
 
@@ -37,7 +45,11 @@ class Plan:
 
 
 def plan_of(
-    snapshot: Snapshot, pods: Sequence[ObservedPod], resolutions: Resolutions, auto: Mapping[str, int] | None = None
+    snapshot: Snapshot,
+    pods: Sequence[ObservedPod],
+    resolutions: Resolutions,
+    auto: Mapping[str, int] | None = None,
+    verdicts: Mapping[VerifyKey, Verdict] = NO_VERDICTS,
 ) -> Plan:
     """Return which adapters go where; `auto` has adapter uid -> number of pods, of those with mode Auto."""
     base = snapshot.base
@@ -49,7 +61,7 @@ def plan_of(
             is_on_demand_refused=refused,
             guest=guest_limits(intent.adapter, base) if base is not None else None,
         )
-        for intent in intents_of(snapshot, pods, resolutions)
+        for intent in intents_of(snapshot, pods, resolutions, verdicts)
     )
     budgets = tuple(budgets_of(base, pods)) if base is not None else ()
     placement = place(budgets, wants_of(lineups, pods, auto or {}))
@@ -113,6 +125,19 @@ def questions_of(plan: Plan, pods: Sequence[ObservedPod]) -> dict[Question, list
         if (lost := intent.lost) is not None and intent.is_served:
             questions[lost] = [pod for pod in pods if pod.is_writable and pod.own(lost.name, lost.revision) is not None]
     return questions
+
+
+def verifications_of(plan: Plan, pods: Sequence[ObservedPod]) -> dict[VerifyKey, tuple[Intent, list[ObservedPod]]]:
+    """Return which revisions have to answer questions, until status says how they did, and the pods that can answer."""
+    found: dict[VerifyKey, tuple[Intent, list[ObservedPod]]] = {}
+    for intent in plan.intents:
+        if intent.verdict is None or intent.desired is None or intent.refusal is not None or not intent.is_served:
+            continue
+        key = verify_key(intent.adapter, intent.desired.revision)
+        if not (is_told(intent.adapter, key) or intent.adapter.spec.suspend):
+            able = [pod for pod in pods if pod.is_serving and pod.serves(intent.name, key.revision)]
+            found[key] = intent, sorted(able, key=lambda pod: pod.pod.name)
+    return found
 
 
 def released(

@@ -67,14 +67,18 @@ def _after_steps(
     if intent.refusal is not None or not (has_begun or is_seen) or (before is None and adapter.spec.suspend):
         return None
     annotations = adapter.metadata.annotations
-    can_answer = may_switch(intent.name, revision, pods)
+    obstacle = None if may_switch(intent.name, revision, pods) else obstacles(intent.name, revision, pods)
+    verdict = intent.verdict
+    if obstacle is None and verdict is not None and verdict.is_passed is None:
+        obstacle = verdict.words
     given = Given(
         plan,
         revision,
         before,
         now,
         num_ready=num_serving(intent.name, revision, pods),
-        obstacle=None if can_answer else obstacles(intent.name, revision, pods),
+        obstacle=obstacle,
+        unverified=verdict.words if verdict is not None and verdict.is_passed is False else None,
         window=window,
         promote=annotations.get(ANNOTATION_PROMOTE, ""),
         abort=annotations.get(ANNOTATION_ABORT, ""),

@@ -25,11 +25,14 @@ def target_of(intent: Intent, pods: Sequence[ObservedPod]) -> str | None:
     desired = intent.artifacts[0] if intent.artifacts else None
     if desired is None or desired.revision == intent.published or intent.adapter.spec.suspend:
         return intent.published
+    has_begun = _has_begun(intent.name, desired.revision, pods)
+    if not intent.is_verified and not has_begun:
+        return intent.published
     if intent.published is None:
         return desired.revision
     if intent.rollout is not None and intent.phase is not RolloutPhase.PROMOTING:
         return intent.published
-    may = _may_go_on if _has_begun(intent.name, desired.revision, pods) else may_switch
+    may = _may_go_on if has_begun else may_switch
     return desired.revision if may(intent.name, desired.revision, pods) else intent.published
 
 

@@ -28,6 +28,7 @@ from lorafleet_operator.act.reconcile import Reconciler, Tools
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
 from lorafleet_operator.act.strays import Strays
+from lorafleet_operator.act.verify import Verifier
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.cluster.handlers import EventSink, watch
 from lorafleet_operator.cluster.keys import admin_key
@@ -219,6 +220,7 @@ def _tools(
         watches=watches,
         executor=Executor(client, watches, wake),
         resolver=Resolver(client, wake, watches.doubt_address),
+        verifier=Verifier(client, wake),
         fences=Fences(lease),
         pod_events=PodEvents(api),
         gateways=gateways,
