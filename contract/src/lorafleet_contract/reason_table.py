@@ -76,7 +76,8 @@ STANDING: Final = {
     Reason.LOADING: About("Pods are loading the revision that is wanted."),
     Reason.PROGRESS_DEADLINE_EXCEEDED: About(
         "A revision does not become the stable one, and no further pod has loaded it for "
-        "`rollout.progressDeadlineSeconds`; the message names pods and what they say. What served before goes on serving."
+        "`rollout.progressDeadlineSeconds`; the message names pods and what they say. What served before goes on serving. "
+        "By steps: a step was not done for so long after its own time, and `onFailure` was followed."
     ),
     Reason.CANARY_STEP: About("The new revision gets a part of the requests, and is judged by what comes of them."),
     Reason.CANARY_PAUSED: About(
