@@ -68,6 +68,13 @@ def test_nobody_reads_secrets_of_others(plain: Rendered) -> None:
                 }
 
 
+def test_rights_on_inference_pools_come_with_their_value(helm: Helm, plain: Rendered) -> None:
+    given = helm.render(nested("operator.inferencePools", True)).one("ClusterRole", "lorafleet-operator")
+    more = rights(given) - rights(plain.one("ClusterRole", "lorafleet-operator"))
+    pools = ("inference.networking.k8s.io", "inferencepools", "")
+    assert more == {(*pools, verb) for verb in ("create", "patch", "delete")}
+
+
 def test_watched_namespaces_get_roles_instead(helm: Helm, plain: Rendered) -> None:
     values = merged({"watchNamespaces": ["team-a", "team-b"]}, nested("rbac.kindsEverywhere", False))
     rendered = helm.render(values)

@@ -73,6 +73,8 @@ class FakeKube:
         """While true everything is answered 503."""
         self.forbidden: set[tuple[str, str]] = set()
         """(plural, namespace) of what nobody may list, watch or write."""
+        self.unknown: set[str] = set()
+        """Plurals of kinds that it does not serve."""
         self.has_group = True
         """Whether discovery tells of the custom resources."""
         self.before: Callable[[str, str], None] | None = None
@@ -240,6 +242,8 @@ class FakeKube:
     def _answer(self, method: str, path: str, query: dict[str, str], text: str) -> tuple[int, Json]:
         plural, namespace, name, sub = _parsed(path)
         self._check_rights(path)
+        if plural in self.unknown:
+            raise Refused(404, "NotFound")
         key = (plural, namespace, name)
         body: Json = json.loads(text) if text else {}
         if method == "GET" and not name:
@@ -250,7 +254,9 @@ class FakeKube:
         if not is_dry:
             self.writes.append(f"{method} {path}")
         if method == "DELETE":
-            self._found(key)
+            wanted = body.get("preconditions", {}).get("uid")
+            if wanted not in (None, self._found(key)["metadata"]["uid"]):
+                raise Refused(409, "Conflict")
             self.delete(*key)
             return 200, {}
         if method == "POST":

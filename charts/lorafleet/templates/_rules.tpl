@@ -32,6 +32,11 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [create, list]
+{{- if .Values.operator.inferencePools }}
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [create, patch, delete]
+{{- end }}
 {{- end }}
 
 {{- define "lorafleet.gatewayKinds" -}}

@@ -64,6 +64,10 @@ class Reason(StrEnum):
     MINIMUM_AVAILABLE = "MinimumAvailable"
     INVALID_SPEC = "InvalidSpec"
     APPLY_FAILED = "ApplyFailed"
+    APPLIED = "Applied"
+    API_NOT_FOUND = "ApiNotFound"
+    """The cluster does not serve the kind of an object that is asked for."""
+    FORBIDDEN = "Forbidden"
 
     # admin API
     STALE_FENCE = "StaleFence"

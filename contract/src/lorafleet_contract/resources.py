@@ -11,6 +11,7 @@ from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.guests import Guests
 from lorafleet_contract.names import revision_of
 from lorafleet_contract.rollout import RolloutDefaults, RolloutResult, RolloutSpec, RolloutStatus, TrafficShare
+from lorafleet_contract.routing import AppliedObject, RoutingSpec
 from lorafleet_contract.sources import (
     AdapterFacts,
     AdapterSource,
@@ -110,6 +111,7 @@ class BaseModelSpec(Observed):
     """Strategic merge over the operator's pod template; its container is `engine`."""
     drain: DrainSpec = DrainSpec()
     rollout: BaseRollout = BaseRollout()
+    routing: RoutingSpec = RoutingSpec()
     allowed_namespaces: list[str] = []
     """Namespaces other than its own whose LoraAdapters may name this base; `*` is all."""
     suspend: bool = False
@@ -342,6 +344,7 @@ class BaseModelStatus(Observed):
     updated_replicas: int = 0
     selector: str | None = None
     url: str | None = None
+    inference_pool: AppliedObject | None = None
     capacity: BaseCapacity = BaseCapacity()
     adapters: AdapterCounts = AdapterCounts()
     reserved_names: list[ReservedName] = []

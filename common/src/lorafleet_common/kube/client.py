@@ -208,6 +208,17 @@ class KubeApi:
         """
         return (await self.request("PUT", path, body=body))[1]
 
+    async def delete(self, path: str, *, uid: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
+        """Delete the object of that uid.
+
+        Raises:
+            KubeNotFound: it is gone.
+            KubeConflict: another one has its name.
+            KubeError: it could not be deleted.
+        """
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        await self.request("DELETE", path, body=body, timeout_seconds=timeout_seconds)
+
     async def apply(
         self,
         path: str,

@@ -5,14 +5,16 @@ import json
 import logging
 from typing import Final
 
-from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeInvalid
+from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeInvalid, KubeNotFound
 from lorafleet_common.paths import Json
 from lorafleet_contract.names import MANAGED_BY
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
+from lorafleet_contract.routing import AppliedObject
 from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, deployment_facts
-from lorafleet_operator.decide.objects import Child, objects_of
+from lorafleet_operator.decide.inference_pool import PoolFacts, refused
+from lorafleet_operator.decide.objects import Child, inference_pool_of, inference_pools, objects_of
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import InvalidSpec, NotOurs
 
@@ -35,17 +37,20 @@ class Applier:
         """Path -> what was said of a Deployment that had nothing left to do, until the next resync."""
         self._generations: dict[str, int] = {}
         self._paths: dict[BaseKey, set[str]] = {}
+        self._pools: dict[str, PoolFacts] = {}
+        """Path of an InferencePool -> what became of it when it was applied last, until the next resync."""
 
     def forget(self, key: BaseKey) -> None:
         """Free what is known of the objects of a base that is gone."""
         for path in self._paths.pop(key, ()):
-            for known in (self._ours, self._applied, self._settled, self._generations):
+            for known in (self._ours, self._applied, self._settled, self._generations, self._pools):
                 known.pop(path, None)
 
     def forget_applied(self) -> None:
         """Apply everything again at the next occasion: somebody may have changed it."""
         self._applied.clear()
         self._settled.clear()
+        self._pools.clear()
 
     async def ensure(self, base: BaseModelResource) -> tuple[DeploymentFacts | None, ApplyProblem | None]:
         """Make the objects of a base what its spec says.
@@ -73,6 +78,56 @@ class Applier:
             return facts, ApplyProblem(Reason.APPLY_FAILED, error.message)
         return facts, None
 
+    async def ensure_pool(self, base: BaseModelResource) -> PoolFacts:
+        """Make the InferencePool of a base what its spec says, or take away the one that was made before.
+
+        Raises:
+            KubeError: the API server did not answer as it should; trying again may help.
+        """
+        child, applied = inference_pool_of(base), base.status.inference_pool
+        if child is None:
+            return await self._drop_pool(base, applied)
+        known = self._pools.get(child.path)
+        if known is not None and (known.reason is not Reason.APPLIED or self._is_applied(child)):
+            return known
+        self._paths.setdefault((base.metadata.namespace, base.metadata.name), set()).add(child.path)
+        self._applied.pop(child.path, None)
+        try:
+            body = await self._apply(child, base.metadata.uid)
+            assert body is not None, "it is applied anew"
+            facts = PoolFacts(AppliedObject(name=child.name, uid=body["metadata"]["uid"]), Reason.APPLIED)
+        except NotOurs as error:
+            facts = PoolFacts(None, Reason.APPLY_FAILED, str(error))
+        except KubeError as error:
+            if error.retryable:
+                raise
+            facts = refused(error, applied)
+        self._pools[child.path] = facts
+        return facts
+
+    async def _drop_pool(self, base: BaseModelResource, applied: AppliedObject | None) -> PoolFacts:
+        if applied is None:
+            return PoolFacts()
+        path = f"{inference_pools(base.metadata.namespace)}/{applied.name}"
+        if (known := self._pools.get(path)) is not None and known.reason is Reason.FORBIDDEN:
+            return known
+        for memory in (self._pools, self._applied, self._ours):
+            memory.pop(path, None)
+        try:
+            await self._api.delete(path, uid=applied.uid)
+        except (KubeNotFound, KubeConflict):
+            return PoolFacts()  # it is gone, whoever did that
+        except KubeError as error:
+            if error.retryable:
+                raise
+            self._pools[path] = refused(error, applied)
+            return self._pools[path]
+        logger.info("deleted InferencePool %s/%s", base.metadata.namespace, applied.name)
+        return PoolFacts()
+
+    def _is_applied(self, child: Child) -> bool:
+        return self._applied.get(child.path) == _mark(child)
+
     def _facts(self, path: str, body: Json | None, num_wanted: int) -> DeploymentFacts:
         if body is None:
             return self._settled[path]
@@ -86,8 +141,8 @@ class Applier:
 
         A Deployment that has something left to do is applied again for its status: reading is not among our rights.
         """
-        mark = hashlib.sha256(json.dumps(child.body, sort_keys=True).encode()).hexdigest()
-        if self._applied.get(child.path) == mark and (child.kind != "Deployment" or child.path in self._settled):
+        mark = _mark(child)
+        if self._is_applied(child) and (child.kind != "Deployment" or child.path in self._settled):
             return None
         self._settled.pop(child.path, None)
         if self._ours.get(child.path) != owner_uid:
@@ -122,3 +177,7 @@ class Applier:
             owners = [ref.get("uid") for ref in found.get("metadata", {}).get("ownerReferences") or []]
             if owner_uid not in owners:
                 raise NotOurs(problem) from None
+
+
+def _mark(child: Child) -> str:
+    return hashlib.sha256(json.dumps(child.body, sort_keys=True).encode()).hexdigest()

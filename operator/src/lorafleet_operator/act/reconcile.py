@@ -45,6 +45,7 @@ from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without
 from lorafleet_operator.decide.first_catalogue import LOOK_SECONDS, FirstCatalogues
+from lorafleet_operator.decide.inference_pool import PoolFacts
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.memory import Publications, Retries, answering_of
 from lorafleet_operator.decide.names import reservations_of
@@ -226,6 +227,7 @@ class Reconciler:
     async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
         token, snapshot = admin_token(self._tools.key, base.metadata.uid), it.snapshot
         applied = await self._apply(it, base)
+        pool = await self._pool(it, base) if applied is not None else None
         self._tools.watches.sync(it.key, snapshot.pods, token)
         await self._tools.watches.first_look(snapshot.pods)
         pods = self._tools.watches.observe(snapshot.pods)
@@ -254,7 +256,9 @@ class Reconciler:
             evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name))
             reserved = reservations_of(base, plan.intents, snapshot.now)
             await it.attempt(
-                self._tell_base(it, base, evidence, capacity_of(plan, pods), counts_of(statuses), reserved=reserved)
+                self._tell_base(
+                    it, base, evidence, capacity_of(plan, pods), counts_of(statuses), reserved=reserved, pool=pool
+                )
             )
         metrics.count_adapters(it.key, counts_of(statuses))
         await self._release(it, plan, pods, base)
@@ -269,6 +273,16 @@ class Reconciler:
             return None, None
         try:
             return await self._tools.applier.ensure(base)
+        except KubeError as error:
+            it.failure = error
+            return None
+
+    async def _pool(self, it: _Pass, base: BaseModelResource) -> PoolFacts | None:
+        """Make the InferencePool of a base what its spec says; None: nothing new is known of it."""
+        if base.spec.suspend:
+            return None
+        try:
+            return await self._tools.applier.ensure_pool(base)
         except KubeError as error:
             it.failure = error
             return None
@@ -405,9 +419,10 @@ class Reconciler:
         counts: AdapterCounts,
         *,
         reserved: list[ReservedName],
+        pool: PoolFacts | None,
     ) -> None:
         now = whole_seconds(self._tools.now())
-        status = base_status(base, facts, capacity=capacity, adapters=counts, reserved=reserved, now=now)
+        status = base_status(base, facts, capacity=capacity, adapters=counts, reserved=reserved, pool=pool, now=now)
         ready = condition_of(status.conditions, READY)
         if ready is not None and ready.reason == Reason.ROLLING_OUT:
             it.look_again(ROLLING_LOOK_SECONDS)

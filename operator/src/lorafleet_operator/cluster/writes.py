@@ -12,7 +12,7 @@ WRITE_TIMEOUT_SECONDS: Final = 10.0
 
 
 class Writes:
-    """The two verbs with which passes change the cluster, for as long as this process leads."""
+    """The verbs with which passes change the cluster, for as long as this process leads."""
 
     def __init__(self, api: KubeApi, is_held: Callable[[], bool]) -> None:
         self._api = api
@@ -37,6 +37,15 @@ class Writes:
         return await self._api.apply(
             path, body, manager=manager, dry_run=dry_run, timeout_seconds=WRITE_TIMEOUT_SECONDS
         )
+
+    async def delete(self, path: str, *, uid: str) -> None:
+        """As KubeApi.delete.
+
+        Raises:
+            NotLeading: nothing was sent.
+        """
+        self._check()
+        await self._api.delete(path, uid=uid, timeout_seconds=WRITE_TIMEOUT_SECONDS)
 
     def _check(self) -> None:
         if not self._is_held():

@@ -25,6 +25,7 @@ from lorafleet_operator.decide.conditions import (
     said,
     with_times,
 )
+from lorafleet_operator.decide.inference_pool import PoolFacts, pool_verdicts
 from lorafleet_operator.decide.objects import selector, url_of
 from lorafleet_operator.decide.plan import Plan
 from lorafleet_operator.decide.views import Claim, ObservedPod
@@ -38,11 +39,16 @@ def base_status(
     adapters: AdapterCounts,
     now: datetime,
     reserved: Sequence[ReservedName] = (),
+    pool: PoolFacts | None = None,
 ) -> BaseModelStatus:
-    """Return the status of a base with what its pods have room for and how its adapters are."""
+    """Return the status of a base with what its pods have room for and how its adapters are.
+
+    `pool` None: its InferencePool was not looked at.
+    """
     deployment, rival = facts.deployment, facts.rival(base)
     updated = facts.num_updated(deployment.template) if deployment is not None else base.status.updated_replicas
     verdicts = [_accepted(base, facts.problem, rival), _available(facts.num_ready), *_readiness(base, facts)]
+    verdicts += pool_verdicts(base, pool)
     if base.spec.suspend:
         verdicts.append(said(SUSPENDED, True, Reason.SUSPENDED, "what spec says is not applied"))
     return BaseModelStatus(
@@ -54,6 +60,7 @@ def base_status(
         updated_replicas=updated,
         selector=",".join(f"{label}={value}" for label, value in selector(base).items()),
         url=url_of(base),
+        inference_pool=pool.applied if pool is not None else base.status.inference_pool,
         capacity=capacity,
         adapters=adapters,
         reserved_names=list(reserved),

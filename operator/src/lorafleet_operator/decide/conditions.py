@@ -16,6 +16,7 @@ RESIDENT: Final = "Resident"
 RECONCILING: Final = "Reconciling"
 STALLED: Final = "Stalled"
 SUSPENDED: Final = "Suspended"
+INFERENCE_POOL: Final = "InferencePoolApplied"
 MAX_MESSAGE: Final = 1024
 
 

@@ -30,6 +30,7 @@ KINDS: Final = {
     "Deployment": ("apps/v1", "deployments"),
     "Service": ("v1", "services"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "InferencePool": ("inference.networking.k8s.io/v1", "inferencepools"),
 }
 """Kind -> API version and plural."""
 
@@ -74,6 +75,29 @@ def objects_of(base: BaseModelResource, *, engine_image: str, key: bytes) -> Ite
     yield _service(base, f"{base.metadata.name}-pods", ROLE_PODS)
     yield _service(base, base.metadata.name, ROLE_FRONT)
     yield _disruption_budget(base)
+
+
+def inference_pool_of(base: BaseModelResource) -> Child | None:
+    """Return the InferencePool of a base; None where its spec asks for none.
+
+    Applied apart from the others: a cluster may not know its kind, and nothing of lorafleet needs it.
+    """
+    wanted = base.spec.routing.inference_pool
+    if wanted is None:
+        return None
+    picker = wanted.endpoint_picker_ref
+    reference = {"group": "", "kind": "Service", "name": picker.name, "port": {"number": picker.port}}
+    spec = {
+        "selector": {"matchLabels": selector(base)},
+        "targetPorts": [{"number": PUBLIC_PORT}],
+        "endpointPickerRef": {**reference, "failureMode": picker.failure_mode},
+    }
+    return _child(base, "InferencePool", base.metadata.name, {"spec": spec})
+
+
+def inference_pools(namespace: str) -> str:
+    """Return the collection of the InferencePools of a namespace."""
+    return collection(*KINDS["InferencePool"], namespace)
 
 
 def _labels(base: BaseModelResource) -> dict[str, str]:
