@@ -133,6 +133,26 @@ def test_statuses_and_changes_are_those_of_a_pass_that_remembers_nothing() -> No
     remembered.forget(KEY)
 
 
+def test_a_pod_is_the_same_whether_or_not_it_is_made_of_what_it_was() -> None:
+    for seed in range(30):
+        draw = random.Random(seed)
+        known = [
+            v.entry(draw.choice(["x", "y", "z"]), f"n{draw.randrange(6)}", stable=draw.random() < 0.5)
+            for _ in range(30)
+        ]
+        before = None
+        for _ in range(12):
+            told = list({(e.name, e.revision): e for e in known if draw.random() < 0.4}.values())
+            state = None if draw.random() < 0.1 else v.seen(*told, pod=v.pod()).state
+            made, fresh = ObservedPod(v.pod(), state, before), ObservedPod(v.pod(), state)
+            assert made == fresh
+            assert {n: set(map(id, es)) for n, es in made.own_by_name.items()} == {
+                n: set(map(id, es)) for n, es in fresh.own_by_name.items()
+            }
+            assert dict(made.own_by_revision) == dict(fresh.own_by_revision)
+            before = made
+
+
 def test_an_artifact_from_elsewhere_makes_another_entry() -> None:
     memory, pods = CatalogueMemory(), [v.seen(pod=v.pod(), fence=0)]
 

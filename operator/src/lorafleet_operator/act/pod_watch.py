@@ -161,7 +161,7 @@ class PodWatches:
             return ObservedPod(pod, None)
         known = watched.observed
         if known is None or known.state is not watched.state or known.pod != pod:
-            known = watched.observed = ObservedPod(pod, watched.state)
+            known = watched.observed = ObservedPod(pod, watched.state, known)
         return known
 
     async def _supervised(self, watched: _Watched) -> None:

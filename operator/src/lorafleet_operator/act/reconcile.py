@@ -68,7 +68,7 @@ from lorafleet_operator.decide.verify import VerifyKey
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, ObservedPod, Snapshot
 
 logger = logging.getLogger(__name__)
-MAX_PARALLEL_WRITES: Final = 8
+MAX_PARALLEL_WRITES: Final = 16
 NUM_WITHOUT_PAUSE: Final = 100
 """Statuses that are made before whatever else waits for the event loop has its turn."""
 OTHERS_LOOK_SECONDS: Final = 10.0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -61,19 +61,17 @@ class ObservedPod:
     _pinned: tuple[int, int] = field(init=False, repr=False, compare=False)
     """Slots and rank pages that on-demand loads can never have."""
 
-    def __post_init__(self) -> None:
-        # entries are many and mostly one a name: what is made for each pod of each pass is made without a loop of ours
+    before: InitVar["ObservedPod | None"] = None
+    """The same pod as it was last: of what it says the same, nothing is made again."""
+
+    def __post_init__(self, before: "ObservedPod | None") -> None:
+        # entries are many, and made into these for each pod of each pass
         entries = [entry for entry in self.entries if entry.owner is Owner.OPERATOR]
-        own: dict[str, tuple[ObservedAdapter, ...]] = {entry.name: (entry,) for entry in entries}
-        if len(own) < len(entries):
-            beside: dict[str, list[ObservedAdapter]] = {}
-            for entry in entries:
-                beside.setdefault(entry.name, []).append(entry)
-            own = {name: tuple(entries) for name, entries in beside.items()}
+        own, revisions = _indexed(entries, before)
         is_well = self.state is not None and not self.state.draining
         object.__setattr__(self, "is_serving", is_well and self.pod.is_ready and not self.pod.is_leaving)
         object.__setattr__(self, "_own", own)
-        object.__setattr__(self, "_revisions", {(entry.name, entry.revision): entry for entry in entries})
+        object.__setattr__(self, "_revisions", revisions)
         residents = frozenset([entry.name for entry in entries if entry.residency is Residency.RESIDENT])
         object.__setattr__(self, "residents", residents)
         pinned = [entry for entry in self.entries if entry.pinned and entry.state is not AdapterState.FAILED]
@@ -156,6 +154,38 @@ class ObservedPod:
     def entries(self) -> tuple[ObservedAdapter, ...]:
         """All entries that it has, local ones too."""
         return tuple(self.state.adapters) if self.state is not None else ()
+
+
+Own = dict[str, tuple[ObservedAdapter, ...]]
+Revisions = dict[tuple[str, str], ObservedAdapter]
+
+
+def _indexed(entries: list[ObservedAdapter], before: ObservedPod | None) -> tuple[Own, Revisions]:
+    """Return entries by name, and by name and revision; those of `before` with what has come and gone since, if there are any."""
+    if before is None or not before.own_by_name:
+        own: Own = {}
+        for entry in entries:
+            own[entry.name] = (*own[entry.name], entry) if entry.name in own else (entry,)
+        return own, {(entry.name, entry.revision): entry for entry in entries}
+    last, revisions = before.own_by_revision.values(), dict(before.own_by_revision)
+    known, now = set(map(id, last)), set(map(id, entries))
+    gone = [entry for entry in last if id(entry) not in now]
+    come = [entry for entry in entries if id(entry) not in known]
+    for entry in gone:
+        del revisions[entry.name, entry.revision]
+    for entry in come:
+        revisions[entry.name, entry.revision] = entry
+    own = dict(before.own_by_name)
+    changed: dict[str, list[ObservedAdapter]] = {entry.name: [] for entry in (*gone, *come)}
+    for entry in entries:
+        if entry.name in changed:
+            changed[entry.name].append(entry)
+    for name, those in changed.items():
+        if those:
+            own[name] = tuple(those)
+        else:
+            del own[name]
+    return own, revisions
 
 
 @dataclass(frozen=True, slots=True)
