@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scale.page import table_of
 from scale.pods import Pieces, ScalePod
 from scale.world import content_revision, series
 from support.fake_pod import Library
@@ -85,3 +86,10 @@ def test_metrics_are_read_by_name_and_labels() -> None:
     text = '# TYPE a counter\na{b="c",d="e"} 2\na_more 7\nplain 3.5e+02\n'
     assert series(text, "a") == {'b="c",d="e"': 2}
     assert series(text, "plain") == {"": 350}
+
+
+def test_the_page_has_the_results_that_are_committed() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text())
+    page = (ROOT / "docs" / "scale.md").read_text()
+    assert table_of(results["run"]) in page
+    assert table_of(results["sweep"][-1]) in page
