@@ -96,6 +96,26 @@ def test_on_demand_needs_a_base_that_loads_on_demand() -> None:
     assert reason(placed, v.base(lora={"loadOnDemand": "Disabled"})) is Reason.INVALID_SPEC
 
 
+@pytest.mark.parametrize(
+    ("placement", "words"),
+    [
+        ({"mode": "Auto", "minReplicas": 0}, "placement Auto with minReplicas 0, and"),
+        ({"mode": "OnDemand"}, "placement OnDemand, and"),
+        ({"mode": "Auto", "minReplicas": 1}, None),
+        ({"mode": "Auto"}, None),
+        ({"mode": "Fixed"}, None),
+    ],
+)
+def test_what_is_loaded_by_requests_only_needs_a_base_that_does_so(
+    placement: dict[str, object], words: str | None
+) -> None:
+    adapter = v.adapter(placement=placement)
+    refusal = refusal_of(adapter, v.snapshot(adapter, base=v.base(lora={"loadOnDemand": "Disabled"})))
+    assert (refusal is None) == (words is None)
+    assert refusal is None or refusal.message.startswith(words)
+    assert reason(adapter, v.base()) is None
+
+
 def test_source_that_is_not_declared_any_more_does_not_stop_what_serves() -> None:
     gone = v.adapter(source={"name": "elsewhere", "path": "x"})
     refusal = refusal_of(gone, v.snapshot(gone, base=v.base()))
