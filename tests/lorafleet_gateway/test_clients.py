@@ -1,6 +1,7 @@
-"""LangChain, LiteLLM and lm_eval, unmodified, get from a pod and through the gateway what the documents of OpenAI's API promise."""
+"""OpenAI's client, LangChain, LiteLLM and lm_eval, unmodified, get what OpenAI's documents promise, from a pod and through the gateway."""
 
 import asyncio
+import json
 import threading
 import warnings
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -94,7 +96,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     make_base(folder / "tiny")
     (folder / "tiny" / "chat_template.jinja").write_text(TEMPLATE)
     make_adapter(folder / "tiny", folder / "red", rank=4, seed=1)
-    adapters: dict[str, Path | str] = {"red": folder / "red"}
+    make_adapter(folder / "tiny", folder / "blue", rank=4, seed=2)
+    adapters: dict[str, Path | str] = {"red": folder / "red", "team/blue": folder / "blue"}
     with serve(folder / "tiny", "--served-name=tiny", adapters=adapters) as pod, gateway_before(pod) as gateway:
         yield Served(pod.url, gateway, folder / "tiny", folder / "red")
 
@@ -105,6 +108,85 @@ def refused(outcomes: dict[str, Outcome], expected: dict[str, tuple[str, str]]) 
         outcome = outcomes.pop(name)
         assert outcome.error == error, (name, outcome)
         assert named in outcome.message, (name, outcome)
+
+
+def check_openai(outcomes: dict[str, Outcome]) -> None:
+    refused(
+        outcomes,
+        {
+            "no_such_model": ("openai.NotFoundError", "no model 'nobody'"),
+            "no_such_model_to_retrieve": ("openai.NotFoundError", "team/nobody"),
+            "bad_value": ("openai.BadRequestError", "temperature"),
+            "unknown_field": ("openai.BadRequestError", "temprature"),
+            "too_long": ("openai.BadRequestError", "maximum context length is 256"),
+            "image": ("openai.BadRequestError", "image_url"),
+            "unenforceable": ("openai.BadRequestError", "uniqueItems"),
+            "cut_before_it_parses": ("openai.LengthFinishReasonError", "length limit was reached"),
+            "stored": ("openai.BadRequestError", "store"),
+            "no_such_route": ("openai.NotFoundError", "moderations"),
+        },
+    )
+    answers = check_answered(outcomes)
+    plain = answers["chat"]
+    assert plain["text"]
+    assert (plain["finish"], plain["model"], plain["usage"][1]) == ("length", "red", 12)
+    assert answers["async_chat"] == plain
+    assert answers["chat_of_the_base"]["model"] == "tiny"
+    assert answers["chat_of_the_base"]["text"] != plain["text"]
+    assert answers["stream"] == {"text": plain["text"], "usages": [plain["usage"]], "is_streamed": True}
+    assert answers["async_stream"] == plain["text"]
+    assert len(set(answers["several_choices"])) == 3
+    assert answers["several_choices_streamed"] == answers["several_choices"]
+    assert [(own, num) for own, num, best in answers["logprobs"]] == [(best, 2) for *_, best in answers["logprobs"]]
+    assert len(answers["logprobs"]) == 4
+    stop = answers["stop"]
+    assert (stop["cut"], stop["finish"]) == (stop["whole"].partition(stop["stop"])[0], "stop")
+    events = answers["stream_of_events"]
+    assert (events["text"], events["joined"], events["finish"]) == (stop["cut"], stop["cut"], "stop")
+    assert events["usage"][0] == plain["usage"][0]
+    assert answers["options"]["usage"][1] == 5
+    assert answers["raw_response"] == {"status": 200, "id": "mine", "adapter": "red", "parsed": plain}
+    assert answers["streaming_response"] == {"type": "text/event-stream", "last": "data: [DONE]", "many": True}
+
+    check_openai_forms(answers)
+
+
+def check_openai_forms(answers: dict[str, Any]) -> None:
+    """Structured output, tools, and what is beside chat."""
+    plain = answers["chat"]
+    for name in ("parsed", "parsed_stream"):
+        assert answers[name]["city"] in ("Rome", "Oslo"), name
+        assert 1 <= answers[name]["days"] <= 9, name
+    assert isinstance(json.loads(answers["json_object"]), dict)
+    ((called, arguments),) = answers["tools_named"]["calls"]
+    assert (called, set(json.loads(arguments))) == ("forecast", {"city"})
+    assert answers["tools_parsed"]["city"] in ("Rome", "Oslo")
+    assert answers["tools_streamed"]["calls"] == [["forecast", answers["tools_streamed"]["joined"]]]
+    assert answers["tools_streamed"]["joined"] == arguments
+    assert answers["tools_auto"]["text"] != plain["text"]
+    assert answers["tools_round"]["text"]
+
+    whole = answers["completion"]["whole"]
+    assert whole == answers["completion"]["streamed"] == answers["completion"]["many"][0]
+    assert len(answers["completion"]["many"]) == 2
+    echo = answers["completion_echo"]
+    assert (echo["text"], echo["first"]) == ("one two three", None)
+    assert all(one < 0 for one in echo["rest"])
+    assert echo["rest"]
+    assert len(answers["completion_best_of"]) == 2
+    response = answers["responses"]
+    assert response["text"].startswith(plain["text"])
+    assert (response["status"], response["usage"]) == ("incomplete", [plain["usage"][0], 16])
+    assert answers["async_responses"] == response
+    streamed = {**response, "joined": response["text"], "last": "response.incomplete", "is_streamed": True}
+    assert answers["responses_streamed"] == streamed
+    ((called, arguments),) = answers["responses_tools"]
+    assert (called, set(json.loads(arguments))) == ("forecast", {"city"})
+    vectors = answers["embeddings"]
+    assert (vectors["lengths"], vectors["alike"], vectors["fewer"]) == ([1.0] * 2, True, 5)
+    assert vectors["tokens"] > 2
+    assert answers["models"] == ["red", "team/blue", "tiny"]
+    assert answers["model_with_a_slash"] == {"model": "team/blue", "answer": "team/blue"}
 
 
 def check_langchain(outcomes: dict[str, Outcome]) -> None:
@@ -218,6 +300,25 @@ def check_litellm(outcomes: dict[str, Outcome]) -> None:
     assert answers["embedding"]["tokens"] > 2
 
 
+def check_hosted(outcomes: dict[str, Outcome], plain: object) -> None:
+    """What LiteLLM makes ready otherwise for `hosted_vllm/`; `plain` is what `openai/` was answered."""
+    refused(
+        outcomes,
+        {
+            "no_such_model": ("litellm.exceptions.NotFoundError", "no model 'nobody'"),
+            "too_long": ("litellm.exceptions.ContextWindowExceededError", "maximum context length is 256"),
+        },
+    )
+    answers = check_answered(outcomes)
+    assert answers["chat"] == answers["reasoning_effort"] == plain
+    assert answers["stream"] == {**answers["chat"], "is_streamed": True}
+    assert answers["choice"]["text"] in ("yes", "no")
+    assert '"days"' in answers["structured"]["text"]
+    assert [name for name, _ in answers["tools_named"]["calls"]] == ["forecast"]
+    assert answers["tools_round"]["text"]
+    assert answers["embedding"]["model"] == "red"
+
+
 def through_both(client: str, served: Served, *passed: str, **variables: str) -> dict[str, Outcome]:
     """Run all cases at the pod, and some through the gateway, where the same has to come of them; return the pod's outcomes."""
     found = run_cases(client, {"pod": (served.pod, ()), "gateway": (served.gateway, passed)}, variables)
@@ -225,6 +326,14 @@ def through_both(client: str, served: Served, *passed: str, **variables: str) ->
         at_pod = found["pod"][name]
         assert (outcome.answer, outcome.error) == (at_pod.answer, at_pod.error), (name, outcome.traceback)
     return found["pod"]
+
+
+def test_openai(served: Served) -> None:
+    plain = ("chat", "async_chat", "stream", "stream_of_events", "several_choices_streamed", "raw_response")
+    more = ("streaming_response", "parsed", "tools_streamed", "completion", "responses", "responses_streamed")
+    names = ("models", "model_with_a_slash", "no_such_model", "no_such_model_to_retrieve")
+    errors = ("unknown_field", "too_long", "cut_before_it_parses", "stored", "no_such_route")
+    check_openai(through_both("openai", served, *plain, *more, *names, *errors))
 
 
 def test_langchain(served: Served) -> None:
@@ -255,15 +364,18 @@ def test_litellm(served: Served) -> None:
     )
     more = (
         "openai_structured",
-        "hosted_vllm_tools_streamed",
+        "openai_tools_streamed",
         "hosted_vllm_tools_round",
         "openai_responses",
         "openai_embedding",
     )
     outcomes = through_both("litellm", served, *plain, *more, "hosted_vllm_no_such_model")
-    for prefix in ("openai_", "hosted_vllm_"):
-        own = {name.removeprefix(prefix): one for name, one in outcomes.items() if name.startswith(prefix)}
-        check_litellm(own)
+    own = {name.removeprefix("openai_"): one for name, one in outcomes.items() if name.startswith("openai_")}
+    hosted = {
+        name.removeprefix("hosted_vllm_"): one for name, one in outcomes.items() if name.startswith("hosted_vllm_")
+    }
+    check_hosted(hosted, own["chat"].answer)
+    check_litellm(own)
 
 
 def likelihood(model: PreTrainedModel, context: list[int], rest: list[int]) -> tuple[float, bool]:

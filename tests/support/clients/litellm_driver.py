@@ -59,9 +59,9 @@ def brief(fields: dict[str, Any]) -> dict[str, Any]:
     return {**copy.deepcopy(fields), "max_tokens": 120, "logit_bias": {str(driving.closing(url)): 100}}
 
 
-def both(name: str, run: Any, **fields: Any) -> None:
+def add(name: str, run: Any, *prefixes: str, **fields: Any) -> None:
     """One case for each prefix."""
-    for prefix in ("openai", "hosted_vllm"):
+    for prefix in prefixes:
 
         def one(url: str, prefix: str = prefix) -> Any:
             return run(given(url, prefix, **copy.deepcopy(fields)))
@@ -142,14 +142,24 @@ def tools_round(fields: dict[str, Any]) -> Any:
     return told(litellm.completion(**{**fields, "messages": messages}, tools=copy.deepcopy(TOOLS)))
 
 
+def alone(name: str, run: Any, **fields: Any) -> None:
+    """What LiteLLM does alike for both prefixes."""
+    add(name, run, "openai", **fields)
+
+
+def both(name: str, run: Any, **fields: Any) -> None:
+    """What LiteLLM makes ready in code of each prefix, and what is compared with it."""
+    add(name, run, "openai", "hosted_vllm", **fields)
+
+
 both("chat", chat)
 both("stream", stream)
-both("achat", achat)
-both("astream", astream)
-both("several_choices", several, n=3, temperature=1.0, seed=4)
-both("logprobs", logprobs, logprobs=True, top_logprobs=2)
-both("stop", stop)
-both(
+alone("achat", achat)
+alone("astream", astream)
+alone("several_choices", several, n=3, temperature=1.0, seed=4)
+alone("logprobs", logprobs, logprobs=True, top_logprobs=2)
+alone("stop", stop)
+alone(
     "options",
     chat,
     seed=1,
@@ -161,24 +171,24 @@ both(
     extra_headers={"x-own": "1"},
     metadata={"who": "me"},
 )
-both("max_completion_tokens", chat, max_tokens=None, max_completion_tokens=5)
-both("own_fields", chat, extra_body={"top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1})
+alone("max_completion_tokens", chat, max_tokens=None, max_completion_tokens=5)
+alone("own_fields", chat, extra_body={"top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1})
 both("choice", chat, extra_body={"guided_choice": ["yes", "no"]})
 both("structured", brief_chat, response_format=Weather)
-both("structured_stream", brief_stream, response_format=Weather)
+alone("structured_stream", brief_stream, response_format=Weather)
 both("tools_named", brief_chat, tools=TOOLS, tool_choice=NAMED)
-both("tools_required", brief_chat, tools=TOOLS, tool_choice="required")
-both("tools_auto", chat, tools=TOOLS)
-both("tools_streamed", brief_stream, tools=TOOLS, tool_choice=NAMED)
+alone("tools_required", brief_chat, tools=TOOLS, tool_choice="required")
+alone("tools_auto", chat, tools=TOOLS)
+alone("tools_streamed", brief_stream, tools=TOOLS, tool_choice=NAMED)
 both("tools_round", tools_round)
 both("reasoning_effort", chat, reasoning_effort="low")
-both("text", text)
-both("responses", responses)
+alone("text", text)
+alone("responses", responses)
 both("embedding", embedding)
 both("no_such_model", lambda fields: chat({**fields, "model": fields["model"].replace("red", "nobody")}))
 both("too_long", chat, messages=[{"role": "user", "content": "one two " * 300}])
-both("bad_value", chat, temperature=9)
-both("unenforceable", chat, extra_body={"guided_json": {"type": "array", "uniqueItems": True}})
+alone("bad_value", chat, temperature=9)
+alone("unenforceable", chat, extra_body={"guided_json": {"type": "array", "uniqueItems": True}})
 
 if __name__ == "__main__":
     driving.main()
