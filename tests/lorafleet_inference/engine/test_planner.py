@@ -96,6 +96,14 @@ def test_prompts_of_who_asks_for_much_go_on_by_smaller_pieces(
     assert sum(number for name, number in plan.items() if name[0] == "a") <= busy_sizes
 
 
+def test_what_a_quiet_one_takes_is_not_the_busy_ones_room() -> None:
+    bound = StepBound(Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01), frozenset({B}))
+    simulation = simulation_of(max_batch_tokens=2048)
+    simulation.submit(asked("b", B, 20))
+    simulation.submit(asked("a", A, 900))
+    assert sizes(simulation.step(ALL, bound=bound)) == {"b": 20, "a": MIN_BUSY_PROMPT_TOKENS}
+
+
 def test_room_of_busy_prompts_is_shared_by_all_of_them() -> None:
     """Also with newcomers among them, and nobody gets a part of no tokens."""
     bound = StepBound(Pace(0.25, fixed=0.1, prompt_token=0.01, answer_token=0.01), frozenset({C}))
