@@ -75,8 +75,9 @@ async def test_an_ended_share_does_not_count_what_still_comes() -> None:
             assert room.used_bytes == 0
             await asyncio.Future()
 
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded) as caught:
         await outgrow()
+    assert caught.value.retry_after_seconds, "as each 429 says when to come back"
 
 
 async def test_a_large_answer_ends_and_a_small_one_beside_it_does_not(model: Path) -> None:

@@ -10,8 +10,7 @@ from lorafleet_inference.errors import Overloaded
 TOKEN_BYTES = 512
 LOGPROB_BYTES = 320
 """Upper estimates of what a token, and each log-probability told with it, takes until it is sent."""
-
-
+RETRY_SECONDS = 1.0
 EMBEDDING_FACTOR = 20
 """So many times its size an embedding takes while it is written as numbers."""
 
@@ -108,4 +107,5 @@ class AnswerShare:
             raise Overloaded(
                 f"answers that wait to be sent had more than {self._room.max_bytes} bytes together, and this one most of "
                 "them: ask for fewer choices or log-probabilities, or read the stream faster",
+                retry_after_seconds=RETRY_SECONDS,
             ) from None
