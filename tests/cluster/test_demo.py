@@ -26,6 +26,20 @@ def test_every_adapter_answered_as_only_it_can(fleet: Fleet) -> None:
     assert re.search(r"meanwhile: [1-9]\d* requests to the other adapters, 0 failed, 0 wrong", fleet.transcript)
 
 
+def test_a_bad_revision_was_refused_and_nobody_noticed(fleet: Fleet) -> None:
+    """The last act says by the adapter's own status why, and leaves what was there before."""
+    told = r'Ready=False VerifyFailed: revision (\w+): check four: expected an answer equal to "IV", and it is "quatre"'
+    refused = re.search(told, fleet.transcript)
+    assert refused is not None
+    assert f"verify: revision {refused[1]} Failed, check four" in fleet.transcript
+    assert re.search(r"meanwhile: [1-9]\d* requests to roman, 0 failed, 0 wrong; .* with MCMLXXXVII", fleet.transcript)
+    roman = fleet.kube.get("lora", "roman", "-n", NAMESPACE)
+    assert "verify" not in roman["spec"]
+    stayed = re.search(r"Available=True: revision ([0-9a-f]{12}) goes on answering", fleet.transcript)
+    assert stayed is not None
+    assert refused[1] != stayed[1] == roman["status"]["stableRevision"] == roman["status"]["desiredRevision"]
+
+
 def test_adapters_came_from_three_kinds_of_source(fleet: Fleet) -> None:
     """Volume, S3 and hub, each resolved to content."""
     items = fleet.kube.get("lora", "-n", NAMESPACE)["items"]

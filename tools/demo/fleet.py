@@ -1,4 +1,4 @@
-"""Second half of the demo, in .venv: charts, examples, questions, and one more adapter under traffic."""
+"""Second half of the demo, in .venv: charts, examples, questions, one more adapter and one bad revision under traffic."""
 
 import argparse
 import asyncio
@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from demo.asking import Answer, Traffic, ask_each, keep_asking
-from demo.kube import Kube
+from demo.bad_revision import roll_out_a_bad_revision
+from demo.kube import Kube, condition
 from demo.profiles import Profile, load_profile
 from demo.progress import DemoError, Progress, stop
 
@@ -73,6 +74,7 @@ def run(profile: Profile, progress: Progress) -> None:
             raise DemoError(
                 "; ".join(f"{a.model}({a.number}) answered {a.text!r} {a.failure}" for a in [*bad, *traffic.failed][:5])
             )
+        roll_out_a_bad_revision(kube, progress, url, NAMESPACE)
         write_env(profile, url)
         print(farewell(profile, url), flush=True)
 
@@ -148,11 +150,6 @@ def what_is_missing(items: list[dict[str, Any]]) -> str:
         who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         lines.append(f"    {who}: {words}")
     return "\n".join(lines)
-
-
-def condition(item: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The condition of that type, or nothing."""
-    return next((entry for entry in item.get("status", {}).get("conditions", []) if entry["type"] == kind), {})
 
 
 async def load_under_traffic(

@@ -10,6 +10,11 @@ from typing import Any
 from demo.progress import DemoError
 
 
+def condition(item: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The condition of that type of a resource, or nothing."""
+    return next((entry for entry in item.get("status", {}).get("conditions", []) if entry["type"] == kind), {})
+
+
 @dataclass(frozen=True, slots=True)
 class Kube:
     """A cluster that answers: its two programs and its kubeconfig (None: what kubectl finds by itself)."""
