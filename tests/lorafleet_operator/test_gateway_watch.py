@@ -168,11 +168,11 @@ async def test_gateways_are_asked_while_a_rollout_is_judged_and_no_longer(world:
     stranger = {"metadata": {"name": "x", "namespace": OURS, "labels": {"app.kubernetes.io/name": "lorafleet"}}}
     world.kube.put("pods", {**stranger, "status": {"podIP": "127.84.9.9", "phase": "Running"}})
     watch = world.watch()
-    watch.follow(("team", "other"), is_wanted=False)
+    watch.follow(("team", "other"), set())
     assert watch.obstacle == "gateways are not listed yet"
     await asyncio.sleep(0.2)
     assert not one.queries
-    watch.follow(BASE, is_wanted=True)
+    watch.follow(BASE, {KEY})
     await until("heard", lambda: numbers(watch) == (2, 0))
     assert watch.obstacle is None
     assert counted(watch) == 0, "what was counted before is where counting begins"
@@ -182,16 +182,39 @@ async def test_gateways_are_asked_while_a_rollout_is_judged_and_no_longer(world:
     await until("counted", lambda: counted(watch) == 7)
     assert (one.queries[-1]["boot_id"], one.queries[-1]["wait_seconds"]) == ("boot-1", "1")
     await until("measured", lambda: (measured("heard"), measured("silent")) == (2, 0))
-    watch.follow(BASE, is_wanted=False)
+    watch.follow(BASE, set())
     assert numbers(watch) == (0, 0)
     num_queries = len(one.queries) + len(two.queries)
     one.count(500)
     await asyncio.sleep(0.3)
     assert len(one.queries) + len(two.queries) == num_queries
     assert measured("heard") == 0
-    watch.follow(BASE, is_wanted=True)
+    assert watch.hearing().tally.num_kept == 0
+    watch.follow(BASE, {KEY})
     await until("heard", lambda: numbers(watch) == (2, 0))
-    assert counted(watch) == 7, "nobody has judged meanwhile"
+    assert counted(watch) == 0, "nobody has judged meanwhile: counting begins anew"
+
+
+async def test_a_revision_that_is_judged_later_is_counted_from_a_whole_answer(world: World) -> None:
+    """The long poll leaves out what has not changed; where counting begins has to be asked for."""
+    it = await world.gateway()
+    it.count(1000)
+    watch = world.watch()
+    other = RowKey("team", "other", "german", "aaaaaaaaaaaa")
+    watch.follow(("team", "other"), {other})
+    await until("heard", lambda: numbers(watch) == (1, 0))
+    await until("asked for news", lambda: "after" in it.queries[-1])
+    watch.follow(BASE, {KEY})
+    it.count(1)
+    await until("asked for all once more", lambda: sum("after" not in query for query in it.queries) == 2)
+    await until("asked for news", lambda: "after" in it.queries[-1])
+    it.count(5)
+    await until("counted", lambda: counted(watch) == 5)
+    watch.follow(("team", "other"), set())
+    watch.follow(BASE, {KEY})
+    it.count(2)
+    await until("counted", lambda: counted(watch) == 7)
+    assert sum("after" not in query for query in it.queries) == 2, "nothing else is asked for whole"
 
 
 async def test_one_that_hangs_is_silent_and_delays_no_other(world: World) -> None:
@@ -203,7 +226,7 @@ async def test_one_that_hangs_is_silent_and_delays_no_other(world: World) -> Non
 
     hanging.answer = hang
     watch = world.watch()
-    watch.follow(BASE, is_wanted=True)
+    watch.follow(BASE, {KEY})
     await until("heard", lambda: numbers(watch) == (2, 1))
     for number in range(1, 4):
         good.count(1)
@@ -216,7 +239,7 @@ async def test_one_that_hangs_is_silent_and_delays_no_other(world: World) -> Non
 async def test_one_that_falls_silent_and_comes_back_loses_nothing(world: World) -> None:
     it = await world.gateway()
     watch = world.watch()
-    watch.follow(BASE, is_wanted=True)
+    watch.follow(BASE, {KEY})
     await until("heard", lambda: numbers(watch) == (1, 0))
     await it.stop()
     it.count(5)
@@ -237,7 +260,7 @@ async def test_one_that_restarts_in_its_pod_is_told_of(world: World) -> None:
     it = await world.gateway()
     it.count(100)
     watch = world.watch()
-    watch.follow(BASE, is_wanted=True)
+    watch.follow(BASE, {KEY})
     await until("heard", lambda: numbers(watch) == (1, 0))
     await it.stop()
     it.boot, it.requests = "boot-2", 4
@@ -251,7 +274,7 @@ async def test_which_gateways_are_to_be_heard(world: World) -> None:
     it, starting = await world.gateway(), await world.gateway(ready=False)
     await starting.stop()
     watch = world.watch()
-    watch.follow(BASE, is_wanted=True)
+    watch.follow(BASE, {KEY})
     await until("heard", lambda: numbers(watch) == (1, 0))
     await starting.start(world.port)
     await until("both heard", lambda: numbers(watch) == (2, 0))
@@ -276,7 +299,7 @@ async def test_without_a_list_all_are_silent_in_the_end(world: World, monkeypatc
     await world.gateway()
     watch = world.watch()
     world.kube.forbid(OURS, "pods")
-    watch.follow(BASE, is_wanted=True)
+    watch.follow(BASE, {KEY})
     await until("refused", lambda: "cannot be listed" in (watch.obstacle or ""))
     assert numbers(watch) == (0, 0)
     world.kube.permit(OURS)
@@ -294,10 +317,10 @@ async def test_without_a_list_all_are_silent_in_the_end(world: World, monkeypatc
 async def test_nobody_is_asked_without_a_selector_and_none_may_match(world: World) -> None:
     it = await world.gateway()
     blind = world.watch(selector="")
-    blind.follow(BASE, is_wanted=True)
+    blind.follow(BASE, {KEY})
     assert blind.obstacle == "no gateway is asked: the operator has no --gateway-selector"
     other = world.watch(selector="app.kubernetes.io/component=door")
-    other.follow(BASE, is_wanted=True)
+    other.follow(BASE, {KEY})
     await until("listed", lambda: "has the gateways' labels" in (other.obstacle or ""))
     assert numbers(blind) == numbers(other) == (0, 0)
     assert not it.queries
@@ -307,7 +330,7 @@ async def test_more_gateways_than_are_asked_are_silent(world: World, monkeypatch
     monkeypatch.setattr(gateway_watch, "MAX_GATEWAYS", 2)
     made = [await world.gateway() for _ in range(3)]
     watch = world.watch()
-    watch.follow(BASE, is_wanted=True)
+    watch.follow(BASE, {KEY})
     await until("heard", lambda: numbers(watch) == (3, 1))
     assert [bool(it.queries) for it in made] == [True, True, False]
     world.kube.objects.pop(("pods", OURS, f"gateway-{made[0].ip}"))

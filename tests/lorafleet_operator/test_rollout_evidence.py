@@ -14,12 +14,14 @@ NEW = "bbbbbbbbbbbb"
 KEY = RowKey("team", "base", "french", NEW)
 
 
-def row(requests: int, *, began: int = 1, buckets: tuple[int, ...] = (0, 0, 0, 0), **errors: int) -> RevisionEvidence:
+def row(
+    requests: int, *, began: int = 1, buckets: tuple[int, ...] = (0, 0, 0, 0), of: str = NEW, **errors: int
+) -> RevisionEvidence:
     return RevisionEvidence(
         namespace="team",
         base="base",
         adapter="french",
-        revision=NEW,
+        revision=of,
         began=began,
         num_requests=requests,
         errors=errors,
@@ -32,60 +34,125 @@ def told(*rows: RevisionEvidence, boot: str = "a") -> Evidence:
     return Evidence(boot_id=boot, sequence=1, bounds_seconds=BOUNDS, revisions=list(rows))
 
 
+def following(*keys: RowKey) -> Tally:
+    made = Tally()
+    made.follow(set(keys) or {KEY})
+    return made
+
+
 def test_the_first_reading_is_where_counting_begins() -> None:
-    tally = Tally()
-    tally.take("g0", told(row(1000, server_error=500)))
+    tally = following()
+    tally.take("g0", told(row(1000, server_error=500)), is_whole=False)
     assert tally.total(KEY) == Counts()
-    tally.take("g0", told(row(1010, server_error=501)))
+    tally.take("g0", told(row(1010, server_error=501)), is_whole=False)
     assert (tally.total(KEY).requests, tally.total(KEY).faults) == (10, 1)
 
 
 def test_a_row_that_begins_after_the_first_reading_counts_from_zero() -> None:
-    tally = Tally()
-    tally.take("g0", told())
-    tally.take("g0", told(row(7)))
-    tally.take("g0", told())
-    tally.take("g0", told(row(9)))
+    tally = following()
+    tally.take("g0", told(), is_whole=False)
+    tally.take("g0", told(row(7)), is_whole=False)
+    tally.take("g0", told(), is_whole=False)
+    tally.take("g0", told(row(9)), is_whole=False)
     assert tally.total(KEY).requests == 9
 
 
 def test_gateways_are_added_up() -> None:
-    tally = Tally()
+    tally = following()
     for gateway in ("g0", "g1"):
-        tally.take(gateway, told())
-        tally.take(gateway, told(row(5)))
+        tally.take(gateway, told(), is_whole=False)
+        tally.take(gateway, told(row(5)), is_whole=False)
     assert tally.total(KEY).requests == 10
     assert tally.total(RowKey("team", "base", "french", "other")) == Counts()
 
 
 def test_a_gateway_that_restarts_counts_from_zero_and_is_told_of() -> None:
-    tally = Tally()
-    tally.take("g0", told())
-    tally.take("g0", told(row(5)))
+    tally = following()
+    tally.take("g0", told(), is_whole=False)
+    tally.take("g0", told(row(5)), is_whole=False)
     assert tally.num_restarts == 0
-    tally.take("g0", told(row(2), boot="b"))
+    tally.take("g0", told(row(2), boot="b"), is_whole=False)
     assert (tally.total(KEY).requests, tally.num_restarts) == (7, 1)
-    tally.take("g0", told(row(3), boot="b"))
+    tally.take("g0", told(row(3), boot="b"), is_whole=False)
     assert (tally.total(KEY).requests, tally.num_restarts) == (8, 1)
 
 
 def test_a_row_that_made_room_and_came_back_counts_from_zero() -> None:
-    tally = Tally()
-    tally.take("g0", told(row(50)))
-    tally.take("g0", told(row(60)))
-    tally.take("g0", told(row(4, began=9)))
+    tally = following()
+    tally.take("g0", told(row(50)), is_whole=False)
+    tally.take("g0", told(row(60)), is_whole=False)
+    tally.take("g0", told(row(4, began=9)), is_whole=False)
     assert tally.total(KEY).requests == 14
 
 
 def test_what_a_gateway_said_counts_when_it_is_gone() -> None:
-    tally = Tally()
-    tally.take("g0", told())
-    tally.take("g0", told(row(5)))
+    tally = following()
+    tally.take("g0", told(), is_whole=False)
+    tally.take("g0", told(row(5)), is_whole=False)
     tally.forget("g0")
     tally.forget("g1")
     assert tally.total(KEY).requests == 5
-    tally.take("g0", told(row(500)))
+    tally.take("g0", told(row(500)), is_whole=False)
     assert tally.total(KEY).requests == 5, "the first reading once more"
+
+
+def test_nothing_is_kept_of_revisions_that_nobody_follows() -> None:
+    """Hundreds of revisions are judged one after the other while one is judged all the time, among thousands that gateways tell of."""
+    tally = following()
+    for number in range(200):
+        judged = RowKey("team", "base", "french", f"{number:012x}")
+        tally.follow({KEY, judged})
+        for gateway in ("g0", "g1"):
+            others = [row(5, of=f"{number + more:012x}") for more in range(1, 20)]
+            is_whole = tally.needs_whole(gateway)
+            assert is_whole
+            tally.take(gateway, told(row(number), *others), is_whole=is_whole)
+            assert not tally.needs_whole(gateway)
+            tally.take(gateway, told(row(number + 1), row(7, of=judged.revision)), is_whole=False)
+        assert tally.total(judged).requests == 14
+        assert tally.num_kept <= 6
+    assert tally.total(KEY).requests == 2 + 199 * 2, "of the first reading only what came after"
+    tally.follow(frozenset())
+    assert tally.num_kept == 0
+
+
+def test_one_that_is_followed_later_counts_from_the_next_whole_reading() -> None:
+    """An answer with what is new says of a row only what it has come to: how much of that came before is not known."""
+    later = RowKey("team", "base", "french", "cccccccccccc")
+    tally = following()
+    tally.take("g0", told(row(3), row(100, of=later.revision)), is_whole=True)
+    tally.follow({KEY, later})
+    tally.take("g0", told(row(4), row(101, of=later.revision)), is_whole=False)
+    assert (tally.total(KEY).requests, tally.total(later).requests) == (1, 0)
+    assert tally.needs_whole("g0")
+    tally.take("g0", told(row(6), row(102, of=later.revision)), is_whole=True)
+    assert (tally.total(KEY).requests, tally.total(later).requests) == (3, 0), "and loses nothing of the other"
+    tally.take("g0", told(row(105, of=later.revision)), is_whole=False)
+    assert tally.total(later).requests == 3
+
+
+def test_a_gateway_that_restarts_before_it_was_read_whole_is_read_whole_by_that() -> None:
+    later = RowKey("team", "base", "french", "cccccccccccc")
+    tally = following()
+    tally.take("g0", told(), is_whole=True)
+    tally.follow({KEY, later})
+    tally.take("g0", told(row(2), row(8, of=later.revision), boot="b"), is_whole=False)
+    assert not tally.needs_whole("g0")
+    tally.take("g0", told(row(9, of=later.revision), boot="b"), is_whole=False)
+    assert (tally.total(KEY).requests, tally.total(later).requests, tally.num_restarts) == (2, 1, 1)
+
+
+def test_one_that_is_followed_again_begins_anew() -> None:
+    tally = following()
+    tally.take("g0", told(), is_whole=True)
+    tally.take("g0", told(row(5)), is_whole=False)
+    tally.follow(frozenset())
+    tally.take("g0", told(row(50)), is_whole=False)
+    tally.follow({KEY})
+    assert tally.total(KEY) == Counts()
+    tally.take("g0", told(row(60)), is_whole=True)
+    tally.take("g0", told(row(61)), is_whole=False)
+    assert tally.total(KEY).requests == 1
 
 
 def test_what_is_the_clients_fault_is_no_request_of_the_revision() -> None:

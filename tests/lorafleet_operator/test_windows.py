@@ -22,6 +22,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.windows, self.tally = Windows(), Tally()
+        self.tally.follow({PAIR.canary, PAIR.stable})
         self.silent, self.gateways = 0, 1
         self.boot = "a"
         self.counted: dict[str, dict[str, int]] = {}
@@ -57,7 +58,7 @@ class Watched:
             )
             for revision, row in self.counted.items()
         ]
-        self.tally.take("g0", Evidence(boot_id=self.boot, sequence=1, bounds_seconds=[], revisions=rows))
+        self.tally.take("g0", Evidence(boot_id=self.boot, sequence=1, bounds_seconds=[], revisions=rows), is_whole=True)
 
     def restart(self) -> None:
         self.boot += "'"

@@ -6,7 +6,7 @@ The operator is the real one from its API clients upwards. What must never happe
 import asyncio
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -29,7 +29,7 @@ from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.scope import Scope
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
-from lorafleet_operator.decide.evidence import Hearing, Tally
+from lorafleet_operator.decide.evidence import Hearing, RowKey, Tally
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import LeaseLost, OperatorError, PodRefused, PodUnreachable
 from lorafleet_operator.process.health import Health
@@ -168,19 +168,20 @@ class HeardGateways:
     def __init__(self, fleet: "VirtualFleet") -> None:
         self._fleet = fleet
         self._tally = Tally()
-        self._wanting: set[BaseKey] = set()
+        self._wanting: dict[BaseKey, Set[RowKey]] = {}
 
     @property
     def obstacle(self) -> str | None:
         """As the real one."""
         return None if self._fleet.gateway is not None else "no pod is a gateway"
 
-    def follow(self, base: BaseKey, *, is_wanted: bool) -> None:
+    def follow(self, base: BaseKey, revisions: Set[RowKey]) -> None:
         """As the real one."""
-        if is_wanted:
-            self._wanting.add(base)
+        if revisions:
+            self._wanting[base] = revisions
         else:
-            self._wanting.discard(base)
+            self._wanting.pop(base, None)
+        self._tally.follow(frozenset().union(*self._wanting.values()))
         if not self._wanting:
             self._tally.forget("gateway")
 
@@ -192,7 +193,7 @@ class HeardGateways:
         if self._fleet.is_gateway_silent:
             return Hearing(self._tally, 1, 1)
         if self._wanting:
-            self._tally.take("gateway", gateway.ledger.read())
+            self._tally.take("gateway", gateway.ledger.read(), is_whole=True)
         return Hearing(self._tally, 1, 0)
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ One long poll a gateway is the only sensor; a gateway that hangs delays no other
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from lorafleet_common.paths import Json, collection
 from lorafleet_common.supervise import end, supervise
 from lorafleet_operator import metrics
 from lorafleet_operator.act.gateway_client import GatewayClient
-from lorafleet_operator.decide.evidence import Hearing, Tally
+from lorafleet_operator.decide.evidence import Hearing, RowKey, Tally
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import GatewaySilent
 
@@ -97,7 +97,7 @@ class GatewayWatch:
         self._selector = selector
         self._client = GatewayClient(port=port)
         self._tally = Tally()
-        self._wanted: set[BaseKey] = set()
+        self._wanted: dict[BaseKey, Set[RowKey]] = {}
         self._gateways: dict[str, _Heard] = {}
         self._listing: asyncio.Task[None] | None = None
         self._listed_at: float | None = None
@@ -106,12 +106,13 @@ class GatewayWatch:
         self._is_beyond = False
         """Whether there are more gateways than are asked."""
 
-    def follow(self, base: BaseKey, *, is_wanted: bool) -> None:
-        """Say whether some rollout of a base is judged now. While none of any base is, nobody is asked."""
-        if is_wanted:
-            self._wanted.add(base)
+    def follow(self, base: BaseKey, revisions: Set[RowKey]) -> None:
+        """Say which revisions of a base are judged now, or compared with. While none of any base is, nobody is asked."""
+        if revisions:
+            self._wanted[base] = revisions
         else:
-            self._wanted.discard(base)
+            self._wanted.pop(base, None)
+        self._tally.follow(frozenset().union(*self._wanted.values()))
         if self._wanted and self._selector and self._listing is None:
             self._listing = asyncio.create_task(supervise("the watch of gateways", self._keep_listed))
         elif not self._wanted and self._listing is not None:
@@ -212,7 +213,8 @@ class GatewayWatch:
         delay = FIRST_RETRY_SECONDS
         while True:
             try:
-                document = await self._client.evidence(ip, heard.known)
+                known = None if self._tally.needs_whole(heard.pod.uid) else heard.known
+                document = await self._client.evidence(ip, known)
             except GatewaySilent as error:
                 self._missed(heard, error)
                 await asyncio.sleep(delay)
@@ -221,7 +223,7 @@ class GatewayWatch:
             delay = FIRST_RETRY_SECONDS
             if heard.why_silent and heard.known is not None:
                 logger.info("gateway %s is heard again", heard.pod.name)
-            self._tally.take(heard.pod.uid, document)
+            self._tally.take(heard.pod.uid, document, is_whole=known is None)
             heard.known = document.boot_id, document.sequence
             heard.heard_at, heard.why_silent = monotonic(), ""
             await asyncio.sleep(NEWS_SECONDS)

@@ -1,6 +1,6 @@
 """Judges rollouts by steps: asks for evidence while one needs it, and closes windows when they are over."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Protocol
@@ -19,8 +19,8 @@ LOOK_SECONDS: Final = 5.0
 class Gateways(Protocol):
     """Whoever asks gateways what they count."""
 
-    def follow(self, base: BaseKey, *, is_wanted: bool) -> None:
-        """Ask gateways from now on as long as any base wants it."""
+    def follow(self, base: BaseKey, revisions: Set[RowKey]) -> None:
+        """Ask gateways of these revisions of a base from now on, and of no others of it; nobody is asked while there are none."""
 
     def hearing(self) -> Hearing:
         """Return what they have said so far."""
@@ -56,7 +56,8 @@ class Judging:
             for intent in intents
             if (rollout := _rollout(intent)) is not None
         }
-        self._keep(base, frozenset(rollouts))
+        pairs = {uid: _pair(base, intent, rollout) for uid, (intent, rollout) in rollouts.items()}
+        self._keep(base, pairs)
         if not rollouts:
             return Judged({}, None)
         hearing = replace(self._gateways.hearing(), obstacle=self._gateways.obstacle)
@@ -66,7 +67,7 @@ class Judging:
             assert intent.rollout is not None
             assert intent.rollout.analysis is not None
             analysis = intent.rollout.analysis
-            window = self._windows.look(uid, rollout, analysis, hearing, pair=_pair(base, intent, rollout), now=now)
+            window = self._windows.look(uid, rollout, analysis, hearing, pair=pairs[uid], now=now)
             if window is not None:
                 found[uid] = window
             if (end := self._windows.ends_at(uid, analysis)) is not None:
@@ -78,13 +79,13 @@ class Judging:
 
     def forget(self, base: BaseKey) -> None:
         """Nothing of a base is judged any more."""
-        self._keep(base, frozenset())
+        self._keep(base, {})
 
-    def _keep(self, base: BaseKey, uids: frozenset[str]) -> None:
-        self._windows.keep(uids, self._known.pop(base, frozenset()))
-        if uids:
-            self._known[base] = uids
-        self._gateways.follow(base, is_wanted=bool(uids))
+    def _keep(self, base: BaseKey, pairs: Mapping[str, Pair]) -> None:
+        self._windows.keep(pairs.keys(), self._known.pop(base, frozenset()))
+        if pairs:
+            self._known[base] = frozenset(pairs)
+        self._gateways.follow(base, {key for pair in pairs.values() for key in (pair.canary, pair.stable)})
 
 
 def _rollout(intent: Intent) -> RolloutStatus | None:

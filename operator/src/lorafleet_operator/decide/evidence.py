@@ -6,7 +6,7 @@ process counted between its last reading and its end is not known, which every w
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -110,42 +110,80 @@ class Counts:
 @dataclass(slots=True)
 class _Gateway:
     boot_id: str
-    rows: dict[RowKey, tuple[int, Counts]]
+    rows: dict[RowKey, tuple[int, Counts]] = field(default_factory=dict)
     """Row -> when it began, and what was read last."""
+    begun: set[RowKey] = field(default_factory=set)
+    """Revisions that a whole reading was taken of: those without a row had not been counted then."""
 
 
 class Tally:
-    """Sums over all gateways since it was made."""
+    """Sums over all gateways of the revisions that are followed, since they are.
+
+    Gateways tell of every revision that they answer with, and operators run for months: nothing is kept of those that nobody
+    follows, neither sums nor readings.
+    """
 
     def __init__(self) -> None:
         self._gateways: dict[str, _Gateway] = {}
         self._totals: dict[RowKey, Counts] = {}
+        """Of the revisions that are followed, and no others."""
         self.num_restarts = 0
         """Gateways that were heard to have begun anew: what they counted last is lost."""
 
-    def take(self, gateway: str, document: Evidence) -> None:
-        """Take in what a gateway, by the uid of its pod, says; its first reading is where its counting begins."""
-        read = {RowKey.of(row): (row.began, Counts.of(row, document.bounds_seconds)) for row in document.revisions}
+    def follow(self, revisions: Set[RowKey]) -> None:
+        """Follow exactly these revisions from now on; what was counted of others is forgotten."""
+        for key in self._totals.keys() - revisions:
+            del self._totals[key]
+            for known in self._gateways.values():
+                known.rows.pop(key, None)
+                known.begun.discard(key)
+        for key in revisions - self._totals.keys():
+            self._totals[key] = Counts()
+
+    def needs_whole(self, gateway: str) -> bool:
+        """Whether a gateway has to be read whole: a reading of what is new does not tell where counting began."""
+        known = self._gateways.get(gateway)
+        return known is None or not self._totals.keys() <= known.begun
+
+    def take(self, gateway: str, document: Evidence, *, is_whole: bool) -> None:
+        """Take in what a gateway says.
+
+        Args:
+            gateway: uid of its pod.
+            document: what it says; whole also where it does not know the boot id that it was asked with.
+            is_whole: whether rows that have not changed since the reading before are in it. The first such reading of a
+                revision is where its counting begins.
+        """
         known = self._gateways.get(gateway)
         if known is None:
-            self._gateways[gateway] = _Gateway(document.boot_id, read)
-            return
-        if known.boot_id != document.boot_id:
+            known, is_whole = self._gateways.setdefault(gateway, _Gateway(document.boot_id)), True
+        elif known.boot_id != document.boot_id:
             self.num_restarts += 1
-            known.boot_id, known.rows = document.boot_id, {}
-        for key, (began, counts) in read.items():
-            before = known.rows.get(key)
-            news = counts - before[1] if before is not None and before[0] == began else counts
-            self._totals[key] = self._totals.get(key, Counts()) + news
-            known.rows[key] = (began, counts)
+            known.boot_id, known.rows, is_whole = document.boot_id, {}, True
+        for row in document.revisions:
+            key = RowKey.of(row)
+            if key not in self._totals or not (is_whole or key in known.begun):
+                continue
+            counts, before = Counts.of(row, document.bounds_seconds), known.rows.get(key)
+            if key in known.begun:
+                is_same = before is not None and before[0] == row.began
+                self._totals[key] += counts - before[1] if before is not None and is_same else counts
+            known.rows[key] = (row.began, counts)
+        if is_whole:
+            known.begun.update(self._totals)
 
     def forget(self, gateway: str) -> None:
         """A gateway is gone; what it said counts."""
         self._gateways.pop(gateway, None)
 
     def total(self, key: RowKey) -> Counts:
-        """Return what all gateways have counted of a revision."""
+        """Return what all gateways have counted of a revision since it is followed."""
         return self._totals.get(key, Counts())
+
+    @property
+    def num_kept(self) -> int:
+        """Sums and readings in memory; each takes some 2 kB."""
+        return len(self._totals) + sum(len(known.rows) for known in self._gateways.values())
 
 
 @dataclass(frozen=True, slots=True)
