@@ -109,6 +109,45 @@ def test_admission_keeps_the_operator_to_its_own_objects(fleet: Fleet) -> None:
     assert apply() == ""
 
 
+def test_admission_lets_the_operator_write_of_a_pod_what_it_costs_to_delete(fleet: Fleet) -> None:
+    """The right to change pods is the right to change what runs in them."""
+    account = f"system:serviceaccount:{SYSTEM}:lorafleet-operator"
+    # what kubectl does: it reads before it writes, which the operator may not
+    see = ("create", "rolebinding", "patches", "--clusterrole=view", f"--serviceaccount={SYSTEM}:lorafleet-operator")
+    fleet.kube.kubectl(*see, "-n", NAMESPACE)
+
+    def pod(name: str, labels: dict[str, str]) -> None:
+        metadata = {"name": name, "namespace": NAMESPACE, "labels": labels, "annotations": {"kept": "a"}}
+        spec = {
+            "containers": [{"name": "engine", "image": "none"}],
+            "schedulingGates": [{"name": "lorafleet.io/never"}],
+        }
+        fleet.kube.apply(yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
+
+    def patch(body: Json, name: str = "ranked") -> bool:
+        ask = ("patch", "pod", name, "-n", NAMESPACE, "--type=merge", "--dry-run=server", "-o", "name")
+        return bool(fleet.kube.kubectl(*ask, f"--as={account}", "-p", json.dumps(body), check=False))
+
+    def annotate(name: str, value: str | None) -> Json:
+        return {"metadata": {"annotations": {name: value}}}
+
+    cost = "controller.kubernetes.io/pod-deletion-cost"
+    pod("ranked", {"lorafleet.io/base": "none"})
+    pod("foreign", {})
+    try:
+        wait_for("allowed", lambda: patch(annotate(cost, "1024")))
+        assert not patch(annotate("other", "a"))
+        assert not patch(annotate("kept", "b"))
+        assert not patch(annotate("kept", None))
+        assert not patch({"spec": {"containers": [{"name": "engine", "image": "another"}]}})
+        assert not patch({"metadata": {"labels": {"lorafleet.io/base": "another"}}})
+        assert not patch({"metadata": {"finalizers": ["lorafleet.io/unload"]}})
+        assert not patch(annotate(cost, "1024"), "foreign")
+    finally:
+        fleet.kube.kubectl("delete", "pod", "ranked", "foreign", "-n", NAMESPACE, "--wait=false")
+        fleet.kube.kubectl("delete", "rolebinding", "patches", "-n", NAMESPACE)
+
+
 @pytest.mark.parametrize(
     ("served_name", "is_taken"), [(f"{NAMESPACE}/x", True), ("another/x", False)], ids=["own", "of others"]
 )

@@ -150,6 +150,8 @@ class FakePod:
         self.ask_error: tuple[int, admin.AdminError] | None = None
         """What questions are answered."""
         self.ask_seconds = 0.0
+        self.num_running = self.num_waiting = self.num_requests = 0
+        """What it says of its load."""
         self.num_whole = 0
         """Answers to polls that brought the state."""
         self.resolve_seconds = 0.0
@@ -360,6 +362,7 @@ class FakePod:
         """Open the ports; without a public one nobody asks for health."""
         admin_app, public_app = web.Application(middlewares=[self._guard]), web.Application()
         admin_app.router.add_get("/admin/v1/state", self._get_state)
+        admin_app.router.add_get("/admin/v1/load", self._get_load)
         admin_app.router.add_put("/admin/v1/adapters", self._put_adapters)
         admin_app.router.add_get("/admin/v1/adapters/{name:.+}", self._get_adapter)
         admin_app.router.add_post("/admin/v1/resolve", self._post_resolve)
@@ -410,6 +413,17 @@ class FakePod:
             return web.Response(status=304)
         self.num_whole += 1
         return _json(self.state())
+
+    async def _get_load(self, request: web.Request) -> web.Response:
+        return _json(self.load())
+
+    def load(self) -> admin.PodLoad:
+        return admin.PodLoad(
+            boot_id=self.boot_id,
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            num_requests=self.num_requests,
+        )
 
     async def _put_adapters(self, request: web.Request) -> web.Response:
         self.take(admin.CatalogueWrite.model_validate_json(await request.read()))

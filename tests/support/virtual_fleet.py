@@ -68,6 +68,8 @@ class VirtualPod(FakePod):
         await self._awake.wait()
         if method == "GET" and path.startswith("/admin/v1/adapters/"):
             return self.answer_of(path.rpartition("/")[2])
+        if method == "GET" and path == "/admin/v1/load":
+            return self.load()
         if method == "GET" and "after" in query:
             await self._speaks.wait()
             await self.wait_for_news(int(query["after"]), float(query["wait_seconds"]))

@@ -19,7 +19,7 @@
 {{- define "lorafleet.operatorRules" -}}
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [create, patch]

@@ -176,6 +176,24 @@ class PodState(Observed):
     local_failures: list[LocalFailure] = []
 
 
+class PodLoad(Observed):
+    """`GET /admin/v1/load`: what the pod has to do; a few bytes, however many adapters it knows."""
+
+    boot_id: str
+    """`num_requests` begins at zero with each."""
+    num_running: Annotated[int, Field(ge=0)]
+    """Sequences in the running batch."""
+    num_waiting: Annotated[int, Field(ge=0)]
+    """Sequences that wait in the engine."""
+    num_requests: Annotated[int, Field(ge=0)]
+    """Requests since the start of the process, those that run included."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Running and waiting."""
+        return self.num_running + self.num_waiting
+
+
 class ResolveRequest(Observed):
     """`POST /admin/v1/resolve`: pin a reference to content and validate it against the base."""
 

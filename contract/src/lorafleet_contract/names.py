@@ -21,6 +21,9 @@ ANNOTATION_ABORT: Final = "lorafleet.io/abort"
 ANNOTATION_OPERATOR: Final = "lorafleet.io/operator"
 """On a BaseModelDeployment: `namespace/Lease` of the operator that is to have it, of several in a cluster."""
 
+ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+"""On pods, of Kubernetes: where a ReplicaSet has too many, those with less go first."""
+
 LABEL_BASE: Final = "lorafleet.io/base"
 """On pods, Services and EndpointSlices of a base: the name of its BaseModelDeployment."""
 LABEL_ROLE: Final = "lorafleet.io/role"

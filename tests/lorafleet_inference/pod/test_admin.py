@@ -10,8 +10,9 @@ import pytest
 from support.admin import Admin, Refused, entry
 from support.declared_pod import ADMIN_TOKEN, DeclaredPod
 from support.pod import ServedPod
+from support.waiting import wait_for
 
-from lorafleet_contract.admin import AdapterState, Owner, Residency, RevisionRef, Tier
+from lorafleet_contract.admin import AdapterState, Owner, PodLoad, Residency, RevisionRef, Tier
 from lorafleet_contract.names import revision_of
 from lorafleet_inference.adapters.digest import digest_of
 
@@ -177,6 +178,19 @@ def test_a_long_poll_ends_with_a_change_and_not_before(declared: DeclaredPod) ->
         assert time.monotonic() - began < 20, "a change ends the poll"
     unknown = declared.admin.state(after=10**6, wait_seconds=20)
     assert unknown.generation < 10**6, "a number of another boot is answered at once"
+
+
+def test_the_load_counts_requests_since_the_start(declared: DeclaredPod) -> None:
+    def load() -> PodLoad:
+        return PodLoad.model_validate(declared.admin.request("GET", "/admin/v1/load"))
+
+    before = load()
+    code_of(declared.pod, "nobody-knows")
+    answer(declared.pod, "tiny")
+    after = load()
+    assert after.boot_id == before.boot_id == declared.admin.state().boot_id
+    assert after.num_requests - before.num_requests == 2
+    wait_for("nothing runs", lambda: load().num_sequences == 0)
 
 
 def test_a_poll_of_what_is_known_is_answered_without_the_document(declared: DeclaredPod) -> None:

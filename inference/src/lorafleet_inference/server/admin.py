@@ -81,6 +81,17 @@ def state_of(pod: Pod) -> admin.PodState:
     )
 
 
+def load_of(pod: Pod) -> admin.PodLoad:
+    """Return what the pod has to do now."""
+    stats = pod.engine.stats
+    return admin.PodLoad(
+        boot_id=pod.manager.boot_id,
+        num_running=stats.num_running if stats is not None else 0,
+        num_waiting=stats.num_waiting if stats is not None else 0,
+        num_requests=pod.state.num_begun,
+    )
+
+
 def _add_state(app: FastAPI, pod: Pod) -> None:
     @app.get("/admin/v1/state")
     async def state(after: After = None, boot_id: str = "", wait_seconds: WaitSeconds = 0.0) -> Response:
@@ -90,6 +101,11 @@ def _add_state(app: FastAPI, pod: Pod) -> None:
         if boot_id == manager.boot_id and after == manager.changes.number:
             return Response(status_code=304)
         return _answer(state_of(pod))
+
+    @app.get("/admin/v1/load")
+    async def load() -> Response:
+        _ = pod.manager.engine_ready
+        return _answer(load_of(pod))
 
     @app.put("/admin/v1/adapters")
     async def write(body: admin.CatalogueWrite) -> Response:

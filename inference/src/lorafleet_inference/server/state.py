@@ -33,6 +33,8 @@ class PodState:
         self.failure = ""
         """Why the phase is FAILED."""
         self.num_in_flight = 0
+        self.num_begun = 0
+        """Requests since the start, those in flight included."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -66,6 +68,7 @@ class PodState:
         if self.phase is Phase.DRAINING:
             raise PodDraining("this pod is going away", retry_after_seconds=RETRY_SECONDS)
         self.num_in_flight += 1
+        self.num_begun += 1
         self._idle.clear()
         try:
             yield

@@ -20,6 +20,7 @@ M = TypeVar("M", bound=BaseModel)
 CONNECT_SECONDS: Final = 3.0
 STATE_SECONDS: Final = 3.0
 WRITE_SECONDS: Final = 5.0
+LOAD_SECONDS: Final = 2.0
 RESOLVE_SECONDS: Final = 1800.0
 """A pod may have to download an adapter to know its digest."""
 POLL_SECONDS: Final = 5.0
@@ -59,6 +60,10 @@ class AdminClient:
         limit = STATE_SECONDS + POLL_SECONDS
         raw = await self._request("GET", ip, "/admin/v1/state", token, limit, query=query)
         return self._state(raw) if raw else None
+
+    async def load(self, ip: str, token: str) -> admin.PodLoad:
+        """Return what a pod has to do now; pods of earlier versions do not say."""
+        return _parsed(admin.PodLoad, await self._request("GET", ip, "/admin/v1/load", token, LOAD_SECONDS))
 
     async def write(self, ip: str, token: str, write: admin.CatalogueWrite) -> admin.PodState:
         """Tell a pod what to know; return what it has then."""

@@ -36,12 +36,15 @@ class Applier:
         self._settled: dict[str, DeploymentFacts] = {}
         """Path -> what was said of a Deployment that had nothing left to do, until the next resync."""
         self._generations: dict[str, int] = {}
+        self._replicas: dict[BaseKey, int] = {}
+        """How many pods a Deployment was told to have."""
         self._paths: dict[BaseKey, set[str]] = {}
         self._pools: dict[str, PoolFacts] = {}
         """Path of an InferencePool -> what became of it when it was applied last, until the next resync."""
 
     def forget(self, key: BaseKey) -> None:
         """Free what is known of the objects of a base that is gone."""
+        self._replicas.pop(key, None)
         for path in self._paths.pop(key, ()):
             for known in (self._ours, self._applied, self._settled, self._generations, self._pools):
                 known.pop(path, None)
@@ -51,6 +54,14 @@ class Applier:
         self._applied.clear()
         self._settled.clear()
         self._pools.clear()
+
+    def is_lowering(self, base: BaseModelResource, num_pods: int) -> bool:
+        """Whether applying a base asks for fewer pods than before, some of which stay.
+
+        `num_pods` is how many there are: what counts where this process has not applied the base yet.
+        """
+        before = self._replicas.get((base.metadata.namespace, base.metadata.name), num_pods)
+        return 0 < base.spec.replicas < before
 
     async def ensure(self, base: BaseModelResource) -> tuple[DeploymentFacts | None, ApplyProblem | None]:
         """Make the objects of a base what its spec says.
@@ -66,6 +77,7 @@ class Applier:
                 self._paths.setdefault((base.metadata.namespace, base.metadata.name), set()).add(child.path)
                 body = await self._apply(child, base.metadata.uid)
                 if child.kind == "Deployment":
+                    self._replicas[base.metadata.namespace, base.metadata.name] = base.spec.replicas
                     facts = self._facts(child.path, body, base.spec.replicas)
         except InvalidSpec as error:
             return facts, ApplyProblem(Reason.INVALID_SPEC, str(error))

@@ -25,6 +25,7 @@ from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.judging import Gateways, Judging
+from lorafleet_operator.act.leaving import Leaving
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
@@ -88,6 +89,7 @@ class Tools:
     lease: Lease
     store: Store
     applier: Applier
+    leaving: Leaving
     watches: PodWatches
     executor: Executor
     resolver: Resolver
@@ -226,7 +228,7 @@ class Reconciler:
 
     async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
         token, snapshot = admin_token(self._tools.key, base.metadata.uid), it.snapshot
-        applied = await self._apply(it, base)
+        applied = await self._apply(it, base, token)
         pool = await self._pool(it, base) if applied is not None else None
         self._tools.watches.sync(it.key, snapshot.pods, token)
         await self._tools.watches.first_look(snapshot.pods)
@@ -266,12 +268,15 @@ class Reconciler:
             it.look_again(delay + 0.05)
 
     async def _apply(
-        self, it: _Pass, base: BaseModelResource
+        self, it: _Pass, base: BaseModelResource, token: str
     ) -> tuple[DeploymentFacts | None, ApplyProblem | None] | None:
         """Apply the objects of a base; None when the API server did not answer as it should."""
         if base.spec.suspend:
             return None, None
+        pods = self._tools.watches.observe([pod for pod in it.snapshot.pods if not pod.is_leaving])
         try:
+            if self._tools.applier.is_lowering(base, len(pods)):
+                await self._tools.leaving.rank(it.key, pods, token)
             return await self._tools.applier.ensure(base)
         except KubeError as error:
             it.failure = error

@@ -21,6 +21,7 @@ from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.gateway_watch import GatewayWatch
 from lorafleet_operator.act.judging import Gateways
 from lorafleet_operator.act.kept_names import KeptNames
+from lorafleet_operator.act.leaving import Leaving
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
@@ -217,6 +218,7 @@ def _tools(
         lease=lease,
         store=store,
         applier=Applier(writes, engine_image=config.engine_image, key=key),
+        leaving=Leaving(writes, client),
         watches=watches,
         executor=Executor(client, watches, wake),
         resolver=Resolver(client, wake, watches.doubt_address),
