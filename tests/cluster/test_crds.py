@@ -81,8 +81,18 @@ def source(**place: Any) -> Json:
     return base(adapterSources=[{"name": "x", **place}])
 
 
+HUB = {"huggingFace": {"repo": "acme/llama"}}
+
+
+def cached(model: Json = HUB, **cache: Any) -> Json:
+    return base(model={**model, "cache": cache})
+
+
 ACCEPTED = {
     "base from a volume": base(),
+    "models kept on a claim": cached(persistentVolumeClaim={"claimName": "c"}),
+    "models read from a claim": cached(persistentVolumeClaim={"claimName": "c", "readOnly": True}),
+    "models kept on the node": cached(hostPath={"path": "/mnt/nvme.0/models"}),
     "base from a hub": base(model={"huggingFace": {"repo": "acme/llama", "revision": "main", "credentialsSecretRef": {"name": "t"}}}),
     "base from a folder of a volume": base(model={"volume": {"claimName": "models", "path": "a/b-c.d"}}),
     "sources of all kinds": base(
@@ -168,6 +178,15 @@ def test_accepted(kube: Kube, what: str) -> None:
 REFUSED = {
     "base without a model": (base(model=None), "spec.model: Required"),
     "model of two kinds": (base(model={**VOLUME, "huggingFace": {"repo": "a/b"}}), "exactly one of huggingFace, volume"),
+    "cache of two kinds": (
+        cached(persistentVolumeClaim={"claimName": "c"}, hostPath={"path": "/m"}),
+        "exactly one of persistentVolumeClaim, hostPath",
+    ),
+    "cache of none": (cached(), "exactly one of persistentVolumeClaim, hostPath"),
+    "cache of a volume": (cached(VOLUME, hostPath={"path": "/m"}), "cache goes with huggingFace"),
+    "cache in the root of the node": (cached(hostPath={"path": "/"}), "path"),
+    "cache in a relative folder": (cached(hostPath={"path": "models"}), "path"),
+    "cache above a folder": (cached(hostPath={"path": "/a/../b"}), "no '.' or '..' component"),
     "model of none": (base(model={}), "exactly one of huggingFace, volume"),
     "model folder above the volume": (base(model={"volume": {"claimName": "c", "path": "a/../b"}}), "no empty, '.' or '..' component"),
     "model folder with a gap": (base(model={"volume": {"claimName": "c", "path": "a//b"}}), "no empty, '.' or '..' component"),

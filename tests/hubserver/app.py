@@ -1,11 +1,13 @@
 """The protocol: model info, and HEAD and GET of files with ranges."""
 
 import hmac
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -29,6 +31,8 @@ class Trouble:
     """Repository -> tokens that open its files; everybody may list it, as on hubs whose owners ask for consent."""
     authorizations: set[str] = field(default_factory=set)
     """What requests said of who asks."""
+    halfway: threading.Event | None = None
+    """Where weights wait in the middle of their way, until it is set."""
 
     def take(self) -> bool:
         """Whether this request is one that goes wrong."""
@@ -81,6 +85,10 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
             headers |= {"x-linked-size": str(file.size), "x-linked-etag": f'"{file.sha256}"'}
         if request.method == "GET" and trouble.cut_after_bytes is not None and trouble.take():
             return _Cut(file, trouble.cut_after_bytes, headers)
+        if request.method == "GET" and file.is_lfs and trouble.halfway is not None:
+            return StreamingResponse(
+                _in_halves(file, trouble.halfway), headers=headers | {"content-length": str(file.size)}
+            )
         return FileResponse(file.path, headers=headers, media_type="application/octet-stream")
 
     return Starlette(
@@ -91,6 +99,13 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
             Route("/health", lambda _: Response("ok")),
         ]
     )
+
+
+def _in_halves(file: HubFile, halfway: threading.Event) -> Iterator[bytes]:
+    data = file.path.read_bytes()
+    yield data[: file.size // 2]
+    halfway.wait()
+    yield data[file.size // 2 :]
 
 
 class _Cut(Response):

@@ -106,6 +106,43 @@ def test_ad_hoc_adapters_are_an_option_of_pods_where_they_are_allowed() -> None:
     assert documents(v.base(lora={"adHoc": "Forbidden"})) == documents(v.base())
 
 
+CLAIM = {"persistentVolumeClaim": {"claimName": "base-models"}}
+
+
+def with_cache(**cache) -> dict:
+    return {**HUB, "model": {**HUB["model"], "cache": cache}, "podTemplate": {}}
+
+
+def test_a_cache_of_models_is_a_volume_that_outlives_pods() -> None:
+    """What of the pods changes, and nothing else: one volume where the download goes, and the limit of the rest is back."""
+    before, after = template(**{**HUB, "podTemplate": {}})["spec"], template(**with_cache(**CLAIM))["spec"]
+    mount = {"name": "model-cache", "mountPath": "/var/cache/lorafleet/models"}
+    assert [one for one in after["volumes"] if one not in before["volumes"]] == [
+        {"name": "cache", "emptyDir": {"sizeLimit": "56Gi"}},
+        {"name": "model-cache", "persistentVolumeClaim": {"claimName": "base-models"}},
+    ]
+    assert mount in after["containers"][0]["volumeMounts"]
+    assert after["securityContext"] == {**before["securityContext"], "fsGroupChangePolicy": "OnRootMismatch"}
+    for spec in (before, after):
+        del spec["volumes"], spec["securityContext"], spec["containers"][0]["volumeMounts"]
+    assert before == after
+
+
+def test_a_cache_that_is_only_read_is_mounted_so() -> None:
+    claim = {"claimName": "base-models", "readOnly": True}
+    made = template(**with_cache(persistentVolumeClaim=claim))["spec"]
+    assert {"name": "model-cache", "persistentVolumeClaim": claim} in made["volumes"]
+    mount = next(one for one in made["containers"][0]["volumeMounts"] if one["name"] == "model-cache")
+    assert mount == {"name": "model-cache", "mountPath": "/var/cache/lorafleet/models", "readOnly": True}
+
+
+def test_a_cache_on_the_node_has_to_exist() -> None:
+    """The kubelet would make a folder of root's, in which no pod could write."""
+    made = template(**with_cache(hostPath={"path": "/nvme/models"}))["spec"]
+    assert {"name": "model-cache", "hostPath": {"path": "/nvme/models", "type": "Directory"}} in made["volumes"]
+    assert "fsGroupChangePolicy" not in made["securityContext"]
+
+
 def test_same_spec_makes_the_same_objects() -> None:
     assert documents(v.base(**HUB)) == documents(v.base(**HUB))
 

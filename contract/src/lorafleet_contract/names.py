@@ -51,6 +51,8 @@ VOLUMES_DIR: Final = "/var/lib/lorafleet/volumes"
 """`<VOLUMES_DIR>/<source name>`: mounted volumes of adapter sources (and `_model` of the base model), read-only."""
 CACHE_DIR: Final = "/var/cache/lorafleet"
 """The node cache of downloaded adapters and models (an emptyDir with a size limit unless the pod template says otherwise)."""
+MODELS: Final = "models"
+"""Below the cache: base models of hubs. `spec.model.cache` mounts a volume there that outlives pods."""
 MODEL_MOUNT: Final = "_model"
 
 REVISION_LENGTH: Final = 12

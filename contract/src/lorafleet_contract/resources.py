@@ -36,16 +36,47 @@ class ModelFromHub(Observed):
     credentials_secret_ref: SecretRef | None = None
 
 
+class CacheClaim(Observed):
+    """A PersistentVolumeClaim that exists."""
+
+    claim_name: str
+    read_only: bool = False
+    """Pods take from it what others have put there, and write nothing."""
+
+
+class CacheFolder(Observed):
+    """A folder of each node, that exists."""
+
+    path: str
+
+
+class ModelCache(Observed):
+    """Where models of a hub are kept for the next start: exactly one of the two."""
+
+    persistent_volume_claim: CacheClaim | None = None
+    host_path: CacheFolder | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.persistent_volume_claim is None) == (self.host_path is None):
+            raise ValueError("model.cache needs exactly one of persistentVolumeClaim, hostPath")
+        return self
+
+
 class ModelSource(Observed):
     """Where the base model comes from: exactly one place."""
 
     hugging_face: ModelFromHub | None = None
     volume: VolumePlace | None = None
+    cache: ModelCache | None = None
+    """Of models from a hub; None: each pod downloads its own."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.hugging_face is None) == (self.volume is None):
             raise ValueError("model needs exactly one of huggingFace, volume")
+        if self.cache is not None and self.hugging_face is None:
+            raise ValueError("model.cache goes with huggingFace")
         if self.volume is not None:
             check_relative(self.volume.path or None)
         return self

@@ -98,6 +98,7 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
         revision=own.get("model_revision"),
         cache_dir=cache_dir,
         credentials_dir=server.get("credentials_dir", Path(CREDENTIALS_DIR)),
+        holder=server.get("pod_name"),
     )
     name = own.get("served_name") or Path(model).resolve().name
     if len(name) > MAX_SERVED_NAME or not re.fullmatch(SERVED_NAME, name):

@@ -11,10 +11,11 @@ from lorafleet_contract.names import (
     CREDENTIALS_DIR,
     ENGINE_CONTAINER,
     MODEL_MOUNT,
+    MODELS,
     PUBLIC_PORT,
     VOLUMES_DIR,
 )
-from lorafleet_contract.resources import BaseModelResource, quantity_bytes
+from lorafleet_contract.resources import BaseModelResource, ModelCache, quantity_bytes
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.decide.strategic_merge import merge
 from lorafleet_operator.errors import InvalidSpec
@@ -89,17 +90,26 @@ def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], t
             # Services named lorafleet-… would appear as variables that look like options
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": base.spec.drain.timeout_seconds + END_MARGIN_SECONDS,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": _security(base),
             "containers": [container],
             "volumes": volumes,
         },
     }
+
+
+def _security(base: BaseModelResource) -> Json:
+    context: Json = {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    cache = base.spec.model.cache
+    if cache is not None and cache.persistent_volume_claim is not None:
+        # else the kubelet gives each file of the volume its group anew, at each start
+        context["fsGroupChangePolicy"] = "OnRootMismatch"
+    return context
 
 
 def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
@@ -189,6 +199,9 @@ def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
     add("tmp", "/tmp", {"emptyDir": {}}, read_only=False)  # noqa: S108
     add("home", HOME, {"emptyDir": {}}, read_only=False)
     model = base.spec.model
+    if model.cache is not None:
+        volume, read_only = _model_cache(model.cache)
+        add("model-cache", f"{CACHE_DIR}/{MODELS}", volume, read_only=read_only)
     if model.volume is not None:
         add_claim(MODEL_MOUNT, model.volume.claim_name)
     elif model.hugging_face is not None and model.hugging_face.credentials_secret_ref is not None:
@@ -205,13 +218,25 @@ def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
 def _cache(base: BaseModelResource) -> Json:
     """The engine keeps to the disk cache; the kubelet evicts a pod that is a tenth and a gibibyte above it.
 
-    A base model from a hub is downloaded beside it, of a size that nobody declares: then there is no limit.
+    A base model from a hub is downloaded beside it where there is no volume for it, of a size that nobody declares: then
+    there is no limit.
     """
-    if base.spec.model.hugging_face is not None:
+    if base.spec.model.hugging_face is not None and base.spec.model.cache is None:
         return {}
     mebibytes = quantity_bytes(base.spec.lora.disk_cache) * 11 // 10 // 2**20 + 1024
     # canonical, as the API server would write it: another form of the same would be applied again and again
     return {"sizeLimit": f"{mebibytes // 1024}Gi" if mebibytes % 1024 == 0 else f"{mebibytes}Mi"}
+
+
+def _model_cache(cache: ModelCache) -> tuple[Json, bool]:
+    """Return the volume, and whether pods only read it."""
+    claim = cache.persistent_volume_claim
+    if claim is not None:
+        read_only = {"readOnly": True} if claim.read_only else {}
+        return {"persistentVolumeClaim": {"claimName": claim.claim_name, **read_only}}, claim.read_only
+    assert cache.host_path is not None
+    # one that the kubelet makes belongs to root, and no pod could write there: it has to exist
+    return {"hostPath": {"path": cache.host_path.path, "type": "Directory"}}, False
 
 
 def _volume_name(kind: str, source: str) -> str:
