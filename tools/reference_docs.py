@@ -126,6 +126,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "checks-adapter-ready": lambda: checks_table(adapter_ready.READINESS),
         "reasons-base": lambda: reasons_table(reason_table.BASE),
         "checks-base-ready": lambda: checks_table(base_ready.READINESS),
+        "reasons-autoscaling": lambda: reasons_table(reason_table.AUTOSCALING),
         "reasons-admin": lambda: reasons_table(reason_table.ADMIN),
     },
     "operator.md": {"metrics": operator_metrics.describe},

@@ -135,6 +135,10 @@ ACCEPTED = {
     ),
     "no surge": base(rollout={"maxSurge": 0, "maxUnavailable": 1}),
     "rollout in percent": base(rollout={"maxSurge": "25%", "maxUnavailable": "0%"}),
+    "autoscaling": base(autoscaling={"maxReplicas": 1, "targetSequences": 1}),
+    "autoscaling at its limits": base(
+        replicas=1, autoscaling={"minReplicas": 10000, "maxReplicas": 10000, "targetSequences": 100000, "scaleDownAfterSeconds": 86400}
+    ),
     "inference pool": base(routing={"inferencePool": {"endpointPickerRef": {"name": "b-epp", "failureMode": "FailOpen"}}}),
     "any pod template": base(podTemplate={"spec": {"nodeSelector": {"a": "b"}, "anything": [1, {"x": None}]}}),
     "all namespaces": base(allowedNamespaces=["*", "team-a"]),
@@ -190,6 +194,15 @@ REFUSED = {
     "model of none": (base(model={}), "exactly one of huggingFace, volume"),
     "model folder above the volume": (base(model={"volume": {"claimName": "c", "path": "a/../b"}}), "no empty, '.' or '..' component"),
     "model folder with a gap": (base(model={"volume": {"claimName": "c", "path": "a//b"}}), "no empty, '.' or '..' component"),
+    "replicas beside autoscaling": (
+        base(replicas=2, autoscaling={"maxReplicas": 3, "targetSequences": 9}),
+        "for a HorizontalPodAutoscaler or KEDA leave autoscaling out",
+    ),
+    "autoscaling without a target": (base(autoscaling={"maxReplicas": 3}), "spec.autoscaling.targetSequences: Required"),
+    "autoscaling with its bounds the other way round": (
+        base(autoscaling={"minReplicas": 2, "maxReplicas": 1, "targetSequences": 1}),
+        "minReplicas must not be above maxReplicas",
+    ),
     "bad repository": (base(model={"huggingFace": {"repo": "a/b/c"}}), "spec.model.huggingFace.repo"),
     "endpoint that is no URL": (base(model={"huggingFace": {"repo": "a/b", "endpoint": "hub"}}), "endpoint"),
     "name with a dot": (base("a.b"), "must be a DNS label"),
@@ -372,6 +385,7 @@ def test_columns(kube: Kube) -> None:
         "NAME",
         "REPLICAS",
         "UP",
+        "SCALED-TO",
         "ADAPTERS",
         "READY-ADAPTERS",
         "READY",
@@ -394,6 +408,13 @@ def test_columns(kube: Kube) -> None:
     ]
     assert header("lora", "-o", "wide")[-6:] == ["SOURCE", "RANK", "DIGEST", "ROLLOUT", "LAST-USED", "MESSAGE"]
     assert "columns" in kube.kubectl("get", "llm", "-n", NAMESPACE, "-o", "name")
+
+
+def test_scale_is_refused_beside_autoscaling(kube: Kube) -> None:
+    """Or a HorizontalPodAutoscaler would set a number that nobody counts."""
+    apply(kube, base("by-load", autoscaling={"maxReplicas": 3, "targetSequences": 9}))
+    with pytest.raises(DemoError, match="leave autoscaling out"):
+        kube.kubectl("scale", "bmd/by-load", "-n", NAMESPACE, "--replicas=2")
 
 
 def test_scale(kube: Kube) -> None:

@@ -9,6 +9,7 @@ import yaml
 from support.fleet import NAMESPACE, Fleet
 
 from lorafleet_contract.names import BASE_MODEL_KIND, GROUP, VERSION
+from lorafleet_contract.resources import BaseModelSpec
 from lorafleet_inference import metrics
 
 LLAMA = Path(__file__).resolve().parents[2] / "examples" / "llama"
@@ -53,6 +54,20 @@ def test_what_prometheus_is_asked_for_is_published_by_pods() -> None:
     assert re.findall(r'\{(\w+)="([^"]+)"\}', query) == [("base", BASE["metadata"]["name"])] * 2
     assert RULE["metricsQuery"].count("<<.LabelMatchers>>") == 2
     assert RULE["name"]["as"] == HPA["spec"]["metrics"][0]["pods"]["metric"]["name"]
+
+
+def test_the_operator_is_given_the_same() -> None:
+    """By the same numbers, whoever counts the pods."""
+    given = read("operator.yaml")["spec"]
+    merged = BASE["spec"] | {key: value for key, value in given.items() if value is not None}
+    spec = BaseModelSpec.model_validate({key: value for key, value in merged.items() if given.get(key, "") is not None})
+    assert spec.autoscaling is not None
+    hpa = HPA["spec"]
+    assert (spec.autoscaling.min_replicas, spec.autoscaling.max_replicas) == (hpa["minReplicas"], hpa["maxReplicas"])
+    assert str(spec.autoscaling.target_sequences) == hpa["metrics"][0]["pods"]["target"]["averageValue"]
+    window = hpa["behavior"]["scaleDown"]["stabilizationWindowSeconds"]
+    assert spec.autoscaling.scale_down_after_seconds == window
+    assert spec.replicas == BaseModelSpec.model_fields["replicas"].default
 
 
 @pytest.mark.cluster

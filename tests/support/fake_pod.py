@@ -152,6 +152,9 @@ class FakePod:
         self.ask_seconds = 0.0
         self.num_running = self.num_waiting = self.num_requests = 0
         """What it says of its load."""
+        self.has_load = True
+        """False: as a pod of an earlier version, which does not say."""
+        self.num_load_asked = 0
         self.num_whole = 0
         """Answers to polls that brought the state."""
         self.resolve_seconds = 0.0
@@ -415,6 +418,9 @@ class FakePod:
         return _json(self.state())
 
     async def _get_load(self, request: web.Request) -> web.Response:
+        self.num_load_asked += 1
+        if not self.has_load:
+            raise Refused(404, admin.AdminError(reason=Reason.NOT_FOUND, message="GET /admin/v1/load: Not Found"))
         return _json(self.load())
 
     def load(self) -> admin.PodLoad:

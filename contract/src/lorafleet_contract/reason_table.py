@@ -141,6 +141,18 @@ BASE: Final = {
 }
 """A base model."""
 
+AUTOSCALING: Final = {
+    Reason.INITIAL_REPLICAS: About("As many pods as there were when `spec.autoscaling` was set, within its bounds."),
+    Reason.LOAD_ABOVE_TARGET: About("Pods have more sequences, running and waiting, than `targetSequences`."),
+    Reason.LOAD_BELOW_TARGET: About("Fewer pods have been enough for `scaleDownAfterSeconds`."),
+    Reason.OUT_OF_BOUNDS: About("`minReplicas` or `maxReplicas` was changed, and the number follows."),
+    Reason.TOO_FEW_REPLICAS: About(
+        "The load asks for more pods than `maxReplicas`: requests wait in the pods' queues.",
+        "Raise `maxReplicas`, or `targetSequences` where a pod can have more.",
+    ),
+}
+"""How many pods a base model with `spec.autoscaling` should have: `status.autoscaling`, the condition ScalingLimited, and Events."""
+
 ADMIN: Final = {
     Reason.STALE_FENCE: About("The write is older than one that the pod has accepted: another operator leads."),
     Reason.NOT_OWNED: About("The name is the operator's and not to be changed by hand, or the other way round."),

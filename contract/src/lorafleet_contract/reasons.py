@@ -69,6 +69,14 @@ class Reason(StrEnum):
     """The cluster does not serve the kind of an object that is asked for."""
     FORBIDDEN = "Forbidden"
 
+    # how many pods autoscaling asks for
+    INITIAL_REPLICAS = "InitialReplicas"
+    LOAD_ABOVE_TARGET = "LoadAboveTarget"
+    LOAD_BELOW_TARGET = "LoadBelowTarget"
+    OUT_OF_BOUNDS = "OutOfBounds"
+    TOO_FEW_REPLICAS = "TooFewReplicas"
+    """The load asks for more than the upper bound; as of a HorizontalPodAutoscaler."""
+
     # admin API
     STALE_FENCE = "StaleFence"
     NOT_FOUND = "NotFound"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lorafleet_contract.admin import ServedName
+from lorafleet_contract.autoscaling import AutoscalingSpec, AutoscalingStatus
 from lorafleet_contract.base import Observed, Wire
 from lorafleet_contract.guests import Guests
 from lorafleet_contract.names import revision_of
@@ -138,6 +139,8 @@ class BaseModelSpec(Observed):
     engine: EngineSpec = EngineSpec()
     lora: LoraBudget = LoraBudget()
     replicas: Annotated[int, Field(ge=0)] = 1
+    """Without `autoscaling`."""
+    autoscaling: AutoscalingSpec | None = None
     pod_template: dict[str, Any] = {}
     """Strategic merge over the operator's pod template; its container is `engine`."""
     drain: DrainSpec = DrainSpec()
@@ -375,6 +378,7 @@ class BaseModelStatus(Observed):
     updated_replicas: int = 0
     selector: str | None = None
     url: str | None = None
+    autoscaling: AutoscalingStatus | None = None
     inference_pool: AppliedObject | None = None
     capacity: BaseCapacity = BaseCapacity()
     adapters: AdapterCounts = AdapterCounts()
@@ -408,6 +412,16 @@ class BaseModelResource(Observed):
     def served_name(self) -> str:
         """The model name that requests for the base itself use."""
         return self.spec.served_name or self.metadata.name
+
+    @property
+    def wanted_replicas(self) -> int:
+        """Pods that there should be, as far as the resource says."""
+        scaled = self.status.autoscaling if self.spec.autoscaling is not None else None
+        return self.spec.replicas if scaled is None else scaled.desired_replicas
+
+    def with_replicas(self, number: int) -> Self:
+        """Return it as if its spec asked for that many pods."""
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"replicas": number})})
 
 
 class AdapterResource(Observed):

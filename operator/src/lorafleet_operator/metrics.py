@@ -53,6 +53,12 @@ ADAPTERS = METRICS.gauge(
     "base",
     "state",
 ).metric
+DESIRED_REPLICAS = METRICS.gauge(
+    "lorafleet_operator_desired_replicas",
+    "Pods that autoscaling asks for; of bases with spec.autoscaling.",
+    "namespace",
+    "base",
+).metric
 RESYNC_TIME = METRICS.gauge(
     "lorafleet_operator_last_resync_timestamp_seconds", "When everything was listed last, in Unix time."
 ).metric

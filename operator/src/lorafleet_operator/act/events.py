@@ -7,6 +7,7 @@ from typing import Final
 
 from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import Json, collection
+from lorafleet_contract.autoscaling import AutoscalingStatus
 from lorafleet_contract.names import GROUP, MANAGED_BY, VERSION
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import Condition, ObjectMeta
@@ -51,6 +52,13 @@ def step(before: RolloutStatus | None, after: RolloutStatus | None) -> tuple[str
     is_trouble = after.phase is RolloutPhase.ROLLED_BACK or after.reason in FAILURES
     reason = "Promoting" if after.phase is RolloutPhase.PROMOTING else after.reason
     return "Warning" if is_trouble else "Normal", reason, after.message or ""
+
+
+def scaled(before: AutoscalingStatus | None, after: AutoscalingStatus | None) -> tuple[str, str, str] | None:
+    """Return type, reason and message of the Event that another number of pods is worth."""
+    if after is None or before is None or before.desired_replicas == after.desired_replicas:
+        return None
+    return "Normal", after.reason, after.message
 
 
 async def post(

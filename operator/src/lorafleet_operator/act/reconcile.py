@@ -22,6 +22,7 @@ from lorafleet_contract.resources import (
 from lorafleet_contract.rollout import RolloutEvidence
 from lorafleet_operator import metrics
 from lorafleet_operator.act.apply import Applier
+from lorafleet_operator.act.autoscaling import Autoscaling
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.judging import Gateways, Judging
@@ -36,6 +37,7 @@ from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.decide.auto_placement import AutoPlacement
+from lorafleet_operator.decide.autoscaling import Scaled
 from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts
 from lorafleet_operator.decide.base_status import base_status, capacity_of, counts_of
 from lorafleet_operator.decide.bookkeeping import LOOK_SECONDS as BOOKKEEPING_SECONDS
@@ -90,6 +92,7 @@ class Tools:
     store: Store
     applier: Applier
     leaving: Leaving
+    autoscaling: Autoscaling
     watches: PodWatches
     executor: Executor
     resolver: Resolver
@@ -105,6 +108,7 @@ class Tools:
         """End what is under way on pods."""
         await self.resolver.close()
         await self.verifier.close()
+        await self.autoscaling.close()
         await self.executor.close()
         await self.watches.close()
 
@@ -203,6 +207,7 @@ class Reconciler:
         self._forget(key)
         self._weights.tell(key, {})
         self._judging.forget(key)
+        self._tools.autoscaling.forget(key)
         metrics.count_adapters(key, AdapterCounts())
 
     async def _without_base(self, it: _Pass) -> None:
@@ -227,7 +232,12 @@ class Reconciler:
         self._catalogues.pop(key, None)
 
     async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
-        token, snapshot = admin_token(self._tools.key, base.metadata.uid), it.snapshot
+        token = admin_token(self._tools.key, base.metadata.uid)
+        scaled = self._scale(it, base, token)
+        if scaled is not None:
+            base = base.with_replicas(scaled.status.desired_replicas)
+            it.snapshot = replace(it.snapshot, base=base)
+        snapshot = it.snapshot
         applied = await self._apply(it, base, token)
         pool = await self._pool(it, base) if applied is not None else None
         self._tools.watches.sync(it.key, snapshot.pods, token)
@@ -259,13 +269,28 @@ class Reconciler:
             reserved = reservations_of(base, plan.intents, snapshot.now)
             await it.attempt(
                 self._tell_base(
-                    it, base, evidence, capacity_of(plan, pods), counts_of(statuses), reserved=reserved, pool=pool
+                    it,
+                    base,
+                    evidence,
+                    capacity_of(plan, pods),
+                    counts_of(statuses),
+                    reserved=reserved,
+                    pool=pool,
+                    scaled=scaled,
                 )
             )
         metrics.count_adapters(it.key, counts_of(statuses))
         await self._release(it, plan, pods, base)
         if (delay := next_leave(plan, pods, snapshot.now)) is not None:
             it.look_again(delay + 0.05)
+
+    def _scale(self, it: _Pass, base: BaseModelResource, token: str) -> Scaled | None:
+        """Return how many pods autoscaling asks for; what a suspended base was told last stands."""
+        if not base.spec.suspend:
+            return self._tools.autoscaling.follow(base, it.snapshot.pods, token)
+        self._tools.autoscaling.forget(it.key)
+        status = base.status.autoscaling if base.spec.autoscaling is not None else None
+        return Scaled(status) if status is not None else None
 
     async def _apply(
         self, it: _Pass, base: BaseModelResource, token: str
@@ -425,9 +450,12 @@ class Reconciler:
         *,
         reserved: list[ReservedName],
         pool: PoolFacts | None,
+        scaled: Scaled | None,
     ) -> None:
         now = whole_seconds(self._tools.now())
-        status = base_status(base, facts, capacity=capacity, adapters=counts, reserved=reserved, pool=pool, now=now)
+        status = base_status(
+            base, facts, capacity=capacity, adapters=counts, reserved=reserved, pool=pool, scaled=scaled, now=now
+        )
         ready = condition_of(status.conditions, READY)
         if ready is not None and ready.reason == Reason.ROLLING_OUT:
             it.look_again(ROLLING_LOOK_SECONDS)

@@ -80,6 +80,9 @@ class StatusWriter:
         if await self._write(Kind.BASE, resource.metadata, status):
             event = events.transition(resource.status.conditions, status.conditions)
             await self._post(Kind.BASE, resource.metadata, event)
+            await self._post(
+                Kind.BASE, resource.metadata, events.scaled(resource.status.autoscaling, status.autoscaling)
+            )
 
     async def tell(self, resource: BaseModelResource, event: tuple[str, str, str]) -> None:
         """Post an Event about a BaseModelDeployment; failing is logged and harmless."""

@@ -12,11 +12,13 @@ from lorafleet_contract.resources import (
     BaseModelStatus,
     ReservedName,
 )
+from lorafleet_operator.decide.autoscaling import Scaled
 from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, BaseStanding, conflict, readiness_of
 from lorafleet_operator.decide.conditions import (
     ACCEPTED,
     AVAILABLE,
     READY,
+    SCALING_LIMITED,
     STALLED,
     SUSPENDED,
     Verdict,
@@ -40,15 +42,18 @@ def base_status(
     now: datetime,
     reserved: Sequence[ReservedName] = (),
     pool: PoolFacts | None = None,
+    scaled: Scaled | None = None,
 ) -> BaseModelStatus:
     """Return the status of a base with what its pods have room for and how its adapters are.
 
-    `pool` None: its InferencePool was not looked at.
+    `pool` None: its InferencePool was not looked at. `scaled` None: the number of its pods follows its spec.
     """
     deployment, rival = facts.deployment, facts.rival(base)
     updated = facts.num_updated(deployment.template) if deployment is not None else base.status.updated_replicas
     verdicts = [_accepted(base, facts.problem, rival), _available(facts.num_ready), *_readiness(base, facts)]
     verdicts += pool_verdicts(base, pool)
+    if scaled is not None and scaled.limit is not None:
+        verdicts.append(said(SCALING_LIMITED, True, scaled.limit.reason, scaled.limit.message))
     if base.spec.suspend:
         verdicts.append(said(SUSPENDED, True, Reason.SUSPENDED, "what spec says is not applied"))
     return BaseModelStatus(
@@ -60,6 +65,7 @@ def base_status(
         updated_replicas=updated,
         selector=",".join(f"{label}={value}" for label, value in selector(base).items()),
         url=url_of(base),
+        autoscaling=scaled.status if scaled is not None else None,
         inference_pool=pool.applied if pool is not None else base.status.inference_pool,
         capacity=capacity,
         adapters=adapters,

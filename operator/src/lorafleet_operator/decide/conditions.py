@@ -16,6 +16,7 @@ RESIDENT: Final = "Resident"
 RECONCILING: Final = "Reconciling"
 STALLED: Final = "Stalled"
 SUSPENDED: Final = "Suspended"
+SCALING_LIMITED: Final = "ScalingLimited"
 INFERENCE_POOL: Final = "InferencePoolApplied"
 MAX_MESSAGE: Final = 1024
 

@@ -29,7 +29,7 @@ class BaseLine(Wire):
     standing: Standing
     ready_pods: int
     pods: int
-    """As spec wants them."""
+    """As spec or its autoscaling wants them."""
     ready_adapters: int
     adapters: int
     assigned_slots: int
@@ -116,7 +116,7 @@ def base_line(base: BaseModelResource) -> BaseLine:
         served_name=base.served_name,
         standing=standing_of(status.conditions, status.observed_generation, base.metadata.generation),
         ready_pods=status.ready_replicas,
-        pods=base.spec.replicas,
+        pods=base.wanted_replicas,
         ready_adapters=status.adapters.ready,
         adapters=status.adapters.desired,
         assigned_slots=status.capacity.assigned_adapter_slots,

@@ -16,6 +16,7 @@ from lorafleet_operator import metrics
 from lorafleet_operator.act import events
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.act.apply import Applier
+from lorafleet_operator.act.autoscaling import Autoscaling
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.gateway_watch import GatewayWatch
@@ -219,6 +220,7 @@ def _tools(
         store=store,
         applier=Applier(writes, engine_image=config.engine_image, key=key),
         leaving=Leaving(writes, client),
+        autoscaling=Autoscaling(client, wake, now=now),
         watches=watches,
         executor=Executor(client, watches, wake),
         resolver=Resolver(client, wake, watches.doubt_address),
