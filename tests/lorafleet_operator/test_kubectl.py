@@ -404,6 +404,56 @@ async def test_rollout_by_steps_is_told_with_shares_and_evidence(run: Any, kube:
     assert lines[-1] == f"    {OLD}  2026-11-20 08:00:00 UTC  Promoted"
 
 
+ASKED = {"revision": NEW, "checksHash": "abcdefabcdef", "time": "2026-11-24T12:00:30Z"}
+REFUSED = {
+    **ASKED,
+    "result": "Failed",
+    "check": "four",
+    "message": 'expected an answer equal to "IV", and it is "quatre"',
+}
+
+
+@pytest.mark.parametrize(
+    ("verify", "line"),
+    [
+        ({**ASKED, "result": "Passed"}, f"  verify Passed by revision {NEW}, 2026-11-24 12:00:30 UTC"),
+        (
+            REFUSED,
+            f"  verify Failed by revision {NEW}, 2026-11-24 12:00:30 UTC, check four: "
+            'expected an answer equal to "IV", and it is "quatre"',
+        ),
+    ],
+    ids=lambda value: value["result"] if isinstance(value, dict) else "",
+)
+async def test_rollout_status_tells_what_came_of_the_questions(
+    run: Any, kube: FakeKube, verify: Json, line: str
+) -> None:
+    kube.put("loraadapters", rolling(rollout=by_steps("Progressing"), verify=verify))
+    assert line in (await run("rollout", "status", "french")).out.splitlines()
+    assert (await run("rollout", "status", "french", "-o", "json")).document["verify"] == {
+        "check": None,
+        "message": None,
+        **verify,
+    }
+
+
+async def test_verdict_of_a_revision_without_steps_is_told(run: Any, kube: FakeKube) -> None:
+    """Nothing rolls out any more, and it is the only place that says which check failed."""
+    kube.put(
+        "loraadapters", rolling(("False", "VerifyFailed", "check four"), stalled=True, rollout=None, verify=REFUSED)
+    )
+    lines = (await run("rollout", "status", "french")).out.splitlines()
+    assert lines[0].startswith("LoraAdapter team/french  Stalled: VerifyFailed")
+    assert lines[1].startswith(f"  verify Failed by revision {NEW}")
+
+
+async def test_control_characters_of_an_answer_do_not_reach_the_terminal(run: Any, kube: FakeKube) -> None:
+    kube.put("loraadapters", rolling(verify={**REFUSED, "message": "it is \x1b[31mred\nnext"}))
+    told = (await run("rollout", "status", "french")).out
+    assert "\x1b" not in told
+    assert "red\nnext" not in told
+
+
 def annotations(kube: FakeKube) -> Json:
     found: Json = kube.get("loraadapters", "team", "french")["metadata"].get("annotations", {})
     return found

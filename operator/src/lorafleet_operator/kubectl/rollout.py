@@ -7,6 +7,7 @@ from lorafleet_contract.base import Wire
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, HistoryEntry
 from lorafleet_contract.rollout import RevisionCounts, RolloutPhase, RolloutStatus, TrafficShare
+from lorafleet_contract.verify import VerifyResult, VerifyStatus
 from lorafleet_operator.decide.conditions import READY, STALLED, condition_of
 from lorafleet_operator.kubectl.paint import Colour, Painter, plain
 from lorafleet_operator.kubectl.views import AdapterLine, adapter_line
@@ -41,6 +42,8 @@ class RolloutView(Wire):
     traffic: list[TrafficShare]
     """Of the bare name; empty while no revision answers."""
     rollout: RolloutStatus | None
+    verify: VerifyStatus | None
+    """What came of the questions of `spec.verify`; None while a revision is still to be asked, or there are none."""
     history: list[HistoryEntry]
 
 
@@ -72,6 +75,7 @@ def rollout_view(adapter: AdapterResource) -> RolloutView:
         stand=stand_of(adapter),
         traffic=whole if status.traffic is None else status.traffic,
         rollout=status.rollout,
+        verify=status.verify,
         history=status.history,
     )
 
@@ -89,6 +93,8 @@ def rollout_lines(view: RolloutView, painter: Painter) -> Iterator[str]:
             f"last progress {rollout.last_progress_time:%Y-%m-%d %H:%M:%S} UTC"
         )
         yield from _evidence(rollout)
+    if view.verify is not None:
+        yield _verified(view.verify, painter)
     for share in view.traffic:
         role = "stable" if share.revision == line.stable_revision else "canary"
         yield f"  {share.weight:3} % of requests go to {share.revision}, {role}"
@@ -121,6 +127,14 @@ def _steps(rollout: RolloutStatus) -> str:
     )
     why = f" ({plain(': '.join(part for part in (rollout.reason, rollout.message) if part))})" if rollout.reason else ""
     return f", {rollout.phase}{at}{why}"
+
+
+def _verified(verify: VerifyStatus, painter: Painter) -> str:
+    colour = Colour.GOOD if verify.result is VerifyResult.PASSED else Colour.BAD
+    check = plain(": ".join(part for part in (verify.check, verify.message) if part))
+    why = f", check {check}" if check else ""
+    asked = f"{verify.time:%Y-%m-%d %H:%M:%S} UTC"
+    return f"  verify {painter.paint(verify.result, colour)} by revision {verify.revision}, {asked}{why}"
 
 
 def _evidence(rollout: RolloutStatus) -> Iterator[str]:
