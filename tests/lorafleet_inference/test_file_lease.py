@@ -62,11 +62,11 @@ def test_of_many_who_find_it_lost_one_has_it(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(taken) == 1
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.lease"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.lease.2"]
 
 
 def test_a_file_that_is_being_written_is_of_somebody(tmp_path: Path) -> None:
     path = tmp_path / "x.lease"
-    path.touch()
+    (tmp_path / "x.lease.1").touch()
     assert lease(path, "pod-a").take() == "another process"
     assert lease(path, "pod-a").told() == {}

@@ -6,10 +6,8 @@ nothing else: two may believe that they have it, after a node that slept for a m
 
 import json
 import logging
-import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,10 +17,13 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 5.0
 LOST_SECONDS = 60.0
 """A file that has not changed for so long, by the clock of who looks at it, is of nobody."""
+ANOTHER = "another process"
 
 
 class FileLease:
-    """A lease at a path whose folder exists; `holder` is the same name again after a restart of the same container."""
+    """A lease at `<path>.<number>`, in a folder that exists; the highest number is the one that holds, and whoever makes a
+    file of a number has it. `holder` is the same name again after a restart of the same container.
+    """
 
     def __init__(
         self, path: Path, holder: str, *, beat_seconds: float = BEAT_SECONDS, lost_seconds: float = LOST_SECONDS
@@ -31,6 +32,7 @@ class FileLease:
         self._holder = holder
         self._beat_seconds = beat_seconds
         self._lost_seconds = lost_seconds
+        self._own = path
         self._seen = b""
         self._seen_at = time.monotonic()
         self._beats = 0
@@ -41,25 +43,25 @@ class FileLease:
         Raises:
             OSError: no file can be written here.
         """
-        while True:
-            try:
-                with self._path.open("xb") as file:
-                    file.write(self._said({}))
-            except FileExistsError:
-                said = self._read()
-            else:
-                return None
-            if said is None:
-                continue
-            holder = _holder_of(said)
-            if holder == self._holder:
-                return None  # of this container's life before
-            if said != self._seen:
-                self._seen, self._seen_at = said, time.monotonic()
-            if time.monotonic() - self._seen_at < self._lost_seconds:
-                return holder
-            self._put_aside(said)
+        number, said = self._latest()
+        holder = _holder_of(said)
+        if number and holder == self._holder:  # of this container's life before
+            self._own = self._file(number)
+            return None
+        if said != self._seen:
+            self._seen, self._seen_at = said, time.monotonic()
+        if number and time.monotonic() - self._seen_at < self._lost_seconds:
+            return holder
+        try:
+            with self._file(number + 1).open("xb") as file:
+                file.write(self._said({}))
+        except FileExistsError:
+            return ANOTHER
+        self._own = self._file(number + 1)
+        if number:
+            self._file(number).unlink(missing_ok=True)
             logger.warning("%s has not been heard for %.0f s: going on in its place", holder, self._lost_seconds)
+        return None
 
     @contextmanager
     def held(self, tell: Callable[[], dict[str, Any]]) -> Iterator[None]:
@@ -74,49 +76,43 @@ class FileLease:
         finally:
             is_over.set()
             thread.join()
-            if self._is_own():
-                with suppress(OSError):
-                    self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._own.unlink(missing_ok=True)
 
     def told(self) -> dict[str, Any]:
         """Return what the holder tells; empty where it tells nothing."""
-        return _parsed(self._read() or b"")
+        return _parsed(self._latest()[1])
 
     def _beat(self, is_over: threading.Event, tell: Callable[[], dict[str, Any]]) -> None:
         while not is_over.wait(self._beat_seconds):
             told = tell()
-            # a file system that fails for a while, or is full, takes the next beat perhaps
-            with suppress(OSError):
-                said = self._read()
-                if said is not None and _holder_of(said) != self._holder:
-                    logger.warning("the lease %s is no longer of %s: the work is done twice", self._path, self._holder)
-                    return
-                with self._path.open("xb" if said is None else "r+b") as file:
+            try:
+                with self._own.open("r+b") as file:
                     file.write(self._said(told))
                     file.truncate()
+            except FileNotFoundError:
+                logger.warning("%s is no longer the lease of %s: the work is done twice", self._own, self._holder)
+                return
+            except OSError as error:  # of a file system that fails for a while, or is full
+                logger.warning("%s cannot be written: %s", self._own, error.strerror)
 
     def _said(self, told: dict[str, Any]) -> bytes:
         self._beats += 1
         return json.dumps({**told, "holder": self._holder, "beat": self._beats}).encode()
 
-    def _is_own(self) -> bool:
-        return _holder_of(self._read() or b"") == self._holder
+    def _file(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
 
-    def _read(self) -> bytes | None:
+    def _latest(self) -> tuple[int, bytes]:
+        """The highest number, 0 where there is none, and what its holder says."""
+        names = (
+            path.name.removeprefix(f"{self._path.name}.") for path in self._path.parent.glob(f"{self._path.name}.*")
+        )
+        number = max((int(name) for name in names if name.isdecimal()), default=0)
         try:
-            return self._path.read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def _put_aside(self, said: bytes) -> None:
-        """Remove the file of one who is gone. Of several who try one does, and whoever comes after it may find a new one."""
-        aside = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex}")
-        with suppress(FileNotFoundError):
-            self._path.rename(aside)
-            if aside.read_bytes() != said:
-                with suppress(OSError):
-                    os.link(aside, self._path)
-            aside.unlink()
+            return number, self._file(number).read_bytes() if number else b""
+        except FileNotFoundError:  # given back meanwhile, or another has just taken it
+            return number, b""
 
 
 def _parsed(said: bytes) -> dict[str, Any]:
@@ -128,4 +124,4 @@ def _parsed(said: bytes) -> dict[str, Any]:
 
 
 def _holder_of(said: bytes) -> str:
-    return str(_parsed(said).get("holder", "another process"))
+    return str(_parsed(said).get("holder", ANOTHER))

@@ -2,7 +2,7 @@
 
     <root>/<organisation>--<name>/<commit>/            whole: the folder appears by one rename
     <root>/<organisation>--<name>/<commit>.partial/    being downloaded; files in it appear by a rename each
-    <root>/<organisation>--<name>/<commit>.lease       who downloads it
+    <root>/<organisation>--<name>/<commit>.lease.N     who downloads it
     <root>/<organisation>--<name>/refs/<revision>      the commit that a branch or tag meant last
 
 A commit that is there is used without a request to the hub.
