@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lorafleet_inference.cards import Card
+from lorafleet_inference.model.budget import Wish, budget
+from lorafleet_inference.model.dry_run import model_size
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "benchmarks" / "gpu.py"
 SOURCES = os.pathsep.join(str(ROOT / name / "src") for name in ("contract", "common", "inference"))
@@ -89,6 +93,28 @@ def test_the_floor_of_a_decode_step_counts_each_byte_once() -> None:
     a_row = 2 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
     found = decode_seconds(SIZES["8b"], 2, endless, batch=128, context=1024, ranks=[8, 16])
     assert found == weights + keys_and_values + 24 * a_row
+
+
+def test_a_plan_has_the_same_floor(tmp_path: Path) -> None:
+    from measure.floors import Ceilings, decode_seconds
+    from measure.sizes import SIZES
+
+    size, itemsize = SIZES["8m"], 2
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "num_hidden_layers": size.layers,
+        "hidden_size": size.hidden, "intermediate_size": size.intermediate, "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads, "vocab_size": size.vocabulary, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = model_size(tmp_path, dtype="auto", max_batch_tokens=64, max_batch_requests=128)
+    card = Card(80 << 30, 1e12)
+    found = budget(made, card, Wish(num_adapters=32, rank=16, context=1024, max_requests=128))
+    assert [floor.num_requests for floor in found.floors] == [1, 8, 32, 128]
+    ceilings = Ceilings(card.bytes_per_second, float("inf"))
+    for floor in found.floors:
+        ranks = [16] * min(32, floor.num_requests)
+        expected = decode_seconds(size, itemsize, ceilings, batch=floor.num_requests, context=1024, ranks=ranks)
+        assert floor.seconds == pytest.approx(expected, rel=1e-3), "norms are what differs"
 
 
 def test_a_step_is_never_faster_than_its_products() -> None:

@@ -1,4 +1,4 @@
-"""`lorafleet-inference`: serve a base model with its adapters, validate an adapter, print a digest."""
+"""`lorafleet-inference`: serve a base model with its adapters, say what fits, validate an adapter, print a digest."""
 
 import argparse
 import asyncio
@@ -16,6 +16,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_common.options import add_options, read_values
 from lorafleet_contract.names import CREDENTIALS_DIR, MAX_SERVED_NAME, SERVED_NAME, revision_of
+from lorafleet_inference import plan_command
 from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.fetch import model_folder
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_options(serve, OPTIONS)
     serve.set_defaults(run=_serve)
+    plan_command.add_parser(commands)
     validate = commands.add_parser(
         "validate",
         help="say whether the fleet will take an adapter",

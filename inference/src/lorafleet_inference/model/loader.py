@@ -102,7 +102,7 @@ def _read(folder: Path, config: PreTrainedConfig, *, dtype: Any, device: torch.d
                 view,
                 config=config,
                 dtype=dtype,
-                attn_implementation="eager" if config.model_type in PATCHES else NAME,
+                attn_implementation=attention_of(config),
                 experts_implementation=experts.NAME,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
@@ -160,15 +160,29 @@ def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         ConfigError: its attention or its layers would be computed wrongly.
     """
     facts = model_facts(model, max_model_len=max_model_len)
+    shapes = shapes_of(model, facts)
+    facts = _within_windows(model.config.get_text_config(), facts, shapes)
+    ropes, facts = _length_ropes(model, facts)
+    return LoadedModel(model, facts, shapes, ropes)
+
+
+def shapes_of(model: PreTrainedModel, facts: ModelFacts) -> tuple[LayerShape, ...]:
+    """Give a model of a family with a patch our attention, and return what each layer asks of attention.
+
+    Raises:
+        ConfigError: its attention or its layers would be computed wrongly.
+    """
     patch = PATCHES.get(facts.model_type)
     if patch is not None:
         patch(model, facts.max_model_len)
     elif not model._can_set_attn_implementation():  # noqa: SLF001  transformers has no public name for it
         raise _refused(facts, _NOT_OURS)
-    shapes = _probe(model, facts)
-    facts = _within_windows(model.config.get_text_config(), facts, shapes)
-    ropes, facts = _length_ropes(model, facts)
-    return LoadedModel(model, facts, shapes, ropes)
+    return _probe(model, facts)
+
+
+def attention_of(config: PreTrainedConfig) -> str:
+    """Return the attention that transformers makes a model of this config with."""
+    return "eager" if config.model_type in PATCHES else NAME
 
 
 def _refused(facts: ModelFacts, why: str) -> ConfigError:

@@ -177,6 +177,11 @@ class LoraBank:
         for module in facts.modules:
             model.get_submodule(module.name).register_forward_hook(_Adder(self, module.name))
 
+    @property
+    def num_bytes(self) -> int:
+        """The pool's size."""
+        return self._pool.numel() * self._pool.element_size()
+
     def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
         """Copy a slab to pages that no step reads; safe beside a running step."""
         numbers = tuple(page * RANK_PAGE + row for page in pages for row in range(RANK_PAGE))

@@ -30,6 +30,7 @@ from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.pooling import HiddenStates, pool
 from lorafleet_inference.model.results import Computing
+from lorafleet_inference.model.sizing import DeviceMemory, kv_block_bytes, num_blocks_for, num_rank_pages, weight_bytes
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -37,8 +38,6 @@ if TYPE_CHECKING:  # Triton is there on Linux alone
 
 logger = logging.getLogger(__name__)
 CPU_KV_BYTES = GIB
-CUDA_RESERVE = 0.08
-"""Part of the device memory that stays free for activations that the warm-up did not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class ModelRunner:
         self._device = loaded.device
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
-        num_pages = config.max_resident_adapters * num_pages_of(config.max_rank)
+        num_pages = num_rank_pages(config.max_resident_adapters, config.max_rank)
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
         self._triton = _triton_of(self._device, config) if triton is None else triton
         self._bank = LoraBank(
@@ -87,11 +86,7 @@ class ModelRunner:
         self._layers: list[LayerKV] = []
         self.decode_graphs: DecodeGraphs | None = None
         self._rows = InputBatch(1, self.facts.max_model_len, self._device)  # of the warm-up
-        block_bytes = (
-            KV_BLOCK_TOKENS
-            * loaded.dtype.itemsize
-            * sum(shape.num_kv_heads * (shape.key_width + shape.value_width) for shape in loaded.shapes)
-        )
+        block_bytes = kv_block_bytes(loaded.shapes, loaded.dtype.itemsize)
         num_blocks = self._num_blocks(loaded, config, block_bytes)
         self._layers = _pages(loaded, num_blocks)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
@@ -274,11 +269,11 @@ class ModelRunner:
         )
 
     def _num_blocks(self, loaded: LoadedModel, config: EngineConfig, block_bytes: int) -> int:
-        useful = config.max_batch_requests * -(-self.facts.max_model_len // KV_BLOCK_TOKENS)
+        useful = config.max_batch_requests * num_blocks_for(self.facts.max_model_len)
         if config.kv_cache_memory_bytes is not None:
             num_bytes = config.kv_cache_memory_bytes
         elif self._device.type == "cuda":
-            self._layers = _pages(loaded, -(-config.max_batch_tokens // KV_BLOCK_TOKENS))
+            self._layers = _pages(loaded, num_blocks_for(config.max_batch_tokens))
             num_bytes = self._free_after_warm_up(config)
         else:
             num_bytes = CPU_KV_BYTES
@@ -297,7 +292,10 @@ class ModelRunner:
         self._layers = []
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._device)
-        return int(free - activations - total * CUDA_RESERVE)
+        weights, pool = weight_bytes(self._model), self._bank.num_bytes
+        memory = DeviceMemory(total, total - free - weights - pool, weights, pool, activations)
+        logger.info("device memory: %s", memory.text())
+        return memory.kv_cache
 
 
 def _cut_to(num_kv_tokens: int, facts: ModelFacts) -> ModelFacts:

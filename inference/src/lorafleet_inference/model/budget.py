@@ -1,0 +1,108 @@
+"""Of a model and a device: how many requests fit, and the least time that their steps take."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lorafleet_inference.cards import Card
+from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
+from lorafleet_inference.model.dry_run import ModelSize
+from lorafleet_inference.model.lora import num_pages_of
+from lorafleet_inference.model.sizing import (
+    DeviceMemory,
+    kv_block_bytes,
+    num_blocks_for,
+    num_rank_pages,
+    pool_bytes,
+)
+
+DRIVER_BYTES = 600 << 20
+"""What CUDA's context and loaded kernels take of a device, about."""
+BATCHES = (1, 8, 32, 128, 256)
+"""Sizes of steps that are shown, as far as they fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a pod shall serve at the same time."""
+
+    num_adapters: int
+    """In device memory."""
+    rank: int
+    """Of each."""
+    context: int
+    """Tokens of each request, prompt and answer."""
+    max_requests: int
+    """That the pod runs at the same time, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The least time of a step of one token for each request."""
+
+    num_requests: int
+    num_adapters: int
+    """In the step."""
+    num_bytes: int
+    """That it has to read."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What fits."""
+
+    memory: DeviceMemory
+    adapter_bytes: int
+    """Of each adapter in device memory, if it changes all modules or only some."""
+    num_rank_pages: int
+    kv_token_bytes: int
+    num_kv_tokens: int
+    num_requests: int
+    """Of the context that was asked for, at the same time."""
+    floors: tuple[Floor, ...]
+
+
+def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
+    """Return what fits of a wish; nothing of it fits where `num_requests` is 0."""
+    num_pages = num_rank_pages(wish.num_adapters, wish.rank)
+    memory = DeviceMemory(
+        total=card.memory_bytes,
+        other=DRIVER_BYTES,
+        weights=size.weights,
+        adapters=pool_bytes(size.facts, num_pages, size.itemsize),
+        activations=size.activations,
+    )
+    block_bytes = kv_block_bytes(size.shapes, size.itemsize)
+    num_blocks = max(0, memory.kv_cache // block_bytes)
+    num_requests = min(wish.max_requests, num_blocks // num_blocks_for(wish.context))
+    return Budget(
+        memory,
+        adapter_bytes=pool_bytes(size.facts, num_pages_of(wish.rank), size.itemsize),
+        num_rank_pages=num_pages,
+        kv_token_bytes=block_bytes // KV_BLOCK_TOKENS,
+        num_kv_tokens=num_blocks * KV_BLOCK_TOKENS,
+        num_requests=num_requests,
+        floors=tuple(_floors(size, card, wish, num_requests)),
+    )
+
+
+def _floors(size: ModelSize, card: Card, wish: Wish, num_requests: int) -> Iterator[Floor]:
+    rank_bytes = pool_bytes(size.facts, 1, size.itemsize) // RANK_PAGE
+    for batch in sorted({min(batch, num_requests) for batch in BATCHES} - {0}):
+        num_adapters = min(batch, wish.num_adapters)
+        read = weights_read(size, batch)
+        read += batch * sum(_visible_bytes(size, wish.context))
+        read += num_adapters * wish.rank * rank_bytes
+        yield Floor(batch, num_adapters, read, read / card.bytes_per_second)
+
+
+def _visible_bytes(size: ModelSize, context: int) -> Iterator[int]:
+    for shape in size.shapes:
+        tokens = min(context, shape.sliding_window or context)
+        yield tokens * shape.num_kv_heads * (shape.key_width + shape.value_width) * size.itemsize
+
+
+def weights_read(size: ModelSize, num_tokens: int) -> int:
+    """Return the bytes of weights that a step of so many tokens reads: of experts those that some token is expected to choose."""
+    missed = (1 - size.experts_per_token / size.num_experts) ** num_tokens
+    return int(size.weights - size.unread_weights - size.expert_weights * missed)

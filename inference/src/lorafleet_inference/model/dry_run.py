@@ -1,0 +1,133 @@
+"""A model that has shapes and no weights: what it would take, measured before anything is downloaded or a device is there."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lorafleet_inference.config import DtypeChoice
+from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.model import experts
+from lorafleet_inference.model.attention import LayerShape, Probe, attending, register
+from lorafleet_inference.model.base_files import read_base_config
+from lorafleet_inference.model.facts import model_facts
+from lorafleet_inference.model.loader import attention_of, shapes_of
+from lorafleet_inference.model.sizing import weight_bytes
+
+SAMPLER_BYTES = 8
+"""Of each logit: it is changed in float32, and drawn from in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """A model by its shapes."""
+
+    facts: ModelFacts
+    shapes: tuple[LayerShape, ...]
+    """By layer."""
+    itemsize: int
+    """Bytes of a number of weights, KV and adapters."""
+    weights: int
+    """Bytes."""
+    expert_weights: int
+    """Bytes, of these, of experts: a token is multiplied with `experts_per_token` of `num_experts` of them."""
+    num_experts: int
+    experts_per_token: int
+    unread_weights: int
+    """Bytes of the embedding where it is no head too: of it only the rows of a step's tokens are read."""
+    activations: int
+    """Bytes at most beside weights, KV and adapters in a step."""
+
+
+class PeakBytes(TorchDispatchMode):
+    """Follows how much memory the tensors that operations make take at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0
+        self.peak = 0
+        self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+
+    def know(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Count these as there before."""
+        for tensor in tensors:
+            self._seen[tensor.untyped_storage()] = 0
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for one in tree_leaves(out):
+            if isinstance(one, torch.Tensor):
+                self._count(one.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[storage] = size
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self._now -= size
+
+
+def model_size(
+    folder: Path,
+    *,
+    dtype: DtypeChoice,
+    max_batch_tokens: int,
+    max_batch_requests: int,
+) -> ModelSize:
+    """Make the model without weights and run its largest step without computing it.
+
+    Raises:
+        ConfigError: the folder holds no config of a model that can be served.
+    """
+    register()
+    experts.register()
+    config = read_base_config(folder)
+    chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    with FakeTensorMode(), torch.inference_mode():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention_of(config), experts_implementation=experts.NAME, dtype=chosen
+        ).eval()
+        facts = model_facts(model)
+        shapes = shapes_of(model, facts)
+        layers = _peak_of(model, min(max_batch_tokens, facts.max_model_len))
+    logits = (chosen.itemsize + SAMPLER_BYTES) * max_batch_requests * facts.vocab_size
+    text = config.get_text_config()
+    expert_weights = sum(weight_bytes(module) for name, module in model.named_modules() if name.endswith(".experts"))
+    num_experts = facts.experts[0].num_experts if facts.experts else 1
+    embedding = model.get_input_embeddings()
+    return ModelSize(
+        facts,
+        shapes,
+        itemsize=chosen.itemsize,
+        weights=weight_bytes(model),
+        expert_weights=expert_weights,
+        num_experts=num_experts,
+        experts_per_token=int(getattr(text, "num_experts_per_tok", None) or num_experts),
+        unread_weights=0 if facts.tied_head else weight_bytes(embedding),
+        activations=max(layers, logits),
+    )
+
+
+def _peak_of(model: PreTrainedModel, num_tokens: int) -> int:
+    ids = torch.zeros(1, num_tokens, dtype=torch.int64)
+    positions = torch.zeros(1, num_tokens, dtype=torch.int64)
+    peak = PeakBytes()
+    peak.know([*model.parameters(), *model.buffers(), ids, positions])
+    with peak, attending(Probe()):
+        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+    return peak.peak

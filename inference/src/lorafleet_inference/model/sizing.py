@@ -1,0 +1,77 @@
+"""What a pod's memory is for, from shapes alone: a pod at its start and `lorafleet-inference plan` reckon by this."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE
+from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.model.attention import LayerShape
+from lorafleet_inference.model.lora import RowLayout, num_pages_of
+
+RESERVE = 0.08
+"""Part of a device's memory that is left free: what allocators lose, and steps that are larger than the measured one."""
+
+
+def kv_block_bytes(shapes: Sequence[LayerShape], itemsize: int) -> int:
+    """Return the bytes of a KV block in all layers."""
+    widths = sum(shape.num_kv_heads * (shape.key_width + shape.value_width) for shape in shapes)
+    return KV_BLOCK_TOKENS * itemsize * widths
+
+
+def num_rank_pages(max_resident_adapters: int, max_rank: int) -> int:
+    """Return the rank pages of a pool that holds so many adapters of the largest rank at once."""
+    return max_resident_adapters * num_pages_of(max_rank)
+
+
+def pool_bytes(facts: ModelFacts, num_pages: int, itemsize: int) -> int:
+    """Return the bytes of so many rank pages in all modules."""
+    return num_pages * RANK_PAGE * RowLayout(facts).width * itemsize
+
+
+def num_blocks_for(num_tokens: int) -> int:
+    """Return the KV blocks that a sequence of so many tokens takes."""
+    return math.ceil(num_tokens / KV_BLOCK_TOKENS)
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes of a model's parameters; those that are tied count once."""
+    return sum(one.numel() * one.element_size() for one in model.parameters())
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """A device's memory in bytes, by what it is for."""
+
+    total: int
+    other: int
+    """What the device's driver, or who else uses it, takes."""
+    weights: int
+    adapters: int
+    activations: int
+    """Of the largest step, its logits included."""
+
+    @property
+    def reserve(self) -> int:
+        """What is left free."""
+        return int(self.total * RESERVE)
+
+    @property
+    def kv_cache(self) -> int:
+        """What is left for KV; negative where the rest does not fit."""
+        return self.total - self.other - self.weights - self.adapters - self.activations - self.reserve
+
+    def text(self) -> str:
+        """Return one line for the log."""
+        parts = {
+            "weights": self.weights,
+            "adapters": self.adapters,
+            "activations": self.activations,
+            "others": self.other,
+            "left free": self.reserve,
+            "KV cache": self.kv_cache,
+        }
+        shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        return f"{shown} of {self.total / GIB:.2f} GiB"

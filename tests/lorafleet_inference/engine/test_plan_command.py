@@ -1,0 +1,187 @@
+"""`lorafleet-inference plan` reckons from a config what a pod then takes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support.families import FAMILIES
+from support.models import model_folder
+
+from lorafleet_inference.cards import CARDS, Card
+from lorafleet_inference.cli import main
+from lorafleet_inference.config import GIB, EngineConfig
+from lorafleet_inference.model import sizing
+from lorafleet_inference.model.budget import Wish, budget, weights_read
+from lorafleet_inference.model.dry_run import ModelSize, PeakBytes, model_size
+from lorafleet_inference.model.loader import load_model
+from lorafleet_inference.model.runner import ModelRunner
+
+ROOT = Path(__file__).resolve().parents[3]
+LAYERS = 2
+SHORT_8B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 131072, "dtype": "bfloat16",
+}  # fmt: skip
+ODD = ("llama", "gemma2", "gemma3", "phi3-longrope", "falcon-alibi", "mixtral", "qwen3-moe", "gpt2")
+"""Of what transformers can do: windows, two widths, patches of attention, experts, tied heads, layers that are no Linear."""
+
+
+def size_of(folder: Path, requests: int = 8) -> ModelSize:
+    return model_size(folder, dtype="float32", max_batch_tokens=64, max_batch_requests=requests)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Llama of 8B parameters that has few layers."""
+    made = tmp_path_factory.mktemp("8b")
+    (made / "config.json").write_text(json.dumps(SHORT_8B))
+    return made
+
+
+@pytest.fixture(scope="module")
+def size(folder: Path) -> ModelSize:
+    return model_size(folder, dtype="auto", max_batch_tokens=2048, max_batch_requests=256)
+
+
+@pytest.mark.parametrize("family", ODD)
+def test_model_without_weights_is_of_the_size_of_the_loaded_one(family: str) -> None:
+    folder = model_folder(family)
+    size = size_of(folder)
+    loaded = load_model(EngineConfig(model=str(folder), device="cpu", dtype="float32", cpu_kernels=False))
+    assert size.weights == sizing.weight_bytes(loaded.model)
+    assert size.shapes == loaded.shapes
+    assert size.facts.modules == loaded.facts.modules
+    assert size.itemsize == loaded.dtype.itemsize
+    experts = [module for name, module in loaded.model.named_modules() if name.endswith(".experts")]
+    assert size.expert_weights == sum(map(sizing.weight_bytes, experts))
+    assert (size.expert_weights > 0) is (family in ("mixtral", "qwen3-moe"))
+    assert FAMILIES[family].config.vocab_size == size.facts.vocab_size
+
+
+def test_pod_takes_what_was_planned() -> None:
+    folder = model_folder("llama")
+    config = EngineConfig(
+        model=str(folder),
+        device="cpu",
+        dtype="float32",
+        max_resident_adapters=3,
+        max_rank=12,
+        kv_cache_memory_bytes=200_000,
+    )
+    runner = ModelRunner(load_model(config), config)
+    wish = Wish(num_adapters=3, rank=12, context=40, max_requests=8)
+    planned = budget(size_of(folder), Card(GIB, 1e12), wish)
+    assert planned.num_rank_pages == runner.budgets.total_rank_pages == 6
+    assert planned.memory.adapters == runner._bank.num_bytes
+    blocks = runner.budgets.num_kv_blocks
+    assert planned.kv_token_bytes * blocks * runner.budgets.kv_block_tokens == runner.budgets.kv_cache_bytes
+
+
+def test_what_is_there_at_the_same_time_is_counted() -> None:
+    peak = PeakBytes()
+    before = torch.zeros(100)
+    peak.know([before])
+    with peak:
+        first = before + 1
+        view = first[:50]
+        second = first * 2
+        del first
+        third = second + 1
+        del view, second
+        fourth = third + 1
+    assert fourth.shape == (100,)
+    assert peak.peak == 3 * 400, "the first is there as long as its view"
+
+
+def test_memory_of_a_device_adds_up(size: ModelSize) -> None:
+    card = CARDS["h100-80"]
+    found = budget(size, card, Wish(num_adapters=200, rank=16, context=8192, max_requests=256))
+    memory = found.memory
+    assert memory.weights == 2 * (LAYERS * 218_112_000 + 2 * 128_256 * 4096 + 4096)
+    width = LAYERS * sum((4096 + 4096, 4096 + 1024, 4096 + 1024, 4096 + 4096, *(3 * [4096 + 14336])))
+    assert memory.adapters == 200 * 16 * width * 2 == 200 * found.adapter_bytes
+    assert found.kv_token_bytes == LAYERS * 8 * 2 * 128 * 2
+    logits = 256 * 128_256 * (2 + 8)
+    assert memory.activations == logits, "of a prompt of 2,048 tokens the layers take less"
+    parts = memory.weights + memory.adapters + memory.activations + memory.other + memory.reserve + memory.kv_cache
+    assert parts == memory.total == card.memory_bytes
+    assert found.num_requests == min(256, memory.kv_cache // (8192 * found.kv_token_bytes)) == 256
+
+
+def test_activations_grow_with_the_tokens_of_a_step(folder: Path) -> None:
+    long = model_size(folder, dtype="auto", max_batch_tokens=16384, max_batch_requests=1)
+    wide = 16384 * 14336 * 2
+    assert 3 * wide < long.activations < 6 * wide, "gate, up, their product, and the residual beside"
+
+
+def test_experts_that_no_token_chooses_are_not_read() -> None:
+    size = size_of(model_folder("qwen3-moe"))
+    dense = size.weights - size.unread_weights - size.expert_weights
+    assert (size.experts_per_token, size.num_experts) == (2, 4)
+    assert weights_read(size, 1) == dense + size.expert_weights // 2
+    assert weights_read(size, 2) == dense + size.expert_weights * 3 // 4
+    assert weights_read(size, 64) == pytest.approx(dense + size.expert_weights, rel=1e-9)
+
+
+def test_window_bounds_what_a_step_reads() -> None:
+    size = size_of(model_folder("mistral"))
+    assert {shape.sliding_window for shape in size.shapes} != {None}
+    wish = {"num_adapters": 1, "rank": 8, "max_requests": 1}
+    short, long = (
+        budget(size, CARDS["l4-24"], Wish(context=context, **wish)).floors[0].num_bytes for context in (100, 300)
+    )
+    assert short == long
+
+
+def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--model", str(folder), "--adapters", "200", "--context", "8192", "--gpu-memory", "8Gi"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "weights          2.77    34.6%" in text
+    assert "adapters         0.98    12.2%   200 of rank 16, 5.0 MiB each" in text
+    assert "43 requests of 8192 tokens at once" in text
+    assert "maxResidentAdapters: 200, maxRank: 16" in text
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_requests"] == 43
+    assert found["memory"]["weights"] == 2 * (LAYERS * 218_112_000 + 2 * 128_256 * 4096 + 4096)
+
+
+def test_command_says_what_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--model", str(folder), "--gpu", "l4-24", "--rank", "256", "--adapters", "1000"]
+    assert main(arguments) == 1
+    assert "does not fit: no request of 4096 tokens" in capsys.readouterr().out
+    assert main([*arguments, "--gpu-memory", "100Gi"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--context", "200000"], "--context: 200000 tokens are more than the 131072"),
+        (["--rank", "300"], "argument --rank: 300 is more than 256"),
+        (["--adapters", "0"], "argument --adapters: 0 is less than 1"),
+        (["--gpu-memory", "much"], "argument --gpu-memory: not a quantity"),
+        (["--gpu", "voodoo2"], "argument --gpu: invalid choice"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_command_refuses(arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status: object = main(["plan", "--model", str(folder), *arguments])
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert words in capsys.readouterr().err
+
+
+def test_page_shows_what_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHORT_8B | {"num_hidden_layers": 32}))
+    page = (ROOT / "docs" / "sizing.md").read_text()
+    shown = re.search(r"<!-- output of: (plan [^>]*) -->\n\n```\n(.*?)```\n", page, re.DOTALL)
+    assert shown is not None
+    assert main(shown[1].replace("LLAMA_8B", str(tmp_path)).split()) == 0
+    assert capsys.readouterr().out == shown[2]
+    assert all(f"`{card}`" in page for card in CARDS)
