@@ -1,0 +1,107 @@
+"""How much a decode step of Llama-3-8B's shapes asks of a device: 128 rows, 32 adapters of rank 16 on all its modules.
+
+Nothing is computed and no weight is there. The ceilings are what is counted today, so that they can only go down.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.absent_cuda import CUDA, AbsentCuda, Work
+from support.counted_step import CountedRunner, Step, counted_runner
+from support.step_cost_page import PAGE, STEPS, tables, with_tables
+
+MAX_OPERATIONS = {"decode": 1728, "decode, base only": 1280, "with a prompt of 300": 1754}
+"""On the device. 600 is what a step with LoRA may have once packed products and fused kernels compute it."""
+MAX_ASKED = 6
+"""By Python, beside a graph."""
+MAX_COPIES = 3
+SAME_SIZE = (Step(context=100), Step(num_adapters=24), Step(temperature=0.0))
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[CountedRunner]:
+    with counted_runner() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def counted(runner: CountedRunner) -> dict[str, tuple[Work, Work | None]]:
+    graphs = {"decode": runner.captured[64], "decode, base only": runner.captured[0]}
+    return {name: (runner.step(step), graphs.get(name)) for name, step in STEPS.items()}
+
+
+def test_no_step_has_more_operations_than_today(counted: dict[str, tuple[Work, Work | None]]) -> None:
+    for name, works in counted.items():
+        assert sum(len(work.operations) for work in works if work is not None) <= MAX_OPERATIONS[name], name
+
+
+@pytest.mark.parametrize("name", ["decode", "decode, base only"])
+def test_a_decode_step_is_one_replay_and_nothing_waits(counted: dict[str, tuple[Work, Work | None]], name: str) -> None:
+    work, _ = counted[name]
+    assert work.num_replays == 1
+    assert len(work.operations) + work.num_replays <= MAX_ASKED
+    assert len(work.copies_in) <= MAX_COPIES
+    assert work.waits == []
+
+
+def test_nothing_within_a_graph_copies_or_waits(runner: CountedRunner) -> None:
+    for nodes in runner.captured.values():
+        assert (nodes.copies_in, nodes.copies_out, nodes.waits) == ([], [], [])
+
+
+def test_a_step_with_a_prompt_waits_for_nothing(counted: dict[str, tuple[Work, Work | None]]) -> None:
+    work, _ = counted["with a prompt of 300"]
+    assert (work.num_replays, work.waits) == (0, [])
+
+
+@pytest.mark.parametrize("step", SAME_SIZE, ids=str)
+def test_steps_of_one_size_ask_for_the_same(runner: CountedRunner, counted: object, step: Step) -> None:
+    """Whatever contexts, adapters and parameters are: else something of one step were baked into the graph of others."""
+    one, other = runner.step(Step()), runner.step(step)
+    assert one.trace == other.trace
+    assert other.num_replays == 1
+
+
+def test_a_base_only_step_has_no_operation_of_lora(counted: dict[str, tuple[Work, Work | None]]) -> None:
+    for work in counted["decode, base only"]:
+        assert work is not None
+        assert "LoRA" not in work.by_phase()
+
+
+def test_the_page_says_what_is_counted(counted: dict[str, tuple[Work, Work | None]]) -> None:
+    page = PAGE.read_text()
+    assert page == with_tables(page, tables(counted)), "PYTHONPATH=tests .venv/bin/python -m support.step_cost_page"
+
+
+def test_what_waits_for_a_device_is_seen() -> None:
+    """The counter finds what is planted."""
+    device = AbsentCuda()
+    with device.there():
+        here = torch.zeros(4, device=CUDA)
+        for wrong in (
+            lambda: torch.tensor([1, 2], device=CUDA),
+            lambda: torch.zeros(4).to(CUDA, non_blocking=True),
+            lambda: torch.zeros(4, pin_memory=True).to(CUDA),
+            here.cpu,
+            lambda: torch.empty(4).copy_(here, non_blocking=True),
+            torch.cuda.current_stream().synchronize,
+            torch.cuda.Event().synchronize,
+        ):
+            work = device.begin()
+            wrong()
+            assert len(work.waits) == 1
+        for raises in (
+            here.tolist,
+            here[0].item,
+            lambda: bool((here > 0).any()),
+            here.nonzero,
+        ):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                raises()
+        work = device.begin()
+        torch.zeros(4).pin_memory().to(CUDA, non_blocking=True)
+        torch.empty(4, pin_memory=True).copy_(here, non_blocking=True)
+        (here.view(2, 2) + 1).t()
+        assert (work.waits, work.copies_in, work.copies_out) == ([], [16], [16])
+        assert (work.operations, work.num_views) == ([("tables", "add")], 2)

@@ -1,0 +1,254 @@
+"""A CUDA device that is not there: steps are run on tensors without contents, and what they ask of the device is counted.
+
+Tensors of the host are real, so whatever prepares a step works as it does beside a device. Tensors of the device are fake:
+reading one raises, so a step whose Python depends on what the device computed fails here. What waits for the device
+is written down as such: copies that are not from or to pinned memory or not asked to be asynchronous, and waiting itself.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lorafleet_inference.kernels.triton.launch import launching
+from lorafleet_inference.model.graphs import Captured, Graphs
+
+aten = torch.ops.aten
+CUDA = torch.device("cuda", 0)
+
+
+@dataclass
+class Work:
+    """What was asked of the device, in its order."""
+
+    trace: list[tuple[Any, ...]] = field(default_factory=list)
+    """Of each operation its name, and the shape, strides and dtype of its tensors beside its plain arguments."""
+    operations: list[tuple[str, str]] = field(default_factory=list)
+    """(phase, name) of those that launch something on the device, kernels of Triton among them."""
+    num_views: int = 0
+    """Those that launch nothing: they cost the host alone."""
+    copies_in: list[int] = field(default_factory=list)
+    """Bytes of each copy from the host to the device."""
+    copies_out: list[int] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
+    """What kept the host until the device had done it."""
+    num_replays: int = 0
+
+    def by_phase(self) -> dict[str, int]:
+        """Operations by phase."""
+        return dict(sorted(Counter(phase for phase, _ in self.operations).items()))
+
+
+class _Event:
+    def __init__(self, device: "AbsentCuda") -> None:
+        self._device = device
+
+    def record(self, _stream: object = None) -> None: ...
+
+    def synchronize(self) -> None:
+        self._device.work.waits.append("event")
+
+
+class _Stream:
+    device = CUDA
+
+    def __init__(self, device: "AbsentCuda") -> None:
+        self._device = device
+
+    def synchronize(self) -> None:
+        self._device.work.waits.append("stream")
+
+
+class AbsentCuda(TorchDispatchMode):
+    """While it is open (`there`), "cuda" is a device; `work` is what was asked of it since `begin`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = Work()
+        self._phases: list[str] = ["tables"]
+        self._pinned = WeakIdKeyDictionary()
+        """Storages of the host."""
+
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        """Make it there."""
+        stands_in = {
+            "Event": lambda **_: _Event(self),
+            "current_stream": lambda _=None: _Stream(self),
+            "empty_cache": lambda: None,
+        }
+        with FakeTensorMode(), self, launching(self._launch), mock.patch.multiple(torch.cuda, **stands_in):
+            yield
+
+    def begin(self) -> Work:
+        """Count from here on."""
+        self.work = Work()
+        return self.work
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """While this is open, operations are of this phase."""
+        self._phases.append(name)
+        try:
+            yield
+        finally:
+            self._phases.pop()
+
+    def enter(self, name: str) -> Callable[..., None]:
+        """Return a hook that begins a phase."""
+        return lambda *_: self._phases.append(name)
+
+    def leave(self, *_: object) -> None:
+        """Be a hook that ends one."""
+        self._phases.pop()
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: Mapping[str, Any]) -> None:
+        name = kernel.fn.__name__
+        self.work.trace.append((name, grid, *map(_told, args), *sorted(constants.items())))
+        self.work.operations.append((PHASES.get(name, name), name))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func.namespace == "prim":  # asks for a device or a layout
+            return func(*args, **kwargs)
+        if _is_composite(func) and func not in PINNING:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        on_device = any(isinstance(one, FakeTensor) for one in tensors)
+        device = kwargs.get("device")
+        to_device = device is not None and torch.device(device).type == "cuda"
+        if not on_device and not to_device:
+            return self._on_host(func, args, kwargs)
+        if func in COPIES:
+            return self._copy(func, args, kwargs)
+        if any(not isinstance(one, FakeTensor) and one.dim() for one in tensors):
+            raise RuntimeError(f"{func} reads a tensor of the host on the device")
+        args, kwargs = tree_map(_on_device, (args, kwargs))
+        out = func(*args, **kwargs)
+        self._count(func, args, kwargs, out)
+        return out
+
+    def _on_host(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func is aten.is_pinned.default:
+            return args[0].untyped_storage() in self._pinned
+        pinned = bool(kwargs.pop("pin_memory", False))
+        if func in PINNING:
+            func, args, kwargs, pinned = aten.clone.default, args[:1], {}, True
+        with unset_fake_temporarily():
+            out = func(*args, **kwargs)
+        if pinned:
+            self._pinned[out.untyped_storage()] = True
+        return out
+
+    def _copy(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A copy where one side may be the host."""
+        if func is aten._to_copy.default:
+            source = args[0]
+            device = torch.device(kwargs.get("device", source.device))
+            if device.type == source.device.type:
+                out = func(*args, **kwargs)
+                self._count(func, args, kwargs, out)
+                return out
+            dtype = kwargs.get("dtype") or source.dtype
+            if device.type == "cuda":
+                target = torch.empty(source.shape, dtype=dtype, device=CUDA)
+            else:
+                with unset_fake_temporarily():
+                    target = torch.empty(source.shape, dtype=dtype)
+            asynchronous = bool(kwargs.get("non_blocking", False))
+        else:
+            target, source = args[:2]
+            if source.device.type == target.device.type or not source.dim():
+                out = func(*tree_map(_on_device, args), **kwargs)
+                self._count(func, args, kwargs, out)
+                return out
+            asynchronous = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
+        is_in = target.device.type == "cuda"
+        host = source if is_in else target
+        if not is_in:
+            with unset_fake_temporarily():
+                target.fill_(1)  # some number: a token, or yes
+        (self.work.copies_in if is_in else self.work.copies_out).append(source.numel() * source.element_size())
+        self.work.trace.append(("copy in" if is_in else "copy out", tuple(source.shape), source.dtype))
+        if not asynchronous or host.untyped_storage() not in self._pinned:
+            self.work.waits.append(f"copy {'in' if is_in else 'out'} of {tuple(source.shape)}")
+        return target
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        given, made = (
+            [one for one in tree_leaves(some) if isinstance(one, torch.Tensor)] for some in ((args, kwargs), out)
+        )
+        self.work.trace.append((str(func), *map(_told, tree_leaves((args, kwargs, out)))))
+        storages = {one.untyped_storage()._cdata for one in given}
+        writes = func._schema.is_mutable or any(one.untyped_storage()._cdata not in storages for one in made)
+        if not writes:
+            self.work.num_views += 1
+        elif "empty" not in (name := func._schema.name.removeprefix("aten::")):
+            self.work.operations.append(("products" if name in PRODUCTS else self._phases[-1], name))
+
+
+PINNING = {aten.is_pinned.default, aten.pin_memory.default, aten._pin_memory.default}
+COPIES = {aten._to_copy.default, aten.copy_.default}
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul"}
+PHASES = {
+    "both": "LoRA", "shrink": "LoRA", "expand": "LoRA", "decode": "attention", "merge": "attention",
+    "prefill": "attention", "write": "attention", "choose": "sampling", "add_norm": "norms", "rotate_write": "rotary",
+    "rotate": "rotary", "gate": "MLP",
+}  # fmt: skip
+"""Of kernels."""
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _told(one: Any) -> Any:
+    if isinstance(one, torch.Tensor):
+        return tuple(one.shape), one.stride(), one.dtype, one.storage_offset() * one.element_size() % 16
+    return one
+
+
+def _on_device(one: Any) -> Any:
+    """A number in a tensor of the host goes with the operation, as it does on a device."""
+    if isinstance(one, torch.Tensor) and not isinstance(one, FakeTensor):
+        return torch.empty((), dtype=one.dtype, device=CUDA)
+    return one
+
+
+@dataclass
+class CountedGraphs(Graphs):
+    """Graphs whose nodes are counted when they are captured; a replay asks for all of them at once."""
+
+    device: AbsentCuda
+    nodes: list[Work] = field(default_factory=list)
+
+    def capture(self, compute: Callable[[], torch.Tensor]) -> Captured:
+        before = self.device.work
+        nodes = self.device.begin()
+        output = compute()
+        self.device.work = before
+        self.nodes.append(nodes)
+        return _Counted(output, self.device, nodes)
+
+
+@dataclass
+class _Counted(Captured):
+    output: torch.Tensor
+    device: AbsentCuda
+    nodes: Work
+
+    def replay(self) -> None:
+        self.device.work.num_replays += 1

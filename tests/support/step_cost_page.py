@@ -1,0 +1,61 @@
+"""The tables of docs/step-cost.md; `PYTHONPATH=tests .venv/bin/python -m support.step_cost_page` writes them anew."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from support.absent_cuda import Work
+from support.counted_step import Step, counted_runner
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "step-cost.md"
+BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
+PHASES = ("tables", "embedding and head", "products", "norms", "rotary", "attention", "MLP", "LoRA", "sampling")
+STEPS = {
+    "decode": Step(),
+    "decode, base only": Step(num_adapters=0),
+    "with a prompt of 300": Step(prompt_tokens=300),
+}
+
+
+def count() -> dict[str, tuple[Work, Work | None]]:
+    """Return by step what it asks of the device, and what its graph holds where there is one."""
+    with counted_runner() as runner:
+        done = {name: runner.step(step) for name, step in STEPS.items()}
+        graphs = {"decode": runner.captured[64], "decode, base only": runner.captured[0]}
+    return {name: (work, graphs.get(name)) for name, work in done.items()}
+
+
+def tables(counted: Mapping[str, tuple[Work, Work | None]]) -> str:
+    """Return what stands between the marks of the page."""
+    names = list(counted)
+    works = {name: [one for one in pair if one is not None] for name, pair in counted.items()}
+    phases = {name: [work.by_phase() for work in some] for name, some in works.items()}
+    assert {phase for some in phases.values() for one in some for phase in one} <= set(PHASES)
+    rows = [[phase, *(str(sum(one.get(phase, 0) for one in phases[name])) for name in names)] for phase in PHASES]
+    total = ["**on the device**", *(f"**{sum(len(work.operations) for work in works[name]):,}**" for name in names)]
+    host = [
+        ["operations that Python asks for", *(f"{len(pair[0].operations) + pair[0].num_replays:,}" for pair in counted.values())],
+        ["views that Python makes", *(f"{pair[0].num_views:,}" for pair in counted.values())],
+        ["copies to the device", *(_copies(pair[0].copies_in) for pair in counted.values())],
+        ["copies from the device", *(_copies(pair[0].copies_out) for pair in counted.values())],
+        ["waits before the next step is submitted", *(str(len(pair[0].waits)) for pair in counted.values())],
+    ]  # fmt: skip
+    return f"{_table(['operations', *names], [*rows, total])}\n{_table(['of the host', *names], host)}"
+
+
+def with_tables(page: str, told: str) -> str:
+    """Return the page with these tables."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}{told}{END}{rest.split(END)[1]}"
+
+
+def _copies(sizes: Sequence[int]) -> str:
+    return f"{len(sizes)} ({sum(sizes) / 1024:.1f} KiB)"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(), tables(count())))
