@@ -10,6 +10,7 @@ from lorafleet_contract.sources import AdapterSource
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+DecoderChoice = Literal["auto", "transformers", "own"]
 AdHocAdapters = Literal["forbidden", "sources"]
 UnknownFields = Literal["refuse", "ignore"]
 ToolCallParser = Literal["auto", "hermes", "mistral", "llama", "none"]
@@ -30,6 +31,8 @@ class EngineConfig:
     """A folder with config.json and safetensors weights; a hub id is downloaded to the cache before the engine starts."""
     device: DeviceChoice = "auto"
     dtype: DtypeChoice = "auto"
+    decoder: DecoderChoice = "auto"
+    """Whose code computes the layers; "auto": transformers'."""
     max_model_len: int | None = None
     """Tokens of prompt and answer; None: what the model's config says."""
     max_batch_tokens: int = 2048

@@ -16,9 +16,11 @@ import torch
 from support.engines import DEVICE, DrivenEngine
 from support.families import FAMILIES, FEWER, INVOCATION, MORE, adapter_specs
 from support.models import Reference, adapters_of, model_folder, num_rows_of, served_as
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.model.decoder import SPECS, Decoder
 
 NUM_TOKENS = 10
 TIE = 1e-3
@@ -57,6 +59,11 @@ LENGTHS = (1, 33, 16, 2, 100, 17, 65, 300, 15, 32, 48)
 
 QUICK = ("gpt2", "llama", "mixtral")
 """Families of `make check`; all together take minutes."""
+OWN = [
+    name
+    for name, family in FAMILIES.items()
+    if (family.config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING[type(family.config)].__name__])[0] in SPECS
+]
 PARAMS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES)]
 
 
@@ -127,6 +134,14 @@ def test_a_mixed_batch_equals_peft(family: Family) -> None:
     assert any(event.num_cached_tokens for event in engine.events()), "the prefix cache was never used"
     case = family.cases["rank-7-0"]
     assert engine.tokens("rank-7-0") == family.reference.generate(case.adapter, case.prompt, NUM_TOKENS)
+
+
+@pytest.mark.parametrize("family", sorted(OWN), indirect=True)
+def test_the_decoder_of_our_own_equals_peft_too(family: Family) -> None:
+    engine = engine_of(family, decoder="own")
+    assert isinstance(engine.runner._model, Decoder)
+    serve_all(engine, family)
+    check(engine, family)
 
 
 def test_short_of_memory_and_of_places_it_equals_peft_too(family: Family) -> None:

@@ -35,7 +35,8 @@ def test_equals_two_products_a_token(kernels: CpuKernels, ranks: str, segments: 
         begin = bounds[-1][1] + gap if bounds else 1  # between them are tokens of the base
         bounds.append((begin, begin + length))
     num_tokens = bounds[-1][1] + gap
-    x, y = torch.randn(num_tokens, in_width), torch.randn(num_tokens, out_width)
+    x, whole = torch.randn(num_tokens, in_width), torch.randn(num_tokens, out_width + 7)
+    before, y = whole.clone(), whole[:, 3 : 3 + out_width]  # columns of what several modules give together
     right = y.double()
     for adapter, (begin, end) in enumerate(bounds):
         rows = pool[pool_rows[adapter][: RANKS[ranks][adapter]]].double()
@@ -44,3 +45,5 @@ def test_equals_two_products_a_token(kernels: CpuKernels, ranks: str, segments: 
     lora = LoraRows(kernels, bounds, pool_rows, [[5, rank] for rank in RANKS[ranks]])
     lora.add(1, pool, column, x, y)
     assert torch.allclose(y.double(), right, rtol=1e-4, atol=1e-3)
+    assert torch.equal(whole[:, :3], before[:, :3])
+    assert torch.equal(whole[:, 3 + out_width :], before[:, 3 + out_width :])

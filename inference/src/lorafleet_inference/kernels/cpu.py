@@ -33,7 +33,7 @@ def load_kernels(cache_dir: str | None) -> "CpuKernels | None":
         if cache_dir is not None:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
             numba.config.CACHE_DIR = cache_dir
-        from lorafleet_inference.kernels import lora_rows, paged_decode  # noqa: PLC0415  compiles
+        from lorafleet_inference.kernels import layer_rows, lora_rows, paged_decode  # noqa: PLC0415  compiles
 
         kernels = CpuKernels(
             run=team(),
@@ -42,6 +42,11 @@ def load_kernels(cache_dir: str | None) -> "CpuKernels | None":
                 torch.bfloat16: paged_decode.decode_bfloat16.address,
             },
             lora_rows={torch.float32: lora_rows.lora_rows_float32.address},
+            layer={
+                "norm": layer_rows.norm_float32.address,
+                "gate": layer_rows.gate_float32.address,
+                "rotate": layer_rows.rotate_float32.address,
+            },
         )
     except Exception as error:  # noqa: BLE001  whatever hinders it, the model can be served without
         logger.warning("no CPU kernels, plain torch computes instead: %s: %s", type(error).__name__, error)
@@ -57,6 +62,8 @@ class CpuKernels:
     run: Run
     decode: dict[torch.dtype, int]
     lora_rows: dict[torch.dtype, int]
+    layer: dict[str, int]
+    """Of `layer.py`, by name; all read float32."""
 
     def can_decode(self, dtype: torch.dtype) -> bool:
         """Whether `PagedDecode` reads pages of this dtype."""
@@ -177,18 +184,19 @@ class LoraRows:
         self._touched = {module for module, some in enumerate(self._ranks) if some.any()}
 
     def add(self, module: int, pool: torch.Tensor, column: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add to y [T, out] the deltas for x [T, in]; the module's A begins at this column of the pool, B follows it."""
+        """Add to y [T, out], rows of any stride, the deltas for x [T, in]; the module's A begins at this column of the pool."""
         if module not in self._touched:
             return
         x = x.contiguous()
-        assert all(one.is_contiguous() for one in (pool, y))
+        assert pool.is_contiguous()
+        assert y.stride(1) == 1 or y.shape[1] == 1
         task = np.zeros(1, dtype=np.int64)
         begins, counts, adapters = self._blocks
         numbers = np.array(
             [
                 task.ctypes.data, len(begins), x.shape[1], y.shape[1], pool.data_ptr(), pool.shape[1], column,
                 x.data_ptr(), y.data_ptr(), begins.ctypes.data, counts.ctypes.data, adapters.ctypes.data,
-                self._ranks[module].ctypes.data, self._pool_rows.ctypes.data, self._pool_rows.shape[1],
+                self._ranks[module].ctypes.data, self._pool_rows.ctypes.data, self._pool_rows.shape[1], y.stride(0),
             ],
             dtype=np.int64,
         )  # fmt: skip

@@ -19,12 +19,13 @@ BLOCK_TOKENS = 16
 # What a call is given, in order. Block i: BLOCK_BEGINS[i] is the row in x and y of its first token, then its number of
 # tokens and their adapter. Of adapter a and this module: its rank. Row r of adapter a lies in pool row
 # `pool_rows[a * max_rank + r]`.
+# A row of y has Y_WIDTH elements, of which the first OUT_WIDTH are the module's.
 (TASK, NUM_BLOCKS, IN_WIDTH, OUT_WIDTH, POOL, POOL_WIDTH, COLUMN, X, Y, BEGINS, COUNTS, ADAPTERS, RANKS, POOL_ROWS,
- MAX_RANK) = range(15)  # fmt: skip
+ MAX_RANK, Y_WIDTH) = range(16)  # fmt: skip
 
 
 @njit(fastmath=FAST)
-def _four_tokens(x: int, y: int, rows: Any, in_width: int, out_width: int) -> None:
+def _four_tokens(x: int, y: int, rows: Any, in_width: int, out_width: int, y_width: int) -> None:
     """Four rows for four tokens: sixteen products for eight values read."""
     a, b, c, d = float32_at(rows[0]), float32_at(rows[1]), float32_at(rows[2]), float32_at(rows[3])
     x0, x1 = float32_at(x), float32_at(x + 4 * in_width)
@@ -47,8 +48,8 @@ def _four_tokens(x: int, y: int, rows: Any, in_width: int, out_width: int) -> No
         b3 += x3[i] * b[i]
         c3 += x3[i] * c[i]
         d3 += x3[i] * d[i]
-    y0, y1 = float32_at(y), float32_at(y + 4 * out_width)
-    y2, y3 = float32_at(y + 8 * out_width), float32_at(y + 12 * out_width)
+    y0, y1 = float32_at(y), float32_at(y + 4 * y_width)
+    y2, y3 = float32_at(y + 8 * y_width), float32_at(y + 12 * y_width)
     for i in range(in_width, in_width + out_width):
         y0[i - in_width] += a0 * a[i] + b0 * b[i] + c0 * c[i] + d0 * d[i]
         y1[i - in_width] += a1 * a[i] + b1 * b[i] + c1 * c[i] + d1 * d[i]
@@ -88,13 +89,13 @@ def _row(base: int, rows: Any, r: int, row_bytes: int) -> int:
 @njit
 def _block(x: int, y: int, count: int, rank: int, base: int, rows: Any, row_bytes: int, widths: Any) -> None:
     """All rows of an adapter for neighbouring tokens; x and y are the addresses of the first one's."""
-    in_width, out_width = widths
-    x_bytes, y_bytes = 4 * in_width, 4 * out_width
+    in_width, out_width, y_width = widths
+    x_bytes, y_bytes = 4 * in_width, 4 * y_width
     fours, in_fours = rank // 4 * 4, count // 4 * 4
     for r in range(0, fours, 4):
         for after in range(r + 4, min(r + 8, rank)):
             ahead = _row(base, rows, after, row_bytes)
-            for offset in range(0, x_bytes + y_bytes, 64):
+            for offset in range(0, x_bytes + 4 * out_width, 64):
                 prefetch(ahead + offset)
         four = (
             _row(base, rows, r, row_bytes),
@@ -103,7 +104,7 @@ def _block(x: int, y: int, count: int, rank: int, base: int, rows: Any, row_byte
             _row(base, rows, r + 3, row_bytes),
         )
         for t in range(0, in_fours, 4):
-            _four_tokens(x + t * x_bytes, y + t * y_bytes, four, in_width, out_width)
+            _four_tokens(x + t * x_bytes, y + t * y_bytes, four, in_width, out_width, y_width)
         for t in range(in_fours, count):
             _one_token(float32_at(x + t * x_bytes), float32_at(y + t * y_bytes), four, in_width, out_width)
     for r in range(fours, rank):
@@ -115,7 +116,7 @@ def _block(x: int, y: int, count: int, rank: int, base: int, rows: Any, row_byte
 @cfunc("void(CPointer(int64))", cache=True)
 def lora_rows_float32(p: Any) -> None:
     """Entry for float32."""
-    in_width, out_width, row_bytes = p[IN_WIDTH], p[OUT_WIDTH], 4 * p[POOL_WIDTH]
+    in_width, out_width, y_width, row_bytes = p[IN_WIDTH], p[OUT_WIDTH], p[Y_WIDTH], 4 * p[POOL_WIDTH]
     begins, counts = int64_at(p[BEGINS]), int64_at(p[COUNTS])
     adapters, ranks = int64_at(p[ADAPTERS]), int64_at(p[RANKS])
     while True:
@@ -125,11 +126,11 @@ def lora_rows_float32(p: Any) -> None:
         adapter = adapters[task]
         _block(
             p[X] + 4 * begins[task] * in_width,
-            p[Y] + 4 * begins[task] * out_width,
+            p[Y] + 4 * begins[task] * y_width,
             counts[task],
             ranks[adapter],
             p[POOL] + 4 * p[COLUMN],
             int64_at(p[POOL_ROWS] + 8 * adapter * p[MAX_RANK]),
             row_bytes,
-            (in_width, out_width),
+            (in_width, out_width, y_width),
         )

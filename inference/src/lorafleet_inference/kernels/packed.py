@@ -27,14 +27,20 @@ def pack_linears(model: torch.nn.Module) -> int:
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     count = 0
     for module in model.modules():
-        if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
+        if not isinstance(module, torch.nn.Linear) or type(module).forward is not torch.nn.Linear.forward:
+            continue
+        if module.weight.dtype == torch.float32:
             _pack(module, shared=owners[id(module.weight)] > 1)
             count += 1
     return count
 
 
 def plain_weight(module: torch.nn.Module) -> torch.Tensor:
-    """Return the weight of a linear layer in its usual order; a copy where it is packed."""
+    """Return the weight of a linear layer in its usual order; a copy where it is packed, or lies in that of a larger layer."""
+    made = getattr(module, "plain_weight", None)
+    if made is not None:
+        whole: torch.Tensor = made()
+        return whole
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight.to_dense() if weight.is_mkldnn else weight

@@ -69,3 +69,14 @@ def load(_typing: Any, pointer: Any, index: Any) -> Any:
         return builder.bitcast(builder.shl(builder.zext(value, word), word(16)), ir.FloatType())
 
     return types.float32(pointer, index), generate
+
+
+@intrinsic
+def power_of_two(_typing: Any, _exponent: Any) -> Any:
+    """Return 2 to an int32 of -126 to 127, as float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        return builder.bitcast(builder.shl(builder.add(arguments[0], word(127)), word(23)), ir.FloatType())
+
+    return types.float32(types.int32), generate

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.cpu import CpuKernels, PagedDecode
+from lorafleet_inference.kernels.layer_ops import HeadSpec, LayerOps
 from lorafleet_inference.model.batch import FlatBatch, Span
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
@@ -213,16 +214,42 @@ def attend(
     query [1, H, T, D], key [1, G, T, D], value [1, G, T, E]; returns [1, T, H, E]. `key_bias` [H, positions] is added to
     the scaled scores of the key at each position (alibi).
     """
+    causal = bool(getattr(module, "is_causal", True))
+    out = _attend_layer(
+        cast("int", module.layer_idx),
+        query,
+        key,
+        value,
+        window=sliding_window,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=softcap,
+        sinks=s_aux,
+        key_bias=key_bias,
+        causal=causal,
+    )
+    return out, None
+
+
+def _attend_layer(
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None = None,
+    key_bias: torch.Tensor | None = None,
+    causal: bool = True,
+) -> torch.Tensor:
     step = _current[0]
-    layer_idx = cast("int", module.layer_idx)
     heads, tokens = query.shape[1:3]
     if isinstance(step, Probe):
-        causal = bool(getattr(module, "is_causal", True))
-        shape = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], sliding_window, causal)
-        step.calls.append((layer_idx, shape))
-        return query.new_zeros(1, tokens, heads, value.shape[-1]), None
-    extras = _Extras(query.shape[-1] ** -0.5 if scaling is None else float(scaling), softcap, s_aux, key_bias)
-    pages = step.layers[layer_idx]
+        step.calls.append((layer, LayerShape(key.shape[1], key.shape[-1], value.shape[-1], window, causal)))
+        return query.new_zeros(1, tokens, heads, value.shape[-1])
+    extras = _Extras(scale, softcap, sinks, key_bias)
+    pages = step.layers[layer]
     if step.launched is not None and step.launched.can_attend(query[0], pages.values):
         out = query.new_empty(1, tokens, heads, value.shape[-1])
         step.launched.write(key[0], value[0], pages.keys, pages.values)
@@ -231,14 +258,14 @@ def attend(
             pages.keys,
             pages.values,
             out[0],
-            scale=extras.scale,
-            window=sliding_window,
+            scale=scale,
+            window=window,
             softcap=softcap,
-            sinks=s_aux,
+            sinks=sinks,
             key_bias=key_bias,
         )
-        return out, None
-    return _attend_pages(step, pages, query, key, value, window=sliding_window, extras=extras), None
+        return out
+    return _attend_pages(step, pages, query, key, value, window=window, extras=extras)
 
 
 def _attend_pages(
@@ -332,3 +359,25 @@ def _attend(
         with_sink = torch.cat([scores.float(), sinks.reshape(batch, groups, -1, 1).float()], dim=-1)
         weights = with_sink.softmax(-1)[..., :-1]
     return (weights.to(values.dtype) @ values).reshape(batch, heads, tokens, -1)
+
+
+def attend_packed(
+    layer_idx: int,
+    qkv: torch.Tensor,
+    heads: HeadSpec,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    ops: LayerOps,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """As `attend`, for queries, keys and values as one product gives them: rotated here, and returned [T, H D], contiguous.
+
+    qkv [T, (H + 2 G) D]: of each token its query heads, key heads, value heads. cos and sin [T, R]: as `LayerOps.rotate` says.
+    """
+    rows = ops.rotate(qkv, heads, cos, sin).view(1, len(qkv), heads.num_rows, heads.width).transpose(1, 2)
+    query, key, value = rows.split((heads.num_heads, heads.num_kv_heads, heads.num_kv_heads), 1)
+    out = _attend_layer(layer_idx, query, key, value, window=sliding_window, scale=scaling, softcap=softcap)
+    return out.view(len(qkv), -1)

@@ -29,6 +29,7 @@ from lorafleet_inference.model.base_files import (
     refused,
     without_adapter,
 )
+from lorafleet_inference.model.decoder import Decoder, why_not
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
 from lorafleet_inference.model.pooling import pooling_of
@@ -43,7 +44,7 @@ _NOT_OURS = "its attention is not written against transformers' attention interf
 class LoadedModel:
     """A model that was probed."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | Decoder
     facts: ModelFacts
     shapes: tuple[LayerShape, ...]
     """By layer."""
@@ -87,9 +88,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     check_weights(folder)
     model = _read(folder, base, dtype=_dtype(config, device), device=device)
     _check_finite(model)
+    own = _is_own(config, model)
+    loaded = check_model(model.eval(), max_model_len=config.max_model_len, own_decoder=own)
     if config.cpu_kernels and device.type == "cpu" and can_pack():
-        pack_linears(model)
-    loaded = check_model(model.eval(), max_model_len=config.max_model_len)
+        pack_linears(loaded.model)
     return replace(loaded, facts=msgspec.structs.replace(loaded.facts, pooling=pooling_of(folder)))
 
 
@@ -153,17 +155,33 @@ def _check_finite(model: PreTrainedModel) -> None:
             )
 
 
-def check_model(model: PreTrainedModel, *, max_model_len: int | None = None) -> LoadedModel:
-    """Give a model of a family with a patch our attention, and probe it.
+def _is_own(config: EngineConfig, model: PreTrainedModel) -> bool:
+    """Whether our own code computes the layers."""
+    if config.decoder != "own":
+        return False
+    why = why_not(model)
+    if why is not None:
+        raise ConfigError("--decoder", f"{type(model).__name__} has no decoder of our own: {why}")
+    logger.info("%s is computed by the decoder of our own", type(model).__name__)
+    return True
+
+
+def check_model(model: PreTrainedModel, *, max_model_len: int | None = None, own_decoder: bool = False) -> LoadedModel:
+    """Give a model of a family with a patch our attention, and probe it. `own_decoder`: our own code takes its weights over.
 
     Raises:
         ConfigError: its attention or its layers would be computed wrongly.
     """
     facts = model_facts(model, max_model_len=max_model_len)
     shapes = shapes_of(model, facts)
+    made: PreTrainedModel | Decoder = model
+    if own_decoder:
+        made = Decoder(model).eval()
+        if _probe(made, facts) != shapes:
+            raise _refused(facts, "the decoder of our own has other heads or windows than transformers' code")
     facts = _within_windows(model.config.get_text_config(), facts, shapes)
-    ropes, facts = _length_ropes(model, facts)
-    return LoadedModel(model, facts, shapes, ropes)
+    ropes, facts = _length_ropes(made, facts)
+    return LoadedModel(made, facts, shapes, ropes)
 
 
 def shapes_of(model: PreTrainedModel, facts: ModelFacts) -> tuple[LayerShape, ...]:
@@ -207,7 +225,7 @@ def _dtype(config: EngineConfig, device: torch.device) -> Any:
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel, facts: ModelFacts) -> tuple[LayerShape, ...]:
+def _probe(model: PreTrainedModel | Decoder, facts: ModelFacts) -> tuple[LayerShape, ...]:
     """Run a few tokens and see that every layer attends through us and every adaptable module sees every token."""
     seen: Counter[str] = Counter()
     hooks = []
@@ -247,7 +265,7 @@ def _cut(facts: ModelFacts, limit: int, why: str) -> ModelFacts:
     return msgspec.structs.replace(facts, max_model_len=limit, length_rope=kept)
 
 
-def _length_ropes(model: PreTrainedModel, facts: ModelFacts) -> tuple[LengthRopes | None, ModelFacts]:
+def _length_ropes(model: PreTrainedModel | Decoder, facts: ModelFacts) -> tuple[LengthRopes | None, ModelFacts]:
     rope = facts.length_rope
     if rope is None:
         return None, facts

@@ -17,10 +17,12 @@ from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudge
 from lorafleet_inference.engine.plan import StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.cpu import load_kernels
+from lorafleet_inference.kernels.layer import CpuLayerOps
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import HostBatch
+from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
 from lorafleet_inference.model.input_batch import InputBatch
@@ -72,6 +74,8 @@ class ModelRunner:
         num_pages = num_rank_pages(config.max_resident_adapters, config.max_rank)
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
         self._triton = _triton_of(self._device, config) if triton is None else triton
+        if self._kernels is not None and isinstance(self._model, Decoder):
+            self._model.ops = CpuLayerOps(self._kernels)
         self._bank = LoraBank(
             loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels, triton=self._triton
         )

@@ -1,0 +1,76 @@
+"""Linear layers of the decoder: one product for the modules that read the same input.
+
+Adapters, hooks and files know modules by transformers' names (`q_proj`), and go on finding them there: each is a `Part`, which has
+its columns of what the product gives and no weight of its own.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+
+class Linear(torch.nn.Linear):
+    """The product x W + b of several modules at once, W [sum of their outputs, in]."""
+
+    def __init__(self, modules: Sequence[torch.nn.Linear]) -> None:
+        """Takes the weights over: `modules` are left without, one after the other, so that few exist twice at any time."""
+        first = modules[0].weight
+        widths = [module.out_features for module in modules]
+        super().__init__(modules[0].in_features, sum(widths), bias=False, device="meta")
+        weight = first
+        bias: torch.nn.Parameter | None = modules[0].bias
+        if len(modules) > 1:
+            weight = torch.nn.Parameter(first.new_empty(sum(widths), self.in_features), requires_grad=False)
+            has_bias = any(module.bias is not None for module in modules)
+            bias = torch.nn.Parameter(first.new_zeros(sum(widths)), requires_grad=False) if has_bias else None
+        self.weight = weight
+        self.register_parameter("bias", bias)
+        self.columns: list[slice] = []
+        """Of each module."""
+        end = 0
+        for module, width in zip(modules, widths, strict=True):
+            columns = slice(end, end := end + width)
+            self.columns.append(columns)
+            if len(modules) > 1:
+                weight.detach()[columns] = module.weight.detach()
+                if module.bias is not None and bias is not None:
+                    bias.detach()[columns] = module.bias.detach()
+            module.weight = torch.nn.Parameter(first.new_empty(0), requires_grad=False)
+        has_biases = [module.bias is not None for module in modules]
+        self.parts = [Part(self, columns, has_bias) for columns, has_bias in zip(self.columns, has_biases, strict=True)]
+        """One for each module, where there are several; else this is the module itself."""
+        if len(modules) == 1:
+            self.parts = []
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, in]; returns [T, sum of the outputs], with what hooks of the parts do to their columns."""
+        y: torch.Tensor = self(x)
+        for part, columns in zip(self.parts, self.columns, strict=False):
+            part(x, y[:, columns])
+        return y
+
+
+class Part(torch.nn.Module):
+    """Stands where a module was whose product a `Linear` computes: hooks see its input and its output [T, out], a view."""
+
+    def __init__(self, whole: Linear, columns: slice, has_bias: bool) -> None:
+        super().__init__()
+        self._whole = (whole,)  # a tuple: it is no child
+        self._columns = columns
+        self.in_features, self.out_features = whole.in_features, columns.stop - columns.start
+        own = whole.bias[columns].detach() if has_bias else None
+        self.register_parameter("bias", None if own is None else torch.nn.Parameter(own, requires_grad=False))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """Return y, which is computed already; without it x [.., in] times this copy's own weight (`extras.py`)."""
+        if y is not None:
+            return y
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return F.linear(x, weight, self._parameters["bias"])
+
+    def plain_weight(self) -> torch.Tensor:
+        """Return its weight [out, in]; a copy where that of the whole is packed."""
+        weight = self._whole[0].weight
+        return (weight.to_dense() if weight.is_mkldnn else weight)[self._columns]

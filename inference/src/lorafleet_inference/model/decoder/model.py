@@ -1,0 +1,111 @@
+"""Our own code for the layers of some families, in place of transformers': fewer and larger operations for the same numbers.
+
+transformers loads the model, and its code stays the truth: tests run both. What is as good there is taken as it is: embedding,
+rotary frequencies, output head.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lorafleet_inference.kernels.layer_ops import LayerOps
+from lorafleet_inference.model.decoder.layers import Fused, Layer, Norm, Rotation
+from lorafleet_inference.model.decoder.spec import SPECS, Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """As transformers' output."""
+
+    logits: torch.Tensor
+    """[1, rows, vocabulary]"""
+
+
+class Body(torch.nn.Module):
+    """All but the head."""
+
+    def __init__(self, source: Any, config: Any, spec: Spec) -> None:
+        super().__init__()
+        self.embed_tokens = source.embed_tokens
+        self.layers = torch.nn.ModuleList()
+        for number in range(config.num_hidden_layers):
+            self.layers.append(Layer(source.layers[number], config, spec, number))
+        self.norm = Norm(source.norm)
+        self.rotary_emb = source.rotary_emb
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor]:
+        """input_ids and position_ids [1, T]; returns hidden states [1, T, hidden] after the last norm."""
+        embedded = self.embed_tokens(input_ids)
+        cos, sin = self.rotary_emb(embedded, position_ids)
+        rotation: Rotation = (cos[0], sin[0])
+        residual = embedded[0]
+        x: torch.Tensor | None = None
+        for layer in self.layers:
+            x = layer(x, residual, rotation)
+        assert x is not None, "a model has layers"
+        return (self.norm.add(x, residual)[None],)
+
+
+class Decoder(torch.nn.Module):
+    """A model with a head, called as transformers' are called here."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Takes over the weights of a model that transformers loaded; there is nothing left of it."""
+        super().__init__()
+        self.config, self.generation_config = model.config, model.generation_config
+        self.architecture = type(model).__name__
+        self.model = Body(model.model, model.config, SPECS[self.architecture])
+        self.lm_head = model.get_output_embeddings()
+
+    @property
+    def ops(self) -> LayerOps:
+        """What computes between the products; may be set."""
+        return self.model.norm.ops
+
+    @ops.setter
+    def ops(self, ops: LayerOps) -> None:
+        for module in self.modules():
+            if isinstance(module, Fused):
+                module.ops = ops
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.lm_head.weight.dtype
+
+    @property
+    def base_model(self) -> Body:
+        """All but the head, as transformers names it."""
+        return self.model
+
+    def get_decoder(self) -> Body:
+        """Return the same."""
+        return self.model
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Return the embedding."""
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Return the head."""
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        use_cache: bool = False,  # noqa: ARG002  the pages are the cache
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> Output:
+        """input_ids and position_ids [1, T]; `logits_to_keep`: rows of the step [rows] whose logits are wanted, or 0 for all."""
+        hidden = self.model(input_ids, position_ids)[0]
+        if isinstance(logits_to_keep, torch.Tensor):
+            hidden = hidden[:, logits_to_keep]
+        return Output(self.lm_head(hidden))
