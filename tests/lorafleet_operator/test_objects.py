@@ -70,6 +70,7 @@ HUB = {
     "lora": {
         "maxResidentAdapters": 16,
         "maxRank": 128,
+        "adapterMemory": "6Gi",
         "hostCache": "8Gi",
         "diskCache": "50Gi",
         "loadOnDemand": "Disabled",

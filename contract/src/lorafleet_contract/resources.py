@@ -106,6 +106,8 @@ class LoraBudget(Observed):
 
     max_resident_adapters: Annotated[int, Field(ge=1, le=4096)] = 32
     max_rank: Annotated[int, Field(ge=1, le=256)] = 64
+    adapter_memory: str | None = None
+    """Quantity."""
     host_cache: str = "4Gi"
     disk_cache: str = "20Gi"
     load_on_demand: Literal["Enabled", "Disabled"] = "Enabled"

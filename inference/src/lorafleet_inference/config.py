@@ -44,6 +44,8 @@ class EngineConfig:
     max_rank: int = 64
     kv_cache_memory_bytes: int | None = None
     """None: on CPU 1 GiB; on CUDA what is free after weights and adapters, less a reserve."""
+    adapter_memory_bytes: int | None = None
+    """Of the device; None: what `max_resident_adapters` of `max_rank` take, on CUDA at most a quarter of what weights leave."""
     host_cache_bytes: int = 4 * GIB
     prefix_caching: bool = True
     load_on_demand: bool = True
@@ -71,6 +73,7 @@ class EngineConfig:
             "--max-resident-adapters": self.max_resident_adapters >= 1,
             "--max-rank": 1 <= self.max_rank <= MAX_RANK,
             "--kv-cache-memory": self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes > 0,
+            "--adapter-memory": self.adapter_memory_bytes is None or self.adapter_memory_bytes > 0,
             "--host-cache": self.host_cache_bytes > 0,
             "--num-threads": self.num_threads is None or self.num_threads >= 1,
             "--max-step-seconds": self.max_step_seconds > 0,

@@ -101,6 +101,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-rank", "Largest LoRA rank that is accepted, 1 to 256.", integer, "RANK", E, "max_rank"),
     Option("kv-cache-memory", "Memory of the KV cache.", quantity_bytes, "QUANTITY", E, "kv_cache_memory_bytes",
            "1Gi on CPU; on CUDA what is free"),
+    Option("adapter-memory", "Device memory of adapters, which share it by their own ranks. An adapter of --max-rank has to fit.",
+           quantity_bytes, "QUANTITY", E, "adapter_memory_bytes",
+           "what --max-resident-adapters of --max-rank take; on CUDA at most a quarter of what the weights leave"),
     Option("host-cache", "Host memory that may hold adapters.", quantity_bytes, "QUANTITY", E, "host_cache_bytes"),
     Option("prefix-caching", "Reuse the KV cache of equal beginnings.", boolean, "", E, "prefix_caching", is_flag=True),
     Option("unknown-config-fields", "An adapter whose config has a field, not empty, that no PEFT of today knows: refuse, or "

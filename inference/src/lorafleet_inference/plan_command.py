@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -136,7 +137,8 @@ def _lines(size: "ModelSize", found: "Budget", wish: "Wish", gpu: str, card: Car
         )
     yield ""
     yield "as fields of a BaseModelDeployment"
-    yield f"spec: {{engine: {{maxModelLen: {wish.context}}}, lora: {{maxResidentAdapters: {wish.num_adapters}, maxRank: {wish.rank}}}}}"
+    lora = f"maxResidentAdapters: {wish.num_adapters}, maxRank: {wish.rank}, adapterMemory: {math.ceil(memory.adapters / MIB)}Mi"
+    yield f"spec: {{engine: {{maxModelLen: {wish.context}}}, lora: {{{lora}}}}}"
 
 
 def _positive(text: str) -> int:

@@ -9,6 +9,7 @@ import torch
 from support.families import FAMILIES
 from support.models import model_folder
 
+from lorafleet_common.errors import ConfigError
 from lorafleet_inference.cards import CARDS, Card
 from lorafleet_inference.cli import main
 from lorafleet_inference.config import GIB, EngineConfig
@@ -143,7 +144,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "weights          2.77    34.6%" in text
     assert "adapters         0.98    12.2%   200 of rank 16, 5.0 MiB each" in text
     assert "43 requests of 8192 tokens at once" in text
-    assert "maxResidentAdapters: 200, maxRank: 16" in text
+    assert "maxResidentAdapters: 200, maxRank: 16, adapterMemory: 1000Mi" in text
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["num_requests"] == 43
@@ -185,3 +186,40 @@ def test_page_shows_what_the_command_prints(tmp_path: Path, capsys: pytest.Captu
     assert main(shown[1].replace("LLAMA_8B", str(tmp_path)).split()) == 0
     assert capsys.readouterr().out == shown[2]
     assert all(f"`{card}`" in page for card in CARDS)
+
+
+MIB = 1 << 20
+
+
+def pages(free_bytes: int | None, page_bytes: int = 40 * MIB, **options: int) -> int:
+    config = EngineConfig(model="", max_resident_adapters=32, max_rank=64, **options)  # type: ignore[arg-type]
+    return sizing.pool_pages(config, page_bytes, free_bytes)
+
+
+def test_pool_takes_what_the_options_bound_where_nothing_else_does() -> None:
+    assert pages(None) == pages(80 * GIB) == pages(None, adapter_memory_bytes=80 * GIB) == 32 * 8
+
+
+def test_pool_takes_a_quarter_of_what_weights_leave_and_holds_one_of_the_largest_rank() -> None:
+    assert pages(6 * GIB) == (6 * GIB // 4) // (40 * MIB) == 38
+    assert pages(1 * GIB) == 8
+    assert pages(6 * GIB, adapter_memory_bytes=4 * GIB) == 102, "who says how much is not bounded"
+
+
+def test_pool_that_holds_no_adapter_of_the_largest_rank_is_refused() -> None:
+    with pytest.raises(ConfigError, match="hold no adapter of rank 64, which takes 335544320") as caught:
+        pages(None, adapter_memory_bytes=300 * MIB)
+    assert caught.value.option == "--adapter-memory"
+
+
+def test_pod_has_the_pool_that_was_asked_for() -> None:
+    folder = model_folder("llama")
+    options = {"max_resident_adapters": 32, "max_rank": 64, "kv_cache_memory_bytes": 200_000}
+    loaded = load_model(EngineConfig(model=str(folder), device="cpu", dtype="float32"))
+    page = sizing.pool_bytes(loaded.facts, 1, 4)
+    config = EngineConfig(
+        model=str(folder), device="cpu", dtype="float32", adapter_memory_bytes=11 * page + 5, **options
+    )  # type: ignore[arg-type]
+    runner = ModelRunner(loaded, config)
+    assert runner.budgets.total_rank_pages == 11
+    assert runner._bank.num_bytes == 11 * page

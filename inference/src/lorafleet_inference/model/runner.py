@@ -32,7 +32,14 @@ from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.pooling import HiddenStates, pool
 from lorafleet_inference.model.results import Computing
-from lorafleet_inference.model.sizing import DeviceMemory, kv_block_bytes, num_blocks_for, num_rank_pages, weight_bytes
+from lorafleet_inference.model.sizing import (
+    DeviceMemory,
+    kv_block_bytes,
+    num_blocks_for,
+    pool_bytes,
+    pool_pages,
+    weight_bytes,
+)
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -71,7 +78,8 @@ class ModelRunner:
         self._device = loaded.device
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
-        num_pages = num_rank_pages(config.max_resident_adapters, config.max_rank)
+        page_bytes = pool_bytes(loaded.facts, 1, loaded.dtype.itemsize)
+        num_pages = pool_pages(config, page_bytes, _free_bytes(self._device))
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
         self._triton = _triton_of(self._device, config) if triton is None else triton
         if self._kernels is not None and isinstance(self._model, Decoder):
@@ -283,7 +291,9 @@ class ModelRunner:
             num_bytes = CPU_KV_BYTES
         num_blocks = min(num_bytes // block_bytes, useful)
         if num_blocks < 1:
-            raise ConfigError("--kv-cache-memory", f"{num_bytes} bytes hold no block of {block_bytes} bytes")
+            raise ConfigError(
+                "--kv-cache-memory", f"{num_bytes} bytes hold no block of {block_bytes} bytes{_why(num_bytes)}"
+            )
         return int(num_blocks)
 
     def _free_after_warm_up(self, config: EngineConfig) -> int:
@@ -300,6 +310,19 @@ class ModelRunner:
         memory = DeviceMemory(total, total - free - weights - pool, weights, pool, activations)
         logger.info("device memory: %s", memory.text())
         return memory.kv_cache
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def _why(num_bytes: int) -> str:
+    if num_bytes > 0:
+        return ""
+    return (
+        ": weights, adapters and the largest step take all of the device; --adapter-memory and --max-batch-tokens make them "
+        "smaller, and `lorafleet-inference plan` says what fits"
+    )
 
 
 def _cut_to(num_kv_tokens: int, facts: ModelFacts) -> ModelFacts:

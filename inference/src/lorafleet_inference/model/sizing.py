@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE
+from lorafleet_common.errors import ConfigError
+from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.model.attention import LayerShape
 from lorafleet_inference.model.lora import RowLayout, num_pages_of
 
+ADAPTER_PART = 0.25
+"""Part of what the weights leave of a CUDA device that adapters get, where nobody says how much."""
 RESERVE = 0.08
 """Part of a device's memory that is left free: what allocators lose, and steps that are larger than the measured one."""
 
@@ -24,6 +27,31 @@ def kv_block_bytes(shapes: Sequence[LayerShape], itemsize: int) -> int:
 def num_rank_pages(max_resident_adapters: int, max_rank: int) -> int:
     """Return the rank pages of a pool that holds so many adapters of the largest rank at once."""
     return max_resident_adapters * num_pages_of(max_rank)
+
+
+def pool_pages(config: EngineConfig, page_bytes: int, free_bytes: int | None) -> int:
+    """Return how many rank pages adapters get on a device.
+
+    page_bytes: of one page in all modules; free_bytes: of the device beside the weights, None where it is not known.
+
+    Raises:
+        ConfigError: an adapter of the largest rank does not fit.
+    """
+    pages = num_rank_pages(config.max_resident_adapters, config.max_rank)
+    largest = num_pages_of(config.max_rank)
+    if config.adapter_memory_bytes is not None:
+        room = config.adapter_memory_bytes
+    elif free_bytes is not None:
+        room = max(int(free_bytes * ADAPTER_PART), largest * page_bytes)
+    else:
+        return pages
+    if room < largest * page_bytes:
+        raise ConfigError(
+            "--adapter-memory",
+            f"{room} bytes hold no adapter of rank {config.max_rank}, which takes {largest * page_bytes}; "
+            "--max-rank makes that smaller",
+        )
+    return min(pages, room // page_bytes)
 
 
 def pool_bytes(facts: ModelFacts, num_pages: int, itemsize: int) -> int:

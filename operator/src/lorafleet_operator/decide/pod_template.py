@@ -132,6 +132,7 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
         "--max-resident-adapters": str(spec.lora.max_resident_adapters),
         "--max-rank": str(spec.lora.max_rank),
         "--unknown-config-fields": "ignore" if spec.lora.unknown_config_fields == "Ignore" else None,
+        "--adapter-memory": spec.lora.adapter_memory,
         "--host-cache": spec.lora.host_cache,
         "--disk-cache": spec.lora.disk_cache,
         "--drain-timeout-seconds": str(spec.drain.timeout_seconds),
