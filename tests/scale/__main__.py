@@ -1,15 +1,15 @@
 """`python -m scale [--pods 50] [--adapters 1000] [--sweep]`: operator and gateway at scale, over a real API server; `make scale`."""
 
 import argparse
-import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from scale.environment import describe
 from scale.network import enter_own
 from scale.plot import svg_of
+from scale.results import Results
 from scale.run import Sizes, measure
 
 DEFAULT = Sizes()
@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--steady-seconds", type=float, default=DEFAULT.steady_seconds)
     parser.add_argument("--no-roll", action="store_true", help="leave out the rolling update")
     parser.add_argument("--sweep", action="store_true", help="measure smaller sizes before, for the plot; minutes more")
-    parser.add_argument("--output", type=Path, help="file of the results, as JSON; it is begun anew")
+    parser.add_argument(
+        "--output", type=Path, help="file of the results, as JSON; it is begun anew, and written after each phase"
+    )
     parser.add_argument("--plot", type=Path, help="file of the plot of cost against size, as SVG")
     given = parser.parse_args()
     enter_own()
@@ -40,17 +42,14 @@ def main() -> int:
         steady_seconds=given.steady_seconds,
         rolls=not given.no_roll,
     )
-    result: dict[str, Any] = {"environment": describe()}
-    if given.sweep:
-        small = [replace(SHORT, num_pods=pods, num_adapters=adapters) for pods, adapters in SWEEP]
-        result["sweep"] = [measure(one, _say) for one in small]
-    result["run"] = measure(sizes, _say)
-    text = json.dumps(result, indent=1) + "\n"
-    if given.output is not None:
-        given.output.write_text(text)
+    results = Results(describe(), given.output)
+    for pods, adapters in SWEEP if given.sweep else ():
+        small = replace(SHORT, num_pods=pods, num_adapters=adapters)
+        results.add_smaller(partial(measure, small, _say))
+    results.add_run(partial(measure, sizes, _say))
     if given.plot is not None:
-        given.plot.write_text(svg_of([*result.get("sweep", []), result["run"]]))
-    print(text, end="")
+        given.plot.write_text(svg_of(results.sizes))
+    print(results.text(), end="")
     return 0
 
 

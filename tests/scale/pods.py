@@ -93,6 +93,8 @@ class ScalePod:
     catalogue_generation: int = 0
     num_writes: int = 0
     entries: dict[Key, Piece] = field(default_factory=dict)
+    _changed_at: dict[Key, int] = field(default_factory=dict)
+    """The first generation that had an entry as it is, or has none any more; in the order of generations."""
     _revisions: dict[str, set[str]] = field(default_factory=dict)
     _documents: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -114,42 +116,69 @@ class ScalePod:
             raise Refused(409, admin.AdminError(reason=Reason.STALE_FENCE, message="older than what was taken"))
         self.fence, self.catalogue_generation = write.fence, write.generation
         self.num_writes += 1
+        self.generation += 1
         now = time.monotonic()
         for entry in write.adapters:
             revision = revision_of(entry.digest)
             if entry.stable:
                 self._unsettle(entry.name, revision)
-            self.entries[entry.name, revision] = self.pieces.of(entry)
+            self._put(entry.name, revision, entry)
             self._revisions.setdefault(entry.name, set()).add(revision)
             self.taken.append((now, self.address, entry.name, revision, entry.residency))
         for ref in write.removed:
             if self.entries.pop((ref.name, ref.revision), None) is not None:
+                self._note(ref.name, ref.revision)
                 self._revisions[ref.name].discard(ref.revision)
                 self.taken.append((now, self.address, ref.name, ref.revision, "Removed"))
-        self.generation += 1
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def _put(self, name: str, revision: str, entry: admin.CatalogueEntry) -> None:
+        piece = self.pieces.of(entry)
+        if self.entries.get((name, revision)) is not piece:
+            self.entries[name, revision] = piece
+            self._note(name, revision)
+
+    def _note(self, name: str, revision: str) -> None:
+        self._changed_at.pop((name, revision), None)
+        self._changed_at[name, revision] = self.generation
 
     def _unsettle(self, name: str, stable: str) -> None:
         for revision in self._revisions.get(name, ()):
             other = self.entries[name, revision]
             if revision != stable and other.entry.stable:
-                self.entries[name, revision] = self.pieces.of(other.entry.model_copy(update={"stable": False}))
+                self._put(name, revision, other.entry.model_copy(update={"stable": False}))
 
-    def state(self) -> bytes:
-        """The document of the admin port."""
-        return self._document("state", self._state_head, [piece.observed for piece in self.entries.values()])
+    def state(self, since: int | None = None) -> bytes:
+        """The document of the admin port, or what of it has changed since a generation."""
+        if since is None:
+            return self._whole("state", self._state_head, [piece.observed for piece in self.entries.values()])
+        changed, removed = self._since(since)
+        head = admin.PodDifference(**dict(self._state_head()), since=since, removed=removed)
+        return _joined(head, [self.entries[key].observed for key in changed])
 
-    def routes(self) -> bytes:
-        """The document of the public port."""
-        return self._document("routes", self._routes_head, [piece.routed for piece in self.entries.values()])
+    def routes(self, since: int | None = None) -> bytes:
+        """The document of the public port, or what of it has changed since a generation."""
+        if since is None:
+            return self._whole("routes", self._routes_head, [piece.routed for piece in self.entries.values()])
+        changed, removed = self._since(since)
+        head = self._routes_head().model_copy(update={"since": since, "removed": removed})
+        return _joined(head, [self.entries[key].routed for key in changed])
 
-    def _document(self, name: str, head: Any, pieces: list[bytes]) -> bytes:
+    def _since(self, generation: int) -> tuple[list[Key], list[admin.RevisionRef]]:
+        """What of a generation is another, and what is gone."""
+        changed = []
+        for key in reversed(self._changed_at):
+            if self._changed_at[key] <= generation:
+                break
+            changed.append(key)
+        gone = [admin.RevisionRef(name=name, revision=r) for name, r in changed if (name, r) not in self.entries]
+        return [key for key in changed if key in self.entries], gone
+
+    def _whole(self, name: str, head: Any, pieces: list[bytes]) -> bytes:
         known = self._documents.get(name)
         if known is None or known[0] != self.generation:
-            text = head().model_dump_json(by_alias=True, exclude_none=True).encode()
-            joined = text.replace(b'"adapters":[]', b'"adapters":[' + b",".join(pieces) + b"]")
-            known = self._documents[name] = (self.generation, joined)
+            known = self._documents[name] = (self.generation, _joined(head(), pieces))
         return known[1]
 
     def _state_head(self) -> admin.PodState:
@@ -227,14 +256,23 @@ class ScalePod:
         return (request.query.get("boot_id"), after) == (self.boot_id, str(self.generation))
 
     async def _get_state(self, request: web.Request) -> web.Response:
-        return web.Response(status=304) if await self._wait(request) else _answer(self.state())
+        if await self._wait(request):
+            return web.Response(status=304)
+        return _answer(self.state(self._asked_since(request)))
 
     async def _get_routes(self, request: web.Request) -> web.Response:
-        return _answer(_bytes(self._routes_head(is_known=True)) if await self._wait(request) else self.routes())
+        if await self._wait(request):
+            return _answer(_bytes(self._routes_head(is_known=True)))
+        return _answer(self.routes(self._asked_since(request)))
 
     async def _put_adapters(self, request: web.Request) -> web.Response:
         self.take(admin.CatalogueWrite.model_validate_json(await request.read()))
-        return _answer(self.state())
+        return _answer(self.state(self._asked_since(request)))
+
+    def _asked_since(self, request: web.Request) -> int | None:
+        """The generation of this boot to which a difference is asked for."""
+        since = request.query.get("since")
+        return int(since) if since is not None and request.query.get("boot_id") == self.boot_id else None
 
     async def _post_resolve(self, request: web.Request) -> web.Response:
         question = admin.ResolveRequest.model_validate_json(await request.read())
@@ -249,6 +287,11 @@ class ScalePod:
 
 def _bytes(document: Wire) -> bytes:
     return document.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def _joined(head: Wire, pieces: list[bytes]) -> bytes:
+    """A document with its adapters."""
+    return _bytes(head).replace(b'"adapters":[]', b'"adapters":[' + b",".join(pieces) + b"]")
 
 
 def _answer(body: bytes, status: int = 200) -> web.Response:

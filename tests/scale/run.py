@@ -73,12 +73,21 @@ def cpu_seconds(pid: int) -> float:
 class Run:
     """One run over one API server; its phases follow each other."""
 
-    def __init__(self, sizes: Sizes, server: ApiServer, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        server: ApiServer,
+        folder: Path,
+        say: Callable[[str], None],
+        keep: Callable[[Json], None] = lambda _: None,
+    ) -> None:
+        """`keep` is given the results so far after each phase."""
         self.sizes = sizes
         self.result: Json = {"sizes": asdict(sizes)}
         self._server = server
         self._folder = folder
         self._say = say
+        self._keep = keep
         self._random = random.Random(sizes.seed)
         self._versions: dict[str, int] = {}
         self._environment = {
@@ -340,6 +349,7 @@ class Run:
         found["operator_memory_mib"] = self.operator.memory_mib()
         found["gateway_memory_mib"] = self._gateway.memory_mib()
         self._say(f"  {name}: {found}")
+        self._keep(self.result)
 
     def _cpu(self) -> dict[str, float]:
         pids = {
@@ -467,7 +477,7 @@ async def _beside(*coroutines: Any) -> AsyncIterator[None]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def measure(sizes: Sizes, say: Callable[[str], None]) -> Json:
-    """Run an API server and all phases over it."""
+def measure(sizes: Sizes, say: Callable[[str], None], keep: Callable[[Json], None] = lambda _: None) -> Json:
+    """Run an API server and all phases over it; `keep` is given the results so far after each."""
     with tempfile.TemporaryDirectory(prefix="lorafleet-scale-logs-") as folder, serve_api() as server:
-        return asyncio.run(Run(sizes, server, Path(folder), say).all())
+        return asyncio.run(Run(sizes, server, Path(folder), say, keep).all())

@@ -2,18 +2,21 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scale.page import table_of
 from scale.pods import Pieces, ScalePod
+from scale.results import Json, Results
 from scale.world import content_revision, series
 from support.fake_pod import Library
 
-from lorafleet_contract.admin import CatalogueEntry, CatalogueWrite, PodState, Residency, RevisionRef
+from lorafleet_contract.admin import CatalogueEntry, CatalogueWrite, PodDifference, PodState, Residency, RevisionRef
 from lorafleet_contract.routes import Routes
 from lorafleet_contract.sources import SourceRef
 
@@ -80,6 +83,46 @@ def test_documents_made_of_pieces_are_those_of_the_contract() -> None:
         (content_revision("b"), "OnDemand"),
         (content_revision("a"), "Removed"),
     ]
+
+
+def test_differences_of_pods_made_of_pieces_come_to_their_documents() -> None:
+    draw = random.Random(3)
+    pod = ScalePod("198.51.100.1", "", 8, Pieces(), [])
+    known = [PodState.model_validate_json(pod.state())]
+    for generation in range(1, 60):
+        told = [
+            entry(path, residency=draw.choice(list(Residency)), stable=draw.random() < 0.5)
+            for path in draw.sample("abcd", draw.randint(0, 2))
+        ]
+        gone = [RevisionRef(name="one", revision=content_revision(path)) for path in draw.sample("abcd", 1)]
+        pod.take(CatalogueWrite(fence=1, generation=generation, adapters=told, removed=gone))
+        whole, since = PodState.model_validate_json(pod.state()), draw.choice(known)
+        difference = PodDifference.model_validate_json(pod.state(since.generation))
+        merged = difference.applied_to(since)
+        assert {a.revision: a for a in merged.adapters} == {a.revision: a for a in whole.adapters}
+        assert merged.model_copy(update={"adapters": []}) == whole.model_copy(update={"adapters": []})
+        known.append(whole)
+    routes = Routes.model_validate_json(pod.routes(known[-1].generation))
+    assert (routes.since, routes.adapters, routes.removed) == (known[-1].generation, [], [])
+
+
+def test_interrupted_run_loses_no_phase_that_has_ended(tmp_path: Path) -> None:
+    output = tmp_path / "scale.json"
+    results = Results({"cores": 2}, output)
+
+    def smaller(keep: Callable[[Json], None]) -> Json:
+        return {"cold": 1}
+
+    def broken(keep: Callable[[Json], None]) -> Json:
+        keep({"cold": 2})
+        keep({"cold": 2, "churn": 3})
+        raise KeyboardInterrupt
+
+    results.add_smaller(smaller)
+    with pytest.raises(KeyboardInterrupt):
+        results.add_run(broken)
+    found = json.loads(output.read_text())
+    assert found == {"environment": {"cores": 2}, "sweep": [{"cold": 1}], "run": {"cold": 2, "churn": 3}}
 
 
 def test_metrics_are_read_by_name_and_labels() -> None:
