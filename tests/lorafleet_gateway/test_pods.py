@@ -177,6 +177,44 @@ async def test_what_a_gateway_has_is_not_sent_to_it_again(world: World) -> None:
     await eventually("told of the change", lambda: tier_of(world, pod) == "Disk")
 
 
+@pytest.mark.parametrize("leaves_out", [True, False])
+async def test_a_gateway_is_told_what_has_changed(world: World, *, leaves_out: bool) -> None:
+    """Pods of earlier versions tell everything each time."""
+    pod = await world.pod("one")
+    pod.leaves_out = leaves_out
+    pod.hold("french")
+    pod.hold("german")
+    world.endpoints(pod)
+    await world.open()
+    await eventually("told", lambda: tier_of(world, pod) == "Device")
+    whole = pod.num_whole
+    pod.tiers.clear()
+    pod.hold("german")
+    await eventually("gone", lambda: tier_of(world, pod) is None)
+    pod.hold("dutch", "Disk")
+    await eventually("new", lambda: tier_of(world, pod, "dutch") == "Disk")
+    pod.hold("dutch", "Host")
+    await eventually("moved", lambda: tier_of(world, pod, "dutch") == "Host")
+    assert tier_of(world, pod, "german") == "Device"
+    assert pod.num_whole == whole if leaves_out else pod.num_whole > whole
+
+
+async def test_a_difference_to_what_is_not_known_is_not_taken(world: World) -> None:
+    pod = await world.pod("one")
+    pod.hold("french")
+    world.endpoints(pod)
+    await world.open()
+    await eventually("told", lambda: tier_of(world, pod) == "Device")
+    pod.extra = {"since": 10**6, "adapters": []}
+    pod.tiers.clear()
+    pod.changed()
+    polls = pod.num_polls
+    await eventually("asked again", lambda: pod.num_polls > polls + 2)
+    assert tier_of(world, pod) == "Device"
+    pod.extra = {}
+    await eventually("told", lambda: tier_of(world, pod) is None)
+
+
 async def test_a_pod_that_was_started_again_is_asked_for_everything(world: World) -> None:
     """Even when its new count happens to be the one that the gateway knows."""
     pod = await world.pod("one")

@@ -33,7 +33,7 @@ class Pods:
         if ip.startswith("10."):
             await asyncio.Event().wait()
 
-    async def write(self, ip: str, token: str, write: CatalogueWrite) -> PodState:
+    async def write(self, ip: str, token: str, write: CatalogueWrite, known: PodState | None = None) -> PodState:
         await self._hear(ip)
         state = v.seen(pod=v.pod()).state
         assert state is not None

@@ -40,8 +40,10 @@ class Pods:
             raise answer
         return answer
 
-    async def changed_state(self, ip: str, token: str, *, after: int, boot_id: str | None) -> PodState | None:
-        self.known.append((after, boot_id))
+    async def changed_state(
+        self, ip: str, token: str, known: PodState, *, with_counters: bool = False
+    ) -> PodState | None:
+        self.known.append((known.generation, None if with_counters else known.boot_id))
         return await self.state(ip, token)
 
 

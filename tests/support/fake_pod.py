@@ -29,8 +29,12 @@ from lorafleet_contract.resources import quantity_bytes
 from lorafleet_contract.sources import AdapterFacts, ResolvedSource, SourceFile, SourceRef
 
 RANK_PAGE = 8
+REMEMBERED = 20
+"""Generations whose state a pod remembers, so that it can tell what has changed since."""
 RETRY_SECONDS = 0.5
 """After a failure that may pass a pod tries again by itself."""
+Key = tuple[str, str]
+"""Served name and revision."""
 
 
 @dataclass
@@ -156,7 +160,11 @@ class FakePod:
         """False: as a pod of an earlier version, which does not say."""
         self.num_load_asked = 0
         self.num_whole = 0
-        """Answers to polls that brought the state."""
+        """Answers to polls that brought the whole state."""
+        self.num_differences = 0
+        """Answers to polls and writes that brought what had changed."""
+        self.tells_differences = True
+        """Pods of version 0.1.0 answer whole, whatever is asked."""
         self.resolve_seconds = 0.0
         self.on_ready: Callable[[], None] | None = None
         """Called once a boot, when the first catalogue has settled: the readiness probe's part."""
@@ -179,6 +187,10 @@ class FakePod:
         self.fence = self.catalogue_generation = 0
         self.entries: dict[tuple[str, str], Entry] = {}
         self.is_ready = self.is_draining = False
+        self._said: dict[int, dict[Key, admin.ObservedAdapter]] = {}
+        """What it said in each generation, without counters."""
+        self.routed: dict[int, dict[Key, Any]] = {}
+        """The same of what it publishes for gateways."""
         self._changed.set()
 
     def mute(self) -> None:
@@ -259,6 +271,35 @@ class FakePod:
             ),
             adapters=[entry.observed() for _, entry in sorted(self.entries.items())],
         )
+
+    def told(self, query: Mapping[str, str], *, is_poll: bool = False) -> admin.PodState:
+        """What it answers: its state, or what of it has changed since a generation that it remembers."""
+        now = _without_counters(self.state().adapters)
+        found = self.since(query, self._said, now)
+        state = self.state()
+        if found is None:
+            self.num_whole += is_poll
+            return state
+        since, changed, removed = found
+        self.num_differences += 1
+        adapters = [one for one in state.adapters if _key(one) in changed]
+        return admin.PodDifference(**{**dict(state), "adapters": adapters}, since=since, removed=removed)
+
+    def since(
+        self, query: Mapping[str, str], said: dict[int, dict[Key, Any]], now: dict[Key, Any]
+    ) -> tuple[int, set[Key], list[admin.RevisionRef]] | None:
+        """What has changed since the generation that a query names, of what was said then; None: that is to be said whole."""
+        if said.get(self.generation, now) != now:
+            self._bump()
+        said[self.generation] = now
+        for old in sorted(said)[:-REMEMBERED]:
+            del said[old]
+        since = int(query.get("since", -1)) if query.get("boot_id") == self.boot_id else -1
+        if not self.tells_differences or (then := said.get(since)) is None:
+            return None
+        changed = {key for key, one in now.items() if then.get(key) != one}
+        gone = sorted(then.keys() - now.keys())
+        return since, changed, [admin.RevisionRef(name=name, revision=revision) for name, revision in gone]
 
     def take(self, write: admin.CatalogueWrite) -> None:
         """One catalogue write.
@@ -414,8 +455,7 @@ class FakePod:
             request.transport.close()  # of a process that has ended nobody hears more than that
         if self.is_known(request.query):
             return web.Response(status=304)
-        self.num_whole += 1
-        return _json(self.state())
+        return _json(self.told(request.query, is_poll=True))
 
     async def _get_load(self, request: web.Request) -> web.Response:
         self.num_load_asked += 1
@@ -433,7 +473,7 @@ class FakePod:
 
     async def _put_adapters(self, request: web.Request) -> web.Response:
         self.take(admin.CatalogueWrite.model_validate_json(await request.read()))
-        return _json(self.state())
+        return _json(self.told(request.query))
 
     def answer_of(self, name: str) -> admin.AdapterAnswer:
         """What it has of a name.
@@ -495,6 +535,15 @@ class FakePod:
 
     async def _ready(self, _: web.Request) -> web.Response:
         return web.Response(text="ok" if self.is_ready else "waiting", status=200 if self.is_ready else 503)
+
+
+def _key(entry: admin.ObservedAdapter) -> Key:
+    return entry.name, entry.revision
+
+
+def _without_counters(entries: list[admin.ObservedAdapter]) -> dict[Key, admin.ObservedAdapter]:
+    nothing = {"num_in_flight": 0, "last_used": None, "num_tokens": None}
+    return {_key(one): one.model_copy(update=nothing) for one in entries}
 
 
 def _json(document: Wire, status: int = 200) -> web.Response:

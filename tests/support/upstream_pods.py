@@ -42,7 +42,7 @@ class PodDouble:
     num_whole: int = 0
     """Answers that named all adapters."""
     leaves_out: bool = True
-    """Whether it leaves out what whoever asks has; pods of version 0.1.0 do not."""
+    """Whether it leaves out what whoever asks has, or had; pods of version 0.1.0 do not."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of its routes document."""
     num_cancelled: int = 0
@@ -53,6 +53,8 @@ class PodDouble:
     stop: Callable[[], Awaitable[None]] = field(default=None)  # type: ignore[assignment]
     """Ends the process, so to speak: its port refuses from then on."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _said: dict[tuple[str, int], dict[tuple[str, str], str]] = field(default_factory=dict)
+    """Boot and generation -> tiers."""
 
     @property
     def uid(self) -> str:
@@ -93,8 +95,20 @@ class PodDouble:
         known = (request.query.get("boot_id"), request.query.get("after")) == (self.boot, str(self.generation))
         if known and self.leaves_out:
             del document["adapters"]
-        self.num_whole += "adapters" in document
+        then = self._said.get((request.query.get("boot_id", ""), int(request.query.get("since", 0))))
+        if not known and self.leaves_out and then is not None and self.boot == request.query["boot_id"]:
+            document |= self._difference(int(request.query["since"]), then)
+        self._said[self.boot, self.generation] = dict(self.tiers)
+        self.num_whole += "adapters" in document and "since" not in document
         return web.json_response({**document, **self.extra})
+
+    def _difference(self, since: int, then: dict[tuple[str, str], str]) -> dict[str, Any]:
+        changed = [(n, r, tier) for (n, r), tier in self.tiers.items() if then.get((n, r)) != tier]
+        return {
+            "since": since,
+            "adapters": [{"name": n, "revision": r, "stable": True, "tier": tier} for n, r, tier in changed],
+            "removed": [{"name": n, "revision": r} for n, r in then.keys() - self.tiers.keys()],
+        }
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -87,7 +87,7 @@ class VirtualPod(FakePod):
             return admin.ResolveAnswer(resolved=self.library.resolve(body.source))
         if self.boot_id != boot or self.is_closed:
             raise ConnectionResetError
-        return self.state() if method == "PUT" or not self.is_known(query) else None
+        return self.told(query) if method == "PUT" or not self.is_known(query) else None
 
     async def wait_for_news(self, after: int, wait_seconds: float) -> None:
         """Wait until the generation exceeds `after`, or the process ends."""

@@ -106,11 +106,13 @@ def routes_of(pod: "VirtualPod", query: dict[str, str]) -> Routes:
     """What a pod publishes."""
     is_known = (query.get("boot_id"), query.get("after")) == (pod.boot_id, str(pod.generation))
     found = [entry.observed() for _, entry in sorted(pod.entries.items())]
-    adapters = [
-        RouteAdapter(name=one.name, revision=one.revision, stable=one.stable, tier=one.tier)
+    adapters = {
+        (one.name, one.revision): RouteAdapter(name=one.name, revision=one.revision, stable=one.stable, tier=one.tier)
         for one in found
         if one.state is AdapterState.READY
-    ]
+    }
+    difference = None if is_known else pod.since(query, pod.routed, adapters)
+    since, changed, removed = difference or (None, adapters.keys(), [])
     return Routes(
         boot_id=pod.boot_id,
         generation=pod.generation,
@@ -118,7 +120,9 @@ def routes_of(pod: "VirtualPod", query: dict[str, str]) -> Routes:
         ready=pod.is_ready,
         draining=pod.is_draining,
         max_model_len=2048,
-        adapters=None if is_known else adapters,
+        adapters=None if is_known else [one for key, one in adapters.items() if key in changed],
+        since=since,
+        removed=removed,
     )
 
 

@@ -158,7 +158,7 @@ class PodState(Observed):
     """`GET /admin/v1/state[?after=N&wait_seconds=S[&boot_id=B]]`: returns at once, or when `generation` exceeds N, or after S seconds.
 
     With the boot id too the answer is 304 without a body while generation N of boot B is still true: only counters can be
-    others.
+    others. With `since=N&boot_id=B`, here as at `PUT /admin/v1/adapters`, it is a `PodDifference` where the pod knows one.
     """
 
     boot_id: str
@@ -173,6 +173,7 @@ class PodState(Observed):
     base: BaseFacts
     budgets: Budgets
     adapters: list[ObservedAdapter]
+    """Their order says nothing."""
     local_failures: list[LocalFailure] = []
 
 
@@ -192,6 +193,36 @@ class PodLoad(Observed):
     def num_sequences(self) -> int:
         """Running and waiting."""
         return self.num_running + self.num_waiting
+
+
+class PodDifference(PodState):
+    """What has become of generation `since` of the same boot: all is as it is now, but of `adapters` only what is another.
+
+    An entry of which nothing but counters has changed since is left out; they are told by whole documents only.
+    """
+
+    since: int
+    removed: list[RevisionRef] = []
+    """Entries of then that are gone."""
+
+    def applied_to(self, known: PodState) -> PodState:
+        """Return the whole document that this and an earlier one come to; counters of what stayed are the earlier one's.
+
+        Raises:
+            ValueError: it is no difference to that one.
+        """
+        if (self.boot_id, self.since) != (known.boot_id, known.generation):
+            raise ValueError(
+                f"a difference to generation {self.since} of boot {self.boot_id}, where generation {known.generation} "
+                f"of boot {known.boot_id} is known"
+            )
+        entries = {(entry.name, entry.revision): entry for entry in known.adapters}
+        for ref in self.removed:
+            entries.pop((ref.name, ref.revision), None)
+        for entry in self.adapters:
+            entries[entry.name, entry.revision] = entry
+        fields = {name: getattr(self, name) for name in PodState.model_fields}
+        return PodState.model_construct(**{**fields, "adapters": list(entries.values())})
 
 
 class ResolveRequest(Observed):

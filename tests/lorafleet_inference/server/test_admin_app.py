@@ -12,6 +12,8 @@ import pytest
 from fastapi import FastAPI
 from support.loads_engine import LoadsEngine
 
+from lorafleet_contract import admin
+from lorafleet_contract.sources import AdapterFacts, ResolvedSource, SourceRef
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.errors import PodDraining
@@ -108,3 +110,73 @@ async def test_what_fails_in_us_is_an_admin_error_too(pod: Pod) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://pod") as http:
         told = await http.get("/admin/v1/state")
     assert (told.status_code, told.json()["reason"], told.json()["retryable"]) == (500, "LoadFailed", True)
+
+
+async def test_whoever_says_what_it_knows_is_told_what_has_changed(pod: Pod) -> None:
+    """Of another boot, of a generation that never was, and without asking for it the whole is told."""
+    await pod.manager.start()
+    known = dict[str, admin.PodState]()
+
+    async def tell(number: int, *names: str, removed: tuple[str, ...] = ()) -> httpx.Response:
+        write = admin.CatalogueWrite(
+            fence=1,
+            generation=number,
+            adapters=[catalogue_entry(name) for name in names],
+            removed=[admin.RevisionRef(name=name, revision="a" * 12) for name in removed],
+        )
+        since = {"boot_id": "boot", "since": known["then"].generation} if known else {}
+        body = write.model_dump(mode="json", by_alias=True)
+        return await http.put("/admin/v1/adapters", json=body, params=since)
+
+    def names(state: admin.PodState) -> list[str]:
+        return sorted(one.name for one in state.adapters)
+
+    async with client(admin_app(pod, None)) as http:
+        first = (await tell(1, "french", "german")).json()
+        assert "since" not in first
+        known["then"] = admin.PodState.model_validate(first)
+        told = admin.PodDifference.model_validate_json((await tell(2, "dutch", removed=("german",))).content)
+        assert "dutch" in names(told)
+        while True:
+            whole = admin.PodState.model_validate_json((await http.get("/admin/v1/state")).content)
+            query = {"boot_id": "boot", "since": known["then"].generation}
+            polled = (await http.get("/admin/v1/state", params=query)).content
+            now = admin.PodDifference.model_validate_json(polled)
+            if now.generation == whole.generation and names(whole) == ["dutch", "french"]:
+                break
+            await pod.manager.changes.wait(whole.generation, 5)
+        assert names(now.applied_to(known["then"])) == names(whole)
+        for other in ({"boot_id": "another"}, {"since": 10**6}, {"since": 0}):
+            params = {"boot_id": "boot", "since": known["then"].generation, **other}
+            assert "since" not in (await http.get("/admin/v1/state", params=params)).json(), other
+        after = {"boot_id": "boot", "since": whole.generation, "after": whole.generation - 1, "wait_seconds": 5}
+        assert (await http.get("/admin/v1/state", params=after)).json()["adapters"] == []
+        refused = await http.get("/admin/v1/state", params={"boot_id": "boot", "since": -1})
+        assert (refused.status_code, refused.json()["reason"]) == (400, "BadRequest")
+
+
+async def test_gateways_are_told_what_has_changed(pod: Pod) -> None:
+    await pod.manager.start()
+    pod.state.phase = Phase.SERVING
+    public = FastAPI()
+    public.include_router(routes_router(pod))
+    async with client(public) as gateway:
+        first = (await gateway.get("/v1/routes")).json()
+        assert "since" not in first
+        pod.manager.changes.bump()
+        query = {"boot_id": "boot", "since": first["generation"], "after": first["generation"], "wait_seconds": 5}
+        told = (await gateway.get("/v1/routes", params=query)).json()
+        assert (told["since"], told["adapters"], told["removed"]) == (first["generation"], [], [])
+        told = (await gateway.get("/v1/routes", params={**query, "boot_id": "another"})).json()
+        assert "since" not in told
+
+
+def catalogue_entry(name: str) -> admin.CatalogueEntry:
+    """One that no source of the pod has: it stands in the state all the same."""
+    source = ResolvedSource(
+        ref=SourceRef(name="nowhere", path=name),
+        digest=f"sha256:{'a' * 64}",
+        files=[],
+        facts=AdapterFacts(rank=8, size_bytes=1, target_modules=["q_proj"]),
+    )
+    return admin.CatalogueEntry(name=name, source=source)

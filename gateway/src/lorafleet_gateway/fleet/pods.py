@@ -128,11 +128,19 @@ class Pod:
         """
         last = self.head
         if last is None or (last.boot_id, last.generation) != (head.boot_id, head.generation):
-            adapters = Routes.model_validate_json(raw).adapters
-            if adapters is None:
+            routes = Routes.model_validate_json(raw)
+            if routes.adapters is None:
                 raise _NotWhole(f"generation {head.generation} came without adapters")
             # all pods of a base name the same adapters: one string for all of them
-            self.tiers = {(sys.intern(a.name), sys.intern(a.revision)): a.tier for a in adapters}
+            told = {(sys.intern(a.name), sys.intern(a.revision)): a.tier for a in routes.adapters}
+            if routes.since is None:
+                self.tiers = told
+            else:
+                if last is None or (last.boot_id, last.generation) != (head.boot_id, routes.since):
+                    raise _NotWhole(f"generation {head.generation} came as a difference to {routes.since}")
+                for ref in routes.removed:
+                    self.tiers.pop((ref.name, ref.revision), None)
+                self.tiers.update(told)
         self.head = head
         self.num_others = max(0, head.num_running + head.num_waiting - self.num_in_flight)
         self.is_reachable = True
@@ -217,6 +225,7 @@ class Fleet:
         if pod.head is not None and pod.is_reachable:
             query = {
                 "after": str(pod.head.generation),
+                "since": str(pod.head.generation),
                 "boot_id": pod.head.boot_id,
                 "wait_seconds": f"{WAIT_SECONDS:g}",
             }

@@ -29,6 +29,7 @@ from lorafleet_inference.adapters.cache import NodeCache
 from lorafleet_inference.adapters.catalogue import Artifact, Catalogue, Entry
 from lorafleet_inference.adapters.changes import Generation
 from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.adapters.journal import Difference, Journal
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.adapters.local import LocalAdapters
 from lorafleet_inference.adapters.merges import MergeEngine, Merges
@@ -84,6 +85,7 @@ class AdapterManager:
         self._judge = judge
         self.changes = Generation()
         """Grows with everything that the admin state or the routes show."""
+        self._states, self._routes = Journal(self.changes), Journal(self.changes)
         self.catalogue = Catalogue()
         self._engine = engine
         self._config = config
@@ -182,17 +184,34 @@ class AdapterManager:
         """Adapters of the command line that could not be resolved."""
         return list(self._local.failures.values())
 
-    def observed(self) -> list[ObservedAdapter]:
-        """Return every revision as the admin API shows it."""
-        return [tracked.observed() for tracked in self._shown()]
+    def observed(self, difference: Difference | None = None) -> list[ObservedAdapter]:
+        """Return every revision as the admin API shows it, or those that a difference tells."""
+        return [one.observed() for one in self._shown() if difference is None or one.key in difference.changed]
+
+    def states_since(self, generation: int | None) -> Difference | None:
+        """Return what has become of `observed` since a generation; None: that is not known, or nobody asks.
+
+        To be called before `changes.number` is read for a document: the number may grow.
+        """
+        self._states.look({one.key: one.standing for one in self._shown()})
+        return None if generation is None else self._states.since(generation)
+
+    def routes_since(self, generation: int | None) -> Difference | None:
+        """As `states_since`, of `routes`."""
+        self._routes.look({one.key: one.standing for one in self._shown() if one.is_answering})
+        return None if generation is None else self._routes.since(generation)
 
     def sources(self, name: str) -> list[ResolvedSource]:
         """Return what the operator's revisions of a name are made of."""
         return [entry.resolved for entry in self.catalogue.revisions(name) if entry.resolved is not None]
 
-    def routes(self) -> list[RouteAdapter]:
-        """Return the revisions that can be answered."""
-        return [tracked.route() for tracked in self._shown() if tracked.is_answering]
+    def routes(self, difference: Difference | None = None) -> list[RouteAdapter]:
+        """Return the revisions that can be answered, or those that a difference tells."""
+        return [
+            one.route()
+            for one in self._shown()
+            if one.is_answering and (difference is None or one.key in difference.changed)
+        ]
 
     def _shown(self) -> list[Tracked]:
         """What requests have named is nobody else's to know."""

@@ -134,6 +134,13 @@ class Tracked:
         """Wait for the next change."""
         await self._changed.wait()
 
+    @property
+    def standing(self) -> tuple[object, ...]:
+        """All that `observed` and `route` are made of but counters and times: where they say another thing, it is another."""
+        entry = self.entry
+        told = (entry.owner, entry.residency, entry.pinned, entry.stable, entry.artifact.facts)
+        return (*told, self.phase, self.error, self.tier, self.rank_pages)
+
     def observed(self) -> ObservedAdapter:
         """Return it as the admin API shows it."""
         entry, error = self.entry, self.error

@@ -16,12 +16,13 @@ from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.catalogue import Contradiction, NotOwned, StaleWrite
+from lorafleet_inference.adapters.journal import Difference
 from lorafleet_inference.errors import AdapterError, EngineNotReady
 from lorafleet_inference.server.ask import PATH as ASK_PATH
 from lorafleet_inference.server.ask import ask_endpoint
 from lorafleet_inference.server.methods import allow
 from lorafleet_inference.server.pod import Pod
-from lorafleet_inference.server.routes import After, WaitSeconds
+from lorafleet_inference.server.routes import After, Since, WaitSeconds
 from lorafleet_inference.server.state import Phase
 from lorafleet_inference.server.vllm_lora import vllm_lora_router
 
@@ -44,12 +45,21 @@ def admin_app(pod: Pod, token_hash: bytes | None) -> FastAPI:
     return app
 
 
-def state_of(pod: Pod) -> admin.PodState:
-    """Return the state document as it is now.
+def state_of(pod: Pod, since: int | None = None) -> admin.PodState:
+    """Return the state document as it is now; where it can be told as a difference to generation `since`, as that.
 
     Raises:
         EngineNotReady: the base model is not loaded yet.
     """
+    difference = pod.manager.states_since(since)
+    state = _state_of(pod, difference)
+    if difference is None:
+        return state
+    gone = [admin.RevisionRef(name=key.name, revision=key.revision) for key in difference.gone]
+    return admin.PodDifference(**dict(state), since=difference.since, removed=gone)
+
+
+def _state_of(pod: Pod, difference: Difference | None) -> admin.PodState:
     manager, ready, stats = pod.manager, pod.manager.engine_ready, pod.engine.stats
     facts, budgets = ready.facts, ready.budgets
     return admin.PodState(
@@ -76,7 +86,7 @@ def state_of(pod: Pod) -> admin.PodState:
             disk_cache_bytes=manager.cache.max_bytes,
             disk_used_bytes=manager.cache.used_bytes,
         ),
-        adapters=manager.observed(),
+        adapters=manager.observed(difference),
         local_failures=manager.local_failures,
     )
 
@@ -94,13 +104,15 @@ def load_of(pod: Pod) -> admin.PodLoad:
 
 def _add_state(app: FastAPI, pod: Pod) -> None:
     @app.get("/admin/v1/state")
-    async def state(after: After = None, boot_id: str = "", wait_seconds: WaitSeconds = 0.0) -> Response:
+    async def state(
+        after: After = None, boot_id: str = "", wait_seconds: WaitSeconds = 0.0, since: Since = None
+    ) -> Response:
         manager = pod.manager
         _ = manager.engine_ready  # before the base is loaded there is nothing to wait for
         await manager.changes.wait(after, wait_seconds)
         if boot_id == manager.boot_id and after == manager.changes.number:
             return Response(status_code=304)
-        return _answer(state_of(pod))
+        return _answer(state_of(pod, since if boot_id == manager.boot_id else None))
 
     @app.get("/admin/v1/load")
     async def load() -> Response:
@@ -108,10 +120,10 @@ def _add_state(app: FastAPI, pod: Pod) -> None:
         return _answer(load_of(pod))
 
     @app.put("/admin/v1/adapters")
-    async def write(body: admin.CatalogueWrite) -> Response:
+    async def write(body: admin.CatalogueWrite, boot_id: str = "", since: Since = None) -> Response:
         _ = pod.manager.engine_ready
         pod.manager.write(body)
-        return _answer(state_of(pod))
+        return _answer(state_of(pod, since if boot_id == pod.manager.boot_id else None))
 
     @app.post("/admin/v1/resolve")
     async def resolve(body: admin.ResolveRequest) -> Response:

@@ -49,26 +49,33 @@ class AdminClient:
         """Return what a pod has."""
         return self._state(await self._request("GET", ip, "/admin/v1/state", token, STATE_SECONDS))
 
-    async def changed_state(self, ip: str, token: str, *, after: int, boot_id: str | None) -> admin.PodState | None:
-        """Return what a pod has once its generation exceeds `after`, or after a while.
+    async def changed_state(
+        self, ip: str, token: str, known: admin.PodState, *, with_counters: bool = False
+    ) -> admin.PodState | None:
+        """Return what a pod has once its generation exceeds that of `known`, or after a while.
 
-        With `boot_id` None is returned where only counters can have changed since that boot's generation `after`.
+        Without `with_counters` they may be as old as those of `known`, and None is returned where only they can have changed.
         """
-        query = {"after": str(after), "wait_seconds": f"{POLL_SECONDS:.0f}"}
-        if boot_id is not None:
-            query["boot_id"] = boot_id
+        query = {"after": str(known.generation), "wait_seconds": f"{POLL_SECONDS:.0f}"}
+        if not with_counters:
+            query |= _since(known)
         limit = STATE_SECONDS + POLL_SECONDS
         raw = await self._request("GET", ip, "/admin/v1/state", token, limit, query=query)
-        return self._state(raw) if raw else None
+        if not raw:
+            return None
+        return self._state(raw) if with_counters else self._news(raw, known)
 
     async def load(self, ip: str, token: str) -> admin.PodLoad:
         """Return what a pod has to do now; pods of earlier versions do not say."""
         return _parsed(admin.PodLoad, await self._request("GET", ip, "/admin/v1/load", token, LOAD_SECONDS))
 
-    async def write(self, ip: str, token: str, write: admin.CatalogueWrite) -> admin.PodState:
-        """Tell a pod what to know; return what it has then."""
-        raw = await self._request("PUT", ip, "/admin/v1/adapters", token, WRITE_SECONDS, body=write)
-        return self._state(raw)
+    async def write(
+        self, ip: str, token: str, write: admin.CatalogueWrite, known: admin.PodState | None = None
+    ) -> admin.PodState:
+        """Tell a pod what to know; return what it has then. What it had, if that is known, needs not be told again."""
+        query = _since(known) if known is not None else None
+        raw = await self._request("PUT", ip, "/admin/v1/adapters", token, WRITE_SECONDS, query=query, body=write)
+        return self._state(raw) if known is None else self._news(raw, known)
 
     async def adapter(self, ip: str, token: str, name: str) -> admin.AdapterAnswer:
         """Return what a pod has of a served name, and what it is made of."""
@@ -87,6 +94,10 @@ class AdminClient:
 
     def _state(self, raw: bytes) -> admin.PodState:
         return _understood(admin.PodState, self._states.read, raw)
+
+    def _news(self, raw: bytes, known: admin.PodState) -> admin.PodState:
+        """Pods of earlier versions answer whole, and so do those that do not know any more what they said then."""
+        return _understood(admin.PodState, lambda given: self._states.read_news(given, known), raw)
 
     async def _request(
         self,
@@ -122,7 +133,7 @@ class AdminClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise PodUnreachable(f"{method} {path}: {type(error).__name__} {error}".strip()) from error
         finally:
-            verb = f"{'poll' if query else method.lower()} {path.split('/')[3]}"
+            verb = f"{'poll' if query and method == 'GET' else method.lower()} {path.split('/')[3]}"
             metrics.ADMIN_SECONDS.labels(verb=verb, code=code).observe(time.monotonic() - began)
 
 
@@ -158,6 +169,12 @@ def _understood(model: type[M], read: Callable[[bytes], M], raw: bytes) -> M:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise PodUnreachable(f"its answer is no {model.__name__}: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise PodUnreachable(f"its answer is no {model.__name__}: {error}") from error
+
+
+def _since(known: admin.PodState) -> dict[str, str]:
+    return {"boot_id": known.boot_id, "since": str(known.generation)}
 
 
 def _refusal(status: int, raw: bytes) -> AdminError:

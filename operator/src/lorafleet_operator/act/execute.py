@@ -96,7 +96,8 @@ class Executor:
             async with self._slots.setdefault(base, asyncio.Semaphore(MAX_PARALLEL)):
                 for write in self._writes(change, fence):
                     assert pod.ip is not None
-                    self._watches.heard(pod.uid, await self._client.write(pod.ip, token, write))
+                    known = self._watches.known(pod.uid)
+                    self._watches.heard(pod.uid, await self._client.write(pod.ip, token, write, known))
         except AdminError as error:
             logger.warning("pod %s did not take its catalogue: %s", pod.name, error)
             self._watches.doubt(pod.uid)

@@ -1,21 +1,25 @@
 """Documents of pods, read once: pods of a base say mostly the same, and mostly what they said before.
 
-An entry that is written as one before becomes the same object, on whichever pod. So reading a document costs by what of it is
-new, memory by what is different, and passes tell by identity what has changed.
+An entry that is written as one before becomes the same object, on whichever pod, in a whole document or in a difference. So
+reading costs by what is new, memory by what is different, and passes tell by identity what has changed.
 """
 
-from typing import Final
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
-from lorafleet_contract.admin import ObservedAdapter, PodState
+from lorafleet_contract.admin import ObservedAdapter, PodDifference, PodState
+
+D = TypeVar("D", bound=PodState)
 
 BEGIN: Final = b'"adapters":[{'
 END: Final = b"}]"
 BETWEEN: Final = b"},{"
+SINCE: Final = b'"since":'
+"""A document without it is no difference; with it, it may be one."""
 MIN_BYTES: Final = 4096
-"""A shorter document is read as a whole."""
+"""A shorter document is read as a whole, unless it is a difference: what it tells is mostly what others tell as well."""
 
 
 class PodStates:
@@ -24,7 +28,8 @@ class PodStates:
     def __init__(self) -> None:
         self._entries: WeakValueDictionary[bytes, ObservedAdapter] = WeakValueDictionary()
         self._last: dict[bytes, ObservedAdapter] = {}
-        """Those of the document that was read last: most of the next one, found faster."""
+
+    """Those of the whole document that was read last: most of the next one, found faster."""
 
     @property
     def num_entries(self) -> int:
@@ -39,15 +44,33 @@ class PodStates:
         """
         if len(raw) >= MIN_BYTES:
             try:
-                state = self._read_in_pieces(raw)
+                found = self._read_in_pieces(PodState, raw)
             except ValidationError:
-                state = None  # written in another way, or wrong: reading the whole tells which
-            if state is not None:
+                found = None  # written in another way, or wrong: reading the whole tells which
+            if found is not None:
+                state, self._last = found
                 return state
         return PodState.model_validate_json(raw)
 
-    def _read_in_pieces(self, raw: bytes) -> PodState | None:
-        """Return a document whose entries are flat objects without spaces between them, as our pods write it; None for another.
+    def read_news(self, raw: bytes, known: PodState) -> PodState:
+        """Return a whole document from what may be a difference to the one that is known, or a whole one.
+
+        Raises:
+            ValidationError: it is neither.
+            ValueError: it is a difference to another one.
+        """
+        if SINCE not in raw:
+            return self.read(raw)
+        try:
+            found = self._read_in_pieces(PodDifference, raw)
+            difference = found[0] if found is not None else PodDifference.model_validate_json(raw)
+        except ValidationError:
+            return self.read(raw)
+        return difference.applied_to(known)
+
+    def _read_in_pieces(self, model: type[D], raw: bytes) -> tuple[D, dict[bytes, ObservedAdapter]] | None:
+        """Return a document whose entries are flat objects without spaces between them, as our pods write it, and how each
+        entry is written; None for another.
 
         Where what separates entries stands in a string, what is left of it is no JSON: the pieces are refused, and so is
         the document without them.
@@ -60,13 +83,12 @@ class PodStates:
         if begin < 0 or end < 0 or raw.find(BEGIN, begin + 1) >= 0:
             return None
         begin += len(BEGIN)
-        head = PodState.model_validate_json(raw[: begin - 1] + raw[end + 1 :])
+        head = model.model_validate_json(raw[: begin - 1] + raw[end + 1 :])
         pieces = raw[begin:end].split(BETWEEN)
         entries = [
             known or self._entry(piece) for known, piece in zip(map(self._last.get, pieces), pieces, strict=True)
         ]
-        self._last = dict(zip(pieces, entries, strict=True))
-        return head.model_copy(update={"adapters": entries})
+        return head.model_copy(update={"adapters": entries}), dict(zip(pieces, entries, strict=True))
 
     def _entry(self, piece: bytes) -> ObservedAdapter:
         known = self._entries.get(piece)

@@ -25,7 +25,7 @@ NEWS_SECONDS: Final = 0.05
 IDLE_SECONDS: Final = 0.2
 """After a poll that brought nothing: a pod that does not wait must not be asked without a pause."""
 WHOLE_SECONDS: Final = 60.0
-"""How old counters may be: a poll within this time is answered without the document while nothing else has changed."""
+"""How old counters may be: polls within this time are answered with what else has changed, if anything has."""
 FIRST_LOOK_SECONDS: Final = 1.0
 """How long a pass waits for pods that have not been asked yet."""
 
@@ -48,6 +48,8 @@ class _Watched:
     task: asyncio.Task[None] | None = None
     state: PodState | None = None
     """None: not seen."""
+    counted: PodState | None = None
+    """The last document that told all counters anew."""
     observed: ObservedPod | None = None
     """`state` as passes last saw it."""
     is_sure: bool = False
@@ -55,7 +57,7 @@ class _Watched:
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with the first answer or failure."""
     whole_at: float = 0.0
-    """On the loop's clock, when a poll brought the document last."""
+    """On the loop's clock, when all of the document was asked for last."""
     missed_since: float | None = None
     """On the loop's clock, since when it is not seen."""
     doubts: asyncio.Event = field(default_factory=asyncio.Event)
@@ -121,6 +123,11 @@ class PodWatches:
         watched = self._watched.get(uid)
         return 0.0 if watched is None or watched.missed_since is None else monotonic() - watched.missed_since
 
+    def known(self, uid: str) -> PodState | None:
+        """Return what a pod last said; None where it is not seen."""
+        watched = self._watched.get(uid)
+        return watched.state if watched is not None else None
+
     def heard(self, uid: str, state: PodState) -> None:
         """Take in a pod's answer to a write. It counts for the boot that is watched only: another one is asked anew."""
         watched = self._watched.get(uid)
@@ -160,8 +167,9 @@ class PodWatches:
         if watched is None or pod.is_leaving:
             return ObservedPod(pod, None)
         known = watched.observed
-        if known is None or known.state is not watched.state or known.pod != pod:
-            known = watched.observed = ObservedPod(pod, watched.state, known)
+        is_same = known is not None and known.state is watched.state and known.counted is watched.counted
+        if known is None or not is_same or known.pod != pod:
+            known = watched.observed = ObservedPod(pod, watched.state, known, counted=watched.counted)
         return known
 
     async def _supervised(self, watched: _Watched) -> None:
@@ -170,11 +178,12 @@ class PodWatches:
     async def _follow(self, watched: _Watched) -> None:
         delay = FIRST_RETRY_SECONDS
         while True:
-            is_wait = watched.state is not None and watched.is_sure
+            known = watched.state if watched.is_sure else None
+            is_whole = known is None or monotonic() - watched.whole_at >= self._whole_seconds
             try:
-                state = await self._ask(watched, is_wait=is_wait)
+                state = await self._ask(watched, known, is_whole=is_whole)
             except AdminError as error:
-                if is_wait:  # one missed answer is none: it is asked again before it counts as not seen
+                if known is not None:  # one missed answer is none: it is asked again before it counts as not seen
                     watched.is_sure = False
                     continue
                 self._lost(watched, error)
@@ -184,37 +193,34 @@ class PodWatches:
             if state is None:  # in doubt since
                 continue
             delay = FIRST_RETRY_SECONDS
-            is_news = self._take(watched, state)
+            is_news = self._take(watched, state, is_whole=is_whole)
             await asyncio.sleep(NEWS_SECONDS if is_news else IDLE_SECONDS)
 
-    async def _ask(self, watched: _Watched, *, is_wait: bool) -> PodState | None:
-        """Return what the pod says, once it is something else if `is_wait`; None when it is to be asked at once."""
+    async def _ask(self, watched: _Watched, known: PodState | None, *, is_whole: bool) -> PodState | None:
+        """Return what the pod says, once it is something else than `known`; None when it is to be asked at once."""
         address = watched.address
         watched.doubts.clear()
-        if not is_wait:
+        if known is None:
             watched.whole_at = monotonic()
             return await self._client.state(address.ip, address.token)
-        known = watched.state
-        assert known is not None
-        boot_id = known.boot_id if monotonic() - watched.whole_at < self._whole_seconds else None
         poll = asyncio.ensure_future(
-            self._client.changed_state(address.ip, address.token, after=known.generation, boot_id=boot_id)
+            self._client.changed_state(address.ip, address.token, known, with_counters=is_whole)
         )
         doubt = asyncio.ensure_future(watched.doubts.wait())
         try:
             await asyncio.wait((poll, doubt), return_when=asyncio.FIRST_COMPLETED)
             if not poll.done():
                 return None
-            if (state := poll.result()) is None:
-                return known
-            watched.whole_at = monotonic()
+            state = poll.result() or known
+            if is_whole:
+                watched.whole_at = monotonic()
             return state
         finally:
             for task in (poll, doubt):
                 task.cancel()
             await asyncio.gather(poll, doubt, return_exceptions=True)
 
-    def _take(self, watched: _Watched, state: PodState) -> bool:
+    def _take(self, watched: _Watched, state: PodState, *, is_whole: bool = False) -> bool:
         """Keep what a pod said, unless something newer is known; wake its base if it is news. Returns whether it is."""
         before = watched.state
         is_boot = before is not None and before.boot_id == state.boot_id
@@ -223,6 +229,8 @@ class PodWatches:
         if before is None and watched.was_asked.is_set():
             logger.info("pod %s is seen again", watched.name)
         watched.state = state
+        if is_whole or not is_boot:
+            watched.counted = state
         watched.missed_since = None
         watched.is_sure = not watched.doubts.is_set()
         watched.was_asked.set()
@@ -249,8 +257,11 @@ def _is_judged_alike(one: PodState, other: PodState) -> bool:
         return True
     if _head(one) != _head(other) or len(one.adapters) != len(other.adapters):
         return False
-    pairs = zip(one.adapters, other.adapters, strict=True)
-    return all(a is b or _entry(a) == _entry(b) for a, b in pairs)
+    if all(a is b for a, b in zip(one.adapters, other.adapters, strict=True)):
+        return True
+    others = {(entry.name, entry.revision): entry for entry in other.adapters}
+    pairs = ((entry, others.get((entry.name, entry.revision))) for entry in one.adapters)
+    return all(a is b or (b is not None and _entry(a) == _entry(b)) for a, b in pairs)
 
 
 def _head(state: PodState) -> tuple[Any, ...]:

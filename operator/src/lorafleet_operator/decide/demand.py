@@ -41,7 +41,7 @@ class Demand:
         for pod in pods:
             known = self._pods.get(pod.uid)
             if pod.state is not None:
-                counted[pod.uid] = _counted(pod.state, known, now)
+                counted[pod.uid] = _counted(pod.counted or pod.state, known, now)
             elif known is not None and not pod.pod.is_leaving:
                 counted[pod.uid] = known
         self._pods = counted

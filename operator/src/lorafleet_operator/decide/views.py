@@ -58,23 +58,30 @@ class ObservedPod:
     """The same by name and revision."""
     residents: frozenset[str] = field(init=False, repr=False, compare=False)
     """Served names of the operator's entries that it is told to keep resident."""
+    local_names: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Served names of its local adapters."""
     _pinned: tuple[int, int] = field(init=False, repr=False, compare=False)
     """Slots and rank pages that on-demand loads can never have."""
 
     before: InitVar["ObservedPod | None"] = None
     """The same pod as it was last: of what it says the same, nothing is made again."""
+    counted: PodState | None = field(default=None, compare=False, repr=False)
+    """The last document that told all counters anew, where that is not `state`: its counters may be older."""
 
     def __post_init__(self, before: "ObservedPod | None") -> None:
         # entries are many, and made into these for each pod of each pass
-        entries = [entry for entry in self.entries if entry.owner is Owner.OPERATOR]
-        own, revisions = _indexed(entries, before)
         is_well = self.state is not None and not self.state.draining
         object.__setattr__(self, "is_serving", is_well and self.pod.is_ready and not self.pod.is_leaving)
-        object.__setattr__(self, "_own", own)
+        entries = self.state.adapters if self.state is not None else []
+        own = [entry for entry in entries if entry.owner is Owner.OPERATOR]
+        own_by_name, revisions = _indexed(own, before)
+        object.__setattr__(self, "_own", own_by_name)
         object.__setattr__(self, "_revisions", revisions)
-        residents = frozenset([entry.name for entry in entries if entry.residency is Residency.RESIDENT])
+        residents = frozenset([entry.name for entry in own if entry.residency is Residency.RESIDENT])
         object.__setattr__(self, "residents", residents)
-        pinned = [entry for entry in self.entries if entry.pinned and entry.state is not AdapterState.FAILED]
+        local = [entry.name for entry in entries if entry.owner is Owner.LOCAL] if len(own) < len(entries) else []
+        object.__setattr__(self, "local_names", frozenset(local))
+        pinned = [entry for entry in entries if entry.pinned and entry.state is not AdapterState.FAILED]
         object.__setattr__(self, "_pinned", (len(pinned), sum(self._pages(entry) for entry in pinned)))
 
     @property
