@@ -24,8 +24,7 @@ from lorafleet_operator.act.pod_states import PodStates
 from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.adapter_status import adapter_status
-from lorafleet_operator.decide.catalogue import CatalogueMemory
-from lorafleet_operator.decide.plan import changes_of, plan_of
+from lorafleet_operator.decide.plan import PassMemory, changes_of, plan_of
 from lorafleet_operator.decide.remembered import Remembered
 from lorafleet_operator.decide.views import ObservedPod
 
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 PODS: list[ObservedPod] = []
-STATES, CATALOGUE, REMEMBERED = PodStates(), CatalogueMemory(), Remembered()
+STATES, MEMORY, REMEMBERED = PodStates(), PassMemory(), Remembered()
 
 
 def store_of(num_pods: int, num_adapters: int) -> Store:
@@ -142,13 +141,13 @@ def timed_pass(store: Store) -> dict[str, float]:
     seconds["snapshot"], snapshot = timed(lambda: snapshot_of(store, KEY, NOW))
     states = [pod.state for pod in PODS]
     seconds["observe"], pods = timed(lambda: [ObservedPod(*pair) for pair in zip(snapshot.pods, states, strict=True)])
-    seconds["plan"], plan = timed(lambda: plan_of(snapshot, pods, {}))
-    seconds["changes"], changes = timed(lambda: changes_of(plan, snapshot, pods, fence=1, memory=CATALOGUE))
+    seconds["plan"], plan = timed(lambda: plan_of(snapshot, pods, {}, memory=MEMORY))
+    seconds["changes"], changes = timed(lambda: changes_of(plan, snapshot, pods, fence=1, memory=MEMORY))
     assert not changes, changes[0].why
     made = REMEMBERED.begin(KEY, pods, plan.placement)
     seconds["statuses"], statuses = timed(lambda: [made.of(lineup, NOW) for lineup in plan.lineups])
     seconds["what changed"], changed = timed(
-        lambda: [s for s, a in zip(statuses, snapshot.adapters, strict=True) if s != a.status]
+        lambda: [s for s, a in zip(statuses, snapshot.adapters, strict=True) if s is not a.status and s != a.status]
     )
     assert not changed, changed[0]
     return seconds

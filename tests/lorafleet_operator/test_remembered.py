@@ -8,13 +8,12 @@ from typing import Any
 from support import operator_views as v
 from support.operator_views import KEY, NOW
 
-from lorafleet_contract.admin import AdapterState, PodState, Residency, Tier
+from lorafleet_contract.admin import AdapterState, Owner, PodState, Residency, Tier
 from lorafleet_contract.resources import AdapterResource
 from lorafleet_operator.decide.adapter_status import adapter_status
-from lorafleet_operator.decide.catalogue import CatalogueMemory
-from lorafleet_operator.decide.plan import changes_of, plan_of
+from lorafleet_operator.decide.plan import PassMemory, changes_of, plan_of
 from lorafleet_operator.decide.remembered import Remembered
-from lorafleet_operator.decide.views import ObservedPod
+from lorafleet_operator.decide.views import Claim, ObservedPod, Snapshot
 
 NAMES = [f"a{number}" for number in range(6)]
 
@@ -30,10 +29,13 @@ class Story:
             for n in range(4)
         ]
         self.now = NOW
+        self.base, self.claims, self.published_at = v.base(), dict[str, Claim](), dict[str, Any]()
+        self.are_orphans_known = True
 
     def step(self) -> None:
         self.now += timedelta(seconds=self.random.choice([0, 1, 5, 700]))
-        for change in self.random.choices([self._entry, self._pod, self._spec, self._nothing], k=2):
+        kinds = [self._entry, self._pod, self._spec, self._nothing, self._elsewhere]
+        for change in self.random.choices(kinds, weights=[4, 3, 3, 4, 1], k=2):
             change()
 
     def _nothing(self) -> None:
@@ -51,8 +53,11 @@ class Story:
             tier=self.random.choice([Tier.DEVICE, Tier.DISK]),
             stable=self.random.random() < 0.7,
             pinned=self.random.random() < 0.2,
+            owner=self.random.choice([Owner.OPERATOR] * 9 + [Owner.LOCAL]),
             reason=self.random.choice(["", "OutOfMemory"]),
         )
+        if entries and self.random.random() < 0.3:
+            entries.pop(self.random.choice(list(entries)))
         self._say(at, adapters=list({**entries, (new.name, new.revision): new}.values()))
 
     def _pod(self) -> None:
@@ -95,6 +100,26 @@ class Story:
         status = self.adapters[name].status.model_dump(mode="json", by_alias=True, exclude_none=True)
         self.adapters[name] = v.adapter(name, status=status, **spec)
 
+    def _elsewhere(self) -> None:
+        """The base, and who has which name."""
+        self.base = v.base(
+            **self.random.choice([{}, {}, {"lora": {"loadOnDemand": "Disabled"}}, {"adapterSources": []}])
+        )
+        rivals = self.random.sample(NAMES, self.random.choice([0, 0, 1]))
+        self.claims = {name: Claim("uid-older", "LoraAdapter other/older") for name in rivals}
+        self.published_at = {f"uid-{name}": self.now for name in self.random.sample(NAMES, 1)}
+        self.are_orphans_known = self.random.random() < 0.8
+
+    def snapshot(self) -> Snapshot:
+        it = v.snapshot(*self.adapters.values(), base=self.base)
+        return replace(
+            it,
+            now=self.now,
+            claims={**it.claims, **self.claims},
+            published_at=self.published_at,
+            are_orphans_known=self.are_orphans_known,
+        )
+
     def write(self, name: str, status: Any) -> None:
         self.adapters[name] = self.adapters[name].model_copy(update={"status": status})
 
@@ -110,12 +135,13 @@ def resolutions(adapters: list[AdapterResource]) -> dict[Any, Any]:
 def test_statuses_and_changes_are_those_of_a_pass_that_remembers_nothing() -> None:
     num_made = num_all = 0
     for seed in range(40):
-        story, remembered, memory = Story(seed), Remembered(), CatalogueMemory()
+        story, remembered, memory = Story(seed), Remembered(), PassMemory()
         for _ in range(25):
             story.step()
             adapters = list(story.adapters.values())
-            snapshot = replace(v.snapshot(*adapters, base=v.base()), now=story.now)
-            plan = plan_of(snapshot, story.pods, resolutions(adapters))
+            snapshot = story.snapshot()
+            plan = plan_of(snapshot, story.pods, resolutions(adapters), memory=memory)
+            assert plan == plan_of(snapshot, story.pods, resolutions(adapters))
             retried = frozenset(story.random.sample(NAMES, story.random.choice([0, 0, 2])))
             fence = story.random.choice([1, 3])
             given = {"fence": fence, "retried": retried}
@@ -154,7 +180,7 @@ def test_a_pod_is_the_same_whether_or_not_it_is_made_of_what_it_was() -> None:
 
 
 def test_an_artifact_from_elsewhere_makes_another_entry() -> None:
-    memory, pods = CatalogueMemory(), [v.seen(pod=v.pod(), fence=0)]
+    memory, pods = PassMemory(), [v.seen(pod=v.pod(), fence=0)]
 
     def told(path: str) -> str | None:
         artifact = v.artifact("one", path=path).model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -43,7 +43,6 @@ from lorafleet_operator.decide.base_status import base_status, capacity_of, coun
 from lorafleet_operator.decide.bookkeeping import LOOK_SECONDS as BOOKKEEPING_SECONDS
 from lorafleet_operator.decide.bookkeeping import Bookkeeping, are_all_there
 from lorafleet_operator.decide.canary import UNDER_WAY, is_step, weight_of
-from lorafleet_operator.decide.catalogue import CatalogueMemory
 from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without
@@ -56,6 +55,7 @@ from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.plan import (
+    PassMemory,
     Plan,
     changes_of,
     next_leave,
@@ -155,7 +155,7 @@ class Reconciler:
         self._deferrals = Deferrals()
         self._bookkeeping = Bookkeeping()
         self._remembered = Remembered()
-        self._catalogues: dict[BaseKey, CatalogueMemory] = {}
+        self._memories: dict[BaseKey, PassMemory] = {}
         self._publications = Publications()
         self._retries = Retries()
         self._outages = Outages()
@@ -229,7 +229,7 @@ class Reconciler:
             waiting.forget(key)
         for watching in (self._outages, self._auto):
             watching.forget(key)
-        self._catalogues.pop(key, None)
+        self._memories.pop(key, None)
 
     async def _with_base(self, it: _Pass, base: BaseModelResource) -> None:
         token = admin_token(self._tools.key, base.metadata.uid)
@@ -246,7 +246,9 @@ class Reconciler:
         auto = self._auto.of(snapshot, base, pods, now=monotonic())
         if (seconds := self._auto.next_window(it.key, now=monotonic())) is not None:
             it.look_again(seconds)
-        plan = plan_of(snapshot, pods, self._tools.resolver.answers(), auto, self._tools.verifier.verdicts())
+        memory = self._memories.setdefault(it.key, PassMemory())
+        answers, verdicts = self._tools.resolver.answers(), self._tools.verifier.verdicts()
+        plan = plan_of(snapshot, pods, answers, auto, verdicts, memory=memory)
         await asyncio.sleep(0)
         self._resolve(it, plan, pods, token)
         self._verify(it, plan, pods, token)
@@ -255,8 +257,7 @@ class Reconciler:
         may_write = await it.attempt(self._tools.fences.rise(it.key, pods, generation=self._tools.executor.generation))
         if may_write:
             fence = self._tools.fences.of(it.key)
-            catalogue = self._catalogues.setdefault(it.key, CatalogueMemory())
-            changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried, memory=catalogue)
+            changes = changes_of(plan, snapshot, pods, fence=fence, retried=retried, memory=memory)
             await self._push(it, [without(change, unheld) for change in changes], token, fence)
         pods = self._tools.watches.observe(snapshot.pods)
         facts = applied[0] if applied is not None else None
@@ -408,7 +409,7 @@ class Reconciler:
         rollouts = ((intent.rollout, status.rollout) for intent, (_, status) in zip(plan.intents, pairs, strict=True))
         if (delay := next_step(rollouts, now)) is not None:
             it.look_again(delay + 1.0)
-        changed = [(adapter, status) for adapter, status in pairs if status != adapter.status]
+        changed = [(a, status) for a, status in pairs if status is not a.status and status != a.status]
         due = self._deferrals.due(it.key, changed, now=monotonic())
         if len(due) < len(changed):
             it.look_again(WAIT_SECONDS)

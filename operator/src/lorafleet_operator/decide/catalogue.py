@@ -1,7 +1,7 @@
 """What each pod should know: budgets and wants for the placement, entries from it. Pure."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorafleet_contract.admin import Budgets, CatalogueEntry, Owner, Residency
@@ -88,7 +88,7 @@ def wants_of(
     lineups: Iterable[AdapterRevisions], pods: Sequence[ObservedPod], auto: Mapping[str, int] | None = None
 ) -> list[Want]:
     """Return what should be resident, and where it is already; `auto` as in `plan_of`."""
-    wants = []
+    wants, holders = [], _Holders(pods)
     for lineup in lineups:
         main, other = lineup.main, lineup.other
         if main is None:
@@ -99,7 +99,7 @@ def wants_of(
             rank=main.rank,
             num_pods=_num_pods(adapter.placement, (auto or {}).get(adapter.metadata.uid)),
             priority=lineup.priority,
-            holders=_holders(lineup, pods),
+            holders=holders.of(lineup),
             other_rank=other.rank if other is not None else None,
             group=adapter.metadata.namespace if lineup.guest is not None else "",
             max_group_slots=lineup.guest.max_slots if lineup.guest is not None else None,
@@ -116,11 +116,22 @@ def _num_pods(spec: PlacementSpec, auto: int | None) -> int | None:
     return spec.replicas if spec.mode is PlacementMode.FIXED else 0
 
 
-def _holders(lineup: AdapterRevisions, pods: Sequence[ObservedPod]) -> frozenset[str]:
-    """Where it is resident: as pods say, else, for a pod that does not say, as status said last."""
-    listed = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
-    name = lineup.name
-    return frozenset(pod.uid for pod in pods if name in pod.residents or (not pod.has_been_told and pod.uid in listed))
+class _Holders:
+    """Where adapters are resident: as pods say, else, for a pod that does not say, as status said last."""
+
+    def __init__(self, pods: Sequence[ObservedPod]) -> None:
+        self._found: dict[str, list[str]] = {}
+        for pod in pods:
+            for name in pod.residents:
+                self._found.setdefault(name, []).append(pod.uid)
+        self._silent = {pod.uid for pod in pods if not pod.has_been_told}
+
+    def of(self, lineup: AdapterRevisions) -> frozenset[str]:
+        found = self._found.get(lineup.name, ())
+        if not self._silent:
+            return frozenset(found)
+        listed = {placement.pod_uid for placement in lineup.intent.adapter.status.placements}
+        return frozenset(found) | (listed & self._silent)
 
 
 Key = tuple[str, str]
@@ -156,11 +167,27 @@ class _Known:
     on_demand: CatalogueEntry
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a catalogue has of one adapter, and what it was made of."""
+
+    lineup: AdapterRevisions
+    pods: frozenset[str] | None
+    beside: frozenset[str] | None
+    known: tuple[_Known, ...]
+    made: Made
+
+    def is_of(self, lineup: AdapterRevisions, pods: frozenset[str] | None, beside: frozenset[str] | None) -> bool:
+        return self.lineup is lineup and self.pods == pods and self.beside == beside
+
+
 class CatalogueMemory:
-    """The entries that the last catalogue of a base was made of: an artifact that is still the same makes the same entry."""
+    """What the last catalogue of a base was made of: an artifact that is still the same makes the same entry."""
 
     def __init__(self) -> None:
         self.made: Made = {}
+        self.parts: dict[str, _Part] = {}
+        """By uid of the adapter."""
 
 
 class Catalogue:
@@ -169,28 +196,50 @@ class Catalogue:
     def __init__(
         self, lineups: Iterable[AdapterRevisions], placement: Placement, memory: CatalogueMemory | None = None
     ) -> None:
-        self._known: list[_Known] = []
-        self._before, self._made = memory.made if memory is not None else {}, Made()
+        memory = memory or CatalogueMemory()
+        self._before, self._made = memory.made, Made()
+        parts, before, self._known = dict[str, _Part](), memory.parts, list[_Known]()
         for lineup in lineups:
-            main = lineup.main
-            for artifact in lineup.intent.artifacts:
-                uids = (placement.pods if artifact is main else placement.beside).get(lineup.name, frozenset())
-                on_demand = self._entry(lineup, artifact, is_resident=False)
-                resident = self._entry(lineup, artifact, is_resident=True) if uids else None
-                self._known.append(_Known((lineup.name, artifact.revision), uids, resident, on_demand))
-        self._keys = tuple(known.key for known in self._known)
+            if not lineup.intent.artifacts:
+                continue
+            uid = lineup.intent.adapter.metadata.uid
+            pods, beside = placement.pods.get(lineup.name), placement.beside.get(lineup.name)
+            part = before.get(uid)
+            if part is None or not part.is_of(lineup, pods, beside):
+                part = self._part(lineup, pods, beside)
+            self._made.update(part.made)
+            self._known.extend(part.known)
+            parts[uid] = part
+        self.index = {known.key: known for known in self._known}
+        """What is the same as in the last catalogue is the same object."""
+        self._keys = tuple(self.index)
         self._all_keys = frozenset(self._keys)
-        if memory is not None:
-            memory.made = self._made
+        memory.made, memory.parts = self._made, parts
+
+    def _part(self, lineup: AdapterRevisions, pods: frozenset[str] | None, beside: frozenset[str] | None) -> _Part:
+        known, made = [], Made()
+        for artifact in lineup.intent.artifacts:
+            uids = (pods if artifact is lineup.main else beside) or frozenset()
+            on_demand = self._entry(lineup, artifact, made, is_resident=False)
+            resident = self._entry(lineup, artifact, made, is_resident=True) if uids else None
+            known.append(_Known((lineup.name, artifact.revision), uids, resident, on_demand))
+        return _Part(lineup, pods, beside, tuple(known), made)
 
     def wanted_by(self, pod: ObservedPod) -> Wanted:
         """Return what one pod should know; names of its local adapters (`serve --adapter`) are left out."""
-        local, uid = {entry.name for entry in pod.entries if entry.owner is Owner.LOCAL}, pod.uid
+        local, uid = pod.local_names, pod.uid
         if local:
             return Wanted.of(_told(known, uid) for known in self._known if known.key[0] not in local)
         return Wanted([_told(known, uid) for known in self._known], self._keys, self._all_keys)
 
-    def _entry(self, lineup: AdapterRevisions, artifact: ArtifactStatus, *, is_resident: bool) -> CatalogueEntry:
+    def wanted_of(self, pod: ObservedPod, keys: Collection[Key]) -> Wanted:
+        """Return, of what a pod without local adapters should know, what concerns some keys."""
+        known = [self.index[key] for key in keys if key in self.index]
+        return Wanted([_told(one, pod.uid) for one in known], tuple(one.key for one in known), self._all_keys)
+
+    def _entry(
+        self, lineup: AdapterRevisions, artifact: ArtifactStatus, made: Made, *, is_resident: bool
+    ) -> CatalogueEntry:
         is_pinned, is_stable = is_resident and lineup.is_pinned, artifact.revision == lineup.target
         key = (lineup.name, artifact.revision, is_resident, is_pinned, is_stable)
         known = self._before.get(key)
@@ -203,7 +252,7 @@ class Catalogue:
                 stable=is_stable,
             )
             known = (artifact, entry)
-        self._made[key] = known
+        made[key] = known
         return known[1]
 
 

@@ -50,6 +50,7 @@ def change_of(
     are_orphans_known: bool,
     retried: Collection[str] = (),
     alike: Alike | None = None,
+    keys: Collection[Key] | None = None,
 ) -> PodChange | None:
     """Return what a pod has to be told, or None.
 
@@ -62,9 +63,11 @@ def change_of(
         are_orphans_known: whether a name without an adapter may be removed.
         retried: names whose failures somebody asks to be tried again now; else pods do so in their own time.
         alike: what other pods of the same pass were found to have as they should.
+        keys: where something may have changed since the pod had all that it should; then `wanted` has entries of these
+            only. None: anywhere.
     """
     assert pod.state is not None
-    removals = _removals(pod, wanted.all_keys, lineups, now=now, are_orphans_known=are_orphans_known)
+    removals = _removals(pod, unwanted_of(pod, wanted, keys), lineups, now=now, are_orphans_known=are_orphans_known)
     if pod.state.fence < fence:
         why = "its first catalogue" if pod.state.fence == 0 else "a new leader"
         return PodChange(pod, tuple(wanted.entries), removals, why)
@@ -112,15 +115,21 @@ def _differs(seen: ObservedAdapter | None, entry: CatalogueEntry, *, is_retried:
     )
 
 
+def unwanted_of(pod: ObservedPod, wanted: Wanted, keys: Collection[Key] | None) -> Set[Key]:
+    """Return what of the operator's a pod has and should not have, among some keys or at all."""
+    if keys is None:
+        return pod.own_by_revision.keys() - wanted.all_keys
+    return {key for key in keys if key in pod.own_by_revision and key not in wanted.all_keys}
+
+
 def _removals(
     pod: ObservedPod,
-    wanted: Set[Key],
+    unwanted: Set[Key],
     lineups: Mapping[str, AdapterRevisions],
     *,
     now: datetime,
     are_orphans_known: bool,
 ) -> tuple[Removal, ...]:
-    unwanted = pod.own_by_revision.keys() - wanted
     if not unwanted:
         return ()
     leaving: dict[float, list[RevisionRef]] = {}

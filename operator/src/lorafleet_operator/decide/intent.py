@@ -1,7 +1,7 @@
 """What is wanted of each adapter: which revisions it has, and whether they may serve. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Final
@@ -76,6 +76,11 @@ class Intent:
     """By which steps the desired revision takes the place of the published one; None: at once."""
     verdict: Verdict | None = None
     """Whether the desired revision answers as it must; None where nothing is asked of it."""
+    artifacts: tuple[ArtifactStatus, ...] = field(init=False, repr=False, compare=False)
+    """The revisions that pods should know, the desired one first."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "artifacts", self._artifacts())
 
     @property
     def name(self) -> str:
@@ -93,9 +98,7 @@ class Intent:
         may = self.refusal is None or self.refusal.keeps_serving
         return self.owns_name and may and not self.is_deleted
 
-    @property
-    def artifacts(self) -> tuple[ArtifactStatus, ...]:
-        """The revisions that pods should know, the desired one first."""
+    def _artifacts(self) -> tuple[ArtifactStatus, ...]:
         if not self.is_served:
             return ()
         desired = self.desired if self.refusal is None else None
@@ -146,16 +149,17 @@ def intents_of(
 ) -> tuple[Intent, ...]:
     """Return what is wanted of each adapter of a base."""
     observed = tuple(pods)
-    return tuple(_intent(adapter, snapshot, observed, resolutions, verdicts) for adapter in snapshot.adapters)
+    return tuple(intent_of(adapter, snapshot, observed, resolutions, verdicts) for adapter in snapshot.adapters)
 
 
-def _intent(
+def intent_of(
     adapter: AdapterResource,
     snapshot: Snapshot,
     pods: tuple[ObservedPod, ...],
     resolutions: Resolutions,
-    verdicts: Mapping[VerifyKey, Verdict],
+    verdicts: Mapping[VerifyKey, Verdict] = NO_VERDICTS,
 ) -> Intent:
+    """Return what is wanted of one adapter."""
     claim = snapshot.claims.get(adapter.served_name)
     owns_name = claim is None or claim.uid == adapter.metadata.uid
     desired = _desired(adapter, resolutions)

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from lorafleet_contract.resources import BaseModelResource
-from lorafleet_operator.decide.accept import guest_limits
 from lorafleet_operator.decide.catalogue import (
     AdapterRevisions,
     Catalogue,
-    CatalogueMemory,
     budgets_of,
     revisions_by_name,
     wants_of,
@@ -20,12 +18,13 @@ from lorafleet_operator.decide.intent import (
     Intent,
     Question,
     Resolutions,
-    intents_of,
     resolve_key,
 )
+from lorafleet_operator.decide.lineups import LineupMemory, lineups_of
 from lorafleet_operator.decide.names import reservations_of
-from lorafleet_operator.decide.place import Placement, PodBudget, place
-from lorafleet_operator.decide.rollout import leaves_at, target_of
+from lorafleet_operator.decide.place import Placement, PodBudget, Want, place
+from lorafleet_operator.decide.rollout import leaves_at
+from lorafleet_operator.decide.told import ToldMemory
 from lorafleet_operator.decide.verify import Verdict, VerifyKey, is_told, verify_key
 from lorafleet_operator.decide.views import ObservedPod, Snapshot
 
@@ -44,28 +43,39 @@ class Plan:
         return tuple(lineup.intent for lineup in self.lineups)
 
 
+class PassMemory:
+    """What the passes over one base remember of each other."""
+
+    def __init__(self) -> None:
+        self.lineups = LineupMemory()
+        self.told = ToldMemory()
+        self._placed: tuple[Sequence[PodBudget], Sequence[Want], Placement] | None = None
+
+    def placed(self, budgets: Sequence[PodBudget], wants: Sequence[Want]) -> Placement:
+        """Return where each adapter is to be resident; what was placed last is not placed again."""
+        if self._placed is None or self._placed[:2] != (budgets, wants):
+            self._placed = (budgets, wants, place(budgets, wants))
+        return self._placed[2]
+
+
 def plan_of(
     snapshot: Snapshot,
     pods: Sequence[ObservedPod],
     resolutions: Resolutions,
     auto: Mapping[str, int] | None = None,
     verdicts: Mapping[VerifyKey, Verdict] = NO_VERDICTS,
+    *,
+    memory: "PassMemory | None" = None,
 ) -> Plan:
-    """Return which adapters go where; `auto` has adapter uid -> number of pods, of those with mode Auto."""
+    """Return which adapters go where; `auto` has adapter uid -> number of pods, of those with mode Auto.
+
+    `memory` is of the last pass: it saves work and changes nothing.
+    """
+    memory = memory or PassMemory()
     base = snapshot.base
-    refused = base is not None and base.spec.lora.load_on_demand == "Disabled"
-    lineups = tuple(
-        AdapterRevisions(
-            intent,
-            target_of(intent, pods),
-            is_on_demand_refused=refused,
-            guest=guest_limits(intent.adapter, base) if base is not None else None,
-        )
-        for intent in intents_of(snapshot, pods, resolutions, verdicts)
-    )
+    lineups = lineups_of(snapshot, pods, resolutions, verdicts, memory.lineups)
     budgets = tuple(budgets_of(base, pods)) if base is not None else ()
-    placement = place(budgets, wants_of(lineups, pods, auto or {}))
-    return Plan(lineups, budgets, placement)
+    return Plan(lineups, budgets, memory.placed(budgets, wants_of(lineups, pods, auto or {})))
 
 
 def changes_of(
@@ -75,15 +85,21 @@ def changes_of(
     *,
     fence: int,
     retried: Collection[str] = (),
-    memory: CatalogueMemory | None = None,
+    memory: "PassMemory | None" = None,
 ) -> list[PodChange]:
-    """Return what each pod has to be told; pods that know everything are left out. `memory` is of the last pass."""
-    lineups, catalogue = revisions_by_name(plan.lineups), Catalogue(plan.lineups, plan.placement, memory)
+    """Return what each pod has to be told; pods that know everything are left out. `memory` as in `plan_of`."""
+    told = (memory or PassMemory()).told
+    lineups, catalogue = revisions_by_name(plan.lineups), Catalogue(plan.lineups, plan.placement, told.catalogue)
+    told.begin(catalogue, retried)
     alike: Alike = set()
-    changes = (
-        change_of(
+    changes = []
+    for pod in pods:
+        if not pod.is_writable:
+            continue
+        keys = told.keys_of(pod, fence)
+        change = change_of(
             pod,
-            catalogue.wanted_by(pod),
+            catalogue.wanted_by(pod) if keys is None else catalogue.wanted_of(pod, keys),
             lineups,
             fence=fence,
             now=snapshot.now,
@@ -91,11 +107,12 @@ def changes_of(
             are_orphans_known=snapshot.are_orphans_known and not snapshot.broken,
             retried=retried,
             alike=alike,
+            keys=keys,
         )
-        for pod in pods
-        if pod.is_writable
-    )
-    return [change for change in changes if change is not None]
+        told.compared(pod, change, keys, catalogue)
+        if change is not None:
+            changes.append(change)
+    return changes
 
 
 def resolvers_of(pods: Sequence[ObservedPod]) -> list[ObservedPod]:
@@ -178,14 +195,10 @@ def _may_hold(pod: ObservedPod, name: str) -> bool:
 
 def next_leave(plan: Plan, pods: Sequence[ObservedPod], now: datetime) -> float | None:
     """Return in how many seconds the next revision may leave; None when none is waiting."""
-    times = [
-        leaves_at(lineup.intent, now)
-        for lineup in plan.lineups
-        if lineup.intent.is_served
-        for pod in pods
-        for entry in pod.entries_of(lineup.name)
-        if entry.revision not in (lineup.target, lineup.intent.published)
-    ]
+    stay = {(lineup.name, lineup.target) for lineup in plan.lineups}
+    stay |= {(lineup.name, lineup.intent.published) for lineup in plan.lineups}
+    others = {name for pod in pods for name, _ in pod.own_by_revision.keys() - stay}
+    times = [leaves_at(one.intent, now) for one in plan.lineups if one.name in others and one.intent.is_served]
     times += [forced_at(intent) for intent in plan.intents if intent.is_deleted]
     later = [time for time in times if time > now]
     return (min(later) - now).total_seconds() if later else None

@@ -4,7 +4,7 @@ Most adapters of a large base stand still in most passes: they were found to be 
 is made of is another one since. That is told by identity or by comparing little: pods say the same with the same objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,9 +16,9 @@ from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.place import Placement
 from lorafleet_operator.decide.views import BaseKey, ObservedPod
 
-Entries = list[tuple[ObservedAdapter, ...] | None]
-Given = tuple[AdapterRevisions, frozenset[str] | None, int | None, Entries]
-"""All that the status of an adapter is made of, but the time and what is the same for all of its base."""
+Own = Mapping[str, tuple[ObservedAdapter, ...]]
+Given = tuple[AdapterRevisions, frozenset[str] | None, int | None]
+"""All that the status of an adapter is made of, but the time, what pods say of it, and what is the same for all of its base."""
 
 
 @dataclass(slots=True)
@@ -26,6 +26,8 @@ class _Base:
     """What was found of a base in its last pass."""
 
     pods: list[tuple[object, ...]]
+    owns: list[Own]
+    """What each pod said, by served name."""
     given: dict[str, Given]
     """Uid of an adapter whose status was right, and in which nothing waits for the time -> what it was made of."""
 
@@ -42,33 +44,42 @@ class Remembered:
 
     def begin(self, base: BaseKey, pods: Sequence[ObservedPod], placement: Placement) -> "Statuses":
         """Return the statuses of one pass."""
-        standing = [pod.standing for pod in pods]
-        last = self._bases.get(base)
-        before = last.given if last is not None and last.pods == standing else {}
-        now = self._bases[base] = _Base(standing, {})
-        return Statuses(pods, placement, before, now.given)
+        standing, owns = [pod.standing for pod in pods], [pod.own_by_name for pod in pods]
+        last, before, moved = self._bases.get(base), dict[str, Given](), set[str]()
+        if last is not None and last.pods == standing:
+            before = last.given
+            for then, own in zip(last.owns, owns, strict=True):
+                if then is not own:
+                    moved |= _differences(then, own)
+        now = self._bases[base] = _Base(standing, owns, {})
+        return Statuses(pods, placement, before, now.given, moved)
 
 
 class Statuses:
     """Makes the statuses of one pass."""
 
     def __init__(
-        self, pods: Sequence[ObservedPod], placement: Placement, before: dict[str, Given], after: dict[str, Given]
+        self,
+        pods: Sequence[ObservedPod],
+        placement: Placement,
+        before: dict[str, Given],
+        after: dict[str, Given],
+        moved: Set[str],
     ) -> None:
         self._pods = pods
         self._placement = placement
         self._before = before
         self._after = after
-        self._owns = [pod.own_by_name for pod in pods]
+        self._moved = moved
+        """Served names of which some pod says another thing than in the last pass."""
         self.num_made = 0
         """Statuses that were not remembered."""
 
     def of(self, lineup: AdapterRevisions, now: datetime, *, window: RolloutEvidence | None = None) -> AdapterStatus:
         """Return the status of an adapter, as `adapter_status` makes it; the one that it has where that is the same."""
         adapter, name = lineup.intent.adapter, lineup.name
-        entries = [own.get(name) for own in self._owns]
-        given = (lineup, self._placement.pods.get(name), self._placement.missing.get(name), entries)
-        if window is None and self._before.get(adapter.metadata.uid) == given:
+        given = (lineup, self._placement.pods.get(name), self._placement.missing.get(name))
+        if window is None and name not in self._moved and self._before.get(adapter.metadata.uid) == given:
             self._after[adapter.metadata.uid] = given
             return adapter.status
         self.num_made += 1
@@ -77,3 +88,9 @@ class Statuses:
         if status.rollout is None and status == adapter.status:
             self._after[adapter.metadata.uid] = given
         return status
+
+
+def _differences(then: Own, now: Own) -> set[str]:
+    """Return the names of which two documents of a pod do not say the same."""
+    moved = {name for name, own in now.items() if (known := then.get(name)) is not own and known != own}
+    return moved | (then.keys() - now.keys())
