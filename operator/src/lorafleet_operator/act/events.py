@@ -1,12 +1,15 @@
 """Kubernetes Events, on transitions only."""
 
+import asyncio
 import logging
 import uuid
+from collections import deque
 from datetime import UTC, datetime
 from typing import Final
 
 from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import Json, collection
+from lorafleet_common.supervise import end
 from lorafleet_contract.autoscaling import AutoscalingStatus
 from lorafleet_contract.names import GROUP, MANAGED_BY, VERSION
 from lorafleet_contract.reasons import Reason
@@ -18,6 +21,10 @@ from lorafleet_operator.decide.conditions import READY, STALLED, condition_of
 
 logger = logging.getLogger(__name__)
 MAX_NOTE: Final = 1024
+MAX_WAITING: Final = 5000
+"""Events that have not been posted yet: some MB."""
+LAST_SECONDS: Final = 2.0
+"""What an operator that ends gives to those that wait."""
 FAILURES: Final = frozenset({Reason.ANALYSIS_FAILED, Reason.PROGRESS_DEADLINE_EXCEEDED})
 """Why a rollout by steps is given up, or waits for a person who decides that."""
 
@@ -61,20 +68,19 @@ def scaled(before: AutoscalingStatus | None, after: AutoscalingStatus | None) ->
     return "Normal", after.reason, after.message
 
 
-async def post(
-    api: Writes,
+def body_of(
     kind: str,
     meta: ObjectMeta,
     event: tuple[str, str, str],
     *,
     reporter: str,
     api_version: str = f"{GROUP}/{VERSION}",
-) -> None:
-    """Post one Event about an object; failing is logged and harmless."""
+) -> Json:
+    """Return an Event about an object, of now."""
     event_type, reason, message = event
     namespace = meta.namespace
     moment = datetime.now(UTC)
-    body: Json = {
+    return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"name": f"{meta.name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
@@ -98,7 +104,49 @@ async def post(
         "reportingComponent": f"{GROUP}/operator",
         "reportingInstance": reporter[:128],
     }
+
+
+async def post(api: Writes, body: Json) -> None:
+    """Post one Event; failing is logged and harmless."""
+    about = body["involvedObject"]
     try:
-        await api.create(collection("v1", "events", namespace), body)
+        await api.create(collection("v1", "events", about["namespace"]), body)
     except KubeError as error:
-        logger.warning("an Event about %s/%s was not posted: %s", namespace, meta.name, error)
+        logger.warning("an Event about %s/%s was not posted: %s", about["namespace"], about["name"], error)
+
+
+class EventQueue:
+    """Events on their way to the API server: one after the other, beside the passes, which wait for none of them.
+
+    What they tell is in statuses as well, and those are what people and programs wait for.
+    """
+
+    def __init__(self, api: Writes, *, reporter: str, max_waiting: int = MAX_WAITING) -> None:
+        self._api = api
+        self._reporter = reporter
+        self._max_waiting = max_waiting
+        self._waiting: deque[Json] = deque()
+        self._posting: asyncio.Task[None] | None = None
+
+    def add(self, kind: str, meta: ObjectMeta, event: tuple[str, str, str]) -> None:
+        """Post an Event about an object soon; with too many waiting the new one is dropped."""
+        if len(self._waiting) >= self._max_waiting:
+            logger.warning("too many Events wait: none is posted about %s/%s: %s", meta.namespace, meta.name, event[1])
+            return
+        self._waiting.append(body_of(kind, meta, event, reporter=self._reporter))
+        if self._posting is None:
+            self._posting = asyncio.create_task(self._post())
+
+    async def close(self) -> None:
+        """Post what waits, for a moment; drop the rest."""
+        if (posting := self._posting) is not None:
+            await asyncio.wait((posting,), timeout=LAST_SECONDS)
+            await end((posting,))
+        self._waiting.clear()
+
+    async def _post(self) -> None:
+        try:
+            while self._waiting:
+                await post(self._api, self._waiting.popleft())
+        finally:
+            self._posting = None

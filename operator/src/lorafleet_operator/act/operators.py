@@ -65,7 +65,7 @@ class Operators:
             logger.info("%s/%s: operated by %s from now on%s", *key, self.me, f", by {holder} before" if holder else "")
             if holder:
                 message = f"operated by {self.me} from now on, by {holder} before"
-                await self._writer.tell(base, ("Normal", "OperatorChanged", message))
+                self._writer.tell(base, ("Normal", "OperatorChanged", message))
         self.forget(key)
         return True
 
@@ -85,7 +85,7 @@ class Operators:
         self._count()
         message = f"{holder} operates it; {self.me} leaves it alone"
         logger.warning("%s/%s: %s", *key, message)
-        await self._writer.tell(base, ("Warning", "OperatedByAnother", message))
+        self._writer.tell(base, ("Warning", "OperatedByAnother", message))
 
     def _count(self) -> None:
         metrics.BASES_LEFT.clear()

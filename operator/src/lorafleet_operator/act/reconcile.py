@@ -111,6 +111,7 @@ class Tools:
         await self.autoscaling.close()
         await self.executor.close()
         await self.watches.close()
+        await self.writer.close()
 
 
 @dataclass(slots=True)
@@ -431,7 +432,7 @@ class Reconciler:
 
         await it.attempt(_together(write(adapter, status) for adapter, status in told))
         if base is not None and word.event is not None:
-            await self._tools.writer.tell(base, word.event)
+            self._tools.writer.tell(base, word.event)
         return statuses
 
     def _judge(self, it: _Pass, plan: Plan) -> Mapping[str, RolloutEvidence]:

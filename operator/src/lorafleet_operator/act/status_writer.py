@@ -49,12 +49,16 @@ class StatusWriter:
     ) -> None:
         self._api = api
         self._store = store
-        self._reporter = reporter
+        self._events = events.EventQueue(api, reporter=reporter)
         self._wake = wake
         self._now = now
 
+    async def close(self) -> None:
+        """Let the Events that wait be posted, for a moment."""
+        await self._events.close()
+
     async def adapter(self, resource: AdapterResource, status: AdapterStatus, *, is_quiet: bool = False) -> bool:
-        """Write the status of a LoraAdapter, with an Event; return whether it was still there.
+        """Write the status of a LoraAdapter, and post an Event soon; return whether it was still there.
 
         With `is_quiet` there is none, except of a step of a rollout.
 
@@ -68,7 +72,7 @@ class StatusWriter:
         event = events.step(before.rollout, after.rollout)
         if event is None and not is_quiet:
             event = events.transition(before.conditions, after.conditions, has_switched=has_switched)
-        await self._post(Kind.ADAPTER, resource.metadata, event)
+        self._tell(Kind.ADAPTER, resource.metadata, event)
         return True
 
     async def base(self, resource: BaseModelResource, status: BaseModelStatus) -> None:
@@ -79,18 +83,16 @@ class StatusWriter:
         """
         if await self._write(Kind.BASE, resource.metadata, status):
             event = events.transition(resource.status.conditions, status.conditions)
-            await self._post(Kind.BASE, resource.metadata, event)
-            await self._post(
-                Kind.BASE, resource.metadata, events.scaled(resource.status.autoscaling, status.autoscaling)
-            )
+            self._tell(Kind.BASE, resource.metadata, event)
+            self._tell(Kind.BASE, resource.metadata, events.scaled(resource.status.autoscaling, status.autoscaling))
 
-    async def tell(self, resource: BaseModelResource, event: tuple[str, str, str]) -> None:
-        """Post an Event about a BaseModelDeployment; failing is logged and harmless."""
-        await self._post(Kind.BASE, resource.metadata, event)
+    def tell(self, resource: BaseModelResource, event: tuple[str, str, str]) -> None:
+        """Post an Event about a BaseModelDeployment."""
+        self._tell(Kind.BASE, resource.metadata, event)
 
-    async def _post(self, kind: Kind, meta: ObjectMeta, event: tuple[str, str, str] | None) -> None:
+    def _tell(self, kind: Kind, meta: ObjectMeta, event: tuple[str, str, str] | None) -> None:
         if event is not None:
-            await events.post(self._api, KINDS[kind], meta, event, reporter=self._reporter)
+            self._events.add(KINDS[kind], meta, event)
 
     async def _write(self, kind: Kind, meta: ObjectMeta, status: AdapterStatus | BaseModelStatus) -> bool:
         content = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"operator"})

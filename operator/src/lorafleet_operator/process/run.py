@@ -242,7 +242,8 @@ async def _tell_of_namespace(change: Change, writes: Writes, lease: Lease) -> No
     else:
         event = ("Warning", "NamespaceRefused", f"namespace {namespace} is not served: {refusal}")
     if lease.is_held:
-        await events.post(writes, "Lease", lease.metadata, event, reporter=lease.identity, api_version=LEASE_VERSION)
+        body = events.body_of("Lease", lease.metadata, event, reporter=lease.identity, api_version=LEASE_VERSION)
+        await events.post(writes, body)
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
