@@ -216,13 +216,20 @@ class PodDifference(PodState):
                 f"a difference to generation {self.since} of boot {self.boot_id}, where generation {known.generation} "
                 f"of boot {known.boot_id} is known"
             )
-        entries = {(entry.name, entry.revision): entry for entry in known.adapters}
-        for ref in self.removed:
-            entries.pop((ref.name, ref.revision), None)
-        for entry in self.adapters:
-            entries[entry.name, entry.revision] = entry
+        changed = {(entry.name, entry.revision): entry for entry in self.adapters}
+        gone = {(ref.name, ref.revision) for ref in self.removed}
+        names = {name for name, _ in changed} | {name for name, _ in gone}
+        entries = []
+        for entry in known.adapters:  # many, of which few have one of the names
+            if entry.name in names:
+                key = (entry.name, entry.revision)
+                if key not in gone:
+                    entries.append(changed.pop(key, entry))
+            else:
+                entries.append(entry)
+        entries.extend(changed.values())
         fields = {name: getattr(self, name) for name in PodState.model_fields}
-        return PodState.model_construct(**{**fields, "adapters": list(entries.values())})
+        return PodState.model_construct(**{**fields, "adapters": entries})
 
 
 class ResolveRequest(Observed):

@@ -257,11 +257,13 @@ def _is_judged_alike(one: PodState, other: PodState) -> bool:
         return True
     if _head(one) != _head(other) or len(one.adapters) != len(other.adapters):
         return False
-    if all(a is b for a, b in zip(one.adapters, other.adapters, strict=True)):
-        return True
-    others = {(entry.name, entry.revision): entry for entry in other.adapters}
-    pairs = ((entry, others.get((entry.name, entry.revision))) for entry in one.adapters)
-    return all(a is b or (b is not None and _entry(a) == _entry(b)) for a, b in pairs)
+    others = [(a, b) for a, b in zip(one.adapters, other.adapters, strict=True) if a is not b]
+    if any((a.name, a.revision) != (b.name, b.revision) for a, b in others):  # in another order, or others
+        found = {(b.name, b.revision): b for _, b in others}
+        if len(found) < len(others) or any((a.name, a.revision) not in found for a, _ in others):
+            return False
+        others = [(a, found[a.name, a.revision]) for a, _ in others]
+    return all(_entry(a) == _entry(b) for a, b in others)
 
 
 def _head(state: PodState) -> tuple[Any, ...]:

@@ -70,7 +70,8 @@ def budgets_of(base: BaseModelResource, pods: Sequence[ObservedPod]) -> list[Pod
             continue
         known = pod.state.budgets if pod.state is not None else answered
         slots, pages, page = _room(base, known)
-        local = [e for e in pod.entries if e.owner is Owner.LOCAL and e.residency is Residency.RESIDENT]
+        entries = pod.entries if pod.local_names else ()
+        local = [e for e in entries if e.owner is Owner.LOCAL and e.residency is Residency.RESIDENT]
         taken = sum(e.rank_pages or math.ceil((e.rank or 0) / page) for e in local)
         is_open = pod.state is not None or not pod.pod.is_ready
         budgets.append(PodBudget(pod.uid, slots - len(local), pages - taken, page, is_open))

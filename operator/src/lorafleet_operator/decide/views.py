@@ -6,8 +6,9 @@ from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from lorafleet_contract.admin import AdapterState, ObservedAdapter, Owner, PodState, Residency, Tier
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Tier
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
+from lorafleet_operator.decide.entry_index import EntryIndex, index_of
 
 BaseKey = tuple[str, str]
 """(namespace, name) of a BaseModelDeployment: what is reconciled as one."""
@@ -52,10 +53,8 @@ class ObservedPod:
     """None: it did not answer; nothing is known."""
     is_serving: bool = field(init=False, repr=False, compare=False)
     """Requests reach it, and it says what it has."""
-    _own: Mapping[str, tuple[ObservedAdapter, ...]] = field(init=False, repr=False, compare=False)
-    """The operator's entries by served name: each adapter of a pass looks its own up."""
-    _revisions: Mapping[tuple[str, str], ObservedAdapter] = field(init=False, repr=False, compare=False)
-    """The same by name and revision."""
+    _index: EntryIndex = field(init=False, repr=False, compare=False)
+    """Its entries as each adapter of a pass looks them up."""
     residents: frozenset[str] = field(init=False, repr=False, compare=False)
     """Served names of the operator's entries that it is told to keep resident."""
     local_names: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -69,20 +68,15 @@ class ObservedPod:
     """The last document that told all counters anew, where that is not `state`: its counters may be older."""
 
     def __post_init__(self, before: "ObservedPod | None") -> None:
-        # entries are many, and made into these for each pod of each pass
         is_well = self.state is not None and not self.state.draining
         object.__setattr__(self, "is_serving", is_well and self.pod.is_ready and not self.pod.is_leaving)
         entries = self.state.adapters if self.state is not None else []
-        own = [entry for entry in entries if entry.owner is Owner.OPERATOR]
-        own_by_name, revisions = _indexed(own, before)
-        object.__setattr__(self, "_own", own_by_name)
-        object.__setattr__(self, "_revisions", revisions)
-        residents = frozenset([entry.name for entry in own if entry.residency is Residency.RESIDENT])
-        object.__setattr__(self, "residents", residents)
-        local = [entry.name for entry in entries if entry.owner is Owner.LOCAL] if len(own) < len(entries) else []
-        object.__setattr__(self, "local_names", frozenset(local))
-        pinned = [entry for entry in entries if entry.pinned and entry.state is not AdapterState.FAILED]
-        object.__setattr__(self, "_pinned", (len(pinned), sum(self._pages(entry) for entry in pinned)))
+        last = before._index if before is not None else None  # noqa: SLF001  the same class
+        index = index_of(entries) if last is None else last.now(entries)
+        object.__setattr__(self, "_index", index)
+        object.__setattr__(self, "residents", index.residents)
+        object.__setattr__(self, "local_names", index.local_names)
+        object.__setattr__(self, "_pinned", (len(index.pinned), sum(self._pages(entry) for entry in index.pinned)))
 
     @property
     def uid(self) -> str:
@@ -107,12 +101,12 @@ class ObservedPod:
     @property
     def own_by_name(self) -> Mapping[str, tuple[ObservedAdapter, ...]]:
         """The operator's entries by served name."""
-        return self._own
+        return self._index.own
 
     @property
     def own_by_revision(self) -> Mapping[tuple[str, str], ObservedAdapter]:
         """The operator's entries by served name and revision."""
-        return self._revisions
+        return self._index.revisions
 
     @property
     def standing(self) -> tuple[object, ...]:
@@ -125,11 +119,11 @@ class ObservedPod:
 
     def own(self, name: str, revision: str) -> ObservedAdapter | None:
         """Return the operator's entry of one revision, if the pod has it."""
-        return self._revisions.get((name, revision))
+        return self._index.revisions.get((name, revision))
 
     def serves(self, name: str, revision: str) -> bool:
         """Whether a request for the revision is served here: it is ready, and on the device or able to get there."""
-        entry = self._revisions.get((name, revision))
+        entry = self._index.revisions.get((name, revision))
         return entry is not None and entry.state is AdapterState.READY and self.has_room_for(entry)
 
     def has_room_for(self, entry: ObservedAdapter) -> bool:
@@ -155,44 +149,12 @@ class ObservedPod:
 
     def entries_of(self, name: str) -> tuple[ObservedAdapter, ...]:
         """Return the operator's entries of a served name."""
-        return self._own.get(name, ())
+        return self._index.own.get(name, ())
 
     @property
     def entries(self) -> tuple[ObservedAdapter, ...]:
         """All entries that it has, local ones too."""
         return tuple(self.state.adapters) if self.state is not None else ()
-
-
-Own = dict[str, tuple[ObservedAdapter, ...]]
-Revisions = dict[tuple[str, str], ObservedAdapter]
-
-
-def _indexed(entries: list[ObservedAdapter], before: ObservedPod | None) -> tuple[Own, Revisions]:
-    """Return entries by name, and by name and revision; those of `before` with what has come and gone since, if there are any."""
-    if before is None or not before.own_by_name:
-        own: Own = {}
-        for entry in entries:
-            own[entry.name] = (*own[entry.name], entry) if entry.name in own else (entry,)
-        return own, {(entry.name, entry.revision): entry for entry in entries}
-    last, revisions = before.own_by_revision.values(), dict(before.own_by_revision)
-    known, now = set(map(id, last)), set(map(id, entries))
-    gone = [entry for entry in last if id(entry) not in now]
-    come = [entry for entry in entries if id(entry) not in known]
-    for entry in gone:
-        del revisions[entry.name, entry.revision]
-    for entry in come:
-        revisions[entry.name, entry.revision] = entry
-    own = dict(before.own_by_name)
-    changed: dict[str, list[ObservedAdapter]] = {entry.name: [] for entry in (*gone, *come)}
-    for entry in entries:
-        if entry.name in changed:
-            changed[entry.name].append(entry)
-    for name, those in changed.items():
-        if those:
-            own[name] = tuple(those)
-        else:
-            del own[name]
-    return own, revisions
 
 
 @dataclass(frozen=True, slots=True)
