@@ -183,6 +183,16 @@ def test_probes_are_those_of_the_programs(plain: Rendered, component: str, live:
     assert f"`{live}`" in (CHART.parents[1] / component / "README.md").read_text()
 
 
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+def test_a_slow_start_is_no_reason_to_end_a_program(plain: Rendered, component: str) -> None:
+    """On a node without spare CPU, Python takes longer than any bound for programs that run; killed for it, it would never be up."""
+    container = plain.container(component)
+    probe, live = container["startupProbe"], container["livenessProbe"]
+    assert probe["httpGet"] == live["httpGet"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 300
+    assert live["periodSeconds"] * live["failureThreshold"] <= 60
+
+
 def test_one_stall_takes_no_gateway_out_of_its_service(plain: Rendered) -> None:
     """All gateways stall together under load, and a Service without endpoints refuses everybody."""
     probe = plain.container("gateway")["readinessProbe"]
