@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.local/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check soak soak-pod scale strangers lint format env evaluate numerals mutants lock charts images bench clean
+.PHONY: help demo demo-down test check soak soak-pod soak-rollouts scale strangers lint format env evaluate numerals mutants lock charts images bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ scale: env ## operator and gateway with 1,000 adapters on 50 pods over a real AP
 
 soak-pod: env ## hostile traffic against a pod, beside a tenant whose answers are checked (SECONDS=3600 SEED=1 OUTPUT=.local/soak)
 	@PYTHONPATH=tests:tools nice -n 5 $(VENV)/python -m soak.hostile --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) --output $(or $(OUTPUT),.local/soak)
+
+soak-rollouts: env ## 10,000 streamed requests through three rollouts while a pod, the operator and a gateway go (STREAMS=10000)
+	@LORAFLEET_TEST_STREAMS=$(or $(STREAMS),10000) $(VENV)/python -m pytest tests/cluster/test_rollouts.py -s
 
 lint: env ## ruff, mypy strict, import rules
 	@$(VENV)/ruff check .
