@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from support.families import FAMILIES, KINDS, adapter_specs
+from support.families import FAMILIES, KINDS, OWN, adapter_specs
 
 from lorafleet_inference.adapters.peft_config import REFUSED
 
@@ -15,9 +15,10 @@ def support_table() -> str:
     families = {name: adapter_specs(family) for name, family in FAMILIES.items()}
     kinds = list(dict.fromkeys(kind for specs in families.values() for kind in specs))
     assert set(kinds) == set(KINDS), "every kind has its line"
-    lines = ["| family | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    lines = ["| family | layers | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 2) + "|"]
     for name, specs in families.items():
-        lines.append(f"| {name} | " + " | ".join("exact" if kind in specs else "–" for kind in kinds) + " |")
+        whose = "own" if name in OWN else "transformers"
+        lines.append(f"| {name} | {whose} | " + " | ".join("exact" if kind in specs else "–" for kind in kinds) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     BloomConfig,
     CohereConfig,
     FalconConfig,
@@ -32,6 +33,8 @@ from transformers import (
     Qwen3MoeConfig,
     Starcoder2Config,
 )
+
+from lorafleet_inference.model.decoder import SPECS
 
 VOCABULARY = 211
 MORE, FEWER = 219, 190
@@ -176,6 +179,12 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": Family(Olmo2Config(**_GQA)),
     "cohere": Family(CohereConfig(**_GQA, logit_scale=1.0)),
 }  # fmt: skip
+
+
+OWN = tuple(
+    name for name, family in FAMILIES.items() if MODEL_FOR_CAUSAL_LM_MAPPING[type(family.config)].__name__ in SPECS
+)
+"""Those that the decoder of our own computes."""
 
 
 @dataclass(frozen=True, slots=True)

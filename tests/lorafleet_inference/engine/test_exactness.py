@@ -14,13 +14,12 @@ import pytest
 import support.families
 import torch
 from support.engines import DEVICE, DrivenEngine
-from support.families import FAMILIES, FEWER, INVOCATION, MORE, adapter_specs
+from support.families import FAMILIES, FEWER, INVOCATION, MORE, OWN, adapter_specs
 from support.models import Reference, adapters_of, model_folder, num_rows_of, served_as
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.config import DecoderChoice, EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
-from lorafleet_inference.model.decoder import SPECS, Decoder
+from lorafleet_inference.model.decoder import Decoder
 
 NUM_TOKENS = 10
 TIE = 1e-3
@@ -59,11 +58,6 @@ LENGTHS = (1, 33, 16, 2, 100, 17, 65, 300, 15, 32, 48)
 
 QUICK = ("gpt2", "llama", "mixtral")
 """Families of `make check`; all together take minutes."""
-OWN = [
-    name
-    for name, family in FAMILIES.items()
-    if (family.config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING[type(family.config)].__name__])[0] in SPECS
-]
 PARAMS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES)]
 
 
@@ -136,10 +130,14 @@ def test_a_mixed_batch_equals_peft(family: Family) -> None:
     assert engine.tokens("rank-7-0") == family.reference.generate(case.adapter, case.prompt, NUM_TOKENS)
 
 
-@pytest.mark.parametrize("family", sorted(OWN), indirect=True)
-def test_the_decoder_of_our_own_equals_peft_too(family: Family) -> None:
-    engine = engine_of(family, decoder="own")
-    assert isinstance(engine.runner._model, Decoder)
+@pytest.mark.parametrize(
+    "family", [one for one in PARAMS if (one if one in QUICK else one.values[0]) in OWN], indirect=True
+)
+@pytest.mark.parametrize("decoder", ["own"])
+def test_by_each_decoder_it_equals_peft_too(family: Family, decoder: DecoderChoice) -> None:
+    """The others of the suite have the decoder that is chosen without being asked for."""
+    engine = engine_of(family, decoder=decoder)
+    assert isinstance(engine.runner._model, Decoder) == (decoder == "own")
     serve_all(engine, family)
     check(engine, family)
 

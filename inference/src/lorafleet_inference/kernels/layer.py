@@ -20,8 +20,8 @@ class CpuLayerOps(TorchLayerOps):
         # one array for all calls, as making them costs more than a few rows do: the numbers of a call, then the next block
         self._numbers = np.zeros(MAX_NUMBERS + 1, dtype=np.int64)
         self._numbers[0] = self._numbers.ctypes.data + 8 * MAX_NUMBERS
-        self._factors: dict[tuple[float, bool], np.ndarray[Any, np.dtype[np.float32]]] = {}
-        """By eps and unit offset, what the norm reads of them."""
+        self._factors: dict[tuple[float, bool], tuple[np.ndarray[Any, np.dtype[np.float32]], int]] = {}
+        """By eps and unit offset, what norms read of them, and its address."""
 
     def norm(
         self,
@@ -37,11 +37,8 @@ class CpuLayerOps(TorchLayerOps):
             return super().norm(x, weight, eps, residual=residual, unit_offset=unit_offset)
         assert residual is None or residual.is_contiguous()
         out = x.new_empty(x.shape)
-        factors = self._factors.get((eps, unit_offset))
-        if factors is None:
-            factors = self._factors[eps, unit_offset] = np.array([eps, float(unit_offset)], dtype=np.float32)
         added = 0 if residual is None else residual.data_ptr()
-        self._run("norm", x, out, weight.data_ptr(), added, factors.ctypes.data)
+        self._run("norm", x, out, weight.data_ptr(), added, self._factors_of(eps, unit_offset))
         return out
 
     def gate(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -54,16 +51,24 @@ class CpuLayerOps(TorchLayerOps):
 
     def rotate(self, qkv: torch.Tensor, heads: HeadSpec, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """As `LayerOps`."""
-        if qkv.dtype != torch.float32 or cos.dtype != torch.float32 or qkv.stride(1) != 1 or heads.q_norm is not None:
+        if qkv.dtype != torch.float32 or cos.dtype != torch.float32 or qkv.stride(1) != 1:
             return super().rotate(qkv, heads, cos, sin)
         assert cos.stride() == sin.stride() == (cos.shape[1], 1)
         out = qkv.new_empty(qkv.shape)
-        turned = heads.num_heads + heads.num_kv_heads
+        norms = [0 if one is None else one.data_ptr() for one in (heads.q_norm, heads.k_norm)]
         self._run(
-            "rotate", qkv, out, turned, heads.num_rows, cos.shape[1], cos.data_ptr(), sin.data_ptr(), cos.stride(0),
+            "rotate", qkv, out, heads.num_heads, heads.num_heads + heads.num_kv_heads, heads.num_rows, cos.shape[1],
+            cos.data_ptr(), sin.data_ptr(), cos.stride(0), *norms, self._factors_of(heads.eps, heads.unit_offset),
             width=heads.width,
         )  # fmt: skip
         return out
+
+    def _factors_of(self, eps: float, unit_offset: bool) -> int:
+        found = self._factors.get((eps, unit_offset))
+        if found is None:
+            made = np.array([eps, float(unit_offset)], dtype=np.float32)
+            found = self._factors[eps, unit_offset] = (made, made.ctypes.data)
+        return found[1]
 
     def _run(self, name: str, x: torch.Tensor, out: torch.Tensor, *more: int, width: int | None = None) -> None:
         numbers = self._numbers

@@ -21,8 +21,8 @@ BLOCK_ROWS = 8
 (WEIGHT, RESIDUAL, NUMBERS) = range(6, 9)  # NUMBERS: eps, and what is added to the weight
 # gate
 IS_GELU = 6
-# rotation of rows of heads
-(NUM_TURNED, NUM_HEADS, ROTARY, COS, SIN, TABLE_STRIDE) = range(6, 12)
+# rotation of rows of heads; FACTORS: as NUMBERS, of the norms of heads
+(NUM_QUERIES, NUM_TURNED, NUM_HEADS, ROTARY, COS, SIN, TABLE_STRIDE, Q_NORM, K_NORM, FACTORS) = range(6, 16)
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -123,7 +123,10 @@ def _turn(x: Any, out: Any, width: int, rotary: int, cos: Any, sin: Any) -> None
 
 @cfunc("void(CPointer(int64))", cache=True)
 def rotate_float32(p: Any) -> None:
-    """Entry: out [rows, heads * width] = x, its first NUM_TURNED heads rotated by cos and sin [rows, rotary]."""
+    """Entry: out [rows, heads * width] = x, its first NUM_TURNED heads normed where they are, and rotated.
+
+    cos and sin [rows, rotary]
+    """
     width, rotary, turned = p[WIDTH], p[ROTARY], p[NUM_TURNED]
     while True:
         begin = take_next(int64_at(p[TASK])) * BLOCK_ROWS
@@ -134,8 +137,12 @@ def rotate_float32(p: Any) -> None:
             sin = float32_at(p[SIN] + 4 * row * p[TABLE_STRIDE])
             source, target = p[X] + 4 * row * p[X_STRIDE], p[OUT] + 4 * row * p[NUM_HEADS] * width
             for head in range(turned):
-                at = 4 * head * width
-                _turn(float32_at(source + at), float32_at(target + at), width, rotary, cos, sin)
-            x, out = float32_at(source), float32_at(target)
+                x, out = float32_at(source + 4 * head * width), float32_at(target + 4 * head * width)
+                norm = p[Q_NORM] if head < p[NUM_QUERIES] else p[K_NORM]
+                if norm != 0:
+                    _norm_row(x, x, False, float32_at(norm), out, width, float32_at(p[FACTORS]))
+                    x = out
+                _turn(x, out, width, rotary, cos, sin)
+            rest, out = float32_at(source), float32_at(target)
             for i in range(turned * width, p[NUM_HEADS] * width):
-                out[i] = x[i]
+                out[i] = rest[i]

@@ -5,6 +5,7 @@ made from the module that transformers loaded, whose weights it takes over.
 Axes: T tokens of the step, H query heads, G key-value heads, D head width.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,15 +28,17 @@ class Fused(torch.nn.Module):
 class Norm(Fused):
     """RMS norm [.., width], alone or with what comes to the residual before it."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, spec: Spec) -> None:
         super().__init__()
         self.weight = source.weight
+        self.unit_offset = spec.has_unit_offset
         eps = getattr(source, "variance_epsilon", None)
         self.eps = float(source.eps if eps is None else eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [.., width]"""
-        return self.ops.norm(x.reshape(-1, x.shape[-1]), self.weight, self.eps).view(x.shape)
+        rows = x.reshape(-1, x.shape[-1])
+        return self.ops.norm(rows, self.weight, self.eps, unit_offset=self.unit_offset).view(x.shape)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Add x [T, width] to the residual [T, width], in place, and return the norm of that."""
@@ -43,7 +46,7 @@ class Norm(Fused):
             residual += x
             out: torch.Tensor = self(residual)
             return out
-        return self.ops.norm(x, self.weight, self.eps, residual=residual)
+        return self.ops.norm(x, self.weight, self.eps, residual=residual, unit_offset=self.unit_offset)
 
 
 class Attention(Fused):
@@ -55,21 +58,47 @@ class Attention(Fused):
         self._qkv = taken(source, self, spec.qkv, "qkv")
         self._out = taken(source, self, ("o_proj",), "out")
         self._heads = HeadSpec(config.num_attention_heads, config.num_key_value_heads, width_of_head(config))
+        self._norms: tuple[Norm, ...] = ()
+        self._plain_heads = self._heads
+        """Without norms, for adapters that have norms of their own."""
+        if spec.has_head_norms:
+            self.q_norm, self.k_norm = Norm(source.q_norm, spec), Norm(source.k_norm, spec)
+            self._norms = (self.q_norm, self.k_norm)
+            self._heads = replace(
+                self._heads,
+                q_norm=self.q_norm.weight,
+                k_norm=self.k_norm.weight,
+                eps=self.q_norm.eps,
+                unit_offset=spec.has_unit_offset,
+            )
         self._scaling, self._window = spec.scaling(config), spec.window(config, layer)
+        self._softcap: float | None = config.attn_logit_softcapping if spec.has_score_cap else None
 
     def forward(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """x [T, hidden]; returns likewise."""
         qkv = self._qkv[0].product(x)
+        heads = self._heads
+        if any(norm._forward_hooks for norm in self._norms):  # noqa: SLF001  as in `Norm.add`
+            heads = self._plain_heads
+            qkv = self._normed(qkv)
         seen = attend_packed(
             self._layer,
             qkv,
-            self._heads,
+            heads,
             *rotation,
             ops=self.ops,
             scaling=self._scaling,
             sliding_window=self._window,
+            softcap=self._softcap,
         )
         return self._out[0].product(seen)
+
+    def _normed(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Return qkv with the norms of heads, as modules whose hooks see [1, T, heads, D]."""
+        heads = self._plain_heads
+        rows = qkv.view(1, len(qkv), heads.num_rows, heads.width)
+        query, key, value = rows.split((heads.num_heads, heads.num_kv_heads, heads.num_kv_heads), 2)
+        return torch.cat((self.q_norm(query), self.k_norm(key), value), 2).view(qkv.shape)
 
 
 class Mlp(Fused):
@@ -93,17 +122,26 @@ class Layer(torch.nn.Module):
 
     def __init__(self, source: Any, config: Any, spec: Spec, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = Norm(source.input_layernorm)
+        self.input_layernorm = Norm(source.input_layernorm, spec)
         self.self_attn = Attention(source.self_attn, config, spec, layer)
-        self.post_attention_layernorm = Norm(source.post_attention_layernorm)
-        self.mlp = Mlp(source.mlp, config, spec)
+        self.post_attention_layernorm = Norm(source.post_attention_layernorm, spec)
+        self._has_post_norms = spec.has_post_norms
+        if spec.has_post_norms:
+            self.pre_feedforward_layernorm = Norm(source.pre_feedforward_layernorm, spec)
+            self.post_feedforward_layernorm = Norm(source.post_feedforward_layernorm, spec)
+        self._has_experts = hasattr(source.mlp, "experts")
+        self.mlp = source.mlp if self._has_experts else Mlp(source.mlp, config, spec)
 
     def forward(self, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """x [T, hidden] is still to be added to the residual [T, hidden], which changes in place; returns what comes after it."""
         normed = self.input_layernorm(residual) if x is None else self.input_layernorm.add(x, residual)
         attended = self.self_attn(normed, rotation)
-        out: torch.Tensor = self.mlp(self.post_attention_layernorm.add(attended, residual))
-        return out
+        if self._has_post_norms:
+            normed = self.pre_feedforward_layernorm.add(self.post_attention_layernorm(attended), residual)
+        else:
+            normed = self.post_attention_layernorm.add(attended, residual)
+        out: torch.Tensor = self.mlp(normed[None])[0] if self._has_experts else self.mlp(normed)
+        return self.post_feedforward_layernorm(out) if self._has_post_norms else out
 
 
 def taken(source: torch.nn.Module, owner: torch.nn.Module, names: tuple[str, ...], whole: str) -> tuple[Linear]:

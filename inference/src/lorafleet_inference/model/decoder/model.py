@@ -32,20 +32,32 @@ class Body(torch.nn.Module):
         self.layers = torch.nn.ModuleList()
         for number in range(config.num_hidden_layers):
             self.layers.append(Layer(source.layers[number], config, spec, number))
-        self.norm = Norm(source.norm)
+        self.norm = Norm(source.norm, spec)
         self.rotary_emb = source.rotary_emb
+        self._kinds: list[str] = config.layer_types if spec.rotates_by_kind else []
+        """Of layers, where frequencies differ by them."""
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor]:
         """input_ids and position_ids [1, T]; returns hidden states [1, T, hidden] after the last norm."""
         embedded = self.embed_tokens(input_ids)
-        cos, sin = self.rotary_emb(embedded, position_ids)
-        rotation: Rotation = (cos[0], sin[0])
+        rotations = self._rotations(embedded, position_ids)
         residual = embedded[0]
         x: torch.Tensor | None = None
-        for layer in self.layers:
+        for layer, rotation in zip(self.layers, rotations, strict=True):
             x = layer(x, residual, rotation)
         assert x is not None, "a model has layers"
         return (self.norm.add(x, residual)[None],)
+
+    def _rotations(self, embedded: torch.Tensor, position_ids: torch.Tensor) -> list[Rotation]:
+        """Return cosines and sines by layer."""
+        if not self._kinds:
+            cos, sin = self.rotary_emb(embedded, position_ids)
+            return [(cos[0], sin[0])] * len(self.layers)
+        made: dict[str, Rotation] = {}
+        for kind in set(self._kinds):
+            cos, sin = self.rotary_emb(embedded, position_ids, kind)
+            made[kind] = (cos[0], sin[0])
+        return [made[kind] for kind in self._kinds]
 
 
 class Decoder(torch.nn.Module):
@@ -56,7 +68,9 @@ class Decoder(torch.nn.Module):
         super().__init__()
         self.config, self.generation_config = model.config, model.generation_config
         self.architecture = type(model).__name__
-        self.model = Body(model.model, model.config, SPECS[self.architecture])
+        spec = SPECS[self.architecture]
+        self.model = Body(model.model, model.config, spec)
+        self._logit_cap: float | None = model.config.final_logit_softcapping if spec.has_logit_cap else None
         self.lm_head = model.get_output_embeddings()
 
     @property
@@ -108,4 +122,7 @@ class Decoder(torch.nn.Module):
         hidden = self.model(input_ids, position_ids)[0]
         if isinstance(logits_to_keep, torch.Tensor):
             hidden = hidden[:, logits_to_keep]
-        return Output(self.lm_head(hidden))
+        logits = self.lm_head(hidden)
+        if self._logit_cap is not None:
+            logits = torch.tanh(logits / self._logit_cap) * self._logit_cap
+        return Output(logits)

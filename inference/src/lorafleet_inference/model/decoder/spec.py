@@ -18,7 +18,20 @@ def _of_head(config: Any) -> float:
     return float(width_of_head(config) ** -0.5)
 
 
-def _everywhere(config: Any, layer: int) -> None:  # noqa: ARG001  a layer of most families sees all tokens before
+def _of_scalar(config: Any) -> float:
+    return float(config.query_pre_attn_scalar**-0.5)
+
+
+def _everywhere(config: Any, layer: int) -> int | None:  # noqa: ARG001  all layers alike
+    found: int | None = getattr(config, "sliding_window", None)
+    return found
+
+
+def _by_kind(config: Any, layer: int) -> int | None:
+    return _everywhere(config, layer) if config.layer_types[layer] == "sliding_attention" else None
+
+
+def _nowhere(config: Any, layer: int) -> int | None:  # noqa: ARG001
     return None
 
 
@@ -29,17 +42,55 @@ class Spec:
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Modules of attention that make queries, keys and values; in files, and for adapters."""
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
-    """Likewise of the gated layers."""
+    """Likewise of the gated layers. A layer with experts has those of transformers."""
     activation: str = "hidden_act"
     """Field of the config that names the gate's."""
-    window: Callable[[Any, int], int | None] = _everywhere
-    """(config, layer) -> how many tokens a token of the layer sees; None: all."""
+    window: Callable[[Any, int], int | None] = _nowhere
+    """(config, layer) -> how many tokens a token of the layer sees; None: all before it."""
     scaling: Callable[[Any], float] = _of_head
     """Factor of queries times keys."""
+    has_head_norms: bool = False
+    """Whether each query and key head is normed before it is rotated."""
+    has_unit_offset: bool = False
+    """Whether weights of norms count from one."""
+    has_post_norms: bool = False
+    """Whether what comes out of attention and of the gated layers is normed too, before it is added."""
+    has_score_cap: bool = False
+    """Whether scores of attention are capped (`attn_logit_softcapping`)."""
+    has_logit_cap: bool = False
+    """Whether logits are (`final_logit_softcapping`)."""
+    rotates_by_kind: bool = False
+    """Whether layers with a window have other rotary frequencies."""
 
 
 SPECS: Mapping[str, Spec] = {
     "LlamaForCausalLM": Spec(),
+    "MistralForCausalLM": Spec(window=_everywhere),
+    "Qwen2ForCausalLM": Spec(window=_by_kind),
+    "Qwen3ForCausalLM": Spec(window=_by_kind, has_head_norms=True),
+    "Phi3ForCausalLM": Spec(qkv=("qkv_proj",), gate_up=("gate_up_proj",), window=_everywhere),
+    "GemmaForCausalLM": Spec(has_unit_offset=True),
+    "Gemma2ForCausalLM": Spec(
+        activation="hidden_activation",
+        window=_by_kind,
+        scaling=_of_scalar,
+        has_unit_offset=True,
+        has_post_norms=True,
+        has_score_cap=True,
+        has_logit_cap=True,
+    ),
+    "Gemma3ForCausalLM": Spec(
+        activation="hidden_activation",
+        window=_by_kind,
+        scaling=_of_scalar,
+        has_head_norms=True,
+        has_unit_offset=True,
+        has_post_norms=True,
+        has_logit_cap=True,
+        rotates_by_kind=True,
+    ),
+    "MixtralForCausalLM": Spec(window=_everywhere),
+    "Qwen3MoeForCausalLM": Spec(window=_everywhere, has_head_norms=True),
 }
 
 
