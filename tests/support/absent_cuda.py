@@ -85,6 +85,7 @@ class AbsentCuda(TorchDispatchMode):
             "Event": lambda **_: _Event(self),
             "current_stream": lambda _=None: _Stream(self),
             "empty_cache": lambda: None,
+            "mem_get_info": lambda _=None: (80 << 30, 80 << 30),
         }
         with FakeTensorMode(), self, launching(self._launch), mock.patch.multiple(torch.cuda, **stands_in):
             yield

@@ -2,8 +2,8 @@
 
 Beside what Triton 3.9 does: products and rounding of bfloat16 as the hardware does them, an error where anything else is
 computed in bfloat16 (the interpreter would compute with the bits), products of float32 that are rounded where a kernel
-allows it, poison in masked lanes without `other`, hints of alignment that are looked at. While `watching`, bounds of
-every access, bytes by tensor, races between programs, and programs in any order.
+allows it, numbers that overflow without a warning, poison in masked lanes without `other`, hints of alignment that are
+looked at. While `watching`, bounds of every access, bytes by tensor, races between programs, and programs in any order.
 
 Import this before a module with kernels, in a process that had TRITON_INTERPRET when it imported Triton.
 """
@@ -198,6 +198,15 @@ for _name in ("binary_op", "ternary_op", "unary_op"):
     setattr(_Builder, _name, _refusing_bfloat16(_name))
 _Builder.create_masked_load, _Builder.create_masked_store = _load, _store
 _Builder.set_grid_idx = _next_program
+_plain_call = interpreter.GridExecutor.__call__
+
+
+def _call(executor: Any, *args: Any, **options: Any) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):  # rows of padding hold anything, of which hardware says nothing
+        _plain_call(executor, *args, **options)
+
+
+interpreter.GridExecutor.__call__ = _call
 interpreter._patch_lang_core = _patch_core
 
 

@@ -27,6 +27,7 @@ LLAMA_3_8B = LlamaConfig(
 PHASES = {
     "LlamaRMSNorm": "norms", "LlamaDecoderLayer": "norms", "LlamaMLP": "MLP", "LlamaRotaryEmbedding": "rotary",
     "LlamaAttention": "rotary", "LlamaForCausalLM": "embedding and head", "LlamaModel": "embedding and head",
+    "Decoder": "embedding and head", "Body": "embedding and head",
 }  # fmt: skip
 """Of operations of torch by the innermost module that they are in; products count for themselves."""
 
@@ -44,16 +45,20 @@ class Step:
 
 
 class CountedRunner:
-    """A runner on a device that is not there, with a graph of the decode step of NUM_ROWS rows, and of one without LoRA."""
+    """A runner on a device that is not there, with a graph of the decode step of NUM_ROWS rows, and of one without LoRA.
 
-    def __init__(self, device: AbsentCuda, config: LlamaConfig) -> None:
+    `own_decoder`: by our own code for the layers, instead of transformers'.
+    """
+
+    def __init__(self, device: AbsentCuda, config: LlamaConfig, *, own_decoder: bool) -> None:
         self._device = device
         self._graphs = CountedGraphs(device)
         self._number = 0
         attention.register()
         with torch.device("cuda"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME, dtype=torch.bfloat16)
-        for module in model.modules():
+        loaded = check_model(model.eval(), own_decoder=own_decoder)
+        for module in loaded.model.modules():
             phase = PHASES.get(type(module).__name__)
             if phase is not None:
                 module.register_forward_pre_hook(device.enter(phase))
@@ -61,7 +66,7 @@ class CountedRunner:
         num_layers, heads = config.num_hidden_layers, config.num_key_value_heads
         block_bytes = num_layers * 2 * heads * 16 * config.head_dim * 2
         self.runner = ModelRunner(
-            check_model(model.eval()),
+            loaded,
             EngineConfig(
                 model="", device="cuda", kv_cache_memory_bytes=(NUM_ROWS + 1) * BLOCKS_A_ROW * block_bytes, max_rank=RANK,
                 max_resident_adapters=NUM_ADAPTERS, max_batch_requests=NUM_ROWS + 1,
@@ -122,8 +127,8 @@ def _key(number: int) -> AdapterKey:
 
 
 @contextmanager
-def counted_runner(config: LlamaConfig = LLAMA_3_8B) -> Iterator[CountedRunner]:
+def counted_runner(config: LlamaConfig = LLAMA_3_8B, *, own_decoder: bool = False) -> Iterator[CountedRunner]:
     """While this is open, there is a runner to count with."""
     device = AbsentCuda()
     with device.there():
-        yield CountedRunner(device, config)
+        yield CountedRunner(device, config, own_decoder=own_decoder)

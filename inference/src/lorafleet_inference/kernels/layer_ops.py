@@ -65,7 +65,8 @@ class LayerOps(Protocol):
     def rotate(self, qkv: torch.Tensor, heads: HeadSpec, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Return qkv [T, (H + 2 G) D] with its query and key heads normed, where they are, and rotated.
 
-        cos and sin [T, R], R even and at most D: the first R elements of a head are rotated by halves.
+        cos and sin [T, R], R even and at most D, whose second half repeats the first: the first R elements of a head are
+        rotated, by halves.
         """
 
 

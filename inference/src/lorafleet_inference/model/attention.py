@@ -391,6 +391,18 @@ def attend_packed(
 
     qkv [T, (H + 2 G) D]: of each token its query heads, key heads, value heads. cos and sin [T, R]: as `LayerOps.rotate` says.
     """
+    step = _current[0]
+    if not isinstance(step, Probe) and step.launched is not None:
+        launched = step.launched
+        pages = step.layers[layer_idx]
+        unturned = qkv.view(len(qkv), heads.num_rows, heads.width)[:, : heads.num_heads].transpose(0, 1)
+        if launched.can_attend(unturned, pages.values):
+            turned = launched.rotate_write(qkv, heads, cos, sin, pages.keys, pages.values).transpose(0, 1)
+            out = qkv.new_empty(len(qkv), heads.num_heads, heads.width)
+            launched.attend(
+                turned, pages.keys, pages.values, out, scale=scaling, window=sliding_window, softcap=softcap
+            )
+            return out.view(len(qkv), -1)
     rows = ops.rotate(qkv, heads, cos, sin).view(1, len(qkv), heads.num_rows, heads.width).transpose(1, 2)
     query, key, value = rows.split((heads.num_heads, heads.num_kv_heads, heads.num_kv_heads), 1)
     out = _attend_layer(layer_idx, query, key, value, window=sliding_window, scale=scaling, softcap=softcap)

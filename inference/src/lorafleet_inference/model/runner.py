@@ -84,6 +84,8 @@ class ModelRunner:
         self._triton = _triton_of(self._device, config) if triton is None else triton
         if self._kernels is not None and isinstance(self._model, Decoder):
             self._model.ops = CpuLayerOps(self._kernels)
+        if self._triton is not None and isinstance(self._model, Decoder):
+            self._model.ops = self._triton.layer_ops
         self._bank = LoraBank(
             loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels, triton=self._triton
         )

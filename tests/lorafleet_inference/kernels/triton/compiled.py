@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from support.triton_compiled import compiling
 
+from lorafleet_inference.kernels.layer_ops import Activation, HeadSpec
 from lorafleet_inference.kernels.triton import blocks
 from lorafleet_inference.kernels.triton.choice import choose_tokens
+from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps, rotate_write
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
@@ -51,6 +53,27 @@ def pick(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
     choose_tokens(logits, torch.empty(128, NUM_WANTED, dtype=torch.float64, device=CUDA))
 
 
+def between(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
+    """What is computed between products, with rows as wide as those of Llama's 8B."""
+    new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
+    ops = TritonLayerOps()
+    x, weight = torch.empty(NUM_TOKENS, HIDDEN, **new), torch.empty(HIDDEN, **new)
+    ops.norm(x, weight, 1e-5, residual=torch.empty_like(x))
+    ops.norm(x, weight, 1e-5)
+    ops.gate(torch.empty(NUM_TOKENS, 7 * HIDDEN, **new), Activation.SILU)
+
+
+def turn(_sizes: blocks.Blocks, dtype: torch.dtype, heads: int, width: int, rotated: int, **options: Any) -> None:
+    """Heads, rotated and written."""
+    new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
+    norms = [torch.empty(width, **new) for _ in range(2)] if "normed" in options else (None, None)
+    spec = HeadSpec(heads, heads // 4, width, *norms)
+    keys, values = (torch.empty(100, heads // 4, 16, width, **new) for _ in range(2))
+    cos, sin = (torch.empty(NUM_TOKENS, rotated, **new) for _ in range(2))
+    slots = torch.empty(NUM_TOKENS, dtype=torch.int64, device=CUDA)
+    rotate_write(torch.empty(NUM_TOKENS, spec.num_rows * width, **new), spec, cos, sin, keys, values, slots)
+
+
 def main(arch: int) -> None:
     """Print [[case, kernel], ..]."""
     sizes = blocks.AMPERE if arch < 90 else blocks.HOPPER
@@ -76,12 +99,25 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("rank 256", adapt, (BFLOAT16, 256, 8), {}),
     ("many tokens", adapt, (BFLOAT16, 64, NUM_TOKENS), {}),
     ("float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
+    ("between products", between, (BFLOAT16,), {}),
+    ("rotary", turn, (BFLOAT16, 32, 128, 128), {}),
+    ("rotary, part of a head", turn, (BFLOAT16, 24, 128, 96), {}),
+    ("rotary, norms of heads", turn, (BFLOAT16, 8, 256, 256), {"normed": None}),
     ("choice", pick, (BFLOAT16,), {}),
     ("choice, float32", pick, (FLOAT32,), {}),
 )
 
 HOPPER = 90
-EVERYWHERE = {"heads of 128", "heads of 256, window, softcap", "rank 16", "rank 256", "many tokens", "choice"}
+EVERYWHERE = {
+    "heads of 128",
+    "heads of 256, window, softcap",
+    "rank 16",
+    "rank 256",
+    "many tokens",
+    "choice",
+    "between products",
+    "rotary",
+}
 """Cases that are compiled for each architecture, the others for Hopper alone: each takes seconds."""
 
 main(int(sys.argv[1]))

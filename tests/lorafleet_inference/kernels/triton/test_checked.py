@@ -82,6 +82,12 @@ def test_arithmetic_on_bfloat16_is_an_error() -> None:
         double[(1,)](torch.empty(SIZE).bfloat16(), torch.ones(SIZE).bfloat16(), WIDE=False)
 
 
+def test_what_overflows_is_infinite_without_a_warning() -> None:
+    out = torch.empty(SIZE)
+    double[(1,)](out, torch.full((SIZE,), 3e38), WIDE=True)
+    assert out.isinf().all()
+
+
 def test_what_a_mask_leaves_out_is_not_zero() -> None:
     out = torch.zeros(SIZE)
     half_masked[(1,)](out, torch.ones(SIZE))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[4]
 FEW_ROWS = {"decode", "both", "shrink", "expand"}
 """Kernels whose products have 16 rows, for which the large tensor cores are no gain."""
 PRODUCTS = {*FEW_ROWS, "prefill"}
+BETWEEN = {"add_norm", "gate", "rotate_write"}
 LARGE = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def compiled(arch: int) -> list[tuple[str, Built]]:
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_it_fits_without_spilled_registers(arch: int) -> None:
     told = compiled(arch)
-    assert {built.name for _, built in told} == {*PRODUCTS, "write", "merge", "choose"}
+    assert {built.name for _, built in told} == {*PRODUCTS, *BETWEEN, "write", "merge", "choose"}
     assert {(case, built.name): built.stack_bytes for case, built in told if built.stack_bytes} == {}
     assert max(built.shared_bytes for _, built in told) <= SHARED_LIMIT[arch]
 
@@ -47,11 +48,17 @@ def test_products_use_tensor_cores(arch: int) -> None:
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_no_weight_and_no_key_is_loaded_by_itself(arch: int) -> None:
-    """Sixteen bits at a time are what alibi's bias, a head's sink and the end of a vocabulary are read by: they are anywhere."""
+    """Sixteen bits at a time are what alibi's bias, a head's sink and the end of a vocabulary are read by: they are anywhere.
+
+    So are the weights of heads' norms, which are few and the same for all tokens.
+    """
     for case, built in compiled(arch):
         if built.name == "choose":
             assert built.instructions.get("LDG.64") or built.instructions.get("LDG.128"), case
             continue
-        if "alibi" not in case and "sinks" not in case:
+        if built.name in BETWEEN:
+            wide = sum(built.instructions.get(f"{kind}.{bits}", 0) for kind in ("LDG", "STG") for bits in (64, 128))
+            assert wide, (case, built.name)
+        if "alibi" not in case and "sinks" not in case and "norms" not in case:
             assert not built.instructions.get("LDG.U16"), (case, built.name)
             assert built.name == "merge" or not built.instructions.get("STG.U16"), (case, built.name)

@@ -43,6 +43,7 @@ def engine_of(
         EngineConfig(
             model=str(model), device=device.type, dtype="float32", num_threads=1, max_batch_tokens=64, max_rank=24,
             max_resident_adapters=3, max_batch_requests=2, kv_cache_memory_bytes=1 << 18, cpu_kernels=False, gpu_kernels=False,
+            decoder="transformers" if triton is None else "own",
         ),
         triton=triton,
         graphs=graphs,

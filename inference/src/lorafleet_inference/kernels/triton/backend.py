@@ -14,6 +14,7 @@ from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
 from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.driver import built_driver
+from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
 from lorafleet_inference.kernels.triton.step import Int32s, StepBlock
@@ -27,6 +28,7 @@ class TritonKernels:
     def __init__(self, device: torch.device, blocks: Blocks) -> None:
         self._device, self.blocks = device, blocks
         self._block = StepBlock(device)
+        self.layer_ops = TritonLayerOps()
 
     def site(self, modules: Sequence[int], columns: Sequence[tuple[slice, slice]]) -> Site | None:
         """Return the site of some modules, `columns` their A and B in the pool; None for one that is left to torch."""

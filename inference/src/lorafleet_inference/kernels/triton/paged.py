@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
-from lorafleet_inference.kernels.triton import attention
+from lorafleet_inference.kernels.layer_ops import HeadSpec
+from lorafleet_inference.kernels.triton import attention, layer_ops
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, STAGES, Blocks
 from lorafleet_inference.kernels.triton.launch import launch
 from lorafleet_inference.kernels.triton.step import Int32s, StepBlock, Table, table_of
@@ -78,6 +79,18 @@ class AttentionStep:
                 "PAD": _padded(max(width, value.shape[2])), "num_warps": 1,
             },
         )  # fmt: skip
+
+    def rotate_write(
+        self,
+        qkv: torch.Tensor,
+        heads: HeadSpec,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rotate qkv [T, (H + 2 G) D], put keys and values into the pages, and return the queries [T, H, D]."""
+        return layer_ops.rotate_write(qkv, heads, cos, sin, keys, values, self._slots)
 
     def attend(
         self,
