@@ -190,7 +190,15 @@ def test_a_slow_start_is_no_reason_to_end_a_program(plain: Rendered, component: 
     probe, live = container["startupProbe"], container["livenessProbe"]
     assert probe["httpGet"] == live["httpGet"]
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 300
-    assert live["periodSeconds"] * live["failureThreshold"] <= 60
+
+
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+def test_a_node_that_stalls_does_not_end_what_runs_on_it(plain: Rendered, component: str) -> None:
+    """As of engine pods: what does not answer is out of its service in seconds, and ending it helps only where it hangs for good."""
+    container = plain.container(component)
+    live, ready = container["livenessProbe"], container["readinessProbe"]
+    assert live["periodSeconds"] * live["failureThreshold"] == 60
+    assert ready["periodSeconds"] * ready["failureThreshold"] <= 10
 
 
 def test_one_stall_takes_no_gateway_out_of_its_service(plain: Rendered) -> None:
