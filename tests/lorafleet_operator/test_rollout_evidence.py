@@ -1,6 +1,8 @@
 """What gateways counted, added up: from the first reading on, over restarts, rows that begin anew and answers in part."""
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -153,6 +155,93 @@ def test_one_that_is_followed_again_begins_anew() -> None:
     tally.take("g0", told(row(60)), is_whole=True)
     tally.take("g0", told(row(61)), is_whole=False)
     assert tally.total(KEY).requests == 1
+
+
+KEYS = [RowKey("team", "base", "french", f"{number:012x}") for number in range(3)]
+GATEWAYS = ["g0", "g1"]
+DEEDS = st.one_of(
+    st.tuples(st.just("count"), st.sampled_from(GATEWAYS), st.sampled_from(KEYS), st.integers(1, 9)),
+    st.tuples(st.just("ask"), st.sampled_from(GATEWAYS)),
+    st.tuples(st.just("restart"), st.sampled_from(GATEWAYS)),
+    st.tuples(st.just("forget"), st.sampled_from(GATEWAYS)),
+    st.tuples(st.just("follow"), st.sets(st.sampled_from(KEYS))),
+)
+
+
+class Polled:
+    """Gateways that answer a long poll as real ones do, and what each answer was."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self._counters: dict[str, Counter[RowKey]] = {gateway: Counter() for gateway in GATEWAYS}
+        self._changed: dict[str, set[RowKey]] = {gateway: set() for gateway in GATEWAYS}
+        self._boots: dict[str, int] = dict.fromkeys(GATEWAYS, 0)
+        self._asked_of: dict[str, int | None] = dict.fromkeys(GATEWAYS)
+        """The boot that answered last."""
+
+    def count(self, gateway: str, key: RowKey, number: int) -> None:
+        self._counters[gateway][key] += number
+        self._changed[gateway].add(key)
+
+    def restart(self, gateway: str) -> None:
+        self._boots[gateway] += 1
+        self._counters[gateway].clear()
+        self._changed[gateway].clear()
+
+    def forget(self, gateway: str) -> None:
+        self.tally.forget(gateway)
+        self._asked_of[gateway] = None
+
+    def ask(self, gateway: str) -> bool:
+        """Return whether all rows came."""
+        wants_whole = self.tally.needs_whole(gateway)
+        is_whole = wants_whole or self._asked_of[gateway] != self._boots[gateway]
+        keys = self._counters[gateway].keys() if is_whole else self._changed[gateway]
+        rows = [row(self._counters[gateway][key], of=key.revision) for key in sorted(keys, key=KEYS.index)]
+        self.tally.take(gateway, told(*rows, boot=str(self._boots[gateway])), is_whole=wants_whole)
+        self._changed[gateway].clear()
+        self._asked_of[gateway] = self._boots[gateway]
+        return is_whole
+
+
+@given(st.lists(DEEDS, max_size=40))
+def test_what_was_counted_between_a_whole_answer_and_the_next_one_is_in_the_sum(deeds: list[tuple[Any, ...]]) -> None:
+    """And nothing else is, in whatever order revisions are followed, and gateways are asked, restart and go."""
+    it = Polled()
+    followed_at: dict[RowKey, int] = {}
+    past: list[tuple[int, str, str]] = []
+    """When, what, and of which gateway: whole, part, restart, forget."""
+    counted: list[tuple[int, str, RowKey, int]] = []
+    for now, (deed, *what) in enumerate(deeds):
+        match deed:
+            case "count":
+                it.count(*what)
+                counted.append((now, *what))
+            case "follow":
+                it.tally.follow(what[0])
+                followed_at = {key: followed_at.get(key, now) for key in what[0]}
+            case "ask":
+                past.append((now, "whole" if it.ask(what[0]) else "part", what[0]))
+            case _:
+                getattr(it, deed)(*what)
+                past.append((now, deed, what[0]))
+
+    def is_in(when: int, gateway: str, key: RowKey) -> bool:
+        before = [kind for at, kind, of in past if of == gateway and followed_at[key] <= at < when]
+        later = [kind for at, kind, of in past if of == gateway and at > when]
+        has_begun = (
+            "whole" in before[len(before) - 1 - before[::-1].index("forget") :]
+            if "forget" in before
+            else "whole" in before
+        )
+        return has_begun and bool(later) and later[0] in ("whole", "part")
+
+    for key in KEYS:
+        wanted = sum(
+            n for when, gateway, of, n in counted if of == key and key in followed_at and is_in(when, gateway, key)
+        )
+        assert it.tally.total(key).requests == wanted
+    assert it.tally.num_kept <= len(followed_at) * (1 + len(GATEWAYS))
 
 
 def test_what_is_the_clients_fault_is_no_request_of_the_revision() -> None:

@@ -101,9 +101,9 @@ def code_of(document: Any) -> str:
 
 
 @contextmanager
-def streaming(url: str, model: str, numbers: list[int], *, num_clients: int) -> Iterator[Streams]:
+def streaming(found: Streams, url: str, model: str, numbers: list[int], *, num_clients: int) -> Iterator[None]:
     """Ask from several clients, each one request after the other, while the block runs; all have ended after it."""
-    found, enough, loop = Streams(), asyncio.Event(), asyncio.new_event_loop()
+    enough, loop = asyncio.Event(), asyncio.new_event_loop()
     turn = itertools.cycle(numbers)
 
     async def one_client(session: aiohttp.ClientSession) -> None:
@@ -118,7 +118,7 @@ def streaming(url: str, model: str, numbers: list[int], *, num_clients: int) -> 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
     try:
-        yield found
+        yield
     finally:
         loop.call_soon_threadsafe(enough.set)
         thread.join()
