@@ -11,7 +11,7 @@ from support.operator_views import KEY, NOW
 from lorafleet_contract.admin import AdapterState, Owner, PodState, Residency, Tier
 from lorafleet_contract.resources import AdapterResource
 from lorafleet_operator.decide.adapter_status import adapter_status
-from lorafleet_operator.decide.plan import PassMemory, changes_of, plan_of
+from lorafleet_operator.decide.plan import PassMemory, changes_of, next_leave, plan_of
 from lorafleet_operator.decide.remembered import Remembered
 from lorafleet_operator.decide.views import Claim, ObservedPod, Snapshot
 
@@ -148,6 +148,8 @@ def test_statuses_and_changes_are_those_of_a_pass_that_remembers_nothing() -> No
             assert changes_of(plan, snapshot, story.pods, memory=memory, **given) == [
                 change for pod in story.pods for change in changes_of(plan, snapshot, [pod], **given)
             ]
+            told = [pod for pod in story.pods if pod.is_writable]
+            assert next_leave(plan, story.pods, story.now, memory) == next_leave(plan, told, story.now)
             made = remembered.begin(KEY, story.pods, plan.placement)
             for lineup in plan.lineups:
                 expected = adapter_status(lineup, story.pods, plan.placement, now=story.now)

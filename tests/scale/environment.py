@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(int(memory[1]) / 2**20) if memory else 0,
         "load_at_start": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "kube_apiserver": f"{kubernetes[1] if kubernetes else ''}, built without the optimiser (tools/localcluster)",
+        "kube_apiserver": f"{kubernetes[1] if kubernetes else ''}, built without the optimiser (tools/localcluster), GOGC=400",
         **{name: metadata.version(name) for name in PACKAGES},
     }
 

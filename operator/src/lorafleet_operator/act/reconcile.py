@@ -283,7 +283,7 @@ class Reconciler:
             )
         metrics.count_adapters(it.key, counts_of(statuses))
         await self._release(it, plan, pods, base)
-        if (delay := next_leave(plan, pods, snapshot.now)) is not None:
+        if (delay := next_leave(plan, pods, snapshot.now, memory if may_write else None)) is not None:
             it.look_again(delay + 0.05)
 
     def _scale(self, it: _Pass, base: BaseModelResource, token: str) -> Scaled | None:

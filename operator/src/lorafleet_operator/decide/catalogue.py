@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorafleet_contract.admin import Budgets, CatalogueEntry, Owner, Residency
 from lorafleet_contract.guests import GuestLimits
@@ -27,11 +27,19 @@ class AdapterRevisions:
     """Whether the base does not load on demand."""
     guest: GuestLimits | None = None
     """What limits an adapter of another namespace than the base's."""
+    name: str = field(init=False, repr=False, compare=False)
+    """The served name."""
+    main: ArtifactStatus | None = field(init=False, repr=False, compare=False)
+    """The revision that is placed: the target, else what there is."""
+    other: ArtifactStatus | None = field(init=False, repr=False, compare=False)
+    """The revision that is to come, or has just been replaced."""
 
-    @property
-    def name(self) -> str:
-        """The served name."""
-        return self.intent.name
+    def __post_init__(self) -> None:
+        artifacts = self.intent.artifacts
+        main = next((a for a in artifacts if a.revision == self.target), artifacts[0] if artifacts else None)
+        object.__setattr__(self, "name", self.intent.name)
+        object.__setattr__(self, "main", main)
+        object.__setattr__(self, "other", next((a for a in artifacts if a is not main), None))
 
     @property
     def priority(self) -> int:
@@ -43,18 +51,6 @@ class AdapterRevisions:
     def is_pinned(self) -> bool:
         """Whether it is pinned where it is resident."""
         return self.intent.adapter.placement.pin and (self.guest is None or bool(self.guest.allow_pin))
-
-    @property
-    def main(self) -> ArtifactStatus | None:
-        """The revision that is placed: the target, else what there is."""
-        artifacts = self.intent.artifacts
-        return next((a for a in artifacts if a.revision == self.target), artifacts[0] if artifacts else None)
-
-    @property
-    def other(self) -> ArtifactStatus | None:
-        """The revision that is to come, or has just been replaced."""
-        main = self.main
-        return next((a for a in self.intent.artifacts if a is not main), None)
 
 
 def budgets_of(base: BaseModelResource, pods: Sequence[ObservedPod]) -> list[PodBudget]:
@@ -85,27 +81,44 @@ def _room(base: BaseModelResource, budgets: Budgets | None) -> tuple[int, int, i
     return slots, slots * math.ceil(base.spec.lora.max_rank / ASSUMED_RANK_PAGE), ASSUMED_RANK_PAGE
 
 
+WantMemory = dict[str, tuple[AdapterRevisions, int | None, Want]]
+"""Uid of an adapter -> what its want was made of but its holders, and the want."""
+
+
 def wants_of(
-    lineups: Iterable[AdapterRevisions], pods: Sequence[ObservedPod], auto: Mapping[str, int] | None = None
+    lineups: Iterable[AdapterRevisions],
+    pods: Sequence[ObservedPod],
+    auto: Mapping[str, int] | None = None,
+    memory: WantMemory | None = None,
 ) -> list[Want]:
-    """Return what should be resident, and where it is already; `auto` as in `plan_of`."""
+    """Return what should be resident, and where it is already; `auto` and `memory` as in `plan_of`."""
+    before, made = memory or {}, WantMemory()
     wants, holders = [], _Holders(pods)
     for lineup in lineups:
         main, other = lineup.main, lineup.other
         if main is None:
             continue
         adapter = lineup.intent.adapter
-        want = Want(
-            name=lineup.name,
-            rank=main.rank,
-            num_pods=_num_pods(adapter.placement, (auto or {}).get(adapter.metadata.uid)),
-            priority=lineup.priority,
-            holders=holders.of(lineup),
-            other_rank=other.rank if other is not None else None,
-            group=adapter.metadata.namespace if lineup.guest is not None else "",
-            max_group_slots=lineup.guest.max_slots if lineup.guest is not None else None,
-        )
+        num_pods, held = _num_pods(adapter.placement, (auto or {}).get(adapter.metadata.uid)), holders.of(lineup)
+        last = before.get(adapter.metadata.uid)
+        if last is not None and last[0] is lineup and last[1] == num_pods and last[2].holders == held:
+            want = last[2]
+        else:
+            want = Want(
+                name=lineup.name,
+                rank=main.rank,
+                num_pods=num_pods,
+                priority=lineup.priority,
+                holders=held,
+                other_rank=other.rank if other is not None else None,
+                group=adapter.metadata.namespace if lineup.guest is not None else "",
+                max_group_slots=lineup.guest.max_slots if lineup.guest is not None else None,
+            )
+        made[adapter.metadata.uid] = (lineup, num_pods, want)
         wants.append(want)
+    if memory is not None:
+        memory.clear()
+        memory.update(made)
     return wants
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, Owner, RevisionRef
+from lorafleet_contract.admin import AdapterState, CatalogueEntry, ObservedAdapter, RevisionRef
 from lorafleet_contract.reasons import RETRYABLE, Reason
 from lorafleet_operator.decide.catalogue import AdapterRevisions, Key, Wanted
 from lorafleet_operator.decide.rollout import may_leave
@@ -133,9 +133,8 @@ def _removals(
     if not unwanted:
         return ()
     leaving: dict[float, list[RevisionRef]] = {}
-    for seen in pod.entries:
-        if seen.owner is not Owner.OPERATOR or (seen.name, seen.revision) not in unwanted:
-            continue
+    for key in sorted(unwanted):
+        seen = pod.own_by_revision[key]
         if seen.state is AdapterState.DRAINING:
             continue
         drain = _drain_seconds(seen, lineups.get(seen.name), now, are_orphans_known=are_orphans_known)

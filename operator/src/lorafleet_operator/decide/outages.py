@@ -31,18 +31,19 @@ class Outages:
     def judge(self, base: BaseKey, adapters: Sequence[tuple[AdapterResource, AdapterStatus]]) -> Word:
         """Return what is said of a base whose adapters have these statuses from now on."""
         lost = self._lost.pop(base, set())
-        before = {adapter.metadata.uid for adapter, _ in adapters if _is_ready(adapter.status)}
-        after = {adapter.metadata.uid for adapter, status in adapters if _is_ready(status)}
+        # most stay as they are: a status that is the same object says the same
         going = {
             adapter.metadata.uid
             for adapter, status in adapters
-            if adapter.metadata.uid in before - after and _reason(status) == Reason.NO_READY_PODS
+            if status is not adapter.status and _is_lost(adapter.status, status)
         }
-        back = lost & after
-        left = (lost & {adapter.metadata.uid for adapter, _ in adapters}) - back
+        back, left = set[str](), set[str]()
+        if lost:
+            back = lost & {adapter.metadata.uid for adapter, status in adapters if _is_ready(status)}
+            left = (lost & {adapter.metadata.uid for adapter, _ in adapters}) - back
         event: Event | None = None
         quiet = back | (going & left)
-        if len(going) > 1 and not after and not going <= left:
+        if len(going) > 1 and not going <= left and not any(_is_ready(status) for _, status in adapters):
             left, quiet = left | going, quiet | going
             event = ("Warning", Reason.NO_READY_PODS, f"{len(going)} adapters are no longer Ready: no pod answers")
         elif back and not left:
@@ -54,6 +55,10 @@ class Outages:
     def forget(self, base: BaseKey) -> None:
         """A base is gone."""
         self._lost.pop(base, None)
+
+
+def _is_lost(before: AdapterStatus, after: AdapterStatus) -> bool:
+    return _is_ready(before) and not _is_ready(after) and _reason(after) == Reason.NO_READY_PODS
 
 
 def _is_ready(status: AdapterStatus) -> bool:

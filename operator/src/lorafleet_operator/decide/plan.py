@@ -8,6 +8,7 @@ from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.decide.catalogue import (
     AdapterRevisions,
     Catalogue,
+    WantMemory,
     budgets_of,
     revisions_by_name,
     wants_of,
@@ -49,6 +50,7 @@ class PassMemory:
     def __init__(self) -> None:
         self.lineups = LineupMemory()
         self.told = ToldMemory()
+        self.wants = WantMemory()
         self._placed: tuple[Sequence[PodBudget], Sequence[Want], Placement] | None = None
 
     def placed(self, budgets: Sequence[PodBudget], wants: Sequence[Want]) -> Placement:
@@ -75,7 +77,7 @@ def plan_of(
     base = snapshot.base
     lineups = lineups_of(snapshot, pods, resolutions, verdicts, memory.lineups)
     budgets = tuple(budgets_of(base, pods)) if base is not None else ()
-    return Plan(lineups, budgets, memory.placed(budgets, wants_of(lineups, pods, auto or {})))
+    return Plan(lineups, budgets, memory.placed(budgets, wants_of(lineups, pods, auto, memory.wants)))
 
 
 def changes_of(
@@ -193,12 +195,29 @@ def _may_hold(pod: ObservedPod, name: str) -> bool:
     return pod.pod.is_running if pod.state is None else bool(pod.entries_of(name))
 
 
-def next_leave(plan: Plan, pods: Sequence[ObservedPod], now: datetime) -> float | None:
-    """Return in how many seconds the next revision may leave; None when none is waiting."""
-    stay = {(lineup.name, lineup.target) for lineup in plan.lineups}
-    stay |= {(lineup.name, lineup.intent.published) for lineup in plan.lineups}
-    others = {name for pod in pods for name, _ in pod.own_by_revision.keys() - stay}
-    times = [leaves_at(one.intent, now) for one in plan.lineups if one.name in others and one.intent.is_served]
+def next_leave(
+    plan: Plan, pods: Sequence[ObservedPod], now: datetime, memory: PassMemory | None = None
+) -> float | None:
+    """Return in how many seconds the next revision may leave; None when none is waiting.
+
+    Where `memory` is of `changes_of` of the same pass, pods are not looked through again.
+    """
+    unwanted = memory.told.unwanted if memory is not None else _unwanted(plan, pods)
+    others: dict[str, list[str]] = {}
+    for name, revision in unwanted:
+        others.setdefault(name, []).append(revision)
+    times = [
+        leaves_at(one.intent, now)
+        for one in plan.lineups
+        if one.name in others and one.intent.is_served
+        if any(revision not in (one.target, one.intent.published) for revision in others[one.name])
+    ]
     times += [forced_at(intent) for intent in plan.intents if intent.is_deleted]
     later = [time for time in times if time > now]
     return (min(later) - now).total_seconds() if later else None
+
+
+def _unwanted(plan: Plan, pods: Sequence[ObservedPod]) -> set[tuple[str, str]]:
+    """Return what pods have and should not have."""
+    wanted = {(lineup.name, artifact.revision) for lineup in plan.lineups for artifact in lineup.intent.artifacts}
+    return {key for pod in pods for key in pod.own_by_revision.keys() - wanted}

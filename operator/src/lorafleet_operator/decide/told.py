@@ -38,9 +38,12 @@ class ToldMemory:
         self._before: dict[str, _Compared] = {}
         self._compared: dict[str, _Compared] = {}
         self._names: Collection[str] = ()
+        self.unwanted: set[Key] = set()
+        """What some pod that can be told has in this pass and should not have."""
 
     def begin(self, catalogue: Catalogue, retried: Collection[str]) -> None:
         """A pass with this catalogue begins; what has one of the names that are `retried` is compared in any case."""
+        self.unwanted = set()
         self._last, self._index = self._index, catalogue.index
         self._before, self._compared, self._names = self._compared, {}, retried
         self._position = {key: number for number, key in enumerate(self._index)}
@@ -64,10 +67,11 @@ class ToldMemory:
         self, pod: ObservedPod, change: PodChange | None, keys: list[Key] | None, catalogue: Catalogue
     ) -> None:
         """Take in what came of it; `keys` as `keys_of` returned them."""
+        unwanted = unwanted_of(pod, catalogue.wanted_of(pod, ()), keys)
+        self.unwanted |= unwanted
         if pod.local_names:
             return
         told = {(entry.name, revision_of(entry.digest)) for entry in change.entries} if change is not None else set()
-        unwanted = unwanted_of(pod, catalogue.wanted_of(pod, ()), keys)
         self._compared[pod.uid] = _Compared(self._index, pod.own_by_revision, frozenset(told | unwanted))
 
 
