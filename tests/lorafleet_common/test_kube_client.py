@@ -1,13 +1,14 @@
 """What answers of an API server mean, for operator and gateway alike."""
 
 import json
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
 from lorafleet_common.kube import errors
-from lorafleet_common.kube.client import KubeApi, error_of
+from lorafleet_common.kube.client import KubeApi, error_of, proxy_of
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,54 @@ async def test_a_page_of_a_proxy_is_no_answer() -> None:
             await api.get("/api/v1/namespaces/one")
         with pytest.raises(errors.KubeUnavailable, match="NotUnderstood"):
             await api.list("/api/v1/pods")
+    finally:
+        await api.close()
+        await runner.cleanup()
+
+
+async def test_a_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked.append(str(request.url))
+        return web.json_response({"items": []})
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    proxy = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    for name in ("https_proxy", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "other.example,.internal")
+    api = KubeApi(Configuration(host="http://kubernetes.example:6443"))
+    try:
+        assert await api.get("/api/v1/pods") == {"items": []}
+    finally:
+        await api.close()
+        await runner.cleanup()
+    assert asked == ["http://kubernetes.example:6443/api/v1/pods"]
+    assert proxy_of("http://other.example:6443") is None
+    assert proxy_of("http://api.internal") is None
+    assert proxy_of("https://kubernetes.example") is None
+
+
+async def test_a_request_reads_no_file_of_passwords(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The token is what it is: aiohttp refuses a request with both, and looks for the file in another thread each time."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.json_response({"given": request.headers.get("authorization")})
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    api = KubeApi(Configuration(host=host, api_key={"BearerToken": "Bearer token"}))
+    try:
+        assert await api.get("/api") == {"given": "Bearer token"}
     finally:
         await api.close()
         await runner.cleanup()

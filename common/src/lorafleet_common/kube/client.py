@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import config as kube_config
@@ -85,11 +87,22 @@ def use_token_file(configuration: Any, token_file: Path) -> None:
     read(configuration)
 
 
+def proxy_of(url: str) -> str | None:
+    """Return the proxy that the environment (`HTTPS_PROXY`, `NO_PROXY`…) names for a URL; None: it is asked directly."""
+    parts = urlsplit(url)
+    if parts.hostname is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return getproxies().get(parts.scheme)
+
+
 class KubeApi:
     """Requests to one API server; owns its connections."""
 
     def __init__(self, configuration: Any) -> None:
         configuration.connection_pool_maxsize = 0  # each watch keeps a connection; there may be many namespaces
+        # aiohttp would read the environment, and ~/.netrc, for each request anew, and in another thread
+        configuration.client_session_kwargs = {"trust_env": False}
+        configuration.proxy = configuration.proxy or proxy_of(configuration.host)
         self._client = ApiClient(configuration)
 
     @property
