@@ -32,6 +32,7 @@ def main() -> int:
         "--output", type=Path, help="file of the results, as JSON; it is begun anew, and written after each phase"
     )
     parser.add_argument("--plot", type=Path, help="file of the plot of cost against size, as SVG")
+    parser.add_argument("--logs", type=Path, help="folder for the programs' logs; without it they go with the run")
     given = parser.parse_args()
     enter_own()
     sizes = Sizes(
@@ -45,8 +46,8 @@ def main() -> int:
     results = Results(describe(), given.output)
     for pods, adapters in SWEEP if given.sweep else ():
         small = replace(SHORT, num_pods=pods, num_adapters=adapters)
-        results.add_smaller(partial(measure, small, _say))
-    results.add_run(partial(measure, sizes, _say))
+        results.add_smaller(partial(measure, small, _say, logs=given.logs))
+    results.add_run(partial(measure, sizes, _say, logs=given.logs))
     if given.plot is not None:
         given.plot.write_text(svg_of(results.sizes))
     print(results.text(), end="")

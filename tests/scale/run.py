@@ -91,7 +91,9 @@ class Run:
         self._random = random.Random(sizes.seed)
         self._versions: dict[str, int] = {}
         self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("LORAFLEET_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith(("LORAFLEET_", "PYTHON"))},
+            # as in an image programs find themselves compiled, from the second start on
+            "PYTHONPYCACHEPREFIX": str(folder / "pycache"),
             "KUBECONFIG": str(server.kubeconfig),
             "PYTHONPATH": os.pathsep.join([*(str(ROOT / one / "src") for one in PACKAGES), str(ROOT / "tests")]),
         }
@@ -477,7 +479,11 @@ async def _beside(*coroutines: Any) -> AsyncIterator[None]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def measure(sizes: Sizes, say: Callable[[str], None], keep: Callable[[Json], None] = lambda _: None) -> Json:
-    """Run an API server and all phases over it; `keep` is given the results so far after each."""
-    with tempfile.TemporaryDirectory(prefix="lorafleet-scale-logs-") as folder, serve_api() as server:
-        return asyncio.run(Run(sizes, server, Path(folder), say, keep).all())
+def measure(
+    sizes: Sizes, say: Callable[[str], None], keep: Callable[[Json], None] = lambda _: None, *, logs: Path | None = None
+) -> Json:
+    """Run an API server and all phases over it; `keep` is given the results so far after each, `logs` the programs' logs."""
+    with tempfile.TemporaryDirectory(prefix="lorafleet-scale-logs-") as name, serve_api() as server:
+        folder = logs or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return asyncio.run(Run(sizes, server, folder, say, keep).all())
