@@ -504,7 +504,7 @@ def _num_moves(changes: Sequence[PodChange]) -> int:
     """Count entries that a pod keeps resident from now on and did not before."""
     num = 0
     for change in changes:
-        before = {e.name for e in change.pod.entries if e.residency is Residency.RESIDENT}
+        before = change.pod.residents
         num += sum(e.residency is Residency.RESIDENT and e.name not in before for e in change.entries)
     return num
 
