@@ -21,15 +21,15 @@ def table_of(run: Json) -> str:
         f"| a pass while single changes come, with its writes, mean | | {_mean(single)} |",
         f"| statuses and catalogues written when nothing changes | 0 | {writes} |",
         f"| operator, processor when nothing changes | < 0.3 core | {steady['cpu_cores']['operator']:.3f} core |",
-        f"| operator, memory | < 300 MB | {_megabytes(_memory(run, 'operator'))} |",
-        f"| gateway, memory | < 300 MB | {_megabytes(_memory(run, 'gateway'))} |",
+        f"| operator, memory | < 300 MB | {_megabytes(memory_of(run, 'operator'))} |",
+        f"| gateway, memory | < 300 MB | {_megabytes(memory_of(run, 'gateway'))} |",
     ]
     if (rolling := run.get("rolling_update_in_mode_all")) is not None:
         lines.append(f"| statuses written in a rolling update in mode All | < 3,000 | {rolling['status_writes']:,} |")
     return "\n".join(lines) + "\n"
 
 
-def _memory(run: Json, program: str) -> float:
+def memory_of(run: Json, program: str) -> float:
     """Return the most that a program was seen to have, in MiB."""
     seen = [float(phase[f"{program}_memory_mib"]) for phase in run.values() if f"{program}_memory_mib" in _keys(phase)]
     highest = [run["memory_mib"][program]["highest"]] if "memory_mib" in run else []

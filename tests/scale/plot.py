@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
+from scale.page import memory_of
+
 WIDTH, HEIGHT, LEFT, TOP, GAP = 380, 170, 60, 60, 60
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c")
 Json = dict[str, Any]
@@ -28,8 +30,8 @@ PANELS: tuple[tuple[str, tuple[Line, ...]], ...] = (
     (
         "highest resident memory, MiB",
         (
-            ("operator", lambda run: run["memory_mib"]["operator"]["highest"]),
-            ("gateway", lambda run: run["memory_mib"]["gateway"]["highest"]),
+            ("operator", lambda run: memory_of(run, "operator")),
+            ("gateway", lambda run: memory_of(run, "gateway")),
         ),
     ),
 )

@@ -133,10 +133,6 @@ class Run:
                     await self._steady()
                     if self.sizes.rolls:
                         await self._roll()
-                    self.result["memory_mib"] = {
-                        name: {"at_end": one.memory_mib(), "highest": one.memory_mib("VmHWM")}
-                        for name, one in (("operator", self.operator), ("gateway", self._gateway))
-                    }
 
     async def _bring_up(self) -> None:
         self._say("the base and its pods come up")
@@ -350,6 +346,10 @@ class Run:
         }
         found["operator_memory_mib"] = self.operator.memory_mib()
         found["gateway_memory_mib"] = self._gateway.memory_mib()
+        self.result["memory_mib"] = {
+            name: {"at_end": one.memory_mib(), "highest": one.memory_mib("VmHWM")}
+            for name, one in (("operator", self.operator), ("gateway", self._gateway))
+        }
         self._say(f"  {name}: {found}")
         self._keep(self.result)
 
