@@ -28,8 +28,7 @@ class PodStates:
     def __init__(self) -> None:
         self._entries: WeakValueDictionary[bytes, ObservedAdapter] = WeakValueDictionary()
         self._last: dict[bytes, ObservedAdapter] = {}
-
-    """Those of the whole document that was read last: most of the next one, found faster."""
+        """Those of the whole document that was read last: most of the next one, found faster."""
 
     @property
     def num_entries(self) -> int:
