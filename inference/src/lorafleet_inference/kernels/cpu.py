@@ -33,7 +33,7 @@ def load_kernels(cache_dir: str | None) -> "CpuKernels | None":
         if cache_dir is not None:
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
             numba.config.CACHE_DIR = cache_dir
-        from lorafleet_inference.kernels import layer_rows, lora_rows, paged_decode  # noqa: PLC0415  compiles
+        from lorafleet_inference.kernels import layer_rows, lora_rows, paged_decode, paged_write  # noqa: PLC0415  compiles
 
         kernels = CpuKernels(
             run=team(),
@@ -41,6 +41,7 @@ def load_kernels(cache_dir: str | None) -> "CpuKernels | None":
                 torch.float32: paged_decode.decode_float32.address,
                 torch.bfloat16: paged_decode.decode_bfloat16.address,
             },
+            write={torch.float32: paged_write.write_float32.address},
             lora_rows={torch.float32: lora_rows.lora_rows_float32.address},
             layer={
                 "norm": layer_rows.norm_float32.address,
@@ -61,6 +62,7 @@ class CpuKernels:
 
     run: Run
     decode: dict[torch.dtype, int]
+    write: dict[torch.dtype, int]
     lora_rows: dict[torch.dtype, int]
     layer: dict[str, int]
     """Of `layer.py`, by name; all read float32."""
@@ -68,6 +70,26 @@ class CpuKernels:
     def can_decode(self, dtype: torch.dtype) -> bool:
         """Whether `PagedDecode` reads pages of this dtype."""
         return dtype in self.decode
+
+    def write_pages(self, source: torch.Tensor, pages: torch.Tensor, slots: torch.Tensor) -> bool:
+        """Write source [G, T, width] to pages [num_blocks, G, KV_BLOCK_TOKENS, width], token t to slots[t], int64.
+
+        False where it is of a dtype or layout that the kernel does not read; then nothing was written.
+        """
+        if pages.dtype not in self.write or source.dtype != pages.dtype or source.stride(2) != 1:
+            return False
+        assert pages.is_contiguous()
+        assert slots.is_contiguous()
+        task = np.zeros(1, dtype=np.int64)
+        numbers = np.array(
+            [
+                task.ctypes.data, source.shape[1], source.shape[0], source.shape[2], source.data_ptr(), source.stride(0),
+                source.stride(1), pages.data_ptr(), slots.data_ptr(),
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        self.run(self.write[pages.dtype], numbers)
+        return True
 
     def can_add_rows(self, dtype: torch.dtype) -> bool:
         """Whether `LoraRows` reads a pool of this dtype."""

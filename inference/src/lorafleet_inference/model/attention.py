@@ -92,6 +92,14 @@ class PagedStep:
         step.layers, step.launched, step._batch = layers, launched, None  # noqa: SLF001
         return step
 
+    def write(self, source: torch.Tensor, pages: torch.Tensor) -> None:
+        """Write source [G, T, width] of all tokens of the step to the pages of a layer."""
+        kernels, batch = self._kernels, self._batch
+        if kernels is not None and batch is not None and kernels.write_pages(source, pages, batch.slots):
+            return
+        blocks, offsets = self.places
+        pages[blocks, :, offsets] = source.transpose(0, 1)
+
     @cached_property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Block of each token, and its offset in the block; both [T] int64, on the device."""
@@ -281,9 +289,8 @@ def _attend_pages(
     """As `attend`, where no Triton kernel computes the layer: by torch, decode by the kernels of the CPU where they can."""
     heads, tokens = query.shape[1:3]
     out = query.new_zeros(1, tokens, heads, value.shape[-1])
-    blocks, offsets = step.places
-    pages.keys[blocks, :, offsets] = key[0].transpose(0, 1)
-    pages.values[blocks, :, offsets] = value[0].transpose(0, 1)
+    for source, some in ((key[0], pages.keys), (value[0], pages.values)):
+        step.write(source, some)
     for one in step.prefills:
         if one.is_fresh:
             keys, values = key[:, :, one.begin : one.end], value[:, :, one.begin : one.end]
