@@ -7,7 +7,9 @@ With one thread it is CPU time that is taken, which other programs hardly change
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from measure.sizes import SIZES
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
+from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
 from lorafleet_inference.model.loader import load_model
@@ -127,4 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if allocator.TUNABLES not in os.environ:  # memory as an engine process gets it
+        os.execve(sys.executable, [sys.executable, *sys.argv], allocator.with_settings(os.environ, "cpu"))
     main()

@@ -32,7 +32,7 @@ class EngineConfig:
     device: DeviceChoice = "auto"
     dtype: DtypeChoice = "auto"
     decoder: DecoderChoice = "auto"
-    """Whose code computes the layers; "auto": transformers'."""
+    """Whose code computes the layers; "auto": our own where it is there and was measured to be faster."""
     max_model_len: int | None = None
     """Tokens of prompt and answer; None: what the model's config says."""
     max_batch_tokens: int = 2048

@@ -94,6 +94,13 @@ def test_a_family_without_one_is_refused_by_name_or_left_to_transformers() -> No
     assert not isinstance(load(model_folder("gpt2"), "auto").model, Decoder)
 
 
+def test_without_being_asked_for_it_is_there_where_it_was_measured() -> None:
+    assert isinstance(load(model_folder("llama"), "auto").model, Decoder)
+    assert not isinstance(load(model_folder("llama"), "transformers").model, Decoder)
+    assert not isinstance(load(model_folder("llama"), "auto", dtype="bfloat16").model, Decoder)
+    assert not isinstance(load(model_folder("llama"), "auto", cpu_kernels=False).model, Decoder)
+
+
 def test_a_gate_that_it_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
     base = save_model(LlamaConfig(**SIZES, hidden_act="relu"), tmp_path)
     with pytest.raises(ConfigError, match="hidden_act is relu"):

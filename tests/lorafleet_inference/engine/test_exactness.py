@@ -17,7 +17,7 @@ from support.engines import DEVICE, DrivenEngine
 from support.families import FAMILIES, FEWER, INVOCATION, MORE, OWN, adapter_specs
 from support.models import Reference, adapters_of, model_folder, num_rows_of, served_as
 
-from lorafleet_inference.config import DecoderChoice, EngineConfig
+from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.model.decoder import Decoder
 
@@ -133,11 +133,12 @@ def test_a_mixed_batch_equals_peft(family: Family) -> None:
 @pytest.mark.parametrize(
     "family", [one for one in PARAMS if (one if one in QUICK else one.values[0]) in OWN], indirect=True
 )
-@pytest.mark.parametrize("decoder", ["own"])
-def test_by_each_decoder_it_equals_peft_too(family: Family, decoder: DecoderChoice) -> None:
-    """The others of the suite have the decoder that is chosen without being asked for."""
-    engine = engine_of(family, decoder=decoder)
-    assert isinstance(engine.runner._model, Decoder) == (decoder == "own")
+def test_by_the_other_decoder_it_equals_peft_too(family: Family) -> None:
+    """All others of the suite have the one that is chosen without being asked for."""
+    chosen = isinstance(engine_of(family).runner._model, Decoder)
+    assert chosen == (DEVICE == "cpu")
+    engine = engine_of(family, decoder="transformers" if chosen else "own")
+    assert isinstance(engine.runner._model, Decoder) != chosen
     serve_all(engine, family)
     check(engine, family)
 

@@ -9,7 +9,7 @@ from support.engines import DrivenEngine
 from support.families import VOCABULARY
 from support.models import adapters_of, model_folder
 
-from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.config import DecoderChoice, EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.cpu import load_kernels
 
@@ -47,15 +47,21 @@ def test_the_same_tokens_with_and_without(family: str, threads: int) -> None:
 
 
 def test_a_model_is_packed_only_with_kernels(threads: int) -> None:
-    def packed(*, cpu_kernels: bool) -> int:
+    def packed(*, cpu_kernels: bool, decoder: DecoderChoice) -> int:
         config = EngineConfig(
-            model=str(model_folder("llama")), device="cpu", num_threads=threads, cpu_kernels=cpu_kernels
+            model=str(model_folder("llama")),
+            device="cpu",
+            num_threads=threads,
+            cpu_kernels=cpu_kernels,
+            decoder=decoder,
         )
         model = DrivenEngine(config).runner._model
         return sum(module.weight.is_mkldnn for module in model.modules() if isinstance(module, torch.nn.Linear))
 
-    assert packed(cpu_kernels=True) > 20
-    assert packed(cpu_kernels=False) == 0
+    num_layers = 3
+    assert packed(cpu_kernels=True, decoder="transformers") == 7 * num_layers + 1
+    assert packed(cpu_kernels=True, decoder="own") == 4 * num_layers + 1
+    assert packed(cpu_kernels=False, decoder="auto") == 0
 
 
 def test_without_a_folder_to_keep_code_in_there_are_none_and_one_warning(

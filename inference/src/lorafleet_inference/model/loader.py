@@ -156,14 +156,14 @@ def _check_finite(model: PreTrainedModel) -> None:
 
 
 def _is_own(config: EngineConfig, model: PreTrainedModel) -> bool:
-    """Whether our own code computes the layers."""
-    if config.decoder != "own":
-        return False
+    """Whether the decoder of our own computes the layers: where that is asked for, or it was measured to be faster."""
     why = why_not(model)
-    if why is not None:
+    if config.decoder == "own" and why is not None:
         raise ConfigError("--decoder", f"{type(model).__name__} has no decoder of our own: {why}")
-    logger.info("%s is computed by the decoder of our own", type(model).__name__)
-    return True
+    is_measured = model.device.type == "cpu" and model.dtype == torch.float32 and config.cpu_kernels
+    is_own = config.decoder == "own" or (config.decoder == "auto" and why is None and is_measured)
+    logger.info("the layers are computed by %s", "the decoder of our own" if is_own else "transformers' code")
+    return is_own
 
 
 def check_model(model: PreTrainedModel, *, max_model_len: int | None = None, own_decoder: bool = False) -> LoadedModel:

@@ -59,8 +59,8 @@ class Part(torch.nn.Module):
         self._whole = (whole,)  # a tuple: it is no child
         self._columns = columns
         self.in_features, self.out_features = whole.in_features, columns.stop - columns.start
-        own = whole.bias[columns].detach() if has_bias else None
-        self.register_parameter("bias", None if own is None else torch.nn.Parameter(own, requires_grad=False))
+        # a buffer, as the parameter is the whole's
+        self.register_buffer("bias", whole.bias[columns].detach() if has_bias else None, persistent=False)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Return y, which is computed already; without it x [.., in] times this copy's own weight (`extras.py`)."""
@@ -68,7 +68,8 @@ class Part(torch.nn.Module):
             return y
         weight = self._parameters["weight"]
         assert weight is not None
-        return F.linear(x, weight, self._parameters["bias"])
+        bias = self._parameters.get("bias", self._buffers["bias"])
+        return F.linear(x, weight, bias)
 
     def plain_weight(self) -> torch.Tensor:
         """Return its weight [out, in]; a copy where that of the whole is packed."""
