@@ -62,10 +62,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _load(base: Path) -> PreTrainedModel:
+def _load(base: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     # Falcon's eager code adds alibi twice
     sdpa = {"attn_implementation": "sdpa"} if AutoConfig.from_pretrained(base).model_type == "falcon" else {}
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **sdpa).eval()
+    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **sdpa).eval()
 
 
 def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path:
@@ -227,10 +227,10 @@ def _as_one_sequence(layer: torch.nn.Module) -> None:
 
 
 class Reference:
-    """transformers + PEFT in float32, one request at a time."""
+    """transformers + PEFT, one request at a time; in float32 where nothing else is said."""
 
-    def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
-        self._base = base
+    def __init__(self, base: Path, adapters: Mapping[str, Path], dtype: torch.dtype = torch.float32) -> None:
+        self._base, self._dtype = base, dtype
         self._adapters = adapters
         self._models: dict[str | None, torch.nn.Module] = {}
         self._scores: dict[tuple[object, ...], torch.Tensor] = {}
@@ -282,7 +282,7 @@ class Reference:
 
     def _model(self, adapter: str | None) -> torch.nn.Module:
         if adapter not in self._models:
-            model = _load(self._base)
+            model = _load(self._base, self._dtype)
             num_rows = num_rows_of(None if adapter is None else self._adapters[adapter])
             if num_rows != VOCABULARY:
                 with _quiet():
