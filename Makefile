@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.local/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check soak soak-pod soak-rollouts scale strangers lint format env evaluate numerals mutants lock charts images bench clean
+.PHONY: help demo demo-down test check test-gpu soak soak-pod soak-rollouts scale strangers lint format env evaluate numerals mutants lock charts images bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: env ## every test, in a cluster of its own, two files at a time (WORKERS=0
 
 check: env lint ## the fast part: lint, and the tests without a cluster
 	@$(PYTEST) -m "not cluster and not slow"
+
+test-gpu: env ## on a machine with a GPU: the kernels on it, and the exactness suite in float32 and bfloat16 (ONLY="llama or mixtral" for some families)
+	@LORAFLEET_TEST_DEVICE=cuda $(PYTEST) tests/lorafleet_inference/kernels tests/lorafleet_inference/engine/test_exactness.py tests/lorafleet_inference/engine/test_exactness_bfloat16.py $(if $(ONLY),-k "$(ONLY) or kernels")
 
 soak: env ## what looks for rare orders of events, for an hour, then hostile traffic for an hour (SECONDS=600 for less)
 	@LORAFLEET_TEST_SOAK_SECONDS=$(or $(SECONDS),3600) $(VENV)/python -m pytest tests/soak -m soak
