@@ -208,6 +208,25 @@ def test_one_stall_takes_no_gateway_out_of_its_service(plain: Rendered) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "port"), [("http://prometheus.monitoring:9090/prom", 9090), ("https://thanos.example", 443)]
+)
+def test_the_prometheus_of_rollouts_is_told_to_the_operator_and_may_be_reached(
+    helm: Helm, plain: Rendered, url: str, port: int
+) -> None:
+    rendered = helm.render(
+        {
+            "networkPolicy": {"enabled": True, "engineNamespaces": ["models"]},
+            "operator": {"prometheus": {"url": url, "tokenFile": "/token", "caFile": "/ca"}},
+        }
+    )
+    told = [one for one in rendered.container("operator")["args"] if one.startswith("--prometheus")]
+    assert told == [f"--prometheus-url={url}", "--prometheus-token-file=/token", "--prometheus-ca-file=/ca"]
+    assert not any("--prometheus" in one for one in plain.container("operator")["args"])
+    policy = next(one for one in rendered.of("NetworkPolicy") if one["metadata"]["name"].endswith("-operator"))
+    assert {"ports": [{"port": port, "protocol": "TCP"}]} in policy["spec"]["egress"]
+
+
+@pytest.mark.parametrize(
     ("endpoint", "port"),
     [
         ("http://collector.observability:4318", 4318),

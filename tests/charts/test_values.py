@@ -55,6 +55,7 @@ SHAPES: dict[str, Any] = {
     "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "TRACE", "whenUnsatisfiable": "DoNotSchedule"}],
     "rules.runbookURL": "https://example.com/TRACE",
     "tracing.endpoint": "https://example.com/TRACE",
+    "prometheus.url": "https://example.com/TRACE",
     "gatewayFrom": [{"podSelector": {"matchLabels": {"TRACE": "a"}}}],
     "engineFrom": [{"podSelector": {"matchLabels": {"TRACE": "a"}}}],
     "metricsFrom": [{"podSelector": {"matchLabels": {"TRACE": "a"}}}],

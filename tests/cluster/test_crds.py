@@ -88,6 +88,15 @@ def cached(model: Json = HUB, **cache: Any) -> Json:
     return base(model={**model, "cache": cache})
 
 
+def measure(**more: Any) -> Json:
+    query = 'sum(rate(good{model="$(adapter)",revision="$(revision)"}[$(window)])) / sum(rate(all{}[5m]))'
+    return {"name": "good-answers", "query": query, "thresholdRange": {"min": 0.95, "max": 1}, **more}
+
+
+def measured(**more: Any) -> Json:
+    return lora(rollout={"analysis": {"prometheus": [measure(**more)]}})
+
+
 ACCEPTED = {
     "base from a volume": base(),
     "models kept on a claim": cached(persistentVolumeClaim={"claimName": "c"}),
@@ -158,6 +167,7 @@ ACCEPTED = {
     "steps of all kinds": lora(rollout={"steps": [*STEPS, {"setWeight": 5}, {"pause": {}}], "onFailure": "Pause"}),
     "analysis": lora(rollout={"analysis": ANALYSIS}),
     "analysis at its limits": lora(rollout={"analysis": {"windowSeconds": 10, "maxErrorPercent": 0, "failureLimit": 100}}),
+    "analysis by Prometheus": lora(rollout={"analysis": {"prometheus": [measure(), measure(name="b", thresholdRange={"max": 3})]}}),
     "questions": lora(verify=VERIFY),
     "questions at their limits": lora(verify={"prompts": MOST_PROMPTS, "timeoutSeconds": 600}),
     "no steps though its base has some": lora(rollout={"steps": []}),
@@ -283,6 +293,10 @@ REFUSED = {
     "weight of none": (lora(rollout={"steps": [{"setWeight": 0}]}), "should be greater than or equal to 1"),
     "pause of no time": (lora(rollout={"steps": [{"pause": {"durationSeconds": 0}}]}), "durationSeconds"),
     "too many steps": (lora(rollout={"steps": [{"pause": {}}] * 17}), "must have at most 16 items"),
+    "query without a range": (measured(thresholdRange={}), "at least one of min, max"),
+    "query whose range is empty": (measured(thresholdRange={"min": 2, "max": 1.5}), "min must not be above max"),
+    "query of a variable that there is none of": (measured(query='x{a="$(pod)"}'), "query"),
+    "analysis by no query": (lora(rollout={"analysis": {"prometheus": []}}), "prometheus"),
     "analysis of nothing": (lora(rollout={"analysis": {}}), "at least one of maxErrorPercent"),
     "window of no time": (lora(rollout={"analysis": {**ANALYSIS, "windowSeconds": 9}}), "windowSeconds"),
     "more errors than requests": (lora(rollout={"analysis": {"maxErrorPercent": 101}}), "maxErrorPercent"),

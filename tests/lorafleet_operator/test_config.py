@@ -36,6 +36,11 @@ def test_flag_wins_over_variable() -> None:
         ([*NEEDED, "--lease", "Not A Name"], {}, "--lease: 'Not A Name' is no name of a Kubernetes object"),
         ([*NEEDED, "--gateway-selector", "a=b,c"], {}, "--gateway-selector: 'c' is not LABEL=VALUE"),
         ([*NEEDED, "--gateway-port", "0"], {}, "--gateway-port: 0 is not between 1 and 65535"),
+        (
+            [*NEEDED, "--prometheus-url", "http://me@p"],
+            {},
+            "--prometheus-url: 'http://me@p' is no http or https URL without credentials and query",
+        ),
         (NEEDED, {"LORAFLEET_HTTP_PORT": "70000"}, "LORAFLEET_HTTP_PORT: 70000 is not between 0 and 65535"),
         (NEEDED, {"LORAFLEET_WORKER": "3"}, "LORAFLEET_WORKER: is no option of this program; see --help"),
     ],

@@ -15,6 +15,7 @@ from lorafleet_contract.evidence import ErrorClass
 from lorafleet_contract.names import ANNOTATION_ABORT, ANNOTATION_PROMOTE, ANNOTATION_RETRY
 from lorafleet_operator import metrics
 from lorafleet_operator.cluster.store import Kind
+from lorafleet_operator.decide.measured import Reading
 
 Json = dict[str, Any]
 TIMED = [{"setWeight": 20}, {"pause": {"durationSeconds": 60}}, {"setWeight": 50}, {"pause": {"durationSeconds": 60}}]
@@ -531,6 +532,44 @@ def test_with_on_failure_pause_a_person_decides(story: Story) -> None:
     story.annotate(promote=f"{new}:0")
     story.judged(70)
     assert story.stable == new
+
+
+QUERY = {
+    "name": "good-answers",
+    "query": 'good{revision="$(revision)"}[$(window)] / good{revision="$(stable)"}[$(window)]',
+    "thresholdRange": {"min": 0.9},
+}
+
+
+def test_a_query_to_prometheus_is_asked_over_the_window_and_takes_a_revision_back(story: Story) -> None:
+    """What gateways count is well all the time."""
+    old, new, asked = story.revision("p1"), story.revision("p2"), []
+
+    def answer(query: str) -> Reading:
+        asked.append(query)
+        return Reading(0.95 if len(asked) == 1 else 0.5)
+
+    story.fleet.prometheus = answer
+    story.apply(steps=JUDGED, analysis={**ANALYSIS, "prometheus": [QUERY]})
+    story.judged(36)
+    assert story.place == (PROGRESSING, 1, [80, 20])
+    assert story.evidence["message"].endswith("0 lost with their pods, good-answers is 0.95")
+    assert f'good{{revision="{new}"}}[30s] / good{{revision="{old}"}}[30s]' in asked
+    story.judged(60, until=ROLLED_BACK)
+    assert story.fleet.condition("a") == ("False", "AnalysisFailed")
+    assert "good-answers is 0.5, and at least 0.9 is needed" in story.rollout["message"]
+
+
+def test_a_query_without_an_answer_is_never_good(story: Story) -> None:
+    story.fleet.prometheus = lambda _: Reading(None, "Prometheus does not answer: TimeoutError")
+    analysis = {"windowSeconds": 30, "minRequests": 20, "prometheus": [QUERY]}
+    story.apply(steps=JUDGED, analysis=analysis, progressDeadlineSeconds=120)
+    story.judged(100)
+    assert story.place == (PROGRESSING, 0, [80, 20])
+    assert story.evidence["judgement"] == "Inconclusive"
+    story.judged(60, until=ROLLED_BACK)
+    assert story.fleet.condition("a") == ("False", "ProgressDeadlineExceeded")
+    assert "good-answers is not known: Prometheus does not answer: TimeoutError" in story.rollout["message"]
 
 
 def test_what_is_wrong_in_a_pause_is_seen_too(story: Story) -> None:

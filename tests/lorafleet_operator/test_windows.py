@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 
 from lorafleet_contract.evidence import Evidence, Latency, RevisionEvidence
-from lorafleet_contract.rollout import Analysis, Judgement, RolloutEvidence, RolloutPhase, RolloutStatus
+from lorafleet_contract.rollout import (
+    Analysis,
+    Judgement,
+    PrometheusQuery,
+    RolloutEvidence,
+    RolloutPhase,
+    RolloutStatus,
+)
 from lorafleet_operator.decide.evidence import Hearing, RowKey, Tally
+from lorafleet_operator.decide.measured import Reading
 from lorafleet_operator.decide.windows import Pair, Windows
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -84,6 +92,30 @@ class Watched:
 @pytest.fixture
 def it() -> Watched:
     return Watched()
+
+
+def test_a_window_waits_for_the_answers_to_its_queries(it: Watched) -> None:
+    query = {"name": "q", "query": "up", "threshold_range": {"min": 1}}
+    analysis = ANALYSIS.model_copy(update={"prometheus": [PrometheusQuery.model_validate(query)]})
+
+    def look(seconds: float, **readings: Reading) -> RolloutEvidence | None:
+        hearing, now = Hearing(it.tally, it.gateways, it.silent), NOW + timedelta(seconds=seconds)
+        return it.windows.look("uid", it.rollout, analysis, hearing, pair=PAIR, now=now, readings=readings or None)
+
+    assert look(0) is None
+    it.count(new=20)
+    assert it.windows.over_since("uid", analysis, NOW + timedelta(seconds=59)) is None
+    assert it.windows.over_since("uid", analysis, NOW + timedelta(seconds=60)) == NOW
+    assert look(61) is None
+    found = look(62, q=Reading(None, "no series matches"))
+    assert found is not None
+    assert (found.judgement, found.message) == (UNCLEAR, "q is not known: no series matches")
+    it.write(found)
+    assert it.windows.over_since("uid", analysis, NOW + timedelta(seconds=63)) == NOW
+    found = look(64, q=Reading(0.5))
+    assert found is not None
+    assert (found.judgement, found.message) == (BAD, "q is 0.5, and at least 1 is needed")
+    assert it.windows.over_since("uid", analysis, NOW + timedelta(seconds=65)) is None
 
 
 def test_a_window_begins_with_the_first_look(it: Watched) -> None:

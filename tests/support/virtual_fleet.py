@@ -6,7 +6,7 @@ The operator is the real one from its API clients upwards. What must never happe
 import asyncio
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -30,6 +30,7 @@ from lorafleet_operator.cluster.scope import Scope
 from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.evidence import Hearing, RowKey, Tally
+from lorafleet_operator.decide.measured import Reading
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import LeaseLost, OperatorError, PodRefused, PodUnreachable
 from lorafleet_operator.process.health import Health
@@ -202,6 +203,26 @@ class HeardGateways:
         """Nothing is open."""
 
 
+class AskedPrometheus:
+    """The Prometheus of a fleet, which answers at the second look."""
+
+    def __init__(self, fleet: "VirtualFleet") -> None:
+        self._fleet = fleet
+        self._asked: dict[str, datetime] = {}
+
+    def readings(self, uid: str, since: datetime, queries: Mapping[str, str]) -> Mapping[str, Reading] | None:
+        """As the real one."""
+        if self._asked.get(uid) != since:
+            self._asked[uid] = since
+            return None
+        return {name: self._fleet.prometheus(query) for name, query in queries.items()}
+
+    def keep(self, uids: Collection[str], of: Collection[str]) -> None:
+        """As the real one."""
+        for uid in set(of) - set(uids):
+            self._asked.pop(uid, None)
+
+
 class Operator:
     """One operator, which starts again when it ends."""
 
@@ -239,6 +260,7 @@ class Operator:
                     client=lambda: VirtualAdmin(self._fleet, self.network),
                     now=self._fleet.now,
                     gateways=HeardGateways(self._fleet),
+                    measures=AskedPrometheus(self._fleet),
                 )
             await asyncio.sleep(RESTART_SECONDS)
 
@@ -282,6 +304,8 @@ class VirtualFleet(Fleet):
         self.processes: list[Operator] = []
         self.gateway: VirtualGateway | None = None
         self.is_gateway_silent = False
+        self.prometheus: Callable[[str], Reading] = lambda _: Reading(1.0)
+        """What a query is answered with."""
         self.kube.on_change += [self._note, self._publish_endpoints]
 
     def now(self) -> datetime:

@@ -33,6 +33,28 @@ class Step(Observed):
         return self
 
 
+class ThresholdRange(Observed):
+    """What a number may be; at least one of the two is given."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a range needs at least one of min, max")
+        return self
+
+
+class PrometheusQuery(Observed):
+    """A query whose answer, one number, has to be within a range."""
+
+    name: str
+    query: str
+    """With `$(revision)`, `$(stable)`, `$(adapter)`, `$(base)`, `$(namespace)` and `$(window)`."""
+    threshold_range: ThresholdRange
+
+
 class Analysis(Observed):
     """By what a new revision is judged, window after window, from what gateways count."""
 
@@ -44,6 +66,8 @@ class Analysis(Observed):
     """Percentage points above the stable revision's."""
     max_latency_percent_over_stable: Annotated[int, Field(ge=0)] | None = None
     """By how much the 95th percentile of the time to the first byte may exceed the stable revision's."""
+    prometheus: list[PrometheusQuery] = []
+    """Asked of the operator's Prometheus when a window is over."""
     failure_limit: Annotated[int, Field(ge=0)] = 0
     """Windows that may be judged bad before the revision fails."""
 

@@ -5,7 +5,9 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import LogFormat
@@ -42,6 +44,10 @@ class OperatorConfig:
     gateway_selector: str = ""
     """Empty: no gateway is asked."""
     gateway_port: int = 8002
+    prometheus_url: str = ""
+    """Empty: none is asked."""
+    prometheus_token_file: Path | None = None
+    prometheus_ca_file: Path | None = None
     http_port: int = 8080
     resync_seconds: float = 30.0
     workers: int = 4
@@ -64,6 +70,13 @@ def _labels(text: str) -> str:
     return ",".join(terms)
 
 
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"{text!r} is no http or https URL without credentials and query")
+    return text.rstrip("/")
+
+
 C = OperatorConfig
 OPTIONS: tuple[Option, ...] = (
     Option("engine-image", "Image of engine pods whose BaseModelDeployment names none.", _text, "IMAGE", C, "engine_image",
@@ -83,6 +96,12 @@ OPTIONS: tuple[Option, ...] = (
            "came of a revision's requests while a rollout is judged by that.", _labels, "LABELS", C, "gateway_selector",
            "none is asked"),
     Option("gateway-port", "Their port of `/v1/evidence`.", number(1, 65535), "PORT", C, "gateway_port"),
+    Option("prometheus-url", "Base URL of the Prometheus that answers the queries of `rollout.analysis.prometheus`; no other "
+           "is ever asked.", _url, "URL", C, "prometheus_url", "none: these queries have no answer"),
+    Option("prometheus-token-file", "File with a bearer token for it, read anew for each query.", Path, "FILE", C,
+           "prometheus_token_file", "no token"),
+    Option("prometheus-ca-file", "Certificates of authorities to be trusted with it.", Path, "FILE", C, "prometheus_ca_file",
+           "those of the system"),
     Option("http-port", "Port of `/healthz`, `/readyz` and `/metrics`.", number(0, 65535), "PORT", C, "http_port"),
     Option("resync-seconds", "How often everything is listed and compared, whatever events said.", seconds(1, 3600),
            "SECONDS", C, "resync_seconds"),

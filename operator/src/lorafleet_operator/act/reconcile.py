@@ -25,7 +25,7 @@ from lorafleet_operator.act.apply import Applier
 from lorafleet_operator.act.autoscaling import Autoscaling
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
-from lorafleet_operator.act.judging import Gateways, Judging
+from lorafleet_operator.act.judging import Gateways, Judging, Measures
 from lorafleet_operator.act.leaving import Leaving
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
@@ -102,6 +102,7 @@ class Tools:
     writer: StatusWriter
     pod_events: PodEvents
     gateways: Gateways
+    measures: Measures
     now: WallClock = utc_now
 
     async def close(self) -> None:
@@ -162,7 +163,7 @@ class Reconciler:
         self._outages = Outages()
         self._auto = AutoPlacement()
         self._weights = metrics.RolloutWeights()
-        self._judging = Judging(tools.gateways)
+        self._judging = Judging(tools.gateways, tools.measures)
 
     async def reconcile(self, key: BaseKey) -> Outcome:
         """Bring one base and its adapters closer to what their specs say.

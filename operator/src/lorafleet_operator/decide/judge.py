@@ -1,18 +1,22 @@
 """Whether a revision does well enough, by what gateways counted within a window. Pure.
 
-Good is said only when every gateway was heard and both revisions had enough requests. A comparison with the stable revision
-counts only where chance does not explain the difference.
+Good is said only when every gateway was heard, both revisions had enough requests, and every query has an answer. A
+comparison with the stable revision counts only where chance does not explain the difference.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from lorafleet_contract.rollout import Analysis, Judgement
 from lorafleet_operator.decide.evidence import PERCENTILE, Counts, Hearing
+from lorafleet_operator.decide.measured import Reading, beyond, unanswered, words
 
 SIGNIFICANT: Final = 3.0
 """Standard errors that a difference from the stable revision has to exceed."""
+NO_READINGS: Final[Mapping[str, Reading]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +29,15 @@ class Finding:
     """Bad for nothing but requests that were lost with their pods: one pod that dies does that, whoever killed it."""
 
 
-def judge(analysis: Analysis, canary: Counts, stable: Counts, hearing: Hearing) -> Finding:
-    """Return the judgement on a window that is over, and why in words."""
-    if canary.requests >= analysis.min_requests and (problem := _problem(analysis, canary, stable)) is not None:
-        return problem
+def judge(
+    analysis: Analysis, canary: Counts, stable: Counts, hearing: Hearing, readings: Mapping[str, Reading] = NO_READINGS
+) -> Finding:
+    """Return the judgement on a window that is over, and why in words; `readings` answer the queries of the analysis."""
+    if canary.requests >= analysis.min_requests:
+        if (problem := _problem(analysis, canary, stable)) is not None:
+            return problem
+        if (outside := beyond(analysis, readings)) is not None:
+            return _bad(outside)
     if hearing.num_gateways == 0:
         return _inconclusive(hearing.obstacle or "no gateway is known")
     if hearing.num_silent:
@@ -38,8 +47,10 @@ def judge(analysis: Analysis, canary: Counts, stable: Counts, hearing: Hearing) 
     if _compares(analysis) and stable.requests < analysis.min_requests:
         needed = f"{stable.requests} requests of {analysis.min_requests} that are needed"
         return _inconclusive(f"the stable revision to compare with has {needed}")
+    if (missing := unanswered(analysis, readings)) is not None:
+        return _inconclusive(missing)
     message = f"{canary.requests} requests, {canary.faults} errors, {canary.lost} lost with their pods"
-    return Finding(Judgement.GOOD, message)
+    return Finding(Judgement.GOOD, message + words(analysis, readings))
 
 
 def _inconclusive(message: str) -> Finding:

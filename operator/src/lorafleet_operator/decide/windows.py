@@ -3,14 +3,15 @@
 An operator that starts begins every window anew: a step takes longer then, and nothing is judged by what was not seen.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 from lorafleet_contract.rollout import Analysis, Judgement, RevisionCounts, RolloutEvidence, RolloutStatus
 from lorafleet_operator.decide.evidence import Counts, Hearing, RowKey
-from lorafleet_operator.decide.judge import judge
+from lorafleet_operator.decide.judge import NO_READINGS, judge
+from lorafleet_operator.decide.measured import Reading
 
 TELL_AGAIN: Final = timedelta(seconds=60)
 """A window that cannot be judged is told of once a minute."""
@@ -55,9 +56,18 @@ class Windows:
             self._open.pop(uid, None)
 
     def look(
-        self, uid: str, rollout: RolloutStatus, analysis: Analysis, hearing: Hearing, *, pair: Pair, now: datetime
+        self,
+        uid: str,
+        rollout: RolloutStatus,
+        analysis: Analysis,
+        hearing: Hearing,
+        *,
+        pair: Pair,
+        now: datetime,
+        readings: Mapping[str, Reading] | None = None,
     ) -> RolloutEvidence | None:
-        """Return what came of the window of a step, if it is over, until `rollout` tells it.
+        """Return what came of the window of a step, if it is over, until `rollout` tells it. It is not judged before
+        `readings`, the answers to the queries of the analysis, are there.
 
         It begins with the first look at the step, and anew when something that was counted is lost.
         """
@@ -73,15 +83,24 @@ class Windows:
             return None
         if now < window.since + timedelta(seconds=analysis.window_seconds):
             return window.found
-        return self._close(uid, window, analysis, hearing, now)
+        if analysis.prometheus and readings is None:
+            return window.found
+        return self._close(uid, window, analysis, hearing, now=now, readings=readings or NO_READINGS)
 
     def _close(
-        self, uid: str, window: _Window, analysis: Analysis, hearing: Hearing, now: datetime
+        self,
+        uid: str,
+        window: _Window,
+        analysis: Analysis,
+        hearing: Hearing,
+        *,
+        now: datetime,
+        readings: Mapping[str, Reading],
     ) -> RolloutEvidence | None:
         """Judge a window that is over; one that cannot be judged goes on."""
         totals = hearing.tally.total(window.pair.canary), hearing.tally.total(window.pair.stable)
         canary, stable = totals[0] - window.canary, totals[1] - window.stable
-        verdict = judge(analysis, canary, stable, hearing)
+        verdict = judge(analysis, canary, stable, hearing, readings)
         judgement, message = verdict.judgement, verdict.message
         is_first_loss = verdict.is_loss and not window.has_lost
         if is_first_loss:
@@ -104,6 +123,14 @@ class Windows:
         if is_due:
             window.found = found
         return window.found
+
+    def over_since(self, uid: str, analysis: Analysis, now: datetime) -> datetime | None:
+        """Return when a window began that is over and not told of yet as good or bad; None where there is none."""
+        window = self._open.get(uid)
+        if window is None or now < window.since + timedelta(seconds=analysis.window_seconds):
+            return None
+        is_judged = window.found is not None and window.found.judgement is not Judgement.INCONCLUSIVE
+        return None if is_judged else window.since
 
     def ends_at(self, uid: str, analysis: Analysis) -> datetime | None:
         """Return when the window of an adapter is over; None without one."""

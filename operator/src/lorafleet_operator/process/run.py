@@ -20,12 +20,13 @@ from lorafleet_operator.act.autoscaling import Autoscaling
 from lorafleet_operator.act.execute import Executor
 from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.gateway_watch import GatewayWatch
-from lorafleet_operator.act.judging import Gateways
+from lorafleet_operator.act.judging import Gateways, Measures
 from lorafleet_operator.act.kept_names import KeptNames
 from lorafleet_operator.act.leaving import Leaving
 from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
+from lorafleet_operator.act.prometheus import Prometheus
 from lorafleet_operator.act.reconcile import Reconciler, Tools
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
@@ -127,6 +128,7 @@ async def lead(
     *,
     client: Callable[[], AdminClient] = AdminClient,
     gateways: Gateways | None = None,
+    measures: Measures | None = None,
     now: WallClock = utc_now,
 ) -> None:
     """Make the cluster what its resources say as long as the Lease is held; `watching` tells what happens between lists.
@@ -136,10 +138,24 @@ async def lead(
     """
     admin = client()
     own = GatewayWatch(api, namespace=config.namespace, selector=config.gateway_selector, port=config.gateway_port)
-    converging = _converge(config, api, lease, health, watching, client=admin, gateways=gateways or own, now=now)
+    prometheus = Prometheus(
+        config.prometheus_url, token_file=config.prometheus_token_file, ca_file=config.prometheus_ca_file
+    )
+    converging = _converge(
+        config,
+        api,
+        lease,
+        health,
+        watching,
+        client=admin,
+        gateways=gateways or own,
+        measures=measures or prometheus,
+        now=now,
+    )
     try:
         await _all_or_none(lease.hold(), converging)
     finally:
+        await to_its_end(prometheus.close())
         await to_its_end(own.close())
         await to_its_end(admin.close())
 
@@ -153,6 +169,7 @@ async def _converge(
     *,
     client: AdminClient,
     gateways: Gateways,
+    measures: Measures,
     now: WallClock,
 ) -> None:
     scope = Scope(config.watch_namespaces)
@@ -164,7 +181,17 @@ async def _converge(
     key = await _patiently(lambda: admin_key(api, namespace=config.namespace, name=config.key_secret))
     writes = Writes(api, lambda: lease.is_held)
     tools = _tools(
-        config, key, client, store, api=api, writes=writes, lease=lease, gateways=gateways, wake=wake, now=now
+        config,
+        key,
+        client,
+        store,
+        api=api,
+        writes=writes,
+        lease=lease,
+        gateways=gateways,
+        measures=measures,
+        wake=wake,
+        now=now,
     )
     names = KeptNames(api, writes, store, namespace=config.namespace, name=config.names, now=now)
     strays = Strays(api, scope, tools.operators, tools.writer)
@@ -208,6 +235,7 @@ def _tools(
     writes: Writes,
     lease: Lease,
     gateways: Gateways,
+    measures: Measures,
     wake: Wake,
     now: WallClock,
 ) -> Tools:
@@ -228,6 +256,7 @@ def _tools(
         fences=Fences(lease),
         pod_events=PodEvents(api),
         gateways=gateways,
+        measures=measures,
         operators=Operators(api, writer, me=lease.name),
         writer=writer,
         now=now,
