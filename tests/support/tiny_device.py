@@ -77,6 +77,8 @@ class TinyDevice(Runner):
     max_resident: int = 2
     ahead: bool = False
     length_rope: LengthRope | None = None
+    repeats: bool = False
+    """Whether answers mostly repeat themselves."""
     holds: set[AdapterKey] = field(default_factory=set)
     fails_next: str | None = None
     """The next step raises once: "before" it is computed, "after", while "choosing" tokens, or "late", when it is read."""
@@ -168,9 +170,9 @@ class TinyDevice(Runner):
                     raise TrapError("trap")
                 known.append(_value(known, ids[at], adapters[at], rope))
                 self.kv[slots[len(known) - 1]] = known[-1]
-                if at - span.begin < item.num_score or at == span.end - 1:
-                    of_item.append(_row(known))
-            if item.num_score == item.num_tokens:
+                if at - span.begin < item.num_rows or at == span.end - 1:
+                    of_item.append(_row(known, self.repeats, ids[at]))
+            if item.num_rows == item.num_tokens:
                 of_item.append(of_item[-1])
             rows[item.request_id] = of_item
         return torch.stack([row for item in batch.host.items for row in rows[item.request_id]])
@@ -184,12 +186,14 @@ def _value(known: Sequence[int], token_id: int, adapter: AdapterKey | None, rope
     return hash((previous, token_id, weights, rope_length)) & _MASK
 
 
-def _row(known: Sequence[int]) -> torch.Tensor:
-    """[vocabulary] float32; the tokens that stand for faults are never likely."""
+def _row(known: Sequence[int], repeats: bool, token_id: int) -> torch.Tensor:
+    """[vocabulary] float32; the tokens that stand for faults are never likely, and of one that `repeats` mostly the same ones follow."""
     if POISON in known:
         return torch.full((VOCAB_SIZE,), torch.nan)
     number = hash(tuple(known)) & _MASK
     values = [(hash((number, token)) & 0xFFFF) / 4096 for token in range(VOCAB_SIZE)]
+    if repeats and number % 4:
+        values[FIRST_PLAIN + (token_id * 5 + 1) % (VOCAB_SIZE - FIRST_PLAIN)] += 16.0
     for token in (0, NAN, TRAP, LATE_TRAP):
         values[token] = -30.0
     return torch.tensor(values)

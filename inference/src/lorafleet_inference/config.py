@@ -18,6 +18,8 @@ ReasoningParser = Literal["auto", "none"]
 GIB = 1 << 30
 MAX_RANK = 256
 """The largest rank that any option may allow."""
+MAX_DRAFT_TOKENS = 64
+"""The most draft tokens that the option may allow."""
 RANK_PAGE = 8
 """Ranks in a page of adapter memory."""
 KV_BLOCK_TOKENS = 16
@@ -61,6 +63,8 @@ class EngineConfig:
     """Whether decode steps are captured there."""
     kernel_cache: str | None = None
     """Folder that keeps the compiled code; None: where Numba and Triton keep it by themselves."""
+    speculative_tokens: int = 0
+    """Draft tokens of an answer in a step, at most; with them no step is submitted ahead. 0: none are made."""
     max_step_seconds: float = 300.0
     """An engine that gives no sign of life for so long hangs in a step and is ended."""
 
@@ -75,6 +79,7 @@ class EngineConfig:
             "--kv-cache-memory": self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes > 0,
             "--adapter-memory": self.adapter_memory_bytes is None or self.adapter_memory_bytes > 0,
             "--host-cache": self.host_cache_bytes > 0,
+            "--speculative-tokens": 0 <= self.speculative_tokens <= MAX_DRAFT_TOKENS,
             "--num-threads": self.num_threads is None or self.num_threads >= 1,
             "--max-step-seconds": self.max_step_seconds > 0,
         }

@@ -35,6 +35,12 @@ REQUESTS = counter(
     "finish",
 )
 PROMPT_TOKENS = counter("lorafleet_prompt_tokens_total", "Prompt tokens of accepted sequences.", "adapter")
+DRAFT_TOKENS = counter(
+    "lorafleet_draft_tokens_total", "Draft tokens of answers that were computed (--speculative-tokens).", "adapter"
+)
+ACCEPTED_TOKENS = counter(
+    "lorafleet_draft_tokens_accepted_total", "Those of them that were right, and so tokens of answers.", "adapter"
+)
 GENERATION_TOKENS = counter("lorafleet_generation_tokens_total", "Tokens generated.", "adapter")
 NOT_FINITE = counter(
     "lorafleet_not_finite_total",

@@ -117,6 +117,9 @@ OPTIONS: tuple[Option, ...] = (
            boolean, "", E, "gpu_kernels", is_flag=True),
     Option("cuda-graphs", "Capture decode steps at the start where the Triton kernels compute them.", boolean, "", E, "cuda_graphs",
            is_flag=True),
+    Option("speculative-tokens", "Tokens that a step may draft of each answer from what the answer and its prompt have had before (n-gram "
+           "speculation): what is right of them stands, and the answer is the same as without. 0: none.",
+           integer, "NUMBER", E, "speculative_tokens"),
     Option("max-step-seconds", "An engine that gives no sign of life for so long hangs: it is ended, its stack in the log, and "
            "the pod with it.", any_seconds, "SECONDS", E, "max_step_seconds"),
     Option("cache-dir", "Folder for downloaded models and adapters, and for compiled kernels.", Path, "FOLDER", None, "cache_dir",

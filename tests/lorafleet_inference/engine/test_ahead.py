@@ -1,4 +1,5 @@
-"""Requests get the same tokens whether steps are submitted one ahead of their results or not, whatever happens meanwhile."""
+"""Requests get the same tokens whether steps are submitted one ahead of their results or not, or answers are drafted, whatever happens
+meanwhile."""
 
 import queue
 from collections.abc import Iterator
@@ -54,12 +55,18 @@ class Run:
     rope: LengthRope | None
     max_batch_tokens: int
     max_resident: int = 2
+    num_draft_tokens: int = 0
+    repeats: bool = False
     said: list[FromEngine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         now, self.move = ticking()
         self.device = TinyDevice(
-            self.num_blocks, max_resident=self.max_resident, ahead=self.ahead, length_rope=self.rope
+            self.num_blocks,
+            max_resident=self.max_resident,
+            ahead=self.ahead,
+            length_rope=self.rope,
+            repeats=self.repeats,
         )
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         config = EngineConfig(
@@ -67,6 +74,7 @@ class Run:
             max_batch_tokens=self.max_batch_tokens,
             max_batch_requests=self.device.max_requests,
             max_resident_adapters=self.max_resident,
+            speculative_tokens=self.num_draft_tokens,
         )
         self.engine = Engine(self.device, config, inspect, self.said.append, self.inbox, now=now)
         self.most_in_flight = 0
@@ -133,12 +141,23 @@ SAMPLING = st.builds(
 ROPES = st.sampled_from([None, None, LengthRope(RopeKind.LONGROPE, 30), LengthRope(RopeKind.DYNAMIC, 30)])
 
 
-class Both(RuleBasedStateMachine):
-    """Two engines, of which one submits steps ahead: each request has the same answer of both."""
+class All(RuleBasedStateMachine):
+    """Engines of which one submits steps ahead and one drafts: each request has the same answer of all."""
 
-    @initialize(num_blocks=st.integers(9, 30), rope=ROPES, max_batch_tokens=st.sampled_from([6, 20, 64, 200]))
-    def begin(self, num_blocks: int, rope: LengthRope | None, max_batch_tokens: int) -> None:
-        self.runs = [Run(ahead, num_blocks, rope, max_batch_tokens) for ahead in (False, True)]
+    @initialize(
+        num_blocks=st.integers(9, 30),
+        rope=ROPES,
+        max_batch_tokens=st.sampled_from([6, 20, 64, 200]),
+        num_draft_tokens=st.sampled_from([1, 5, 20]),
+        repeats=st.booleans(),
+    )
+    def begin(
+        self, num_blocks: int, rope: LengthRope | None, max_batch_tokens: int, num_draft_tokens: int, *, repeats: bool
+    ) -> None:
+        self.runs = [
+            Run(ahead, num_blocks, rope, max_batch_tokens, num_draft_tokens=drafts, repeats=repeats)
+            for ahead, drafts in ((False, 0), (True, 0), (False, num_draft_tokens))
+        ]
         self.names: list[str] = []
         for key in ADAPTERS[2:]:
             self.register(key, resident=True)
@@ -214,7 +233,9 @@ class Both(RuleBasedStateMachine):
                 run.run()
                 assert run.engine._blocks.num_used == 0
             for name in self.names:
-                compare(*(run.events(name) for run in self.runs))
+                first, *others = (run.events(name) for run in self.runs)
+                for other in others:
+                    compare(first, other)
 
 
 @contextmanager
@@ -277,5 +298,23 @@ def test_an_adapter_makes_way_for_another_when_no_step_in_flight_uses_it() -> No
     assert [len(answer) for answer in answers[0]] == [60, 60, 60]
 
 
-TestBoth = Both.TestCase
-TestBoth.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAll = All.TestCase
+TestAll.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_repetitive_answer_takes_fewer_steps_with_drafts() -> None:
+    answers, steps = [], []
+    for num_draft_tokens in (0, 16):
+        run = Run(
+            ahead=False, num_blocks=30, rope=None, max_batch_tokens=64, num_draft_tokens=num_draft_tokens, repeats=True
+        )
+        with closing([run]):
+            asked = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
+            run.inbox.put(Submit("r", tuple(range(FIRST_PLAIN, FIRST_PLAIN + 12)), None, asked))
+            run.run()
+            answers.append([token for event in run.events("r") for token in event.token_ids])
+            steps.append(run.engine._counts["steps"])
+            told = [event.num_accepted_tokens for event in run.events("r")]
+            assert sum(told) == 100 - steps[-1]
+    assert answers[0] == answers[1]
+    assert steps[1] < 0.8 * steps[0]

@@ -187,3 +187,19 @@ def test_a_token_that_is_not_known_here_is_read_where_it_was_chosen() -> None:
     assert host.token_ids.min() < 0
     assert batch.to_device(host).input_ids.tolist() == [[22, 0, 20]]
     assert InputBatch(3, MAX_MODEL_LEN, CPU).last_tokens is None, "a CPU that waits needs none"
+
+
+def test_draft_tokens_are_computed_and_forgotten_where_they_were_wrong() -> None:
+    batch = batch_of(1)
+    drafted = StepItem("a", 2, 4, samples=True, decode=True, draft_token_ids=(7, 8, 9))
+    batch.apply(StepPlan((drafted,), new=(new("a", (5, 6, 1)),)))
+    host = batch.gather((drafted,))
+    assert host.token_ids.tolist() == [1, 7, 8, 9]
+    assert host.positions.tolist() == [2, 3, 4, 5]
+    assert host.logit_rows.tolist() == [0, 1, 2, 3]
+    row = batch.row("a")
+    assert batch.tokens(row).tolist() == [5, 6, 1], "nobody knows whether they are right"
+    batch.resolve((drafted,), [row], StepResult({"a": Sampled(7)}, further={"a": (Sampled(4),)}))
+    assert batch.tokens(row).tolist() == [5, 6, 1, 7, 4]
+    host = batch.gather((StepItem("a", 4, 1, samples=True, decode=True),))
+    assert (host.token_ids.tolist(), host.positions.tolist()) == ([4], [4])

@@ -142,6 +142,7 @@ class Engine:
             length_rope=facts.length_rope,
             vocabulary_of=lambda key: vocabulary_of(facts) if key is None else self._loads.vocabulary(key),
             invocation_of=self._loads.invocation,
+            max_draft_tokens=0 if runner.ahead else config.speculative_tokens,
         )
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []

@@ -322,6 +322,10 @@ class TokenEvent(msgspec.Struct, frozen=True):
     """[dimensions] float32, little endian: of the prompt; in the last event, if it was asked for."""
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found in the prefix cache; in the first event."""
+    num_draft_tokens: int = 0
+    """Draft tokens of the step that these tokens come from; in the first event of a step."""
+    num_accepted_tokens: int = 0
+    """Those of them that were right."""
     queue_seconds: float | None = None
     """Time from Submit to the first scheduled step; in the first event."""
 
@@ -344,6 +348,8 @@ def joined(events: Sequence[TokenEvent]) -> TokenEvent:
         code=last.code,
         embedding=last.embedding,
         num_cached_tokens=first.num_cached_tokens,
+        num_draft_tokens=sum(event.num_draft_tokens for event in events),
+        num_accepted_tokens=sum(event.num_accepted_tokens for event in events),
         queue_seconds=first.queue_seconds,
     )
 

@@ -27,11 +27,18 @@ class StepItem(msgspec.Struct, frozen=True, gc=False):
     """Log-probabilities are wanted of so many tokens of the prompt: those that follow the step's first, second, … token."""
     decode: bool = False
     """Whether this continues an answer by its last token."""
+    draft_token_ids: tuple[int, ...] = ()
+    """The last ones of the tokens, where they are not known but drafted; then a token is chosen after each of them, and before."""
 
     @property
     def end(self) -> int:
         """The position after the last token."""
         return self.start + self.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that are wanted before that of the last token."""
+        return self.num_score + len(self.draft_token_ids)
 
 
 class NewRequest(msgspec.Struct, frozen=True, gc=False):
@@ -143,13 +150,15 @@ class StepResult:
 
     sampled: dict[str, Sampled] = field(default_factory=dict)
     scored: dict[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
-    """Likewise of items with `num_score`."""
+    """Of items with `num_score`."""
     pooled: dict[str, Vector] = field(default_factory=dict)
     """[hidden size] of items whose embedding is wanted: the sum of their hidden states, or the one of the token that counts."""
     not_finite: frozenset[str] = frozenset()
     """Requests whose logits are not finite in this step: nothing that they computed in it may be used."""
     failed: dict[str, str] = field(default_factory=dict)
     """Requests that could not be computed, with the reason in a sentence; in none of the others."""
+    further: dict[str, tuple[Sampled, ...]] = field(default_factory=dict)
+    """Of items with draft tokens, the tokens that were chosen after the first: as many as were right of these."""
 
 
 class InFlight(Protocol):

@@ -20,6 +20,7 @@ from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Growth, StepItem, StepPlan
 from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
+from lorafleet_inference.engine.speculation import Speculator, is_worthwhile
 
 MAX_SCORED_TOKENS = 256
 """Tokens of prompts that a step scores, of all its sequences: each takes a row of logits over the whole vocabulary."""
@@ -34,6 +35,10 @@ class _Draft:
     bound: StepBound | None
     busy_room: int
     """Of these, for prompts of adapters that are busy by the bound."""
+    num_decoding: int = 0
+    """Sequences of which one token is left to compute."""
+    draft_room: int = 0
+    """Draft tokens that are left: each takes a row of logits, as a request does, and memory is there for those of all requests."""
     room_to_score: int = MAX_SCORED_TOKENS
     """Rows of logits for scored tokens that are left."""
     items: dict[str, StepItem] = field(default_factory=dict)
@@ -59,9 +64,16 @@ class Planner:
     """
 
     def __init__(
-        self, blocks: BlockManager, counters: ServiceCounters, *, max_batch_tokens: int, max_batch_requests: int
+        self,
+        blocks: BlockManager,
+        counters: ServiceCounters,
+        *,
+        max_batch_tokens: int,
+        max_batch_requests: int,
+        max_model_len: int,
     ) -> None:
         self._blocks = blocks
+        self._max_model_len = max_model_len
         self._counters = counters
         self._max_batch_tokens = max_batch_tokens
         self._max_running = min(max_batch_requests, max(1, max_batch_tokens // 2))
@@ -81,11 +93,11 @@ class Planner:
     ) -> StepPlan:
         """Choose the next step, as `Scheduler.plan` says."""
         room = busy_room = self._max_batch_tokens
+        num_decoding = self.running.num_decoding
         if bound is not None:
-            num_decoding = self.running.num_decoding
             room = min(room, num_decoding + bound.num_prompt_tokens(num_decoding))
             busy_room = bound.num_busy_tokens(num_decoding)
-        draft = _Draft(room, bound, busy_room)
+        draft = _Draft(room, bound, busy_room, num_decoding, draft_room=self._max_running - num_decoding)
         able = {one for one in self.waiting if one is None or (one in on_device and one not in held)}
         contending = able.union(self.running.adapters)
         self._claim_places(draft, able)
@@ -128,14 +140,39 @@ class Planner:
                 continue
             self._counters.charge(sequence.adapter, 1, ANSWER_WEIGHT)
             sequence.num_charged = sequence.num_computed + 1
+            drafted = () if sequence.speculator is None else self._speculate(draft, sequence, sequence.speculator)
             draft.items[sequence.request_id] = StepItem(
-                sequence.request_id, sequence.num_computed, 1, samples=True, decode=True
+                sequence.request_id, sequence.num_computed, 1 + len(drafted), True, 0, True, drafted
             )
             if sequence.adapter is not None:
                 draft.adapters.add(sequence.adapter)
-            draft.room -= 1
+            draft.room -= 1 + len(drafted)
+            draft.draft_room -= len(drafted)
             if not (sequence.num_computed + 1) % block_tokens:
                 self.publish(sequence, sequence.num_computed + 1)
+
+    def _speculate(self, draft: _Draft, sequence: Sequence, speculator: Speculator) -> tuple[int, ...]:
+        """Return draft tokens: where they are worth it, on blocks that are there or free, and beyond no bound of the answer."""
+        pace = None if draft.bound is None else draft.bound.pace
+        if sequence.num_ahead or not is_worthwhile(pace, draft.num_decoding, speculator.right_part):
+            return ()
+        num_tokens = len(sequence.token_ids)
+        sampling = sequence.request.sampling
+        most = min(sampling.max_tokens - sequence.num_answer, self._max_model_len - num_tokens) - 1
+        most = min(most, draft.room - draft.num_decoding, draft.draft_room)
+        drafted = speculator.draft(sequence.token_ids, most)
+        if not drafted:
+            return ()
+        num_before = len(sequence.blocks)
+        num_fresh = self._blocks.blocks_for(num_tokens + len(drafted)) - num_before
+        if num_fresh > 0:
+            fresh = self._blocks.take(num_fresh)
+            if fresh is None:
+                drafted = drafted[: num_before * self._blocks.block_tokens - num_tokens]
+            else:
+                sequence.blocks += fresh
+                draft.grown.append(Growth(sequence.request_id, num_before, tuple(fresh)))
+        return tuple(drafted)
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""

@@ -12,17 +12,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.activation import activation
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.fairness import ServiceCounters
+from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
 from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.rope import must_restart, rope_length
 from lorafleet_inference.engine.sequence import Form, Sequence
+from lorafleet_inference.engine.speculation import Speculator
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
 _FlightItem = tuple[StepItem, Sequence, int, list[int]]
@@ -55,9 +58,11 @@ class Scheduler:
         vocabulary_of: Callable[[AdapterKey | None], Vocabulary],
         length_rope: LengthRope | None = None,
         invocation_of: Callable[[AdapterKey], tuple[int, ...]] = lambda _: (),
+        max_draft_tokens: int = 0,
     ) -> None:
         """`vocabulary_of` says which token ids requests of an adapter, or of the base, may name; `invocation_of`, from which
-        tokens of a prompt on an adapter is computed."""
+        tokens of a prompt on an adapter is computed. `max_draft_tokens`: of an answer in a step; 0: none are made."""
+        self._max_draft_tokens = max_draft_tokens
         self._invocation_of = invocation_of
         self._length_rope = length_rope
         self._blocks = blocks
@@ -69,7 +74,11 @@ class Scheduler:
         self._num_of: Counter[AdapterKey | None] = Counter()
         self._flights: deque[_Flight] = deque()
         self._planner = Planner(
-            blocks, self._counters, max_batch_tokens=max_batch_tokens, max_batch_requests=max_batch_requests
+            blocks,
+            self._counters,
+            max_batch_tokens=max_batch_tokens,
+            max_batch_requests=max_batch_requests,
+            max_model_len=max_model_len,
         )
         self._num_arrived = 0
 
@@ -129,6 +138,8 @@ class Scheduler:
         sequence.adapter_from = activation(request.prompt_token_ids, invocation)
         sequence.rope_length = rope_length(self._length_rope, len(sequence.token_ids))
         sequence.known_from = self._known_from(sequence)
+        if self._max_draft_tokens and form is None and not request.sampling.uses_history and self._length_rope is None:
+            sequence.speculator = Speculator(self._max_draft_tokens)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._num_of[sequence.adapter] += 1
@@ -209,9 +220,28 @@ class Scheduler:
                 sequence.scored[item.start :] = result.scored[item.request_id]
             if item.request_id in result.pooled:
                 sequence.pool(item.start, result.pooled[item.request_id])
-            if item.samples:
+            if item.draft_token_ids:
+                events += self._append_drafted(item, sequence, result)
+            elif item.samples:
                 events.append(self._append(sequence, result.sampled[item.request_id]))
         return events
+
+    def _append_drafted(self, item: StepItem, sequence: Sequence, result: StepResult) -> list[TokenEvent]:
+        """Take in what a step with draft tokens chose; the KV of wrong ones is overwritten by the steps to come."""
+        chosen = (result.sampled[item.request_id], *result.further.get(item.request_id, ()))
+        num_draft, num_right = len(item.draft_token_ids), len(chosen) - 1
+        sequence.num_computed = item.start + len(chosen)
+        self._counters.charge(sequence.adapter, num_right, ANSWER_WEIGHT)
+        sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
+        if sequence.speculator is not None:
+            sequence.speculator.told(num_draft, num_right)
+        events: list[TokenEvent] = []
+        for sampled in chosen:
+            events.append(self._append(sequence, sampled))
+            if events[-1].finish is not None:
+                break
+        first = msgspec.structs.replace(events[0], num_draft_tokens=num_draft, num_accepted_tokens=num_right)
+        return [first, *events[1:]]
 
     def _refusal(self, request: Submit) -> tuple[ErrorCode, str] | None:
         """Return why a request can never be computed here, None if it can."""

@@ -175,6 +175,7 @@ class Steps:
                 result.pooled | alone.pooled,
                 result.not_finite | alone.not_finite,
                 result.failed | alone.failed,
+                result.further | alone.further,
             )
         return result
 

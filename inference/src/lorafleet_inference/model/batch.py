@@ -60,8 +60,8 @@ class HostBatch:
     logit_rows: npt.NDArray[np.int64]
     """[rows]: rows whose logits are needed, in the order of the items.
 
-    Of each item first those that score its prompt, then its last one, which chooses the next token, or at the end of a
-    part of a prompt shows whether the numbers are finite so far.
+    Of each item first those that score its prompt, or come before its draft tokens; then its last one, which chooses the next
+    token, or at the end of a part of a prompt shows whether the numbers are finite so far.
     """
     tables: npt.NDArray[np.int32]
     """[S, blocks of the longest sequence]"""

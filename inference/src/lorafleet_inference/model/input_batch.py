@@ -92,8 +92,11 @@ class InputBatch:
         for item, row in zip(items, rows, strict=True):
             sampled = result.sampled.get(item.request_id)
             if sampled is not None and self._rows.get(item.request_id) is row:
-                self.token_ids[row.index, item.end] = sampled.token_id
-                row.num_known = item.end + 1
+                at = item.end - len(item.draft_token_ids)
+                for one in (sampled, *result.further.get(item.request_id, ())):
+                    self.token_ids[row.index, at] = one.token_id
+                    at += 1
+                row.num_known = at
 
     def note(self, items: Sequence[StepItem], choice: Choice) -> None:
         """Keep the tokens that a step chooses on the device, for steps that are gathered before they are known here."""
@@ -106,6 +109,9 @@ class InputBatch:
     def gather(self, items: Sequence[StepItem]) -> HostBatch:
         """Gather a step: neighbours share an adapter, so that each adapter is one segment, or few where it begins later."""
         rows = self.rows(items)
+        for item, row in zip(items, rows, strict=True):
+            if item.draft_token_ids:
+                self.token_ids[row.index, item.end - len(item.draft_token_ids) : item.end] = item.draft_token_ids
         index = np.array([row.index for row in rows])
         starts = np.array([item.start for item in items])
         counts = np.array([item.num_tokens for item in items])
@@ -117,7 +123,7 @@ class InputBatch:
         ordered, rows = [items[place] for place in places], [rows[place] for place in places]
         index, starts, counts, num_base, numbers = (one[order] for one in (index, starts, counts, num_base, numbers))
         num_base = np.maximum(num_base, 0)
-        scores = np.array([item.num_score for item in ordered])
+        scores = np.array([item.num_rows for item in ordered])
         ends = np.cumsum(counts)
         positions, owners = _ranges(starts, counts)
         of_token = index[owners]
@@ -225,7 +231,7 @@ def _segments(numbers: Ints, rows: Sequence[Row], begins: Ints, ends: Ints, num_
 
 
 def _rows_of_logits(ends: Ints, counts: Ints, scores: Ints) -> Ints:
-    """Rows of the batch whose logits are needed: of each sequence the first ones, which score, and the last one."""
+    """Rows of the batch whose logits are needed: of each sequence the first ones, as many as it scores, and the last one."""
     if not scores.any():
         return ends - 1
     scoring, _ = _ranges(ends - counts, scores)

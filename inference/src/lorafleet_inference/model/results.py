@@ -29,7 +29,7 @@ class Outcome:
     """What a step computes, not yet read: on the host if `copies` have arrived."""
 
     choosing: Sequence[StepItem]
-    """Items that choose a token, in the order of `choice`."""
+    """Items that choose a token, in the order of `choice`; one with draft tokens has as many rows more there."""
     choice: Choice | None
     others: Sequence[StepItem]
     are_finite: torch.Tensor | None
@@ -46,12 +46,18 @@ class Outcome:
             flags = self.are_finite.tolist()
             not_finite.update(item.request_id for item, flag in zip(self.others, flags, strict=True) if not flag)
         sampled: dict[str, Sampled] = {}
+        further: dict[str, tuple[Sampled, ...]] = {}
         if self.choice is not None:
-            for item, token in zip(self.choosing, self.choice.read(), strict=True):
-                if token is None:
+            tokens = iter(self.choice.read())
+            for item in self.choosing:
+                rows = [next(tokens) for _ in range(1 + len(item.draft_token_ids))]
+                accepted = _accepted(rows, item.draft_token_ids)
+                if accepted is None:
                     not_finite.add(item.request_id)
-                else:
-                    sampled[item.request_id] = token
+                    continue
+                sampled[item.request_id] = accepted[0]
+                if len(accepted) > 1:
+                    further[item.request_id] = tuple(accepted[1:])
         scored: dict[str, tuple[TokenLogprobs, ...]] = {
             one.item.request_id: tuple(one.scores.read())
             for one in self.scored
@@ -63,8 +69,24 @@ class Outcome:
         not_finite.update(name for name, vector in pooled.items() if not np.isfinite(vector).all())
         for request_id in not_finite:
             sampled.pop(request_id, None)
+            further.pop(request_id, None)
             pooled.pop(request_id, None)
-        return StepResult(sampled, scored, pooled, frozenset(not_finite))
+        return StepResult(sampled, scored, pooled, frozenset(not_finite), further=further)
+
+
+def _accepted(rows: Sequence[Sampled | None], draft: Sequence[int]) -> list[Sampled] | None:
+    """Return the tokens that stand: of rows chosen one after the other those up to the first that is not as drafted.
+
+    None where one of them is not finite; beyond these nothing was computed that counts.
+    """
+    accepted: list[Sampled] = []
+    for at, row in enumerate(rows):
+        if row is None:
+            return None
+        accepted.append(row)
+        if at < len(draft) and row.token_id != draft[at]:
+            break
+    return accepted
 
 
 class Computing(InFlight):
@@ -129,6 +151,7 @@ def outcome_of(
     copies = HostCopies()
     scored: list[Scored] = []
     choosing: list[tuple[int, StepItem]] = []
+    sampling: list[StepItem] = []
     others: list[tuple[int, StepItem]] = []
     at = 0
     for item in items:
@@ -136,13 +159,22 @@ def outcome_of(
             some = logits[at : at + item.num_score, : widths.get(item.request_id)].float()
             scored.append(_scored(item, some, rows, copies))
             at += item.num_score
+        for _ in item.draft_token_ids:
+            choosing.append((at, item))
+            at += 1
+        if item.samples:
+            sampling.append(item)
         (choosing if item.samples else others).append((at, item))
         at += 1
     are_finite = choice = None
     if others:
         are_finite = copies.take(finite_rows(_some(logits, others)))
     if choosing:
-        draws = [_draw(item, rows, state, widths.get(item.request_id)) for _, item in choosing]
+        ends: dict[str, int] = {}
+        draws = []
+        for _, item in choosing:
+            end = ends[item.request_id] = ends.get(item.request_id, item.end - len(item.draft_token_ids) - 1) + 1
+            draws.append(_draw(item, end, rows, state, widths.get(item.request_id)))
         chosen = choose(_some(logits, choosing), draws, eos_token_ids, chooser)
         rows.note([item for _, item in choosing], chosen)
         choice = chosen.map(copies.take)
@@ -150,7 +182,7 @@ def outcome_of(
         pooled = Pooled(pooled.request_ids, copies.take(pooled.vectors))
     copies.send(logits.device)
     kept = [item for _, item in others]
-    return Outcome([item for _, item in choosing], choice, kept, are_finite, scored, pooled, copies)
+    return Outcome(sampling, choice, kept, are_finite, scored, pooled, copies)
 
 
 def _some(logits: torch.Tensor, places: Sequence[tuple[int, StepItem]]) -> torch.Tensor:
@@ -168,14 +200,14 @@ def _scored(item: StepItem, logits: torch.Tensor, rows: InputBatch, copies: Host
     return Scored(item, copies.take(finite_rows(logits)), scores.map(copies.take))
 
 
-def _draw(item: StepItem, rows: InputBatch, state: SamplingState, num_tokens: int | None) -> Draw:
+def _draw(item: StepItem, end: int, rows: InputBatch, state: SamplingState, num_tokens: int | None) -> Draw:
     row = rows.row(item.request_id)
     sampling = row.sampling
     answer: tuple[int, ...] = ()
     if sampling.bad_words:
         longest = max(map(len, sampling.bad_words))
-        answer = tuple(rows.tokens(row)[max(row.num_prompt, item.end - longest + 1) : item.end].tolist())
+        answer = tuple(rows.tokens(row)[max(row.num_prompt, end - longest + 1) : end].tolist())
     if row.occurrences is not None:
-        row.occurrences.see(rows.tokens(row)[: item.end])
+        row.occurrences.see(rows.tokens(row)[:end])
     mask = None if sampling.grammar is None else state.mask(item.request_id)
-    return Draw(sampling, sampling.seed or 0, item.end, row.num_prompt, answer, row.occurrences, mask, num_tokens)
+    return Draw(sampling, sampling.seed or 0, end, row.num_prompt, answer, row.occurrences, mask, num_tokens)

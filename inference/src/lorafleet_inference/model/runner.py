@@ -76,7 +76,8 @@ class ModelRunner:
     ) -> None:
         self._model = loaded.model
         self._device = loaded.device
-        self.ahead = self._device.type != "cpu" if ahead is None else ahead
+        # drafts are made of what the last step chose
+        self.ahead = (self._device.type != "cpu" and not config.speculative_tokens) if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
         page_bytes = pool_bytes(loaded.facts, 1, loaded.dtype.itemsize)
         num_pages = pool_pages(config, page_bytes, _free_bytes(self._device))

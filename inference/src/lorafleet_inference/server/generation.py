@@ -124,6 +124,12 @@ class Meter:
         """Count the time before the first step."""
         metrics.QUEUE_SECONDS.of().observe(seconds)
 
+    def drafted(self, number: int, num_accepted: int) -> None:
+        """Count draft tokens, and those of them that were right."""
+        if number:
+            metrics.DRAFT_TOKENS.of(self._adapter()).inc(number)
+            metrics.ACCEPTED_TOKENS.of(self._adapter()).inc(num_accepted)
+
     def tokens(self, number: int) -> None:
         """Count tokens that came together."""
         if not number:
@@ -238,6 +244,7 @@ class Generation:
                         raise _failure(event, plan.form_field)
                     if event.embedding is not None:
                         self.embeddings[plan.index] = event.embedding
+                    meter.drafted(event.num_draft_tokens, event.num_accepted_tokens)
                     num_bytes += bytes_of(event)
                     shown = output.push(event)
                     score.add(event.logprobs or (), shown.num_tokens)

@@ -1,0 +1,88 @@
+"""Draft tokens: what an answer will probably go on with, looked up in what it and its prompt have had so far. Pure.
+
+A step computes them as if they followed, and chooses a token after each. As far as these are the draft tokens they stand, with the
+token after the last of them, so that one step gives several tokens; each is chosen from the same logits, and with the same draw, as
+without a draft. What a wrong draft costs is its computation.
+"""
+
+from collections.abc import Sequence
+
+from lorafleet_inference.engine.pace import Pace
+
+GRAMS = (3, 2)
+"""So many tokens have to have occurred before, in this order of preference."""
+FIRST_LENGTH = 4
+"""Draft tokens at first, at most."""
+MAX_PAUSE = 64
+"""Tokens without a draft after drafts of which nothing was right."""
+MEMORY = 0.8
+"""Weight of a draft beside the one after it in what part of them is right."""
+UNKNOWN_PACE_REQUESTS = 8
+"""As long as nothing is known of what a token costs, drafts are made where no more answers than this go on."""
+
+
+class Speculator:
+    """Of one sequence: proposes draft tokens, as many as its earlier ones were right."""
+
+    def __init__(self, max_draft_tokens: int) -> None:
+        self._most = max_draft_tokens
+        self._length = min(FIRST_LENGTH, max_draft_tokens)
+        self._follows: dict[tuple[int, ...], int] = {}
+        """Position after the latest occurrence of some tokens that others follow."""
+        self._num_seen = 0
+        """Tokens whose occurrences are in there."""
+        self._pause = self._num_paused = 0
+        self.right_part = 1.0
+        """Of the draft tokens, lately."""
+
+    def draft(self, token_ids: Sequence[int], most: int) -> list[int]:
+        """Return what may follow these tokens, at most `most`: what followed their last ones where they occurred before.
+
+        Where that was so near that less than enough followed, they repeat themselves, and are taken to go on with it.
+        """
+        self._see(token_ids)
+        if self._num_paused:
+            self._num_paused -= 1
+            return []
+        number = min(self._length, most)
+        if number < 1:
+            return []
+        for size in GRAMS:
+            at = self._follows.get(tuple(token_ids[-size:])) if len(token_ids) > size else None
+            if at is not None:
+                draft = list(token_ids[at : at + number])
+                while len(draft) < number:
+                    draft.append(draft[len(draft) - (len(token_ids) - at)])
+                return draft
+        return []
+
+    def told(self, num_draft: int, num_right: int) -> None:
+        """Take in how many of the draft tokens were right."""
+        self.right_part = MEMORY * self.right_part + (1 - MEMORY) * num_right / num_draft
+        if num_right == num_draft:
+            self._length = min(self._most, 2 * num_draft)
+        else:
+            self._length = max(1, num_right)
+        if num_right:
+            self._pause = 0
+        else:
+            self._num_paused = self._pause = min(MAX_PAUSE, max(1, 2 * self._pause))
+
+    def _see(self, token_ids: Sequence[int]) -> None:
+        """Note where the tokens before the last one end."""
+        for end in range(max(1, self._num_seen), len(token_ids)):
+            for size in GRAMS:
+                if end >= size:
+                    self._follows[tuple(token_ids[end - size : end])] = end
+        self._num_seen = max(self._num_seen, len(token_ids))
+
+
+def is_worthwhile(pace: Pace | None, num_answers: int, right_part: float) -> bool:
+    """Whether a draft token gives more than it takes, in a step that continues so many answers.
+
+    A right one spares an answer a place in some step: the token's own cost there, and its part of what any step costs. It takes
+    what a token of a prompt takes. The more answers a step continues, the less it spares: so large batches have no drafts.
+    """
+    if pace is None or not (pace.prompt_token and (pace.fixed or pace.answer_token)):
+        return num_answers <= UNKNOWN_PACE_REQUESTS
+    return right_part * (pace.answer_token + pace.fixed / max(1, num_answers)) > pace.prompt_token

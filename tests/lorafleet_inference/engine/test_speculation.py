@@ -1,0 +1,222 @@
+"""Draft tokens: what is proposed, when they are worth it, and what a step makes of them."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.engines import DrivenEngine
+from support.models import adapters_of, model_folder
+from support.simulation import BLOCK_TOKENS, EOS, VOCAB_SIZE
+
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.messages import FinishReason, SamplingParams, Submit, TokenEvent
+from lorafleet_inference.engine.pace import Pace, StepBound
+from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
+from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.speculation import FIRST_LENGTH, MAX_PAUSE, Speculator, is_worthwhile
+from lorafleet_inference.engine.vocabulary import Vocabulary
+
+
+def test_what_followed_the_last_tokens_before_is_proposed() -> None:
+    assert Speculator(4).draft([7, 8, 9, 4, 5, 6, 7, 8, 9], 4) == [4, 5, 6, 7]
+    assert Speculator(4).draft([8, 9, 4, 5, 6, 1, 8, 9], 2) == [4, 5], "two tokens are enough"
+    assert Speculator(4).draft([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3], 1) == [8], "the latest occurrence counts"
+    assert Speculator(4).draft([5, 1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 1) == [9], "three tokens say more than two"
+    assert Speculator(4).draft([1, 2, 3, 4], 4) == []
+    assert Speculator(4).draft([1], 4) == []
+
+
+def test_what_repeats_itself_goes_on() -> None:
+    assert Speculator(7).draft([1, 2, 1, 2, 1, 2], 7) == [1, 2, 1, 2]
+    assert Speculator(3).draft([5, 5, 5], 3) == [5, 5, 5]
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(0, 9))
+def test_index_finds_what_a_search_finds(tokens: list[int], most: int) -> None:
+    speculator, drafted = Speculator(4), []
+    for end in range(1, len(tokens) + 1):
+        drafted = speculator.draft(tokens[:end], most)
+    expected: list[int] = []
+    for size in (3, 2):
+        tail = tokens[-size:]
+        found = [at for at in range(size, len(tokens)) if tokens[at - size : at] == tail]
+        if len(tokens) > size and found:
+            period = len(tokens) - found[-1]
+            expected = [tokens[found[-1] + at % period] for at in range(min(most, FIRST_LENGTH))]
+            break
+    assert drafted == expected
+
+
+def test_drafts_are_as_long_as_they_were_right() -> None:
+    tokens = [1, 2] * 20
+    speculator = Speculator(16)
+    lengths = []
+    for right in (4, 8, 16, 3, 1):
+        drafted = speculator.draft(tokens, 99)
+        lengths.append(len(drafted))
+        speculator.told(len(drafted), min(right, len(drafted)))
+    assert lengths == [4, 8, 16, 16, 3]
+    assert len(speculator.draft(tokens, 99)) == 1
+
+
+def test_wrong_drafts_pause_for_longer_and_longer() -> None:
+    tokens = [1, 2] * 20
+    speculator, pauses = Speculator(16), []
+    for _ in range(9):
+        count = 0
+        while not speculator.draft(tokens, 99):
+            count += 1
+        pauses.append(count)
+        speculator.told(1, 0)
+    assert pauses == [0, 1, 2, 4, 8, 16, 32, MAX_PAUSE, MAX_PAUSE]
+    assert speculator.right_part < 0.2
+
+
+def test_large_batches_have_no_drafts() -> None:
+    assert is_worthwhile(None, 8, 1.0)
+    assert not is_worthwhile(None, 9, 1.0)
+    pace = Pace(0.3, fixed=0.040, prompt_token=0.004, answer_token=0.005)
+    assert is_worthwhile(pace, 1, 0.2)
+    assert not is_worthwhile(pace, 1, 0.05)
+    assert is_worthwhile(pace, 20, 0.6)
+    assert not is_worthwhile(pace, 200, 0.6)
+
+
+def scheduler(num_blocks: int = 40, max_model_len: int = 64, most: int = 4) -> Scheduler:
+    return Scheduler(
+        BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=True),
+        max_batch_tokens=64,
+        max_batch_requests=8,
+        max_model_len=max_model_len,
+        eos_token_ids=(EOS,),
+        vocabulary_of=lambda _: Vocabulary(VOCAB_SIZE, VOCAB_SIZE),
+        max_draft_tokens=most,
+    )
+
+
+def answered(one: Scheduler, plan: StepPlan, first: int, *more: int) -> list[TokenEvent]:
+    one.advance(plan)
+    further = {"r": tuple(map(Sampled, more))} if more else {}
+    return one.resolve(StepResult({"r": Sampled(first)}, further=further))
+
+
+def asked(max_tokens: int = 30, **sampling: object) -> Submit:
+    return Submit("r", (5, 6, 7, 8, 5, 6), None, SamplingParams(max_tokens=max_tokens, temperature=0, **sampling))  # type: ignore[arg-type]
+
+
+def test_right_draft_tokens_stand_with_the_token_after_them() -> None:
+    one = scheduler()
+    one.submit(asked())
+    assert answered(one, one.plan(()), 7)[0].token_ids == (7,)
+    plan = one.plan(())
+    assert plan.items == (StepItem("r", 6, 5, samples=True, decode=True, draft_token_ids=(8, 5, 6, 7)),)
+    events = answered(one, plan, 8, 5, 9)
+    assert [event.token_ids for event in events] == [(8,), (5,), (9,)]
+    assert [(event.num_draft_tokens, event.num_accepted_tokens) for event in events] == [(4, 2), (0, 0), (0, 0)]
+    (item,) = one.plan(()).items
+    assert (item.start, item.num_tokens, item.draft_token_ids) == (9, 1, ()), "the KV of 7, 8 and 5 is there"
+
+
+def test_tokens_after_the_end_are_nothing() -> None:
+    one = scheduler()
+    one.submit(asked())
+    answered(one, one.plan(()), 7)
+    events = answered(one, one.plan(()), 8, EOS, 6)
+    assert [event.finish for event in events] == [None, FinishReason.STOP]
+    assert one.num_running == 0
+
+
+@pytest.mark.parametrize("sampling", [{"max_tokens": 3}, {"max_tokens": 50}], ids=["max_tokens", "context"])
+def test_no_draft_goes_beyond_the_answer(sampling: dict[str, int]) -> None:
+    one = scheduler(max_model_len=9)
+    one.submit(asked(**sampling))
+    answered(one, one.plan(()), 7)
+    (item,) = one.plan(()).items
+    assert item.draft_token_ids == (8,), "one of the two that are left comes after it"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"presence_penalty": 1.0}, {"repetition_penalty": 1.1}, {"bad_words": ((5, 6),)}],
+    ids=lambda one: next(iter(one)),
+)
+def test_answers_that_depend_on_their_history_are_not_drafted(sampling: dict[str, object]) -> None:
+    one = scheduler()
+    one.submit(asked(**sampling))
+    answered(one, one.plan(()), 7)
+    assert one.plan(()).items[0].draft_token_ids == ()
+
+
+@pytest.mark.parametrize(("num_blocks", "num_draft_tokens"), [(4, 4), (3, 1)])
+def test_a_draft_takes_blocks_that_are_free_and_nobody_elses(num_blocks: int, num_draft_tokens: int) -> None:
+    one = scheduler(num_blocks=num_blocks)
+    one.submit(asked(max_tokens=6))
+    one.submit(Submit("other", (1, 2, 3), None, SamplingParams(max_tokens=2)))
+    plan = one.plan(())
+    one.advance(plan)
+    one.resolve(StepResult({"r": Sampled(7), "other": Sampled(9)}))
+    plan = one.plan(())
+    assert not plan.preempted
+    drafted = {item.request_id: len(item.draft_token_ids) for item in plan.items}
+    assert drafted == {"r": num_draft_tokens, "other": 0}
+
+
+def test_a_step_has_no_more_rows_of_logits_than_requests_may_have() -> None:
+    one = scheduler(most=8)
+    for name in "rst":
+        one.submit(msgspec.structs.replace(asked(), request_id=name))
+    plan = one.plan(())
+    one.advance(plan)
+    one.resolve(StepResult({name: Sampled(7) for name in "rst"}))
+    items = one.plan(()).items
+    assert sum(1 + len(item.draft_token_ids) for item in items) == 8, "as many as max_batch_requests"
+    assert len(items) == 3
+
+
+def test_pace_decides() -> None:
+    one = scheduler()
+    one.submit(asked())
+    answered(one, one.plan(()), 7)
+    dear = StepBound(Pace(0.3, fixed=0.001, prompt_token=1.0, answer_token=0.001))
+    assert one.plan((), bound=dear).items[0].draft_token_ids == ()
+
+
+SAMPLINGS = (
+    SamplingParams(max_tokens=60, temperature=0, ignore_eos=True, num_logprobs=2),
+    SamplingParams(max_tokens=60, temperature=0.7, seed=3, ignore_eos=True, top_p=0.9),
+    SamplingParams(max_tokens=40, temperature=0, ignore_eos=True, presence_penalty=0.5),
+    SamplingParams(max_tokens=25, temperature=0.3, seed=4, ignore_eos=True, top_k=5),
+)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3-moe"])
+def test_engine_answers_the_same_with_and_without_drafts(family: str) -> None:
+    """Greedy and sampled, with adapters, in one batch."""
+    folder = model_folder(family)
+    adapters = dict(list(adapters_of(family).items())[:2])
+    names = (None, *adapters)
+    answers: list[list[tuple[int, ...]]] = []
+    accepted = []
+    for number in (0, 8):
+        config = EngineConfig(
+            model=str(folder),
+            device="cpu",
+            dtype="float32",
+            kv_cache_memory_bytes=1 << 20,
+            speculative_tokens=number,
+            num_threads=1,
+        )
+        engine = DrivenEngine(config)
+        engine.register(adapters)
+        for at, sampling in enumerate(SAMPLINGS):
+            prompt = [11 + at, 12, 13, 14] * 6
+            engine.submit(f"r{at}", names[at % len(names)], prompt, sampling)
+        engine.run_until_ended(("r0", "r1", "r2", "r3"))
+        answers.append([engine.tokens(name) for name in ("r0", "r1", "r2", "r3")])
+        events = [event for event in engine.events() if event.num_draft_tokens]
+        assert bool(events) is (number > 0)
+        accepted.append(sum(event.num_accepted_tokens for event in events))
+    assert answers[0] == answers[1]
+    assert accepted[0] == 0
+    assert accepted[1] > 0 or family == "qwen3-moe", "some drafts were right, where answers repeat themselves"
