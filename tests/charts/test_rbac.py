@@ -72,7 +72,8 @@ def test_rights_on_inference_pools_come_with_their_value(helm: Helm, plain: Rend
     given = helm.render(nested("operator.inferencePools", True)).one("ClusterRole", "lorafleet-operator")
     more = rights(given) - rights(plain.one("ClusterRole", "lorafleet-operator"))
     pools = ("inference.networking.k8s.io", "inferencepools", "")
-    assert more == {(*pools, verb) for verb in ("create", "patch", "delete")}
+    rewrites = ("inference.networking.x-k8s.io", "inferencemodelrewrites", "")
+    assert more == {(*what, verb) for what in (pools, rewrites) for verb in ("create", "patch", "delete")}
 
 
 def test_watched_namespaces_get_roles_instead(helm: Helm, plain: Rendered) -> None:

@@ -149,6 +149,9 @@ ACCEPTED = {
         replicas=1, autoscaling={"minReplicas": 10000, "maxReplicas": 10000, "targetSequences": 100000, "scaleDownAfterSeconds": 86400}
     ),
     "inference pool": base(routing={"inferencePool": {"endpointPickerRef": {"name": "b-epp", "failureMode": "FailOpen"}}}),
+    "inference pool that is told weights": base(
+        routing={"inferencePool": {"endpointPickerRef": {"name": "b-epp"}, "modelRewrite": "Managed"}}
+    ),
     "any pod template": base(podTemplate={"spec": {"nodeSelector": {"a": "b"}, "anything": [1, {"x": None}]}}),
     "all namespaces": base(allowedNamespaces=["*", "team-a"]),
     "no pods": base(replicas=0),
@@ -251,6 +254,10 @@ REFUSED = {
     "picker's port that is none": (
         base(routing={"inferencePool": {"endpointPickerRef": {"name": "epp", "port": 0}}}),
         "endpointPickerRef.port",
+    ),
+    "weights told in a way that there is none of": (
+        base(routing={"inferencePool": {"endpointPickerRef": {"name": "epp"}, "modelRewrite": "Always"}}),
+        "inferencePool.modelRewrite",
     ),
     "guests without a name": (base(lora={"guests": {"namespaces": [{"allowPin": True}]}}), "namespaces[0].name"),
     "guests with no slot": (base(lora={"guests": {"maxSlots": 0}}), "guests.maxSlots"),

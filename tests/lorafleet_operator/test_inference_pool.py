@@ -11,8 +11,7 @@ from support.simulated_fleet import BASE, CONFIG, NAMESPACE, Fleet, settled, sim
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_operator.cluster.store import Kind
-from lorafleet_operator.decide.inference_pool import PoolFacts, pool_verdicts
-from lorafleet_operator.decide.objects import inference_pool_of
+from lorafleet_operator.decide.optional_objects import POOL, OptionalFacts, verdicts_of, wanted
 
 POOLS = "inferencepools"
 ROUTING = {"inferencePool": {"endpointPickerRef": {"name": "epp", "port": 9002, "failureMode": "FailOpen"}}}
@@ -41,7 +40,7 @@ def change(fleet: Fleet, **fields: Any) -> None:
 
 
 def test_selects_the_pods_and_names_the_picker() -> None:
-    child = inference_pool_of(v.base(routing={"inferencePool": {"endpointPickerRef": {"name": "epp"}}}))
+    child = wanted(POOL, v.base(routing={"inferencePool": {"endpointPickerRef": {"name": "epp"}}}), ())
     assert child is not None
     assert child.path == "/apis/inference.networking.k8s.io/v1/namespaces/team/inferencepools/base"
     assert child.body["spec"] == {
@@ -55,7 +54,7 @@ def test_selects_the_pods_and_names_the_picker() -> None:
             "failureMode": "FailClose",
         },
     }
-    assert inference_pool_of(v.base()) is None
+    assert wanted(POOL, v.base(), ()) is None
 
 
 def test_what_was_said_stands_while_nothing_new_is_known() -> None:
@@ -64,9 +63,9 @@ def test_what_was_said_stands_while_nothing_new_is_known() -> None:
     base = base.model_copy(
         update={"status": base.status.model_validate({"conditions": [{**before, "lastTransitionTime": v.NOW}]})}
     )
-    assert [(verdict.status, verdict.reason) for verdict in pool_verdicts(base, None)] == [("True", "Applied")]
-    assert pool_verdicts(base, PoolFacts()) == []
-    assert pool_verdicts(base, PoolFacts(None, Reason.FORBIDDEN))[0].status == "False"
+    assert [(verdict.status, verdict.reason) for verdict in verdicts_of(base, {})] == [("True", "Applied")]
+    assert verdicts_of(base, {POOL: OptionalFacts()}) == []
+    assert verdicts_of(base, {POOL: OptionalFacts(None, Reason.FORBIDDEN)})[0].status == "False"
 
 
 async def test_it_comes_and_goes_with_the_field(fleet: Fleet) -> None:

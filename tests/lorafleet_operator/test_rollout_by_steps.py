@@ -534,6 +534,47 @@ def test_with_on_failure_pause_a_person_decides(story: Story) -> None:
     assert story.stable == new
 
 
+def test_pickers_of_an_inference_pool_are_told_the_weights() -> None:
+    """They are told what status says, and no revision that pods do not have: old ones stay until nobody names them."""
+    pool = {"endpointPickerRef": {"name": "epp"}, "modelRewrite": "Managed"}
+    story = Story(routing={"inferencePool": pool})
+    new, other = story.revision("p2"), story.revision("p3")
+
+    def told() -> dict[str, int]:
+        body = story.fleet.kube.get("inferencemodelrewrites", NAMESPACE, BASE)
+        targets = {one["modelRewrite"]: one["weight"] for rule in body["spec"]["rules"] for one in rule["targets"]}
+        for path in ("p2", "p3"):
+            assert f"a@{story.revision(path)}" not in targets or all(story.held(path)), "what is named is there"
+        return targets
+
+    def becomes(targets: dict[str, int]) -> None:
+        for _ in range(100):
+            if told() == targets:
+                return
+            story.wait(0.1)
+        raise AssertionError((told(), story.status))
+
+    try:
+        becomes({})
+        story.apply(steps=GUARDED)
+        becomes({"a": 80, f"a@{new}": 20})
+        story.until(lambda it: it.phase == PAUSED)
+        story.annotate(promote=f"{new}:1")
+        becomes({"a": 50, f"a@{new}": 50})
+        story.until(lambda it: it.phase == PAUSED)
+        story.annotate(promote=f"{new}:3")
+        becomes({})
+        story.until(lambda it: it.stable == new and it.held("p1") == [False, False])
+        story.apply("p3", steps=GUARDED)
+        becomes({"a": 80, f"a@{other}": 20})
+        story.annotate(abort=other)
+        becomes({})
+        story.until(lambda it: it.held("p3") == [False, False])
+        assert told() == {}
+    finally:
+        story.close()
+
+
 QUERY = {
     "name": "good-answers",
     "query": 'good{revision="$(revision)"}[$(window)] / good{revision="$(stable)"}[$(window)]',

@@ -36,6 +36,9 @@
 - apiGroups: [inference.networking.k8s.io]
   resources: [inferencepools]
   verbs: [create, patch, delete]
+- apiGroups: [inference.networking.x-k8s.io]
+  resources: [inferencemodelrewrites]
+  verbs: [create, patch, delete]
 {{- end }}
 {{- end }}
 

@@ -131,7 +131,7 @@ BASE: Final = {
     Reason.ROLLING_OUT: About("Pods are being started or replaced; the message names one that is in the way."),
     Reason.INVALID_SPEC: About("The spec cannot be honoured; the message names the field."),
     Reason.APPLY_FAILED: About("The API server did not take an object of it; the message is the API server's."),
-    Reason.APPLIED: About("Its InferencePool is as its spec says."),
+    Reason.APPLIED: About("Its InferencePool, or its InferenceModelRewrite, is as its spec says."),
     Reason.API_NOT_FOUND: About(
         "The cluster does not serve the kind of an object that its spec asks for; looked at again with each resync."
     ),

@@ -382,6 +382,7 @@ class BaseModelStatus(Observed):
     url: str | None = None
     autoscaling: AutoscalingStatus | None = None
     inference_pool: AppliedObject | None = None
+    model_rewrite: AppliedObject | None = None
     capacity: BaseCapacity = BaseCapacity()
     adapters: AdapterCounts = AdapterCounts()
     reserved_names: list[ReservedName] = []

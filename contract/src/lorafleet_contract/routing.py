@@ -20,6 +20,8 @@ class InferencePoolSpec(Observed):
     """An InferencePool of the Gateway API Inference Extension that selects the pods of the base."""
 
     endpoint_picker_ref: EndpointPickerRef
+    model_rewrite: Literal["Disabled", "Managed"] = "Disabled"
+    """Managed: an InferenceModelRewrite gives the pickers of this pool the weights of rollouts by steps."""
 
 
 class RoutingSpec(Observed):

@@ -3,18 +3,19 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from lorafleet_common.kube.errors import KubeConflict, KubeError, KubeInvalid, KubeNotFound
-from lorafleet_common.paths import Json
+from lorafleet_common.paths import Json, collection
 from lorafleet_contract.names import MANAGED_BY
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import BaseModelResource
+from lorafleet_contract.resources import AdapterResource, BaseModelResource
 from lorafleet_contract.routing import AppliedObject
 from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, deployment_facts
-from lorafleet_operator.decide.inference_pool import PoolFacts, refused
-from lorafleet_operator.decide.objects import Child, inference_pool_of, inference_pools, objects_of
+from lorafleet_operator.decide.objects import Child, objects_of
+from lorafleet_operator.decide.optional_objects import OptionalFacts, OptionalKind, refused, wanted
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import InvalidSpec, NotOurs
 
@@ -39,21 +40,22 @@ class Applier:
         self._replicas: dict[BaseKey, int] = {}
         """How many pods a Deployment was told to have."""
         self._paths: dict[BaseKey, set[str]] = {}
-        self._pools: dict[str, PoolFacts] = {}
-        """Path of an InferencePool -> what became of it when it was applied last, until the next resync."""
+        self._optional: dict[str, tuple[str | None, OptionalFacts]] = {}
+        """Path of an optional object -> hash of what was wanted last, None: nothing; and what became of it, until the next
+        resync."""
 
     def forget(self, key: BaseKey) -> None:
         """Free what is known of the objects of a base that is gone."""
         self._replicas.pop(key, None)
         for path in self._paths.pop(key, ()):
-            for known in (self._ours, self._applied, self._settled, self._generations, self._pools):
+            for known in (self._ours, self._applied, self._settled, self._generations, self._optional):
                 known.pop(path, None)
 
     def forget_applied(self) -> None:
         """Apply everything again at the next occasion: somebody may have changed it."""
         self._applied.clear()
         self._settled.clear()
-        self._pools.clear()
+        self._optional.clear()
 
     def is_lowering(self, base: BaseModelResource, num_pods: int) -> bool:
         """Whether applying a base asks for fewer pods than before, some of which stay.
@@ -90,52 +92,56 @@ class Applier:
             return facts, ApplyProblem(Reason.APPLY_FAILED, error.message)
         return facts, None
 
-    async def ensure_pool(self, base: BaseModelResource) -> PoolFacts:
-        """Make the InferencePool of a base what its spec says, or take away the one that was made before.
+    async def ensure_optional(
+        self, kind: OptionalKind, base: BaseModelResource, adapters: Sequence[AdapterResource]
+    ) -> OptionalFacts:
+        """Make the object of a kind what a base and its adapters say, or take away the one that was made before.
 
         Raises:
             KubeError: the API server did not answer as it should; trying again may help.
         """
-        child, applied = inference_pool_of(base), base.status.inference_pool
+        child, applied = wanted(kind, base, adapters), kind.applied(base)
         if child is None:
-            return await self._drop_pool(base, applied)
-        known = self._pools.get(child.path)
-        if known is not None and (known.reason is not Reason.APPLIED or self._is_applied(child)):
+            return await self._drop(kind, base, applied)
+        mark, known = self._optional.get(child.path, (None, OptionalFacts()))
+        if mark == _mark(child):
             return known
         self._paths.setdefault((base.metadata.namespace, base.metadata.name), set()).add(child.path)
         self._applied.pop(child.path, None)
         try:
             body = await self._apply(child, base.metadata.uid)
             assert body is not None, "it is applied anew"
-            facts = PoolFacts(AppliedObject(name=child.name, uid=body["metadata"]["uid"]), Reason.APPLIED)
+            facts = OptionalFacts(AppliedObject(name=child.name, uid=body["metadata"]["uid"]), Reason.APPLIED)
         except NotOurs as error:
-            facts = PoolFacts(None, Reason.APPLY_FAILED, str(error))
+            facts = OptionalFacts(None, Reason.APPLY_FAILED, str(error))
         except KubeError as error:
             if error.retryable:
                 raise
-            facts = refused(error, applied)
-        self._pools[child.path] = facts
+            facts = refused(kind, error, applied)
+        self._optional[child.path] = (_mark(child), facts)
         return facts
 
-    async def _drop_pool(self, base: BaseModelResource, applied: AppliedObject | None) -> PoolFacts:
+    async def _drop(self, kind: OptionalKind, base: BaseModelResource, applied: AppliedObject | None) -> OptionalFacts:
         if applied is None:
-            return PoolFacts()
-        path = f"{inference_pools(base.metadata.namespace)}/{applied.name}"
-        if (known := self._pools.get(path)) is not None and known.reason is Reason.FORBIDDEN:
+            return OptionalFacts()
+        path = f"{collection(kind.api, kind.plural, base.metadata.namespace)}/{applied.name}"
+        mark, known = self._optional.get(path, (None, OptionalFacts()))
+        if mark is None and known.reason is Reason.FORBIDDEN:
             return known
-        for memory in (self._pools, self._applied, self._ours):
+        for memory in (self._optional, self._applied, self._ours):
             memory.pop(path, None)
         try:
             await self._api.delete(path, uid=applied.uid)
         except (KubeNotFound, KubeConflict):
-            return PoolFacts()  # it is gone, whoever did that
+            return OptionalFacts()  # it is gone, whoever did that
         except KubeError as error:
             if error.retryable:
                 raise
-            self._pools[path] = refused(error, applied)
-            return self._pools[path]
-        logger.info("deleted InferencePool %s/%s", base.metadata.namespace, applied.name)
-        return PoolFacts()
+            facts = refused(kind, error, applied)
+            self._optional[path] = (None, facts)
+            return facts
+        logger.info("deleted %s %s/%s", kind.kind, base.metadata.namespace, applied.name)
+        return OptionalFacts()
 
     def _is_applied(self, child: Child) -> bool:
         return self._applied.get(child.path) == _mark(child)

@@ -47,11 +47,11 @@ from lorafleet_operator.decide.conditions import READY, condition_of
 from lorafleet_operator.decide.deferral import WAIT_SECONDS, Deferrals
 from lorafleet_operator.decide.diff import PodChange, without
 from lorafleet_operator.decide.first_catalogue import LOOK_SECONDS, FirstCatalogues
-from lorafleet_operator.decide.inference_pool import PoolFacts
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.memory import Publications, Retries, answering_of
 from lorafleet_operator.decide.names import reservations_of
 from lorafleet_operator.decide.objects import admin_token
+from lorafleet_operator.decide.optional_objects import OPTIONAL_KINDS, Facts, OptionalFacts, OptionalKind
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
 from lorafleet_operator.decide.plan import (
@@ -241,7 +241,7 @@ class Reconciler:
             it.snapshot = replace(it.snapshot, base=base)
         snapshot = it.snapshot
         applied = await self._apply(it, base, token)
-        pool = await self._pool(it, base) if applied is not None else None
+        optional = await self._optional(it, base) if applied is not None else {}
         self._tools.watches.sync(it.key, snapshot.pods, token)
         await self._tools.watches.first_look(snapshot.pods)
         pods = self._tools.watches.observe(snapshot.pods)
@@ -278,7 +278,7 @@ class Reconciler:
                     capacity_of(plan, pods),
                     counts_of(statuses),
                     reserved=reserved,
-                    pool=pool,
+                    optional=optional,
                     scaled=scaled,
                 )
             )
@@ -310,15 +310,15 @@ class Reconciler:
             it.failure = error
             return None
 
-    async def _pool(self, it: _Pass, base: BaseModelResource) -> PoolFacts | None:
-        """Make the InferencePool of a base what its spec says; None: nothing new is known of it."""
-        if base.spec.suspend:
-            return None
-        try:
-            return await self._tools.applier.ensure_pool(base)
-        except KubeError as error:
-            it.failure = error
-            return None
+    async def _optional(self, it: _Pass, base: BaseModelResource) -> Facts:
+        """Make what inference gateways read of a base what its spec, and the statuses of its adapters as they were read, say."""
+        facts: dict[OptionalKind, OptionalFacts] = {}
+        for kind in OPTIONAL_KINDS if not base.spec.suspend else ():
+            try:
+                facts[kind] = await self._tools.applier.ensure_optional(kind, base, it.snapshot.adapters)
+            except KubeError as error:
+                it.failure = error
+        return facts
 
     def _resolve(self, it: _Pass, plan: Plan, pods: Sequence[ObservedPod], token: str) -> None:
         questions = questions_of(plan, pods)
@@ -428,7 +428,7 @@ class Reconciler:
             metrics.count_results(adapter.status, status)
             if answering_of(status) != answering_of(adapter.status):
                 it.look_again(SWITCH_GRACE.total_seconds() + 0.05)
-            if is_step(adapter.status.rollout, status.rollout):
+            if is_step(adapter.status.rollout, status.rollout) or status.traffic != adapter.status.traffic:
                 it.look_again(NEXT_STEP_SECONDS)  # what follows is decided by the status as it was read
 
         await it.attempt(_together(write(adapter, status) for adapter, status in told))
@@ -452,12 +452,19 @@ class Reconciler:
         counts: AdapterCounts,
         *,
         reserved: list[ReservedName],
-        pool: PoolFacts | None,
+        optional: Facts,
         scaled: Scaled | None,
     ) -> None:
         now = whole_seconds(self._tools.now())
         status = base_status(
-            base, facts, capacity=capacity, adapters=counts, reserved=reserved, pool=pool, scaled=scaled, now=now
+            base,
+            facts,
+            capacity=capacity,
+            adapters=counts,
+            reserved=reserved,
+            optional=optional,
+            scaled=scaled,
+            now=now,
         )
         ready = condition_of(status.conditions, READY)
         if ready is not None and ready.reason == Reason.ROLLING_OUT:

@@ -27,8 +27,8 @@ from lorafleet_operator.decide.conditions import (
     said,
     with_times,
 )
-from lorafleet_operator.decide.inference_pool import PoolFacts, pool_verdicts
 from lorafleet_operator.decide.objects import selector, url_of
+from lorafleet_operator.decide.optional_objects import NO_FACTS, POOL, REWRITE, Facts, applied_now, verdicts_of
 from lorafleet_operator.decide.plan import Plan
 from lorafleet_operator.decide.views import Claim, ObservedPod
 
@@ -41,17 +41,18 @@ def base_status(
     adapters: AdapterCounts,
     now: datetime,
     reserved: Sequence[ReservedName] = (),
-    pool: PoolFacts | None = None,
+    optional: Facts = NO_FACTS,
     scaled: Scaled | None = None,
 ) -> BaseModelStatus:
     """Return the status of a base with what its pods have room for and how its adapters are.
 
-    `pool` None: its InferencePool was not looked at. `scaled` None: the number of its pods follows its spec.
+    `optional` has what was looked at of the objects that a cluster may not serve. `scaled` None: the number of its pods
+    follows its spec.
     """
     deployment, rival = facts.deployment, facts.rival(base)
     updated = facts.num_updated(deployment.template) if deployment is not None else base.status.updated_replicas
     verdicts = [_accepted(base, facts.problem, rival), _available(facts.num_ready), *_readiness(base, facts)]
-    verdicts += pool_verdicts(base, pool)
+    verdicts += verdicts_of(base, optional)
     if scaled is not None and scaled.limit is not None:
         verdicts.append(said(SCALING_LIMITED, True, scaled.limit.reason, scaled.limit.message))
     if base.spec.suspend:
@@ -66,7 +67,8 @@ def base_status(
         selector=",".join(f"{label}={value}" for label, value in selector(base).items()),
         url=url_of(base),
         autoscaling=scaled.status if scaled is not None else None,
-        inference_pool=pool.applied if pool is not None else base.status.inference_pool,
+        inference_pool=applied_now(base, POOL, optional),
+        model_rewrite=applied_now(base, REWRITE, optional),
         capacity=capacity,
         adapters=adapters,
         reserved_names=list(reserved),

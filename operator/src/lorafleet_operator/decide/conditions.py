@@ -18,6 +18,7 @@ STALLED: Final = "Stalled"
 SUSPENDED: Final = "Suspended"
 SCALING_LIMITED: Final = "ScalingLimited"
 INFERENCE_POOL: Final = "InferencePoolApplied"
+MODEL_REWRITE: Final = "ModelRewriteApplied"
 MAX_MESSAGE: Final = 1024
 
 

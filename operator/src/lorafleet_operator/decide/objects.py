@@ -31,6 +31,7 @@ KINDS: Final = {
     "Service": ("v1", "services"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
     "InferencePool": ("inference.networking.k8s.io/v1", "inferencepools"),
+    "InferenceModelRewrite": ("inference.networking.x-k8s.io/v1alpha2", "inferencemodelrewrites"),
 }
 """Kind -> API version and plural."""
 
@@ -77,29 +78,6 @@ def objects_of(base: BaseModelResource, *, engine_image: str, key: bytes) -> Ite
     yield _disruption_budget(base)
 
 
-def inference_pool_of(base: BaseModelResource) -> Child | None:
-    """Return the InferencePool of a base; None where its spec asks for none.
-
-    Applied apart from the others: a cluster may not know its kind, and nothing of lorafleet needs it.
-    """
-    wanted = base.spec.routing.inference_pool
-    if wanted is None:
-        return None
-    picker = wanted.endpoint_picker_ref
-    reference = {"group": "", "kind": "Service", "name": picker.name, "port": {"number": picker.port}}
-    spec = {
-        "selector": {"matchLabels": selector(base)},
-        "targetPorts": [{"number": PUBLIC_PORT}],
-        "endpointPickerRef": {**reference, "failureMode": picker.failure_mode},
-    }
-    return _child(base, "InferencePool", base.metadata.name, {"spec": spec})
-
-
-def inference_pools(namespace: str) -> str:
-    """Return the collection of the InferencePools of a namespace."""
-    return collection(*KINDS["InferencePool"], namespace)
-
-
 def _labels(base: BaseModelResource) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "lorafleet-inference",
@@ -111,7 +89,8 @@ def _labels(base: BaseModelResource) -> dict[str, str]:
     }
 
 
-def _child(base: BaseModelResource, kind: str, name: str, content: Json, *, role: str | None = None) -> Child:
+def child_of(base: BaseModelResource, kind: str, name: str, content: Json, *, role: str | None = None) -> Child:
+    """Return an object of a base, which goes with it."""
     version, plural = KINDS[kind]
     metadata = {
         "name": name,
@@ -149,7 +128,7 @@ def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child
             "template": template,
         }
     }
-    return _child(base, "Deployment", base.metadata.name, content)
+    return child_of(base, "Deployment", base.metadata.name, content)
 
 
 def _hash_of(template: Json) -> str:
@@ -166,7 +145,7 @@ def _service(base: BaseModelResource, name: str, role: str) -> Child:
     }
     if role == ROLE_PODS:
         spec["clusterIP"] = "None"
-    return _child(base, "Service", name, {"spec": spec}, role=role)
+    return child_of(base, "Service", name, {"spec": spec}, role=role)
 
 
 def _disruption_budget(base: BaseModelResource) -> Child:
@@ -175,4 +154,4 @@ def _disruption_budget(base: BaseModelResource) -> Child:
         "selector": {"matchLabels": selector(base)},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
-    return _child(base, "PodDisruptionBudget", base.metadata.name, {"spec": spec})
+    return child_of(base, "PodDisruptionBudget", base.metadata.name, {"spec": spec})
