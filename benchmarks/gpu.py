@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             "dtype": chosen.dtype,
             "context": chosen.context,
             "rank": RANK,
+            "decoder": chosen.decoder,
             "rounds": chosen.rounds,
         },
         "rows": [],
@@ -151,6 +152,7 @@ class _Run:
                 max_tokens=max(max(chosen.batches) * (chosen.context + 16), self._max_len + 16),
                 max_model_len=self._max_len,
                 num_pages=self._num_pages(),
+                own_decoder=chosen.decoder == "own",
             )
         return self._bench
 
@@ -225,6 +227,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="where steps run")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of weights, KV and adapters")
     add("--size", choices=sorted(SIZES), default="8b", help="size of the random Llama; its head is not tied")
+    add(
+        "--decoder",
+        choices=("own", "transformers"),
+        default="own",
+        help="code of the layers, in all parts but the first",
+    )
     add("--batches", type=_numbers(1), default=[1, 32, 128, 256], help="sequences of a decode step")
     add("--adapters", type=_numbers(0), default=[0, 1, 8, 32, 128], help="distinct adapters of a decode step")
     add("--mixed", type=int, default=32, help=f"adapters of the ranks {', '.join(map(str, MIXED_RANKS))} in turn")

@@ -105,9 +105,13 @@ class Bench:
         max_tokens: int,
         max_model_len: int,
         num_pages: int,
+        own_decoder: bool,
     ) -> None:
-        """`folders`: an adapter by rank; `max_batch`, `max_tokens`: sequences of a step, and their tokens; `num_pages`: of ranks."""
-        loaded = check_model(model, max_model_len=max_model_len)
+        """`folders`: an adapter by rank; `max_batch`, `max_tokens`: sequences of a step, and their tokens; `num_pages`: of ranks.
+
+        `own_decoder`: our own code takes the model's weights over, and leaves nothing of it.
+        """
+        loaded = check_model(model, max_model_len=max_model_len, own_decoder=own_decoder)
         block_bytes = KV_BLOCK_TOKENS * sum(
             one.num_kv_heads * (one.key_width + one.value_width) * loaded.dtype.itemsize for one in loaded.shapes
         )

@@ -127,7 +127,7 @@ def _key(number: int) -> AdapterKey:
 
 
 @contextmanager
-def counted_runner(config: LlamaConfig = LLAMA_3_8B, *, own_decoder: bool = False) -> Iterator[CountedRunner]:
+def counted_runner(config: LlamaConfig = LLAMA_3_8B, *, own_decoder: bool) -> Iterator[CountedRunner]:
     """While this is open, there is a runner to count with."""
     device = AbsentCuda()
     with device.there():

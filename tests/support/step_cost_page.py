@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from support.absent_cuda import Work
-from support.counted_step import Step, counted_runner
+from support.counted_step import CountedRunner, Step, counted_runner
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "step-cost.md"
 BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
@@ -14,18 +14,24 @@ STEPS = {
     "decode, base only": Step(num_adapters=0),
     "with a prompt of 300": Step(prompt_tokens=300),
 }
+Counted = Mapping[str, tuple[Work, Work | None]]
+"""By step what it asks of the device, and what its graph holds where there is one."""
 
 
-def count() -> dict[str, tuple[Work, Work | None]]:
-    """Return by step what it asks of the device, and what its graph holds where there is one."""
-    with counted_runner() as runner:
-        done = {name: runner.step(step) for name, step in STEPS.items()}
-        graphs = {"decode": runner.captured[64], "decode, base only": runner.captured[0]}
-    return {name: (work, graphs.get(name)) for name, work in done.items()}
+def count(runner: CountedRunner) -> Counted:
+    """Run each step."""
+    graphs = {"decode": runner.captured[64], "decode, base only": runner.captured[0]}
+    return {name: (runner.step(step), graphs.get(name)) for name, step in STEPS.items()}
 
 
-def tables(counted: Mapping[str, tuple[Work, Work | None]]) -> str:
+def page_of(own: Counted, transformers: Counted) -> str:
     """Return what stands between the marks of the page."""
+    heads = (("Our own decoder (`--decoder own`):", own), ("transformers' code:", transformers))
+    return "\n".join(f"{head}\n\n{tables(counted)}" for head, counted in heads)
+
+
+def tables(counted: Counted) -> str:
+    """Return what is counted of some code, on the device and on the host."""
     names = list(counted)
     works = {name: [one for one in pair if one is not None] for name, pair in counted.items()}
     phases = {name: [work.by_phase() for work in some] for name, some in works.items()}
@@ -58,4 +64,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text(), tables(count())))
+    counted = []
+    for own_decoder in (True, False):
+        with counted_runner(own_decoder=own_decoder) as runner:
+            counted.append(count(runner))
+    PAGE.write_text(with_tables(PAGE.read_text(), page_of(*counted)))

@@ -21,6 +21,7 @@ from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
 from lorafleet_inference.model.batch import Segment
+from lorafleet_inference.model.decoder.linear import Linear
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.memory import lazy_zeros
 from lorafleet_inference.model.tensor_files import reader_of
@@ -176,6 +177,22 @@ class LoraBank:
         self._num_tokens = 0
         for module in facts.modules:
             model.get_submodule(module.name).register_forward_hook(_Adder(self, module.name))
+        self._fused: set[int] = set()
+        """Modules that the Triton kernels add to with the others of their product, at one site."""
+        if triton is not None:
+            self._fuse(model, triton)
+
+    def _fuse(self, model: torch.nn.Module, triton: "TritonKernels") -> None:
+        names = {module: name for name, module in model.named_modules()}
+        for product in names:
+            if not isinstance(product, Linear) or not product.parts:
+                continue
+            modules = [self.layout.index[names[part]] for part in product.parts]
+            places = [self.layout.places[module] for module in modules]
+            site = triton.site(modules, [(place.a, place.b) for place in places])
+            if site is not None:
+                self._fused.update(modules)
+                product.register_forward_hook(_SiteAdder(self, site))
 
     @property
     def num_bytes(self) -> int:
@@ -246,6 +263,8 @@ class LoraBank:
         place = self.layout.places[module]
         if not self._parts and self._launched is None:
             return
+        if self._launched is not None and module in self._fused:
+            return  # `add_site` has
         rows = _rows(x, self._num_tokens)
         site = self._sites[module] if self._launched is not None else None
         if self._launched is not None and site is not None:
@@ -254,6 +273,11 @@ class LoraBank:
             self._compiled.add(module, self._pool, place.a.start, rows, y.view(-1, y.shape[-1]))
         else:
             add_by_segment(self._pool, place, module, self._parts, x=rows, y=y)
+
+    def add_site(self, site: "Site", x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to y [T, out of all modules of the site] what `add` adds for each, where the Triton kernels do."""
+        if self._launched is not None:
+            self._launched.add(site, self._pool, _rows(x, self._num_tokens), y)
 
 
 class _Adder:
@@ -265,6 +289,16 @@ class _Adder:
 
     def __call__(self, _: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         self._bank.add(self._module, args[0], output)
+
+
+class _SiteAdder:
+    """Forward hook of a product of several modules; it comes before the hooks of each."""
+
+    def __init__(self, bank: LoraBank, site: "Site") -> None:
+        self._bank, self._site = bank, site
+
+    def __call__(self, _: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self._bank.add_site(self._site, args[0], output)
 
 
 def _rows(x: torch.Tensor, num_tokens: int) -> torch.Tensor:
