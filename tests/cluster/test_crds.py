@@ -148,6 +148,15 @@ ACCEPTED = {
     "autoscaling at its limits": base(
         replicas=1, autoscaling={"minReplicas": 10000, "maxReplicas": 10000, "targetSequences": 100000, "scaleDownAfterSeconds": 86400}
     ),
+    "no pods while nothing is asked": base(autoscaling={"minReplicas": 0, "maxReplicas": 1, "targetSequences": 1}),
+    "limits of that": base(
+        autoscaling={
+            "minReplicas": 0,
+            "maxReplicas": 1,
+            "targetSequences": 1,
+            "scaleToZero": {"idleSeconds": 604800, "holdSeconds": 3600, "maxHeldRequests": 10000},
+        }
+    ),
     "inference pool": base(routing={"inferencePool": {"endpointPickerRef": {"name": "b-epp", "failureMode": "FailOpen"}}}),
     "inference pool that is told weights": base(
         routing={"inferencePool": {"endpointPickerRef": {"name": "b-epp"}, "modelRewrite": "Managed"}}
@@ -215,6 +224,10 @@ REFUSED = {
     "autoscaling with its bounds the other way round": (
         base(autoscaling={"minReplicas": 2, "maxReplicas": 1, "targetSequences": 1}),
         "minReplicas must not be above maxReplicas",
+    ),
+    "scale to zero with a lower bound": (
+        base(autoscaling={"maxReplicas": 1, "targetSequences": 1, "scaleToZero": {"idleSeconds": 60}}),
+        "scaleToZero needs minReplicas 0",
     ),
     "bad repository": (base(model={"huggingFace": {"repo": "a/b/c"}}), "spec.model.huggingFace.repo"),
     "endpoint that is no URL": (base(model={"huggingFace": {"repo": "a/b", "endpoint": "hub"}}), "endpoint"),

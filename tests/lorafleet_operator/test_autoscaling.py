@@ -1,32 +1,35 @@
 """How many pods a base should have."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from support import operator_views as v
 from support.simulated_fleet import NAMESPACE, Fleet, settled, simulated_fleet, until
 
 from lorafleet_contract.autoscaling import AutoscalingSpec
 from lorafleet_contract.names import ANNOTATION_DELETION_COST
 from lorafleet_contract.reasons import Reason
+from lorafleet_contract.resources import AdapterStatus
 from lorafleet_operator.act import autoscaling
 from lorafleet_operator.cluster.store import Kind
-from lorafleet_operator.decide.autoscaling import Load, Scale, bounded, decide, first_peaks
+from lorafleet_operator.decide.autoscaling import Load, Memory, Scale, begin, bounded, decide, needs_pod
 
 
-def spec(**more: int) -> AutoscalingSpec:
+def spec(**more: Any) -> AutoscalingSpec:
     given = {"min_replicas": 1, "max_replicas": 8, "target_sequences": 10, "scale_down_after_seconds": 100}
     return AutoscalingSpec(**{**given, **more})
 
 
 def course(spec: AutoscalingSpec, current: int, *loads: tuple[float, int | Load]) -> list[Scale]:
     """What is decided of one load after the other, at (seconds, sequences)."""
-    peaks, found = first_peaks(current, 0.0), []
+    memory, found = begin(current, 0.0), []
     for at, load in loads:
-        scale = decide(spec, current, load if isinstance(load, Load) else Load(load), peaks, at)
-        current, peaks = scale.desired, scale.peaks
+        scale = decide(spec, current, load if isinstance(load, Load) else Load(load), memory, at)
+        current, memory = scale.desired, scale.memory
         found.append(scale)
     return found
 
@@ -102,7 +105,7 @@ def test_whatever_happens_it_is_within_bounds_and_never_below_what_was_needed(
     for at, (scale, load) in enumerate(zip(scales, loads, strict=True)):
         assert spec.min_replicas <= scale.desired <= spec.max_replicas
         assert (scale.reason is None) == (scale.desired == before)
-        assert len(scale.peaks) <= 12 + 200
+        assert len(scale.memory.peaks) <= 12 + 200
         if scale.desired < before and spec.min_replicas <= before <= spec.max_replicas:
             window = loads[max(0, at + 1 - max(1, spec.scale_down_after_seconds)) : at + 1]
             needed = [-(-one.num_sequences // spec.target_sequences) for one in window]
@@ -116,10 +119,99 @@ def test_whatever_happens_it_is_within_bounds_and_never_below_what_was_needed(
 @given(SPECS, st.integers(1, 12), st.integers(0, 200), st.integers(0, 200))
 def test_more_to_do_is_never_fewer_pods(spec: AutoscalingSpec, current: int, one: int, other: int) -> None:
     less, more = sorted((one, other))
-    peaks = first_peaks(current, 0.0)
-    assert (
-        decide(spec, current, Load(less), peaks, 1e6).desired <= decide(spec, current, Load(more), peaks, 1e6).desired
+    memory = Memory(((0.0, current),), 1e6)
+    fewer, others = (decide(spec, current, Load(number), memory, 1e6) for number in (less, more))
+    assert fewer.desired <= others.desired
+
+
+def sleepy(**more: Any) -> AutoscalingSpec:
+    """May do without pods after a minute."""
+    return spec(**{"min_replicas": 0, "scale_to_zero": {"idle_seconds": 60}, **more})
+
+
+def test_the_last_pod_goes_when_nothing_was_asked_for_long_enough() -> None:
+    scales = course(sleepy(), 1, (10, Load(0, wanted="1 requests")), (69, 0), (71, 0), (200, 0))
+    assert numbers(scales) == [1, 1, 0, 0]
+    assert (scales[2].reason, scales[2].message) == (Reason.SCALED_TO_ZERO, "from 1 to 0: nothing was asked for 61 s")
+    assert numbers(course(sleepy(), 1, (59, 0), (60, 0))) == [1, 0], "nobody knows what was asked before"
+
+
+def test_several_pods_go_no_sooner_than_otherwise() -> None:
+    assert numbers(course(sleepy(), 3, (61, 0), (99, 0), (101, 0))) == [3, 3, 0]
+
+
+def test_with_a_lower_bound_the_last_pod_stays() -> None:
+    assert numbers(course(spec(), 1, (10**6, 0), (2 * 10**6, 0))) == [1, 1]
+
+
+def test_the_first_pod_comes_for_whatever_wants_one_and_for_nothing_else() -> None:
+    for load in (Load(0, wanted="2 adapters that need a pod"), Load(3)):
+        (scale,) = course(sleepy(), 0, (1, load))
+        assert (scale.desired, scale.reason) == (1, Reason.WOKEN)
+        assert scale.message.startswith("from 0 to 1: ")
+    assert numbers(course(sleepy(), 0, (1, Load(35)))) == [4]
+    assert numbers(course(sleepy(), 0, (1, Load(0, num_silent=1)))) == [0], "it is on its way out"
+    assert numbers(course(sleepy(), 0, (1, 0), (10**6, Load(0, is_blind="gateways are not listed")))) == [0, 0]
+
+
+def test_while_a_request_could_come_unnoticed_the_last_pod_stays_and_it_is_said() -> None:
+    blind = Load(0, is_blind="gateway a does not answer")
+    early, late, heard = course(sleepy(), 1, (59, blind), (61, blind), (62, Load(0)))
+    assert (early.desired, early.limit) == (1, None)
+    assert late.desired == 1
+    assert late.limit is not None
+    assert late.limit.reason is Reason.GATEWAYS_SILENT
+    assert late.limit.message.endswith("gateway a does not answer")
+    assert (heard.desired, heard.limit) == (0, None)
+
+
+def test_a_pod_that_does_not_say_may_have_something_to_do() -> None:
+    assert numbers(course(sleepy(), 1, (59, Load(0, num_silent=1)), (118, 0), (120, 0))) == [1, 1, 0]
+
+
+@given(
+    st.lists(
+        st.builds(Load, st.integers(0, 30), st.integers(0, 1), st.sampled_from(["", "x"]), st.sampled_from(["", "y"]))
     )
+)
+def test_no_pod_is_right_only_after_a_minute_without_a_need(loads: list[Load]) -> None:
+    """At ten seconds a look; and whatever needs a pod has one at once."""
+    before, needs = 1, [0]
+    for number, scale in enumerate(course(sleepy(), 1, *((10.0 * at, load) for at, load in enumerate(loads)))):
+        load = loads[number]
+        if load.num_sequences or load.wanted or (load.num_silent and before > 0):
+            needs.append(number)
+            assert scale.desired >= 1
+        if before > 0 and scale.desired == 0:
+            assert number - needs[-1] >= 6
+            assert not load.is_blind
+        before = scale.desired
+
+
+@pytest.mark.parametrize(
+    ("conditions", "does"),
+    [
+        ({"Ready": "Loading"}, True),
+        ({"Ready": "NoReadyPods", "Reconciling": "NoReadyPods"}, True),
+        ({"Ready": "Loading", "Stalled": "Loading"}, False),
+        ({"Ready": "SourceUnavailable"}, False),
+        ({"Ready": "CanaryPaused"}, False),
+        ({"Ready": "Suspended"}, False),
+        ({"Available": "NoReadyPods"}, False),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else None,
+)
+def test_which_adapters_are_worth_a_pod(conditions: dict[str, str], does: bool) -> None:
+    said = [
+        {"type": kind, "status": "False" if kind == "Ready" else "True", "reason": reason, "lastTransitionTime": v.NOW}
+        for kind, reason in conditions.items()
+    ]
+    assert needs_pod(AdapterStatus.model_validate({"conditions": said})) is does
+
+
+def test_an_adapter_that_is_ready_is_worth_none() -> None:
+    said = {"type": "Ready", "status": "True", "reason": "Loading", "lastTransitionTime": v.NOW}
+    assert not needs_pod(AdapterStatus.model_validate({"conditions": [said]}))
 
 
 @pytest_asyncio.fixture

@@ -169,7 +169,7 @@ class Fleet:
         pods = [
             b
             for (kind, _, _), b in self.kube.objects.items()
-            if kind == Kind.POD and b["metadata"]["labels"][LABEL_BASE] == base
+            if kind == Kind.POD and b["metadata"]["labels"].get(LABEL_BASE) == base
         ]
         annotations = deployment["spec"]["template"]["metadata"]["annotations"]
         for pod in pods:  # each counts as one of the latest template

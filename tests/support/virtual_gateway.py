@@ -23,6 +23,7 @@ from lorafleet_gateway.errors import RequestError
 from lorafleet_gateway.fleet.pods import Fleet, Pod
 from lorafleet_gateway.front.dispatch import Dispatcher, Route
 from lorafleet_gateway.front.evidence import Ledger, RevisionKey
+from lorafleet_gateway.front.holding import Holding
 from lorafleet_gateway.front.outcomes import Broken, Refusal, Silent, Unreachable
 from lorafleet_gateway.front.retry import Offers
 from lorafleet_gateway.views import Endpoint
@@ -156,7 +157,9 @@ class VirtualGateway:
         self.polls = VirtualPolls(self.fleet, self.network)
         self.cluster = Cluster(WatchedKube(self.fleet.kube, self.network), self.polls, ())
         self.ledger = Ledger(clock=asyncio.get_running_loop().time)
-        self._dispatcher = Dispatcher(self.cluster, any_revision=False)
+        self._dispatcher = Dispatcher(
+            self.cluster, Holding(self.cluster.fleet, self.ledger.advance), any_revision=False
+        )
         self._following = asyncio.create_task(self.cluster.follow())
         self._requests: set[asyncio.Task[Asked]] = set()
         self._disturbed_at = float("-inf")

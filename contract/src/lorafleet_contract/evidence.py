@@ -1,7 +1,9 @@
 """What a gateway counts of each revision of an adapter: `GET /v1/evidence` on its metrics port."""
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import Field
 
 from lorafleet_contract.admin import ServedName
 from lorafleet_contract.base import Observed
@@ -76,6 +78,18 @@ class RevisionEvidence(Observed):
         return sum(number for name, number in self.errors.items() if name not in NO_FAULT)
 
 
+class HeldRequests(Observed):
+    """Requests for a base without a ready pod, which `spec.autoscaling` lets go to zero."""
+
+    namespace: str
+    base: str
+    """Name of the BaseModelDeployment."""
+    num_held: Annotated[int, Field(ge=0)]
+    """That wait for a pod now."""
+    num_arrived: Annotated[int, Field(ge=0)]
+    """That have found no pod since the gateway started, those that were refused for want of room included."""
+
+
 class Evidence(Observed):
     """`GET /v1/evidence[?after=N&boot_id=B&wait_seconds=S]`: returns at once, or when `sequence` exceeds N, or after S seconds."""
 
@@ -86,5 +100,7 @@ class Evidence(Observed):
     bounds_seconds: list[float]
     revisions: list[RevisionEvidence]
     """All; with `after` and this boot's id those that have changed since."""
+    held: list[HeldRequests] | None = None
+    """Of every base for which a request has found no pod since the start. None: a gateway of a version that holds none."""
     num_untracked: int = 0
     """Requests of revisions beyond the number that a gateway counts apart; they are in no row."""

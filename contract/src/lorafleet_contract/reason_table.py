@@ -145,6 +145,15 @@ AUTOSCALING: Final = {
     Reason.INITIAL_REPLICAS: About("As many pods as there were when `spec.autoscaling` was set, within its bounds."),
     Reason.LOAD_ABOVE_TARGET: About("Pods have more sequences, running and waiting, than `targetSequences`."),
     Reason.LOAD_BELOW_TARGET: About("Fewer pods have been enough for `scaleDownAfterSeconds`."),
+    Reason.SCALED_TO_ZERO: About(
+        "No pod runs, because nothing was asked for `scaleToZero.idleSeconds`. A request starts one and is held by the gateway until "
+        "it is ready. Also of Ready and Available, of the base and of its adapters."
+    ),
+    Reason.WOKEN: About("Requests are held, or an adapter needs a pod to be resolved or loaded."),
+    Reason.GATEWAYS_SILENT: About(
+        "A gateway does not say what it holds, so that the last pod stays; the message says which and why.",
+        "Let the operator reach the gateways' port 8002, and give it `--gateway-selector`.",
+    ),
     Reason.OUT_OF_BOUNDS: About("`minReplicas` or `maxReplicas` was changed, and the number follows."),
     Reason.TOO_FEW_REPLICAS: About(
         "The load asks for more pods than `maxReplicas`: requests wait in the pods' queues.",

@@ -74,6 +74,10 @@ class Reason(StrEnum):
     LOAD_ABOVE_TARGET = "LoadAboveTarget"
     LOAD_BELOW_TARGET = "LoadBelowTarget"
     OUT_OF_BOUNDS = "OutOfBounds"
+    SCALED_TO_ZERO = "ScaledToZero"
+    WOKEN = "Woken"
+    """A base without pods gets one."""
+    GATEWAYS_SILENT = "GatewaysSilent"
     TOO_FEW_REPLICAS = "TooFewReplicas"
     """The load asks for more than the upper bound; as of a HorizontalPodAutoscaler."""
 

@@ -21,6 +21,7 @@ GatewayError
     ├── PodLost                 502  internal_error        a pod took the request and was lost
     ├── AdapterLoading          503  adapter_loading       Retry-After
     ├── NoReadyPod              503  not_ready             Retry-After
+    │   └── NoPodInTime         503  not_ready             Retry-After; no pod came while the request was held
     ├── TooManyConnections      503  overloaded            Retry-After
     ├── Draining                503  draining              Retry-After
     └── PodSilent               504  internal_error        a pod took the request and said nothing for too long
@@ -185,6 +186,12 @@ class NoReadyPod(RequestError):
     status = 503
     code = ErrorCode.NOT_READY
     retry_after_seconds = 2
+
+
+class NoPodInTime(NoReadyPod):
+    """The base runs no pod while nothing is asked, and none was there in time."""
+
+    retry_after_seconds = 10
 
 
 class TooManyConnections(RequestError):

@@ -31,7 +31,7 @@ REQUEST_SECONDS = METRICS.histogram(
 )
 FIRST_BYTE_SECONDS = METRICS.histogram(
     "lorafleet_gateway_time_to_first_byte_seconds",
-    "From the arrival of a request to the first byte that a pod answered it with.",
+    "From the arrival of a request to the first byte that a pod answered it with, without the time that it was held.",
     "base",
 )
 CONNECTIONS_ENDED = METRICS.counter(
@@ -39,6 +39,24 @@ CONNECTIONS_ENDED = METRICS.counter(
 )
 IN_FLIGHT = METRICS.gauge("lorafleet_gateway_requests_in_flight", "Requests being answered.").of()
 HELD_BYTES = METRICS.gauge("lorafleet_gateway_held_body_bytes", "Bodies of requests whose answers have not begun.").of()
+HELD_REQUESTS = METRICS.gauge(
+    "lorafleet_gateway_held_requests",
+    "Requests that wait for a pod of a base that autoscaling lets go to zero.",
+    "base",
+)
+HOLDS = METRICS.counter(
+    "lorafleet_gateway_holds_total",
+    "Requests that found no pod of such a base, by what came of it: released (a pod was ready), timeout and full (answered 503), "
+    "client_left, draining (of this gateway).",
+    "base",
+    "result",
+)
+HOLD_SECONDS = METRICS.histogram(
+    "lorafleet_gateway_hold_seconds",
+    "For how long they waited.",
+    "base",
+    buckets=(1, 3, 10, 20, 30, 60, 120, 300, 600, 1800),
+)
 ROUTED = METRICS.counter(
     "lorafleet_gateway_routed_total",
     "Requests sent to a pod, by why to this one: base, or where it held the adapter (device, host, disk, source, "
@@ -97,6 +115,12 @@ ENDPOINTS = METRICS.read(
     "state",
 )
 ADAPTERS = METRICS.read("lorafleet_gateway_adapters", "gauge", "Adapters of a base that answer.", "base")
+SCALED_TO_ZERO = METRICS.read(
+    "lorafleet_gateway_scaled_to_zero",
+    "gauge",
+    "1 while no pod is asked for, of a base that autoscaling lets go to zero; else 0.",
+    "base",
+)
 WATCH_HEARD = METRICS.read(
     "lorafleet_gateway_watch_last_heard_timestamp_seconds",
     "gauge",
@@ -153,7 +177,7 @@ class ClusterCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families for one scrape."""
         families: dict[str, GaugeMetricFamily] = {}
-        for line in map(METRICS.line, (ENDPOINTS, ADAPTERS, WATCH_HEARD, NAMESPACE_REFUSED)):
+        for line in map(METRICS.line, (ENDPOINTS, ADAPTERS, SCALED_TO_ZERO, WATCH_HEARD, NAMESPACE_REFUSED)):
             families[line.name] = GaugeMetricFamily(line.name, line.meaning, labels=line.labels)
         for reading in self._read():
             families[reading.name].add_metric(reading.labels, reading.value)

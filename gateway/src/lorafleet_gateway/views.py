@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from lorafleet_common.paths import Json
+from lorafleet_contract.autoscaling import AutoscalingSpec, ScaleToZero
 from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
 from lorafleet_contract.reasons import Reason
@@ -39,6 +40,10 @@ class BaseView:
     is_leaving: bool
     allows_ad_hoc: bool = False
     """Whether requests may name adapters that nobody declared."""
+    zero: ScaleToZero | None = None
+    """How it does without pods while nothing is asked; None: it always has some."""
+    is_at_zero: bool = False
+    """Whether no pod is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +158,17 @@ class _Lora(Observed):
 class _BaseSpec(Observed):
     model: _Model = _Model()
     lora: _Lora = _Lora()
+    autoscaling: Any = None
+    """Read apart: what a newer version writes does not take the base out of service."""
+
+
+class _Scaled(Observed):
+    desired_replicas: int | None = None
 
 
 class _BaseStatus(Observed):
     served_name: str | None = None
+    autoscaling: _Scaled = _Scaled()
 
 
 class _Base(Observed):
@@ -240,8 +252,21 @@ def base_view(body: Json) -> BaseView | None:
         root=model.hugging_face.repo if model.hugging_face else f"{volume.claim_name}/{volume.path}".rstrip("/"),
         loads_on_demand=base.spec.lora.load_on_demand == "Enabled",
         allows_ad_hoc=base.spec.lora.ad_hoc == "Sources",
+        zero=_zero_of(base),
+        is_at_zero=base.status.autoscaling.desired_replicas == 0,
         is_leaving=meta.deletion_timestamp is not None,
     )
+
+
+def _zero_of(base: _Base) -> ScaleToZero | None:
+    if base.spec.autoscaling is None:
+        return None
+    try:
+        return AutoscalingSpec.model_validate(base.spec.autoscaling).zero
+    except ValidationError as error:
+        meta = base.metadata
+        logger.warning("cannot read spec.autoscaling of %s/%s: %s", meta.namespace, meta.name, error)
+        return None
 
 
 def slice_view(body: Json) -> SliceView | None:

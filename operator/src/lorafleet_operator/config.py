@@ -93,7 +93,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("names", "ConfigMap in which it keeps the served names of base models, for the time after them.", object_name, "NAME", C,
            "names"),
     Option("gateway-selector", "Labels of the pods of gateways in the operator's namespace, `LABEL=VALUE,…`: they are asked what "
-           "came of a revision's requests while a rollout is judged by that.", _labels, "LABELS", C, "gateway_selector",
+           "came of a revision's requests while a rollout is judged by that, and what they hold for a base that may go "
+           "to zero.", _labels, "LABELS", C, "gateway_selector",
            "none is asked"),
     Option("gateway-port", "Their port of `/v1/evidence`.", number(1, 65535), "PORT", C, "gateway_port"),
     Option("prometheus-url", "Base URL of the Prometheus that answers the queries of `rollout.analysis.prometheus`; no other "

@@ -84,7 +84,7 @@ VERIFICATIONS = METRICS.counter(
 ).metric
 GATEWAYS = METRICS.gauge(
     "lorafleet_operator_gateways",
-    "Gateways that are asked what they counted, while a rollout is judged by it: heard, silent (10 s without an answer).",
+    "Gateways that are asked, for a rollout or a base that may go to zero: heard, silent (10 s without an answer).",
     "state",
 ).metric
 EVIDENCE_AGE = METRICS.gauge(

@@ -134,11 +134,15 @@ class Cluster:
             kind = reflector.scope.kind
             heard[kind] = min(reflector.heard_at, heard.get(kind, reflector.heard_at))
         counts: dict[tuple[str, str], int] = {}
+        at_zero: dict[str, bool] = {}
         adapters: dict[str, int] = {}
         num_adapters = self.directory.num_adapters()
         for key in self.directory.base_keys():
             label = self.label_of(key)
             adapters[label] = adapters.get(label, 0) + num_adapters[key]
+            base = self.directory.base(key)
+            if base is not None and base.zero is not None:
+                at_zero[label] = base.is_at_zero
             for state in ("ready", "unreachable", "not_ready"):
                 counts.setdefault((label, state), 0)
             for pod in self.fleet.of(key):
@@ -146,6 +150,7 @@ class Cluster:
         return [
             *(Reading(metrics.ENDPOINTS, labels, number) for labels, number in counts.items()),
             *(Reading(metrics.ADAPTERS, (label,), number) for label, number in adapters.items()),
+            *(Reading(metrics.SCALED_TO_ZERO, (label,), number) for label, number in at_zero.items()),
             *(Reading(metrics.WATCH_HEARD, (kind,), at) for kind, at in heard.items()),
             *(Reading(metrics.NAMESPACE_REFUSED, (namespace,), 1) for namespace in sorted(self._refused())),
         ]

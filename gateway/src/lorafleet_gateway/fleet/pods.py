@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -153,6 +153,8 @@ class Fleet:
         self._pods: dict[BaseKey, dict[str, Pod]] = {}
         self._polls: dict[tuple[BaseKey, str], asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
+        self.on_change: list[Callable[[BaseKey], None]] = []
+        """Called when a pod of a base may have become ready."""
 
     async def __aenter__(self) -> "Fleet":
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
@@ -184,6 +186,11 @@ class Fleet:
                 self._polls[base, uid] = asyncio.create_task(supervise(name, partial(self._follow, pod)))
         if not pods:
             del self._pods[base]
+        self._changed(base)
+
+    def _changed(self, base: BaseKey) -> None:
+        for heard in self.on_change:
+            heard(base)
 
     def of(self, base: BaseKey) -> list[Pod]:
         """Return the pods of a base."""
@@ -230,7 +237,10 @@ class Fleet:
                 "wait_seconds": f"{WAIT_SECONDS:g}",
             }
         raw = await self._get_routes(pod.endpoint, query)
+        was_ready = pod.is_ready
         pod.heard(_Head.model_validate_json(raw), raw)
+        if pod.is_ready and not was_ready:
+            self._changed(pod.base)
 
     async def _get_routes(self, endpoint: Endpoint, query: dict[str, str]) -> bytes:
         assert self._session is not None

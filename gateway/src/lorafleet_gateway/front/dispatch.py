@@ -13,8 +13,9 @@ from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.cluster.directory import Target, merge_of
 from lorafleet_gateway.errors import InvalidRequest, RevisionNotFound
 from lorafleet_gateway.fleet.pods import Pod
-from lorafleet_gateway.fleet.routing import Candidate, decide, two_at_random
+from lorafleet_gateway.fleet.routing import Candidate, Why, decide, two_at_random
 from lorafleet_gateway.front.headers import checked_revision
+from lorafleet_gateway.front.holding import Holding
 from lorafleet_gateway.front.outcomes import NotTaken, Refusal
 from lorafleet_gateway.front.retry import LACKING, Offers
 from lorafleet_gateway.traffic import choose
@@ -48,6 +49,10 @@ class Route:
     """The revision that should have answered and did not, where the stable one was offered the request instead."""
     leaves_revision_to_pods: bool = False
     """No pod knows the revision and the API server does not answer: their stable one is offered the request."""
+    held_seconds: float = 0.0
+    """For how long it has waited for a pod of a base that had none."""
+    is_without_pod: bool = False
+    """It has waited in vain: what it is answered says nothing of any revision."""
 
     @property
     def is_of_stable(self) -> bool:
@@ -74,8 +79,9 @@ class Route:
 class Dispatcher:
     """Chooses pods for requests."""
 
-    def __init__(self, cluster: Cluster, *, any_revision: bool) -> None:
+    def __init__(self, cluster: Cluster, holding: Holding, *, any_revision: bool) -> None:
         self._cluster = cluster
+        self._holding = holding
         self._any_revision = any_revision
 
     async def find(self, route: Route, name: str, sticky_key: str = "") -> None:
@@ -165,7 +171,7 @@ class Dispatcher:
                 sample=two_at_random,
             )
             if decision.uid is None:
-                if _fall_back(route, target):
+                if _fall_back(route, target) or await self._hold(route, target, decision.why):
                     continue
                 break
             if offers.last is not None:
@@ -178,13 +184,34 @@ class Dispatcher:
             offers.failed(outcome)
             if isinstance(outcome, Refusal) and outcome.code is ErrorCode.REVISION_NOT_FOUND:
                 target = await self._ask_again(route, target)
-            if not offers.may_go_on(elapsed_seconds()) and not _fall_back(route, target):
+            if not offers.may_go_on(elapsed_seconds() - route.held_seconds) and not _fall_back(route, target):
                 break
         error = offers.error(target.name, decision.why, is_pinned=route.is_pinned)
         if error is not None:
             raise error
         assert isinstance(offers.last, Refusal)
         return offers.last
+
+    async def _hold(self, route: Route, target: Target, why: Why) -> bool:
+        """Wait for a pod, where the base does without while nothing is asked; return whether there is one now.
+
+        Raises:
+            NoReadyPod: there was none in time.
+            Draining: this gateway ends.
+        """
+        base = self._cluster.directory.base(target.base_key)
+        if base is None or base.zero is None or not route.offers.lacks_pod(why, is_at_zero=base.is_at_zero):
+            return False
+        route.is_without_pod = True
+        route.held_seconds += await self._holding.wait(
+            target.base_key,
+            base.zero,
+            label=route.base,
+            tried=route.offers.tried,
+            seconds_before=route.held_seconds,
+        )
+        route.is_without_pod = False
+        return True
 
     async def _attempt(
         self, route: Route, pod: Pod, ask: Callable[[Pod], Awaitable[AnswerT | Refusal]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lorafleet_common.metrics import LATENCY_BUCKETS, OTHER, BoundedLabels
-from lorafleet_contract.evidence import ErrorClass, Evidence, Latency, RevisionEvidence
+from lorafleet_contract.evidence import ErrorClass, Evidence, HeldRequests, Latency, RevisionEvidence
 from lorafleet_gateway.front.outcomes import Result
 from lorafleet_gateway.views import BaseKey
 
@@ -86,6 +86,8 @@ class Ledger:
         self._rows: dict[str, _Row] = {}
         self._labels = BoundedLabels(max_revisions, forget=self._forget, clock=clock)
         self._changed = asyncio.Event()
+        self.held: Callable[[], list[HeldRequests]] = list
+        """Which requests wait for a pod."""
 
     def add(
         self,
@@ -146,6 +148,7 @@ class Ledger:
             sequence=self._sequence,
             bounds_seconds=list(LATENCY_BUCKETS),
             revisions=[row.read() for row in self._rows.values() if row.changed > since],
+            held=self.held(),
             num_untracked=self._num_untracked,
         )
 
@@ -164,7 +167,7 @@ class Ledger:
 
     def _row(self, key: RevisionKey, *, is_named: bool) -> _Row | None:
         """Return the row to count in, as changed now; None, and counted as such, where there is no room for it."""
-        self._advance()
+        self.advance()
         label = self._labels.of(key.label, important=is_named)
         if label == OTHER:
             self._num_untracked += 1
@@ -175,8 +178,8 @@ class Ledger:
         row.changed = self._sequence
         return row
 
-    def _advance(self) -> None:
-        """What was told is not changed: what is counted now has a number that no reader has."""
+    def advance(self) -> None:
+        """There is something new: what was told is not changed, what is counted now has a number that no reader has."""
         if self._sequence == self._told:
             self._sequence += 1
             self._changed.set()

@@ -29,6 +29,7 @@ from lorafleet_gateway.front.answers import SERVER, error_event, error_response
 from lorafleet_gateway.front.body import check_size, model_of, read_body
 from lorafleet_gateway.front.dispatch import Dispatcher, Route
 from lorafleet_gateway.front.evidence import Ledger, RevisionKey, error_class_of
+from lorafleet_gateway.front.holding import Holding
 from lorafleet_gateway.front.keys import CLIENT_LEFT, as_errors
 from lorafleet_gateway.front.outcomes import Broken, Cut, ErrorEvents, Refusal, Result, result_of
 from lorafleet_gateway.front.retry import NOT_THERE, Offers
@@ -86,6 +87,11 @@ class Exchange:
         """Since it arrived."""
         return time.perf_counter() - self.began
 
+    @property
+    def seconds_with_pods(self) -> float:
+        """As `elapsed_seconds`, without the time that it was held for want of a pod: that says nothing of any revision."""
+        return self.elapsed_seconds - self.route.held_seconds
+
 
 class Proxy:
     """Answers the routes that a pod of the model answers."""
@@ -98,13 +104,14 @@ class Proxy:
         state: State,
         evidence: Ledger,
         *,
+        holding: Holding,
         tracing: Tracing = OFF,
     ) -> None:
         self._tracing = tracing
         self._config = config
         self._fleet = cluster.fleet
         self._directory = cluster.directory
-        self._dispatcher = Dispatcher(cluster, any_revision=config.any_revision)
+        self._dispatcher = Dispatcher(cluster, holding, any_revision=config.any_revision)
         self._upstream = upstream
         self._state = state
         self._evidence = evidence
@@ -265,7 +272,7 @@ class Proxy:
         Raises:
             Broken: it ended before anything of it had reached the client.
         """
-        exchange.first_byte_seconds = exchange.elapsed_seconds
+        exchange.first_byte_seconds = exchange.seconds_with_pods
         exchange.answered_revision = headers.answered_revision(answer.headers)
         metrics.FIRST_BYTE_SECONDS.of(exchange.route.base).observe(exchange.first_byte_seconds)
         if answer.status >= 500:
@@ -368,6 +375,8 @@ class Proxy:
         target, revision = exchange.route.target, exchange.answered_revision or exchange.route.revision
         if target is None or target.adapter is None or revision is None or exchange.request.path in UNJUDGED_PATHS:
             return
+        if exchange.route.is_without_pod:
+            return
         if (gave_up := exchange.route.gave_up) is not None:
             self._evidence.fell_back(
                 RevisionKey(target.base_key, target.adapter, gave_up.revision),
@@ -378,7 +387,7 @@ class Proxy:
             RevisionKey(target.base_key, target.adapter, revision),
             error_class_of(exchange.status, exchange.result),
             first_byte_seconds=exchange.first_byte_seconds,
-            seconds=exchange.elapsed_seconds,
+            seconds=exchange.seconds_with_pods,
             is_named=revision == target.revision or revision in target.pinnable,
         )
 
@@ -435,6 +444,7 @@ def _end_trace(exchange: Exchange) -> None:
                     "lorafleet.revision": exchange.answered_revision or route.revision,
                     "lorafleet.pod": exchange.pod or None,
                     "lorafleet.offers": route.offers.num_made,
+                    "lorafleet.held_seconds": route.held_seconds or None,
                     "lorafleet.first_byte_seconds": exchange.first_byte_seconds,
                     "lorafleet.request_id": exchange.request_id,
                 }

@@ -13,7 +13,7 @@ from typing import Final
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_gateway.errors import AdapterLoading, NoReadyPod, PodLost, PodSilent, RequestError
 from lorafleet_gateway.fleet.routing import Why
-from lorafleet_gateway.front.outcomes import Broken, NotTaken, Refusal, Silent
+from lorafleet_gateway.front.outcomes import Broken, NotTaken, Refusal, Silent, Unreachable
 
 MAX_BROKEN: Final = 2
 """Pods that may break under one request."""
@@ -22,6 +22,8 @@ NOT_THERE: Final = frozenset({ErrorCode.MODEL_NOT_FOUND, ErrorCode.REVISION_NOT_
 
 LACKING: Final = NOT_THERE | {ErrorCode.ADAPTER_FAILED, ErrorCode.ADAPTER_LOADING}
 """From a pod: it cannot answer with the revision asked for, whatever becomes of others."""
+GOING: Final = frozenset({ErrorCode.DRAINING, ErrorCode.NOT_READY})
+"""From a pod: it answers nothing any more, or not yet."""
 
 
 @dataclass(slots=True)
@@ -61,6 +63,16 @@ class Offers:
         if isinstance(self.last, Silent) or self.num_broken >= MAX_BROKEN:
             return False
         return self.num_made < self.max_attempts and elapsed_seconds < self.retry_seconds
+
+    def lacks_pod(self, why: Why, *, is_at_zero: bool) -> bool:
+        """Whether no pod was asked because none is there, or the last that seemed to be is leaving.
+
+        `is_at_zero`: no pod is asked for, so that one that cannot be reached is gone.
+        """
+        if why in (Why.NO_PODS, Why.NONE_READY):
+            return True
+        is_leaving = isinstance(self.last, Refusal) and self.last.code in GOING
+        return why is Why.ALL_TRIED and (is_leaving or (is_at_zero and isinstance(self.last, Unreachable)))
 
     def error(self, name: str, why: Why, *, is_pinned: bool) -> RequestError | None:
         """Return what the client is told; None: what the last pod said.

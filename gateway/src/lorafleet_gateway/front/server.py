@@ -33,6 +33,7 @@ from lorafleet_gateway.errors import (
 from lorafleet_gateway.front.answers import error_body, error_response, json_bytes, json_response
 from lorafleet_gateway.front.evidence import Ledger
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
+from lorafleet_gateway.front.holding import Holding
 from lorafleet_gateway.front.keys import Handler, KeyedHandler, KeyGate
 from lorafleet_gateway.front.models import described
 from lorafleet_gateway.front.openapi import openapi_json
@@ -76,7 +77,9 @@ class FrontDoor:
         self._cluster = cluster
         self._state = state
         self.evidence = Ledger()
-        self._proxy = Proxy(config, cluster, upstream, state, self.evidence, tracing=tracing)
+        self.holding = Holding(cluster.fleet, self.evidence.advance)
+        self.evidence.held = self.holding.rows
+        self._proxy = Proxy(config, cluster, upstream, state, self.evidence, holding=self.holding, tracing=tracing)
         self._routes: dict[str, dict[str, KeyedHandler]] = {
             "/health": _reads(self._health),
             "/ready": _reads(self._ready),

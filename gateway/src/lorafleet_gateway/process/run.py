@@ -21,6 +21,7 @@ from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.fleet.pods import Fleet
+from lorafleet_gateway.front.holding import Holding
 from lorafleet_gateway.front.monitoring import Monitoring
 from lorafleet_gateway.front.rollout_metrics import RolloutCollector
 from lorafleet_gateway.front.server import FrontDoor, open_port
@@ -30,6 +31,8 @@ from lorafleet_gateway.front.upstream import Upstream
 logger = logging.getLogger(__name__)
 FILES_OF_A_CONNECTION: Final = 2
 """Of a client, and the one to a pod."""
+REFUSAL_SECONDS: Final = 0.5
+"""In which those that are held for want of a pod are told that this gateway ends, where there was none until then."""
 MAX_MONITORING_CONNECTIONS: Final = 256
 """Of operators, and of who collects metrics."""
 
@@ -97,14 +100,14 @@ async def _run(
         await asyncio.wait((followed, stopping), return_when=asyncio.FIRST_COMPLETED)
         if followed.done():
             followed.result()
-        await _drain(config, state, stop)
+        await _drain(config, state, stop, door.holding)
     finally:
         await _close(runners, followed, stopping)
         for collector in collectors:
             metrics.REGISTRY.unregister(collector)
 
 
-async def _drain(config: GatewayConfig, state: State, stop: StopSignals) -> None:
+async def _drain(config: GatewayConfig, state: State, stop: StopSignals, holding: Holding) -> None:
     state.phase = Phase.LEAVING
     logger.info("told to end: %d requests in flight", state.num_in_flight)
     if stop.by_router:
@@ -113,6 +116,8 @@ async def _drain(config: GatewayConfig, state: State, stop: StopSignals) -> None
     state.phase = Phase.DRAINING
     idle, again = asyncio.ensure_future(state.wait_idle()), asyncio.ensure_future(stop.told_again.wait())
     await asyncio.wait((idle, again), timeout=config.drain_timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+    holding.refuse()
+    await asyncio.wait((idle,), timeout=REFUSAL_SECONDS)
     for waiting in (idle, again):
         waiting.cancel()
     if state.num_in_flight:

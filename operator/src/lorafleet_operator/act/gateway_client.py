@@ -87,6 +87,8 @@ def _document(raw: bytes) -> Evidence:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise GatewaySilent(f"its answer is no evidence: {where}: {first['msg']}") from error
+    if (num_held := len(document.held or ())) > MAX_ROWS:
+        raise GatewaySilent(f"its answer is no evidence: {num_held} bases, and at most {MAX_ROWS} make sense")
     bounds = document.bounds_seconds
     if len(document.revisions) > MAX_ROWS:
         raise GatewaySilent(

@@ -1,11 +1,13 @@
-"""What gateways count of the revisions that share traffic, heard while some rollout is judged by it.
+"""What gateways count of the revisions that share traffic, and which requests they hold for want of a pod; heard while some
+rollout is judged by it, or some base may go without pods.
 
 One long poll a gateway is the only sensor; a gateway that hangs delays no other one, and no pass.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping, Set
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,7 +16,9 @@ from lorafleet_common.kube.client import KubeApi
 from lorafleet_common.kube.errors import KubeError
 from lorafleet_common.paths import Json, collection
 from lorafleet_common.supervise import end, supervise
+from lorafleet_contract.evidence import Evidence, HeldRequests
 from lorafleet_operator import metrics
+from lorafleet_operator.act.autoscaling import Holds
 from lorafleet_operator.act.gateway_client import GatewayClient
 from lorafleet_operator.decide.evidence import Hearing, RowKey, Tally
 from lorafleet_operator.decide.views import BaseKey
@@ -67,6 +71,10 @@ class _Heard:
     """None: beyond the number that is asked, or without an address."""
     known: tuple[str, int] | None = None
     """Boot id and sequence of its last answer."""
+    held: dict[BaseKey, HeldRequests] = field(default_factory=dict)
+    """What it said last of requests that found no pod."""
+    holds: bool = True
+    """False: its version holds none."""
     heard_at: float | None = None
     """On the loop's clock, when it answered last; None: never."""
     why_silent: str = field(default="it has not answered yet")
@@ -98,6 +106,10 @@ class GatewayWatch:
         self._client = GatewayClient(port=port)
         self._tally = Tally()
         self._wanted: dict[BaseKey, Set[RowKey]] = {}
+        self._told: dict[BaseKey, Callable[[], None]] = {}
+        """Bases that may go without pods -> whom to call when a request was held."""
+        self._arrived: Counter[BaseKey] = Counter()
+        """Requests that found no pod while gateways were heard."""
         self._gateways: dict[str, _Heard] = {}
         self._listing: asyncio.Task[None] | None = None
         self._listed_at: float | None = None
@@ -113,10 +125,40 @@ class GatewayWatch:
         else:
             self._wanted.pop(base, None)
         self._tally.follow(frozenset().union(*self._wanted.values()))
-        if self._wanted and self._selector and self._listing is None:
+        self._begin_or_stop()
+
+    def follow_holds(self, base: BaseKey, told: Callable[[], None] | None) -> None:
+        """Say whether a base may go without pods; then `told` is called when a gateway holds a request for it."""
+        if told is not None:
+            self._told[base] = told
+        else:
+            self._told.pop(base, None)
+            self._arrived.pop(base, None)
+        self._begin_or_stop()
+
+    def _begin_or_stop(self) -> None:
+        is_wanted = bool(self._wanted or self._told)
+        if is_wanted and self._selector and self._listing is None:
             self._listing = asyncio.create_task(supervise("the watch of gateways", self._keep_listed))
-        elif not self._wanted and self._listing is not None:
+        elif not is_wanted and self._listing is not None:
             self._stop()
+
+    def holds(self, base: BaseKey) -> Holds:
+        """Return what gateways said of requests that found no pod of a base."""
+        rows = [row for heard in self._gateways.values() if (row := heard.held.get(base)) is not None]
+        return Holds(sum(row.num_held for row in rows), self._arrived[base], self.obstacle or self._deaf_to())
+
+    def _deaf_to(self) -> str:
+        """Return which gateway may hold requests that it does not tell of; empty where none may."""
+        now = monotonic()
+        if self._listed_at is None or now - self._listed_at > MAX_LIST_AGE_SECONDS:
+            return "gateways are not listed"
+        for heard in self._gateways.values():
+            if heard.is_to_be_heard and heard.is_silent(now):
+                return f"gateway {heard.pod.name} does not answer: {heard.why_silent}"
+            if heard.is_to_be_heard and not heard.holds:
+                return f"gateway {heard.pod.name} is of a version that holds no requests"
+        return ""
 
     def hearing(self) -> Hearing:
         """Return what gateways said, and how many of those that are to be heard do not answer now."""
@@ -142,6 +184,7 @@ class GatewayWatch:
     async def close(self) -> None:
         """End all polls."""
         self._wanted.clear()
+        self._told.clear()
         tasks = self._stop()
         await end(tasks)
         await self._client.close()
@@ -224,9 +267,25 @@ class GatewayWatch:
             if heard.why_silent and heard.known is not None:
                 logger.info("gateway %s is heard again", heard.pod.name)
             self._tally.take(heard.pod.uid, document, is_whole=known is None)
+            self._take_held(heard, document)
             heard.known = document.boot_id, document.sequence
             heard.heard_at, heard.why_silent = monotonic(), ""
             await asyncio.sleep(NEWS_SECONDS)
+
+    def _take_held(self, heard: _Heard, document: Evidence) -> None:
+        """Take in which requests a gateway holds, and call whoever waits for one."""
+        before = heard.held if heard.known is None or heard.known[0] == document.boot_id else {}
+        rows = {(row.namespace, row.base): row for row in document.held or ()}
+        heard.holds, heard.held = document.held is not None, rows
+        for base, told in list(self._told.items()):
+            if (row := rows.get(base)) is None:
+                continue
+            last = before.get(base)
+            # what came before this gateway was heard at all may have been answered long ago
+            num_new = 0 if heard.known is None else row.num_arrived - (last.num_arrived if last is not None else 0)
+            self._arrived[base] += max(0, num_new)
+            if num_new > 0 or (row.num_held and (last is None or not last.num_held)):
+                told()
 
     def _missed(self, heard: _Heard, error: GatewaySilent) -> None:
         if heard.pod.is_ready and not heard.pod.is_leaving and not heard.why_silent:

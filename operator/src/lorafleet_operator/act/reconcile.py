@@ -37,7 +37,7 @@ from lorafleet_operator.cluster.collect import snapshot_of
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 from lorafleet_operator.decide.auto_placement import AutoPlacement
-from lorafleet_operator.decide.autoscaling import Scaled
+from lorafleet_operator.decide.autoscaling import Scaled, needs_pod
 from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts
 from lorafleet_operator.decide.base_status import base_status, capacity_of, counts_of
 from lorafleet_operator.decide.bookkeeping import LOOK_SECONDS as BOOKKEEPING_SECONDS
@@ -264,11 +264,15 @@ class Reconciler:
         pods = self._tools.watches.observe(snapshot.pods)
         facts = applied[0] if applied is not None else None
         are_settled = (facts is None or facts.is_settled(base.spec.replicas)) and are_all_there(base, snapshot.pods)
-        statuses = await self._tell_adapters(it, plan, pods, base, are_pods_settled=are_settled)
+        is_asleep = scaled is not None and scaled.is_asleep(it.snapshot.now)
+        if scaled is not None and scaled.awake_until is not None and is_asleep:
+            it.look_again((scaled.awake_until - it.snapshot.now).total_seconds() + 0.05)
+        statuses = await self._tell_adapters(it, plan, pods, base, are_pods_settled=are_settled, is_asleep=is_asleep)
+        self._tools.autoscaling.pending(it.key, sum(map(needs_pod, statuses)))
         self._weights.tell(it.key, _weights(plan, statuses))
         if applied is not None:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
-            evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name))
+            evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name), is_asleep)
             reserved = reservations_of(base, plan.intents, snapshot.now)
             await it.attempt(
                 self._tell_base(
@@ -390,9 +394,10 @@ class Reconciler:
         base: BaseModelResource | None,
         *,
         are_pods_settled: bool = True,
+        is_asleep: bool = False,
     ) -> list[AdapterStatus]:
         now = whole_seconds(self._tools.now())
-        made = self._remembered.begin(it.key, pods, plan.placement)
+        made = self._remembered.begin(it.key, pods, plan.placement, is_asleep=is_asleep)
         statuses = []
         windows = self._judge(it, plan) if base is not None else {}
         for number, lineup in enumerate(plan.lineups):

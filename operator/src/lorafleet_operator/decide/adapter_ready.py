@@ -38,6 +38,8 @@ class Standing:
     """The desired revision has made no progress for longer than its deadline."""
     rollout: RolloutStatus | None = None
     """Of the desired revision, as status tells it from now on."""
+    is_asleep: bool = False
+    """No pod of the base is expected to be ready: autoscaling asks for none, or the first is on its way."""
     serving: list[ObservedPod] = field(init=False)
     """Ready pods that say what they have."""
     num_answering: int = field(init=False)
@@ -133,6 +135,11 @@ def _is_unresolved(given: Standing) -> Finding | None:
 
 def _has_no_pod(given: Standing) -> Finding | None:
     if given.serving:
+        return None
+    if given.is_asleep and given.published == given.desired.revision:
+        message = f"no pod runs: a request for revision {given.published} starts one, and waits for it"
+        return Finding(Reason.SCALED_TO_ZERO, message, is_ready=True)
+    if given.is_asleep and _is_taking_steps(given) is not None:
         return None
     if any(pod.state is None for pod in given.ready):
         return Finding(Reason.NO_READY_PODS, "pods are ready and do not answer the operator", is_ready=None)
@@ -250,8 +257,8 @@ READINESS: Final[Chain[Standing, Finding]] = (
         _is_unresolved,
     ),
     Check(
-        "The base has a ready pod that answers the operator.",
-        (Reason.NO_READY_PODS,),
+        "The base has a ready pod that answers the operator, or does without pods while nothing is asked.",
+        (Reason.NO_READY_PODS, Reason.SCALED_TO_ZERO),
         "Look at `Ready` of the base: its message names a pod that does not come up, and why.",
         _has_no_pod,
     ),

@@ -13,7 +13,7 @@ from lorafleet_contract.resources import (
     PlacementMode,
     PlacementStatus,
 )
-from lorafleet_contract.rollout import RolloutEvidence, RolloutStatus
+from lorafleet_contract.rollout import RolloutEvidence
 from lorafleet_operator.decide.adapter_ready import Standing, held_back, readiness_of
 from lorafleet_operator.decide.canary import traffic_of
 from lorafleet_operator.decide.catalogue import AdapterRevisions
@@ -47,8 +47,12 @@ def adapter_status(
     *,
     now: datetime,
     window: RolloutEvidence | None = None,
+    is_asleep: bool = False,
 ) -> AdapterStatus:
-    """Return the status of an adapter as its pods are now; `window` is what gateways counted in one that is over."""
+    """Return the status of an adapter as its pods are now.
+
+    `window` is what gateways counted in one that is over. With `is_asleep` no pod of the base is expected to be ready.
+    """
     intent, adapter = lineup.intent, lineup.intent.adapter
     published = published_after(intent, lineup.target, pods)
     if not intent.is_served:
@@ -56,9 +60,9 @@ def adapter_status(
     rollout = rollout_after(lineup, published, pods, now, window)
     verdicts = [
         _accepted(lineup),
-        _available(lineup, published, pods),
-        _resident(lineup, pods, placement),
-        *_readiness(lineup, published, pods, rollout=rollout, is_overdue=is_overdue(adapter, rollout, now)),
+        _available(lineup, published, pods, is_asleep=is_asleep),
+        _resident(lineup, pods, placement, is_asleep=is_asleep),
+        *_readiness(Standing(lineup, published, pods, is_overdue(adapter, rollout, now), rollout, is_asleep)),
         *_suspended(lineup),
     ]
     listed = _placements(lineup, pods) if intent.owns_name else []
@@ -125,18 +129,24 @@ def _accepted(lineup: AdapterRevisions) -> Verdict:
     return said(ACCEPTED, None, Reason.RESOLVING, "the source is not resolved yet")
 
 
-def _available(lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod]) -> Verdict:
+def _available(
+    lineup: AdapterRevisions, published: str | None, pods: Sequence[ObservedPod], *, is_asleep: bool
+) -> Verdict:
     if published is None:
         return said(AVAILABLE, False, Reason.PENDING, "no revision has been ready yet")
     if num_serving(lineup.name, published, pods) == 0:
         if any((entry := pod.own(lineup.name, published)) and not pod.has_room_for(entry) for pod in pods):
             message = f"no pod has room for revision {published} beside what is pinned"
             return said(AVAILABLE, False, Reason.INSUFFICIENT_SLOTS, message)
+        if is_asleep and not any(pod.is_serving for pod in pods):
+            return said(AVAILABLE, True, Reason.SCALED_TO_ZERO, f"revision {published} answers once a pod has started")
         return said(AVAILABLE, False, Reason.NO_READY_PODS, f"no ready pod answers with revision {published}")
     return said(AVAILABLE, True, Reason.SERVING, f"revision {published} answers")
 
 
-def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement) -> Verdict:
+def _resident(
+    lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: Placement, *, is_asleep: bool
+) -> Verdict:
     spec = lineup.intent.adapter.placement
     if lineup.main is None:
         return said(RESIDENT, False, Reason.PENDING, "nothing to place yet")
@@ -149,6 +159,8 @@ def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: 
         return said(RESIDENT, False, Reason.INSUFFICIENT_SLOTS, message)
     if desired == 0 and spec.mode is PlacementMode.AUTO and any(not pod.pod.is_leaving for pod in pods):
         return said(RESIDENT, True, Reason.RESIDENT, "little is asked of it: loaded on demand")
+    if desired == 0 and is_asleep:
+        return said(RESIDENT, False, Reason.SCALED_TO_ZERO, "no pod runs")
     if desired == 0:
         return said(RESIDENT, False, Reason.NO_READY_PODS, "there is no pod to place it on")
     if resident < desired:
@@ -158,16 +170,9 @@ def _resident(lineup: AdapterRevisions, pods: Sequence[ObservedPod], placement: 
     return said(RESIDENT, True, Reason.RESIDENT, f"resident on {desired} {'pod' if desired == 1 else 'pods'}")
 
 
-def _readiness(
-    lineup: AdapterRevisions,
-    published: str | None,
-    pods: Sequence[ObservedPod],
-    *,
-    rollout: RolloutStatus | None,
-    is_overdue: bool,
-) -> list[Verdict]:
+def _readiness(standing: Standing) -> list[Verdict]:
     """Return Ready, and Stalled or Reconciling where true."""
-    found = readiness_of(Standing(lineup, published, pods, is_overdue, rollout))
+    found = readiness_of(standing)
     ready = said(READY, found.is_ready, found.reason, found.message)
     is_waiting = found.reason is not Reason.SUSPENDED
     return [ready, *progress_of(ready, is_stalled=found.is_stalled, is_waiting=is_waiting)]

@@ -11,6 +11,7 @@ from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE
 from lorafleet_operator.decide.views import Claim, Pod
 
 MAX_PROBLEM: Final = 600
+ASLEEP: Final = "no pod runs: a request starts one, and waits for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class BaseEvidence:
     pods: tuple[Pod, ...]
     claim: Claim | None
     """Who has its served name."""
+    is_asleep: bool = False
+    """No pod is expected to be ready: autoscaling asks for none, or the first is on its way."""
 
     @property
     def num_ready(self) -> int:
@@ -123,6 +126,8 @@ def readiness_of(standing: BaseStanding) -> Finding:
     if found is not None:
         return found[1]
     wanted = standing.base.spec.replicas
+    if wanted == 0 and standing.facts.is_asleep:
+        return Finding(Reason.SCALED_TO_ZERO, ASLEEP, is_ready=True)
     return Finding(Reason.PODS_READY, f"{wanted} of {wanted} pods are ready", is_ready=True)
 
 

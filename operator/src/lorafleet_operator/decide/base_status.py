@@ -13,7 +13,14 @@ from lorafleet_contract.resources import (
     ReservedName,
 )
 from lorafleet_operator.decide.autoscaling import Scaled
-from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, BaseStanding, conflict, readiness_of
+from lorafleet_operator.decide.base_ready import (
+    ASLEEP,
+    ApplyProblem,
+    BaseEvidence,
+    BaseStanding,
+    conflict,
+    readiness_of,
+)
 from lorafleet_operator.decide.conditions import (
     ACCEPTED,
     AVAILABLE,
@@ -51,7 +58,7 @@ def base_status(
     """
     deployment, rival = facts.deployment, facts.rival(base)
     updated = facts.num_updated(deployment.template) if deployment is not None else base.status.updated_replicas
-    verdicts = [_accepted(base, facts.problem, rival), _available(facts.num_ready), *_readiness(base, facts)]
+    verdicts = [_accepted(base, facts.problem, rival), _available(facts), *_readiness(base, facts)]
     verdicts += verdicts_of(base, optional)
     if scaled is not None and scaled.limit is not None:
         verdicts.append(said(SCALING_LIMITED, True, scaled.limit.reason, scaled.limit.message))
@@ -119,8 +126,10 @@ def _accepted(base: BaseModelResource, problem: ApplyProblem | None, rival: Clai
     return said(ACCEPTED, True, Reason.ACCEPTED, "")
 
 
-def _available(num_ready: int) -> Verdict:
-    if num_ready == 0:
+def _available(facts: BaseEvidence) -> Verdict:
+    if facts.num_ready == 0 and facts.is_asleep:
+        return said(AVAILABLE, True, Reason.SCALED_TO_ZERO, ASLEEP)
+    if facts.num_ready == 0:
         return said(AVAILABLE, False, Reason.NO_READY_PODS, "no pod is ready")
     return said(AVAILABLE, True, Reason.MINIMUM_AVAILABLE, "requests are answered")
 

@@ -26,6 +26,7 @@ class _Base:
     """What was found of a base in its last pass."""
 
     pods: list[tuple[object, ...]]
+    """What statuses say of each pod, and of all together."""
     owns: list[Own]
     """What each pod said, by served name."""
     given: dict[str, Given]
@@ -42,9 +43,12 @@ class Remembered:
         """A base is gone."""
         self._bases.pop(base, None)
 
-    def begin(self, base: BaseKey, pods: Sequence[ObservedPod], placement: Placement) -> "Statuses":
+    def begin(
+        self, base: BaseKey, pods: Sequence[ObservedPod], placement: Placement, *, is_asleep: bool = False
+    ) -> "Statuses":
         """Return the statuses of one pass."""
-        standing, owns = [pod.standing for pod in pods], [pod.own_by_name for pod in pods]
+        standing: list[tuple[object, ...]] = [("asleep", is_asleep), *(pod.standing for pod in pods)]
+        owns = [pod.own_by_name for pod in pods]
         last, before, moved = self._bases.get(base), dict[str, Given](), set[str]()
         if last is not None and last.pods == standing:
             before = last.given
@@ -52,7 +56,7 @@ class Remembered:
                 if then is not own:
                     moved |= _differences(then, own)
         now = self._bases[base] = _Base(standing, owns, {})
-        return Statuses(pods, placement, before, now.given, moved)
+        return Statuses(pods, placement, before, now.given, moved=moved, is_asleep=is_asleep)
 
 
 class Statuses:
@@ -64,10 +68,13 @@ class Statuses:
         placement: Placement,
         before: dict[str, Given],
         after: dict[str, Given],
+        *,
         moved: Set[str],
+        is_asleep: bool,
     ) -> None:
         self._pods = pods
         self._placement = placement
+        self._is_asleep = is_asleep
         self._before = before
         self._after = after
         self._moved = moved
@@ -83,7 +90,7 @@ class Statuses:
             self._after[adapter.metadata.uid] = given
             return adapter.status
         self.num_made += 1
-        status = adapter_status(lineup, self._pods, self._placement, now=now, window=window)
+        status = adapter_status(lineup, self._pods, self._placement, now=now, window=window, is_asleep=self._is_asleep)
         # of what goes on the time alone makes another status
         if status.rollout is None and status == adapter.status:
             self._after[adapter.metadata.uid] = given

@@ -149,6 +149,7 @@ async def lead(
         watching,
         client=admin,
         gateways=gateways or own,
+        holds=own,
         measures=measures or prometheus,
         now=now,
     )
@@ -170,6 +171,7 @@ async def _converge(
     client: AdminClient,
     gateways: Gateways,
     measures: Measures,
+    holds: GatewayWatch,
     now: WallClock,
 ) -> None:
     scope = Scope(config.watch_namespaces)
@@ -190,6 +192,7 @@ async def _converge(
         lease=lease,
         gateways=gateways,
         measures=measures,
+        holds=holds,
         wake=wake,
         now=now,
     )
@@ -236,6 +239,7 @@ def _tools(
     lease: Lease,
     gateways: Gateways,
     measures: Measures,
+    holds: GatewayWatch,
     wake: Wake,
     now: WallClock,
 ) -> Tools:
@@ -248,7 +252,7 @@ def _tools(
         store=store,
         applier=Applier(writes, engine_image=config.engine_image, key=key),
         leaving=Leaving(writes, client),
-        autoscaling=Autoscaling(client, wake, now=now),
+        autoscaling=Autoscaling(client, holds, wake, now=now),
         watches=watches,
         executor=Executor(client, watches, wake),
         resolver=Resolver(client, wake, watches.doubt_address),
