@@ -19,12 +19,13 @@ from lorafleet_inference.model.batch import FlatBatch, Segment
 from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.sampler import Choice
 from lorafleet_inference.model.step_buffer import StepBuffer
+from lorafleet_inference.model.wanted import wanted_of
 
 CPU = torch.device("cpu")
 
 
 def batch_of(num_rows: int, *, packed: bool = False) -> InputBatch:
-    made = InputBatch(num_rows, MAX_MODEL_LEN * KV_BLOCK_TOKENS, CPU)
+    made = InputBatch(num_rows, MAX_MODEL_LEN * KV_BLOCK_TOKENS, CPU, has_chooser=True)
     made._buffer = StepBuffer(CPU, packed=packed)
     return made
 
@@ -75,6 +76,11 @@ def check(known: KnownRequests, batch: FlatBatch) -> None:
     assert {one.dtype for one in (batch.input_ids, batch.position_ids, batch.slots, batch.sampled_rows)} == {
         torch.int64
     }
+    assert batch.choice is not None
+    asked = [(known.of[item.request_id].new.sampling, item.end) for item in batch.host.items]
+    wanted = wanted_of([(one, one.seed or 0, end) for one, end in asked])
+    assert batch.choice.wanted.tolist() == wanted.tolist()
+    assert batch.choice.rows.tolist() == batch.host.rows.tolist()
     for index, blocks in enumerate(plain["tables"]):
         assert batch.host.span(index).blocks.tolist() == blocks
     assert list(batch.host.segments) == segments(known, batch, of_head=False)
@@ -96,7 +102,14 @@ def test_a_step_is_gathered_as_all_plans_say(seed: int) -> None:
                 f"r{number}.{each}", rng.choice((None, *KEYS)), num_prompt=rng.randrange(1, 40), max_tokens=9
             )
             scored = 0 if rng.random() < 0.3 else None
-            sampling = msgspec.structs.replace(asked.sampling, prompt_logprobs=scored, presence_penalty=1.0)
+            sampling = msgspec.structs.replace(
+                asked.sampling,
+                prompt_logprobs=scored,
+                presence_penalty=1.0,
+                temperature=rng.random(),
+                top_k=rng.choice((None, 3)),
+                seed=rng.choice((None, 0, 7, -5, 1 << 70)),
+            )
             prompt = tuple(6 + token % 4 for token in asked.prompt_token_ids)
             simulation.submit(msgspec.structs.replace(asked, prompt_token_ids=prompt, sampling=sampling))
         if simulation.stories and rng.random() < 0.2:
@@ -121,6 +134,7 @@ def compare(simulation: Simulation, plain: InputBatch, packed: InputBatch) -> No
         laid_out = batch.to_device(batch.gather(plan.items))
         check(known, laid_out)
         items = laid_out.host.items
+        assert laid_out.host.rows.tolist() == [row.index for row in batch.rows(items)]
         batch.resolve(items, batch.rows(items), StepResult(chosen))
     assert packed._buffer.num_copies == before + 1
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import Sampled
 from lorafleet_inference.model.occurrences import Occurrences
-from lorafleet_inference.model.sampler import Draw, choose, uniform
+from lorafleet_inference.model.sampler import Draw, choose
+from lorafleet_inference.model.uniform import uniform, uniforms
 
 EOS = 8
 LARGEST = torch.finfo(torch.float32).max
@@ -171,6 +172,15 @@ def test_uniform_numbers_are_even_and_all_different() -> None:
     assert all(0 <= number < 1 for number in numbers)
     tenths = Counter(int(number * 10) for number in numbers)
     assert all(abs(tenths[tenth] - 360) < 4 * math.sqrt(360 * 0.9) for tenth in range(10))
+
+
+def test_uniform_numbers_of_many_are_those_of_each() -> None:
+    seeds = [0, 1, -1, 1 << 63, (1 << 64) - 1, 1 << 70, 12345678901234567890]
+    positions = [0, 1, 17, 131071]
+    pairs = [(seed, position) for seed in seeds for position in positions]
+    wrapped = np.array([seed % (1 << 64) for seed, _ in pairs], np.uint64)
+    together = uniforms(wrapped, np.array([position for _, position in pairs]))
+    assert together.tolist() == [uniform(seed, position) for seed, position in pairs]
 
 
 @pytest.mark.parametrize("top_p", [1e-12, 0.4])

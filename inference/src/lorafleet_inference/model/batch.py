@@ -3,6 +3,7 @@
 Axes: T tokens of the step, S sequences of the step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.plan import StepItem
+from lorafleet_inference.model.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,10 @@ class HostBatch:
     """[S]: tokens of each sequence."""
     rope_lengths: npt.NDArray[np.int64]
     """[S]: the length that the rotary frequencies of each sequence follow at least."""
+    rows: npt.NDArray[np.int64]
+    """[S]: the row of each in `InputBatch`."""
+    wanted: npt.NDArray[np.float64] | None
+    """[S, 5]: what each wants of the kernel that chooses its next token, as `wanted.py` says; None where there is none."""
     segments: tuple[Segment, ...]
     head_segments: tuple[Segment, ...]
     """As `segments`, over `logit_rows`."""
@@ -90,6 +96,23 @@ class HostBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceInputs:
+    """What a kernel needs to choose tokens, on the device, where it came with the batch."""
+
+    rows: torch.Tensor
+    """[S] int64, as in `HostBatch`."""
+    wanted: torch.Tensor
+    """[S, 5] float64, as in `HostBatch`."""
+
+    def some(self, sequences: Sequence[int]) -> "ChoiceInputs":
+        """Return those of some sequences, ascending."""
+        if len(sequences) == len(self.rows):
+            return self
+        index = on_device(sequences, self.rows.device)
+        return ChoiceInputs(self.rows[index], self.wanted[index])
+
+
+@dataclass(frozen=True, slots=True)
 class FlatBatch:
     """What one forward pass needs."""
 
@@ -102,3 +125,4 @@ class FlatBatch:
     """[T] int64, on the device: where the KV of each token goes, block * KV_BLOCK_TOKENS + offset."""
     sampled_rows: torch.Tensor
     """[rows] int64, on the device: rows whose logits are needed."""
+    choice: ChoiceInputs | None

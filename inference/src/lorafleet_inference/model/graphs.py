@@ -18,7 +18,7 @@ from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT
 from lorafleet_inference.kernels.triton.fixed import FixedAttention, FixedLora, FixedTables, Room
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
-from lorafleet_inference.model.batch import HostBatch, Segment
+from lorafleet_inference.model.batch import ChoiceInputs, HostBatch, Segment
 from lorafleet_inference.model.input_batch import with_chosen
 from lorafleet_inference.model.lora import LoraBank, num_pages_of
 
@@ -83,6 +83,8 @@ class _CudaGraph(Captured):
 class _Step:
     tables: FixedTables
     captured: Captured
+    inputs: ChoiceInputs
+    """Of all rows."""
 
 
 class DecodeGraphs:
@@ -112,8 +114,8 @@ class DecodeGraphs:
         self.num_replayed = 0
         """Steps that were computed by a graph."""
 
-    def logits(self, batch: HostBatch) -> torch.Tensor | None:
-        """Return the logits [items, vocabulary] of a step, until the next call.
+    def compute(self, batch: HostBatch) -> tuple[torch.Tensor, ChoiceInputs] | None:
+        """Return the logits [items, vocabulary] of a step, and what choosing from them needs: until the next call.
 
         None where no graph of such a step was captured. The items have one token each, and nothing but rows of A and B.
         """
@@ -128,10 +130,10 @@ class DecodeGraphs:
         self._fill(step.tables, batch)
         step.captured.replay()
         self.num_replayed += 1
-        return step.captured.output[:count]
+        return step.captured.output[:count], ChoiceInputs(step.inputs.rows[:count], step.inputs.wanted[:count])
 
     def capture_all(self) -> None:
-        """Capture all that `logits` replays, or nothing; while it lasts, nothing else may use the device."""
+        """Capture all that `compute` replays, or nothing; while it lasts, nothing else may use the device."""
         began = time.monotonic()
         try:
             for size in self._sizes:
@@ -163,18 +165,18 @@ class DecodeGraphs:
         tables = FixedTables(room, device)
         tables.begin()
         tables.send()
-        self.captured[size, num_items] = _Step(tables, self._graphs.capture(lambda: self._compute(tables)))
+        captured = self._graphs.capture(lambda: self._compute(tables))
+        inputs = ChoiceInputs(tables.tensor("rows"), tables.tensor("wanted"))
+        self.captured[size, num_items] = _Step(tables, captured, inputs)
         seconds = time.monotonic() - began
         logger.info("captured the decode step of %d sequences and %d LoRA items in %.2f s", size, num_items, seconds)
 
     def _compute(self, tables: FixedTables) -> torch.Tensor:
         """Compute the step of the tables; returns logits [rows, vocabulary]."""
-        token_ids, positions = (tables.tensor(name).to(torch.int64) for name in ("token_ids", "positions"))
+        token_ids, positions = tables.tensor("token_ids"), tables.tensor("positions")
         if self._last_tokens is not None:
             token_ids = with_chosen(token_ids, self._last_tokens)
-        attention = FixedAttention(
-            self._triton.blocks, tables, tables.tensor("slots").to(torch.int64), self._max_tokens
-        )
+        attention = FixedAttention(self._triton.blocks, tables, tables.tensor("slots"), self._max_tokens)
         lora = FixedLora(self._triton.blocks, tables, self._max_rank) if tables.room.num_items else None
         with self._bank.capturing(lora, tables.room.num_rows), attending(PagedStep.of_kernels(self._layers, attention)):
             logits: torch.Tensor = self._model(
@@ -188,6 +190,8 @@ class DecodeGraphs:
         here["positions"][:count] = batch.positions
         here["lasts"][:count] = batch.positions
         here["slots"][:count] = batch.slots
+        here["rows"][:count] = batch.rows
+        here["wanted"][:count] = batch.wanted
         here["tables"][:count, : batch.tables.shape[1]] = batch.tables
         self._bank.fill(here["items"], here["pages"], here["ranks"], batch.segments, MIN_DOT)
         tables.send()

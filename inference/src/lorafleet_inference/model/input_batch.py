@@ -15,11 +15,12 @@ import torch
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.messages import AdapterKey, Pooling, SamplingParams
 from lorafleet_inference.engine.plan import Growth, NewRequest, StepItem, StepPlan, StepResult
-from lorafleet_inference.model.batch import FlatBatch, HostBatch, Segment
+from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch, Segment
 from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.sampler import Choice
 from lorafleet_inference.model.step_buffer import StepBuffer
 from lorafleet_inference.model.transfer import on_device
+from lorafleet_inference.model.wanted import WantedRows
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,8 +44,13 @@ class Row:
 class InputBatch:
     """Rows of at most `num_rows` requests of at most `max_model_len` tokens."""
 
-    def __init__(self, num_rows: int, max_model_len: int, device: torch.device, *, ahead: bool = False) -> None:
-        """`ahead`: steps may be gathered before the tokens of the one before are known here; the device has them."""
+    def __init__(
+        self, num_rows: int, max_model_len: int, device: torch.device, *, ahead: bool = False, has_chooser: bool = False
+    ) -> None:
+        """`ahead`: steps may be gathered before the tokens of the one before are known here; the device has them.
+
+        `has_chooser`: a kernel chooses tokens, so that what it needs goes to the device with each step.
+        """
         max_blocks = -(-max_model_len // KV_BLOCK_TOKENS)
         self.token_ids = np.zeros((num_rows, max_model_len + 1), np.int32)
         """[R, positions]; memory that no request has used costs nothing."""
@@ -58,6 +64,7 @@ class InputBatch:
         """[R]: the length that the rotary frequencies of each follow at least."""
         self.last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device) if ahead else None
         """[R] on the device: the token that was last chosen for each."""
+        self._wanted = WantedRows(num_rows) if has_chooser else None
         self._numbers: dict[AdapterKey, list[int]] = {}
         """By adapter: its number, and how many rows have it."""
         self._rows: dict[str, Row] = {}
@@ -98,11 +105,14 @@ class InputBatch:
                     at += 1
                 row.num_known = at
 
-    def note(self, items: Sequence[StepItem], choice: Choice) -> None:
-        """Keep the tokens that a step chooses on the device, for steps that are gathered before they are known here."""
+    def note(self, items: Sequence[StepItem], choice: Choice, rows: torch.Tensor | None = None) -> None:
+        """Keep the tokens that a step chooses on the device, for steps that are gathered before they are known here.
+
+        `rows`: of the items, where they are on the device already.
+        """
         if self.last_tokens is None:
             return
-        index = on_device([row.index for row in self.rows(items)], self.last_tokens.device)
+        index = on_device([row.index for row in self.rows(items)], self.last_tokens.device) if rows is None else rows
         # a row that is not finite ends its request, but not before a step in flight has read some token of it
         self.last_tokens[index] = choice.token_ids.masked_fill(~choice.is_finite, 0)
 
@@ -151,6 +161,8 @@ class InputBatch:
             starts=starts,
             counts=counts,
             rope_lengths=self._rope_lengths[index],
+            rows=index,
+            wanted=None if self._wanted is None else self._wanted.at(index, starts + counts),
             segments=segments,
             head_segments=head_segments,
         )
@@ -158,10 +170,17 @@ class InputBatch:
     def to_device(self, host: HostBatch) -> FlatBatch:
         """Return a step with its arrays on the device."""
         arrays = (host.token_ids, host.positions, host.slots, host.logit_rows)
-        input_ids, position_ids, slots, sampled_rows = self._buffer.to_device(arrays)
+        choice = None
+        if host.wanted is None:
+            input_ids, position_ids, slots, sampled_rows = self._buffer.to_device(arrays)
+        else:
+            input_ids, position_ids, slots, sampled_rows, rows, wanted = self._buffer.to_device(
+                (*arrays, host.rows), host.wanted
+            )
+            choice = ChoiceInputs(rows, wanted)
         if host.is_ahead and self.last_tokens is not None:
             input_ids = with_chosen(input_ids, self.last_tokens)
-        return FlatBatch(host, input_ids[None], position_ids[None], slots, sampled_rows)
+        return FlatBatch(host, input_ids[None], position_ids[None], slots, sampled_rows, choice)
 
     def _add(self, new: NewRequest) -> None:
         index = self._free.pop()
@@ -179,6 +198,8 @@ class InputBatch:
         self._adapter_numbers[index] = number
         self._adapter_froms[index] = new.adapter_from
         self._rope_lengths[index] = new.rope_length
+        if self._wanted is not None:
+            self._wanted.put(index, new.sampling)
         occurrences = Occurrences(new.token_ids, new.num_prompt) if new.sampling.penalises else None
         self._rows[new.request_id] = Row(
             index, new.adapter, new.sampling, new.num_prompt, num_known, occurrences, new.pooling

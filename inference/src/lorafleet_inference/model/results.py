@@ -8,6 +8,7 @@ import torch
 
 from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.plan import InFlight, Sampled, SamplingState, StepItem, StepResult
+from lorafleet_inference.model.batch import ChoiceInputs
 from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.pooling import Pooled
 from lorafleet_inference.model.sampler import Choice, Chooser, Draw, Scores, choose, finite_rows, scores_of
@@ -102,11 +103,12 @@ class Computing(InFlight):
         num_outputs: Sequence[int] | None = None,
         pooled: Pooled | None = None,
         chooser: Chooser | None = None,
+        inputs: ChoiceInputs | None = None,
     ) -> None:
         """The arguments are those of `outcome_of`."""
         self._items, self._rows, self._batch = items, batch.rows(items), batch
         self._logits, self._eos_token_ids, self._num_outputs = logits, eos_token_ids, num_outputs
-        self._pooled, self._chooser = pooled, chooser
+        self._pooled, self._chooser, self._inputs = pooled, chooser, inputs
         self._outcome: Outcome | None = None
 
     @torch.inference_mode()
@@ -121,6 +123,7 @@ class Computing(InFlight):
             num_outputs=self._num_outputs,
             pooled=self._pooled,
             chooser=self._chooser,
+            inputs=self._inputs,
         )
 
     def collect(self) -> StepResult:
@@ -141,11 +144,12 @@ def outcome_of(
     num_outputs: Sequence[int] | None = None,
     pooled: Pooled | None = None,
     chooser: Chooser | None = None,
+    inputs: ChoiceInputs | None = None,
 ) -> Outcome:
     """Choose tokens and score prompts. logits [rows, vocabulary]: of each item one for each that it scores, then its last.
 
     `num_outputs`: of each item, how many tokens there are for it, where that is not the same for all. `pooled`: what the step
-    gives to embeddings. `chooser`: the device's own.
+    gives to embeddings. `chooser`: the device's own; `inputs`: what it needs of each item.
     """
     widths = dict(zip([item.request_id for item in items], num_outputs or [], strict=False))
     copies = HostCopies()
@@ -175,8 +179,12 @@ def outcome_of(
         for _, item in choosing:
             end = ends[item.request_id] = ends.get(item.request_id, item.end - len(item.draft_token_ids) - 1) + 1
             draws.append(_draw(item, end, rows, state, widths.get(item.request_id)))
-        chosen = choose(_some(logits, choosing), draws, eos_token_ids, chooser)
-        rows.note([item for _, item in choosing], chosen)
+        wanted = noted = None
+        if inputs is not None and len(choosing) == len(sampling):  # else there are drafts, and more draws than items
+            own = inputs.some([number for number, item in enumerate(items) if item.samples])
+            wanted, noted = own.wanted, own.rows
+        chosen = choose(_some(logits, choosing), draws, eos_token_ids, chooser, wanted)
+        rows.note([item for _, item in choosing], chosen, noted)
         choice = chosen.map(copies.take)
     if pooled is not None:
         pooled = Pooled(pooled.request_ids, copies.take(pooled.vectors))

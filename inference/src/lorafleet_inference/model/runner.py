@@ -21,7 +21,7 @@ from lorafleet_inference.kernels.layer import CpuLayerOps
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
-from lorafleet_inference.model.batch import HostBatch
+from lorafleet_inference.model.batch import ChoiceInputs, HostBatch
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
@@ -100,14 +100,17 @@ class ModelRunner:
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
         self.decode_graphs: DecodeGraphs | None = None
-        self._rows = InputBatch(1, self.facts.max_model_len, self._device)  # of the warm-up
+        has_chooser = self._triton is not None
+        self._rows = InputBatch(1, self.facts.max_model_len, self._device, has_chooser=has_chooser)  # of the warm-up
         block_bytes = kv_block_bytes(loaded.shapes, loaded.dtype.itemsize)
         num_blocks = self._num_blocks(loaded, config, block_bytes)
         self._layers = _pages(loaded, num_blocks)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
         # one row more than requests run: that of the engine's own check
         num_rows = config.max_batch_requests + 1
-        self._rows = InputBatch(num_rows, self.facts.max_model_len, self._device, ahead=self.ahead)
+        self._rows = InputBatch(
+            num_rows, self.facts.max_model_len, self._device, ahead=self.ahead, has_chooser=has_chooser
+        )
         self.decode_graphs = self._graphs_of(config, graphs)
         self.budgets = EngineBudgets(
             num_kv_blocks=num_blocks,
@@ -141,10 +144,9 @@ class ModelRunner:
         rows = self._rows.rows(host.items)
         pools = any(row.pooling is not None for row in rows)
         self._hidden.want(pools)
-        logits = None if pools else self._replayed(host)
-        base = self._num_outputs or (0 if logits is None else logits.shape[-1])
-        if logits is None:
-            logits, base = self._forward(host)
+        replayed = None if pools else self._replayed(host)
+        logits, inputs = self._forward(host) if replayed is None else replayed
+        base = self._num_outputs or logits.shape[-1]
         pooled = pool(self._hidden.take(), host, rows) if pools else None
         num_outputs = [self._extras.num_outputs(adapter, base) for adapter in host.adapters]
         chooser = None if self._triton is None else self._triton.choose
@@ -156,6 +158,7 @@ class ModelRunner:
             num_outputs=num_outputs,
             pooled=pooled,
             chooser=chooser,
+            inputs=inputs,
         )
 
     def compute(self, plan: StepPlan) -> StepResult:
@@ -164,8 +167,8 @@ class ModelRunner:
         computing.choose(Unconstrained())
         return computing.collect()
 
-    def _forward(self, host: HostBatch) -> tuple[torch.Tensor, int]:
-        """Return logits [rows, vocabulary], and how many of the columns are the base's."""
+    def _forward(self, host: HostBatch) -> tuple[torch.Tensor, ChoiceInputs | None]:
+        """Return logits [rows, vocabulary], and what choosing from them needs."""
         batch = self._rows.to_device(host)
         if self._triton is not None:
             self._triton.begin_step()
@@ -181,14 +184,14 @@ class ModelRunner:
                 logits_to_keep=batch.sampled_rows,
             ).logits
         base = self._num_outputs or logits.shape[-1]
-        return self._extras.end_step(logits[0], base), base
+        return self._extras.end_step(logits[0], base), batch.choice
 
-    def _replayed(self, host: HostBatch) -> torch.Tensor | None:
-        """Compute a step by a graph, if there can be one; returns logits [rows, vocabulary]."""
+    def _replayed(self, host: HostBatch) -> tuple[torch.Tensor, ChoiceInputs] | None:
+        """Compute a step by a graph, if there can be one, and return as `_forward`."""
         if self.decode_graphs is None or not host.has_single_tokens or self._extras.changes(host.adapters):
             return None
         self._extras.clear()
-        return self.decode_graphs.logits(host)
+        return self.decode_graphs.compute(host)
 
     @torch.inference_mode()
     def prepare(self) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
-import numpy as np
 import torch
 
 from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
@@ -25,8 +24,8 @@ from lorafleet_inference.model.adjust import Changes
 from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.transfer import on_device
 from lorafleet_inference.model.truncate import truncate
-
-_MASK = (1 << 64) - 1
+from lorafleet_inference.model.uniform import uniform
+from lorafleet_inference.model.wanted import wanted_of
 
 
 class Draw(msgspec.Struct, frozen=True, gc=False):
@@ -49,19 +48,6 @@ class Draw(msgspec.Struct, frozen=True, gc=False):
     def knows(self, token_id: int) -> bool:
         """Whether a token can be chosen at all: embeddings may have rows that heads have not."""
         return self.num_tokens is None or token_id < self.num_tokens
-
-
-def uniform(seed: int, position: int) -> float:
-    """Return a number in [0, 1) that looks random and is always the same for the same arguments (SplitMix64 steps)."""
-    state = _mix((seed & _MASK) ^ _mix(position + 1))
-    return (state >> 11) / (1 << 53)
-
-
-def _mix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
 
 
 def finite_rows(logits: torch.Tensor) -> torch.Tensor:
@@ -127,27 +113,34 @@ class Chooser(Protocol):
     def __call__(self, logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tokens [rows] int64 and whether each row is finite, bool.
 
-        logits [rows, vocabulary] of any float dtype; `wanted` [rows, 5] float64: temperature, top_k, top_p, min_p and a
-        uniform number. Rows that are not finite have token 0.
+        logits [rows, vocabulary] of any float dtype; `wanted` [rows, 5] float64, as `wanted.py` says. Rows that are not
+        finite have token 0.
         """
 
 
 def choose(
-    logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int] = (), chooser: Chooser | None = None
+    logits: torch.Tensor,
+    draws: Sequence[Draw],
+    eos_token_ids: Sequence[int] = (),
+    chooser: Chooser | None = None,
+    wanted: torch.Tensor | None = None,
 ) -> Choice:
     """Choose one token a row. logits [rows, vocabulary], any float dtype, on the device, which is not waited for.
 
-    `chooser`: in place of plain torch.
+    `chooser`: in place of plain torch; `wanted`: what it needs, where that is on the device already.
     """
     if chooser is not None:
-        finite, chosen = _chosen_by(chooser, logits, draws, eos_token_ids)
+        if wanted is None:
+            asked = wanted_of([(draw.params, draw.seed, draw.position) for draw in draws])
+            wanted = on_device(asked, logits.device)
+        finite, chosen = _chosen_by(chooser, logits, wanted, draws, eos_token_ids)
     else:
         finite = finite_rows(logits)
-        wanted = _finite(logits, finite)
+        changed = _finite(logits, finite)
         if (changes := Changes.of(draws, eos_token_ids)) is not None:
-            wanted = changes.made(wanted)
-        chosen = wanted.argmax(-1)
-        _redraw(wanted, chosen, draws, [row for row, draw in enumerate(draws) if draw.params.temperature > 0])
+            changed = changes.made(changed)
+        chosen = changed.argmax(-1)
+        _redraw(changed, chosen, draws, [row for row, draw in enumerate(draws) if draw.params.temperature > 0])
     scored = tuple(row for row, draw in enumerate(draws) if draw.params.num_logprobs is not None)
     if not scored:
         return Choice(draws, chosen, finite)
@@ -163,18 +156,9 @@ def _finite(logits: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
 
 
 def _chosen_by(
-    chooser: Chooser, logits: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int]
+    chooser: Chooser, logits: torch.Tensor, wanted: torch.Tensor, draws: Sequence[Draw], eos_token_ids: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which rows are finite, and the tokens; logits that nothing changes are read as they are."""
-    params = [draw.params for draw in draws]
-    columns = (
-        [one.temperature for one in params],
-        [one.top_k or logits.shape[-1] for one in params],
-        [one.top_p for one in params],
-        [one.min_p for one in params],
-        [uniform(draw.seed, draw.position) for draw in draws],
-    )
-    wanted = on_device(np.array(columns, np.float64).T.copy(), logits.device)
     changes = Changes.of(draws, eos_token_ids)
     if changes is None:
         chosen, finite = chooser(logits, wanted)
@@ -182,7 +166,8 @@ def _chosen_by(
         finite = finite_rows(logits)
         logits = changes.made(_finite(logits, finite))
         chosen, _ = chooser(logits, wanted)
-    typical = [row for row, one in enumerate(params) if one.typical_p < 1.0 and one.temperature > 0]
+    params = enumerate(draw.params for draw in draws)
+    typical = [row for row, one in params if one.typical_p < 1.0 and one.temperature > 0]
     if typical:
         _redraw(_finite(logits, finite), chosen, draws, typical)
     return finite, chosen

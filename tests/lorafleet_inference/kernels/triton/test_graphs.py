@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from support.engines import DrivenEngine, key_of
 from support.families import VOCABULARY, AdapterSpec
 from support.models import save_adapter, save_model
@@ -19,6 +20,7 @@ from lorafleet_inference.kernels.triton.backend import TritonKernels
 from lorafleet_inference.model.graphs import Captured, CudaGraphs, Graphs
 
 ASKED = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, num_logprobs=0)
+DRAWN = replace(ASKED, temperature=0.9, top_k=20, seed=5)
 MODEL = LlamaConfig(
     vocab_size=VOCABULARY, initializer_range=0.2, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
     num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
@@ -67,7 +69,7 @@ def answers(
             engine.register({"late": adapters["late"]})
         for number, name in enumerate(names):
             prompt = [(7 * number + 3 * wave + at) % (VOCABULARY - 2) + 2 for at in range(3 + 15 * wave - number)]
-            engine.submit(f"{wave}-{number}", name, prompt, ASKED)
+            engine.submit(f"{wave}-{number}", name, prompt, (ASKED, DRAWN)[number % 2])
         engine.run_until_ended(f"{wave}-{number}" for number in range(len(names)))
     return engine
 

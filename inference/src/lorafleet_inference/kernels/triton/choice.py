@@ -2,8 +2,6 @@
 
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from lorafleet_inference.kernels.triton.launch import launch
@@ -35,10 +33,3 @@ def choose_tokens(
         {"CHUNK": chunk, "PIVOTS": PIVOTS, "num_warps": WARPS, "num_stages": 3},
     )
     return tokens, is_finite.bool()
-
-
-def wanted_of(
-    temperature: npt.ArrayLike, top_k: npt.ArrayLike, top_p: npt.ArrayLike, min_p: npt.ArrayLike, uniform: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
-    """Return what rows want [rows, 5]."""
-    return np.stack([np.asarray(one, np.float64) for one in (temperature, top_k, top_p, min_p, uniform)], axis=1)

@@ -14,9 +14,11 @@ import torch
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep
-from lorafleet_inference.kernels.triton.step import ALIGN, Int32s, Table
+from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
+from lorafleet_inference.kernels.triton.step import ALIGN, Table
 
 PADDING = -1
+WORD_BYTES = torch.int32.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +52,35 @@ class FixedTables:
     def __init__(self, room: Room, device: torch.device) -> None:
         self.room = room
         rows, items = room.num_rows, room.num_items
-        shapes: dict[str, tuple[int, ...]] = {
-            "token_ids": (rows,), "positions": (rows,), "slots": (rows,), "lasts": (rows,), "tables": (rows, room.num_blocks),
-            "items": (items, 3), "pages": (items, room.num_pages), "ranks": (items, room.num_modules),
+        long, short, double = torch.int64, torch.int32, torch.float64
+        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "token_ids": (long, (rows,)), "positions": (long, (rows,)), "slots": (long, (rows,)), "rows": (long, (rows,)),
+            "wanted": (double, (rows, NUM_WANTED)), "lasts": (short, (rows,)), "tables": (short, (rows, room.num_blocks)),
+            "items": (short, (items, 3)), "pages": (short, (items, room.num_pages)),
+            "ranks": (short, (items, room.num_modules)),
         }  # fmt: skip
-        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._places: dict[str, tuple[slice, torch.dtype, tuple[int, ...]]] = {}
         length = 0
-        for name, shape in shapes.items():
-            self._places[name] = (length, shape)
-            length += -(-int(np.prod(shape)) // ALIGN) * ALIGN
+        for name, (dtype, shape) in shapes.items():
+            num_words = int(np.prod(shape)) * dtype.itemsize // WORD_BYTES
+            self._places[name] = (slice(length, length + num_words), dtype, shape)
+            length += -(-num_words // ALIGN) * ALIGN
         pin = device.type == "cuda"
         self._hosts = [torch.zeros(length, dtype=torch.int32, pin_memory=pin) for _ in range(2)]
         self._device_block = torch.zeros(length, dtype=torch.int32, device=device)
-        self._views = [{name: self._view(host.numpy(), name) for name in shapes} for host in self._hosts]
+        self._views = [{name: self._view(host, name).numpy() for name in shapes} for host in self._hosts]
         self._turn = 0
         self.rows = torch.arange(rows, dtype=torch.int32, device=device)
 
-    def _view(self, block: Any, name: str) -> Any:
-        begin, shape = self._places[name]
-        return block[begin : begin + int(np.prod(shape))].reshape(shape)
+    def _view(self, block: torch.Tensor, name: str) -> torch.Tensor:
+        words, dtype, shape = self._places[name]
+        return block[words].view(dtype).view(shape)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a table on the device, int32."""
-        view: torch.Tensor = self._view(self._device_block, name)
-        return view
+        """Return a table on the device."""
+        return self._view(self._device_block, name)
 
-    def begin(self) -> dict[str, Int32s]:
+    def begin(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return the tables on the host, to be filled: all is padding."""
         self._turn = 1 - self._turn
         views = self._views[self._turn]
