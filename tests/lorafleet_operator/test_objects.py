@@ -107,6 +107,12 @@ def test_ad_hoc_adapters_are_an_option_of_pods_where_they_are_allowed() -> None:
     assert documents(v.base(lora={"adHoc": "Forbidden"})) == documents(v.base())
 
 
+def test_quantisation_is_an_option_of_pods_where_it_is_asked_for() -> None:
+    """And nothing of pods changes where it is not."""
+    assert "--quantization=nf4" in documents(v.base(engine={"quantization": "nf4"}))
+    assert "--quantization" not in documents(v.base(engine={}))
+
+
 CLAIM = {"persistentVolumeClaim": {"claimName": "base-models"}}
 
 

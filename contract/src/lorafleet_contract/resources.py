@@ -91,6 +91,8 @@ class EngineSpec(Observed):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     device: Literal["Auto", "Cuda", "Cpu"] = "Auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["int8", "int4", "fp8", "nf4"] | None = None
+    """To what a base in 16 or 32 bit is quantised when a pod reads it; None: it is served as it is."""
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     kv_cache_memory: str | None = None

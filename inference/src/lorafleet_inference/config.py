@@ -10,6 +10,7 @@ from lorafleet_contract.sources import AdapterSource
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4", "fp8", "nf4"]
 DecoderChoice = Literal["auto", "transformers", "own"]
 AdHocAdapters = Literal["forbidden", "sources"]
 UnknownFields = Literal["refuse", "ignore"]
@@ -33,6 +34,8 @@ class EngineConfig:
     """A folder with config.json and safetensors weights; a hub id is downloaded to the cache before the engine starts."""
     device: DeviceChoice = "auto"
     dtype: DtypeChoice = "auto"
+    quantization: Quantization | None = None
+    """To what the linear layers of a base in 16 or 32 bit are quantised when it is read."""
     decoder: DecoderChoice = "auto"
     """Whose code computes the layers; "auto": our own where it is there and was measured to be faster."""
     max_model_len: int | None = None

@@ -18,6 +18,7 @@ from lorafleet_inference.config import (
     DeviceChoice,
     DtypeChoice,
     EngineConfig,
+    Quantization,
     ReasoningParser,
     ServerConfig,
     ToolCallParser,
@@ -87,6 +88,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", "Where the model runs: auto, cpu or cuda.", one_of(*get_args(DeviceChoice)), "DEVICE", E, "device"),
     Option("dtype", "Number format of weights and activations: auto, float32, bfloat16 or float16.",
            one_of(*get_args(DtypeChoice)), "DTYPE", E, "dtype"),
+    Option("quantization", "To what the weights of linear layers, but the output head, are quantised when the base is read: int8, int4, "
+           "fp8 or nf4. A base that is quantised already is served as it is, without this.", one_of(*get_args(Quantization)),
+           "KIND", E, "quantization", "not at all"),
     Option("decoder", "Whose code computes the layers of the model: transformers, own (refused for a model that has none), or auto: "
            "our own where there is one for the model and it was measured to be faster, on a CPU in float32.",
            one_of(*get_args(DecoderChoice)), "WHOSE", E, "decoder"),

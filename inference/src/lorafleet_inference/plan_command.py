@@ -13,7 +13,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_contract.names import CREDENTIALS_DIR
 from lorafleet_contract.resources import quantity_bytes
 from lorafleet_inference.cards import CARDS, Card
-from lorafleet_inference.config import GIB, MAX_RANK, DtypeChoice, EngineConfig
+from lorafleet_inference.config import GIB, MAX_RANK, DtypeChoice, EngineConfig, Quantization
 from lorafleet_inference.fetch import model_folder
 from lorafleet_inference.options import default_cache_dir
 
@@ -50,6 +50,7 @@ def add_parser(commands: Any) -> None:
         help="of each request, prompt and answer together; default: %(default)s",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=get_args(DtypeChoice), default="auto", help="as of serve")
+    parser.add_argument("--quantization", choices=get_args(Quantization), help="as of serve; default: as the base is")
     for name, default in (("tokens", _DEFAULTS.max_batch_tokens), ("requests", _DEFAULTS.max_batch_requests)):
         parser.add_argument(
             f"--max-batch-{name}",
@@ -79,33 +80,38 @@ def run(parsed: argparse.Namespace) -> int:
         dtype=parsed.dtype,
         max_batch_tokens=parsed.max_batch_tokens,
         max_batch_requests=parsed.max_batch_requests,
+        quantization=parsed.quantization,
     )
     longest = size.facts.max_model_len
     if parsed.context > longest:
         raise ConfigError(
             "--context", f"{parsed.context} tokens are more than the {longest} that the model is made for"
         )
-    card = CARDS[parsed.gpu]
-    if parsed.gpu_memory is not None:
-        card = Card(parsed.gpu_memory, card.bytes_per_second)
     wish = Wish(
         num_adapters=parsed.adapters, rank=parsed.rank, context=parsed.context, max_requests=parsed.max_batch_requests
     )
-    found = budget(size, card, wish)
+    found = budget(size, _card(parsed), wish)
     if parsed.json:
         text = json.dumps(
             asdict(found) | {"kv_cache": found.memory.kv_cache, "reserve": found.memory.reserve}, indent=2
         )
     else:
-        text = "\n".join(_lines(size, found, wish, f"{parsed.gpu}", card))
+        text = "\n".join(_lines(size, found, wish, parsed))
     sys.stdout.write(f"{text}\n")
     return 0 if found.num_requests else 1
 
 
-def _lines(size: "ModelSize", found: "Budget", wish: "Wish", gpu: str, card: Card) -> Iterator[str]:
-    facts, memory = size.facts, found.memory
+def _card(parsed: argparse.Namespace) -> Card:
+    card = CARDS[parsed.gpu]
+    return card if parsed.gpu_memory is None else Card(parsed.gpu_memory, card.bytes_per_second)
+
+
+def _lines(size: "ModelSize", found: "Budget", wish: "Wish", parsed: argparse.Namespace) -> Iterator[str]:
+    facts, memory, card = size.facts, found.memory, _card(parsed)
     yield f"{facts.architecture} in {facts.dtype}, {facts.num_layers} layers, up to {facts.max_model_len} tokens"
-    yield f"on {gpu}: {card.memory_bytes / GIB:.1f} GiB at {card.bytes_per_second / 1e12:g} TB/s"
+    if size.quantization is not None:
+        yield f"linear layers quantised: {size.quantization}"
+    yield f"on {parsed.gpu}: {card.memory_bytes / GIB:.1f} GiB at {card.bytes_per_second / 1e12:g} TB/s"
     yield ""
     yield f"{'':12}{'GiB':>9}{'part':>9}"
     each = f"{wish.num_adapters} of rank {wish.rank}, {found.adapter_bytes / MIB:.1f} MiB each"
@@ -138,7 +144,8 @@ def _lines(size: "ModelSize", found: "Budget", wish: "Wish", gpu: str, card: Car
     yield ""
     yield "as fields of a BaseModelDeployment"
     lora = f"maxResidentAdapters: {wish.num_adapters}, maxRank: {wish.rank}, adapterMemory: {math.ceil(memory.adapters / MIB)}Mi"
-    yield f"spec: {{engine: {{maxModelLen: {wish.context}}}, lora: {{{lora}}}}}"
+    quantised = f", quantization: {parsed.quantization}" if parsed.quantization else ""
+    yield f"spec: {{engine: {{maxModelLen: {wish.context}{quantised}}}, lora: {{{lora}}}}}"
 
 
 def _positive(text: str) -> int:

@@ -111,11 +111,20 @@ def test_pickled_weights_only(base: Path) -> None:
     assert "pytorch_model.bin only, a pickle" in refusal(base)
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "compressed-tensors", "fp8"])
-def test_quantised_weights(base: Path, method: str) -> None:
-    assert f"quantised bases are not supported yet, and its weights are quantised ({method})" in refusal(
-        change_config(base, quantization_config={"quant_method": method, "bits": 4})
-    )
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"quant_method": "aqlm"}, "quantization_config.quant_method is 'aqlm'; supported are awq, "),
+        ({"bits": 4}, "quantization_config.quant_method is None; supported are awq, "),
+        ({"quant_method": "gptq", "bits": 4}, "quantization_config.group_size: Field required"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "config_groups: Field required"),
+        ({"quant_method": "fp8"}, "its files hold no quantised layer (weight_scale, weight_scale_inv)"),
+        ("int8", "quantization_config is 'int8'"),
+    ],
+)
+def test_quantised_weights(base: Path, fields: object, named: str) -> None:
+    """Those that are served are in `test_quantized.py`."""
+    assert named in refusal(change_config(base, quantization_config=fields))
 
 
 @pytest.mark.parametrize(

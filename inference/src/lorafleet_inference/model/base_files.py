@@ -14,7 +14,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.headers import read_header, what_it_is_instead
+from lorafleet_inference.config import Quantization
 from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.model.quantization.at_load import AtLoad
+from lorafleet_inference.model.quantization.method import FIELD, Method, QuantizationError
+from lorafleet_inference.model.quantization.methods import method_of
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -37,16 +41,14 @@ def first_sentence(error: BaseException) -> str:
 
 
 def read_base_config(folder: Path) -> PreTrainedConfig:
-    """Return the config of a base model.
+    """Return the config of a base model, without what it says of quantisation.
 
     Raises:
         ConfigError: there is none, it cannot be understood, or it is of a model that cannot be served.
     """
     fields = _json(folder, CONFIG)
     name = architecture_of(folder)
-    method = _quantisation(fields)
-    if method is not None:
-        raise refused(name, f"quantised bases are not supported yet, and its weights are quantised ({method})")
+    read_quantization(folder)
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
@@ -55,7 +57,28 @@ def read_base_config(folder: Path) -> PreTrainedConfig:
         raise refused(name, first_sentence(error)) from error
     if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise refused(name, f"{config.model_type} is no decoder-only language model that transformers knows")
+    for part in (config, config.get_text_config()):
+        if hasattr(part, FIELD):
+            delattr(part, FIELD)
     return config
+
+
+def read_quantization(folder: Path, at_load: Quantization | None = None) -> Method | None:
+    """Return how the weights of a base are quantised, in its files or (`at_load`) when they are read; None: they are not.
+
+    Raises:
+        ConfigError: in a way that cannot be served, or twice.
+    """
+    name = architecture_of(folder)
+    try:
+        method = method_of(_json(folder, CONFIG))
+    except QuantizationError as error:
+        raise refused(name, str(error)) from error
+    if at_load is None:
+        return method
+    if method is not None:
+        raise ConfigError("--quantization", f"{name} is quantised already ({method.name})")
+    return AtLoad(at_load)
 
 
 def architecture_of(folder: Path) -> str:
@@ -67,8 +90,8 @@ def architecture_of(folder: Path) -> str:
         return str(folder)
 
 
-def check_weights(folder: Path) -> None:
-    """Read the headers of the weights.
+def check_weights(folder: Path) -> dict[str, Path]:
+    """Read the headers of the weights; return the file of each tensor.
 
     Raises:
         ConfigError: a file is missing, cut off, or no safetensors file.
@@ -87,13 +110,15 @@ def check_weights(folder: Path) -> None:
                 str(folder), f"its weights are in {pickle} only, a pickle that could run code; {WEIGHTS} is read"
             )
         raise refused(str(folder), f"it has no {WEIGHTS}")
+    places: dict[str, Path] = {}
     for name in names:
         if Path(name).name != name:
             raise refused(str(folder), f"{INDEX} names {name}, which is not a file of the folder")
         try:
-            read_header(folder / name)
+            places |= dict.fromkeys(read_header(folder / name), folder / name)
         except AdapterError as error:
             raise refused(str(folder), error.message) from error
+    return places
 
 
 @contextmanager
@@ -126,13 +151,3 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise refused(str(folder), f"{name} is no JSON object")
     return document
-
-
-def _quantisation(fields: dict[str, Any]) -> str | None:
-    """Return the method with which the weights were quantised."""
-    for part in (fields, fields.get("text_config")):
-        found = part.get("quantization_config") or part.get("compression_config") if isinstance(part, dict) else None
-        if found:
-            method = found.get("quant_method") if isinstance(found, dict) else None
-            return str(method or "quantization_config")
-    return None

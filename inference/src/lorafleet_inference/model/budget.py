@@ -103,6 +103,10 @@ def _visible_bytes(size: ModelSize, context: int) -> Iterator[int]:
 
 
 def weights_read(size: ModelSize, num_tokens: int) -> int:
-    """Return the bytes of weights that a step of so many tokens reads: of experts those that some token is expected to choose."""
+    """Return the bytes that weights have a step of so many tokens move.
+
+    All are read, of experts those that some token is expected to choose. Those that are quantised are then written as
+    they are multiplied, and read again.
+    """
     missed = (1 - size.experts_per_token / size.num_experts) ** num_tokens
-    return int(size.weights - size.unread_weights - size.expert_weights * missed)
+    return int(size.weights - size.unread_weights - size.expert_weights * missed) + 2 * size.dequantised

@@ -12,13 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lorafleet_inference.config import DtypeChoice
+from lorafleet_inference.config import DtypeChoice, Quantization
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import LayerShape, Probe, attending, register
-from lorafleet_inference.model.base_files import read_base_config
+from lorafleet_inference.model.base_files import read_base_config, read_quantization, refused
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.loader import attention_of, shapes_of
+from lorafleet_inference.model.quantization.linear import QuantizedLinear
+from lorafleet_inference.model.quantization.loading import make_shapes
+from lorafleet_inference.model.quantization.method import Method, QuantizationError
 from lorafleet_inference.model.sizing import weight_bytes
 
 SAMPLER_BYTES = 8
@@ -42,6 +45,10 @@ class ModelSize:
     experts_per_token: int
     unread_weights: int
     """Bytes of the embedding where it is no head too: of it only the rows of a step's tokens are read."""
+    dequantised: int
+    """Bytes that quantised weights take when they are brought back, all of them together."""
+    quantization: str | None
+    """How they are quantised."""
     activations: int
     """Bytes at most beside weights, KV and adapters in a step."""
 
@@ -88,6 +95,7 @@ def model_size(
     dtype: DtypeChoice,
     max_batch_tokens: int,
     max_batch_requests: int,
+    quantization: Quantization | None = None,
 ) -> ModelSize:
     """Make the model without weights and run its largest step without computing it.
 
@@ -97,11 +105,14 @@ def model_size(
     register()
     experts.register()
     config = read_base_config(folder)
+    method = read_quantization(folder, quantization)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with FakeTensorMode(), torch.inference_mode():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_of(config), experts_implementation=experts.NAME, dtype=chosen
         ).eval()
+        if method is not None:
+            _quantise(model, method)
         facts = model_facts(model)
         shapes = shapes_of(model, facts)
         layers = _peak_of(model, min(max_batch_tokens, facts.max_model_len))
@@ -119,8 +130,21 @@ def model_size(
         num_experts=num_experts,
         experts_per_token=int(getattr(text, "num_experts_per_tok", None) or num_experts),
         unread_weights=0 if facts.tied_head else weight_bytes(embedding),
+        dequantised=sum(
+            module.in_features * module.out_features * chosen.itemsize
+            for module in model.modules()
+            if isinstance(module, QuantizedLinear)
+        ),
+        quantization=None if method is None else method.name,
         activations=max(layers, logits),
     )
+
+
+def _quantise(model: PreTrainedModel, method: Method) -> None:
+    try:
+        make_shapes(model, method)
+    except QuantizationError as error:
+        raise refused(type(model).__name__, str(error)) from error
 
 
 def _peak_of(model: PreTrainedModel, num_tokens: int) -> int:

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lorafleet_inference.engine.messages import ExpertsFacts, ModelFacts, ModuleFacts, ModuleKind, WholeFacts
 from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.base_files import read_base_config
+from lorafleet_inference.model.quantization.linear import QuantizedLinear
 from lorafleet_inference.model.rope import length_rope
 
 
@@ -99,12 +100,15 @@ def _whole_modules(model: PreTrainedModel) -> list[WholeFacts]:
     found = []
     for name, module in model.named_modules():
         parameters = dict(module.named_parameters(recurse=False))
-        if "weight" not in parameters or not parameters.keys() <= {"weight", "bias"} or any(module.children()):
+        shapes = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
+        is_leaf = not any(module.children())
+        if isinstance(module, QuantizedLinear):
+            shapes, is_leaf = {"weight": (module.out_features, module.in_features), **shapes}, True
+        if "weight" not in shapes or not shapes.keys() <= {"weight", "bias"} or not is_leaf:
             continue
         maps_one_tensor = len(inspect.signature(type(module).forward).parameters) == 2
         if maps_one_tensor and not routers.is_router(module):
-            shapes = tuple((key, tuple(parameter.shape)) for key, parameter in parameters.items())
-            found.append(WholeFacts(name, shapes))
+            found.append(WholeFacts(name, tuple(shapes.items())))
     return found
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.config import EngineConfig, Quantization
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.kernels.packed import can_pack, pack_linears
 from lorafleet_inference.model import experts
@@ -26,6 +26,7 @@ from lorafleet_inference.model.base_files import (
     check_weights,
     first_sentence,
     read_base_config,
+    read_quantization,
     refused,
     without_adapter,
 )
@@ -33,6 +34,8 @@ from lorafleet_inference.model.decoder import Decoder, why_not
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.families import PATCHES
 from lorafleet_inference.model.pooling import pooling_of
+from lorafleet_inference.model.quantization.loading import QuantizedFiles, quantized_files
+from lorafleet_inference.model.quantization.method import QuantizationError
 from lorafleet_inference.model.rope import LengthRopes
 
 logger = logging.getLogger(__name__)
@@ -85,8 +88,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     experts.register()
     folder = Path(config.model)
     base = read_base_config(folder)
-    check_weights(folder)
-    model = _read(folder, base, dtype=_dtype(config, device), device=device)
+    files = _quantized_files(folder, base, check_weights(folder), config.quantization)
+    model = _read(folder, base, dtype=_dtype(config, device), device=device, quantized=files)
+    if files is not None:
+        _fill(files, model, device)
     _check_finite(model)
     own = _is_own(config, model)
     loaded = check_model(model.eval(), max_model_len=config.max_model_len, own_decoder=own)
@@ -95,9 +100,43 @@ def load_model(config: EngineConfig) -> LoadedModel:
     return replace(loaded, facts=msgspec.structs.replace(loaded.facts, pooling=pooling_of(folder)))
 
 
-def _read(folder: Path, config: PreTrainedConfig, *, dtype: Any, device: torch.device) -> PreTrainedModel:
-    """Read all tensors of the model; none is missing, left as it was initialised, or of another shape."""
+def _quantized_files(
+    folder: Path, config: PreTrainedConfig, places: Mapping[str, Path], at_load: Quantization | None
+) -> QuantizedFiles | None:
+    method = read_quantization(folder, at_load)
+    if method is None:
+        return None
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(config)
+    try:
+        return quantized_files(bare, method, places)
+    except QuantizationError as error:
+        raise refused(architecture_of(folder), str(error)) from error
+
+
+def _fill(files: QuantizedFiles, model: PreTrainedModel, device: torch.device) -> None:
+    name = type(model).__name__
+    try:
+        files.fill(model, device, model.dtype)
+    except QuantizationError as error:
+        raise refused(name, str(error)) from error
+    logger.info("%s: %d linear layers are quantised (%s)", name, len(files.modules), files.method.name)
+
+
+def _read(
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    dtype: Any,
+    device: torch.device,
+    quantized: QuantizedFiles | None = None,
+) -> PreTrainedModel:
+    """Read all tensors of the model; none is missing, left as it was initialised, or of another shape.
+
+    Of `quantized` layers it reads none.
+    """
     name = architecture_of(folder)
+    taken = quantized.mark(config) if quantized is not None else frozenset()
     try:
         with without_adapter(folder) as view, _without_reports():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -117,7 +156,7 @@ def _read(folder: Path, config: PreTrainedConfig, *, dtype: Any, device: torch.d
             # a family that looks its attention up in a table of its own
             raise ConfigError("--model", f"{name} is not supported: {_NOT_OURS}") from error
         raise refused(name, first_sentence(error)) from error
-    missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    missing, unknown = sorted(info["missing_keys"] - taken), sorted(info["unexpected_keys"] - taken)
     for key, found, wanted in sorted(info["mismatched_keys"]):
         raise refused(name, f"tensor {key} has the shape {list(found)}, and {CONFIG} says {list(wanted)}")
     if missing:

@@ -11,6 +11,7 @@ from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineCo
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.model.attention import LayerShape
 from lorafleet_inference.model.lora import RowLayout, num_pages_of
+from lorafleet_inference.model.quantization.weight import QuantizedWeight
 
 ADAPTER_PART = 0.25
 """Part of what the weights leave of a CUDA device that adapters get, where nobody says how much."""
@@ -65,8 +66,9 @@ def num_blocks_for(num_tokens: int) -> int:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of a model's parameters; those that are tied count once."""
-    return sum(one.numel() * one.element_size() for one in model.parameters())
+    """Return the bytes of a model's parameters and quantised weights; those that are tied count once."""
+    plain = sum(one.numel() * one.element_size() for one in model.parameters())
+    return plain + sum(one.num_bytes for one in model.modules() if isinstance(one, QuantizedWeight))
 
 
 @dataclass(frozen=True, slots=True)

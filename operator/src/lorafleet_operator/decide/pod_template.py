@@ -125,6 +125,7 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
         "--credentials-dir": CREDENTIALS_DIR,
         "--device": spec.engine.device.lower(),
         "--dtype": spec.engine.dtype,
+        "--quantization": spec.engine.quantization,
         "--max-model-len": _number(spec.engine.max_model_len),
         "--max-batch-tokens": _number(spec.engine.max_batch_tokens),
         "--kv-cache-memory": spec.engine.kv_cache_memory,

@@ -13,6 +13,7 @@ import torch
 from lorafleet_inference.kernels.layer_ops import HeadSpec, LayerOps, TorchLayerOps
 from lorafleet_inference.model.attention import attend_packed
 from lorafleet_inference.model.decoder.linear import Linear
+from lorafleet_inference.model.decoder.quantized import product_of
 from lorafleet_inference.model.decoder.spec import Spec, activation_of, width_of_head
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -146,7 +147,7 @@ class Layer(torch.nn.Module):
 
 def taken(source: torch.nn.Module, owner: torch.nn.Module, names: tuple[str, ...], whole: str) -> tuple[Linear]:
     """Return the product of some modules of `source` by their names, which stand in `owner` from now on. A tuple: it is no child twice."""
-    linear = Linear([getattr(source, name) for name in names])
+    linear = product_of([getattr(source, name) for name in names])
     if len(names) == 1:
         owner.add_module(names[0], linear)
     else:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from lorafleet_inference.kernels.packed import plain_weight
+
 
 class Linear(torch.nn.Linear):
     """The product x W + b of several modules at once, W [sum of their outputs, in]."""
@@ -73,5 +75,4 @@ class Part(torch.nn.Module):
 
     def plain_weight(self) -> torch.Tensor:
         """Return its weight [out, in]; a copy where that of the whole is packed."""
-        weight = self._whole[0].weight
-        return (weight.to_dense() if weight.is_mkldnn else weight)[self._columns]
+        return plain_weight(self._whole[0])[self._columns]

@@ -1,0 +1,82 @@
+"""Products of the decoder whose weights are quantised: brought back into one matrix for each product."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from lorafleet_inference.model.decoder.linear import Linear, Part
+from lorafleet_inference.model.quantization.linear import QuantizedLinear
+
+
+class QuantizedProduct(Linear):
+    """As a `Linear` of the same modules, of which some or all are quantised."""
+
+    def __init__(self, modules: Sequence[torch.nn.Linear]) -> None:
+        """Takes the weights over."""
+        widths = [module.out_features for module in modules]
+        torch.nn.Linear.__init__(self, modules[0].in_features, sum(widths), bias=False, device="meta")
+        self.register_parameter("weight", None)
+        self.dtype, device = _kind_of(modules)
+        bias: torch.nn.Parameter | None = modules[0].bias
+        if len(modules) > 1:
+            has_bias = any(module.bias is not None for module in modules)
+            whole = torch.zeros(sum(widths), dtype=self.dtype, device=device) if has_bias else None
+            bias = None if whole is None else torch.nn.Parameter(whole, requires_grad=False)
+        self.register_parameter("bias", bias)
+        self.columns = []
+        self.pieces = torch.nn.ModuleList()
+        end = 0
+        for module, width in zip(modules, widths, strict=True):
+            columns = slice(end, end := end + width)
+            self.columns.append(columns)
+            self.pieces.append(_Piece(module))
+            if len(modules) > 1 and module.bias is not None and bias is not None:
+                bias.detach()[columns] = module.bias.detach()
+        self.parts = []
+        if len(modules) > 1:
+            pairs = zip(self.columns, modules, strict=True)
+            self.parts = [Part(self, columns, module.bias is not None) for columns, module in pairs]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, in]; returns [T, sum of the outputs]. A copy with a weight of its own (`extras.py`) computes with that."""
+        weight = self._parameters["weight"]
+        return F.linear(x, self.plain_weight() if weight is None else weight, self.bias)
+
+    def plain_weight(self) -> torch.Tensor:
+        """Return the weight [sum of the outputs, in]; a copy."""
+        made = [piece(self.dtype) for piece in self.pieces]
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+
+class _Piece(torch.nn.Module):
+    """The weight of one module."""
+
+    def __init__(self, module: torch.nn.Linear) -> None:
+        super().__init__()
+        self.quantized = module.quantized if isinstance(module, QuantizedLinear) else None
+        self.weight = module.weight
+        if isinstance(module, QuantizedLinear):
+            module.quantized = None
+        else:
+            module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+
+    def forward(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the numbers [out, in]."""
+        return self.weight if self.quantized is None else self.quantized.dequantized(dtype)
+
+
+def _kind_of(modules: Sequence[torch.nn.Linear]) -> tuple[torch.dtype, torch.device]:
+    """Return the dtype that a product computes with, and where it lies."""
+    for module in modules:
+        if isinstance(module, QuantizedLinear):
+            assert module.quantized is not None, "it was filled at load"
+            return module.dtype, module.quantized.codes.device
+    raise AssertionError("none is quantised")
+
+
+def product_of(modules: Sequence[torch.nn.Linear]) -> Linear:
+    """Return what computes the product of some modules at once, whose weights it takes over."""
+    if any(isinstance(module, QuantizedLinear) for module in modules):
+        return QuantizedProduct(modules)
+    return Linear(modules)

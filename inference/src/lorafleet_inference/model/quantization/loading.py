@@ -1,0 +1,208 @@
+"""Gives a model quantised linear layers: transformers reads the other tensors, and what is here reads theirs, straight to their device.
+
+transformers is told by a quantiser of its own kind, registered under our name, which takes the weights away from the layers before anything
+is read; what its files hold of them it then does not know.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lorafleet_inference.model import routers
+from lorafleet_inference.model.quantization.linear import QuantizedLinear
+from lorafleet_inference.model.quantization.method import FIELD, Method, QuantizationError, Source
+from lorafleet_inference.model.quantization.weight import QuantizedWeight
+
+_NAME = "lorafleet"
+
+
+@register_quantization_config(_NAME)
+class _Marked(QuantizationConfigMixin):
+    """What transformers hands from a config to the quantiser."""
+
+    def __init__(self, quant_method: str, modules: list[str]) -> None:
+        self.quant_method: Any = quant_method
+        self.modules = modules
+
+
+@register_quantizer(_NAME)
+class _Quantizer(HfQuantizer):
+    """Takes weights away before tensors are read, and leaves no trace after."""
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        for name in self.quantization_config.modules:
+            replace(model, name)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        self.remove_quantization_config(model)
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def replace(model: torch.nn.Module, name: str) -> QuantizedLinear:
+    """Put a quantised layer without a weight in the place of a linear layer."""
+    parent, _, own = name.rpartition(".")
+    made = QuantizedLinear(model.get_submodule(name))  # type: ignore[arg-type]
+    setattr(model.get_submodule(parent), own, made)
+    return made
+
+
+def can_be_quantised(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
+    """Return the linear layers, by name, that may stand for a quantised one: all but the head and routers."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and module is not head and not routers.is_router(module)
+    }
+
+
+def make_shapes(model: PreTrainedModel, method: Method) -> None:
+    """Give a model without weights the quantised layers that its config speaks of, so that they can be counted.
+
+    Raises:
+        QuantizationError: the method cannot be of this model.
+    """
+    for name, module in can_be_quantised(model).items():
+        layout = method.layout(name, (module.out_features, module.in_features))
+        if layout is not None:
+            dtype = module.weight.dtype
+            replace(model, name).fill(QuantizedWeight.empty(layout, (module.out_features, module.in_features)), dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedFiles:
+    """The files of a base whose linear layers are quantised, or shall be."""
+
+    method: Method
+    places: Mapping[str, Path]
+    """By the name of a tensor, the file that holds it."""
+    modules: tuple[str, ...]
+    """Layers that are quantised."""
+    head: str | None
+    """The output head, where it is quantised: it is brought back to the dtype of the model."""
+
+    @property
+    def taken(self) -> frozenset[str]:
+        """Names of tensors that are read here and not by transformers, or that nobody needs."""
+        every = (*self.modules, *((self.head,) if self.head else ()))
+        names = {f"{module}.{suffix}" for module in every for suffix in self.method.suffixes}
+        return frozenset(names & self.places.keys())
+
+    def mark(self, config: PreTrainedConfig) -> frozenset[str]:
+        """Have transformers take the weights away from these layers; return the tensors that it then may miss, or not know."""
+        config.quantization_config = {"quant_method": _NAME, "modules": list(self.modules)}
+        biases = {f"{name}.bias" for name in self.modules} & self.places.keys()
+        return self.taken | biases | ({f"{self.head}.weight"} if self.head else set())
+
+    def fill(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+        """Read the weights of these layers.
+
+        Raises:
+            QuantizationError: a tensor is missing, of another shape, or holds what is not finite; names it.
+        """
+        with self._reading(device) as read:
+            for name in self.modules:
+                module = model.get_submodule(name)
+                assert isinstance(module, QuantizedLinear)
+                module.fill(self._weight(name, module, read, dtype), dtype)
+            if self.head is not None:
+                head = model.get_submodule(self.head)
+                assert isinstance(head, torch.nn.Linear)
+                dense = self._weight(self.head, head, read, dtype).dequantized(dtype)
+                head.weight = torch.nn.Parameter(dense, requires_grad=False)
+        self._check_biases(model)
+
+    def _weight(self, name: str, module: torch.nn.Linear, read: Any, dtype: torch.dtype) -> QuantizedWeight:
+        names = {suffix: f"{name}.{suffix}" for suffix in self.method.suffixes}
+        tensors = {suffix: read(key) for suffix, key in names.items() if key in self.places}
+        weight = self.method.read(Source(name, (module.out_features, module.in_features), tensors))
+        if not torch.isfinite(torch.stack(torch.aminmax(weight.dequantized(dtype)))).all():
+            shown = str(dtype).removeprefix("torch.")
+            raise QuantizationError(f"the weight of {name} holds values that are not finite in {shown}")
+        return weight
+
+    @contextmanager
+    def _reading(self, device: torch.device) -> Iterator[Any]:
+        """Give a function that reads a tensor by its name, with each file opened once."""
+        with ExitStack() as stack:
+            files: dict[Path, Any] = {}
+
+            def read(key: str) -> torch.Tensor:
+                path = self.places[key]
+                try:
+                    if path not in files:
+                        files[path] = stack.enter_context(safe_open(path, framework="pt"))
+                    return files[path].get_tensor(key).to(device)
+                except (SafetensorError, OSError) as error:
+                    raise QuantizationError(f"{path.name} cannot be read: {error}") from error
+
+            yield read
+
+    def _check_biases(self, model: PreTrainedModel) -> None:
+        """AutoGPTQ writes a bias of zeros for layers that have none; another one would be lost."""
+        with self._reading(torch.device("cpu")) as read:
+            for name in self.lost_biases(model):
+                if read(name).any():
+                    raise QuantizationError(f"tensor {name} is not zero, and the layer has no bias")
+
+    def lost_biases(self, model: PreTrainedModel) -> list[str]:
+        """Return names of biases in the files that quantised layers do not have."""
+        found = (f"{name}.bias" for name in self.modules if model.get_submodule(name).bias is None)
+        return [name for name in found if name in self.places]
+
+
+def quantized_files(model: PreTrainedModel, method: Method, places: Mapping[str, Path]) -> QuantizedFiles:
+    """Return which layers of a model, one without weights will do, the files hold quantised.
+
+    Raises:
+        QuantizationError: something is quantised that is no linear layer of the model.
+    """
+    linears = can_be_quantised(model)
+    if not method.markers:
+        if not linears:
+            raise QuantizationError("it has no linear layers but its head, so that nothing can be quantised")
+        modules = [name for name in linears if f"{name}.weight" in places]
+        absent = sorted(linears.keys() - set(modules))
+        if absent:
+            raise QuantizationError(f"the files hold no tensor {absent[0]}.weight, which is to be quantised")
+        return QuantizedFiles(method, places, tuple(modules), None)
+    marked = _marked(places, method.markers)
+    if not marked:
+        some = ", ".join(sorted(method.markers))
+        raise QuantizationError(f"its files hold no quantised layer ({some}), and {FIELD} says {method.name}")
+    head = model.get_output_embeddings()
+    head_name = next((name for name, module in model.named_modules() if module is head), None)
+    for name in sorted(marked):
+        if name != head_name and name not in linears:
+            raise QuantizationError(_why_not(model, name))
+    modules = [name for name in linears if name in marked]
+    return QuantizedFiles(method, places, tuple(modules), head_name if head_name in marked else None)
+
+
+def _marked(places: Collection[str], markers: Collection[str]) -> set[str]:
+    return {key.removesuffix(f".{marker}") for marker in markers for key in places if key.endswith(f".{marker}")}
+
+
+def _why_not(model: PreTrainedModel, name: str) -> str:
+    if ".experts." in f".{name}.":
+        return f"its experts are quantised ({name}), and they are served in 16 or 32 bit only"
+    try:
+        kind = type(model.get_submodule(name)).__name__
+    except AttributeError:
+        return f"the files hold {name} quantised, and the model has no layer of this name"
+    return f"{name} is quantised, which is a {kind}, and no plain linear layer"
