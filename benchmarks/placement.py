@@ -13,7 +13,7 @@ from pathlib import Path
 
 from measure.placing.demand import STEP_SECONDS, Size, scenarios
 from measure.placing.plot import svg_of
-from measure.placing.policies import Auto, LeastLoaded, LeastLoadedWithAffinity, Placed, Policy, Rendezvous
+from measure.placing.policies import Auto, AutoEven, LeastLoaded, LeastLoadedWithAffinity, Placed, Policy, Rendezvous
 from measure.placing.run import WARM_UP_MINUTES, Outcome, run
 
 PLOTTED = ("Fixed 1", "rendezvous 2", LeastLoaded.name, LeastLoadedWithAffinity.name, "Auto")
@@ -31,6 +31,7 @@ def policies(num_adapters: int) -> list[Policy]:
         LeastLoaded(),
         LeastLoadedWithAffinity(),
         Auto(num_adapters),
+        AutoEven(num_adapters),
     ]
 
 

@@ -149,3 +149,19 @@ class Auto(ByHolders):
         deserved = proportional(by_name, worthwhile(by_name, bounds, len(pods)), total)
         self._shares = next_shares(self._shares, deserved, bounds, total=total, max_moves=self._max_moves)
         return operators_placement(pods, {self._names[n]: s.num_pods for n, s in self._shares.items()}, before)
+
+
+class AutoEven(Auto):
+    """The same placement; a pod that has more to do than the mean is passed over, as a gateway would that minds evenness most."""
+
+    def __init__(self, num_adapters: int) -> None:
+        super().__init__(num_adapters)
+        self.name = "Auto, even"
+
+    def choose(self, adapter: int, pods: Sequence[SimulatedPod], holders: Sequence[SimulatedPod]) -> SimulatedPod:
+        """Return the pod that gets a request: of those that keep it, else of those that have it loaded, else of all."""
+        mean = sum(pod.load for pod in pods) / len(pods)
+        for those in (holders, [pod for pod in pods if pod.has(adapter)]):
+            if those and (best := least(those)).load <= mean:
+                return best
+        return least(pods)
