@@ -68,7 +68,7 @@ def step(count: int, start: int, length: int, keys: Sequence[AdapterKey]) -> Ste
     items, new = [], []
     each = -(-(start + length) // KV_BLOCK_TOKENS)
     for number in range(count):
-        tokens = tuple((number * 7919 + 31 * at) % 1000 for at in range(start + length))
+        tokens = tuple((number * 7919 + 31 * at) % 500 for at in range(start + length))
         key = keys[number % len(keys)] if keys else None
         blocks = tuple(range(number * each, (number + 1) * each))
         items.append(StepItem(str(number), start, length))

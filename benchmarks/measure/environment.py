@@ -19,8 +19,7 @@ def describe(device: str) -> dict[str, str | int]:
     memory = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     found: dict[str, str | int] = {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "--short=12", "HEAD")
-        + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": commit_of(ROOT),
         "cpu": cpu[1].strip() if cpu else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(int(memory[1]) / 2**20) if memory else 0,
@@ -36,9 +35,15 @@ def describe(device: str) -> dict[str, str | int]:
     return found
 
 
-def _git(*arguments: str) -> str:
+def commit_of(checkout: Path) -> str:
+    """Return what is checked out, and whether it was changed; nothing where there is no git."""
+    commit = _git(checkout, "rev-parse", "--short=12", "HEAD")
+    return commit + ("+changes" if _git(checkout, "status", "--porcelain", "-uno") else "")
+
+
+def _git(checkout: Path, *arguments: str) -> str:
     """Return what git says; nothing where there is no git."""
     if shutil.which("git") is None:
         return ""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=False, capture_output=True, text=True)
+    done = subprocess.run(["git", *arguments], cwd=checkout, check=False, capture_output=True, text=True)
     return done.stdout.strip()

@@ -43,6 +43,8 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_activated(rows))
     if forms := document.get("structured"):
         parts.append(_structured(forms))
+    if rows := document.get("before_after"):
+        parts.append(_before_after(rows))
     if gpu := document.get("gpu"):
         parts.append(gpu_tables(gpu))
     return "\n".join(parts)
@@ -121,6 +123,21 @@ def _activated(rows: Sequence[Mapping[str, Any]]) -> str:
         body += (
             f"| {row['context']:,} | {counts['plain']:,} | {counts['activated']} | {plain:,.0f} | {activated:.1f} "
             f"| {row['ratio']:.0f} |\n"
+        )
+    return head + body
+
+
+def _before_after(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = (
+        "| model | threads | step | adapters | before ms | after ms | after / before | of single rounds |\n"
+        "|---|---:|---|---:|---:|---:|---:|---:|\n"
+    )
+    body = ""
+    for row in rows:
+        low, high = row["ratios"]
+        body += (
+            f"| {row['size']} | {row['threads']} | {row['step']} | {row['adapters']} | {row['before_ms']:.0f} | "
+            f"{row['after_ms']:.0f} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} |\n"
         )
     return head + body
 
