@@ -50,6 +50,7 @@ STARTING_PROGRAMS = [
         "lorafleet_inference/engine/test_client.py",
         "lorafleet_inference/pod",
         "lorafleet_inference/server/test_logs.py",
+        "lorafleet_inference/test_model_bucket.py",
         "lorafleet_inference/test_model_cache.py",
         "lorafleet_inference/text/test_workers.py",
         "lorafleet_operator/test_removal.py",

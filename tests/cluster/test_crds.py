@@ -82,6 +82,7 @@ def source(**place: Any) -> Json:
 
 
 HUB = {"huggingFace": {"repo": "acme/llama"}}
+BUCKET = {"s3": {"bucket": "models", "prefix": "bases/llama/"}}
 
 
 def cached(model: Json = HUB, **cache: Any) -> Json:
@@ -103,6 +104,10 @@ ACCEPTED = {
     "models read from a claim": cached(persistentVolumeClaim={"claimName": "c", "readOnly": True}),
     "models kept on the node": cached(hostPath={"path": "/mnt/nvme.0/models"}),
     "base from a hub": base(model={"huggingFace": {"repo": "acme/llama", "revision": "main", "credentialsSecretRef": {"name": "t"}}}),
+    "base from a bucket": base(
+        model={"s3": {**BUCKET["s3"], "endpoint": "http://s3", "region": "eu-1", "credentialsSecretRef": {"name": "keys"}}}
+    ),
+    "base from the root of a bucket, kept on a claim": cached({"s3": {"bucket": "llama"}}, persistentVolumeClaim={"claimName": "c"}),
     "base from a folder of a volume": base(model={"volume": {"claimName": "models", "path": "a/b-c.d"}}),
     "sources of all kinds": base(
         adapterSources=[
@@ -204,18 +209,22 @@ def test_accepted(kube: Kube, what: str) -> None:
 
 REFUSED = {
     "base without a model": (base(model=None), "spec.model: Required"),
-    "model of two kinds": (base(model={**VOLUME, "huggingFace": {"repo": "a/b"}}), "exactly one of huggingFace, volume"),
+    "model of two kinds": (base(model={**VOLUME, "huggingFace": {"repo": "a/b"}}), "exactly one of huggingFace, s3, volume"),
     "cache of two kinds": (
         cached(persistentVolumeClaim={"claimName": "c"}, hostPath={"path": "/m"}),
         "exactly one of persistentVolumeClaim, hostPath",
     ),
     "cache of none": (cached(), "exactly one of persistentVolumeClaim, hostPath"),
-    "cache of a volume": (cached(VOLUME, hostPath={"path": "/m"}), "cache goes with huggingFace"),
+    "cache of a volume": (cached(VOLUME, hostPath={"path": "/m"}), "cache goes with huggingFace or s3"),
     "cache in the root of the node": (cached(hostPath={"path": "/"}), "path"),
     "cache in a relative folder": (cached(hostPath={"path": "models"}), "path"),
     "cache above a folder": (cached(hostPath={"path": "/a/../b"}), "no '.' or '..' component"),
-    "model of none": (base(model={}), "exactly one of huggingFace, volume"),
+    "model of none": (base(model={}), "exactly one of huggingFace, s3, volume"),
     "model folder above the volume": (base(model={"volume": {"claimName": "c", "path": "a/../b"}}), "no empty, '.' or '..' component"),
+    "model of a bucket and a hub": (base(model={**BUCKET, **HUB}), "exactly one of huggingFace, s3, volume"),
+    "model above the bucket": (base(model={"s3": {"bucket": "models", "prefix": "a/../b"}}), "no empty, '.' or '..' component"),
+    "model below a gap": (base(model={"s3": {"bucket": "models", "prefix": "a//b"}}), "no empty, '.' or '..' component"),
+    "model of a bucket without one": (base(model={"s3": {"prefix": "a"}}), "spec.model.s3.bucket: Required"),
     "model folder with a gap": (base(model={"volume": {"claimName": "c", "path": "a//b"}}), "no empty, '.' or '..' component"),
     "replicas beside autoscaling": (
         base(replicas=2, autoscaling={"maxReplicas": 3, "targetSequences": 9}),

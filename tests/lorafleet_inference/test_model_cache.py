@@ -17,6 +17,7 @@ from support.waiting import wait_for
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.model_cache import ModelCache
+from lorafleet_inference.model_hub import HubModel
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -54,8 +55,9 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def cache(hub: ServedHub, root: Path) -> ModelCache:
-    return ModelCache(root, endpoint=hub.url, patience=cache_filler.PATIENCE)
+def get(hub: ServedHub, root: Path, revision: str | None, *, weights: bool = True) -> Path:
+    cache = ModelCache(root, patience=cache_filler.PATIENCE)
+    return cache.get(HubModel("acme/llama", revision, endpoint=hub.url), weights=weights)
 
 
 def commit_of(hub: ServedHub) -> str:
@@ -107,11 +109,11 @@ def filler(
 
 def test_the_second_start_asks_the_hub_for_nothing(hub: ServedHub, root: Path) -> None:
     commit = commit_of(hub)
-    folder = cache(hub, root).get("acme/llama", commit)
+    folder = get(hub, root, commit)
     assert is_whole(folder)
     assert sorted(given(hub)) == WEIGHTS
     hub.trouble.requests.clear()
-    assert cache(hub, root).get("acme/llama", commit) == folder
+    assert get(hub, root, commit) == folder
     assert hub.trouble.requests == []
     assert {entry.name for entry in folder.parent.iterdir()} == {commit}
 
@@ -119,34 +121,34 @@ def test_the_second_start_asks_the_hub_for_nothing(hub: ServedHub, root: Path) -
 def test_a_branch_costs_one_question_and_a_hub_that_is_away_none(
     hub: ServedHub, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = cache(hub, root).get("acme/llama", None)
+    folder = get(hub, root, None)
     hub.trouble.requests.clear()
-    assert cache(hub, root).get("acme/llama", "main") == folder
+    assert get(hub, root, "main") == folder
     assert hub.trouble.requests == ["GET /api/models/acme/llama/revision/main"]
     hub.trouble.status, hub.trouble.times = 503, 100
     with caplog.at_level(logging.WARNING):
-        assert cache(hub, root).get("acme/llama", "main") == folder
+        assert get(hub, root, "main") == folder
     assert f"taking what it was, {folder.name}" in caplog.text
     with pytest.raises(ConfigError, match="the hub did not give it"):
-        cache(hub, root).get("acme/llama", "other")
+        get(hub, root, "other")
     hub.trouble.status = 404
     with pytest.raises(ConfigError, match="the hub did not give it"):
-        cache(hub, root).get("acme/llama", "main")
+        get(hub, root, "main")
 
 
 def test_texts_alone_are_kept_apart(hub: ServedHub, root: Path) -> None:
     """What checks an adapter wants no weights, and a pod that comes later does."""
     commit = commit_of(hub)
-    texts = cache(hub, root).get("acme/llama", commit, weights=False)
+    texts = get(hub, root, commit, weights=False)
     assert {path.name for path in texts.iterdir()} == {"config.json", "model.safetensors.index.json"}
-    whole = cache(hub, root).get("acme/llama", commit)
+    whole = get(hub, root, commit)
     assert is_whole(whole)
-    assert cache(hub, root).get("acme/llama", commit, weights=False) == whole
+    assert get(hub, root, commit, weights=False) == whole
 
 
 def test_a_file_that_breaks_off_is_gone_on_with(hub: ServedHub, root: Path) -> None:
     hub.trouble.cut_after_bytes, hub.trouble.times = 1000, 1
-    assert is_whole(cache(hub, root).get("acme/llama", None))
+    assert is_whole(get(hub, root, None))
     assert len(given(hub)) == len(WEIGHTS) + 1
 
 
@@ -207,7 +209,7 @@ def test_a_disk_that_is_too_small_is_one_sentence(hub: ServedHub, root: Path) ->
 
 @may_mount
 def test_a_cache_that_is_only_read_is_used_and_says_what_it_lacks(hub: ServedHub, root: Path) -> None:
-    folder = cache(hub, root).get("acme/llama", None)
+    folder = get(hub, root, None)
     read_only, other = f"mount --bind '{root}' '{root}' && mount -o remount,ro,bind '{root}'", "0" * 40
     with filler(hub, root, "pod-a", folder.name, "main", other, before=read_only) as process:
         told, said = process.communicate(timeout=60)

@@ -150,6 +150,37 @@ def test_a_cache_on_the_node_has_to_exist() -> None:
     assert "fsGroupChangePolicy" not in made["securityContext"]
 
 
+BUCKET = {
+    "bucket": "models",
+    "prefix": "bases/llama/",
+    "endpoint": "http://s3.example",
+    "region": "eu-1",
+    "credentialsSecretRef": {"name": "s3-keys"},
+}
+
+
+def test_a_model_of_a_bucket_is_downloaded_by_pods() -> None:
+    spec = {"model": {"s3": BUCKET}}
+    assert [one for one in serve_arguments(v.base(**spec), "0" * 64) if one.startswith("--model")] == [
+        "--model=s3://models/bases/llama",
+        "--model-s3-endpoint=http://s3.example",
+        "--model-s3-region=eu-1",
+    ]
+    volumes = {one["name"]: one for one in template(**spec)["spec"]["volumes"]}
+    keys = next(one for one in volumes.values() if one.get("secret", {}).get("secretName") == "s3-keys")
+    mounts = {one["name"]: one["mountPath"] for one in template(**spec)["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts[keys["name"]] == "/var/run/lorafleet/credentials/_model"
+    assert volumes["cache"] == {"name": "cache", "emptyDir": {}}, "of the size of a model that nobody declares"
+
+
+def test_a_model_of_a_bucket_may_be_all_of_it_and_be_kept() -> None:
+    spec = {"model": {"s3": {"bucket": "llama"}, "cache": CLAIM}}
+    assert "--model=s3://llama" in serve_arguments(v.base(**spec), "0" * 64)
+    volumes = template(**spec)["spec"]["volumes"]
+    assert {"name": "model-cache", **CLAIM} in volumes
+    assert not any("secret" in one for one in volumes), "the pod's environment gives the keys"
+
+
 def test_same_spec_makes_the_same_objects() -> None:
     assert documents(v.base(**HUB)) == documents(v.base(**HUB))
 
@@ -209,7 +240,7 @@ def test_every_argument_is_an_option_of_serve() -> None:
     from lorafleet_inference.options import OPTIONS
 
     known = {option.flag for option in OPTIONS} | {f"--no-{option.name}" for option in OPTIONS if option.is_flag}
-    for spec in ({}, HUB):
+    for spec in ({}, HUB, {"model": {"s3": BUCKET}}):
         assert {argument.split("=")[0] for argument in serve_arguments(v.base(**spec), "0" * 64)} <= known
 
 

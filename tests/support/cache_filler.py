@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.model_cache import ModelCache, Patience
+from lorafleet_inference.model_hub import HubModel
 
 PATIENCE = Patience(look_seconds=0.05, say_seconds=0.2, beat_seconds=0.1, lost_seconds=1.5)
 
@@ -15,10 +16,11 @@ def main() -> int:
     root, repo, holder, *revisions = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    cache = ModelCache(Path(root), endpoint=os.environ["HF_ENDPOINT"], holder=holder, patience=PATIENCE)
+    cache = ModelCache(Path(root), holder=holder, patience=PATIENCE)
     try:
         for revision in revisions:
-            sys.stdout.write(f"{cache.get(repo, revision)}\n")
+            model = HubModel(repo, revision, endpoint=os.environ["HF_ENDPOINT"])
+            sys.stdout.write(f"{cache.get(model)}\n")
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2

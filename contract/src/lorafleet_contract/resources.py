@@ -37,6 +37,16 @@ class ModelFromHub(Observed):
     credentials_secret_ref: SecretRef | None = None
 
 
+class ModelFromBucket(Observed):
+    """A base model in a bucket: config, tokenizer and weights lie right below the prefix."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    credentials_secret_ref: SecretRef | None = None
+
+
 class CacheClaim(Observed):
     """A PersistentVolumeClaim that exists."""
 
@@ -52,7 +62,7 @@ class CacheFolder(Observed):
 
 
 class ModelCache(Observed):
-    """Where models of a hub are kept for the next start: exactly one of the two."""
+    """Where downloaded models are kept for the next start: exactly one of the two."""
 
     persistent_volume_claim: CacheClaim | None = None
     host_path: CacheFolder | None = None
@@ -68,16 +78,19 @@ class ModelSource(Observed):
     """Where the base model comes from: exactly one place."""
 
     hugging_face: ModelFromHub | None = None
+    s3: ModelFromBucket | None = None
     volume: VolumePlace | None = None
     cache: ModelCache | None = None
-    """Of models from a hub; None: each pod downloads its own."""
+    """Of models that are downloaded; None: each pod downloads its own."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if (self.hugging_face is None) == (self.volume is None):
-            raise ValueError("model needs exactly one of huggingFace, volume")
-        if self.cache is not None and self.hugging_face is None:
-            raise ValueError("model.cache goes with huggingFace")
+        if sum(place is not None for place in (self.hugging_face, self.s3, self.volume)) != 1:
+            raise ValueError("model needs exactly one of huggingFace, s3, volume")
+        if self.cache is not None and self.volume is not None:
+            raise ValueError("model.cache goes with huggingFace or s3")
+        if self.s3 is not None:
+            check_relative(self.s3.prefix.strip("/") or None)
         if self.volume is not None:
             check_relative(self.volume.path or None)
         return self

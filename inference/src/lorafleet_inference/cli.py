@@ -101,6 +101,8 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
         cache_dir=cache_dir,
         credentials_dir=server.get("credentials_dir", Path(CREDENTIALS_DIR)),
         holder=server.get("pod_name"),
+        s3_endpoint=own.get("model_s3_endpoint"),
+        s3_region=own.get("model_s3_region"),
     )
     name = own.get("served_name") or Path(model).resolve().name
     if len(name) > MAX_SERVED_NAME or not re.fullmatch(SERVED_NAME, name):

@@ -1,4 +1,4 @@
-"""A base model by its hub name: downloaded before the engine starts."""
+"""A base model by its name on a hub or in a bucket: downloaded before the engine starts."""
 
 import os
 import re
@@ -6,7 +6,10 @@ from pathlib import Path
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_contract.names import MODEL_MOUNT, MODELS
+from lorafleet_inference.model_bucket import SCHEME, BucketModel
 from lorafleet_inference.model_cache import ModelCache
+from lorafleet_inference.model_hub import HubModel
+from lorafleet_inference.model_origin import Origin
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")
 
@@ -19,22 +22,35 @@ def model_folder(
     credentials_dir: Path,
     weights: bool = True,
     holder: str | None = None,
+    s3_endpoint: str | None = None,
+    s3_region: str | None = None,
 ) -> Path:
-    """Return the folder of a base model: `model` itself, or where the hub repository of that name lies after a download.
+    """Return the folder of a base model: `model` itself, or where the hub repository or the files of a bucket that it names
+    lie after a download.
 
     `holder` names this process to others that want the same model in the same cache.
 
     Raises:
-        ConfigError: neither a folder nor a repository that can be had.
+        ConfigError: neither a folder nor something that can be had.
     """
     folder = Path(model)
+    credentials = credentials_dir / MODEL_MOUNT
+    origin: Origin
     if folder.is_dir():
         if revision is not None:
             raise ConfigError("--model-revision", f"goes with a hub repository, and {model} is a folder")
         return folder
-    if not _HUB_ID.match(model) or model.startswith((".", "/")):
+    if model.startswith(SCHEME):
+        if revision is not None:
+            raise ConfigError("--model-revision", f"goes with a hub repository, and {model} is in a bucket")
+        try:
+            origin = BucketModel(model, endpoint=s3_endpoint, region=s3_region, credentials=credentials)
+        except ValueError as error:
+            raise ConfigError("--model", str(error)) from error
+    elif not _HUB_ID.match(model) or model.startswith((".", "/")):
         raise ConfigError("--model", f"{model} is no folder")
-    token_file = credentials_dir / MODEL_MOUNT / "token"
-    token = token_file.read_text().strip() if token_file.is_file() else None
-    cache = ModelCache(cache_dir / MODELS, endpoint=os.environ.get("HF_ENDPOINT"), token=token, holder=holder)
-    return cache.get(model, revision, weights=weights)
+    else:
+        token_file = credentials / "token"
+        token = token_file.read_text().strip() if token_file.is_file() else None
+        origin = HubModel(model, revision, endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    return ModelCache(cache_dir / MODELS, holder=holder).get(origin, weights=weights)

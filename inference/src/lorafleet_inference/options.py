@@ -64,9 +64,12 @@ def default_cache_dir() -> Path:
 
 E, S = EngineConfig, ServerConfig
 OPTIONS: tuple[Option, ...] = (
-    Option("model", "Folder with config.json, tokenizer.json and safetensors weights, or a hub repository.", str,
+    Option("model", "Folder with config.json, tokenizer.json and safetensors weights, a hub repository, or s3://BUCKET/PREFIX.", str,
            "PATH_OR_ID", None, "model", "required"),
     Option("model-revision", "Branch, tag or commit of the hub repository.", str, "REV", None, "model_revision", "main"),
+    Option("model-s3-endpoint", "URL of the S3 server of --model.", str, "URL", None, "model_s3_endpoint", "as AWS's libraries find it"),
+    Option("model-s3-region", "AWS region of the bucket of --model.", str, "REGION", None, "model_s3_region",
+           "as AWS's libraries find it"),
     Option("served-name", "Name under which the base model answers.", str, "NAME", None, "served_name",
            "last part of --model"),
     Option("adapter", "An adapter to load at the start: NAME=FOLDER, NAME=hf:REPO[@REVISION], NAME=s3://BUCKET/PREFIX or "

@@ -118,6 +118,8 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
     options: dict[str, str | None] = {
         "--model": _model(base),
         "--model-revision": spec.model.hugging_face.revision if spec.model.hugging_face else None,
+        "--model-s3-endpoint": spec.model.s3.endpoint if spec.model.s3 else None,
+        "--model-s3-region": spec.model.s3.region if spec.model.s3 else None,
         "--served-name": base.served_name,
         "--admin-token-sha256": token_sha256,
         "--cache-dir": CACHE_DIR,
@@ -152,6 +154,8 @@ def _model(base: BaseModelResource) -> str:
     model = base.spec.model
     if model.hugging_face is not None:
         return model.hugging_face.repo
+    if model.s3 is not None:
+        return f"s3://{model.s3.bucket}/{model.s3.prefix.strip('/')}".rstrip("/")
     assert model.volume is not None
     return f"{VOLUMES_DIR}/{MODEL_MOUNT}/{model.volume.path}".rstrip("/")
 
@@ -206,8 +210,10 @@ def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
         add("model-cache", f"{CACHE_DIR}/{MODELS}", volume, read_only=read_only)
     if model.volume is not None:
         add_claim(MODEL_MOUNT, model.volume.claim_name)
-    elif model.hugging_face is not None and model.hugging_face.credentials_secret_ref is not None:
-        add_credentials(MODEL_MOUNT, model.hugging_face.credentials_secret_ref.name)
+    else:
+        downloaded = model.hugging_face or model.s3
+        if downloaded is not None and downloaded.credentials_secret_ref is not None:
+            add_credentials(MODEL_MOUNT, downloaded.credentials_secret_ref.name)
     for source in base.spec.adapter_sources:
         if source.volume is not None:
             add_claim(source.name, source.volume.claim_name)
@@ -220,10 +226,10 @@ def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
 def _cache(base: BaseModelResource) -> Json:
     """The engine keeps to the disk cache; the kubelet evicts a pod that is a tenth and a gibibyte above it.
 
-    A base model from a hub is downloaded beside it where there is no volume for it, of a size that nobody declares: then
+    A base model of a hub or a bucket is downloaded beside it where there is no volume for it, of a size that nobody declares: then
     there is no limit.
     """
-    if base.spec.model.hugging_face is not None and base.spec.model.cache is None:
+    if base.spec.model.volume is None and base.spec.model.cache is None:
         return {}
     mebibytes = quantity_bytes(base.spec.lora.disk_cache) * 11 // 10 // 2**20 + 1024
     # canonical, as the API server would write it: another form of the same would be applied again and again

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -86,20 +86,41 @@ class S3Source:
         prefix, found = self._key(place, ""), []
         with self._errors(place):
             client = self._client()
-            pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=prefix, Delimiter="/", PaginationConfig={"MaxItems": MAX_OBJECTS}
-            )
-            for entry in (entry for page in pages for entry in page.get("Contents", ())):
-                name = entry["Key"].removeprefix(prefix)
-                if name in FILES:  # a listing tells neither versions nor, on every server, the same tags
-                    head = client.head_object(Bucket=self._bucket, Key=entry["Key"])
-                    version = head.get("VersionId")
-                    found.append(
-                        FoundFile(name, head["ContentLength"], None if version == "null" else version, head["ETag"])
-                    )
+            for key, size in self._objects(client, prefix, Delimiter="/"):
+                name = key.removeprefix(prefix)
+                if name in FILES:
+                    found.append(self._found(client, key, name))
                 elif name in PICKLED:
-                    found.append(FoundFile(name, entry["Size"]))
+                    found.append(FoundFile(name, size))
         return Listing(place, tuple(found))
+
+    def list_below(self, place: Place, wanted: Callable[[str], bool]) -> Listing:
+        """Return those files at a place, and in folders below it, whose path from there is wanted; it is their name.
+
+        Raises:
+            AdapterError: as `list_files`.
+        """
+        prefix = self._key(place, "").removeprefix("/")
+        with self._errors(place):
+            client = self._client()
+            keys = [key for key, _ in self._objects(client, prefix) if wanted(key.removeprefix(prefix))]
+            found = [self._found(client, key, key.removeprefix(prefix)) for key in keys]
+        return Listing(place, tuple(found))
+
+    def _objects(self, client: Any, prefix: str, **options: str) -> Iterator[tuple[str, int]]:
+        """Keys and bytes of the first objects whose keys begin like this."""
+        pages = client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=prefix, PaginationConfig={"MaxItems": MAX_OBJECTS}, **options
+        )
+        for page in pages:
+            for entry in page.get("Contents", ()):
+                yield entry["Key"], entry["Size"]
+
+    def _found(self, client: Any, key: str, name: str) -> FoundFile:
+        """A listing tells neither versions nor, on every server, the same tags."""
+        head = client.head_object(Bucket=self._bucket, Key=key)
+        version = head.get("VersionId")
+        return FoundFile(name, head["ContentLength"], None if version == "null" else version, head["ETag"])
 
     def fetch(self, place: Place, file: FoundFile, folder: Path) -> None:
         """Read an object in parts, several at a time, and append them in order."""
