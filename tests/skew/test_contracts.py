@@ -133,6 +133,7 @@ EVIDENCE: dict[str, Any] = {
             "whole": {"sumSeconds": 1.2, "buckets": [0, 2, 0]},
         }
     ],
+    "held": [{"namespace": "team", "base": "n", "numHeld": 2, "numArrived": 9}],
     "numUntracked": 1,
 }
 """Of today's gateways, which later operators meet; no release before has it."""
@@ -142,6 +143,11 @@ def test_evidence_is_on_the_wire_as_the_reference_says() -> None:
     read = Evidence.model_validate(EVIDENCE)
     assert read.model_dump(mode="json", by_alias=True) == EVIDENCE
     assert read.revisions[0].num_faults == 2
+
+
+def test_a_gateway_that_holds_nothing_yet_says_nothing_of_it() -> None:
+    told = {key: value for key, value in EVIDENCE.items() if key != "held"}
+    assert Evidence.model_validate(told).held is None
 
 
 def test_evidence_of_a_gateway_without_fallbacks_is_read() -> None:
