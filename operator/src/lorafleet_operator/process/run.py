@@ -156,9 +156,12 @@ async def lead(
     try:
         await _all_or_none(lease.hold(), converging)
     finally:
-        await to_its_end(prometheus.close())
-        await to_its_end(own.close())
-        await to_its_end(admin.close())
+        # as one: whoever is cancelled while the first is closed still closes the others
+        await to_its_end(_together(prometheus.close(), own.close(), admin.close()))
+
+
+async def _together(*closing: Awaitable[None]) -> None:
+    await asyncio.gather(*closing)
 
 
 async def _converge(
@@ -225,7 +228,7 @@ async def _converge(
     finally:
         health.resync = None
         queue.close()
-        await tools.close()
+        await to_its_end(tools.close())
 
 
 def _tools(
