@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import KV_BLOCK_TOKENS, DeviceChoice, EngineConfig
@@ -45,7 +45,7 @@ class DrivenEngine:
     """A real engine whose steps the test runs, and all that it said.
 
     `wrap`: what the engine sees in the runner's place; `triton`, `graphs`: kernels and graphs for a device that would have
-    none; `ahead`: whether a step is submitted before the one before is collected.
+    none; `ahead`: whether a step is submitted before the one before is collected; `runner`: in place of all these.
     """
 
     def __init__(
@@ -57,11 +57,14 @@ class DrivenEngine:
         graphs: "Graphs | None" = None,
         *,
         ahead: bool | None = None,
+        runner: Runner | None = None,
     ) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
-        self.runner = ModelRunner(load_model(config), config, triton, graphs, ahead)
-        self.runner.prepare()
+        if runner is None:
+            runner = ModelRunner(load_model(config), config, triton, graphs, ahead)
+            runner.prepare()
+        self.runner: Any = runner
         inspect = partial(
             inspect_adapter,
             model=self.runner.facts,

@@ -22,6 +22,7 @@ __all__ = [
     "VOCABULARY",
     "AdapterSpec",
     "Reference",
+    "adapter_of",
     "adapters_of",
     "model_folder",
     "save_adapter",
@@ -172,16 +173,19 @@ def _as_old_experts(folder: Path, maps: tuple[str, str, str], mixture: str) -> N
 
 
 @cache
+def adapter_of(family: str, kind: str) -> Path:
+    """Return the folder of an adapter of one kind that the family is tested with; made once in a process."""
+    spec = adapter_specs(FAMILIES[family])[kind]
+    folder = save_adapter(model_folder(family), _root() / f"{family}-adapters" / kind, spec)
+    maps = FAMILIES[family].experts
+    if spec.rewrite == "old-experts" and maps is not None:
+        _as_old_experts(folder, maps, FAMILIES[family].mixture)
+    return folder
+
+
 def adapters_of(family: str) -> dict[str, Path]:
-    """Return folders of adapters of each kind that the family is tested with; made once in a process."""
-    root = _root() / f"{family}-adapters"
-    folders = {}
-    for name, spec in adapter_specs(FAMILIES[family]).items():
-        folders[name] = save_adapter(model_folder(family), root / name, spec)
-        maps = FAMILIES[family].experts
-        if spec.rewrite == "old-experts" and maps is not None:
-            _as_old_experts(folders[name], maps, FAMILIES[family].mixture)
-    return folders
+    """Return folders of adapters of each kind that the family is tested with."""
+    return {kind: adapter_of(family, kind) for kind in adapter_specs(FAMILIES[family])}
 
 
 @cache

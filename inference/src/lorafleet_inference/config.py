@@ -36,6 +36,8 @@ class EngineConfig:
     dtype: DtypeChoice = "auto"
     quantization: Quantization | None = None
     """To what the linear layers of a base in 16 or 32 bit are quantised when it is read."""
+    tensor_parallel_size: int = 1
+    """Ranks that the model is split among, each a process with a GPU, or with a share of the CPU threads."""
     decoder: DecoderChoice = "auto"
     """Whose code computes the layers; "auto": our own where it is there and was measured to be faster."""
     max_model_len: int | None = None
@@ -73,6 +75,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         checks = {
+            "--tensor-parallel-size": self.tensor_parallel_size >= 1,
             "--max-model-len": self.max_model_len is None or self.max_model_len >= 1,
             "--max-batch-tokens": self.max_batch_tokens >= 1,
             "--target-step-ms": self.target_step_ms > 0,

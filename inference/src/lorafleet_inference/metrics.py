@@ -150,6 +150,7 @@ ENGINE_INFO = _read(
     "dtype",
     "kernels",
 )
+RANKS = _read("lorafleet_engine_ranks", "gauge", "Ranks that the model is split among, each a process.")
 CAPTURED_STEPS = _read(
     "lorafleet_engine_captured_steps",
     "gauge",
@@ -245,6 +246,7 @@ class EngineCollector(Collector):
         tiers = list(self._tiers.values())
         yield from _family(ADAPTERS, *(((tier.value,), tiers.count(tier)) for tier in DeviceTier))
         yield from _family(ENGINE_INFO, ((ready.facts.device, ready.facts.dtype, ready.backend.kernels.value), 1))
+        yield from _family(RANKS, ((), ready.backend.num_ranks))
         if ready.backend.num_captured_steps is not None:
             yield from _family(CAPTURED_STEPS, ((), ready.backend.num_captured_steps))
         yield from _family(KV_BLOCKS, ((), budgets.num_kv_blocks))

@@ -97,6 +97,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("decoder", "Whose code computes the layers of the model: transformers, own (refused for a model that has none), or auto: "
            "our own where there is one for the model and it was measured to be faster, on a CPU in float32.",
            one_of(*get_args(DecoderChoice)), "WHOSE", E, "decoder"),
+    Option("tensor-parallel-size", "Ranks that the model is split among: processes on this host, each with a GPU of its own (or on a CPU "
+           "with its share of --num-threads). Memory that other options give is of each rank. Needs a family of our own decoder.", integer,
+           "NUMBER", E, "tensor_parallel_size"),
     Option("max-model-len", "Tokens of prompt and answer together; cut to what the KV cache holds.", integer, "TOKENS", E, "max_model_len",
            "what the model's config says"),
     Option("max-batch-tokens", "Tokens that one step computes at most.", integer, "TOKENS", E, "max_batch_tokens"),

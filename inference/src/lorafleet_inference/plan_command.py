@@ -59,6 +59,10 @@ def add_parser(commands: Any) -> None:
             metavar="NUMBER",
             help="as of serve; default: %(default)s",
         )
+    parser.add_argument(
+        "--tensor-parallel-size", type=_positive, default=_DEFAULTS.tensor_parallel_size, metavar="NUMBER",
+        help="as of serve: GPUs that the model is split among; what is said is of each. Default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print bytes and seconds as JSON")
     parser.set_defaults(run=run)
 
@@ -81,6 +85,7 @@ def run(parsed: argparse.Namespace) -> int:
         max_batch_tokens=parsed.max_batch_tokens,
         max_batch_requests=parsed.max_batch_requests,
         quantization=parsed.quantization,
+        num_ranks=parsed.tensor_parallel_size,
     )
     longest = size.facts.max_model_len
     if parsed.context > longest:
@@ -107,11 +112,12 @@ def _card(parsed: argparse.Namespace) -> Card:
 
 
 def _lines(size: "ModelSize", found: "Budget", wish: "Wish", parsed: argparse.Namespace) -> Iterator[str]:
-    facts, memory, card = size.facts, found.memory, _card(parsed)
+    facts, memory, card, num_ranks = size.facts, found.memory, _card(parsed), parsed.tensor_parallel_size
     yield f"{facts.architecture} in {facts.dtype}, {facts.num_layers} layers, up to {facts.max_model_len} tokens"
     if size.quantization is not None:
         yield f"linear layers quantised: {size.quantization}"
-    yield f"on {parsed.gpu}: {card.memory_bytes / GIB:.1f} GiB at {card.bytes_per_second / 1e12:g} TB/s"
+    each_gpu = f"each of {num_ranks} {parsed.gpu}" if num_ranks > 1 else parsed.gpu
+    yield f"on {each_gpu}: {card.memory_bytes / GIB:.1f} GiB at {card.bytes_per_second / 1e12:g} TB/s"
     yield ""
     yield f"{'':12}{'GiB':>9}{'part':>9}"
     each = f"{wish.num_adapters} of rank {wish.rank}, {found.adapter_bytes / MIB:.1f} MiB each"
@@ -145,7 +151,8 @@ def _lines(size: "ModelSize", found: "Budget", wish: "Wish", parsed: argparse.Na
     yield "as fields of a BaseModelDeployment"
     lora = f"maxResidentAdapters: {wish.num_adapters}, maxRank: {wish.rank}, adapterMemory: {math.ceil(memory.adapters / MIB)}Mi"
     quantised = f", quantization: {parsed.quantization}" if parsed.quantization else ""
-    yield f"spec: {{engine: {{maxModelLen: {wish.context}{quantised}}}, lora: {{{lora}}}}}"
+    ranks = f", device: Cuda, tensorParallelSize: {num_ranks}" if num_ranks > 1 else ""
+    yield f"spec: {{engine: {{maxModelLen: {wish.context}{quantised}{ranks}}}, lora: {{{lora}}}}}"
 
 
 def _positive(text: str) -> int:

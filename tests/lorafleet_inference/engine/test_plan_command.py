@@ -62,6 +62,29 @@ def test_model_without_weights_is_of_the_size_of_the_loaded_one(family: str) -> 
     assert FAMILIES[family].config.vocab_size == size.facts.vocab_size
 
 
+@pytest.mark.parametrize(("family", "num_ranks"), [("phi3", 2), ("mixtral", 4)])
+def test_a_rank_takes_what_was_planned_for_each_gpu(family: str, num_ranks: int) -> None:
+    folder = model_folder(family)
+    size = model_size(folder, dtype="float32", max_batch_tokens=64, max_batch_requests=8, num_ranks=num_ranks)
+    config = EngineConfig(
+        model=str(folder), device="cpu", dtype="float32", cpu_kernels=False, tensor_parallel_size=num_ranks
+    )
+    loaded = load_model(config, num_ranks - 1)
+    assert size.weights == sizing.weight_bytes(loaded.model) < size_of(folder).weights
+    assert size.shapes == loaded.shapes
+    assert size.facts.modules == loaded.held.modules
+
+
+def test_plan_for_several_gpus_is_of_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["plan", "--model", str(folder), "--adapters", "8", "--tensor-parallel-size"]
+    assert main([*options, "2"]) == 0
+    said = capsys.readouterr().out
+    assert "on each of 2 h100-80: " in said
+    assert "device: Cuda, tensorParallelSize: 2}" in said
+    assert main([*options, "3"]) == 2
+    assert "cannot be split among 3 ranks: it has 32 attention heads" in capsys.readouterr().err
+
+
 def test_pod_takes_what_was_planned() -> None:
     folder = model_folder("llama")
     config = EngineConfig(

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import msgspec
@@ -31,17 +32,19 @@ def frame(message: ToEngine | FromEngine) -> bytes:
 
 
 class EngineEnd:
-    """The engine's end: blocking, one thread reads, one writes."""
+    """The engine's end: blocking; one thread reads, any writes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._reader = connection.makefile("rb")
+        self._writing = threading.Lock()
         self.told_to_end = False
         """Whether Shutdown came."""
 
     def send(self, message: FromEngine) -> None:
         """Send; raises OSError when the API process is gone."""
-        self._connection.sendall(frame(message))
+        with self._writing:
+            self._connection.sendall(frame(message))
 
     def messages(self) -> Iterator[ToEngine]:
         """Yield messages until the API process is gone."""

@@ -270,6 +270,8 @@ class Backend(msgspec.Struct, frozen=True):
     kernels: Kernels
     num_captured_steps: int | None = None
     """Sizes of decode steps that are replayed as CUDA graphs; None where none are to be captured."""
+    num_ranks: int = 1
+    """That the model is split among."""
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True):

@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +24,13 @@ from lorafleet_common.logs import set_up_logs
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.engine.background import yield_to_events
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
-from lorafleet_inference.engine.core import Engine, Inbox
+from lorafleet_inference.engine.core import Engine, Inbox, Runner
 from lorafleet_inference.engine.grammars import GrammarTokenizer
 from lorafleet_inference.engine.messages import EngineFailed, Shutdown
+from lorafleet_inference.engine.ranks import Lost, on_ranks
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import InferenceError
-from lorafleet_inference.model.loader import load_model, uses_cuda
+from lorafleet_inference.model.loader import check_split, load_model, uses_cuda
 from lorafleet_inference.model.runner import ModelRunner
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer_files import load_tokenizer
@@ -47,18 +50,17 @@ def main(arguments: list[str]) -> int:
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(end, inbox), name="receiver", daemon=True).start()
     try:
-        runner = ModelRunner(load_model(start.config), start.config)
-        runner.prepare()
-        inspect = partial(
-            inspect_adapter,
-            model=runner.facts,
-            max_rank=start.config.max_rank,
-            unknown_config_fields=start.config.unknown_config_fields,
-        )
-        tokenizer = _grammar_tokenizer(start.config.model)
-        engine = Engine(runner, start.config, inspect, end.send, inbox, grammar_tokenizer=tokenizer)
-        pass_over_what_is_there()
-        engine.run()
+        with running(start, end) as runner:
+            inspect = partial(
+                inspect_adapter,
+                model=runner.facts,
+                max_rank=start.config.max_rank,
+                unknown_config_fields=start.config.unknown_config_fields,
+            )
+            tokenizer = _grammar_tokenizer(start.config.model)
+            engine = Engine(runner, start.config, inspect, end.send, inbox, grammar_tokenizer=tokenizer)
+            pass_over_what_is_there()
+            engine.run()
     except ConfigError as error:
         end.send(EngineFailed(error.problem, error.option))
         return 1
@@ -71,6 +73,32 @@ def main(arguments: list[str]) -> int:
         end.send(EngineFailed(f"{type(error).__name__}: {error}"))
         return 1
     return 0
+
+
+@contextmanager
+def running(start: StartEngine, end: EngineEnd) -> Iterator[Runner]:
+    """Load the model and yield what computes, on one rank or several.
+
+    Raises:
+        ConfigError: the model cannot be served, or not on so many ranks.
+    """
+    config = start.config
+    if config.tensor_parallel_size == 1:
+        runner = ModelRunner(load_model(config), config)
+        runner.prepare()
+        yield runner
+        return
+    check_split(config)
+
+    def lost(why: Lost) -> None:
+        """The engine's thread may wait for the rank that is lost, so the process ends from here."""
+        logger.error("the engine ends: %s", why.message)
+        with suppress(OSError):
+            end.send(EngineFailed(why.message, why.option))
+        os._exit(1)
+
+    with on_ranks(config, start.log_level, start.log_format, lost) as ranked:
+        yield ranked
 
 
 def _grammar_tokenizer(model: str) -> GrammarTokenizer | None:

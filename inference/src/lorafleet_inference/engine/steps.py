@@ -146,6 +146,8 @@ class Steps:
             flight.computing, flight.error = None, error
 
     def _raise_if_lost(self, error: Exception) -> None:
+        if isinstance(error, StepFailed):
+            raise error
         if self._runner.is_lost(error):
             raise StepFailed(f"the device is lost: {_named(error)}") from error
 

@@ -22,6 +22,7 @@ from lorafleet_inference.model.loader import attention_of, shapes_of
 from lorafleet_inference.model.quantization.linear import QuantizedLinear
 from lorafleet_inference.model.quantization.loading import make_shapes
 from lorafleet_inference.model.quantization.method import Method, QuantizationError
+from lorafleet_inference.model.ranks.split import config_of_rank, quantised_and_split, shard_of
 from lorafleet_inference.model.sizing import weight_bytes
 
 SAMPLER_BYTES = 8
@@ -96,16 +97,21 @@ def model_size(
     max_batch_tokens: int,
     max_batch_requests: int,
     quantization: Quantization | None = None,
+    num_ranks: int = 1,
 ) -> ModelSize:
-    """Make the model without weights and run its largest step without computing it.
+    """Make the model without weights and run its largest step without computing it. `num_ranks`: of one of so many ranks, its part.
 
     Raises:
-        ConfigError: the folder holds no config of a model that can be served.
+        ConfigError: the folder holds no config of a model that can be served, or that can be split among so many ranks.
     """
     register()
     experts.register()
     config = read_base_config(folder)
     method = read_quantization(folder, quantization)
+    if num_ranks > 1:
+        if method is not None:
+            raise quantised_and_split(config, num_ranks)
+        config = config_of_rank(config, shard_of(config, 0, num_ranks))
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with FakeTensorMode(), torch.inference_mode():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(

@@ -1,7 +1,7 @@
 """Reads what adapters hold beside rows of A and B, and brings it into the form of `extras.py`."""
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -15,7 +15,44 @@ from lorafleet_inference.model.extras import Extra, Extras
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.merge_tensors import Read
 from lorafleet_inference.model.own_rows import read_rows
+from lorafleet_inference.model.ranks.split import Shard
 from lorafleet_inference.model.tensor_files import reader_of
+
+Total = Callable[[torch.Tensor], torch.Tensor]
+"""Sums a tensor over the ranks of a model."""
+
+
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """Where there is one rank."""
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a site is, and what of its tensors this rank holds."""
+
+    name: str
+    module: torch.nn.Module
+    shard: Shard | None
+    total: Total
+
+    def a(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.shard is None else self.shard.lora_a(self.name, tensor)
+
+    def b(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.shard is None else self.shard.lora_b(self.name, tensor)
+
+    def bias(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.shard is None else self.shard.bias(self.name, tensor)
+
+    def factor(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.shard is None else self.shard.factor(self.name, tensor)
+
+    def row_norms(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the norm of each whole row of a weight [out, in] of which this rank has columns, or all."""
+        if self.shard is None or not self.shard.is_partial(self.name):
+            return torch.linalg.vector_norm(weight, dim=1)
+        return self.total(weight.square().sum(1)).sqrt()
 
 
 def num_extra_elements(plan: AdapterPlan, base: ModelFacts) -> int:
@@ -42,8 +79,12 @@ def num_extra_elements(plan: AdapterPlan, base: ModelFacts) -> int:
     return total
 
 
-def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -> Extras:
+def load_extras(
+    plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype, shard: Shard | None = None, total: Total = alone
+) -> Extras:
     """Read the extras of a validated adapter that was settled (`own_rows.py`).
+
+    `shard`: what of them this rank holds of a model on several; `total` sums over all, in the same order on each.
 
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw.
@@ -52,16 +93,17 @@ def load_extras(plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype) -
     if not (sites or plan.side_sites or plan.own or plan.own_rows or plan.experts):
         return {}
     read = reader_of(plan)
-    extras, biases = _own(plan, model, read)
+    extras, biases = _own(plan, model, read, shard)
     for site in (*sites, *plan.side_sites):
         module = model.get_submodule(site.module)
         extra = extras.setdefault(site.module, Extra())
-        _add_site(extra, site, module, read, biases.get(site.module), is_side=site in plan.side_sites)
+        place = _Place(site.module, module, shard, total)
+        _add_site(extra, site, place, read, biases.get(site.module), is_side=site in plan.side_sites)
     for name in biases.keys() - {site.module for site in (*sites, *plan.side_sites)}:
         extras.setdefault(name, Extra()).offset = _minus(biases[name], _bias(model.get_submodule(name)))
     for expert_site in plan.experts:
         extra = extras.setdefault(expert_site.module, Extra())
-        a, b = _of_experts(expert_site, model.get_submodule(expert_site.module), read)
+        a, b = _of_experts(expert_site, model.get_submodule(expert_site.module), read, shard)
         if expert_site.parameter == "down_proj":
             extra.down_a, extra.down_b = a, b
         else:
@@ -75,14 +117,19 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
 
 
-def _own(plan: AdapterPlan, model: torch.nn.Module, read: Read) -> tuple[dict[str, Extra], dict[str, torch.Tensor]]:
+def _own(
+    plan: AdapterPlan, model: torch.nn.Module, read: Read, shard: Shard | None
+) -> tuple[dict[str, Extra], dict[str, torch.Tensor]]:
     """Return the adapter's own weights and rows, and beside them biases that come as offsets.
 
     A bias alone is an offset, so that it can stand beside LoRA on the same module.
     """
     own: dict[str, dict[str, torch.Tensor]] = {}
     for one in plan.own:
-        own.setdefault(one.module, {})[one.parameter] = read(one.key)
+        tensor = read(one.key)
+        own.setdefault(one.module, {})[one.parameter] = (
+            tensor if shard is None else shard.parameter(one.module, one.parameter, tensor)
+        )
     with_lora = {site.module for site in (*plan.sites, *plan.side_sites)}
     apart = {name for name, tensors in own.items() if "weight" not in tensors or name in with_lora}
     biases = {name: own[name].pop("bias") for name in apart if "bias" in own[name]}
@@ -157,20 +204,21 @@ def _read_keys(plan: AdapterPlan) -> Iterator[tuple[str, str, float]]:
 
 
 def _add_site(
-    extra: Extra, site: LoraSite, module: torch.nn.Module, read: Read, bias: torch.Tensor | None, *, is_side: bool
+    extra: Extra, site: LoraSite, place: _Place, read: Read, bias: torch.Tensor | None, *, is_side: bool
 ) -> None:
     """Add what a site needs beside rows; `bias`: the adapter's own.
 
     y = W x + b + s B A x is what LoRA gives. With DoRA, PEFT gives b + m (W x + s B A x), m = magnitude / norm of the rows
     of W + s B A.
     """
-    a, b = read(site.a_key), read(site.b_key)
+    module = place.module
+    a, b = place.a(read(site.a_key)), place.b(read(site.b_key))
     if is_side:
         extra.a = a.t() if isinstance(module, torch.nn.Embedding) else a
         extra.b = b.t() * site.scale
     if site.magnitude_key is not None:
-        norm = torch.linalg.vector_norm(_as_linear(module, extra, a, b) + site.scale * (b @ a), dim=1)
-        extra.scale = read(site.magnitude_key).flatten() / norm
+        norm = place.row_norms(_as_linear(module, extra, a, b) + site.scale * (b @ a))
+        extra.scale = place.factor(read(site.magnitude_key).flatten()) / norm
     kept = 1.0 if extra.scale is None else extra.scale
     base = _bias(module)
     if isinstance(base, torch.Tensor):
@@ -178,19 +226,29 @@ def _add_site(
         base = F.pad(base, (0, num_out - len(base))) if len(base) < num_out else base[:num_out]
     offset = (base if bias is None else bias) - kept * base
     if site.b_bias_key is not None:
-        offset = offset + site.scale * read(site.b_bias_key)
+        offset = offset + site.scale * place.bias(read(site.b_bias_key))
     if isinstance(offset, torch.Tensor):
         extra.offset = offset
 
 
-def _of_experts(site: ExpertSite, module: torch.nn.Module, read: Read) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_experts(
+    site: ExpertSite, module: torch.nn.Module, read: Read, shard: Shard | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A [E, r, in] and B [E, r, out] of `_of_whole_experts`, of them the rank's part."""
+    shape = tuple(getattr(module, site.parameter).shape)
+    if shard is None:
+        return _of_whole_experts(site, shape, read)
+    a, b = _of_whole_experts(site, shard.whole_shape(site.parameter, shape), read)
+    return shard.lora_a(site.parameter, a), shard.lora_b(site.parameter, b, axis=-1)
+
+
+def _of_whole_experts(site: ExpertSite, shape: tuple[int, ...], read: Read) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A [E, r, in] and B [E, r, out], times the scale.
 
     Of maps that were trained one by one, the halves of a fused weight each have rows of their own: A below A, and B in
     blocks on the diagonal.
     """
-    weight = getattr(module, site.parameter)
-    num_experts, num_out, num_in = weight.shape
+    num_experts, num_out, num_in = shape
     first = site.tensors[0]
     if first.expert is None:
         a = read(first.a_key).reshape(num_experts, site.rank, num_in)

@@ -23,6 +23,8 @@ from lorafleet_inference.model.transfer import on_device
 from lorafleet_inference.model.wanted import WantedRows
 
 Ints = npt.NDArray[np.int64]
+ChosenToken = tuple[str, int, int]
+"""Of a request: the position, and the token there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +106,13 @@ class InputBatch:
                     self.token_ids[row.index, at] = one.token_id
                     at += 1
                 row.num_known = at
+
+    def know(self, request_id: str, position: int, token_id: int) -> None:
+        """Take in a token that was chosen elsewhere; of a request that is gone, nothing."""
+        row = self._rows.get(request_id)
+        if row is not None:
+            self.token_ids[row.index, position] = token_id
+            row.num_known = position + 1
 
     def note(self, items: Sequence[StepItem], choice: Choice, rows: torch.Tensor | None = None) -> None:
         """Keep the tokens that a step chooses on the device, for steps that are gathered before they are known here.

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,14 @@ from typing import Any, cast
 
 import msgspec
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from lorafleet_common.errors import ConfigError
@@ -36,6 +43,8 @@ from lorafleet_inference.model.families import PATCHES
 from lorafleet_inference.model.pooling import pooling_of
 from lorafleet_inference.model.quantization.loading import QuantizedFiles, quantized_files
 from lorafleet_inference.model.quantization.method import QuantizationError
+from lorafleet_inference.model.ranks.shards import parts_of
+from lorafleet_inference.model.ranks.split import OPTION, Shard, config_of_rank, quantised_and_split, shard_of
 from lorafleet_inference.model.rope import LengthRopes
 
 logger = logging.getLogger(__name__)
@@ -53,6 +62,15 @@ class LoadedModel:
     """By layer."""
     ropes: LengthRopes | None = None
     """Of rotary frequencies that depend on the length."""
+    shard: Shard | None = None
+    """What of the model this is, where it is on several ranks."""
+    rank_facts: ModelFacts | None = None
+    """Of that part, where `facts` are of the whole model."""
+
+    @property
+    def held(self) -> ModelFacts:
+        """The facts of what is here: by its widths, pools and extras are laid out."""
+        return self.rank_facts or self.facts
 
     @property
     def device(self) -> torch.device:
@@ -76,25 +94,28 @@ def usable_cores() -> int:
     return cores
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
-    """Load the weights and probe the model.
+def load_model(config: EngineConfig, rank: int = 0) -> LoadedModel:
+    """Load the weights and probe the model. `rank`: whose part of them, where the config asks for several ranks.
 
     Raises:
         ConfigError: the folder holds no model that can be served; names the architecture and the cause.
     """
     torch.set_num_threads(config.num_threads or usable_cores())
-    device = _device(config)
+    device = device_of(config, rank)
     register()
     experts.register()
     folder = Path(config.model)
     base = read_base_config(folder)
+    shard = _shard(config, base, rank)
     files = _quantized_files(folder, base, check_weights(folder), config.quantization)
-    model = _read(folder, base, dtype=_dtype(config, device), device=device, quantized=files)
+    model = _read(folder, base, dtype=_dtype(config, device), device=device, quantized=files, shard=shard)
     if files is not None:
         _fill(files, model, device)
     _check_finite(model)
-    own = _is_own(config, model)
+    own = _is_own(config, model) if shard is None else _can_be_part(model)
     loaded = check_model(model.eval(), max_model_len=config.max_model_len, own_decoder=own)
+    if shard is not None:
+        loaded = _as_part(loaded, base, shard)
     if config.cpu_kernels and device.type == "cpu" and can_pack():
         pack_linears(loaded.model)
     return replace(loaded, facts=msgspec.structs.replace(loaded.facts, pooling=pooling_of(folder)))
@@ -130,18 +151,18 @@ def _read(
     dtype: Any,
     device: torch.device,
     quantized: QuantizedFiles | None = None,
+    shard: Shard | None = None,
 ) -> PreTrainedModel:
     """Read all tensors of the model; none is missing, left as it was initialised, or of another shape.
 
-    Of `quantized` layers it reads none.
+    Of `quantized` layers it reads none; of the others, a rank's part where there is a `shard`.
     """
     name = architecture_of(folder)
     taken = quantized.mark(config) if quantized is not None else frozenset()
     try:
-        with without_adapter(folder) as view, _without_reports():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                view,
-                config=config,
+        with without_adapter(folder) as view, _without_reports(), _source(view, config, shard) as (read, what):
+            model, info = read(
+                **what,
                 dtype=dtype,
                 attn_implementation=attention_of(config),
                 experts_implementation=experts.NAME,
@@ -150,6 +171,8 @@ def _read(
                 output_loading_info=True,
                 device_map=None if device.type == "cpu" else {"": device},
             )
+            if shard is not None and (view / GENERATION_CONFIG_NAME).is_file():
+                model.generation_config = GenerationConfig.from_pretrained(view)
     except Exception as error:
         logger.debug("loading %s", folder, exc_info=True)
         if isinstance(error, KeyError) and error.args == (NAME,):
@@ -167,6 +190,57 @@ def _read(
     if unknown:
         logger.warning("%s: the files hold %s that the model does not have; they are not used", name, _some(unknown))
     return cast("PreTrainedModel", model)
+
+
+def _shard(config: EngineConfig, base: PreTrainedConfig, rank: int) -> Shard | None:
+    if config.tensor_parallel_size == 1:
+        return None
+    if config.decoder == "transformers":
+        raise ConfigError("--decoder", "transformers' code is not split among ranks, only the decoder of our own is")
+    if read_quantization(Path(config.model), config.quantization) is not None:
+        raise quantised_and_split(base, config.tensor_parallel_size)
+    return shard_of(base, rank, config.tensor_parallel_size)
+
+
+def check_split(config: EngineConfig) -> None:
+    """See from config.json alone whether the model can be split among the ranks that are asked for.
+
+    Raises:
+        ConfigError: it cannot, or there is no such model.
+    """
+    _shard(config, read_base_config(Path(config.model)), 0)
+
+
+def _can_be_part(model: PreTrainedModel) -> bool:
+    """Return True; raises ConfigError for a model that the decoder of our own cannot compute."""
+    why = why_not(model)
+    if why is not None:
+        raise ConfigError(OPTION, f"{type(model).__name__} cannot be split: there is no decoder of our own, as {why}")
+    return True
+
+
+@contextmanager
+def _source(
+    folder: Path, config: PreTrainedConfig, shard: Shard | None
+) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
+    """Yield the function of transformers that reads a model, and what tells it of which."""
+    if shard is None:
+        yield AutoModelForCausalLM.from_pretrained, {"pretrained_model_name_or_path": folder, "config": config}
+        return
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with parts_of(folder, shard) as parts:
+        what = {"config": config_of_rank(config, shard), "state_dict": parts}
+        yield kind.from_pretrained, {"pretrained_model_name_or_path": None, **what}
+
+
+def _as_part(loaded: LoadedModel, config: PreTrainedConfig, shard: Shard) -> LoadedModel:
+    """Return the loaded part of a model with the facts of the whole."""
+    with torch.device("meta"):
+        whole = model_facts(AutoModelForCausalLM.from_config(config))
+    facts = msgspec.structs.replace(
+        loaded.facts, modules=whole.modules, whole_modules=whole.whole_modules, experts=whole.experts
+    )
+    return replace(loaded, facts=facts, rank_facts=loaded.facts, shard=shard)
 
 
 def _some(names: list[str]) -> str:
@@ -246,10 +320,22 @@ def _refused(facts: ModelFacts, why: str) -> ConfigError:
     return ConfigError("--model", f"{facts.architecture} is not supported: {why}")
 
 
-def _device(config: EngineConfig) -> torch.device:
+def device_of(config: EngineConfig, rank: int = 0) -> torch.device:
+    """Return the device of a rank, which its process uses from now on.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device", "cuda was asked for and no CUDA device is usable")
-    return torch.device("cuda", torch.cuda.current_device()) if uses_cuda(config) else torch.device("cpu")
+    if not uses_cuda(config):
+        return torch.device("cpu")
+    if config.tensor_parallel_size > 1:
+        count = torch.cuda.device_count()
+        if count < config.tensor_parallel_size:
+            raise ConfigError(OPTION, f"{config.tensor_parallel_size} ranks need as many GPUs, and {count} are usable")
+        torch.cuda.set_device(rank)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def uses_cuda(config: EngineConfig) -> bool:

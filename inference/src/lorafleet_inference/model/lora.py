@@ -24,6 +24,7 @@ from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.decoder.linear import Linear
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.memory import lazy_zeros
+from lorafleet_inference.model.ranks.split import Shard
 from lorafleet_inference.model.tensor_files import reader_of
 
 Int32s = np.ndarray[Any, np.dtype[np.int32]]
@@ -80,8 +81,10 @@ def num_pages_of(rank: int) -> int:
     return max(1, -(-rank // RANK_PAGE))
 
 
-def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: bool) -> Slab:
-    """Read the tensors of a validated adapter.
+def load_slab(
+    plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: bool, shard: Shard | None = None
+) -> Slab:
+    """Read the tensors of a validated adapter; of them a rank's part, where the model is on several.
 
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw; OUT_OF_MEMORY.
@@ -98,7 +101,7 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
             index = layout.index[site.module]
             ranks[index] = site.rank
             for key in (site.a_key, site.b_key):
-                _lay(rows, layout.places[index], site, key, read(key))
+                _lay(rows, layout.places[index], site, key, _part(site, key, read(key), shard))
         return Slab(rows, tuple(ranks))
     try:
         sites = {key: site for site in plan.sites for key in (site.a_key, site.b_key)}
@@ -107,12 +110,19 @@ def load_slab(plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: 
                 for key in sites.keys() & set(file.keys()):
                     site = sites.pop(key)
                     ranks[layout.index[site.module]] = site.rank
-                    _lay(rows, layout.places[layout.index[site.module]], site, key, file.get_tensor(key))
+                    part = _part(site, key, file.get_tensor(key), shard)
+                    _lay(rows, layout.places[layout.index[site.module]], site, key, part)
     except (SafetensorError, OSError) as error:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{name} cannot be read: {error}") from error
     if sites:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {min(sites)} is missing")
     return Slab(rows, tuple(ranks))
+
+
+def _part(site: LoraSite, key: str, tensor: torch.Tensor, shard: Shard | None) -> torch.Tensor:
+    if shard is None:
+        return tensor
+    return shard.lora_a(site.module, tensor) if key == site.a_key else shard.lora_b(site.module, tensor)
 
 
 def _lay(rows: torch.Tensor, place: _Place, site: LoraSite, key: str, tensor: torch.Tensor) -> None:

@@ -14,21 +14,24 @@ from lorafleet_inference.adapters.types import AdapterPlan, OwnParameter, OwnRow
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.finite import applied, check_finite
+from lorafleet_inference.model.ranks.split import Shard
 
 CHUNK_ROWS = 4096
 MAX_KEPT_APART = 0.25
 """Of all rows; with more that differ, the whole matrix is kept."""
 
 
-def settled(plan: AdapterPlan, model: torch.nn.Module) -> AdapterPlan:
+def settled(plan: AdapterPlan, model: torch.nn.Module, shard: Shard | None = None) -> AdapterPlan:
     """Return the plan with own weights of embedding and head as the rows that differ; reads them once.
+
+    `shard`: what this rank holds of a model on several; of the weights that have to be the base's, it compares that.
 
     Raises:
         AdapterError: ARTIFACT_INVALID the file cannot be read; UNSUPPORTED_ADAPTER a repeated weight of another module
             is not the base's.
     """
     for copied in plan.base_copies:
-        differing = _differing(plan.directory / plan.files[0], copied, model)
+        differing = _differing(plan.directory / plan.files[0], copied, model, shard)
         if differing:
             raise AdapterError(
                 Reason.UNSUPPORTED_ADAPTER,
@@ -41,7 +44,7 @@ def settled(plan: AdapterPlan, model: torch.nn.Module) -> AdapterPlan:
         if one.parameter != "weight" or one.module not in words:
             own.append(one)
             continue
-        differing = _differing(plan.directory / plan.files[0], one, model)
+        differing = _differing(plan.directory / plan.files[0], one, model, shard)
         if len(differing) > MAX_KEPT_APART * len(model.get_submodule(one.module).get_parameter("weight")):
             own.append(one)
         elif differing:
@@ -54,7 +57,7 @@ def _name_of(model: torch.nn.Module, getter: str) -> str | None:
     return next((name for name, module in model.named_modules() if module is wanted), None)
 
 
-def _differing(path: Path, own: OwnParameter, model: torch.nn.Module) -> list[int]:
+def _differing(path: Path, own: OwnParameter, model: torch.nn.Module, shard: Shard | None) -> list[int]:
     """Return the rows of a weight that are not the base's. One that is a copy may be rounded to the dtype of the other."""
     base = plain_weight(model.get_submodule(own.module))
     found: list[int] = []
@@ -62,6 +65,9 @@ def _differing(path: Path, own: OwnParameter, model: torch.nn.Module) -> list[in
         with safe_open(path, framework="pt") as file:
             rows = file.get_slice(own.key)
             num_rows = rows.get_shape()[0]
+            if shard is not None and shard.split_of(own.module) is not None:
+                rows = shard.parameter(own.module, own.parameter, rows)
+                num_rows = len(rows)
             common = min(num_rows, len(base))
             for at in range(0, common, CHUNK_ROWS):
                 end = min(at + CHUNK_ROWS, common)

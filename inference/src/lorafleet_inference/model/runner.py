@@ -3,7 +3,8 @@
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,17 @@ from lorafleet_inference.kernels.layer import CpuLayerOps
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
-from lorafleet_inference.model.batch import ChoiceInputs, HostBatch
+from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.extras import Extras, ExtrasBank
-from lorafleet_inference.model.extras_files import load_extras, num_extra_elements
-from lorafleet_inference.model.input_batch import InputBatch
+from lorafleet_inference.model.extras_files import Total, alone, load_extras, num_extra_elements
+from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
 from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.pooling import HiddenStates, pool
+from lorafleet_inference.model.ranks.group import Group
 from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.sizing import (
     DeviceMemory,
@@ -63,7 +65,8 @@ class ModelRunner:
     """Owns the model, its KV pages and the adapter pool.
 
     `triton` and `graphs`: instead of the kernels and graphs that the device would get. `ahead`: whether a step may be submitted
-    before the one before is collected, instead of where the device works beside the CPU.
+    before the one before is collected, instead of where the device works beside the CPU. `group`: the ranks of a model of which
+    `loaded` is a part; each makes its runner, and computes, at the same time as the others.
     """
 
     def __init__(
@@ -73,14 +76,20 @@ class ModelRunner:
         triton: "TritonKernels | None" = None,
         graphs: "Graphs | None" = None,
         ahead: bool | None = None,
+        *,
+        group: Group | None = None,
     ) -> None:
         self._model = loaded.model
+        if group is not None:
+            assert isinstance(loaded.model, Decoder), "no other model is split"
+            loaded.model.sum_over(group.sum)
         self._device = loaded.device
         # drafts are made of what the last step chose
         self.ahead = (self._device.type != "cpu" and not config.speculative_tokens) if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
-        page_bytes = pool_bytes(loaded.facts, 1, loaded.dtype.itemsize)
-        num_pages = pool_pages(config, page_bytes, _free_bytes(self._device))
+        self._held, self._shard, self._group = loaded.held, loaded.shard, group
+        page_bytes = pool_bytes(loaded.held, 1, loaded.dtype.itemsize)
+        num_pages = self._least(pool_pages(config, page_bytes, _free_bytes(self._device)))
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
         self._triton = _triton_of(self._device, config) if triton is None else triton
         if self._kernels is not None and isinstance(self._model, Decoder):
@@ -88,7 +97,7 @@ class ModelRunner:
         if self._triton is not None and isinstance(self._model, Decoder):
             self._model.ops = self._triton.layer_ops
         self._bank = LoraBank(
-            loaded.model, loaded.facts, num_pages=num_pages, kernels=self._kernels, triton=self._triton
+            loaded.model, loaded.held, num_pages=num_pages, kernels=self._kernels, triton=self._triton
         )
         self._extras = ExtrasBank(loaded.model)
         self._hidden = HiddenStates(loaded.model)
@@ -103,7 +112,7 @@ class ModelRunner:
         has_chooser = self._triton is not None
         self._rows = InputBatch(1, self.facts.max_model_len, self._device, has_chooser=has_chooser)  # of the warm-up
         block_bytes = kv_block_bytes(loaded.shapes, loaded.dtype.itemsize)
-        num_blocks = self._num_blocks(loaded, config, block_bytes)
+        num_blocks = self._least(self._num_blocks(loaded, config, block_bytes))
         self._layers = _pages(loaded, num_blocks)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
         # one row more than requests run: that of the engine's own check
@@ -169,14 +178,7 @@ class ModelRunner:
 
     def _forward(self, host: HostBatch) -> tuple[torch.Tensor, ChoiceInputs | None]:
         """Return logits [rows, vocabulary], and what choosing from them needs."""
-        batch = self._rows.to_device(host)
-        if self._triton is not None:
-            self._triton.begin_step()
-        self._bank.begin_step(host.segments, batch.input_ids.shape[1])
-        input_ids = self._extras.begin_step(host.segments, host.head_segments, batch.input_ids)
-        if self._ropes is not None:
-            self._ropes.begin_step(batch)
-        with attending(PagedStep(self._layers, batch, self._kernels, self._triton)):
+        with self._attending(host) as (batch, input_ids):
             logits = self._model(
                 input_ids=input_ids,
                 position_ids=batch.position_ids,
@@ -185,6 +187,35 @@ class ModelRunner:
             ).logits
         base = self._num_outputs or logits.shape[-1]
         return self._extras.end_step(logits[0], base), batch.choice
+
+    @contextmanager
+    def _attending(self, host: HostBatch, *, head: bool = True) -> Iterator[tuple[FlatBatch, torch.Tensor]]:
+        """While this is open, the model computes this step; yields it, and its token ids [1, T] as the model may see them."""
+        batch = self._rows.to_device(host)
+        if self._triton is not None:
+            self._triton.begin_step()
+        self._bank.begin_step(host.segments, batch.input_ids.shape[1])
+        head_segments = host.head_segments if head else ()
+        input_ids = self._extras.begin_step(host.segments, head_segments, batch.input_ids)
+        if self._ropes is not None:
+            self._ropes.begin_step(batch)
+        with attending(PagedStep(self._layers, batch, self._kernels, self._triton)):
+            yield batch, input_ids
+
+    @torch.inference_mode()
+    def follow(self, plan: StepPlan, chosen: Sequence[ChosenToken]) -> None:
+        """Compute this rank's part of a step whose tokens another rank chooses. `chosen`: those of the steps before."""
+        for request_id, position, token_id in chosen:
+            self._rows.know(request_id, position, token_id)
+        self._rows.apply(plan)
+        host = self._rows.gather(plan.items)
+        with self._attending(host, head=False) as (batch, input_ids):
+            self._model.base_model(input_ids=input_ids, position_ids=batch.position_ids)
+        if self._device.type == "cuda":  # so that what fails there fails here
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def _least(self, number: int) -> int:
+        return number if self._group is None else self._group.least(number)
 
     def _replayed(self, host: HostBatch) -> tuple[torch.Tensor, ChoiceInputs] | None:
         """Compute a step by a graph, if there can be one, and return as `_forward`."""
@@ -225,17 +256,19 @@ class ModelRunner:
 
     @torch.inference_mode()
     @on_one_thread()
-    def load_slab(self, plan: AdapterPlan) -> HostAdapter:
-        """Read an adapter from disk; runs beside steps."""
-        slab = load_slab(plan, self._bank.layout, self._dtype, pin=self._device.type == "cuda")
+    def load_slab(self, plan: AdapterPlan, total: Total = alone) -> HostAdapter:
+        """Read an adapter from disk; runs beside steps. `total`: as `load_extras` says."""
+        pin = self._device.type == "cuda"
+        slab = load_slab(plan, self._bank.layout, self._dtype, pin=pin, shard=self._shard)
         vocabulary = None if plan.num_rows is None else plan.vocabulary
-        return HostAdapter(slab, load_extras(plan, self._model, self._dtype), vocabulary)
+        extras = load_extras(plan, self._model, self._dtype, self._shard, total)
+        return HostAdapter(slab, extras, vocabulary)
 
     @torch.inference_mode()
     @on_one_thread()
     def settle(self, plan: AdapterPlan) -> AdapterPlan:
         """Return the plan of an adapter as it is loaded: of weights that it repeats, only what is not the base's."""
-        return settled(plan, self._model)
+        return settled(plan, self._model, self._shard)
 
     def num_pages(self, plan: AdapterPlan) -> int:
         """Return the rank pages that an adapter takes.
@@ -243,12 +276,12 @@ class ModelRunner:
         What it holds beside rows lies outside of the pool and is charged in pages, so that memory stays bounded.
         """
         page_elements = RANK_PAGE * self._bank.layout.width
-        return num_pages_of(plan.rank) + -(-num_extra_elements(plan, self.facts) // page_elements)
+        return num_pages_of(plan.rank) + -(-num_extra_elements(plan, self._held) // page_elements)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
         """Return the size of an adapter in host memory."""
         num_rows = num_pages_of(plan.rank) * RANK_PAGE
-        return (num_rows * self._bank.layout.width + num_extra_elements(plan, self.facts)) * self._dtype.itemsize
+        return (num_rows * self._bank.layout.width + num_extra_elements(plan, self._held)) * self._dtype.itemsize
 
     @torch.inference_mode()
     @on_one_thread()
@@ -266,7 +299,7 @@ class ModelRunner:
         self._extras.remove(key)
 
     def _graphs_of(self, config: EngineConfig, graphs: "Graphs | None") -> "DecodeGraphs | None":
-        if self._triton is None or self._ropes is not None:
+        if self._triton is None or self._ropes is not None or self._group is not None:
             return None
         from lorafleet_inference.model.graphs import CudaGraphs, DecodeGraphs  # noqa: PLC0415  there on Linux alone
 

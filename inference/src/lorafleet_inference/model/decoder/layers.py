@@ -12,7 +12,7 @@ import torch
 
 from lorafleet_inference.kernels.layer_ops import HeadSpec, LayerOps, TorchLayerOps
 from lorafleet_inference.model.attention import attend_packed
-from lorafleet_inference.model.decoder.linear import Linear
+from lorafleet_inference.model.decoder.linear import Linear, Total
 from lorafleet_inference.model.decoder.quantized import product_of
 from lorafleet_inference.model.decoder.spec import Spec, activation_of, width_of_head
 
@@ -94,6 +94,10 @@ class Attention(Fused):
         )
         return self._out[0].product(seen)
 
+    def sum_over(self, total: Total) -> None:
+        """As `Decoder.sum_over`."""
+        self._out[0].total = total
+
     def _normed(self, qkv: torch.Tensor) -> torch.Tensor:
         """Return qkv with the norms of heads, as modules whose hooks see [1, T, heads, D]."""
         heads = self._plain_heads
@@ -117,6 +121,10 @@ class Mlp(Fused):
         """x [T, hidden]; returns likewise."""
         return self._down[0].product(self.ops.gate(self._gate_up[0].product(x), self._activation))
 
+    def sum_over(self, total: Total) -> None:
+        """As `Decoder.sum_over`."""
+        self._down[0].total = total
+
 
 class Layer(torch.nn.Module):
     """Attention and gated layers around one residual."""
@@ -131,7 +139,17 @@ class Layer(torch.nn.Module):
             self.pre_feedforward_layernorm = Norm(source.pre_feedforward_layernorm, spec)
             self.post_feedforward_layernorm = Norm(source.post_feedforward_layernorm, spec)
         self._has_experts = hasattr(source.mlp, "experts")
+        self.total: Total | None = None
+        """Sums what the ranks of a model give, where each has a part of each expert."""
         self.mlp = source.mlp if self._has_experts else Mlp(source.mlp, config, spec)
+
+    def sum_over(self, total: Total) -> None:
+        """As `Decoder.sum_over`."""
+        self.self_attn.sum_over(total)
+        if isinstance(self.mlp, Mlp):
+            self.mlp.sum_over(total)
+        else:
+            self.total = total
 
     def forward(self, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """x [T, hidden] is still to be added to the residual [T, hidden], which changes in place; returns what comes after it."""
@@ -142,6 +160,8 @@ class Layer(torch.nn.Module):
         else:
             normed = self.post_attention_layernorm.add(attended, residual)
         out: torch.Tensor = self.mlp(normed[None])[0] if self._has_experts else self.mlp(normed)
+        if self.total is not None:
+            out = self.total(out)
         return self.post_feedforward_layernorm(out) if self._has_post_norms else out
 
 

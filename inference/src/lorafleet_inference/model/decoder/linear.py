@@ -4,16 +4,22 @@ Adapters, hooks and files know modules by transformers' names (`q_proj`), and go
 its columns of what the product gives and no weight of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from lorafleet_inference.kernels.packed import plain_weight
 
+Total = Callable[[torch.Tensor], torch.Tensor]
+"""Sums over the ranks of a model."""
+
 
 class Linear(torch.nn.Linear):
     """The product x W + b of several modules at once, W [sum of their outputs, in]."""
+
+    total: Total | None = None
+    """Sums what the ranks of a model give, where each has some of the inputs. Hooks see what is to be summed."""
 
     def __init__(self, modules: Sequence[torch.nn.Linear]) -> None:
         """Takes the weights over: `modules` are left without, one after the other, so that few exist twice at any time."""
@@ -50,7 +56,7 @@ class Linear(torch.nn.Linear):
         y: torch.Tensor = self(x)
         for part, columns in zip(self.parts, self.columns, strict=False):
             part(x, y[:, columns])
-        return y
+        return y if self.total is None else self.total(y)
 
 
 class Part(torch.nn.Module):

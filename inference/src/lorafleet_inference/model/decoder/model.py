@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lorafleet_inference.kernels.layer_ops import LayerOps
 from lorafleet_inference.model.decoder.layers import Fused, Layer, Norm, Rotation
+from lorafleet_inference.model.decoder.linear import Total
 from lorafleet_inference.model.decoder.spec import SPECS, Spec
 
 
@@ -83,6 +84,12 @@ class Decoder(torch.nn.Module):
         for module in self.modules():
             if isinstance(module, Fused):
                 module.ops = ops
+
+    def sum_over(self, total: Total) -> None:
+        """Have `total` sum what the ranks of a model give, each of which has a part of each layer."""
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            layer.sum_over(total)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,1 @@
+"""One model on several ranks: processes that hold a part of each layer, and add up what theirs give."""

@@ -1,0 +1,208 @@
+"""Which part of each tensor a rank of a model on several ranks holds.
+
+Column-parallel layers (queries, keys, values, gate, up) are split by their outputs: of LoRA, A is whole and B split with them.
+Row-parallel layers (the output of attention, down) are split by their inputs: A is split with them and B is whole, so what LoRA
+adds to a rank's partial sum is summed with it. Experts are split inside, each like a gated layer, so that every rank has the
+same work whatever experts the tokens choose. All else is whole on every rank: norms, routers, embedding and head.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+from lorafleet_common.errors import ConfigError
+from lorafleet_inference.model.decoder.spec import SPECS, width_of_head
+
+OPTION = "--tensor-parallel-size"
+
+
+class Along(Enum):
+    """What a layer is split by."""
+
+    OUTPUTS = "outputs"
+    INPUTS = "inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How an axis is split among ranks: it is made of groups of equal units, and each rank has a share of each group."""
+
+    along: Along
+    num_units: tuple[int, ...]
+    """Of each group: heads, or as many as there are ranks where the elements are alike."""
+    rank: int
+    size: int
+
+    def slices(self, length: int) -> tuple[slice, ...]:
+        """Return the rank's part of an axis of so many elements. A group of fewer units than ranks is repeated.
+
+        Raises:
+            ValueError: the axis is not made of such units.
+        """
+        unit, rest = divmod(length, sum(self.num_units))
+        if rest:
+            raise ValueError(f"{length} elements are not {sum(self.num_units)} equal units")
+        found, begin = [], 0
+        for number in self.num_units:
+            parts = min(number, self.size)
+            width = number // parts * unit
+            at = begin + self.rank * parts // self.size * width
+            found.append(slice(at, at + width))
+            begin += number * unit
+        return tuple(found)
+
+    def take(self, tensor: Any, axis: int) -> torch.Tensor:
+        """Return the rank's part of a tensor, or of a slice of a safetensors file, along an axis from the end (-1, -2)."""
+        shape = list(tensor.get_shape()) if hasattr(tensor, "get_shape") else list(tensor.shape)
+        before = (slice(None),) * (len(shape) + axis)
+        after = (slice(None),) * (-1 - axis)
+        parts = [tensor[(*before, some, *after)] for some in self.slices(shape[axis])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one rank holds of a model: its part of each module's tensors, by the module's name."""
+
+    rank: int
+    size: int
+    num_heads: int
+    num_kv_heads: int
+    """Of the whole model, as the heads before."""
+
+    def split_of(self, module: str) -> Split | None:
+        """Return how a module's weight is split; None: it is whole on every rank. `module`: any name that ends with the module's."""
+        along, groups = _SPLITS.get(module.rsplit(".", 1)[-1], (None, ()))
+        if along is None:
+            return None
+        units = {"heads": self.num_heads, "kv_heads": self.num_kv_heads, "elements": self.size}
+        return Split(along, tuple(units[one] for one in groups), self.rank, self.size)
+
+    def weight(self, module: str, tensor: Any) -> torch.Tensor:
+        """Return the rank's part of a weight [.., out, in]."""
+        split = self.split_of(module)
+        if split is None:
+            return tensor[...]
+        return split.take(tensor, -2 if split.along is Along.OUTPUTS else -1)
+
+    def bias(self, module: str, tensor: Any) -> torch.Tensor:
+        """Return the rank's part of what is added to the outputs [out]; of partial sums only the first rank adds it."""
+        split = self.split_of(module)
+        if split is None:
+            return tensor[...]
+        if split.along is Along.OUTPUTS:
+            return split.take(tensor, -1)
+        return tensor[...] if self.rank == 0 else torch.zeros_like(tensor[...])
+
+    def parameter(self, module: str, name: str, tensor: Any) -> torch.Tensor:
+        """Return the rank's part of a parameter of a module."""
+        return self.bias(module, tensor) if name == "bias" else self.weight(module, tensor)
+
+    def factor(self, module: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the rank's part of what the outputs [out] are multiplied with; partial sums are all multiplied."""
+        split = self.split_of(module)
+        return split.take(tensor, -1) if split is not None and split.along is Along.OUTPUTS else tensor
+
+    def lora_a(self, module: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the rank's part of A [.., r, in]."""
+        split = self.split_of(module)
+        return split.take(tensor, -1) if split is not None and split.along is Along.INPUTS else tensor
+
+    def lora_b(self, module: str, tensor: torch.Tensor, axis: int = -2) -> torch.Tensor:
+        """Return the rank's part of B, whose outputs are on the axis `axis` (-1 or -2)."""
+        split = self.split_of(module)
+        return split.take(tensor, axis) if split is not None and split.along is Along.OUTPUTS else tensor
+
+    def is_partial(self, module: str) -> bool:
+        """Whether a rank's outputs of a module are to be summed over the ranks."""
+        split = self.split_of(module)
+        return split is not None and split.along is Along.INPUTS
+
+    def whole_shape(self, module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape [.., out, in] of a weight of experts of which a rank's part has `shape`."""
+        split = self.split_of(module)
+        if split is None:
+            return shape
+        *rest, out, inner = shape
+        return (*rest, out * self.size, inner) if split.along is Along.OUTPUTS else (*rest, out, inner * self.size)
+
+
+_COLUMN, _ROW = Along.OUTPUTS, Along.INPUTS
+_SPLITS: Mapping[str, tuple[Along, tuple[str, ...]]] = {
+    "q_proj": (_COLUMN, ("heads",)),
+    "k_proj": (_COLUMN, ("kv_heads",)),
+    "v_proj": (_COLUMN, ("kv_heads",)),
+    "qkv_proj": (_COLUMN, ("heads", "kv_heads", "kv_heads")),
+    "o_proj": (_ROW, ("heads",)),
+    "gate_proj": (_COLUMN, ("elements",)),
+    "up_proj": (_COLUMN, ("elements",)),
+    "gate_up_proj": (_COLUMN, ("elements", "elements")),
+    "down_proj": (_ROW, ("elements",)),
+    # of experts, in files that were written before transformers fused them
+    "w1": (_COLUMN, ("elements",)),
+    "w3": (_COLUMN, ("elements",)),
+    "w2": (_ROW, ("elements",)),
+}
+"""By the last name of a module: what its weight is split by, and the groups of that axis. Of the families of `SPECS`."""
+_WIDTHS = ("intermediate_size", "moe_intermediate_size")
+
+
+def shard_of(config: PreTrainedConfig, rank: int, size: int) -> Shard:
+    """Return what a rank holds of a model with this config.
+
+    Raises:
+        ConfigError: its family, or a model of its sizes, cannot be split among so many ranks.
+    """
+    check_splits(config, size)
+    return Shard(rank, size, config.num_attention_heads, config.num_key_value_heads)
+
+
+def check_splits(config: PreTrainedConfig, size: int) -> None:
+    """See whether a model can be split among so many ranks.
+
+    Raises:
+        ConfigError: it cannot; names the architecture and the cause.
+    """
+    name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    why = _why_not(config, name, size)
+    if why is not None:
+        raise ConfigError(OPTION, f"{name} cannot be split among {size} ranks: {why}")
+
+
+def quantised_and_split(config: PreTrainedConfig, size: int) -> ConfigError:
+    """Return the refusal of a model whose weights are, or shall be, quantised."""
+    name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    return ConfigError(OPTION, f"{name} cannot be split among {size} ranks: quantised weights are not split")
+
+
+def _why_not(config: PreTrainedConfig, name: str, size: int) -> str | None:
+    if name not in SPECS:
+        return "only families of the decoder of our own can, and this is none of them"
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % size:
+        return f"it has {heads} attention heads"
+    if kv_heads % size and size % kv_heads:
+        return f"it has {kv_heads} key-value heads, which can be neither shared out nor repeated evenly"
+    for field in _WIDTHS:
+        width = getattr(config, field, None)
+        if width is not None and width % size:
+            return f"its {field} is {width}"
+    return None
+
+
+def config_of_rank(config: PreTrainedConfig, shard: Shard) -> PreTrainedConfig:
+    """Return the config of the smaller model that a rank holds."""
+    made = copy.deepcopy(config)
+    made.head_dim = width_of_head(config)
+    made.num_attention_heads = shard.num_heads // shard.size
+    made.num_key_value_heads = max(1, shard.num_kv_heads // shard.size)
+    for field in _WIDTHS:
+        width = getattr(config, field, None)
+        if width is not None:
+            setattr(made, field, width // shard.size)
+    return made

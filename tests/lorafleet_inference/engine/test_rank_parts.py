@@ -1,0 +1,192 @@
+"""What each rank holds of a model, and which models cannot be split."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.families import FAMILIES
+from support.models import model_folder, save_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
+
+from lorafleet_common.errors import ConfigError
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.channel import EngineEnd, StartEngine
+from lorafleet_inference.engine.process import running
+from lorafleet_inference.kernels.packed import plain_weight
+from lorafleet_inference.model.attention import Probe, attending
+from lorafleet_inference.model.loader import LoadedModel, check_split, load_model
+from lorafleet_inference.model.ranks.shards import parts_of
+from lorafleet_inference.model.ranks.split import Along, Shard, Split, check_splits, shard_of
+
+
+def load_part(family: str, rank: int, size: int, **options: Any) -> LoadedModel:
+    config = EngineConfig(
+        model=str(model_folder(family)),
+        device="cpu",
+        num_threads=1,
+        tensor_parallel_size=size,
+        cpu_kernels=False,
+        **options,
+    )
+    return load_model(config, rank)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("groups", [(8,), (2,), (8, 2, 2), (8, 8)])
+def test_ranks_together_hold_everything_in_order(size: int, groups: tuple[int, ...]) -> None:
+    length = 3 * sum(groups)
+    parts = [Split(Along.OUTPUTS, groups, rank, size).slices(length) for rank in range(size)]
+    held = [[at for some in part for at in range(length)[some]] for part in parts]
+    assert len({len(one) for one in held}) == 1
+    begin = 0
+    for number, units in enumerate(groups):
+        copies = max(1, size // units)
+        group = [at for part in parts for at in range(length)[part[number]]]
+        every = list(range(begin, begin := begin + 3 * units))
+        assert sorted(group) == sorted(every * copies)
+        assert group[: len(group) // size * copies : 1][: len(group) // size] == every[: len(group) // size]
+
+
+def test_query_heads_find_their_key_head_where_these_are_repeated() -> None:
+    for rank in range(8):
+        queries = Split(Along.OUTPUTS, (16,), rank, 8).slices(16)[0]
+        keys = Split(Along.OUTPUTS, (2,), rank, 8).slices(2)[0]
+        assert {query // 8 for query in range(16)[queries]} == set(range(2)[keys])
+
+
+def test_an_axis_that_is_not_of_such_units_is_refused() -> None:
+    with pytest.raises(ValueError, match="33 elements are not 8"):
+        Split(Along.INPUTS, (8,), 0, 2).slices(33)
+
+
+def test_a_rank_reads_its_part_of_each_tensor() -> None:
+    folder = model_folder("llama")
+    whole = load_file(folder / "model.safetensors")
+    loaded = load_part("llama", 1, 2)
+    layer = loaded.model.get_submodule("model.layers.2")
+    for name, rows, columns in (
+        ("self_attn.q_proj", slice(16, 32), slice(None)),
+        ("self_attn.v_proj", slice(8, 16), slice(None)),
+        ("self_attn.o_proj", slice(None), slice(16, 32)),
+        ("mlp.up_proj", slice(24, 48), slice(None)),
+        ("mlp.down_proj", slice(None), slice(24, 48)),
+    ):
+        part = plain_weight(layer.get_submodule(name))
+        assert torch.equal(part, whole[f"model.layers.2.{name}.weight"][rows, columns]), name
+    assert torch.equal(loaded.model.lm_head.weight, whole["lm_head.weight"])
+    assert [one.in_features for one in loaded.facts.modules] != [one.in_features for one in loaded.held.modules]
+    assert {one.num_kv_heads for one in loaded.shapes} == {1}
+
+
+def test_a_packed_weight_is_split_within_its_parts() -> None:
+    key = "model.layers.0.self_attn.qkv_proj.weight"
+    whole = load_file(model_folder("phi3") / "model.safetensors")[key]
+    shard = shard_of(AutoConfig.from_pretrained(model_folder("phi3")), 1, 2)
+    with parts_of(model_folder("phi3"), shard) as parts:
+        found = parts[key][...]
+    assert torch.equal(found, torch.cat((whole[16:32], whole[40:48], whole[56:64])))
+
+
+def test_biases_of_partial_sums_are_added_once() -> None:
+    bias = torch.arange(4.0)
+    shards = [Shard(rank, 2, 4, 2) for rank in range(2)]
+    assert torch.equal(sum(shard.bias("mlp.down_proj", bias) for shard in shards), bias)
+    assert torch.equal(torch.cat([shard.bias("mlp.up_proj", bias) for shard in shards]), bias)
+    assert all(torch.equal(shard.bias("norm", bias), bias) for shard in shards)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "why"),
+    [
+        (FAMILIES["gpt2"].config, 2, "GPT2LMHeadModel cannot be split among 2 ranks: only families of the decoder"),
+        (LlamaConfig(num_attention_heads=6, num_key_value_heads=6, hidden_size=48), 4, "it has 6 attention heads"),
+        (LlamaConfig(num_attention_heads=12, num_key_value_heads=3, hidden_size=48), 2, "3 key-value heads"),
+        (
+            LlamaConfig(num_attention_heads=4, num_key_value_heads=4, hidden_size=32, intermediate_size=49),
+            2,
+            "size is 49",
+        ),
+        (
+            Qwen3MoeConfig(num_attention_heads=4, num_key_value_heads=4, moe_intermediate_size=6, intermediate_size=8),
+            4,
+            "its moe_intermediate_size is 6",
+        ),
+    ],
+)
+def test_what_cannot_be_split_is_refused_by_name(config: Any, size: int, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as caught:
+        check_splits(config, size)
+    assert caught.value.option == "--tensor-parallel-size"
+
+
+def test_an_engine_refuses_it_before_it_starts_ranks() -> None:
+    config = EngineConfig(model=str(model_folder("gpt2")), device="cpu", tensor_parallel_size=2)
+    start = StartEngine(config=config, log_level="info", log_format="text")
+    with socket.socket() as nobody, pytest.raises(ConfigError, match="GPT2LMHeadModel cannot be split"):  # noqa: SIM117
+        with running(start, EngineEnd(nobody)):
+            pass
+
+
+def test_quantised_weights_are_not_split() -> None:
+    config = EngineConfig(model=str(model_folder("llama")), device="cpu", quantization="int8", tensor_parallel_size=2)
+    with pytest.raises(
+        ConfigError, match="LlamaForCausalLM cannot be split among 2 ranks: quantised weights"
+    ) as caught:
+        check_split(config)
+    assert caught.value.option == "--tensor-parallel-size"
+
+
+def test_transformers_code_is_not_split() -> None:
+    config = EngineConfig(
+        model=str(model_folder("llama")), device="cpu", decoder="transformers", tensor_parallel_size=2
+    )
+    with pytest.raises(ConfigError, match="not split among ranks") as caught:
+        check_split(config)
+    assert caught.value.option == "--decoder"
+
+
+def test_a_gate_that_our_decoder_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
+    folder = save_model(FAMILIES["llama"].config, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(ConfigError, match="hidden_act is relu") as caught:
+        load_model(EngineConfig(model=str(folder), device="cpu", num_threads=1, tensor_parallel_size=2))
+    assert caught.value.option == "--tensor-parallel-size"
+
+
+class Collectives(TorchDispatchMode):
+    """Counts what ranks do together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace in ("c10d", "_c10d_functional"):
+            self.seen.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "mixtral", "qwen3-moe"])
+def test_a_step_sums_once_for_each_row_parallel_layer_and_does_nothing_else_together(family: str) -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    loaded = load_part(family, 0, 2)
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+
+        def total(partial: torch.Tensor) -> torch.Tensor:
+            torch.distributed.all_reduce(partial)
+            return partial
+
+        loaded.model.sum_over(total)
+        with torch.inference_mode(), attending(Probe()), Collectives() as collectives:
+            loaded.model(torch.tensor([[5, 6, 7]]), torch.arange(3)[None])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert collectives.seen == ["allreduce_"] * (2 * loaded.facts.num_layers)
