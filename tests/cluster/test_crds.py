@@ -129,6 +129,7 @@ ACCEPTED = {
             "maxModelLen": 1,
             "maxBatchTokens": 1,
             "kvCacheMemory": "1.5Gi",
+            "tensorParallelSize": 64,
             "args": ["--x"],
             "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
         }
@@ -266,6 +267,7 @@ REFUSED = {
     "unknown quantisation": (base(engine={"quantization": "int3"}), "engine.quantization"),
     "unknown way with requests": (base(engine={"unknownFields": "warn"}), "engine.unknownFields"),
     "no tokens": (base(engine={"maxModelLen": 0}), "maxModelLen"),
+    "no ranks": (base(engine={"tensorParallelSize": 0}), "tensorParallelSize"),
     "memory that is no quantity": (base(engine={"kvCacheMemory": "lots"}), "kvCacheMemory"),
     "rank above 256": (base(lora={"maxRank": 257}), "lora.maxRank"),
     "room for no adapter": (base(lora={"maxResidentAdapters": 0}), "lora.maxResidentAdapters"),

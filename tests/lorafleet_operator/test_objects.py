@@ -64,6 +64,7 @@ HUB = {
         "maxModelLen": 8192,
         "maxBatchTokens": 4096,
         "kvCacheMemory": "10Gi",
+        "tensorParallelSize": 4,
         "args": ["--num-threads=4"],
         "env": [{"name": "TOKENIZERS_PARALLELISM", "value": "false"}],
     },
@@ -213,6 +214,21 @@ def test_cuda_asks_for_a_device_unless_the_template_does() -> None:
     assert limits() == {}
     assert limits(engine={"device": "Cuda"}) == {"nvidia.com/gpu": "1"}
     assert limits(engine={"device": "Cuda"}, podTemplate=amd) == {"amd.com/gpu": "2", "cpu": "4"}
+
+
+def test_a_model_on_several_gpus_asks_for_as_many_and_for_memory_that_they_share() -> None:
+    two = {"device": "Cuda", "tensorParallelSize": 2}
+    assert limits(engine=two) == {"nvidia.com/gpu": "2"}
+    pod = template(engine=two)["spec"]
+    assert "--tensor-parallel-size=2" in pod["containers"][0]["args"]
+    shared = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert shared["shm"] == "/dev/shm"
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+    assert "shm" not in {volume["name"] for volume in template()["spec"]["volumes"]}
+    assert not any("tensor-parallel" in one for one in template()["spec"]["containers"][0]["args"])
+    few = {"spec": {"containers": [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}
+    with pytest.raises(InvalidSpec, match=r"asks for 1 nvidia.com/gpu, and engine.tensorParallelSize is 2"):
+        template(engine=two, podTemplate=few)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ class EngineSpec(Observed):
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     kv_cache_memory: str | None = None
-    """Quantity."""
+    """Quantity; of each rank."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs of a pod that the model is split among."""
     unknown_fields: Literal["Refuse", "Ignore"] = "Refuse"
     """Of requests."""
     args: list[str] = []

@@ -44,8 +44,14 @@ def pod_template(base: BaseModelResource, *, engine_image: str, labels: dict[str
     engine = next((c for c in containers if c["name"] == ENGINE_CONTAINER), None)
     if engine is None:
         raise InvalidSpec(f"podTemplate.spec.containers: {ENGINE_CONTAINER} cannot be removed")
+    ranks = base.spec.engine.tensor_parallel_size
     if base.spec.engine.device == "Cuda" and not any("/" in name for name in _limits(engine)):
-        engine["resources"] = {**engine.get("resources", {}), "limits": {**_limits(engine), GPU: "1"}}
+        engine["resources"] = {**engine.get("resources", {}), "limits": {**_limits(engine), GPU: str(ranks)}}
+    asked = str(_limits(engine).get(GPU, ranks))
+    if ranks > 1 and asked != str(ranks):
+        raise InvalidSpec(
+            f"podTemplate.spec.containers: {ENGINE_CONTAINER} asks for {asked} {GPU}, and engine.tensorParallelSize is {ranks}"
+        )
     return merged
 
 
@@ -131,6 +137,7 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
         "--max-model-len": _number(spec.engine.max_model_len),
         "--max-batch-tokens": _number(spec.engine.max_batch_tokens),
         "--kv-cache-memory": spec.engine.kv_cache_memory,
+        "--tensor-parallel-size": str(ranks) if (ranks := spec.engine.tensor_parallel_size) > 1 else None,
         "--unknown-fields": "ignore" if spec.engine.unknown_fields == "Ignore" else None,
         "--max-resident-adapters": str(spec.lora.max_resident_adapters),
         "--max-rank": str(spec.lora.max_rank),
@@ -204,6 +211,9 @@ def _volumes(base: BaseModelResource) -> tuple[list[Json], list[Json]]:
     add("cache", CACHE_DIR, {"emptyDir": _cache(base)}, read_only=False)
     add("tmp", "/tmp", {"emptyDir": {}}, read_only=False)  # noqa: S108
     add("home", HOME, {"emptyDir": {}}, read_only=False)
+    if base.spec.engine.tensor_parallel_size > 1:
+        # NCCL's, between the GPUs of a pod: container runtimes give 64 MiB, of which it needs more
+        add("shm", "/dev/shm", {"emptyDir": {"medium": "Memory"}}, read_only=False)  # noqa: S108
     model = base.spec.model
     if model.cache is not None:
         volume, read_only = _model_cache(model.cache)
