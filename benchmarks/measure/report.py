@@ -43,6 +43,8 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_activated(rows))
     if forms := document.get("structured"):
         parts.append(_structured(forms))
+    if found := document.get("registered"):
+        parts.append(_registered(found))
     if rows := document.get("before_after"):
         parts.append(_before_after(rows))
     if gpu := document.get("gpu"):
@@ -125,6 +127,14 @@ def _activated(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {row['ratio']:.0f} |\n"
         )
     return head + body
+
+
+def _registered(found: Mapping[str, Any]) -> str:
+    few, many = median(found["few_seconds"]), median(found["many_seconds"])
+    return (
+        f"Zipf over {found['few']} adapters, all resident: {few:.1f} s of CPU time a run; over {found['many']}, {found['few']} resident: "
+        f"{many:.1f} s. The second had {found['ratio']:.2f} times the tokens of a CPU second (rounds: {len(found['few_seconds'])}).\n"
+    )
 
 
 def _before_after(rows: Sequence[Mapping[str, Any]]) -> str:
