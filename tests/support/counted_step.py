@@ -85,6 +85,9 @@ class CountedRunner:
         for num_items in (0, 64):
             self.runner.decode_graphs._capture(NUM_ROWS, num_items)
             self.captured[num_items] = self._graphs.nodes[-1]
+        self.runner.decode_graphs._capture(NUM_ROWS, 64, has_sides=True)
+        self.captured_with_sides = self._graphs.nodes[-1]
+        """As that of 64 items, where adapters may have LoRA on embedding and head."""
 
     def step(self, step: Step) -> Work:
         """Run a step of requests that are known already, and return what it asked of the device until the next can be submitted."""

@@ -3,15 +3,18 @@
 Axes: T tokens of the step, K experts of a token, E experts, r ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional as F  # noqa: N812
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear, grouped_mm_experts_forward
 
 NAME = "lorafleet_experts"
+UP: Final = "gate_up_proj"
+DOWN: Final = "down_proj"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,33 @@ class ExpertChange:
     lora: ExpertLora
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs (token, k) of a step, sorted by expert."""
+
+    chosen: torch.Tensor
+    """[T, K] int64, contiguous: the expert of each."""
+    places: torch.Tensor
+    """[T, K] int64, contiguous: where each lies among the sorted ones."""
+
+
+class ExpertKernels(Protocol):
+    """Adds LoRA by kernels, which look for the pairs of each adapter and expert by themselves."""
+
+    def are_wanted(self) -> bool:
+        """Whether an adapter of the step changes these experts."""
+
+    def add_up(self, x: torch.Tensor, y: torch.Tensor, pairs: Pairs) -> None:
+        """Add to y [pairs, 2 * intermediate] that of gate_up_proj, for x [pairs, hidden]."""
+
+    def add_down(self, x: torch.Tensor, y: torch.Tensor, pairs: Pairs) -> None:
+        """Add to y [pairs, hidden] that of down_proj, for x [pairs, intermediate]."""
+
+
 changes: dict[torch.nn.Module, list[ExpertChange]] = {}
 """What the running step changes, by experts module."""
+kernels: MutableMapping[torch.nn.Module, ExpertKernels] = WeakKeyDictionary()
+"""By experts module, where there are any."""
 
 
 def register() -> None:
@@ -48,7 +76,7 @@ def register() -> None:
 
 def can_adapt(module: torch.nn.Module) -> bool:
     """Whether `experts` computes this module's LoRA: stacked gate_up and down weights [E, out, in] without bias."""
-    stacked = [getattr(module, name, None) for name in ("gate_up_proj", "down_proj")]
+    stacked = [getattr(module, name, None) for name in (UP, DOWN)]
     plain = not any(getattr(module, flag, False) for flag in ("is_transposed", "has_bias", "has_post_expert_norm"))
     return plain and hasattr(module, "_apply_gate") and all(getattr(one, "ndim", 0) == 3 for one in stacked)
 
@@ -57,6 +85,9 @@ def experts(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """hidden_states [T, hidden], top_k_index and top_k_weights [T, K]; returns [T, hidden]."""
+    by_kernels = kernels.get(module)
+    if by_kernels is not None and by_kernels.are_wanted():
+        return _sorted(module, hidden_states, top_k_index, top_k_weights, by_kernels)
     own = changes.get(module)
     if not own:
         return grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
@@ -76,6 +107,34 @@ def experts(
             _add(done[begin:end], hidden[begin:end], lora.down_a, lora.down_b, expert)
         out.index_add_(0, tokens, done * top_k_weights[tokens, places, None].to(done.dtype))
     return out
+
+
+def _sorted(
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    lora: ExpertKernels,
+) -> torch.Tensor:
+    """As `experts`, all pairs of an expert at once; without anything that waits for the device."""
+    num_tokens, num_choices = top_k_index.shape
+    of_pairs, order = torch.sort(top_k_index.reshape(-1))
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    pairs = Pairs(top_k_index.contiguous(), places.view(num_tokens, num_choices))
+    counted = of_pairs.int() if of_pairs.is_cuda else of_pairs.float()  # what each device counts
+    counts = torch.histc(counted, bins=module.num_experts, min=0, max=module.num_experts - 1)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    x = hidden_states[order // num_choices]
+    hidden = _grouped_linear(x, module.gate_up_proj, ends)
+    lora.add_up(x, hidden, pairs)
+    hidden = module._apply_gate(hidden)  # noqa: SLF001  transformers' own hook
+    done = _grouped_linear(hidden, module.down_proj, ends)
+    lora.add_down(hidden, done, pairs)
+    done = done * top_k_weights.reshape(-1)[order, None].to(done.dtype)
+    done.masked_fill_((of_pairs >= module.num_experts)[:, None], 0.0)  # a token that chose fewer
+    out: torch.Tensor = done[places].view(num_tokens, num_choices, -1).sum(1)
+    return out.to(hidden_states.dtype)
 
 
 def _parts(tokens: torch.Tensor, own: Sequence[ExpertChange]) -> list[tuple[int, int, ExpertLora]]:

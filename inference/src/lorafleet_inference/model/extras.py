@@ -53,6 +53,11 @@ class Extra:
     down_a: torch.Tensor | None = None
     down_b: torch.Tensor | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        return all(getattr(self, one.name) is None for one in fields(self))
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Extra":
         """Return what comes of its tensors."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -205,6 +205,11 @@ class LoraBank:
                 product.register_forward_hook(_SiteAdder(self, site))
 
     @property
+    def pool(self) -> torch.Tensor:
+        """[rows, layout width], contiguous."""
+        return self._pool
+
+    @property
     def num_bytes(self) -> int:
         """The pool's size."""
         return self._pool.numel() * self._pool.element_size()

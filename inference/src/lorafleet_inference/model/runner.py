@@ -46,6 +46,7 @@ from lorafleet_inference.model.sizing import (
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
     from lorafleet_inference.model.graphs import DecodeGraphs, Graphs
+    from lorafleet_inference.model.side_lora import SideBank
 
 logger = logging.getLogger(__name__)
 CPU_KV_BYTES = GIB
@@ -59,6 +60,8 @@ class HostAdapter:
     extras: Extras
     vocabulary: Vocabulary | None
     """Where it is not the base's."""
+    side_ranks: tuple[int, ...] = ()
+    """Of what goes from the extras to pages of the pool, as `SideLayout.ranks_of` says; empty where nothing does."""
 
 
 class ModelRunner:
@@ -99,6 +102,10 @@ class ModelRunner:
         self._bank = LoraBank(
             loaded.model, loaded.held, num_pages=num_pages, kernels=self._kernels, triton=self._triton
         )
+        self._sides: SideBank | None = None
+        """Of a whole model: ranks of one have parts of what adapters hold there, and leave it to plain torch."""
+        if self._triton is not None and group is None:
+            self._sides = _sides_of(loaded, self._bank, self._triton)
         self._extras = ExtrasBank(loaded.model)
         self._hidden = HiddenStates(loaded.model)
         self._ropes = loaded.ropes
@@ -139,7 +146,7 @@ class ModelRunner:
         began = time.monotonic()
         max_tokens = min(config.max_batch_tokens, self.facts.max_model_len)
         contexts = warm_up.contexts(self.facts.max_model_len)
-        adapters = warm_up.adapters(self._bank, config.max_rank, max_tokens, self._dtype)
+        adapters = warm_up.adapters(self._bank, self._sides, config.max_rank, max_tokens, self._dtype)
         for plan in itertools.chain(contexts, adapters):  # one by one: an adapter is there while its steps are run
             self.compute(plan)
         self._rows.apply(StepPlan(gone=(warm_up.REQUEST,)))
@@ -195,6 +202,8 @@ class ModelRunner:
         if self._triton is not None:
             self._triton.begin_step()
         self._bank.begin_step(host.segments, batch.input_ids.shape[1])
+        if self._sides is not None:
+            self._sides.begin_step(host.segments, host.head_segments, batch.input_ids.shape[1], len(host.logit_rows))
         head_segments = host.head_segments if head else ()
         input_ids = self._extras.begin_step(host.segments, head_segments, batch.input_ids)
         if self._ropes is not None:
@@ -262,7 +271,8 @@ class ModelRunner:
         slab = load_slab(plan, self._bank.layout, self._dtype, pin=pin, shard=self._shard)
         vocabulary = None if plan.num_rows is None else plan.vocabulary
         extras = load_extras(plan, self._model, self._dtype, self._shard, total)
-        return HostAdapter(slab, extras, vocabulary)
+        side_ranks = () if self._sides is None else self._sides.layout.ranks_of(plan)
+        return HostAdapter(slab, extras, vocabulary, side_ranks)
 
     @torch.inference_mode()
     @on_one_thread()
@@ -273,10 +283,16 @@ class ModelRunner:
     def num_pages(self, plan: AdapterPlan) -> int:
         """Return the rank pages that an adapter takes.
 
-        What it holds beside rows lies outside of the pool and is charged in pages, so that memory stays bounded.
+        What it holds beside rows lies in pages of its own where kernels compute it. The rest lies outside of the pool and is charged
+        in pages, so that memory stays bounded.
         """
         page_elements = RANK_PAGE * self._bank.layout.width
-        return num_pages_of(plan.rank) + -(-num_extra_elements(plan, self._held) // page_elements)
+        num_pages, num_outside = num_pages_of(plan.rank), num_extra_elements(plan, self._held)
+        if self._sides is not None:
+            ranks = self._sides.layout.ranks_of(plan)
+            num_pages += self._sides.layout.laid(ranks)[1]
+            num_outside -= self._sides.layout.num_elements(ranks)
+        return num_pages + -(-num_outside // page_elements)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
         """Return the size of an adapter in host memory."""
@@ -289,7 +305,10 @@ class ModelRunner:
         """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""
         num_row_pages = slab.slab.rows.shape[0] // RANK_PAGE
         self._bank.install(key, pages[:num_row_pages], slab.slab)
-        self._extras.install(key, slab.extras, slab.vocabulary)
+        extras = slab.extras
+        if self._sides is not None and any(slab.side_ranks):
+            extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
+        self._extras.install(key, extras, slab.vocabulary)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
@@ -297,9 +316,11 @@ class ModelRunner:
         """Forget an adapter of the device."""
         self._bank.remove(key)
         self._extras.remove(key)
+        if self._sides is not None:
+            self._sides.remove(key)
 
     def _graphs_of(self, config: EngineConfig, graphs: "Graphs | None") -> "DecodeGraphs | None":
-        if self._triton is None or self._ropes is not None or self._group is not None:
+        if self._triton is None or self._sides is None or self._ropes is not None:
             return None
         from lorafleet_inference.model.graphs import CudaGraphs, DecodeGraphs  # noqa: PLC0415  there on Linux alone
 
@@ -312,7 +333,8 @@ class ModelRunner:
             self._model,
             self._layers,
             self._bank,
-            self._triton,
+            sides=self._sides,
+            triton=self._triton,
             max_tokens=self.facts.max_model_len,
             max_rank=config.max_rank,
             max_requests=config.max_batch_requests,
@@ -382,6 +404,12 @@ def _triton_of(device: torch.device, config: EngineConfig) -> "TritonKernels | N
     from lorafleet_inference.kernels.triton.backend import load_triton  # noqa: PLC0415  there on Linux alone
 
     return load_triton(device, config.kernel_cache)
+
+
+def _sides_of(loaded: LoadedModel, bank: LoraBank, triton: "TritonKernels") -> "SideBank":
+    from lorafleet_inference.model.side_lora import SideBank  # noqa: PLC0415  there on Linux alone
+
+    return SideBank(loaded.model, loaded.facts, bank.pool, triton)
 
 
 def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:

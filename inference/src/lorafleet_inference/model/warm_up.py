@@ -1,6 +1,7 @@
 """Steps that are run once before any request, because a kernel is compiled when it is first launched."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -8,6 +9,9 @@ from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
 from lorafleet_inference.model.lora import LoraBank, Slab, num_pages_of
+
+if TYPE_CHECKING:  # Triton is there on Linux alone
+    from lorafleet_inference.model.side_lora import SideBank
 
 KEY = AdapterKey("", "warm-up")
 """No adapter has an empty name."""
@@ -34,16 +38,22 @@ def contexts(max_tokens: int) -> Iterator[StepPlan]:
     yield plan(None, 0, 1, CHANGED)
 
 
-def adapters(bank: LoraBank, max_rank: int, max_tokens: int, dtype: torch.dtype) -> Iterator[StepPlan]:
-    """Yield steps of an adapter that changes nothing, of different ranks; it is in the bank while each is run."""
+def adapters(
+    bank: LoraBank, sides: "SideBank | None", max_rank: int, max_tokens: int, dtype: torch.dtype
+) -> Iterator[StepPlan]:
+    """Yield steps of an adapter of different ranks; it is in both banks while each is run."""
     for rank in sorted({min(rank, max_rank) for rank in RANKS}):
         num_pages = num_pages_of(rank)
         rows = torch.zeros(num_pages * RANK_PAGE, bank.layout.width, dtype=dtype)
         bank.install(KEY, range(num_pages), Slab(rows, (rank,) * len(bank.layout.places)))
+        if sides is not None:
+            sides.stand_in(KEY)
         for length in NUM_TOKENS:
             if length <= max_tokens:
                 yield plan(KEY, 0, length)
         bank.remove(KEY)
+        if sides is not None:
+            sides.remove(KEY)
 
 
 def plan(adapter: AdapterKey | None, start: int, length: int, sampling: SamplingParams = PLAIN) -> StepPlan:

@@ -19,7 +19,9 @@ from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps, rotate_
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
+from lorafleet_inference.kernels.triton.sides import SideSite, SideStep
 from lorafleet_inference.kernels.triton.step import StepBlock
+from lorafleet_inference.model.experts import Pairs
 
 CUDA = torch.device("cuda", 0)
 HIDDEN, NUM_TOKENS = 4096, 300
@@ -45,6 +47,20 @@ def adapt(sizes: blocks.Blocks, dtype: torch.dtype, rank: int, tokens: int) -> N
     step = LoraStep(sizes, StepBlock(CUDA), [(0, tokens)], [range(rank // 8)], [np.array([rank], dtype=np.int32)])
     x, y = torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA), torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA)
     step.add(site, torch.empty(256, 4 * HIDDEN, dtype=dtype, device=CUDA), x, y)
+
+
+def adapt_sides(sizes: blocks.Blocks, dtype: torch.dtype, tokens: int) -> None:
+    """Head and embedding as Llama 3's, and 8 of 128 experts, with tokens of one adapter."""
+    new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
+    entries = np.tile(np.array([16, 0, 0, 0], dtype=np.int32), (3, 1))
+    step = SideStep(sizes, StepBlock(CUDA), [(0, tokens)], [range(64)], [entries], tokens)
+    pool, x = torch.empty(64, 1 << 20, **new), torch.empty(tokens, HIDDEN, **new)
+    step.add(SideSite(0, HIDDEN, 128256), pool, x, torch.empty(tokens, 128256, **new), None)
+    ids = torch.empty(tokens, dtype=torch.int64, device=CUDA)
+    step.embed(SideSite(1, 128256, HIDDEN), pool, ids, torch.empty_like(x), 1.0)
+    pairs = Pairs(*(torch.empty(tokens, 8, dtype=torch.int64, device=CUDA) for _ in range(2)))
+    x, y = torch.empty(8 * tokens, 2048, **new), torch.empty(8 * tokens, 1536, **new)
+    step.add(SideSite(2, 2048, 1536, num_experts=128), pool, x, y, pairs)
 
 
 def pick(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
@@ -99,6 +115,9 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("rank 256", adapt, (BFLOAT16, 256, 8), {}),
     ("many tokens", adapt, (BFLOAT16, 64, NUM_TOKENS), {}),
     ("float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
+    ("sides", adapt_sides, (BFLOAT16, 8), {}),
+    ("sides, many tokens", adapt_sides, (BFLOAT16, NUM_TOKENS), {}),
+    ("sides, float32", adapt_sides, (FLOAT32, NUM_TOKENS), {}),
     ("between products", between, (BFLOAT16,), {}),
     ("rotary", turn, (BFLOAT16, 32, 128, 128), {}),
     ("rotary, part of a head", turn, (BFLOAT16, 24, 128, 96), {}),
@@ -114,6 +133,8 @@ EVERYWHERE = {
     "rank 16",
     "rank 256",
     "many tokens",
+    "sides",
+    "sides, many tokens",
     "choice",
     "between products",
     "rotary",

@@ -11,7 +11,7 @@ import pytest
 from support.triton_compiled import SHARED_LIMIT, Built
 
 ROOT = Path(__file__).resolve().parents[4]
-FEW_ROWS = {"decode", "both", "shrink", "expand"}
+FEW_ROWS = {"decode", "both", "shrink", "expand", "side_shrink", "side_expand", "embed"}
 """Kernels whose products have 16 rows, for which the large tensor cores are no gain."""
 PRODUCTS = {*FEW_ROWS, "prefill"}
 BETWEEN = {"add_norm", "gate", "rotate_write"}
@@ -41,8 +41,8 @@ def test_it_fits_without_spilled_registers(arch: int) -> None:
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_products_use_tensor_cores(arch: int) -> None:
     for case, built in compiled(arch):
-        if built.name in PRODUCTS and case != "float32":
-            large = built.name == "prefill" or case == "many tokens"
+        if built.name in PRODUCTS and "float32" not in case:
+            large = built.name == "prefill" or "many tokens" in case
             assert built.tensor_cores == {LARGE[arch] if large else "mma"}, (case, built.name)
 
 
@@ -50,7 +50,8 @@ def test_products_use_tensor_cores(arch: int) -> None:
 def test_no_weight_and_no_key_is_loaded_by_itself(arch: int) -> None:
     """Sixteen bits at a time are what alibi's bias, a head's sink and the end of a vocabulary are read by: they are anywhere.
 
-    So are the weights of heads' norms, which are few and the same for all tokens.
+    So are the weights of heads' norms, which are few and the same for all tokens, and what an embedding's A has for a token: as many
+    numbers as the rank.
     """
     for case, built in compiled(arch):
         if built.name == "choose":
@@ -59,6 +60,6 @@ def test_no_weight_and_no_key_is_loaded_by_itself(arch: int) -> None:
         if built.name in BETWEEN:
             wide = sum(built.instructions.get(f"{kind}.{bits}", 0) for kind in ("LDG", "STG") for bits in (64, 128))
             assert wide, (case, built.name)
-        if "alibi" not in case and "sinks" not in case and "norms" not in case:
+        if built.name != "embed" and "alibi" not in case and "sinks" not in case and "norms" not in case:
             assert not built.instructions.get("LDG.U16"), (case, built.name)
             assert built.name == "merge" or not built.instructions.get("STG.U16"), (case, built.name)

@@ -34,8 +34,9 @@ ADAPTERS = {
     "small": AdapterSpec(3, seed=1, options={"alora_invocation_tokens": [12, 13]}),
     "large": AdapterSpec(80, ("q_proj", "v_proj"), seed=2),
     "dora": AdapterSpec(6, seed=3, options={"use_dora": True}),
+    "sides": AdapterSpec(3, ("o_proj", "lm_head", "embed_tokens"), seed=4, options={"use_dora": True}),
 }
-NAMES = (None, "small", "large", "dora", None, "small")
+NAMES = (None, "small", "large", "dora", None, "small", "sides")
 
 
 def answers(model: Path, adapters: dict[str, Path], device: torch.device, triton: TritonKernels | None) -> DrivenEngine:
@@ -80,4 +81,5 @@ def test_the_same_tokens_as_by_torch(device: torch.device, name: str, tmp_path: 
         assert told[0][number] == pytest.approx(told[1][number], abs=1e-3)
         assert len(told[0][number]) == 3
     own = {"rotate_write", "add_norm", "gate"} if name == "llama" else {"write"}
-    assert {"decode", "prefill", "both", "shrink", "expand", "choose", *own} == set(seen.kernels)
+    sides = {"embed", "side_shrink", "side_expand"}
+    assert {"decode", "prefill", "both", "shrink", "expand", "choose", *own, *sides} == set(seen.kernels)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from msgspec.structs import replace
 from support.engines import DrivenEngine, key_of
-from support.families import VOCABULARY, AdapterSpec
+from support.families import BOTH_EXPERT_MAPS, VOCABULARY, AdapterSpec
 from support.models import save_adapter, save_model
 from support.recorded_graphs import RecordedGraphs
 from support.triton_sizes import SMALL
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MixtralConfig
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import Backend, Kernels, ReleaseAdapter, SamplingParams
@@ -30,6 +30,16 @@ ADAPTERS = {
     "small": AdapterSpec(3, seed=1, options={"alora_invocation_tokens": [20, 21]}),
     "large": AdapterSpec(20, ("q_proj", "v_proj"), seed=2),
     "dora": AdapterSpec(6, seed=3, options={"use_dora": True}),
+}
+MIXTURE = MixtralConfig(
+    vocab_size=VOCABULARY, initializer_range=0.2, hidden_size=32, intermediate_size=24, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, num_local_experts=4, num_experts_per_tok=2,
+    sliding_window=None,
+)  # fmt: skip
+OF_SIDES = {
+    "sides": AdapterSpec(5, ("q_proj", "lm_head", "embed_tokens"), seed=1),
+    "experts": AdapterSpec(4, ("v_proj",), seed=2, options={"target_parameters": [*BOTH_EXPERT_MAPS]}),
+    "attention": AdapterSpec(8, ("q_proj", "o_proj"), seed=3),
 }
 WAVES = ((None, None), ("small", None, "large"), ("dora", "small"), ("late", "small", "small", None))
 
@@ -93,9 +103,33 @@ def test_replayed_steps_answer_as_others_do(device: torch.device, tmp_path: Path
     assert graphs is not None
     assert graphs.num_replayed >= 8, "most decode steps"
     assert replayed.runner.num_replayed_steps == graphs.num_replayed
-    assert replayed.runner.backend == Backend(Kernels.TRITON, num_captured_steps=4)
+    assert replayed.runner.backend == Backend(Kernels.TRITON, num_captured_steps=6)
     assert plain.runner.backend == Backend(Kernels.TORCH)
-    assert set(graphs.captured) == {(1, 0), (1, 1), (2, 0), (2, 2)}
+    of_rows = {(1, 0, False), (1, 1, False), (2, 0, False), (2, 2, False)}
+    assert set(graphs.captured) == {*of_rows, (1, 1, True), (2, 2, True)}
+
+
+def test_lora_on_head_embedding_and_experts_is_replayed(device: torch.device, tmp_path: Path) -> None:
+    """Beside adapters and requests without."""
+    model = save_model(MIXTURE, tmp_path / "model")
+    adapters = {one: save_adapter(model, tmp_path / one, spec) for one, spec in OF_SIDES.items()}
+    engines = []
+    for triton, graphs in ((TritonKernels(device, SMALL), graphs_of(device)), (None, None)):
+        engine = engine_of(model, device, triton, graphs, ahead=graphs is not None)
+        engine.register(adapters)
+        waves = [("sides", "experts"), ("experts", None), ("attention", "sides")]
+        for wave, names in enumerate(waves):
+            for number, name in enumerate(names):
+                prompt = [(7 * number + 3 * wave + at) % (VOCABULARY - 2) + 2 for at in range(4 + 5 * number)]
+                engine.submit(f"{wave}-{number}", name, prompt, ASKED)
+            engine.run_until_ended(f"{wave}-{number}" for number in range(len(names)))
+        engines.append(engine)
+    replayed, plain = engines
+    for wave in range(3):
+        for number in range(2):
+            assert replayed.tokens(f"{wave}-{number}") == plain.tokens(f"{wave}-{number}"), (wave, number)
+    assert replayed.runner.num_replayed_steps >= 9, "all decode steps"
+    assert replayed.runner._extras._resident == {}, "nothing is left outside of the pool"
 
 
 def test_what_cannot_be_captured_is_computed_without(

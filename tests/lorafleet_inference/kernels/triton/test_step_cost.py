@@ -82,6 +82,12 @@ def test_a_base_only_step_has_no_operation_of_lora(counted: dict[str, Counted], 
         assert "LoRA" not in work.by_phase()
 
 
+def test_lora_on_embedding_and_head_is_three_launches(own: CountedRunner) -> None:
+    nodes, without = own.captured_with_sides, own.captured[64]
+    assert len(nodes.operations) == len(without.operations) + 3
+    assert (nodes.copies_in, nodes.copies_out, nodes.waits) == ([], [], [])
+
+
 def test_the_page_says_what_is_counted(counted: dict[str, Counted]) -> None:
     page = PAGE.read_text()
     told = page_of(counted["own"], counted["transformers"])

@@ -17,6 +17,7 @@ from lorafleet_inference.kernels.triton.driver import built_driver
 from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
+from lorafleet_inference.kernels.triton.sides import SideStep
 from lorafleet_inference.kernels.triton.step import Int32s, StepBlock
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,16 @@ class TritonKernels:
     ) -> LoraStep:
         """Prepare the LoRA of the step."""
         return LoraStep(self.blocks, self._block, segments, pages, ranks)
+
+    def sides(
+        self,
+        segments: Sequence[tuple[int, int]],
+        pages: Sequence[Sequence[int]],
+        entries: Sequence[Int32s],
+        num_rows: int,
+    ) -> SideStep:
+        """Prepare the LoRA of the step on head, embedding and experts."""
+        return SideStep(self.blocks, self._block, segments, pages, entries, num_rows)
 
 
 def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | None:

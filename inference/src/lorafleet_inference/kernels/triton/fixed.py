@@ -15,6 +15,7 @@ from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
+from lorafleet_inference.kernels.triton.sides import NUM_ENTRY, SideStep
 from lorafleet_inference.kernels.triton.step import ALIGN, Table
 
 PADDING = -1
@@ -40,6 +41,10 @@ class Room:
     num_pages: int
     """Rank pages of one adapter."""
     num_modules: int
+    num_side_pages: int = 0
+    """Of what one adapter holds at sites beside its rows."""
+    num_sites: int = 0
+    """0: no adapter has anything there."""
 
     def items_of(self, lengths: Sequence[int]) -> int:
         """Return how many items adapters with so many rows each make."""
@@ -57,7 +62,8 @@ class FixedTables:
             "token_ids": (long, (rows,)), "positions": (long, (rows,)), "slots": (long, (rows,)), "rows": (long, (rows,)),
             "wanted": (double, (rows, NUM_WANTED)), "lasts": (short, (rows,)), "tables": (short, (rows, room.num_blocks)),
             "items": (short, (items, 3)), "pages": (short, (items, room.num_pages)),
-            "ranks": (short, (items, room.num_modules)),
+            "ranks": (short, (items, room.num_modules)), "owners": (short, (rows if room.num_sites else 0,)),
+            "side_pages": (short, (items, room.num_side_pages)), "entries": (short, (items, room.num_sites, NUM_ENTRY)),
         }  # fmt: skip
         self._places: dict[str, tuple[slice, torch.dtype, tuple[int, ...]]] = {}
         length = 0
@@ -120,5 +126,18 @@ class FixedLora(LoraStep):
         self._max_ranks = np.full(tables.room.num_modules, max_rank, dtype=np.int32)
         self._items, self._pages, self._ranks = (
             FixedTensor(tables.tensor(name)) for name in ("items", "pages", "ranks")
+        )
+        self._low = torch.empty(0)
+
+
+class FixedSides(SideStep):
+    """LoRA of head, embedding and experts, of the same items."""
+
+    def __init__(self, blocks: Blocks, tables: FixedTables, max_rank: int) -> None:
+        self._blocks = blocks.few
+        self._num_items, self._num_rows = tables.room.num_items, tables.room.num_rows
+        self._max_ranks = np.full(tables.room.num_sites, max_rank, dtype=np.int32)
+        self._items, self._owners, self._pages, self._entries = (
+            FixedTensor(tables.tensor(name)) for name in ("items", "owners", "side_pages", "entries")
         )
         self._low = torch.empty(0)
