@@ -54,6 +54,7 @@ from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.optional_objects import OPTIONAL_KINDS, Facts, OptionalFacts, OptionalKind
 from lorafleet_operator.decide.outages import Outages
 from lorafleet_operator.decide.outcome import Outcome
+from lorafleet_operator.decide.pace import Rounds
 from lorafleet_operator.decide.plan import (
     PassMemory,
     Plan,
@@ -79,6 +80,8 @@ OTHERS_LOOK_SECONDS: Final = 10.0
 ROLLING_LOOK_SECONDS: Final = 2.0
 """A Deployment tells its status a little after its pods have changed."""
 NEXT_STEP_SECONDS: Final = 0.05
+ROUND_SLACK_SECONDS: Final = 0.001
+"""A timer may be a little early."""
 RESOLVE_PATIENCE_SECONDS: Final = 3.0
 """A pod that is not seen for longer has lost what it was asked to resolve: another one is asked."""
 
@@ -154,6 +157,7 @@ class Reconciler:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._first_catalogues = FirstCatalogues()
+        self._rounds = Rounds()
         self._deferrals = Deferrals()
         self._bookkeeping = Bookkeeping()
         self._remembered = Remembered()
@@ -227,7 +231,7 @@ class Reconciler:
         """Free what is remembered of a base that is gone."""
         for memory in (self._tools.applier, self._tools.executor, self._tools.fences, self._retries):
             memory.forget(key)
-        for waiting in (self._first_catalogues, self._deferrals, self._bookkeeping, self._remembered):
+        for waiting in (self._first_catalogues, self._rounds, self._deferrals, self._bookkeeping, self._remembered):
             waiting.forget(key)
         for watching in (self._outages, self._auto):
             watching.forget(key)
@@ -378,12 +382,16 @@ class Reconciler:
         if not self._tools.lease.is_held:
             it.is_done = it.is_done and not due
             return
-        metrics.MOVES.inc(_num_moves(due))
-        pushed = await self._tools.executor.execute(it.key, due, token, fence=fence)
+        paced = self._rounds.due(it.key, due, fence=fence, now=monotonic())
+        if paced.wait_seconds is not None:
+            it.look_again(paced.wait_seconds + ROUND_SLACK_SECONDS)
+        metrics.MOVES.inc(_num_moves(paced.changes))
+        pushed = await self._tools.executor.execute(it.key, paced.changes, token, fence=fence)
         metrics.POD_WRITES.labels(result="ok").inc(pushed.num_taken)
         metrics.POD_WRITES.labels(result="failed").inc(pushed.num_failed)
         it.is_done = it.is_done and not pushed.num_failed
-        if len(due) == len(changes) and not (pushed.num_failed or pushed.num_pending):
+        is_all = len(due) == len(changes) and paced.wait_seconds is None
+        if is_all and not (pushed.num_failed or pushed.num_pending):
             self._retries.told(it.key)
 
     async def _tell_adapters(

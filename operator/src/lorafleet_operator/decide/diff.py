@@ -84,6 +84,11 @@ def without(change: PodChange, names: Collection[str]) -> PodChange:
     return replace(change, entries=tuple(entry for entry in change.entries if entry.name not in names))
 
 
+def with_entries(change: PodChange, entries: tuple[CatalogueEntry, ...]) -> PodChange:
+    """Return the change with some of its entries only."""
+    return replace(change, entries=entries, why=_why(entries, change.removals))
+
+
 def _changed(pod: ObservedPod, wanted: Wanted, retried: Collection[str], alike: Alike) -> tuple[CatalogueEntry, ...]:
     """Return the entries that the pod lacks, or has otherwise.
 
