@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support import operator_views as v
 
-from lorafleet_contract.admin import LocalFailure, PodState
+from lorafleet_contract.admin import LocalFailure, ObservedAdapter, PodDifference, PodState, RevisionRef
 from lorafleet_operator.act.pod_states import MIN_BYTES, PodStates
 
 MARKS = ["", "ok", "},{", "}]", '"adapters":[{', '"},{"name":"x"', "]}", "\\", '\\"},{\\"']
@@ -68,3 +68,25 @@ def test_pods_that_say_the_same_have_the_same_objects_and_none_is_kept_longer_th
     del first
     gc.collect()
     assert states.num_entries == 21
+
+
+def test_document_made_of_differences_is_like_any_other() -> None:
+    states = PodStates()
+    whole = states.read(document(long("one")))
+
+    def news(known: PodState, *entries: ObservedAdapter, removed: tuple[RevisionRef, ...] = ()) -> PodState:
+        fields = {**dict(known), "adapters": list(entries), "generation": known.generation + 1}
+        told = PodDifference(**fields, since=known.generation, removed=list(removed))
+        return states.read_news(told.model_dump_json(by_alias=True, exclude_none=True).encode(), known)
+
+    first, second = (entry.model_copy(update={"stable": not entry.stable}) for entry in whole.adapters[:2])
+    one = news(whole, first)
+    both, other = news(one, second), news(one, removed=(RevisionRef(name=second.name, revision=second.revision),))
+    assert both.adapters == [first, second, *whole.adapters[2:]]
+    assert other.adapters == [first, *whole.adapters[2:]], (
+        "of two that follow one document neither has what the other has"
+    )
+    assert both == PodState(**dict(whole)).model_copy(update={"adapters": both.adapters, "generation": both.generation})
+    assert both.model_dump() == PodState(**dict(both)).model_dump()
+    shorter = both.model_copy(update={"adapters": both.adapters[:5]})
+    assert news(shorter, first).adapters == both.adapters[:5]

@@ -84,7 +84,8 @@ class Story:
         known = self.pods[at]
         if known.state is not None:
             state: PodState = known.state.model_copy(update=said)
-            self.pods[at] = ObservedPod(known.pod, state)
+            before = known if self.random.random() < 0.8 else None
+            self.pods[at] = ObservedPod(known.pod, state, before)
 
     def _spec(self) -> None:
         name = self.random.choice(NAMES)

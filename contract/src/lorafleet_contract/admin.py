@@ -211,25 +211,25 @@ class PodDifference(PodState):
         Raises:
             ValueError: it is no difference to that one.
         """
+        entries = {(entry.name, entry.revision): entry for entry in known.adapters}
+        return self.applied_to_entries(known, entries)
+
+    def applied_to_entries(self, known: PodState, entries: "dict[tuple[str, str], ObservedAdapter]") -> PodState:
+        """As `applied_to`, with the entries of `known` by name and revision, which become those of the document returned.
+
+        Raises:
+            ValueError: it is no difference to that one; the entries are as they were.
+        """
         if (self.boot_id, self.since) != (known.boot_id, known.generation):
             raise ValueError(
                 f"a difference to generation {self.since} of boot {self.boot_id}, where generation {known.generation} "
                 f"of boot {known.boot_id} is known"
             )
-        changed = {(entry.name, entry.revision): entry for entry in self.adapters}
-        gone = {(ref.name, ref.revision) for ref in self.removed}
-        names = {name for name, _ in changed} | {name for name, _ in gone}
-        entries = []
-        for entry in known.adapters:  # many, of which few have one of the names
-            if entry.name in names:
-                key = (entry.name, entry.revision)
-                if key not in gone:
-                    entries.append(changed.pop(key, entry))
-            else:
-                entries.append(entry)
-        entries.extend(changed.values())
+        for ref in self.removed:
+            entries.pop((ref.name, ref.revision), None)
+        entries.update(((entry.name, entry.revision), entry) for entry in self.adapters)
         fields = {name: getattr(self, name) for name in PodState.model_fields}
-        return PodState.model_construct(**{**fields, "adapters": entries})
+        return PodState.model_construct(**{**fields, "adapters": list(entries.values())})
 
 
 class ResolveRequest(Observed):

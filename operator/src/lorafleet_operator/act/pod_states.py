@@ -4,12 +4,14 @@ An entry that is written as one before becomes the same object, on whichever pod
 reading costs by what is new, memory by what is different, and passes tell by identity what has changed.
 """
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
 from lorafleet_contract.admin import ObservedAdapter, PodDifference, PodState
+from lorafleet_operator.decide.entry_index import Key
 
 D = TypeVar("D", bound=PodState)
 
@@ -18,6 +20,9 @@ END: Final = b"}]"
 BETWEEN: Final = b"},{"
 SINCE: Final = b'"since":'
 """A document without it is no difference; with it, it may be one."""
+MADE: Final = "_made_of_differences"
+"""What a document that was made of differences carries for the next one, as a cached property would be: its list of
+entries, and the same entries by name and revision."""
 MIN_BYTES: Final = 4096
 """A shorter document is read as a whole, unless it is a difference: what it tells is mostly what others tell as well."""
 
@@ -65,7 +70,10 @@ class PodStates:
             difference = found[0] if found is not None else PodDifference.model_validate_json(raw)
         except ValidationError:
             return self.read(raw)
-        return difference.applied_to(known)
+        entries = _entries_of(known)
+        state = difference.applied_to_entries(known, entries)
+        state.__dict__[MADE] = (state.adapters, entries)
+        return state
 
     def _read_in_pieces(self, model: type[D], raw: bytes) -> tuple[D, dict[bytes, ObservedAdapter]] | None:
         """Return a document whose entries are flat objects without spaces between them, as our pods write it, and how each
@@ -95,3 +103,11 @@ class PodStates:
             known = ObservedAdapter.model_validate_json(b"{" + piece + b"}")
             self._entries[piece] = known
         return known
+
+
+def _entries_of(state: PodState) -> dict[Key, ObservedAdapter]:
+    """Return the entries of a document by name and revision, to be changed."""
+    made: tuple[Sequence[ObservedAdapter], dict[Key, ObservedAdapter]] | None = state.__dict__.get(MADE)
+    if made is not None and made[0] is state.adapters:  # not where the document is a copy with others
+        return dict(made[1])
+    return {(entry.name, entry.revision): entry for entry in state.adapters}

@@ -7,6 +7,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import is_not
 from typing import Any, Final
 
 from lorafleet_common.clock import monotonic
@@ -257,7 +259,8 @@ def _is_judged_alike(one: PodState, other: PodState) -> bool:
         return True
     if _head(one) != _head(other) or len(one.adapters) != len(other.adapters):
         return False
-    others = [(a, b) for a, b in zip(one.adapters, other.adapters, strict=True) if a is not b]
+    pairs = zip(one.adapters, other.adapters, strict=True)
+    others = list(compress(pairs, map(is_not, one.adapters, other.adapters)))
     if any((a.name, a.revision) != (b.name, b.revision) for a, b in others):  # in another order, or others
         found = {(b.name, b.revision): b for _, b in others}
         if len(found) < len(others) or any((a.name, a.revision) not in found for a, _ in others):

@@ -2,8 +2,32 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import is_not
+from typing import Final
 
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, Owner, Residency
+
+Key = tuple[str, str]
+"""Served name and revision."""
+MAX_STEPS: Final = 16
+"""Documents of a pod between two of which it is remembered what has changed."""
+
+
+class _Step:
+    """From one document of a pod to the next."""
+
+    __slots__ = ("before", "keys")
+
+    def __init__(self, before: "_Step | None" = None, keys: Iterable[Key] = ()) -> None:
+        self.before = before
+        self.keys = tuple(keys)
+        """Of what has become another."""
+        end: _Step | None = self
+        for _ in range(MAX_STEPS):
+            end = end.before if end is not None else None
+        if end is not None:
+            end.before = None  # else the first document of a pod would be remembered as long as the pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +45,22 @@ class EntryIndex:
     """Served names of those that are local."""
     pinned: tuple[ObservedAdapter, ...]
     """Of all owners, but what has failed."""
-    _ids: frozenset[int] = field(repr=False)
-    """Of the entries, while they are here."""
+    step: _Step = field(repr=False, compare=False, default_factory=_Step)
+    """What has become of the document before."""
 
     def now(self, entries: Sequence[ObservedAdapter]) -> "EntryIndex":
         """Return the index of what the same pod says now: most of it with the same objects."""
         if entries is self.entries:
             return self
-        ids = frozenset(map(id, entries))
-        come = [entry for entry in entries if id(entry) not in self._ids] if ids - self._ids else []
-        gone = [entry for entry in self.entries if id(entry) not in ids] if self._ids - ids else []
+        come, gone = _difference(self.entries, entries)
         if len(come) + len(gone) > len(entries) // 2:
             return index_of(entries)
         revisions, own = dict(self.revisions), dict(self.own)
         changed: dict[str, list[ObservedAdapter]] = {}
+        left = set(map(id, gone))
         for entry in (*gone, *come):
             if entry.owner is Owner.OPERATOR and entry.name not in changed:
-                changed[entry.name] = [one for one in own.get(entry.name, ()) if id(one) in ids]
+                changed[entry.name] = [one for one in own.get(entry.name, ()) if id(one) not in left]
         for entry in _own(gone):
             revisions.pop((entry.name, entry.revision), None)
         for entry in _own(come):
@@ -48,7 +71,9 @@ class EntryIndex:
             del own[name]
         residents = {name for name, those in changed.items() if any(map(_is_resident, those))}
         has_local = bool(self.local_names) or any(entry.owner is Owner.LOCAL for entry in come)
-        pinned = [entry for entry in self.pinned if id(entry) in ids] + [entry for entry in come if _is_pinned(entry)]
+        pinned = [entry for entry in self.pinned if id(entry) not in left] + [
+            entry for entry in come if _is_pinned(entry)
+        ]
         return EntryIndex(
             entries,
             own,
@@ -56,8 +81,36 @@ class EntryIndex:
             residents=self.residents.difference(changed) | residents,
             local_names=_local_names(entries) if has_local else frozenset(),
             pinned=tuple(pinned),
-            _ids=ids,
+            step=_Step(self.step, ((entry.name, entry.revision) for entry in _own((*gone, *come)))),
         )
+
+    def since(self, before: "EntryIndex") -> set[Key]:
+        """Return in what of the operator's this is another than an index of the same pod, and maybe in a little more."""
+        step: _Step | None = self.step
+        keys = set[Key]()
+        while step is not None:
+            if step is before.step:
+                return keys
+            keys.update(step.keys)
+            step = step.before
+        found = {key for key, entry in self.revisions.items() if before.revisions.get(key) is not entry}
+        return found | (before.revisions.keys() - self.revisions.keys())
+
+
+def _difference(
+    before: Sequence[ObservedAdapter], after: Sequence[ObservedAdapter]
+) -> tuple[list[ObservedAdapter], list[ObservedAdapter]]:
+    """Return what has come and what has gone, told by identity; fast where the rest is at its place."""
+    least = min(len(before), len(after))
+    moved = list(compress(range(least), map(is_not, before, after)))
+    gone, come = [before[at] for at in moved], [after[at] for at in moved]
+    gone.extend(before[least:])
+    come.extend(after[least:])
+    if gone and come:
+        old, new = set(map(id, gone)), set(map(id, come))
+        if not old.isdisjoint(new):
+            gone, come = [one for one in gone if id(one) not in new], [one for one in come if id(one) not in old]
+    return come, gone
 
 
 def index_of(entries: Sequence[ObservedAdapter]) -> EntryIndex:
@@ -72,7 +125,6 @@ def index_of(entries: Sequence[ObservedAdapter]) -> EntryIndex:
         residents=frozenset(entry.name for entry in _own(entries) if _is_resident(entry)),
         local_names=_local_names(entries),
         pinned=tuple(entry for entry in entries if _is_pinned(entry)),
-        _ids=frozenset(map(id, entries)),
     )
 
 

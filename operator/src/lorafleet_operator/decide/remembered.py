@@ -4,19 +4,18 @@ Most adapters of a large base stand still in most passes: they were found to be 
 is made of is another one since. That is told by identity or by comparing little: pods say the same with the same objects.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
-from lorafleet_contract.admin import ObservedAdapter
 from lorafleet_contract.resources import AdapterStatus
 from lorafleet_contract.rollout import RolloutEvidence
 from lorafleet_operator.decide.adapter_status import adapter_status
 from lorafleet_operator.decide.catalogue import AdapterRevisions
+from lorafleet_operator.decide.entry_index import EntryIndex
 from lorafleet_operator.decide.place import Placement
 from lorafleet_operator.decide.views import BaseKey, ObservedPod
 
-Own = Mapping[str, tuple[ObservedAdapter, ...]]
 Given = tuple[AdapterRevisions, frozenset[str] | None, int | None]
 """All that the status of an adapter is made of, but the time, what pods say of it, and what is the same for all of its base."""
 
@@ -27,8 +26,8 @@ class _Base:
 
     pods: list[tuple[object, ...]]
     """What statuses say of each pod, and of all together."""
-    owns: list[Own]
-    """What each pod said, by served name."""
+    said: list[EntryIndex]
+    """What each pod said."""
     given: dict[str, Given]
     """Uid of an adapter whose status was right, and in which nothing waits for the time -> what it was made of."""
 
@@ -48,14 +47,14 @@ class Remembered:
     ) -> "Statuses":
         """Return the statuses of one pass."""
         standing: list[tuple[object, ...]] = [("asleep", is_asleep), *(pod.standing for pod in pods)]
-        owns = [pod.own_by_name for pod in pods]
+        said = [pod.index for pod in pods]
         last, before, moved = self._bases.get(base), dict[str, Given](), set[str]()
         if last is not None and last.pods == standing:
             before = last.given
-            for then, own in zip(last.owns, owns, strict=True):
-                if then is not own:
-                    moved |= _differences(then, own)
-        now = self._bases[base] = _Base(standing, owns, {})
+            for then, index in zip(last.said, said, strict=True):
+                if then is not index:
+                    moved.update(name for name, _ in index.since(then))
+        now = self._bases[base] = _Base(standing, said, {})
         return Statuses(pods, placement, before, now.given, moved=moved, is_asleep=is_asleep)
 
 
@@ -95,9 +94,3 @@ class Statuses:
         if status.rollout is None and status == adapter.status:
             self._after[adapter.metadata.uid] = given
         return status
-
-
-def _differences(then: Own, now: Own) -> set[str]:
-    """Return the names of which two documents of a pod do not say the same."""
-    moved = {name for name, own in now.items() if (known := then.get(name)) is not own and known != own}
-    return moved | (then.keys() - now.keys())

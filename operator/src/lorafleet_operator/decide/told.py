@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorafleet_contract.admin import ObservedAdapter
 from lorafleet_contract.names import revision_of
 from lorafleet_operator.decide.catalogue import Catalogue, CatalogueMemory, Key
 from lorafleet_operator.decide.diff import PodChange, unwanted_of
+from lorafleet_operator.decide.entry_index import EntryIndex
 from lorafleet_operator.decide.views import ObservedPod
 
 Index = Mapping[Key, Any]
@@ -19,7 +19,7 @@ class _Compared:
     """A pod as it was compared with a catalogue."""
 
     index: Index
-    seen: Mapping[Key, ObservedAdapter]
+    seen: EntryIndex
     open: frozenset[Key]
     """What it was told, or will have to let go: not as it should be while nothing else is heard of it."""
 
@@ -57,8 +57,8 @@ class ToldMemory:
         if pod.state is None or pod.state.fence < fence:
             return None
         keys = self._changed | known.open
-        if known.seen is not pod.own_by_revision:
-            keys |= frozenset(_differences(known.seen, pod.own_by_revision))
+        if known.seen is not pod.index:
+            keys |= pod.index.since(known.seen)
         if self._names:
             keys |= {key for key in self._index if key[0] in self._names}
         return sorted(keys, key=lambda key: (self._position.get(key, -1), key))
@@ -72,7 +72,7 @@ class ToldMemory:
         if pod.local_names:
             return
         told = {(entry.name, revision_of(entry.digest)) for entry in change.entries} if change is not None else set()
-        self._compared[pod.uid] = _Compared(self._index, pod.own_by_revision, frozenset(told | unwanted))
+        self._compared[pod.uid] = _Compared(self._index, pod.index, frozenset(told | unwanted))
 
 
 def _differences(before: Mapping[Key, object], after: Mapping[Key, object]) -> set[Key]:

@@ -53,7 +53,7 @@ class ObservedPod:
     """None: it did not answer; nothing is known."""
     is_serving: bool = field(init=False, repr=False, compare=False)
     """Requests reach it, and it says what it has."""
-    _index: EntryIndex = field(init=False, repr=False, compare=False)
+    index: EntryIndex = field(init=False, repr=False, compare=False)
     """Its entries as each adapter of a pass looks them up."""
     residents: frozenset[str] = field(init=False, repr=False, compare=False)
     """Served names of the operator's entries that it is told to keep resident."""
@@ -71,9 +71,9 @@ class ObservedPod:
         is_well = self.state is not None and not self.state.draining
         object.__setattr__(self, "is_serving", is_well and self.pod.is_ready and not self.pod.is_leaving)
         entries = self.state.adapters if self.state is not None else []
-        last = before._index if before is not None else None  # noqa: SLF001  the same class
+        last = before.index if before is not None else None
         index = index_of(entries) if last is None else last.now(entries)
-        object.__setattr__(self, "_index", index)
+        object.__setattr__(self, "index", index)
         object.__setattr__(self, "residents", index.residents)
         object.__setattr__(self, "local_names", index.local_names)
         object.__setattr__(self, "_pinned", (len(index.pinned), sum(self._pages(entry) for entry in index.pinned)))
@@ -101,12 +101,12 @@ class ObservedPod:
     @property
     def own_by_name(self) -> Mapping[str, tuple[ObservedAdapter, ...]]:
         """The operator's entries by served name."""
-        return self._index.own
+        return self.index.own
 
     @property
     def own_by_revision(self) -> Mapping[tuple[str, str], ObservedAdapter]:
         """The operator's entries by served name and revision."""
-        return self._index.revisions
+        return self.index.revisions
 
     @property
     def standing(self) -> tuple[object, ...]:
@@ -119,11 +119,11 @@ class ObservedPod:
 
     def own(self, name: str, revision: str) -> ObservedAdapter | None:
         """Return the operator's entry of one revision, if the pod has it."""
-        return self._index.revisions.get((name, revision))
+        return self.index.revisions.get((name, revision))
 
     def serves(self, name: str, revision: str) -> bool:
         """Whether a request for the revision is served here: it is ready, and on the device or able to get there."""
-        entry = self._index.revisions.get((name, revision))
+        entry = self.index.revisions.get((name, revision))
         return entry is not None and entry.state is AdapterState.READY and self.has_room_for(entry)
 
     def has_room_for(self, entry: ObservedAdapter) -> bool:
@@ -149,7 +149,7 @@ class ObservedPod:
 
     def entries_of(self, name: str) -> tuple[ObservedAdapter, ...]:
         """Return the operator's entries of a served name."""
-        return self._index.own.get(name, ())
+        return self.index.own.get(name, ())
 
     @property
     def entries(self) -> tuple[ObservedAdapter, ...]:
