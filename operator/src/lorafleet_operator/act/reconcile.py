@@ -274,6 +274,7 @@ class Reconciler:
         statuses = await self._tell_adapters(it, plan, pods, base, are_pods_settled=are_settled, is_asleep=is_asleep)
         self._tools.autoscaling.pending(it.key, sum(map(needs_pod, statuses)))
         self._weights.tell(it.key, _weights(plan, statuses))
+        counts = counts_of(statuses)
         if applied is not None:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
             evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name), is_asleep)
@@ -284,13 +285,13 @@ class Reconciler:
                     base,
                     evidence,
                     capacity_of(plan, pods),
-                    counts_of(statuses),
+                    counts,
                     reserved=reserved,
                     optional=optional,
                     scaled=scaled,
                 )
             )
-        metrics.count_adapters(it.key, counts_of(statuses))
+        metrics.count_adapters(it.key, counts)
         await self._release(it, plan, pods, base)
         if (delay := next_leave(plan, pods, snapshot.now, memory if may_write else None)) is not None:
             it.look_again(delay + 0.05)

@@ -1,7 +1,8 @@
 """Snapshots from the store: bodies become typed resources here and nowhere else."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, TypeVar
@@ -53,31 +54,69 @@ def claims_of(store: Store, now: datetime) -> dict[str, Claim]:
     or while a revision of it serves. What is being deleted has its name until it is gone; a name that served lately goes
     to its last namespace only.
     """
-    bases = {(b["metadata"]["namespace"], b["metadata"]["name"]): b for b in store.all(Kind.BASE) if _is_alive(b)}
-    guests = {key: _guests_of(body) for key, body in bases.items()}
+    bodies = store.all(Kind.BASE)
+    bases = {(b["metadata"]["namespace"], b["metadata"]["name"]): b for b in bodies if _is_alive(b)}
     reserved = _reserved(bases.values(), now)
     for entry in reserved_by(store.kept_bases, bases.keys(), now):
         if entry.name not in reserved or reserved[entry.name].until < entry.until:
             reserved[entry.name] = entry
-    claimants = [(BASE_MODEL_KIND, body) for body in store.all(Kind.BASE)]
-    for body in store.all(Kind.ADAPTER):
-        key = base_key_of(Kind.ADAPTER, body)
-        base = bases.get(key) if key is not None else None
-        if base is None or key is None:
-            may = bool((body.get("status") or {}).get("stableRevision"))
-        else:
-            may = served_name_of(base) != served_name_of(body) and _is_allowed(body, base, guests[key])
-        if may:
-            claimants.append((ADAPTER_KIND, body))
+    asked = [store.read(body, _asked_by, "asked") for body in store.all(Kind.ADAPTER)]
+    # a status that is written changes none of it, but once in the life of a name
+    return store.recall("claims", (bodies, asked, reserved), lambda: _claims(bodies, bases, asked, reserved))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What of an adapter decides whether it has its served name."""
+
+    key: BaseKey | None
+    name: str
+    namespace: str
+    created: str
+    uid: str
+    title: str
+    has_stable: bool
+
+
+def _asked_by(body: Json) -> _Asked:
+    metadata = body["metadata"]
+    return _Asked(
+        base_key_of(Kind.ADAPTER, body),
+        served_name_of(body),
+        metadata["namespace"],
+        metadata.get("creationTimestamp") or "",
+        metadata["uid"],
+        f"{ADAPTER_KIND} {metadata['namespace']}/{metadata['name']}",
+        bool((body.get("status") or {}).get("stableRevision")),
+    )
+
+
+def _claims(
+    bodies: Iterable[Json], bases: Mapping[BaseKey, Json], asked: Iterable[_Asked], reserved: Mapping[str, ReservedName]
+) -> dict[str, Claim]:
+    guests = {key: _guests_of(body) for key, body in bases.items()}
     best: dict[str, tuple[str, str, str]] = {}
-    for kind, body in claimants:
-        metadata, name = body["metadata"], served_name_of(body)
-        if name in reserved and reserved[name].namespace != metadata["namespace"]:
-            continue
-        where = f"{kind} {metadata['namespace']}/{metadata['name']}"
-        claim = (metadata.get("creationTimestamp") or "", metadata["uid"], where)
-        if name not in best or claim < best[name]:
-            best[name] = claim
+
+    def claim(name: str, namespace: str, created: str, uid: str, title: str) -> None:
+        if name in reserved and reserved[name].namespace != namespace:
+            return
+        one = (created, uid, title)
+        if name not in best or one < best[name]:
+            best[name] = one
+
+    for body in bodies:
+        metadata = body["metadata"]
+        title = f"{BASE_MODEL_KIND} {metadata['namespace']}/{metadata['name']}"
+        created = metadata.get("creationTimestamp") or ""
+        claim(served_name_of(body), metadata["namespace"], created, metadata["uid"], title)
+    for one in asked:
+        base = bases.get(one.key) if one.key is not None else None
+        if base is None or one.key is None:
+            may = one.has_stable
+        else:
+            may = served_name_of(base) != one.name and _is_allowed(one, base, guests[one.key])
+        if may:
+            claim(one.name, one.namespace, one.created, one.uid, one.title)
     kept = {name: Claim("", f"namespace {entry.namespace}", entry.until) for name, entry in reserved.items()}
     return kept | {name: Claim(uid, title) for name, (_, uid, title) in best.items()}
 
@@ -93,12 +132,11 @@ def _guests_of(base: Json) -> Guests:
         return Guests()  # the base itself is refused for it
 
 
-def _is_allowed(adapter: Json, base: Json, guests: Guests) -> bool:
-    namespace = adapter["metadata"]["namespace"]
-    if namespace == base["metadata"]["namespace"]:
+def _is_allowed(adapter: _Asked, base: Json, guests: Guests) -> bool:
+    if adapter.namespace == base["metadata"]["namespace"]:
         return True
     allowed = (base.get("spec") or {}).get("allowedNamespaces") or []
-    return bool({"*", namespace} & set(allowed)) and guests.limits_of(namespace).may_use(served_name_of(adapter))
+    return bool({"*", adapter.namespace} & set(allowed)) and guests.limits_of(adapter.namespace).may_use(adapter.name)
 
 
 def _reserved(bases: Iterable[Json], now: datetime) -> dict[str, ReservedName]:
@@ -211,6 +249,8 @@ def _is_own(body: Json, base: str) -> bool:
 
 
 def _of_key(store: Store, kind: Kind, key: BaseKey) -> list[Json]:
+    if kind is Kind.ADAPTER:
+        return [body for body in store.all(kind) if store.read(body, _asked_by, "asked").key == key]
     return [body for body in store.all(kind) if base_key_of(kind, body) == key]
 
 

@@ -36,8 +36,9 @@ class Store:
         self.kept_bases: dict[BaseKey, KeptBase] = {}
         """What is remembered of bases for the time after them."""
         self._objects: dict[Kind, dict[str, Json]] = {kind: {} for kind in Kind}
-        self._made: dict[str, tuple[Json, Any]] = {}
-        """Uid -> a body and what was made of it."""
+        self._made: dict[str, dict[str, tuple[Json, Any]]] = {}
+        """What for -> uid -> a body and what was made of it."""
+        self._recalled: dict[str, tuple[object, Any]] = {}
         self._tombstones: OrderedDict[str, int] = OrderedDict()
         """Uid -> version of its end."""
         self._num_lists: Counter[tuple[Kind, str | None]] = Counter()
@@ -49,12 +50,20 @@ class Store:
         """Return all objects of a kind."""
         return list(self._objects[kind].values())
 
-    def read(self, body: Json, make: Callable[[Json], R]) -> R:
-        """Return what `make` makes of a body of the store; made once for each version of an object."""
-        uid = body["metadata"]["uid"]
-        known = self._made.get(uid)
+    def read(self, body: Json, make: Callable[[Json], R], what: str = "resource") -> R:
+        """Return what `make` makes of a body of the store; made once for each version of an object and each `what`."""
+        uid, found = body["metadata"]["uid"], self._made.setdefault(what, {})
+        known = found.get(uid)
         if known is None or known[0] is not body:
-            known = self._made[uid] = (body, make(body))
+            known = found[uid] = (body, make(body))
+        made: R = known[1]
+        return made
+
+    def recall(self, what: str, given: object, make: Callable[[], R]) -> R:
+        """Return what `make` makes; nothing is made again while all that it is made of is equal to the last time."""
+        known = self._recalled.get(what)
+        if known is None or known[0] != given:
+            known = self._recalled[what] = (given, make())
         made: R = known[1]
         return made
 
@@ -90,7 +99,8 @@ class Store:
         known = self._objects[kind].get(uid)
         if known is not None and version_of(known) > version > 0:
             return False
-        self._made.pop(uid, None)
+        for made in self._made.values():
+            made.pop(uid, None)
         self._tombstones[uid] = max(version, version_of(known) if known is not None else 0)
         self._tombstones.move_to_end(uid)
         while len(self._tombstones) > MAX_TOMBSTONES:

@@ -29,7 +29,6 @@ from lorafleet_operator.decide.conditions import (
     STALLED,
     SUSPENDED,
     Verdict,
-    condition_of,
     progress_of,
     said,
     with_times,
@@ -106,16 +105,8 @@ def capacity_of(plan: Plan, pods: Sequence[ObservedPod]) -> BaseCapacity:
 
 def counts_of(statuses: Sequence[AdapterStatus]) -> AdapterCounts:
     """Return how the adapters of a base are."""
-
-    def has(status: AdapterStatus, kind: str) -> bool:
-        condition = condition_of(status.conditions, kind)
-        return condition is not None and condition.status == "True"
-
-    return AdapterCounts(
-        desired=len(statuses),
-        ready=sum(has(status, READY) for status in statuses),
-        failed=sum(has(status, STALLED) for status in statuses),
-    )
+    true = [one.type for status in statuses for one in status.conditions if one.status == "True"]
+    return AdapterCounts(desired=len(statuses), ready=true.count(READY), failed=true.count(STALLED))
 
 
 def _accepted(base: BaseModelResource, problem: ApplyProblem | None, rival: Claim | None) -> Verdict:

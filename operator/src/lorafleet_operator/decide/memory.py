@@ -16,24 +16,28 @@ class Publications:
     """Since when the API server is seen to say which revisions of each adapter answer."""
 
     def __init__(self) -> None:
-        self._seen: dict[BaseKey, dict[str, tuple[Answering, datetime]]] = {}
+        self._seen: dict[BaseKey, dict[str, tuple[AdapterStatus, Answering, datetime]]] = {}
 
     def of(self, base: BaseKey, adapters: Iterable[AdapterResource], now: datetime) -> Mapping[str, datetime]:
         """Return adapter uid -> time, after a look at the adapters as the API server has them."""
         before, after = self._seen.pop(base, {}), {}
         for adapter in adapters:
-            uid, answering = adapter.metadata.uid, answering_of(adapter.status)
+            uid, status = adapter.metadata.uid, adapter.status
             known = before.get(uid)
-            after[uid] = known if known is not None and known[0] == answering else (answering, now)
+            if known is None or known[0] is not status:
+                answering = answering_of(status)
+                is_same = known is not None and known[1] == answering
+                known = (status, answering, known[2] if known is not None and is_same else now)
+            after[uid] = known
         if after:
             self._seen[base] = after
-        return {uid: since for uid, (_, since) in after.items()}
+        return {uid: since for uid, (_, _, since) in after.items()}
 
     def acknowledged(self, base: BaseKey, uid: str, status: AdapterStatus, now: datetime) -> None:
         """The API server has taken a status."""
         seen, answering = self._seen.setdefault(base, {}), answering_of(status)
-        if uid not in seen or seen[uid][0] != answering:
-            seen[uid] = (answering, now)
+        if uid not in seen or seen[uid][1] != answering:
+            seen[uid] = (status, answering, now)
 
 
 def answering_of(status: AdapterStatus) -> Answering:

@@ -1,7 +1,7 @@
 """One pass decided: from the snapshot and what pods said to what each pod is told. Pure."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from lorafleet_contract.resources import BaseModelResource
@@ -37,11 +37,11 @@ class Plan:
     lineups: tuple[AdapterRevisions, ...]
     budgets: tuple[PodBudget, ...]
     placement: Placement
+    intents: tuple[Intent, ...] = field(init=False, repr=False, compare=False)
+    """All adapters of the base."""
 
-    @property
-    def intents(self) -> tuple[Intent, ...]:
-        """All adapters of the base."""
-        return tuple(lineup.intent for lineup in self.lineups)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "intents", tuple(lineup.intent for lineup in self.lineups))
 
 
 class PassMemory:
