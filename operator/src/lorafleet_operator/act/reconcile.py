@@ -80,6 +80,8 @@ OTHERS_LOOK_SECONDS: Final = 10.0
 ROLLING_LOOK_SECONDS: Final = 2.0
 """A Deployment tells its status a little after its pods have changed."""
 NEXT_STEP_SECONDS: Final = 0.05
+ANSWER_SECONDS: Final = 0.05
+"""How long a pass waits for a pod to say what a source is: one that has it at hand says so at once."""
 ROUND_SLACK_SECONDS: Final = 0.001
 """A timer may be a little early."""
 RESOLVE_PATIENCE_SECONDS: Final = 3.0
@@ -257,6 +259,9 @@ class Reconciler:
         plan = plan_of(snapshot, pods, answers, auto, verdicts, memory=memory)
         await asyncio.sleep(0)
         self._resolve(it, plan, pods, token)
+        if await self._tools.resolver.are_answered_within(it.key, ANSWER_SECONDS):
+            # pods are told in this pass what was asked for in it
+            plan = plan_of(snapshot, pods, self._tools.resolver.answers(), auto, verdicts, memory=memory)
         self._verify(it, plan, pods, token)
         unheld = await self._hold(it, plan)
         retried = self._retries.due(base, snapshot.adapters)

@@ -56,6 +56,8 @@ class Resolver:
         self._work: dict[Question, _Work] = {}
         self._slots: dict[BaseKey, asyncio.Semaphore] = {}
         self._occasions: dict[BaseKey, frozenset[Hashable]] = {}
+        self._begun: dict[BaseKey, list[asyncio.Task[None]]] = {}
+        """By the last `want`."""
 
     def answers(self) -> dict[Question, ArtifactStatus | ResolveFailure]:
         """Return what is known now."""
@@ -84,7 +86,9 @@ class Resolver:
             occasions: what an answer depends on beside its question. With a new one, what has failed is tried at once.
         """
         self._keep_only(base, questions)
+        begun = self._begun[base] = []
         if not questions:
+            del self._begun[base]
             self._occasions.pop(base, None)
             self._slots.pop(base, None)
             return
@@ -108,6 +112,18 @@ class Resolver:
             # another pod the next time, another pod for the next one
             work.ip = ips[(index + work.num_failures) % len(ips)]
             work.task = asyncio.create_task(self._resolve(key, work, token))
+            begun.append(work.task)
+
+    async def are_answered_within(self, base: BaseKey, seconds: float) -> bool:
+        """Wait for what the last `want` began to ask; return whether that was something, and all of it was answered.
+
+        Many questions are not waited for: they take their turns.
+        """
+        begun = self._begun.pop(base, [])
+        if not 0 < len(begun) <= MAX_PARALLEL:
+            return False
+        _, pending = await asyncio.wait(begun, timeout=seconds)
+        return not pending
 
     def _keep_only(self, base: BaseKey, wanted: Iterable[Question]) -> None:
         keys = set(wanted)
