@@ -106,3 +106,27 @@ async def test_a_request_reads_no_file_of_passwords(monkeypatch: pytest.MonkeyPa
     finally:
         await api.close()
         await runner.cleanup()
+
+
+async def test_a_list_has_all_pages_without_what_nobody_reads_and_says_the_same_with_the_same_strings() -> None:
+    asked: list[str | None] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked.append(request.query.get("continue"))
+        metadata = {"resourceVersion": "7"} if asked[-1] else {"resourceVersion": "5", "continue": "more"}
+        managed = {"managedFields": [{"manager": "somebody"}]}
+        items = [{"metadata": {"name": f"{len(asked)}-{number}", **managed}, "phase": "Ready"} for number in range(2)]
+        return web.json_response({"metadata": metadata, "items": items})
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    api = KubeApi(Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}"))
+    try:
+        listed = await api.list("/api/v1/pods")
+    finally:
+        await api.close()
+        await runner.cleanup()
+    assert (listed.version, asked) == (5, [None, "more"])
+    assert [item["metadata"] for item in listed.items] == [{"name": name} for name in ("1-0", "1-1", "2-0", "2-1")]
+    assert len({id(item["phase"]) for item in listed.items}) == 1

@@ -6,7 +6,8 @@ import pstats
 from support import operator_views as v
 
 from lorafleet_contract.admin import Residency
-from lorafleet_operator.cluster.collect import snapshot_of
+from lorafleet_contract.resources import AdapterStatus, PlacementStatus
+from lorafleet_operator.cluster.collect import claims_of, snapshot_of
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.adapter_status import adapter_status
 from lorafleet_operator.decide.plan import changes_of, plan_of
@@ -86,3 +87,39 @@ def test_a_resource_is_read_once_a_version() -> None:
     assert read() == first.model_copy(  # type: ignore[attr-defined]
         update={"metadata": first.metadata.model_copy(update={"resource_version": "2"})}  # type: ignore[attr-defined]
     )
+
+
+def test_who_has_which_name_is_found_anew_only_where_something_of_it_has_changed() -> None:
+    store, version = Store(), 0
+
+    def put(name: str, served: str, *, status: dict[str, object] | None = None) -> None:
+        nonlocal version
+        version += 1
+        body = v.adapter(name, servedName=served).model_dump(mode="json", by_alias=True, exclude_none=True)
+        metadata = {**body["metadata"], "resourceVersion": str(version)}
+        assert store.put(Kind.ADAPTER, {**body, "metadata": metadata, "status": status or {}})
+
+    base = v.base().model_dump(mode="json", by_alias=True, exclude_none=True)
+    store.put(Kind.BASE, {**base, "metadata": {**base["metadata"], "resourceVersion": "1"}})
+    put("one", "a")
+    first = claims_of(store, v.NOW)
+    assert {name: claim.uid for name, claim in first.items()} == {"base": "uid-base", "a": "uid-one"}
+    put("one", "a", status={"observedGeneration": 2})
+    assert claims_of(store, v.NOW) is first
+    put("one", "b")
+    assert {name: claim.uid for name, claim in claims_of(store, v.NOW).items()} == {"base": "uid-base", "b": "uid-one"}
+    put("two", "b")
+    put("three", "c")
+    found = {name: claim.uid for name, claim in claims_of(store, v.NOW).items()}
+    assert found == {"base": "uid-base", "b": "uid-one", "c": "uid-three"}
+    store.remove(Kind.ADAPTER, "uid-one", version + 1)
+    assert claims_of(store, v.NOW)["b"].uid == "uid-two"
+
+
+def test_placements_take_no_set_of_fields_each() -> None:
+    given = {"pod": "p0", "podUid": "uid-p0", "revision": "0" * 12, "state": "Ready"}
+    read = [AdapterStatus.model_validate({"placements": [given]}).placements[0] for _ in range(2)]
+    made = PlacementStatus(pod="p0", pod_uid="uid-p0", revision="0" * 12, state="Ready")
+    assert read[0] == read[1] == made
+    assert read[0].model_fields_set is read[1].model_fields_set is made.model_fields_set
+    assert made.model_dump(by_alias=True, exclude_none=True) == given

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -300,6 +300,15 @@ class PlacementStatus(Wire):
     tier: str | None = None
     reason: str | None = None
     message: str | None = None
+
+    @model_validator(mode="after")
+    def _without_a_set_of_its_own(self) -> Self:
+        # there are adapters x pods of them: which fields were given nobody asks, and it would be most of what each takes
+        object.__setattr__(self, "__pydantic_fields_set__", _PLACEMENT_FIELDS)
+        return self
+
+
+_PLACEMENT_FIELDS: Final = set(PlacementStatus.model_fields)
 
 
 class HistoryEntry(Observed):

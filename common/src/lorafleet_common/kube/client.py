@@ -15,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
+from pydantic_core import from_json
 
 from lorafleet_common.kube.errors import (
     KubeConflict,
@@ -34,7 +35,7 @@ WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SE
 """Bookmarks come about once a minute; a longer silence is a dead connection."""
 WATCH_SECONDS: Final = 600
 """After this the API server ends a watch and it is begun again."""
-PAGE: Final = 500
+PAGE: Final = 250
 """Objects in one answer of a list."""
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -136,7 +137,8 @@ class KubeApi:
                 raw = await response.read()
                 if not 200 <= response.status < 300:
                     raise error_of(response.status, raw, is_apply=content_type == APPLY)
-                document: Json = json.loads(raw) if raw else {}
+                # strings that come again and again, in pages of objects alike, become one object each
+                document: Json = from_json(raw, cache_strings="all") if raw else {}
                 return response.status, document
 
     async def get(self, path: str) -> Json:
@@ -155,7 +157,7 @@ class KubeApi:
         fields: str | None = None,
         timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
     ) -> Listed:
-        """Return all objects of a collection, page by page; `timeout_seconds` is for each page.
+        """Return all objects of a collection, page by page and without managedFields; `timeout_seconds` is for each page.
 
         Raises:
             KubeError: a page could not be had; there is no partial answer.
@@ -165,7 +167,11 @@ class KubeApi:
         query = {**_selectors(labels, fields), "limit": str(PAGE)}
         while True:
             _, page = await self.request("GET", path, query=query, timeout_seconds=timeout_seconds)
-            items.extend(page.get("items") or [])
+            for item in page.get("items") or []:
+                (item.get("metadata") or {}).pop(
+                    "managedFields", None
+                )  # more than all the rest, and of no use to whoever lists
+                items.append(item)
             metadata = page.get("metadata") or {}
             # of the first page: what was changed since is not in the others
             version = version or version_of({"metadata": metadata})
