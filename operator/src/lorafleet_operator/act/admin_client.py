@@ -37,7 +37,8 @@ class AdminClient:
 
     def __init__(self, *, port: int = ADMIN_PORT) -> None:
         connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket_that_notices_death)
-        self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
+        # pods set no cookies; with a jar each request would look through it twice
+        self._session = aiohttp.ClientSession(connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
         self._port = port
         self._states = PodStates()
 
