@@ -259,7 +259,9 @@ class Reconciler:
         plan = plan_of(snapshot, pods, answers, auto, verdicts, memory=memory)
         await asyncio.sleep(0)
         self._resolve(it, plan, pods, token)
-        if await self._tools.resolver.are_answered_within(it.key, ANSWER_SECONDS):
+        # status says that a rollout by steps has begun before pods are told of it
+        may_go_on = not any(intent.needs_resolving and intent.rollout is not None for intent in plan.intents)
+        if may_go_on and await self._tools.resolver.are_answered_within(it.key, ANSWER_SECONDS):
             # pods are told in this pass what was asked for in it
             plan = plan_of(snapshot, pods, self._tools.resolver.answers(), auto, verdicts, memory=memory)
         self._verify(it, plan, pods, token)
