@@ -13,7 +13,9 @@ import pytest
 import yaml
 from demo.kube import Kube
 from demo.profiles import SOURCE_MOUNT, mounts, python_path, volumes
+from support.charts import Helm, nested
 from support.fleet import SYSTEM, Fleet
+from support.inference_crds import POOLS, REWRITES, crd
 from support.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
@@ -236,6 +238,113 @@ def test_suspended_base_is_left_alone_and_its_adapters_are_not(kube: Kube) -> No
     assert kube.get(f"deployment/{BASE}", "-n", NAMESPACE)["metadata"]["generation"] == before
     apply(kube, base())
     wait_ready(kube, f"bmd/{BASE}", seconds=120)
+
+
+@pytest.fixture
+def rights_on_pools(kube: Kube) -> Iterator[str]:
+    """What operator.inferencePools of the chart adds to the operator's rights, to be applied; taken away afterwards."""
+    rendered = Helm(Path(kube.helm_path)).render(nested("operator.inferencePools", True))
+    rules = rendered.one("ClusterRole", "lorafleet-operator")["rules"]
+    api, name = "rbac.authorization.k8s.io", "operator-rules-pools"
+    role = {
+        "apiVersion": f"{api}/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": name},
+        "rules": [rule for rule in rules if "inference" in rule["apiGroups"][0]],
+    }
+    binding = {
+        "apiVersion": f"{api}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": api, "kind": "ClusterRole", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": "lorafleet-operator", "namespace": SYSTEM}],
+    }
+    yield yaml.safe_dump_all([role, binding])
+    kube.kubectl("delete", "--ignore-not-found", f"clusterrolebinding/{name}", f"clusterrole/{name}")
+
+
+@pytest.fixture
+def crds_of_pools(kube: Kube) -> Iterator[str]:
+    """The real CRDs, to be applied; taken away afterwards."""
+    yield f"{crd(POOLS)}\n---\n{crd(REWRITES)}"
+    kube.kubectl("delete", "--ignore-not-found", "--timeout=60s", "crd", POOLS, REWRITES)
+
+
+def pooled(port: int) -> Json:
+    """`spec.routing` with a pool."""
+    return {"inferencePool": {"endpointPickerRef": {"name": "epp", "port": port}, "modelRewrite": "Managed"}}
+
+
+def test_inference_gateways_get_a_pool_and_the_weights_of_rollouts(
+    kube: Kube, rights_on_pools: str, crds_of_pools: str
+) -> None:
+    """Without rights, then without the kinds, then with both; the last is noticed by itself."""
+
+    def said(name: str = BASE) -> list[tuple[str, str]]:
+        return [condition(kube, f"bmd/{name}", f"{kind}Applied") for kind in ("InferencePool", "ModelRewrite")]
+
+    def rules() -> list[Json]:
+        found: list[Json] = kube.get(f"{REWRITES}/{BASE}", "-n", NAMESPACE)["spec"]["rules"]
+        return found
+
+    def weights() -> list[int]:
+        status = kube.get(f"lora/{BASE}-weighed", "-n", NAMESPACE)["status"]
+        return [share["weight"] for share in status.get("traffic", [])]
+
+    kube.kubectl("delete", f"lora/{BASE}-weighed", "-n", NAMESPACE, "--ignore-not-found")  # of a run before
+    apply(kube, lora("weighed", placement={"mode": "All"}))
+    apply(kube, base(routing=pooled(9001)))
+    wait_for("it is said that there are no rights", lambda: said() == [("False", "Forbidden")] * 2)
+    kube.apply(rights_on_pools)
+    apply(kube, base(routing=pooled(9002)))
+    wait_for("it is said that there are no such kinds", lambda: said() == [("False", "ApiNotFound")] * 2)
+    wait_ready(kube, f"bmd/{BASE}")
+    kube.apply(crds_of_pools)
+    wait_for("they are made", lambda: said() == [("True", "Applied")] * 2, timeout_seconds=90)
+
+    uid = kube.get("bmd", BASE, "-n", NAMESPACE)["metadata"]["uid"]
+    pool = kube.get(f"{POOLS}/{BASE}", "-n", NAMESPACE)
+    assert pool["metadata"]["ownerReferences"][0]["uid"] == uid
+    assert pool["spec"] == {
+        "selector": {"matchLabels": {"lorafleet.io/base": BASE}},
+        "targetPorts": [{"number": 8000}],
+        "endpointPickerRef": {
+            "group": "",
+            "kind": "Service",
+            "name": "epp",
+            "port": {"number": 9002},
+            "failureMode": "FailClose",
+        },
+    }
+    assert rules() == []
+    spare = base(replicas=0, routing=pooled(9002))
+    apply(kube, {**spare, "metadata": {**spare["metadata"], "name": "spare"}})
+    wait_for("another base has its own", lambda: said("spare") == [("True", "Applied")] * 2)
+    kube.kubectl("delete", "bmd/spare", "-n", NAMESPACE, "--timeout=60s")
+
+    wait_ready(kube, f"lora/{BASE}-weighed")
+    apply(
+        kube,
+        lora("weighed", "weighed-v2", placement={"mode": "All"}, rollout={"steps": [{"setWeight": 20}, {"pause": {}}]}),
+    )
+    wait_for("a fifth goes to the new one", lambda: weights() == [80, 20], timeout_seconds=60)
+    new = kube.get(f"lora/{BASE}-weighed", "-n", NAMESPACE)["status"]["traffic"][1]["revision"]
+    targets = [
+        {"modelRewrite": f"{BASE}-weighed", "weight": 80},
+        {"modelRewrite": f"{BASE}-weighed@{new}", "weight": 20},
+    ]
+    told = [{"matches": [{"model": {"type": "Exact", "value": f"{BASE}-weighed"}}], "targets": targets}]
+    wait_for("pickers are told", lambda: rules() == told)
+    kube.kubectl("annotate", f"lora/{BASE}-weighed", "-n", NAMESPACE, f"lorafleet.io/promote={new}")
+    wait_for("all go to it by the bare name", lambda: rules() == [] and weights() in ([], [100]), timeout_seconds=60)
+
+    apply(kube, base())
+    wait_for("both are taken away", lambda: said() == [("", "")] * 2)
+
+    def left() -> str:
+        return kube.kubectl("get", f"{POOLS},{REWRITES}", "-n", NAMESPACE, "-o", "name")
+
+    wait_for("the other base's went with it", lambda: left() == "", timeout_seconds=120)
 
 
 def test_base_goes_before_its_adapters(kube: Kube) -> None:
