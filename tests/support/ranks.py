@@ -59,4 +59,5 @@ def ranked(config: EngineConfig, size: int, lost: list[Lost] | None = None, **op
         engine = RankedEngine(config, runner=runner)
         engine.lost, engine.ranks = lost, ranks
         yield engine
-    assert lost or all(rank.process.exitcode == 0 for rank in ranks)
+    codes = [rank.process.exitcode for rank in ranks]
+    assert lost or not any(codes), codes

@@ -50,7 +50,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def config_of(family: str) -> EngineConfig:
+def config_of(family: str, size: int) -> EngineConfig:
     return EngineConfig(
         model=str(model_folder(family)),
         device="cpu",
@@ -58,7 +58,7 @@ def config_of(family: str) -> EngineConfig:
         num_threads=1,
         max_rank=16,
         max_batch_tokens=40,
-        cpu_kernels=family == "llama",
+        cpu_kernels=family == "llama" and size == SIZE_OF_ALL,
     )
 
 
@@ -93,12 +93,12 @@ def answers(engine: DrivenEngine, adapters: dict[str, Path]) -> dict[str, tuple[
 
 @pytest.mark.parametrize(
     ("family", "size"),
-    [*((name, SIZE_OF_ALL) for name in OWN), *((name, 4) for name in MORE_RANKS)],
+    [*((name, SIZE_OF_ALL) for name in OWN if name != "phi3-longrope"), *((name, 4) for name in MORE_RANKS)],
 )
 def test_several_ranks_answer_as_one(family: str, size: int) -> None:
     adapters = adapters_of(family, size)
-    wanted = answers(DrivenEngine(config_of(family)), adapters)
-    with ranked(config_of(family), size) as engine:
+    wanted = answers(DrivenEngine(config_of(family, size)), adapters)
+    with ranked(config_of(family, size), size) as engine:
         found = answers(engine, adapters)
         assert not engine.lost
     for name, (tokens, scores) in wanted.items():

@@ -28,7 +28,7 @@ from lorafleet_inference.model.runner import ModelRunner
 logger = logging.getLogger(__name__)
 SILENT_SECONDS = 10.0
 """A rank that was ready and gives no sign of life for so long is lost."""
-END_SECONDS = 10.0
+END_SECONDS = 30.0
 """Ranks that were told to end have so long before they are killed."""
 GONE_SECONDS = 2.0
 """Between the end of a rank's pipe and that of its process, at most."""
