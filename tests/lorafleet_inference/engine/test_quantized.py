@@ -20,6 +20,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.packed import plain_weight
+from lorafleet_inference.model.budget import weights_read
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.dry_run import model_size
 from lorafleet_inference.model.facts import facts_of_folder
@@ -86,11 +87,14 @@ def test_each_format_is_read_to_the_number(made: Callable[[str], tuple[Path, Pat
     assert loaded.facts == own.facts
     assert loaded.facts.__replace__(device="meta") == facts_of_folder(quantised) == facts_of_folder(plain)
     assert not hasattr(loaded.model.config, "quantization_config")
-    assert sum(isinstance(module, QuantizedWeight) for module in own.model.modules()) == 7
+    kept = sum(isinstance(module, QuantizedWeight) for module in own.model.modules())
+    apart = name.endswith(("order", "tensor")) or name == "fp8-blocks"  # whose blocks go over the ends of layers
+    assert kept == (7 if apart else 4), "weights that lie alike are one product's"
     linears = sum(4 * wanted[f"{module}.weight"].numel() for module in modules)
     others = sum(4 * tensor.numel() for tensor in wanted.values()) - linears
     size = weight_bytes(loaded.model)
-    assert weight_bytes(own.model) == size < others + linears / 2
+    assert 0 <= size - weight_bytes(own.model) <= 3 * 64, "three tables fewer"
+    assert size < others + linears / 2
     planned = model_size(quantised, dtype="float32", max_batch_tokens=64, max_batch_requests=8)
     # scales of another width than usual, one for all, and double quantisation, which is undone
     assert abs(planned.weights - size) < 0.02 * size
@@ -351,7 +355,9 @@ def test_quantised_at_load_is_near(kind: Any) -> None:
     kept = plain_weight(models[0].get_output_embeddings())
     assert torch.equal(kept, before["lm_head.weight"]), "the head is not quantised"
     planned = model_size(folder, dtype="float32", max_batch_tokens=64, max_batch_requests=8, quantization=kind)
-    assert planned.weights == weight_bytes(models[0]) == weight_bytes(models[1])
+    assert planned.weights == weight_bytes(models[0])
+    if kind != "nf4":  # whose blocks go over the rows of the narrow layers
+        assert weights_read(planned, 65) - weights_read(planned, 64) == 2 * planned.multiplied > 0
     assert planned.weights < model_size(folder, dtype="float32", max_batch_tokens=64, max_batch_requests=8).weights
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lorafleet_inference.cards import Card
 from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
+from lorafleet_inference.kernels.few_tokens import MAX_TOKENS
 from lorafleet_inference.model.dry_run import ModelSize
 from lorafleet_inference.model.lora import num_pages_of
 from lorafleet_inference.model.sizing import (
@@ -105,8 +106,9 @@ def _visible_bytes(size: ModelSize, context: int) -> Iterator[int]:
 def weights_read(size: ModelSize, num_tokens: int) -> int:
     """Return the bytes that weights have a step of so many tokens move.
 
-    All are read, of experts those that some token is expected to choose. Those that are quantised are then written as
-    they are multiplied, and read again.
+    All are read, of experts those that some token is expected to choose. Those that are quantised, and that no kernel
+    multiplies by, are then written as they are multiplied, and read again.
     """
     missed = (1 - size.experts_per_token / size.num_experts) ** num_tokens
-    return int(size.weights - size.unread_weights - size.expert_weights * missed) + 2 * size.dequantised
+    back = size.dequantised - (size.multiplied if num_tokens <= MAX_TOKENS else 0)
+    return int(size.weights - size.unread_weights - size.expert_weights * missed) + 2 * back

@@ -19,9 +19,9 @@ from lorafleet_inference.model.attention import LayerShape, Probe, attending, re
 from lorafleet_inference.model.base_files import read_base_config, read_quantization, refused
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.loader import attention_of, shapes_of
-from lorafleet_inference.model.quantization.linear import QuantizedLinear
 from lorafleet_inference.model.quantization.loading import make_shapes
 from lorafleet_inference.model.quantization.method import Method, QuantizationError
+from lorafleet_inference.model.quantization.weight import QuantizedWeight
 from lorafleet_inference.model.ranks.split import config_of_rank, quantised_and_split, shard_of
 from lorafleet_inference.model.sizing import weight_bytes
 
@@ -48,6 +48,8 @@ class ModelSize:
     """Bytes of the embedding where it is no head too: of it only the rows of a step's tokens are read."""
     dequantised: int
     """Bytes that quantised weights take when they are brought back, all of them together."""
+    multiplied: int
+    """Of these, of weights that a kernel multiplies few tokens by as they are."""
     quantization: str | None
     """How they are quantised."""
     activations: int
@@ -127,6 +129,7 @@ def model_size(
     expert_weights = sum(weight_bytes(module) for name, module in model.named_modules() if name.endswith(".experts"))
     num_experts = facts.experts[0].num_experts if facts.experts else 1
     embedding = model.get_input_embeddings()
+    quantised = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
     return ModelSize(
         facts,
         shapes,
@@ -136,14 +139,15 @@ def model_size(
         num_experts=num_experts,
         experts_per_token=int(getattr(text, "num_experts_per_tok", None) or num_experts),
         unread_weights=0 if facts.tied_head else weight_bytes(embedding),
-        dequantised=sum(
-            module.in_features * module.out_features * chosen.itemsize
-            for module in model.modules()
-            if isinstance(module, QuantizedLinear)
-        ),
+        dequantised=chosen.itemsize * sum(map(_numel, quantised)),
+        multiplied=chosen.itemsize * sum(_numel(one) for one in quantised if one.layout.has_kernels(one.shape)),
         quantization=None if method is None else method.name,
         activations=max(layers, logits),
     )
+
+
+def _numel(weight: QuantizedWeight) -> int:
+    return weight.shape[0] * weight.shape[1]
 
 
 def _quantise(model: PreTrainedModel, method: Method) -> None:

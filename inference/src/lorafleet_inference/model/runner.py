@@ -99,6 +99,8 @@ class ModelRunner:
             self._model.ops = CpuLayerOps(self._kernels)
         if self._triton is not None and isinstance(self._model, Decoder):
             self._model.ops = self._triton.layer_ops
+        if self._triton is not None:
+            _quantised_by_kernels(self._model)
         self._bank = LoraBank(
             loaded.model, loaded.held, num_pages=num_pages, kernels=self._kernels, triton=self._triton
         )
@@ -410,6 +412,14 @@ def _sides_of(loaded: LoadedModel, bank: LoraBank, triton: "TritonKernels") -> "
     from lorafleet_inference.model.side_lora import SideBank  # noqa: PLC0415  there on Linux alone
 
     return SideBank(loaded.model, loaded.facts, bank.pool, triton)
+
+
+def _quantised_by_kernels(model: torch.nn.Module) -> None:
+    from lorafleet_inference.model.quantization.on_gpu import use_kernels  # noqa: PLC0415  Triton is there on Linux alone
+
+    done, left = use_kernels(model)
+    if done or left:
+        logger.info("quantised weights: %d by Triton kernels, %d brought back by torch", done, left)
 
 
 def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:

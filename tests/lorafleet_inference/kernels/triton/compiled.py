@@ -21,7 +21,10 @@ from lorafleet_inference.kernels.triton.rows import LoraStep, Site
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.sides import SideSite, SideStep
 from lorafleet_inference.kernels.triton.step import StepBlock
+from lorafleet_inference.kernels.triton.weights import multiply
 from lorafleet_inference.model.experts import Pairs
+from lorafleet_inference.model.quantization.on_gpu import matrix_of
+from lorafleet_inference.model.quantization.weight import Codes, Layout, QuantizedWeight
 
 CUDA = torch.device("cuda", 0)
 HIDDEN, NUM_TOKENS = 4096, 300
@@ -90,6 +93,15 @@ def turn(_sizes: blocks.Blocks, dtype: torch.dtype, heads: int, width: int, rota
     rotate_write(torch.empty(NUM_TOKENS, spec.num_rows * width, **new), spec, cos, sin, keys, values, slots)
 
 
+def quantised(_sizes: blocks.Blocks, dtype: torch.dtype, layout: Layout, tokens: int) -> None:
+    """A layer as wide as those of Llama's 8B."""
+    matrix = matrix_of(QuantizedWeight.empty(layout, (HIDDEN, HIDDEN)).to(CUDA))
+    assert matrix is not None
+    multiply(
+        torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA), matrix, torch.empty(HIDDEN, dtype=dtype, device=CUDA)
+    )
+
+
 def main(arch: int) -> None:
     """Print [[case, kernel], ..]."""
     sizes = blocks.AMPERE if arch < 90 else blocks.HOPPER
@@ -104,6 +116,7 @@ def main(arch: int) -> None:
 
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+FOUR_BITS = Layout(Codes.UINT4, block_columns=128, has_zeros=True)
 CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("heads of 64, alibi", attend, (BFLOAT16, 32, 8, 64), {"key_bias": None}),
     ("heads of 128", attend, (BFLOAT16, 32, 8, 128), {}),
@@ -122,6 +135,12 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("rotary", turn, (BFLOAT16, 32, 128, 128), {}),
     ("rotary, part of a head", turn, (BFLOAT16, 24, 128, 96), {}),
     ("rotary, norms of heads", turn, (BFLOAT16, 8, 256, 256), {"normed": None}),
+    ("4 bit", quantised, (BFLOAT16, FOUR_BITS, 8), {}),
+    ("4 bit, many tokens", quantised, (BFLOAT16, FOUR_BITS, NUM_TOKENS), {}),
+    ("4 bit, 64 tokens", quantised, (BFLOAT16, FOUR_BITS, 64), {}),
+    ("fp8, blocks", quantised, (BFLOAT16, Layout(Codes.FP8, 128, 128, scale_dtype=FLOAT32), 8), {}),
+    ("int8", quantised, (BFLOAT16, Layout(Codes.UINT8, midpoint=128, scale_dtype=FLOAT32), 8), {}),
+    ("nf4", quantised, (BFLOAT16, Layout(Codes.TABLE4, 1, 64, is_flat=True, scale_dtype=FLOAT32), 8), {}),
     ("choice", pick, (BFLOAT16,), {}),
     ("choice, float32", pick, (FLOAT32,), {}),
 )
@@ -138,6 +157,9 @@ EVERYWHERE = {
     "choice",
     "between products",
     "rotary",
+    "4 bit",
+    "4 bit, many tokens",
+    "fp8, blocks",
 }
 """Cases that are compiled for each architecture, the others for Hopper alone: each takes seconds."""
 

@@ -1,12 +1,13 @@
 """Products of the decoder whose weights are quantised: brought back into one matrix for each product."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from lorafleet_inference.model.decoder.linear import Linear, Part
 from lorafleet_inference.model.quantization.linear import QuantizedLinear
+from lorafleet_inference.model.quantization.weight import QuantizedWeight, merged
 
 
 class QuantizedProduct(Linear):
@@ -30,9 +31,9 @@ class QuantizedProduct(Linear):
         for module, width in zip(modules, widths, strict=True):
             columns = slice(end, end := end + width)
             self.columns.append(columns)
-            self.pieces.append(_Piece(module))
             if len(modules) > 1 and module.bias is not None and bias is not None:
                 bias.detach()[columns] = module.bias.detach()
+        self.pieces.extend(_pieces(modules))
         self.parts = []
         if len(modules) > 1:
             pairs = zip(self.columns, modules, strict=True)
@@ -41,29 +42,49 @@ class QuantizedProduct(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in]; returns [T, sum of the outputs]. A copy with a weight of its own (`extras.py`) computes with that."""
         weight = self._parameters["weight"]
+        first = self.pieces[0]
+        if weight is None and len(self.pieces) == 1 and isinstance(first, QuantizedWeight):
+            return first.product(x, self.bias, self.dtype)
         return F.linear(x, self.plain_weight() if weight is None else weight, self.bias)
 
     def plain_weight(self) -> torch.Tensor:
         """Return the weight [sum of the outputs, in]; a copy."""
-        made = [piece(self.dtype) for piece in self.pieces]
+        made = []
+        for one in self.pieces:
+            assert isinstance(one, QuantizedWeight | _Plain)
+            made.append(one.dequantized(self.dtype))
         return made[0] if len(made) == 1 else torch.cat(made)
 
 
-class _Piece(torch.nn.Module):
-    """The weight of one module."""
+class _Plain(torch.nn.Module):
+    """The weight of a module that is not quantised, beside some that are."""
 
     def __init__(self, module: torch.nn.Linear) -> None:
         super().__init__()
-        self.quantized = module.quantized if isinstance(module, QuantizedLinear) else None
         self.weight = module.weight
-        if isinstance(module, QuantizedLinear):
-            module.quantized = None
-        else:
-            module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+        module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
 
-    def forward(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the numbers [out, in]."""
-        return self.weight if self.quantized is None else self.quantized.dequantized(dtype)
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return it; it is of this dtype."""
+        assert self.weight.dtype == dtype
+        return self.weight
+
+
+def _pieces(modules: Sequence[torch.nn.Linear]) -> Iterator[torch.nn.Module]:
+    """Take the weights from modules: one where they lie alike, else one of each."""
+    weights = [module.quantized for module in modules if isinstance(module, QuantizedLinear)]
+    found = [weight for weight in weights if weight is not None]
+    whole = merged(found) if len(found) == len(modules) else None
+    for module in modules:
+        if not isinstance(module, QuantizedLinear):
+            yield _Plain(module)
+            continue
+        weight, module.quantized = module.quantized, None
+        assert weight is not None, "it was filled at load"
+        if whole is None or len(modules) == 1:
+            yield weight
+    if whole is not None and len(modules) > 1:
+        yield whole
 
 
 def _kind_of(modules: Sequence[torch.nn.Linear]) -> tuple[torch.dtype, torch.device]:

@@ -27,7 +27,10 @@ class QuantizedLinear(torch.nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [.., in]; returns [.., out]. A copy with a weight of its own (`extras.py`) computes with that."""
         weight = self._parameters["weight"]
-        return F.linear(x, self.plain_weight() if weight is None else weight, self.bias)
+        if weight is not None:
+            return F.linear(x, weight, self.bias)
+        assert self.quantized is not None, "it was filled at load"
+        return self.quantized.product(x, self.bias, self.dtype)
 
     def plain_weight(self) -> torch.Tensor:
         """Return its weight [out, in]; a copy."""

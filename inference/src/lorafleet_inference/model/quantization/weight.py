@@ -5,10 +5,15 @@ one block of the matrix. number = (meaning of the code - zero of the block) * sc
 once, so that it is the same number on every device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import torch
+from torch.nn import functional as F  # noqa: N812
+
+from lorafleet_inference.kernels.few_tokens import ALIGN
 
 
 class Codes(Enum):
@@ -57,6 +62,21 @@ class Layout:
         size += blocks * self.scale_dtype.itemsize + blocks * self.has_zeros
         return size + 4 * shape[1] * self.has_order + 4 * 16 * (self.codes is Codes.TABLE4)
 
+    def has_kernels(self, shape: tuple[int, int]) -> bool:
+        """Whether the kernels of a GPU are for a matrix."""
+        is_over_rows = self.is_flat and (self.block_columns is None or shape[1] % self.block_columns > 0)
+        return not (self.has_order or is_over_rows or shape[1] % ALIGN)
+
+
+class Products(Protocol):
+    """What computes with a weight in place of torch."""
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the numbers [out, in]."""
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return x W + bias."""
+
 
 class QuantizedWeight(torch.nn.Module):
     """A matrix [out, in]."""
@@ -90,6 +110,7 @@ class QuantizedWeight(torch.nn.Module):
         assert (zeros is not None, order is not None) == (layout.has_zeros, layout.has_order)
         assert (table is not None) == (layout.codes is Codes.TABLE4)
         self.layout, self.shape = layout, shape
+        self.kernels: Products | None = None
         for name, tensor in {"codes": codes, "scales": scales, "zeros": zeros, "order": order, "table": table}.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -114,6 +135,15 @@ class QuantizedWeight(torch.nn.Module):
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the numbers [out, in]."""
+        return self._by_torch(dtype) if self.kernels is None else self.kernels.dequantized(dtype)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """Return x W + bias of x [.., in], in this dtype, which the weight is brought back to."""
+        if self.kernels is not None:
+            return self.kernels.product(x, bias)
+        return F.linear(x, self._by_torch(dtype), bias)
+
+    def _by_torch(self, dtype: torch.dtype) -> torch.Tensor:
         rows, columns = self.shape
         if self.layout.is_flat:
             rows, columns = 1, rows * columns
@@ -154,3 +184,27 @@ def packed_pairs(codes: torch.Tensor) -> torch.Tensor:
     """Return uint8 codes [rows, columns] below 16 as [rows, columns / 2], the first of two in the lower half of a byte."""
     pairs = codes.view(codes.shape[0], -1, 2)
     return pairs[..., 0] | pairs[..., 1] << 4
+
+
+def merged(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
+    """Return the matrix of all rows of some; None where they do not lie alike, or blocks go over their ends."""
+    first, layout = weights[0], weights[0].layout
+    if layout.has_order or any(one.layout != layout or one.shape[1] != first.shape[1] for one in weights):
+        return None
+    tables = [one.table for one in weights if one.table is not None]
+    if any(not table.equal(tables[0]) for table in tables):
+        return None
+    whole = layout.block_columns if layout.is_flat else layout.block_rows
+    sizes = [one.shape[0] * (one.shape[1] if layout.is_flat else 1) for one in weights]
+    if whole is None or any(size % whole for size in sizes):
+        return None
+    axis = 1 if layout.is_flat else 0
+    zeros = [one.zeros for one in weights if one.zeros is not None]
+    return QuantizedWeight(
+        layout,
+        (sum(one.shape[0] for one in weights), first.shape[1]),
+        codes=torch.cat([one.codes.reshape(-1) for one in weights]),
+        scales=torch.cat([one.scales for one in weights], axis),
+        zeros=torch.cat(zeros, axis) if zeros else None,
+        table=first.table,
+    )

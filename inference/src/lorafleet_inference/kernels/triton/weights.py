@@ -1,0 +1,87 @@
+"""Products with quantised weights by the kernels of `quantized.py`."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from lorafleet_inference.kernels.few_tokens import MAX_TOKENS
+from lorafleet_inference.kernels.triton import quantized
+from lorafleet_inference.kernels.triton.launch import launch
+
+MIN_TOKENS: Final = 16
+STEP: Final = 128
+ROWS: Final = 32
+EVERYTHING: Final = 1 << 30
+"""A block that is as high or as wide as the matrix."""
+WHOLE, E4M3, TABLE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A quantised weight [rows, width], as the kernels see it."""
+
+    rows: int
+    width: int
+    kind: int
+    """WHOLE, E4M3 or TABLE."""
+    per_byte: int
+    codes: torch.Tensor
+    """[rows * width / per_byte] uint8"""
+    scales: torch.Tensor
+    """[blocks down, blocks across]"""
+    across: int
+    height: int | None
+    """Rows of a block; None: all."""
+    group: int | None
+    """Columns of a block; None: all."""
+    zeros: torch.Tensor | None
+    midpoint: int
+    table: torch.Tensor | None
+
+    def arguments(self) -> tuple[torch.Tensor, ...]:
+        """Return codes, scales, zeros, table; what is not there is not read."""
+        zeros, table = (self.codes if one is None else one for one in (self.zeros, self.table))
+        return self.codes, self.scales, zeros, table
+
+    def constants(self) -> dict[str, int | bool]:
+        """Return what the kernels are compiled for."""
+        return {
+            "KIND": self.kind, "PER_BYTE": self.per_byte, "HEIGHT": self.height or EVERYTHING,
+            "GROUP": self.group or EVERYTHING, "ZEROS": self.zeros is not None, "MIDPOINT": self.midpoint,
+            "STEP": STEP, "ROWS": ROWS, "num_warps": 4,
+        }  # fmt: skip
+
+
+def multiply(x: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return x W + b [.., rows] of x [.., width]."""
+    tokens = x.reshape(-1, matrix.width)
+    if len(tokens) > MAX_TOKENS:
+        return F.linear(x, bring_back(matrix, x.dtype), bias)
+    if tokens.stride(1) != 1:
+        tokens = tokens.contiguous()
+    y = torch.empty((len(tokens), matrix.rows), dtype=x.dtype, device=x.device)
+    tile = max(MIN_TOKENS, 1 << (len(tokens) - 1).bit_length())
+    launch(
+        quantized.multiply,
+        (-(-matrix.rows // ROWS), -(-len(tokens) // tile)),
+        (
+            y, matrix.rows, tokens, tokens.stride(0), *matrix.arguments(), y if bias is None else bias, len(tokens),
+            matrix.rows, matrix.width, matrix.across,
+        ),
+        {**matrix.constants(), "TOKENS": tile, "BIAS": bias is not None, "num_stages": 4},
+    )  # fmt: skip
+    return y.view(*x.shape[:-1], matrix.rows)
+
+
+def bring_back(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight [rows, width]."""
+    out = torch.empty((matrix.rows, matrix.width), dtype=dtype, device=matrix.codes.device)
+    launch(
+        quantized.bring_back,
+        (-(-matrix.rows // ROWS), -(-matrix.width // STEP)),
+        (out, *matrix.arguments(), matrix.rows, matrix.width, matrix.across),
+        matrix.constants(),
+    )
+    return out

@@ -1,0 +1,59 @@
+"""Has the Triton kernels compute the products of a model's quantised layers."""
+
+import torch
+
+from lorafleet_inference.kernels.triton.weights import E4M3, TABLE, WHOLE, Matrix, bring_back, multiply
+from lorafleet_inference.model.quantization.weight import Codes, QuantizedWeight
+
+_KINDS = {Codes.UINT4: WHOLE, Codes.UINT8: WHOLE, Codes.FP8: E4M3, Codes.TABLE4: TABLE}
+
+
+def use_kernels(model: torch.nn.Module) -> tuple[int, int]:
+    """Have the kernels compute what they can; return how many weights these are, and how many are left to torch."""
+    done = left = 0
+    for module in model.modules():
+        if isinstance(module, QuantizedWeight):
+            matrix = matrix_of(module)
+            if matrix is None:
+                left += 1
+            else:
+                done += 1
+                module.kernels = Products(matrix)
+    return done, left
+
+
+class Products:
+    """What `QuantizedWeight` leaves to the kernels."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the numbers [out, in]."""
+        return bring_back(self._matrix, dtype)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return x W + b."""
+        return multiply(x, self._matrix, bias)
+
+
+def matrix_of(weight: QuantizedWeight) -> Matrix | None:
+    """Return a weight as the kernels see it; None: they are not for it."""
+    layout, (rows, width) = weight.layout, weight.shape
+    group = layout.block_columns
+    if not layout.has_kernels(weight.shape):
+        return None
+    return Matrix(
+        rows,
+        width,
+        _KINDS[layout.codes],
+        layout.codes.per_byte,
+        weight.codes,
+        weight.scales,
+        across=-(-width // (group or width)),
+        height=1 if layout.is_flat else layout.block_rows,
+        group=group,
+        zeros=weight.zeros,
+        midpoint=layout.midpoint,
+        table=weight.table,
+    )
