@@ -83,8 +83,9 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
         headers = {"x-repo-commit": commit.sha, "etag": f'"{file.etag}"', "accept-ranges": "bytes"}
         if file.is_lfs:
             headers |= {"x-linked-size": str(file.size), "x-linked-etag": f'"{file.sha256}"'}
-        if request.method == "GET" and trouble.cut_after_bytes is not None and trouble.take():
-            return _Cut(file, trouble.cut_after_bytes, headers)
+        cut_after = trouble.cut_after_bytes
+        if request.method == "GET" and cut_after is not None and file.size > cut_after and trouble.take():
+            return _Cut(file, cut_after, headers)
         if request.method == "GET" and file.is_lfs and trouble.halfway is not None:
             return StreamingResponse(
                 _in_halves(file, trouble.halfway), headers=headers | {"content-length": str(file.size)}

@@ -266,11 +266,12 @@ def _shown(num_bytes: int) -> str:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of the files below a folder that others write meanwhile."""
+    """Bytes of the files below a folder that others write meanwhile, and take parts of away."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.lstat().st_size if path.is_file() else 0
+    for parent, _, names in os.walk(folder):  # passes over what is gone, which pathlib does not
+        for name in names:
+            with suppress(OSError):
+                total += Path(parent, name).lstat().st_size
     return total
 
 
