@@ -373,7 +373,7 @@ def test_defaults(kube: Kube) -> None:
     spec = ask(kube, base(suspend=None, engine=None))["spec"]
     assert spec.pop("model") == {"volume": {"claimName": "models"}}
     assert spec == {
-        "engine": {"device": "Auto", "dtype": "auto", "unknownFields": "Refuse"},
+        "engine": {"device": "Auto", "dtype": "auto", "tensorParallelSize": 1, "unknownFields": "Refuse"},
         "lora": {
             "maxResidentAdapters": 32,
             "maxRank": 64,

@@ -33,7 +33,7 @@ async def test_a_long_list_comes_in_pages(world: World) -> None:
         world.adapter(f"adapter-{number}")
     await world.open()
     assert len(names(world)) == 1102
-    assert world.kube.num_requests("loraadapters", "continue=") == 2
+    assert world.kube.num_requests("loraadapters", "continue=") == 4
 
 
 async def test_a_cut_watch_goes_on_where_it_was(world: World) -> None:
