@@ -137,6 +137,19 @@ def test_a_bucket_has_no_revisions(tmp_path: Path) -> None:
         model_folder(URL, revision="main", cache_dir=tmp_path, credentials_dir=tmp_path)
 
 
+@pytest.mark.parametrize("model", ["acme/llama", "/"])
+@pytest.mark.parametrize(
+    ("endpoint", "region", "named"), [("http://s3", None, "--model-s3-endpoint"), (None, "eu-1", "--model-s3-region")]
+)
+def test_options_of_buckets_go_with_one(
+    tmp_path: Path, model: str, endpoint: str | None, region: str | None, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{named}: goes with a model in a bucket"):
+        model_folder(
+            model, revision=None, cache_dir=tmp_path, credentials_dir=tmp_path, s3_endpoint=endpoint, s3_region=region
+        )
+
+
 def test_serve_finds_the_pods_credentials(s3: ServedS3, credentials: Path, tmp_path: Path) -> None:
     folder = model_folder(
         URL,

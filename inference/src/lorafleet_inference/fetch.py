@@ -36,6 +36,10 @@ def model_folder(
     folder = Path(model)
     credentials = credentials_dir / MODEL_MOUNT
     origin: Origin
+    if not model.startswith(SCHEME):
+        for option, value in (("--model-s3-endpoint", s3_endpoint), ("--model-s3-region", s3_region)):
+            if value is not None:
+                raise ConfigError(option, f"goes with a model in a bucket, and {model} is none")
     if folder.is_dir():
         if revision is not None:
             raise ConfigError("--model-revision", f"goes with a hub repository, and {model} is a folder")
