@@ -4,6 +4,7 @@ import copy
 import random
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,19 +16,17 @@ from support.simulation import Simulation, request
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import Growth, NewRequest, Sampled, StepItem, StepPlan, StepResult
+from lorafleet_inference.kernels.triton.step import StepBlock
 from lorafleet_inference.model.batch import FlatBatch, Segment
 from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.sampler import Choice
-from lorafleet_inference.model.step_buffer import StepBuffer
 from lorafleet_inference.model.wanted import wanted_of
 
 CPU = torch.device("cpu")
 
 
-def batch_of(num_rows: int, *, packed: bool = False) -> InputBatch:
-    made = InputBatch(num_rows, MAX_MODEL_LEN * KV_BLOCK_TOKENS, CPU, has_chooser=True)
-    made._buffer = StepBuffer(CPU, packed=packed)
-    return made
+def batch_of(num_rows: int) -> InputBatch:
+    return InputBatch(num_rows, MAX_MODEL_LEN * KV_BLOCK_TOKENS, CPU, has_chooser=True)
 
 
 def plainly(known: KnownRequests, batch: FlatBatch) -> dict[str, list[object]]:
@@ -95,7 +94,7 @@ def check(known: KnownRequests, batch: FlatBatch) -> None:
 def test_a_step_is_gathered_as_all_plans_say(seed: int) -> None:
     rng = random.Random(seed)
     simulation = simulation_of(rng, seed, {KEYS[0]: (7,), KEYS[1]: (8, 9)})
-    plain, packed = batch_of(simulation.max_batch_requests), batch_of(simulation.max_batch_requests, packed=True)
+    plain, packed = batch_of(simulation.max_batch_requests), batch_of(simulation.max_batch_requests)
     for number in range(25):
         for each in range(rng.randrange(3)):
             asked = request(
@@ -124,19 +123,29 @@ def compare(simulation: Simulation, plain: InputBatch, packed: InputBatch) -> No
     if not plan.items:
         return
     known.apply(plan)
-    before = packed._buffer.num_copies
     chosen = {
         item.request_id: Sampled(simulation.token(item.request_id, item.end)) for item in plan.items if item.samples
     }
     for batch in (plain, packed):
         batch.apply(plan)
         batch.apply(plan)  # again, as when a step is repeated
-        laid_out = batch.to_device(batch.gather(plan.items))
+        host, block = batch.gather(plan.items), StepBlock(CPU)
+        beside = block.add(np.array([[3, 4]], np.int32)) if batch is packed else None
+        laid_out = batch.to_device(host, None if beside is None else batch.lay(host, block))
         check(known, laid_out)
+        if beside is not None:
+            assert beside.tensor.tolist() == [[3, 4]]
+            tensors = (
+                laid_out.input_ids,
+                laid_out.position_ids,
+                laid_out.slots,
+                laid_out.sampled_rows,
+                laid_out.choice.wanted,
+            )
+            assert {one.untyped_storage().data_ptr() for one in tensors} == {beside.tensor.untyped_storage().data_ptr()}
         items = laid_out.host.items
         assert laid_out.host.rows.tolist() == [row.index for row in batch.rows(items)]
         batch.resolve(items, batch.rows(items), StepResult(chosen))
-    assert packed._buffer.num_copies == before + 1
 
 
 def new(name: str, tokens: tuple[int, ...], **sampling: float) -> NewRequest:

@@ -24,7 +24,6 @@ from lorafleet_inference.kernels.layer_ops import HeadSpec, LayerOps
 from lorafleet_inference.model.batch import FlatBatch, Span
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
-    from lorafleet_inference.kernels.triton.backend import TritonKernels
     from lorafleet_inference.kernels.triton.paged import AttentionStep
 
 NAME = "lorafleet_paged"
@@ -62,14 +61,14 @@ class Probe:
 
 
 class PagedStep:
-    """One step's way through the pages. `kernels`: of the CPU, and `triton`: of a GPU, where there are any."""
+    """One step's way through the pages. `kernels`: of the CPU, where there are any; `launched`: what those of a GPU compute."""
 
     def __init__(
         self,
         layers: list[LayerKV],
         batch: FlatBatch,
         kernels: CpuKernels | None = None,
-        triton: "TritonKernels | None" = None,
+        launched: "AttentionStep | None" = None,
     ) -> None:
         self.layers = layers
         self._batch: FlatBatch | None = batch
@@ -77,13 +76,8 @@ class PagedStep:
         decodes = np.flatnonzero(batch.host.counts == 1)
         self._decodes = decodes[np.argsort(batch.host.starts[decodes], kind="stable")]
         """Sequences with one token in the step, the shortest first."""
-        self.launched: AttentionStep | None = None
+        self.launched = launched
         """Instead of all that follows, in layers that the Triton kernels can compute."""
-        if triton is not None:
-            spans = [batch.host.span(index) for index in range(len(batch.host.counts))]
-            self.launched = triton.attention(
-                [(one.begin, one.end, one.start, one.blocks) for one in spans], batch.slots
-            )
 
     @classmethod
     def of_kernels(cls, layers: list[LayerKV], launched: "AttentionStep") -> "PagedStep":

@@ -88,6 +88,11 @@ class HostBatch:
         """Whether each sequence has one token, and one row of logits."""
         return len(self.token_ids) == len(self.logit_rows) == len(self.items)
 
+    @property
+    def spans(self) -> list[Span]:
+        """The place of each sequence in the batch."""
+        return [self.span(index) for index in range(len(self.counts))]
+
     def span(self, index: int) -> Span:
         """Return the place of a sequence in the batch."""
         begin, start, count = (int(one[index]) for one in (self.begins, self.starts, self.counts))

@@ -15,10 +15,10 @@ import torch
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.messages import AdapterKey, Pooling, SamplingParams
 from lorafleet_inference.engine.plan import Growth, NewRequest, StepItem, StepPlan, StepResult
+from lorafleet_inference.kernels.triton.step import Block, HostBlock, StepBlock, Table
 from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch, Segment
 from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.sampler import Choice
-from lorafleet_inference.model.step_buffer import StepBuffer
 from lorafleet_inference.model.transfer import on_device
 from lorafleet_inference.model.wanted import WantedRows
 
@@ -41,6 +41,24 @@ class Row:
     """Of its tokens, where choosing the next one needs them."""
     pooling: Pooling | None = None
     """The embedding of its prompt is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTables:
+    """The arrays of a step, in its block."""
+
+    token_ids: Table
+    """[T] int64, as in `HostBatch`."""
+    positions: Table
+    """[T] int64"""
+    slots: Table
+    """[T] int64"""
+    logit_rows: Table
+    """[rows] int64"""
+    rows: Table | None
+    """[S] int64; None where no kernel chooses tokens."""
+    wanted: Table | None
+    """[S, 5] float64, likewise."""
 
 
 class InputBatch:
@@ -72,7 +90,7 @@ class InputBatch:
         self._rows: dict[str, Row] = {}
         self._free = list(range(num_rows))[::-1]
         self._free_numbers = list(range(1, num_rows + 1))[::-1]
-        self._buffer = StepBuffer(device, packed=device.type != "cpu")
+        self._device = device
 
     def row(self, request_id: str) -> Row:
         """Return what is known of a running request."""
@@ -176,20 +194,28 @@ class InputBatch:
             head_segments=head_segments,
         )
 
-    def to_device(self, host: HostBatch) -> FlatBatch:
-        """Return a step with its arrays on the device."""
+    def lay(self, host: HostBatch, block: Block | None = None) -> BatchTables:
+        """Put the arrays of a step into its block; without one, into one that has nothing else."""
+        if block is None:
+            block = HostBlock() if self._device.type == "cpu" else StepBlock(self._device)
         arrays = (host.token_ids, host.positions, host.slots, host.logit_rows)
-        choice = None
-        if host.wanted is None:
-            input_ids, position_ids, slots, sampled_rows = self._buffer.to_device(arrays)
-        else:
-            input_ids, position_ids, slots, sampled_rows, rows, wanted = self._buffer.to_device(
-                (*arrays, host.rows), host.wanted
-            )
-            choice = ChoiceInputs(rows, wanted)
+        token_ids, positions, slots, logit_rows = (block.add(one.astype(np.int64, copy=False)) for one in arrays)
+        rows = wanted = None
+        if host.wanted is not None:
+            rows, wanted = block.add(host.rows), block.add(host.wanted)
+        return BatchTables(token_ids, positions, slots, logit_rows, rows, wanted)
+
+    def to_device(self, host: HostBatch, tables: BatchTables | None = None) -> FlatBatch:
+        """Return a step with its arrays on the device, with all that was put into their block before. `tables`: its own, if it is laid."""
+        if tables is None:
+            tables = self.lay(host)
+        input_ids, choice = tables.token_ids.tensor, None
+        if tables.rows is not None and tables.wanted is not None:
+            choice = ChoiceInputs(tables.rows.tensor, tables.wanted.tensor)
         if host.is_ahead and self.last_tokens is not None:
             input_ids = with_chosen(input_ids, self.last_tokens)
-        return FlatBatch(host, input_ids[None], position_ids[None], slots, sampled_rows, choice)
+        positions = tables.positions.tensor[None]
+        return FlatBatch(host, input_ids[None], positions, tables.slots.tensor, tables.logit_rows.tensor, choice)
 
     def _add(self, new: NewRequest) -> None:
         index = self._free.pop()

@@ -200,17 +200,21 @@ class ModelRunner:
     @contextmanager
     def _attending(self, host: HostBatch, *, head: bool = True) -> Iterator[tuple[FlatBatch, torch.Tensor]]:
         """While this is open, the model computes this step; yields it, and its token ids [1, T] as the model may see them."""
-        batch = self._rows.to_device(host)
-        if self._triton is not None:
-            self._triton.begin_step()
-        self._bank.begin_step(host.segments, batch.input_ids.shape[1])
+        tables = self._rows.lay(host, None if self._triton is None else self._triton.begin_step())
+        num_tokens = len(host.token_ids)
+        self._bank.begin_step(host.segments, num_tokens)
         if self._sides is not None:
-            self._sides.begin_step(host.segments, host.head_segments, batch.input_ids.shape[1], len(host.logit_rows))
+            self._sides.begin_step(host.segments, host.head_segments, num_tokens, len(host.logit_rows))
+        launched = None
+        if self._triton is not None:
+            spans = [(one.begin, one.end, one.start, one.blocks) for one in host.spans]
+            launched = self._triton.attention(spans, tables.slots)
+        batch = self._rows.to_device(host, tables)  # so all that is put into the block comes before
         head_segments = host.head_segments if head else ()
         input_ids = self._extras.begin_step(host.segments, head_segments, batch.input_ids)
         if self._ropes is not None:
             self._ropes.begin_step(batch)
-        with attending(PagedStep(self._layers, batch, self._kernels, self._triton)):
+        with attending(PagedStep(self._layers, batch, self._kernels, launched)):
             yield batch, input_ids
 
     @torch.inference_mode()

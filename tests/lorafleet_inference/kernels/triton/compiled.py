@@ -20,7 +20,7 @@ from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.sides import SideSite, SideStep
-from lorafleet_inference.kernels.triton.step import StepBlock
+from lorafleet_inference.kernels.triton.step import Given, StepBlock
 from lorafleet_inference.kernels.triton.weights import multiply
 from lorafleet_inference.model.experts import Pairs
 from lorafleet_inference.model.quantization.on_gpu import matrix_of
@@ -35,7 +35,8 @@ def attend(sizes: blocks.Blocks, dtype: torch.dtype, heads: int, groups: int, wi
     new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
     keys, values = (torch.empty(100, groups, 16, width, **new) for _ in range(2))
     spans = [(0, 1, 9000, range(563)), (1, 2, 3, range(1)), (2, NUM_TOKENS, 0, range(19))]
-    step = AttentionStep(sizes, StepBlock(CUDA), spans, torch.empty(NUM_TOKENS, dtype=torch.int64, device=CUDA))
+    slots = Given(torch.empty(NUM_TOKENS, dtype=torch.int64, device=CUDA))
+    step = AttentionStep(sizes, StepBlock(CUDA), spans, slots)
     query = torch.empty(NUM_TOKENS, heads, width, **new).transpose(0, 1)
     key = torch.empty(NUM_TOKENS, groups, width, **new).transpose(0, 1)
     step.write(key, key, keys, values)

@@ -12,7 +12,7 @@ from support.triton_sizes import SMALL
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels.triton.launch import launching
 from lorafleet_inference.kernels.triton.paged import AttentionStep
-from lorafleet_inference.kernels.triton.step import StepBlock
+from lorafleet_inference.kernels.triton.step import Given, StepBlock
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Setup:
     def attend(self) -> None:
         """Write and attend."""
         case, device = self.case, self.slots.device
-        step = AttentionStep(SMALL, StepBlock(device), self.spans, self.slots)
+        step = AttentionStep(SMALL, StepBlock(device), self.spans, Given(self.slots))
         assert step.can_attend(self.query, self.values)
         step.write(*self.new, self.keys, self.values)
         sinks, bias = (None if one is None else one.to(device) for one in (self.sinks, self.bias))

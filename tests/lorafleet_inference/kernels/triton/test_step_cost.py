@@ -12,14 +12,14 @@ from support.counted_step import CountedRunner, Step, counted_runner
 from support.step_cost_page import PAGE, Counted, count, page_of, with_tables
 
 MAX_OPERATIONS = {
-    "own": {"decode": 566, "decode, base only": 310, "with a prompt of 300": 595},
-    "transformers": {"decode": 1725, "decode, base only": 1277, "with a prompt of 300": 1754},
+    "own": {"decode": 566, "decode, base only": 310, "with a prompt of 300": 594},
+    "transformers": {"decode": 1725, "decode, base only": 1277, "with a prompt of 300": 1753},
 }
 """On the device. The goal of the own decoder's step with LoRA is 600."""
 MAX_ASKED = 6
 """By Python, beside a graph."""
-MAX_COPIES = {"decode": 1, "decode, base only": 1, "with a prompt of 300": 2}
-"""To the device, with all that a step needs there: of one with a prompt, the tables of kernels come by themselves."""
+MAX_COPIES = 1
+"""To the device, with all that a step needs there."""
 SAME_SIZE = (Step(context=100), Step(num_adapters=24), Step(temperature=0.0))
 
 
@@ -54,7 +54,7 @@ def test_a_decode_step_is_one_replay_and_nothing_waits(counted: dict[str, Counte
     work, nodes = counted[code][name]
     assert work.num_replays == 1
     assert len(work.operations) + work.num_replays <= MAX_ASKED
-    assert len(work.copies_in) <= MAX_COPIES[name]
+    assert len(work.copies_in) <= MAX_COPIES
     assert work.waits == []
     assert nodes is not None
     assert (nodes.copies_in, nodes.copies_out, nodes.waits) == ([], [], [])
@@ -62,9 +62,9 @@ def test_a_decode_step_is_one_replay_and_nothing_waits(counted: dict[str, Counte
 
 @pytest.mark.parametrize("code", MAX_OPERATIONS)
 def test_a_step_with_a_prompt_waits_for_nothing(counted: dict[str, Counted], code: str) -> None:
-    work, _ = counted[code][name := "with a prompt of 300"]
+    work, _ = counted[code]["with a prompt of 300"]
     assert (work.num_replays, work.waits) == (0, [])
-    assert len(work.copies_in) <= MAX_COPIES[name]
+    assert len(work.copies_in) <= MAX_COPIES
 
 
 @pytest.mark.parametrize("step", SAME_SIZE, ids=str)

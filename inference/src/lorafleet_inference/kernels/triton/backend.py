@@ -18,7 +18,7 @@ from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
 from lorafleet_inference.kernels.triton.sides import SideStep
-from lorafleet_inference.kernels.triton.step import Int32s, StepBlock
+from lorafleet_inference.kernels.triton.step import Block, Given, Int32s, StepBlock, Table
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,15 @@ class TritonKernels:
         """Return the site of some modules, `columns` their A and B in the pool; None for one that is left to torch."""
         return site_of(modules, columns, self._device)
 
-    def begin_step(self) -> None:
-        """Begin the tables of the next step; those of the last one stay as they are until its kernels have run."""
-        self._block = StepBlock(self._device)
+    def begin_step(self) -> Block:
+        """Begin the tables of the next step; those of the last one stay as they are until its kernels have run.
 
-    def attention(
-        self, spans: Sequence[tuple[int, int, int, Sequence[int] | Int32s]], slots: torch.Tensor
-    ) -> AttentionStep:
+        Return where they are put: whatever else the step needs on the device may come with them.
+        """
+        self._block = StepBlock(self._device)
+        return self._block
+
+    def attention(self, spans: Sequence[tuple[int, int, int, Sequence[int] | Int32s]], slots: Table) -> AttentionStep:
         """Prepare the attention of the step."""
         return AttentionStep(self.blocks, self._block, spans, slots)
 
@@ -84,7 +86,7 @@ def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | 
     try:
         some = torch.ones(1, 1, MIN_DOT, device=device)
         page = torch.zeros(1, 1, KV_BLOCK_TOKENS, MIN_DOT, device=device)
-        step = kernels.attention([(0, 1, 0, (0,))], torch.zeros(1, dtype=torch.int64, device=device))
+        step = kernels.attention([(0, 1, 0, (0,))], Given(torch.zeros(1, dtype=torch.int64, device=device)))
         with built_driver():
             step.write(some, some, page, page.clone())
         torch.cuda.synchronize(device)

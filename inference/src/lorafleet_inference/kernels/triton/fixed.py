@@ -16,17 +16,9 @@ from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.sides import NUM_ENTRY, SideStep
-from lorafleet_inference.kernels.triton.step import ALIGN, Table
+from lorafleet_inference.kernels.triton.step import ALIGN, WORD_BYTES, Given
 
 PADDING = -1
-WORD_BYTES = torch.int32.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class FixedTensor(Table):
-    """Stands where a step that is not captured has a part of its block."""
-
-    tensor: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +98,11 @@ class FixedAttention(AttentionStep):
 
     def __init__(self, blocks: Blocks, tables: FixedTables, slots: torch.Tensor, max_tokens: int) -> None:
         """slots [rows] int64, on the device; `max_tokens`: of one sequence."""
-        self._blocks, self._slots = blocks, slots
+        self._blocks, self._slots = blocks, Given(slots)
         self._num_decodes, self._num_chunks, self._longest_chunk = tables.room.num_rows, 0, 0
         self._longest_decode = max_tokens
         self._tables, self._rows, self._lasts = (
-            FixedTensor(one) for one in (tables.tensor("tables"), tables.rows, tables.tensor("lasts"))
+            Given(one) for one in (tables.tensor("tables"), tables.rows, tables.tensor("lasts"))
         )
         self._parts, self._tops = torch.empty(0), torch.empty(0)
 
@@ -124,9 +116,7 @@ class FixedLora(LoraStep):
         self._blocks = blocks.few
         self._num_items = tables.room.num_items
         self._max_ranks = np.full(tables.room.num_modules, max_rank, dtype=np.int32)
-        self._items, self._pages, self._ranks = (
-            FixedTensor(tables.tensor(name)) for name in ("items", "pages", "ranks")
-        )
+        self._items, self._pages, self._ranks = (Given(tables.tensor(name)) for name in ("items", "pages", "ranks"))
         self._low = torch.empty(0)
 
 
@@ -138,6 +128,6 @@ class FixedSides(SideStep):
         self._num_items, self._num_rows = tables.room.num_items, tables.room.num_rows
         self._max_ranks = np.full(tables.room.num_sites, max_rank, dtype=np.int32)
         self._items, self._owners, self._pages, self._entries = (
-            FixedTensor(tables.tensor(name)) for name in ("items", "owners", "side_pages", "entries")
+            Given(tables.tensor(name)) for name in ("items", "owners", "side_pages", "entries")
         )
         self._low = torch.empty(0)

@@ -33,8 +33,8 @@ def _decode_keys(blocks: Blocks, dtype: torch.dtype) -> int:
 class AttentionStep:
     """Sequences of a step, prepared once for all layers.
 
-    `spans[i]`: rows of the batch from, to before; position of the first; KV blocks of the sequence. `slots` [T] int64, on
-    the device: where the KV of each token goes.
+    `spans[i]`: rows of the batch from, to before; position of the first; KV blocks of the sequence. `slots` [T] int64: where the
+    KV of each token goes.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class AttentionStep:
         blocks: Blocks,
         block: StepBlock,
         spans: Sequence[tuple[int, int, int, Sequence[int] | Int32s]],
-        slots: torch.Tensor,
+        slots: Table,
     ) -> None:
         self._blocks, self._slots = blocks, slots
         decodes = [one for one in spans if one[1] - one[0] == 1]
@@ -72,8 +72,8 @@ class AttentionStep:
         launch(
             attention.write,
             (tokens, groups),
-            (keys, values, key, value, key.stride(1), key.stride(0), value.stride(1), value.stride(0), self._slots,
-             groups),
+            (keys, values, key, value, key.stride(1), key.stride(0), value.stride(1), value.stride(0),
+             self._slots.tensor, groups),
             {
                 "BLOCK": KV_BLOCK_TOKENS, "WIDTH": width, "VALUE": value.shape[2],
                 "PAD": _padded(max(width, value.shape[2])), "num_warps": 1,
@@ -90,7 +90,7 @@ class AttentionStep:
         values: torch.Tensor,
     ) -> torch.Tensor:
         """Rotate qkv [T, (H + 2 G) D], put keys and values into the pages, and return the queries [T, H, D]."""
-        return layer_ops.rotate_write(qkv, heads, cos, sin, keys, values, self._slots)
+        return layer_ops.rotate_write(qkv, heads, cos, sin, keys, values, self._slots.tensor)
 
     def attend(
         self,
@@ -115,7 +115,7 @@ class AttentionStep:
         heads, _, width = query.shape
         groups, value_width = values.shape[1], values.shape[3]
         tables = self._tables.tensor
-        unused = self._slots  # a pointer where a kernel is compiled without the argument
+        unused = self._slots.tensor  # a pointer where a kernel is compiled without the argument
         pages = (query, query.stride(1), query.stride(0), keys, values, tables, tables.stride(0))
         extras = (
             unused if sinks is None else sinks,
@@ -178,7 +178,7 @@ class AttentionStep:
 
     def _scratch(self, num_parts: int, value_width: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._tops.numel() < num_parts * 2 or self._parts.numel() < num_parts * value_width:
-            device = self._slots.device
+            device = self._slots.tensor.device
             self._parts = torch.empty(num_parts * value_width, dtype=torch.float32, device=device)
             self._tops = torch.empty(num_parts * 2, dtype=torch.float32, device=device)
         return self._parts, self._tops

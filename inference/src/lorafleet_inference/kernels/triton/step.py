@@ -1,4 +1,4 @@
-"""What the kernels of one step read beside tensors: one block of numbers, one copy to the device."""
+"""The numbers of a step on their way to the device: those of its batch and of its kernels are one block, and one copy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,34 +8,64 @@ import numpy as np
 import torch
 
 Int32s = np.ndarray[Any, np.dtype[np.int32]]
+Numbers = np.ndarray[Any, np.dtype[Any]]
+DTYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64, np.dtype(np.float64): torch.float64}
+"""Of what a block takes."""
+WORD_BYTES = torch.int32.itemsize
 ALIGN = 4
 """Parts begin at multiples of 16 bytes, so that Triton compiles one variant of a kernel and not two."""
 
 
 class Table(Protocol):
-    """Numbers that kernels read."""
+    """Numbers of a step."""
 
     @property
     def tensor(self) -> torch.Tensor:
-        """int32, on the device."""
+        """Of the dtype of the numbers, on the device."""
 
 
 @dataclass(frozen=True, slots=True)
+class Given(Table):
+    """Numbers that are there already."""
+
+    tensor: torch.Tensor
+
+
 class Part(Table):
     """Numbers in the block of a step."""
 
-    block: "StepBlock"
-    begin: int
-    shape: tuple[int, ...]
+    def __init__(self, block: "StepBlock", begin: int, numbers: Numbers) -> None:
+        """`begin`: the word of the block that is their first."""
+        self._block, self._begin = block, begin
+        self._shape, self._dtype = numbers.shape, DTYPES[numbers.dtype]
+        self._tensor: torch.Tensor | None = None
 
     @property
     def tensor(self) -> torch.Tensor:
-        """int32, on the device; the first to ask for one sends the block."""
-        sent = self.block.send()
-        return sent[self.begin : self.begin + int(np.prod(self.shape))].view(self.shape)
+        """On the device; the first to ask for one sends the block."""
+        if self._tensor is None:
+            num_words = int(np.prod(self._shape)) * self._dtype.itemsize // WORD_BYTES
+            words = self._block.send()[self._begin : self._begin + num_words]
+            self._tensor = words.view(self._dtype).view(self._shape)
+        return self._tensor
 
 
-class StepBlock:
+class Block(Protocol):
+    """Takes numbers to where a step is computed."""
+
+    def add(self, numbers: Numbers) -> Table:
+        """Take these, of int32, int64 or float64."""
+
+
+class HostBlock(Block):
+    """That is the CPU, where they are."""
+
+    def add(self, numbers: Numbers) -> Table:
+        """Return them as they are."""
+        return Given(torch.from_numpy(numbers))
+
+
+class StepBlock(Block):
     """Collects parts on the host and copies them to the device, once and without waiting."""
 
     def __init__(self, device: torch.device) -> None:
@@ -44,12 +74,13 @@ class StepBlock:
         self._length = 0
         self._sent: torch.Tensor | None = None
 
-    def add(self, numbers: Int32s) -> Part:
+    def add(self, numbers: Numbers) -> Table:
         """Take part in the copy."""
         assert self._sent is None, "the block is on its way"
-        part = Part(self, self._length, numbers.shape)
-        self._parts.append((self._length, numbers))
-        self._length += -(-numbers.size // ALIGN) * ALIGN
+        part = Part(self, self._length, numbers)
+        words = np.ascontiguousarray(numbers).reshape(-1).view(np.int32)
+        self._parts.append((self._length, words))
+        self._length += -(-words.size // ALIGN) * ALIGN
         return part
 
     def send(self) -> torch.Tensor:
@@ -57,7 +88,7 @@ class StepBlock:
         if self._sent is None:
             numbers = np.zeros(self._length, dtype=np.int32)
             for begin, part in self._parts:
-                numbers[begin : begin + part.size] = part.reshape(-1)
+                numbers[begin : begin + part.size] = part
             # torch keeps a pinned buffer until the copy from it is done, also when nothing refers to it any more
             host = torch.empty(self._length, dtype=torch.int32, pin_memory=self._device.type == "cuda")
             host.copy_(torch.from_numpy(numbers))
