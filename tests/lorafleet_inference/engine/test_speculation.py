@@ -174,6 +174,17 @@ def test_a_step_has_no_more_rows_of_logits_than_requests_may_have() -> None:
     assert len(items) == 3
 
 
+def test_each_request_says_how_many_tokens_are_drafted_beside_others() -> None:
+    one = scheduler(most=4)
+    asking = {"none": 0, "two": 2, "all": None, "more": 20}
+    for name, number in asking.items():
+        one.submit(msgspec.structs.replace(asked(max_draft_tokens=number), request_id=name))
+    one.advance(one.plan(()))
+    one.resolve(StepResult({name: Sampled(7) for name in asking}))
+    drafted = {item.request_id: len(item.draft_token_ids) for item in one.plan(()).items}
+    assert drafted == {"none": 0, "two": 2, "all": 2, "more": 0}, "four rows of logits are left for drafts"
+
+
 def test_pace_decides() -> None:
     one = scheduler()
     one.submit(asked())
@@ -187,12 +198,14 @@ SAMPLINGS = (
     SamplingParams(max_tokens=60, temperature=0.7, seed=3, ignore_eos=True, top_p=0.9),
     SamplingParams(max_tokens=40, temperature=0, ignore_eos=True, presence_penalty=0.5),
     SamplingParams(max_tokens=25, temperature=0.3, seed=4, ignore_eos=True, top_k=5),
+    SamplingParams(max_tokens=40, temperature=0, ignore_eos=True, max_draft_tokens=0),
 )
+NAMES = tuple(f"r{at}" for at in range(len(SAMPLINGS)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3-moe"])
 def test_engine_answers_the_same_with_and_without_drafts(family: str) -> None:
-    """Greedy and sampled, with adapters, in one batch."""
+    """Greedy and sampled, with adapters, and beside one that wants no drafts, in one batch."""
     folder = model_folder(family)
     adapters = dict(list(adapters_of(family).items())[:2])
     names = (None, *adapters)
@@ -212,10 +225,11 @@ def test_engine_answers_the_same_with_and_without_drafts(family: str) -> None:
         for at, sampling in enumerate(SAMPLINGS):
             prompt = [11 + at, 12, 13, 14] * 6
             engine.submit(f"r{at}", names[at % len(names)], prompt, sampling)
-        engine.run_until_ended(("r0", "r1", "r2", "r3"))
-        answers.append([engine.tokens(name) for name in ("r0", "r1", "r2", "r3")])
+        engine.run_until_ended(NAMES)
+        answers.append([engine.tokens(name) for name in NAMES])
         events = [event for event in engine.events() if event.num_draft_tokens]
         assert bool(events) is (number > 0)
+        assert not [event for event in events if event.request_id == NAMES[-1]]
         accepted.append(sum(event.num_accepted_tokens for event in events))
     assert answers[0] == answers[1]
     assert accepted[0] == 0

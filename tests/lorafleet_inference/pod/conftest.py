@@ -38,7 +38,8 @@ def declared(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     root = tmp_path_factory.mktemp("declared")
     lenient = ("--unknown-fields=ignore", "--request-chat-templates", "--ad-hoc-adapters=sources")
     few = ("--max-resident-adapters=6", "--adapter-hold-seconds=120")
-    with serve_declared(base_folder, root, *few, "--vllm-lora-routes", *lenient) as served:
+    drafting = "--speculative-tokens=4"
+    with serve_declared(base_folder, root, *few, "--vllm-lora-routes", drafting, *lenient) as served:
         yield served
 
 

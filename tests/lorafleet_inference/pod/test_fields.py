@@ -37,6 +37,25 @@ def chatted(client: OpenAI, messages: Any = USER, **fields: Any) -> Any:
     return client.chat.completions.create(messages=messages, extra_body=extra, **{**SHORT, **own})
 
 
+def test_drafts_are_as_a_request_wants_them_and_answers_as_without(client: OpenAI, declared: DeclaredPod) -> None:
+    asked: dict[str, Any] = {"max_tokens": 32, "logit_bias": {"9": 100}, "ignore_eos": True, "return_token_ids": True}
+    plain = completed(client, num_speculative_tokens=0, **asked).choices[0].token_ids
+    with pytest.raises(BadRequestError) as refused:
+        completed(client, num_speculative_tokens=1, **asked)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "num_speculative_tokens")
+    series = 'lorafleet_draft_tokens_total{adapter="",base="tiny"}'
+    with declared.pod.openai() as drafting:
+        drafted = []
+        for fields in ({"num_speculative_tokens": 0}, {"num_speculative_tokens": 4}, {}):
+            before = declared.pod.metric(series)
+            assert completed(drafting, **asked, **fields).choices[0].token_ids == plain
+            drafted.append(declared.pod.metric(series) > before)
+        assert drafted == [False, True, True]
+        with pytest.raises(BadRequestError) as too_many:
+            completed(drafting, num_speculative_tokens=5, **asked)
+        assert (too_many.value.code, too_many.value.param) == ("invalid_value", "num_speculative_tokens")
+
+
 def test_token_ids_come_with_answers_and_streams(client: OpenAI, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode(PROMPT).ids
     whole = completed(client, return_token_ids=True).choices[0]

@@ -12,7 +12,7 @@ from lorafleet_inference import metrics
 from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
 from lorafleet_inference.server.fields import MAX_NAMES, NEUTRAL, PASSED, FieldPolicy
 from lorafleet_inference.server.requests import ChatRequest, parse_chat, parse_completion
-from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
+from lorafleet_inference.server.sampling import bad_word_ids, check_drafts, sampling_of
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
@@ -104,6 +104,8 @@ BAD_CHAT = [
     ({"logit_bias": {"1": 101}}, "logit_bias"),
     ({"logit_bias": {"one": 1}}, "logit_bias.one"),
     ({"min_tokens": -1}, "min_tokens"),
+    ({"num_speculative_tokens": -1}, "num_speculative_tokens"),
+    ({"num_speculative_tokens": 65}, "num_speculative_tokens"),
     ({"n": 0}, "n"),
     ({"n": 1000}, "n"),
     ({"seed": 1 << 63}, "seed"),
@@ -288,6 +290,21 @@ def test_what_is_asked_of_sampling_reaches_the_engine() -> None:
     assert {name: getattr(sampling, name) for name in asked} == asked
     assert sampling.logit_bias == ((7, 2.0), (8, -100.0))
     assert sampling_of(chat(min_tokens=9), max_tokens=5, choice=0).min_tokens == 5
+
+
+def test_a_request_says_how_many_tokens_are_drafted_as_far_as_the_base_drafts_any() -> None:
+    assert sampling_of(chat(), max_tokens=5, choice=0).max_draft_tokens is None
+    for number in (0, 8):
+        asked = chat(num_speculative_tokens=number)
+        assert sampling_of(asked, max_tokens=5, choice=0).max_draft_tokens == number
+        check_drafts(asked, max_draft_tokens=8)
+    for none in (chat(), chat(num_speculative_tokens=0)):
+        check_drafts(none, max_draft_tokens=0)
+    with pytest.raises(UnsupportedParameter) as refused:
+        check_drafts(chat(num_speculative_tokens=1), max_draft_tokens=0)
+    with pytest.raises(InvalidValue) as too_many:
+        check_drafts(chat(num_speculative_tokens=9), max_draft_tokens=8)
+    assert {refused.value.param, too_many.value.param} == {"num_speculative_tokens"}
 
 
 def test_no_tokens_are_asked_for_only_where_the_prompt_is_shown() -> None:

@@ -29,6 +29,7 @@ SAMPLING: Mapping[str, Maker] = {
     "stop": lambda rng: rng.choice(["e", "\n", ["x", "yy", "一"], "never to be seen" * 20, []]),
     "stop_token_ids": lambda rng: [rng.randrange(300) for _ in range(rng.randrange(4))],
     "ignore_eos": lambda rng: rng.random() < 0.5,
+    "num_speculative_tokens": lambda rng: 0,
     "min_tokens": lambda rng: rng.choice([0, 1, 8, 1 << 40]),
     "user": lambda rng: "somebody",
     "metadata": lambda rng: {"a": [1, {"b": None}]},

@@ -71,6 +71,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """None: no log-probabilities. N >= 0: of the chosen token and of the N most likely ones."""
     prompt_logprobs: int | None = None
     """Likewise, of the prompt's tokens. Then nothing is taken from the prefix cache."""
+    max_draft_tokens: int | None = None
+    """Draft tokens of the answer in a step, at most; None: as many as the engine makes, and never more than these."""
 
     @property
     def penalises(self) -> bool:

@@ -138,8 +138,10 @@ class Scheduler:
         sequence.adapter_from = activation(request.prompt_token_ids, invocation)
         sequence.rope_length = rope_length(self._length_rope, len(sequence.token_ids))
         sequence.known_from = self._known_from(sequence)
-        if self._max_draft_tokens and form is None and not request.sampling.uses_history and self._length_rope is None:
-            sequence.speculator = Speculator(self._max_draft_tokens)
+        most = request.sampling.max_draft_tokens
+        most = self._max_draft_tokens if most is None else min(most, self._max_draft_tokens)
+        if most and form is None and not request.sampling.uses_history and self._length_rope is None:
+            sequence.speculator = Speculator(most)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._num_of[sequence.adapter] += 1

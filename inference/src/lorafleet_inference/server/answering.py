@@ -22,7 +22,7 @@ from lorafleet_inference.server.keys import as_errors, grant_of, spending
 from lorafleet_inference.server.leasing import lease_for
 from lorafleet_inference.server.logprobs import TokenNames
 from lorafleet_inference.server.pod import Pod, answer_length, check_token_ids
-from lorafleet_inference.server.sampling import bad_word_ids, sampling_of
+from lorafleet_inference.server.sampling import bad_word_ids, check_drafts, sampling_of
 from lorafleet_inference.server.spans import tell_answer, tell_request
 from lorafleet_inference.server.surface import Answer, Choice, Formatter, Leased, Prompt, RequestT, Surface, TokenIds
 from lorafleet_inference.server.wire import Usage
@@ -58,6 +58,7 @@ class Answering(Generic[RequestT]):
         pod, surface = self._pod, self._surface
         with pod.state.request():
             request = await pod.readers.read(surface.parse, body)
+            check_drafts(request, pod.config.engine.speculative_tokens)
             num_sequences = surface.num_prompts(request) * request.num_sequences
             tell_request(exchange.scope, request)
             name, lease = lease_for(pod, exchange, request, model_field=surface.model_field)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, model_validator
 
 from lorafleet_inference.adapters.ad_hoc import Wish
+from lorafleet_inference.config import MAX_DRAFT_TOKENS
 from lorafleet_inference.errors import UnsupportedParameter
 from lorafleet_inference.server.fields import REFUSING, FieldPolicy
 from lorafleet_inference.server.merged_fields import MergedAdapters
@@ -155,6 +156,7 @@ class GenerationRequest(FormFields, Strict):
     add_special_tokens: bool = False
     priority: Annotated[int, Field(ge=-INT64, lt=INT64)] = 0
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] = ""
+    num_speculative_tokens: Annotated[int, Field(ge=0, le=MAX_DRAFT_TOKENS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
 from lorafleet_inference.server.requests import INT64, GenerationRequest
 
 NO_SEED = -1
@@ -50,7 +51,27 @@ def sampling_of(
         show_end=request.include_stop_str_in_output or request.return_token_ids or request.is_ranked,
         num_logprobs=0 if num_logprobs is None and request.is_ranked else num_logprobs,
         prompt_logprobs=request.num_prompt_logprobs if choice == 0 or request.stream else None,
+        max_draft_tokens=request.num_speculative_tokens,
     )
+
+
+def check_drafts(request: GenerationRequest, max_draft_tokens: int) -> None:
+    """Refuse a request for draft tokens where the base makes at most `max_draft_tokens`; 0: none.
+
+    Raises:
+        RequestError: UnsupportedParameter or InvalidValue, of `num_speculative_tokens`.
+    """
+    wanted = request.num_speculative_tokens or 0
+    if wanted and not max_draft_tokens:
+        message = (
+            "'num_speculative_tokens' is not supported: no answers of this base are drafted (--speculative-tokens)"
+        )
+        raise UnsupportedParameter(message, param="num_speculative_tokens")
+    if wanted > max_draft_tokens:
+        message = (
+            f"num_speculative_tokens: at most {max_draft_tokens}, as many as this base drafts (--speculative-tokens)"
+        )
+        raise InvalidValue(message, param="num_speculative_tokens")
 
 
 async def bad_word_ids(words: Sequence[str], encode: Callable[[str], Awaitable[TokenIds]]) -> tuple[TokenIds, ...]:
