@@ -18,7 +18,7 @@ from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, register
-from lorafleet_inference.model.loader import check_model
+from lorafleet_inference.model.checked import check_model
 from lorafleet_inference.model.runner import HostAdapter, ModelRunner
 from measure.floors import Ceilings
 from measure.sizes import Size

@@ -14,7 +14,7 @@ from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unco
 from lorafleet_inference.kernels.triton.backend import TritonKernels
 from lorafleet_inference.kernels.triton.blocks import HOPPER
 from lorafleet_inference.model import attention
-from lorafleet_inference.model.loader import check_model
+from lorafleet_inference.model.checked import check_model
 from lorafleet_inference.model.lora import Slab
 from lorafleet_inference.model.runner import HostAdapter, ModelRunner
 

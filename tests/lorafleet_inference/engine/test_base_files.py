@@ -14,8 +14,9 @@ from support.models import adapters_of, model_folder
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.cli import main
 from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.facts import facts_of_folder
-from lorafleet_inference.model.loader import LoadedModel, load_model
+from lorafleet_inference.model.loader import load_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -19,8 +19,9 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.packed import can_pack, pack_linears, plain_weight
 from lorafleet_inference.model.attention import Probe, attending
+from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
-from lorafleet_inference.model.loader import LoadedModel, load_model
+from lorafleet_inference.model.loader import load_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

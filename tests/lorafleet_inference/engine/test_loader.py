@@ -20,8 +20,9 @@ from transformers import (
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import LengthRope, ModuleFacts, ModuleKind, RopeKind
+from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.facts import facts_of_folder, model_facts
-from lorafleet_inference.model.loader import LoadedModel, load_model
+from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.rope import LengthRopes
 
 IDS = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}

@@ -21,10 +21,11 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.budget import weights_read
+from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.dry_run import model_size
 from lorafleet_inference.model.facts import facts_of_folder
-from lorafleet_inference.model.loader import LoadedModel, load_model
+from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
 from lorafleet_inference.model.sizing import weight_bytes
 

@@ -19,7 +19,8 @@ from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.process import running
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.attention import Probe, attending
-from lorafleet_inference.model.loader import LoadedModel, check_split, load_model
+from lorafleet_inference.model.checked import LoadedModel
+from lorafleet_inference.model.loader import check_split, load_model
 from lorafleet_inference.model.ranks.shards import parts_of
 from lorafleet_inference.model.ranks.split import Along, Shard, Split, check_splits, shard_of
 

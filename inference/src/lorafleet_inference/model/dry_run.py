@@ -17,8 +17,8 @@ from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import LayerShape, Probe, attending, register
 from lorafleet_inference.model.base_files import read_base_config, read_quantization, refused
+from lorafleet_inference.model.checked import attention_of, shapes_of
 from lorafleet_inference.model.facts import model_facts
-from lorafleet_inference.model.loader import attention_of, shapes_of
 from lorafleet_inference.model.quantization.loading import make_shapes
 from lorafleet_inference.model.quantization.method import Method, QuantizationError
 from lorafleet_inference.model.quantization.weight import QuantizedWeight

@@ -23,11 +23,11 @@ from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch
+from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import Total, alone, load_extras, num_extra_elements
 from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
-from lorafleet_inference.model.loader import LoadedModel
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
