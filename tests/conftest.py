@@ -51,6 +51,7 @@ STARTING_PROGRAMS = [
         "lorafleet_inference/engine/test_rank_adapters.py",
         "lorafleet_inference/engine/test_rank_lost.py",
         "lorafleet_inference/engine/test_rank_processes.py",
+        "lorafleet_inference/engine/test_rank_quantized.py",
         "lorafleet_inference/engine/test_ranks.py",
         "lorafleet_inference/pod",
         "lorafleet_inference/server/test_logs.py",

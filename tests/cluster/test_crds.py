@@ -136,7 +136,7 @@ ACCEPTED = {
     ),
     "budget at its limits": base(lora={"maxResidentAdapters": 4096, "maxRank": 256, "loadOnDemand": "Disabled"}),
     "unknown fields of requests": base(engine={"unknownFields": "Ignore"}),
-    "split among many": base(engine={"device": "Cpu", "tensorParallelSize": 64}),
+    "quantised, and split among many": base(engine={"device": "Cpu", "quantization": "nf4", "tensorParallelSize": 64}),
     "unknown config fields": base(lora={"unknownConfigFields": "Ignore"}),
     "adapters that requests name": base(lora={"adHoc": "Sources"}),
     "limits of guests": base(
@@ -268,10 +268,6 @@ REFUSED = {
     "unknown quantisation": (base(engine={"quantization": "int3"}), "engine.quantization"),
     "unknown way with requests": (base(engine={"unknownFields": "warn"}), "engine.unknownFields"),
     "no tokens": (base(engine={"maxModelLen": 0}), "maxModelLen"),
-    "quantised and split": (
-        base(engine={"quantization": "nf4", "tensorParallelSize": 2}),
-        "quantised weights are not split",
-    ),
     "no ranks": (base(engine={"tensorParallelSize": 0}), "tensorParallelSize"),
     "memory that is no quantity": (base(engine={"kvCacheMemory": "lots"}), "kvCacheMemory"),
     "rank above 256": (base(lora={"maxRank": 257}), "lora.maxRank"),

@@ -1,17 +1,28 @@
 """Ranks beside the test's own process, which is the first: forked from a server that has imported what they need."""
 
+import itertools
 import multiprocessing
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import torch
 from support.engines import DrivenEngine
+from support.families import INVOCATION, MORE
+from support.models import num_rows_of
 
 from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.ranks import Lost, on_ranks
 from lorafleet_inference.model.ranks.follower import run_rank
 from lorafleet_inference.model.ranks.messages import Pipes
+
+NUM_TOKENS = 4
+SAMPLING = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True, num_logprobs=MORE)
+LENGTHS = (33, 1, 47, 17)
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["lorafleet_inference.model.ranks.follower", "support.ranks"])
@@ -61,3 +72,26 @@ def ranked(config: EngineConfig, size: int, lost: list[Lost] | None = None, **op
         yield engine
     codes = [rank.process.exitcode for rank in ranks]
     assert lost or not any(codes), codes
+
+
+def answers(engine: DrivenEngine, adapters: dict[str, Path]) -> dict[str, tuple[tuple[int, ...], torch.Tensor]]:
+    """Serve requests that join while others run; return the tokens and the log-probabilities that chose each."""
+    engine.register(adapters)
+    rng = random.Random(7)
+    lengths = itertools.cycle(LENGTHS)
+    asked = []
+    for adapter in (None, *adapters):
+        size = num_rows_of(adapters.get(adapter or ""))
+        for number in range(2):
+            prompt = [rng.randrange(2, size) for _ in range(next(lengths))]
+            name = f"{adapter}-{number}"
+            engine.submit(name, adapter, (*prompt, *INVOCATION, 7), SAMPLING)
+            engine.step()
+            asked.append(name)
+    engine.run_until_ended(asked)
+    found = {}
+    for name in asked:
+        events = [event for event in engine.events() if event.request_id == name]
+        scores = [[value for _, value in sorted(event.logprobs[0].top)] for event in events if event.logprobs]
+        found[name] = engine.tokens(name), torch.tensor(scores)
+    return found

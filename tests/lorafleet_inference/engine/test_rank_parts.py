@@ -133,15 +133,6 @@ def test_an_engine_refuses_it_before_it_starts_ranks() -> None:
             pass
 
 
-def test_quantised_weights_are_not_split() -> None:
-    config = EngineConfig(model=str(model_folder("llama")), device="cpu", quantization="int8", tensor_parallel_size=2)
-    with pytest.raises(
-        ConfigError, match="LlamaForCausalLM cannot be split among 2 ranks: quantised weights"
-    ) as caught:
-        check_split(config)
-    assert caught.value.option == "--tensor-parallel-size"
-
-
 def test_transformers_code_is_not_split() -> None:
     config = EngineConfig(
         model=str(model_folder("llama")), device="cpu", decoder="transformers", tensor_parallel_size=2

@@ -1,19 +1,16 @@
 """A model on several ranks answers as on one: all families of the decoder, with adapters of all kinds side by side."""
 
-import itertools
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support.engines import DrivenEngine
-from support.families import FAMILIES, INVOCATION, MORE, OWN, adapter_specs
-from support.models import adapter_of, model_folder, num_rows_of, served_as
-from support.ranks import ranked
+from support.families import FAMILIES, OWN, adapter_specs
+from support.models import adapter_of, model_folder, served_as
+from support.ranks import answers, ranked
 
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import SamplingParams
 
 SIZE_OF_ALL = 2
 MORE_RANKS = ("llama", "mixtral")
@@ -36,9 +33,6 @@ MORE_KINDS = {
     "mixtral": ("experts", "router-and-experts-apart"),
     "qwen3-moe": ("experts-apart", "experts-down-rslora"),
 }
-NUM_TOKENS = 4
-SAMPLING = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True, num_logprobs=MORE)
-LENGTHS = (33, 1, 47, 17)
 MAX_DIFFERENCE = 1e-3
 
 
@@ -66,29 +60,6 @@ def adapters_of(family: str, size: int) -> dict[str, Path]:
     specs = adapter_specs(FAMILIES[family])
     kinds = (*KINDS, *MORE_KINDS.get(family, ()))[: None if size == SIZE_OF_ALL else 2]
     return {kind: served_as(adapter_of(family, kind), specs[kind].rewrite) for kind in kinds}
-
-
-def answers(engine: DrivenEngine, adapters: dict[str, Path]) -> dict[str, tuple[tuple[int, ...], torch.Tensor]]:
-    """Serve requests that join while others run; return the tokens and the log-probabilities that chose each."""
-    engine.register(adapters)
-    rng = random.Random(7)
-    lengths = itertools.cycle(LENGTHS)
-    asked = []
-    for adapter in (None, *adapters):
-        size = num_rows_of(adapters.get(adapter or ""))
-        for number in range(2):
-            prompt = [rng.randrange(2, size) for _ in range(next(lengths))]
-            name = f"{adapter}-{number}"
-            engine.submit(name, adapter, (*prompt, *INVOCATION, 7), SAMPLING)
-            engine.step()
-            asked.append(name)
-    engine.run_until_ended(asked)
-    found = {}
-    for name in asked:
-        events = [event for event in engine.events() if event.request_id == name]
-        scores = [[value for _, value in sorted(event.logprobs[0].top)] for event in events if event.logprobs]
-        found[name] = engine.tokens(name), torch.tensor(scores)
-    return found
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lorafleet_inference.config import DtypeChoice, Quantization
 from lorafleet_inference.engine.messages import ModelFacts
@@ -19,10 +19,11 @@ from lorafleet_inference.model.attention import LayerShape, Probe, attending, re
 from lorafleet_inference.model.base_files import read_base_config, read_quantization, refused
 from lorafleet_inference.model.checked import attention_of, shapes_of
 from lorafleet_inference.model.facts import model_facts
-from lorafleet_inference.model.quantization.loading import make_shapes
+from lorafleet_inference.model.quantization.cut import Cut, CutError
+from lorafleet_inference.model.quantization.loading import can_be_quantised, make_shapes
 from lorafleet_inference.model.quantization.method import Method, QuantizationError
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
-from lorafleet_inference.model.ranks.split import config_of_rank, quantised_and_split, shard_of
+from lorafleet_inference.model.ranks.split import Shard, config_of_rank, shard_of, unsplit
 from lorafleet_inference.model.sizing import weight_bytes
 
 SAMPLER_BYTES = 8
@@ -110,17 +111,19 @@ def model_size(
     experts.register()
     config = read_base_config(folder)
     method = read_quantization(folder, quantization)
-    if num_ranks > 1:
-        if method is not None:
-            raise quantised_and_split(config, num_ranks)
-        config = config_of_rank(config, shard_of(config, 0, num_ranks))
+    whole, shard = config, None if num_ranks == 1 else shard_of(config, 0, num_ranks)
+    if shard is not None:
+        config = config_of_rank(config, shard)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with FakeTensorMode(), torch.inference_mode():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_of(config), experts_implementation=experts.NAME, dtype=chosen
         ).eval()
         if method is not None:
-            _quantise(model, method)
+            try:
+                _quantise(model, method, whole, shard)
+            except QuantizationError as error:
+                raise refused(type(model).__name__, str(error)) from error
         facts = model_facts(model)
         shapes = shapes_of(model, facts)
         layers = _peak_of(model, min(max_batch_tokens, facts.max_model_len))
@@ -150,11 +153,22 @@ def _numel(weight: QuantizedWeight) -> int:
     return weight.shape[0] * weight.shape[1]
 
 
-def _quantise(model: PreTrainedModel, method: Method) -> None:
-    try:
+def _quantise(model: PreTrainedModel, method: Method, whole: PreTrainedConfig, shard: Shard | None) -> None:
+    """Give a model, or a rank's part of the `whole` one, the quantised layers of a method."""
+    if shard is None:
         make_shapes(model, method)
-    except QuantizationError as error:
-        raise refused(type(model).__name__, str(error)) from error
+        return
+    try:
+        make_shapes(model, method, _parts(whole, shard))
+    except CutError as error:
+        raise unsplit(whole, shard.size, str(error)) from error
+
+
+def _parts(config: PreTrainedConfig, shard: Shard) -> dict[str, Cut]:
+    """Return of each linear layer of a model the part that a rank holds."""
+    with torch.device("meta"):
+        layers = can_be_quantised(AutoModelForCausalLM.from_config(config))
+    return {name: shard.cut(name, (one.out_features, one.in_features)) for name, one in layers.items()}
 
 
 def _peak_of(model: PreTrainedModel, num_tokens: int) -> int:

@@ -39,10 +39,11 @@ from lorafleet_inference.model.checked import NOT_OURS, LoadedModel, attention_o
 from lorafleet_inference.model.decoder import why_not
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.pooling import pooling_of
+from lorafleet_inference.model.quantization.cut import CutError
 from lorafleet_inference.model.quantization.loading import QuantizedFiles, quantized_files
 from lorafleet_inference.model.quantization.method import QuantizationError
 from lorafleet_inference.model.ranks.shards import parts_of
-from lorafleet_inference.model.ranks.split import OPTION, Shard, config_of_rank, quantised_and_split, shard_of
+from lorafleet_inference.model.ranks.split import OPTION, Shard, config_of_rank, shard_of, unsplit
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def load_model(config: EngineConfig, rank: int = 0) -> LoadedModel:
     files = _quantized_files(folder, base, check_weights(folder), config.quantization)
     model = _read(folder, base, dtype=_dtype(config, device), device=device, quantized=files, shard=shard)
     if files is not None:
-        _fill(files, model, device)
+        _fill(files, model, device, base, shard)
     _check_finite(model)
     own = _is_own(config, model) if shard is None else _can_be_part(model)
     loaded = check_model(model.eval(), max_model_len=config.max_model_len, own_decoder=own)
@@ -99,10 +100,15 @@ def _quantized_files(
         raise refused(architecture_of(folder), str(error)) from error
 
 
-def _fill(files: QuantizedFiles, model: PreTrainedModel, device: torch.device) -> None:
+def _fill(
+    files: QuantizedFiles, model: PreTrainedModel, device: torch.device, base: PreTrainedConfig, shard: Shard | None
+) -> None:
     name = type(model).__name__
     try:
-        files.fill(model, device, model.dtype)
+        files.fill(model, device, model.dtype, None if shard is None else shard.cut)
+    except CutError as error:
+        assert shard is not None, "nothing else is cut"
+        raise unsplit(base, shard.size, str(error)) from error
     except QuantizationError as error:
         raise refused(name, str(error)) from error
     logger.info("%s: %d linear layers are quantised (%s)", name, len(files.modules), files.method.name)
@@ -161,18 +167,26 @@ def _shard(config: EngineConfig, base: PreTrainedConfig, rank: int) -> Shard | N
         return None
     if config.decoder == "transformers":
         raise ConfigError("--decoder", "transformers' code is not split among ranks, only the decoder of our own is")
-    if read_quantization(Path(config.model), config.quantization) is not None:
-        raise quantised_and_split(base, config.tensor_parallel_size)
     return shard_of(base, rank, config.tensor_parallel_size)
 
 
 def check_split(config: EngineConfig) -> None:
-    """See from config.json alone whether the model can be split among the ranks that are asked for.
+    """See from config.json and the headers of the weights whether the model can be split among the ranks that are asked for.
 
     Raises:
         ConfigError: it cannot, or there is no such model.
     """
-    _shard(config, read_base_config(Path(config.model)), 0)
+    folder = Path(config.model)
+    base = read_base_config(folder)
+    shard = _shard(config, base, 0)
+    if shard is None or read_quantization(folder, config.quantization) is None:
+        return
+    files = _quantized_files(folder, base, check_weights(folder), config.quantization)
+    assert files is not None, "it is quantised"
+    try:
+        files.check_cuts(shard.cut)
+    except CutError as error:
+        raise unsplit(base, shard.size, str(error)) from error
 
 
 def _can_be_part(model: PreTrainedModel) -> bool:

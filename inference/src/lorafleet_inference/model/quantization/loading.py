@@ -4,11 +4,11 @@ transformers is told by a quantiser of its own kind, registered under our name, 
 is read; what its files hold of them it then does not know.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +18,18 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorafleet_inference.model import routers
+from lorafleet_inference.model.quantization.cut import Cut, layout_of_part, part_of
 from lorafleet_inference.model.quantization.linear import QuantizedLinear
-from lorafleet_inference.model.quantization.method import FIELD, Method, QuantizationError, Source
+from lorafleet_inference.model.quantization.method import FIELD, Method, QuantizationError, Shape, Source
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
 
 _NAME = "lorafleet"
+CutOf = Callable[[str, Shape], Cut]
+"""Which part of a layer of this name and shape a rank holds."""
+
+
+class _Read(Protocol):
+    def __call__(self, key: str, rows: Sequence[slice] = ()) -> torch.Tensor: ...
 
 
 @register_quantization_config(_NAME)
@@ -71,17 +78,23 @@ def can_be_quantised(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     }
 
 
-def make_shapes(model: PreTrainedModel, method: Method) -> None:
+def make_shapes(model: PreTrainedModel, method: Method, parts: Mapping[str, Cut] | None = None) -> None:
     """Give a model without weights the quantised layers that its config speaks of, so that they can be counted.
 
+    `parts`: which part each is of the whole model's layer of this name, where this is a rank's model.
+
     Raises:
+        CutError: its weights cannot be cut so.
         QuantizationError: the method cannot be of this model.
     """
     for name, module in can_be_quantised(model).items():
-        layout = method.layout(name, (module.out_features, module.in_features))
+        shape = _shape(module)
+        layout = method.layout(name, shape if parts is None else parts[name].shape)
         if layout is not None:
+            if parts is not None:
+                layout = layout_of_part(layout, name, parts[name])
             dtype = module.weight.dtype
-            replace(model, name).fill(QuantizedWeight.empty(layout, (module.out_features, module.in_features)), dtype)
+            replace(model, name).fill(QuantizedWeight.empty(layout, shape), dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,8 @@ class QuantizedFiles:
     method: Method
     places: Mapping[str, Path]
     """By the name of a tensor, the file that holds it."""
-    modules: tuple[str, ...]
-    """Layers that are quantised."""
+    modules: Mapping[str, Shape]
+    """Layers that are quantised, with their shapes in the whole model."""
     head: str | None
     """The output head, where it is quantised: it is brought back to the dtype of the model."""
 
@@ -109,44 +122,72 @@ class QuantizedFiles:
         biases = {f"{name}.bias" for name in self.modules} & self.places.keys()
         return self.taken | biases | ({f"{self.head}.weight"} if self.head else set())
 
-    def fill(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the weights of these layers.
+    def check_cuts(self, cut: CutOf) -> None:
+        """See from the config whether ranks can hold parts of these layers.
 
         Raises:
+            CutError: they cannot; names a layer.
+            QuantizationError: the method cannot be of this model.
+        """
+        for name, shape in self.modules.items():
+            layout = self.method.layout(name, shape)
+            if layout is not None:
+                layout_of_part(layout, name, cut(name, shape))
+
+    def fill(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, cut: CutOf | None = None) -> None:
+        """Read the weights of these layers, of each the part that `cut` says.
+
+        Raises:
+            CutError: there is no such part.
             QuantizationError: a tensor is missing, of another shape, or holds what is not finite; names it.
         """
         with self._reading(device) as read:
-            for name in self.modules:
+            for name, shape in self.modules.items():
                 module = model.get_submodule(name)
                 assert isinstance(module, QuantizedLinear)
-                module.fill(self._weight(name, module, read, dtype), dtype)
+                if cut is None:
+                    module.fill(self._weight(name, shape, read, dtype), dtype)
+                else:
+                    module.fill(self._part(name, cut(name, shape), read, dtype), dtype)
             if self.head is not None:
                 head = model.get_submodule(self.head)
                 assert isinstance(head, torch.nn.Linear)
-                dense = self._weight(self.head, head, read, dtype).dequantized(dtype)
+                dense = self._weight(self.head, (head.out_features, head.in_features), read, dtype).dequantized(dtype)
                 head.weight = torch.nn.Parameter(dense, requires_grad=False)
         self._check_biases(model)
 
-    def _weight(self, name: str, module: torch.nn.Linear, read: Any, dtype: torch.dtype) -> QuantizedWeight:
+    def _part(self, name: str, cut: Cut, read: _Read, dtype: torch.dtype) -> QuantizedWeight:
+        layout = self.method.layout(name, cut.shape)
+        is_by_rows = cut.has_all_columns and layout is not None and layout_of_part(layout, name, cut) == layout
+        if is_by_rows and not self.method.markers:  # quantised here, and the rank's rows as they would be in the whole
+            return self._weight(name, cut.kept, lambda key: read(key, cut.rows), dtype)
+        return part_of(self._weight(name, cut.shape, read, dtype), name, cut)
+
+    def _weight(
+        self, name: str, shape: Shape, read: Callable[[str], torch.Tensor], dtype: torch.dtype
+    ) -> QuantizedWeight:
         names = {suffix: f"{name}.{suffix}" for suffix in self.method.suffixes}
         tensors = {suffix: read(key) for suffix, key in names.items() if key in self.places}
-        weight = self.method.read(Source(name, (module.out_features, module.in_features), tensors))
+        weight = self.method.read(Source(name, shape, tensors))
         if not torch.isfinite(torch.stack(torch.aminmax(weight.dequantized(dtype)))).all():
             shown = str(dtype).removeprefix("torch.")
             raise QuantizationError(f"the weight of {name} holds values that are not finite in {shown}")
         return weight
 
     @contextmanager
-    def _reading(self, device: torch.device) -> Iterator[Any]:
-        """Give a function that reads a tensor by its name, with each file opened once."""
+    def _reading(self, device: torch.device) -> Iterator[_Read]:
+        """Give a function that reads a tensor by its name, or some rows of it, with each file opened once."""
         with ExitStack() as stack:
             files: dict[Path, Any] = {}
 
-            def read(key: str) -> torch.Tensor:
+            def read(key: str, rows: Sequence[slice] = ()) -> torch.Tensor:
                 path = self.places[key]
                 try:
                     if path not in files:
                         files[path] = stack.enter_context(safe_open(path, framework="pt"))
+                    if rows:
+                        stored = files[path].get_slice(key)
+                        return torch.cat([stored[one] for one in rows]).to(device)
                     return files[path].get_tensor(key).to(device)
                 except (SafetensorError, OSError) as error:
                     raise QuantizationError(f"{path.name} cannot be read: {error}") from error
@@ -180,7 +221,7 @@ def quantized_files(model: PreTrainedModel, method: Method, places: Mapping[str,
         absent = sorted(linears.keys() - set(modules))
         if absent:
             raise QuantizationError(f"the files hold no tensor {absent[0]}.weight, which is to be quantised")
-        return QuantizedFiles(method, places, tuple(modules), None)
+        return QuantizedFiles(method, places, {name: _shape(linears[name]) for name in modules}, None)
     marked = _marked(places, method.markers)
     if not marked:
         some = ", ".join(sorted(method.markers))
@@ -190,8 +231,12 @@ def quantized_files(model: PreTrainedModel, method: Method, places: Mapping[str,
     for name in sorted(marked):
         if name != head_name and name not in linears:
             raise QuantizationError(_why_not(model, name))
-    modules = [name for name in linears if name in marked]
-    return QuantizedFiles(method, places, tuple(modules), head_name if head_name in marked else None)
+    shapes = {name: _shape(module) for name, module in linears.items() if name in marked}
+    return QuantizedFiles(method, places, shapes, head_name if head_name in marked else None)
+
+
+def _shape(module: torch.nn.Linear) -> Shape:
+    return module.out_features, module.in_features
 
 
 def _marked(places: Collection[str], markers: Collection[str]) -> set[str]:

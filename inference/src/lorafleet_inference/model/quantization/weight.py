@@ -46,6 +46,8 @@ class Layout:
     """Whether each block has a zero of its own."""
     has_order: bool = False
     """Whether a table says to which block of its row a column belongs."""
+    across: int | None = None
+    """Blocks of a row, where a part of a matrix with such a table has as many as the whole; None: what its columns make."""
     is_flat: bool = False
     """Whether blocks go on over the ends of rows: then the matrix counts as one row."""
     scale_dtype: torch.dtype = torch.float16
@@ -53,7 +55,7 @@ class Layout:
     def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return how many blocks a matrix has, down and across."""
         rows, columns = (1, shape[0] * shape[1]) if self.is_flat else shape
-        return -(-rows // (self.block_rows or rows)), -(-columns // (self.block_columns or columns))
+        return -(-rows // (self.block_rows or rows)), self.across or -(-columns // (self.block_columns or columns))
 
     def num_bytes(self, shape: tuple[int, int]) -> int:
         """Return what a matrix takes of memory."""

@@ -17,6 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.model.decoder.spec import SPECS, width_of_head
+from lorafleet_inference.model.quantization.cut import Cut
 
 OPTION = "--tensor-parallel-size"
 
@@ -89,6 +90,17 @@ class Shard:
         if split is None:
             return tensor[...]
         return split.take(tensor, -2 if split.along is Along.OUTPUTS else -1)
+
+    def cut(self, module: str, shape: tuple[int, int]) -> Cut:
+        """Return the rank's part of a weight of this shape (out, in)."""
+        rows: tuple[slice, ...] = (slice(0, shape[0]),)
+        columns: tuple[slice, ...] = (slice(0, shape[1]),)
+        split = self.split_of(module)
+        if split is not None and split.along is Along.OUTPUTS:
+            rows = split.slices(shape[0])
+        elif split is not None:
+            columns = split.slices(shape[1])
+        return Cut(shape, rows, columns)
 
     def bias(self, module: str, tensor: Any) -> torch.Tensor:
         """Return the rank's part of what is added to the outputs [out]; of partial sums only the first rank adds it."""
@@ -171,13 +183,13 @@ def check_splits(config: PreTrainedConfig, size: int) -> None:
     name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
     why = _why_not(config, name, size)
     if why is not None:
-        raise ConfigError(OPTION, f"{name} cannot be split among {size} ranks: {why}")
+        raise unsplit(config, size, why)
 
 
-def quantised_and_split(config: PreTrainedConfig, size: int) -> ConfigError:
-    """Return the refusal of a model whose weights are, or shall be, quantised."""
+def unsplit(config: PreTrainedConfig, size: int, why: str) -> ConfigError:
+    """Return the refusal of a model that cannot be split among so many ranks."""
     name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
-    return ConfigError(OPTION, f"{name} cannot be split among {size} ranks: quantised weights are not split")
+    return ConfigError(OPTION, f"{name} cannot be split among {size} ranks: {why}")
 
 
 def _why_not(config: PreTrainedConfig, name: str, size: int) -> str | None:
