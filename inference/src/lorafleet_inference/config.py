@@ -69,7 +69,7 @@ class EngineConfig:
     kernel_cache: str | None = None
     """Folder that keeps the compiled code; None: where Numba and Triton keep it by themselves."""
     speculative_tokens: int = 0
-    """Draft tokens of an answer in a step, at most; with them no step is submitted ahead. 0: none are made."""
+    """Draft tokens of an answer in a step, at most. 0: none are made."""
     max_step_seconds: float = 300.0
     """An engine that gives no sign of life for so long hangs in a step and is ended."""
 

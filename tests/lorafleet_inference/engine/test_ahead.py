@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -142,7 +143,7 @@ ROPES = st.sampled_from([None, None, LengthRope(RopeKind.LONGROPE, 30), LengthRo
 
 
 class All(RuleBasedStateMachine):
-    """Engines of which one submits steps ahead and one drafts: each request has the same answer of all."""
+    """Engines that submit steps ahead, that draft, that do both or neither: each request has the same answer of all."""
 
     @initialize(
         num_blocks=st.integers(9, 30),
@@ -156,7 +157,7 @@ class All(RuleBasedStateMachine):
     ) -> None:
         self.runs = [
             Run(ahead, num_blocks, rope, max_batch_tokens, num_draft_tokens=drafts, repeats=repeats)
-            for ahead, drafts in ((False, 0), (True, 0), (False, num_draft_tokens))
+            for ahead, drafts in ((False, 0), (True, 0), (False, num_draft_tokens), (True, num_draft_tokens))
         ]
         self.names: list[str] = []
         for key in ADAPTERS[2:]:
@@ -302,11 +303,12 @@ TestAll = All.TestCase
 TestAll.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_a_repetitive_answer_takes_fewer_steps_with_drafts() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_repetitive_answer_takes_fewer_steps_with_drafts(*, ahead: bool) -> None:
     answers, steps = [], []
     for num_draft_tokens in (0, 16):
         run = Run(
-            ahead=False, num_blocks=30, rope=None, max_batch_tokens=64, num_draft_tokens=num_draft_tokens, repeats=True
+            ahead=ahead, num_blocks=30, rope=None, max_batch_tokens=64, num_draft_tokens=num_draft_tokens, repeats=True
         )
         with closing([run]):
             asked = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
@@ -318,3 +320,20 @@ def test_a_repetitive_answer_takes_fewer_steps_with_drafts() -> None:
             assert sum(told) == 100 - steps[-1]
     assert answers[0] == answers[1]
     assert steps[1] < 0.8 * steps[0]
+
+
+def test_steps_go_ahead_where_nothing_is_drafted() -> None:
+    """Answers that repeat nothing, and one that wants no drafts beside: but for false hopes, a step is always in flight."""
+    run = Run(ahead=True, num_blocks=60, rope=None, max_batch_tokens=64, num_draft_tokens=8)
+    with closing([run]):
+        for number in range(3):
+            asked = SamplingParams(
+                max_tokens=90, temperature=1, seed=number, ignore_eos=True, max_draft_tokens=(0, 0, 8)[number]
+            )
+            run.inbox.put(Submit(f"r{number}", tuple(range(FIRST_PLAIN, FIRST_PLAIN + 12)), None, asked))
+        num_steps = num_waits = 0
+        while run.step():
+            num_steps += 1
+            num_waits += not run.engine._steps.num_in_flight
+        assert num_steps >= 90
+        assert num_waits < 0.5 * num_steps

@@ -212,6 +212,16 @@ def test_a_token_that_is_not_known_here_is_read_where_it_was_chosen() -> None:
     assert InputBatch(3, MAX_MODEL_LEN, CPU).last_tokens is None, "a CPU that waits needs none"
 
 
+def test_draft_tokens_are_read_here_also_where_steps_go_ahead() -> None:
+    batch = InputBatch(2, MAX_MODEL_LEN, CPU, ahead=True)
+    drafted = StepItem("a", 2, 4, samples=True, decode=True, draft_token_ids=(7, 8, 9))
+    batch.apply(StepPlan((drafted,), new=(new("a", (5, 6, 1)), new("b", (5, 6)))))
+    host = batch.gather((drafted, StepItem("b", 2, 1, samples=True, decode=True)))
+    assert host.token_ids[:4].tolist() == [1, 7, 8, 9]
+    assert host.is_ahead, "the token of the other one is not known yet"
+    assert host.token_ids[4] == -1 - batch.row("b").index
+
+
 def test_draft_tokens_are_computed_and_forgotten_where_they_were_wrong() -> None:
     batch = batch_of(1)
     drafted = StepItem("a", 2, 4, samples=True, decode=True, draft_token_ids=(7, 8, 9))

@@ -61,16 +61,36 @@ def test_drafts_are_as_long_as_they_were_right() -> None:
 
 
 def test_wrong_drafts_pause_for_longer_and_longer() -> None:
-    tokens = [1, 2] * 20
+    tokens = [1] * 20
     speculator, pauses = Speculator(16), []
     for _ in range(9):
         count = 0
         while not speculator.draft(tokens, 99):
             count += 1
+            tokens.append(1)
         pauses.append(count)
         speculator.told(1, 0)
+        tokens.append(1)
     assert pauses == [0, 1, 2, 4, 8, 16, 32, MAX_PAUSE, MAX_PAUSE]
     assert speculator.right_part < 0.2
+
+
+def test_a_draft_is_likely_before_the_newest_token_is_known_and_not_again_soon_where_it_leads_elsewhere() -> None:
+    speculator, tokens = Speculator(4), [1, 2, 3, 1, 2]
+    assert speculator.is_likely(tokens)
+    assert speculator.draft([*tokens, 3], 4) == [1, 2, 3, 1]
+    speculator, others, waits = Speculator(4), iter(range(10, 500)), []
+    for _ in range(4):
+        count = 0
+        while not speculator.is_likely(tokens):
+            count += 1
+            tokens += [next(others), 1, 2]
+        waits.append(count)
+        tokens += [next(others)]
+        assert speculator.draft(tokens, 4) == [], "what came was none of what followed before"
+        tokens += [1, 2]
+    assert waits == [0, 0, 0, 1], "pauses of 1, 2 and 4 tokens"
+    assert not Speculator(4).is_likely([1, 2, 3])
 
 
 def test_large_batches_have_no_drafts() -> None:

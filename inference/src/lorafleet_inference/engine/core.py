@@ -142,7 +142,7 @@ class Engine:
             length_rope=facts.length_rope,
             vocabulary_of=lambda key: vocabulary_of(facts) if key is None else self._loads.vocabulary(key),
             invocation_of=self._loads.invocation,
-            max_draft_tokens=0 if runner.ahead else config.speculative_tokens,
+            max_draft_tokens=config.speculative_tokens,
         )
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []
@@ -174,9 +174,12 @@ class Engine:
     def step(self) -> StepPlan:
         """Plan and submit a step, and take in the results that are due; an empty plan means that there is nothing to compute now.
 
-        On a device the step stays in flight: the next one is planned and submitted while it is computed.
+        On a device the step stays in flight: the next one is planned and submitted while it is computed. What is drafted follows
+        from what the last step chose, so where there are drafts nothing stays in flight.
         """
         bound = self._times.bound(self._scheduler.num_requests)
+        if self._steps.num_in_flight and self._scheduler.may_draft(bound):
+            self._collect()
         plan = self._scheduler.plan(self._residency.on_device, self._loads.held, bound)
         self._count(plan)
         if plan.items:
@@ -185,7 +188,7 @@ class Engine:
         if plan.items:
             with self._ending_where_it_cannot_go_on():
                 self._steps.choose()
-            if not self._steps.may_go_on:
+            if plan.has_drafts or not self._steps.may_go_on:
                 self._collect()
         return plan
 

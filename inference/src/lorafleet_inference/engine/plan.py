@@ -105,6 +105,11 @@ class StepPlan:
         """Those of them that continue an answer by its last token."""
         return sum(item.decode for item in self.items)
 
+    @property
+    def has_drafts(self) -> bool:
+        """Whether its result decides how far some request is, as it has draft tokens."""
+        return any(item.draft_token_ids for item in self.items)
+
     def alone(self, item: StepItem) -> "StepPlan":
         """Return a step of this item only, with the changes that concern no other item."""
         others = {one.request_id for one in self.items if one is not item}

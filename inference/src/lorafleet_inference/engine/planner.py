@@ -125,6 +125,19 @@ class Planner:
             num_hit_tokens=sum(hits),
         )
 
+    def may_draft(self, bound: StepBound | None) -> bool:
+        """Whether the next step would have draft tokens if it were planned when all results are known, by what is known now."""
+        pace, decoding = None if bound is None else bound.pace, self.running.num_decoding
+        if not is_worthwhile(pace, decoding, 1.0):
+            return False
+        return any(
+            one.speculator.is_likely(one.token_ids)
+            for one in self.running
+            if one.speculator is not None
+            and one.continues_answer
+            and is_worthwhile(pace, decoding, one.speculator.right_part)
+        )
+
     def _decode(self, draft: _Draft) -> None:
         """Continue answers, and prompts of which one token is left. Most steps do nothing else, for hundreds of them."""
         block_tokens = self._blocks.block_tokens

@@ -189,6 +189,10 @@ class Scheduler:
         """
         return self._planner.plan(on_device, held, bound)
 
+    def may_draft(self, bound: StepBound | None) -> bool:
+        """Whether the next step would have draft tokens if it were planned when all results are known, by what is known now."""
+        return self._planner.may_draft(bound)
+
     def advance(self, plan: StepPlan) -> None:
         """Take it that a step is in flight from now on; its result comes by `resolve`, after those of earlier ones."""
         items = []

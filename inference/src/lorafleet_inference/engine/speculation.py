@@ -31,9 +31,26 @@ class Speculator:
         """Position after the latest occurrence of some tokens that others follow."""
         self._num_seen = 0
         """Tokens whose occurrences are in there."""
-        self._pause = self._num_paused = 0
+        self._pause = 0
+        self._paused_until = 0
+        """With fewer tokens there are no drafts."""
+        self._num_drafted_on = 0
+        """Tokens that were known when the last draft was made."""
+        self._is_announced = False
+        """`is_likely` has said so, and no draft was asked for since."""
         self.right_part = 1.0
         """Of the draft tokens, lately."""
+
+    def is_likely(self, token_ids: Sequence[int]) -> bool:
+        """Whether there would be a draft, by tokens of which the newest may be missing.
+
+        Whoever waits for that one because of this waits in vain where it leads elsewhere; then it is a while until the next time.
+        """
+        self._see(token_ids)
+        if len(token_ids) < self._paused_until:
+            return False
+        self._is_announced = self._found(token_ids) is not None
+        return self._is_announced
 
     def draft(self, token_ids: Sequence[int], most: int) -> list[int]:
         """Return what may follow these tokens, at most `most`: what followed their last ones where they occurred before.
@@ -41,20 +58,20 @@ class Speculator:
         Where that was so near that less than enough followed, they repeat themselves, and are taken to go on with it.
         """
         self._see(token_ids)
-        if self._num_paused:
-            self._num_paused -= 1
-            return []
+        is_announced, self._is_announced = self._is_announced, False
         number = min(self._length, most)
-        if number < 1:
+        if number < 1 or len(token_ids) < self._paused_until:
             return []
-        for size in GRAMS:
-            at = self._follows.get(tuple(token_ids[-size:])) if len(token_ids) > size else None
-            if at is not None:
-                draft = list(token_ids[at : at + number])
-                while len(draft) < number:
-                    draft.append(draft[len(draft) - (len(token_ids) - at)])
-                return draft
-        return []
+        self._num_drafted_on = len(token_ids)
+        at = self._found(token_ids)
+        if at is None:
+            if is_announced:
+                self._rest(len(token_ids))
+            return []
+        draft = list(token_ids[at : at + number])
+        while len(draft) < number:
+            draft.append(draft[len(draft) - (len(token_ids) - at)])
+        return draft
 
     def told(self, num_draft: int, num_right: int) -> None:
         """Take in how many of the draft tokens were right."""
@@ -66,7 +83,20 @@ class Speculator:
         if num_right:
             self._pause = 0
         else:
-            self._num_paused = self._pause = min(MAX_PAUSE, max(1, 2 * self._pause))
+            self._rest(self._num_drafted_on + 1)
+
+    def _rest(self, num_tokens: int) -> None:
+        """Make no drafts for a while from so many tokens on, and for twice as long the next time."""
+        self._pause = min(MAX_PAUSE, max(1, 2 * self._pause))
+        self._paused_until = num_tokens + self._pause
+
+    def _found(self, token_ids: Sequence[int]) -> int | None:
+        """Return the position after the latest occurrence of the last tokens before; None where they have none."""
+        for size in GRAMS:
+            at = self._follows.get(tuple(token_ids[-size:])) if len(token_ids) > size else None
+            if at is not None:
+                return at
+        return None
 
     def _see(self, token_ids: Sequence[int]) -> None:
         """Note where the tokens before the last one end."""

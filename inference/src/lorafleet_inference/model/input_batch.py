@@ -167,7 +167,9 @@ class InputBatch:
         token_ids = self.token_ids[of_token, positions]
         is_ahead = False
         if self.last_tokens is not None:
-            unknown = starts + counts > np.array([row.num_known for row in rows])
+            # what is drafted is written here, and the token before it is known
+            num_drafted = np.array([len(item.draft_token_ids) for item in ordered])
+            unknown = starts + counts - num_drafted > np.array([row.num_known for row in rows])
             is_ahead = bool(unknown.any())
             token_ids[ends[unknown] - 1] = -1 - index[unknown]
         blocks = self.tables[of_token, positions // KV_BLOCK_TOKENS].astype(np.int64)

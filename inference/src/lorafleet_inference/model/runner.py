@@ -87,8 +87,7 @@ class ModelRunner:
             assert isinstance(loaded.model, Decoder), "no other model is split"
             loaded.model.sum_over(group.sum)
         self._device = loaded.device
-        # drafts are made of what the last step chose
-        self.ahead = (self._device.type != "cpu" and not config.speculative_tokens) if ahead is None else ahead
+        self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
         self._held, self._shard, self._group = loaded.held, loaded.shard, group
         page_bytes = pool_bytes(loaded.held, 1, loaded.dtype.itemsize)
