@@ -30,6 +30,10 @@ _CHANGED = (
 _plain: dict[str, Callable[..., Any]] = {name: getattr(_Builder, name) for name in _CHANGED}
 
 
+_BITS = np.dtype(np.uint16)
+"""What bfloat16 is kept as."""
+
+
 def _float32_of(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
@@ -69,10 +73,13 @@ def _cast_floats(builder: Any, source: Any, to: Any, mode: Any) -> Any:
 
 
 def _refusing_bfloat16(name: str) -> Callable[..., Any]:
+    plain = _plain[name]
+
     def operation(builder: Any, *args: Any) -> Any:
-        if any(isinstance(one, interpreter.TensorHandle) and _is_bfloat16(one) for one in args):
-            raise TypeError("arithmetic on bfloat16: convert to float32 first")
-        return _plain[name](builder, *args)
+        for one in args:
+            if isinstance(one, interpreter.TensorHandle) and one.data.dtype == _BITS and _is_bfloat16(one):
+                raise TypeError("arithmetic on bfloat16: convert to float32 first")
+        return plain(builder, *args)
 
     return operation
 
@@ -198,6 +205,51 @@ for _name in ("binary_op", "ternary_op", "unary_op"):
     setattr(_Builder, _name, _refusing_bfloat16(_name))
 _Builder.create_masked_load, _Builder.create_masked_store = _load, _store
 _Builder.set_grid_idx = _next_program
+_plain_numpy_type = interpreter._get_np_dtype
+_numpy_types: dict[str, np.dtype[Any]] = {}
+
+
+def _numpy_type(kind: Any) -> np.dtype[Any]:
+    if kind.name not in _numpy_types:
+        _numpy_types[kind.name] = _plain_numpy_type(kind)
+    return _numpy_types[kind.name]
+
+
+_plain_block = tl.block_type.__init__
+_blocks: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+
+
+def _init_block(block: Any, element_type: Any, shape: Any) -> None:
+    """A type of a block is asked for with each operation: it is checked, and named, once."""
+    sizes = tuple(shape)
+    if any(type(one) is not int for one in sizes):
+        _plain_block(block, element_type, shape)
+        return
+    key = element_type.name, sizes
+    made = _blocks.get(key)
+    if made is None:
+        _plain_block(block, element_type, shape)
+        _blocks[key] = dict(block.__dict__)
+    else:
+        block.__dict__.update(made)
+
+
+_plain_patch = interpreter._patch_lang
+_patched: set[Any] = set()
+
+
+def _patch_for_good(function: Any) -> interpreter._LangPatchScope:
+    """Patch the language once for each function: this process has nothing but the interpreter.
+
+    Plainly all of the language is looked through for each launch, and for each call of a function within, `tl.sum` among
+    them; that took longer than what they compute.
+    """
+    if function not in _patched:
+        _plain_patch(function)
+        _patched.add(function)
+    return interpreter._LangPatchScope()
+
+
 _plain_call = interpreter.GridExecutor.__call__
 
 
@@ -208,6 +260,9 @@ def _call(executor: Any, *args: Any, **options: Any) -> None:
 
 interpreter.GridExecutor.__call__ = _call
 interpreter._patch_lang_core = _patch_core
+interpreter._patch_lang = _patch_for_good
+interpreter._get_np_dtype = _numpy_type
+tl.block_type.__init__ = _init_block
 
 
 @contextmanager

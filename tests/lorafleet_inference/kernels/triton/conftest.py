@@ -1,9 +1,13 @@
 """The kernels run on a GPU where there is one, marked `gpu`; elsewhere in the checked interpreter."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    import_module("support.checked_triton")  # before any kernel
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
