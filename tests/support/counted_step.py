@@ -20,10 +20,12 @@ from lorafleet_inference.model.runner import HostAdapter, ModelRunner
 
 NUM_ROWS, NUM_ADAPTERS, RANK, CONTEXT = 128, 32, 16, 256
 BLOCKS_A_ROW = 32
-LLAMA_3_8B = LlamaConfig(
-    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-    vocab_size=128256, max_position_embeddings=512,
-)  # fmt: skip
+LLAMA_3_8B = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 512,
+}  # fmt: skip
+NUM_LAYERS = 32
+"""That it has."""
 PHASES = {
     "LlamaRMSNorm": "norms", "LlamaDecoderLayer": "norms", "LlamaMLP": "MLP", "LlamaRotaryEmbedding": "rotary",
     "LlamaAttention": "rotary", "LlamaForCausalLM": "embedding and head", "LlamaModel": "embedding and head",
@@ -130,8 +132,9 @@ def _key(number: int) -> AdapterKey:
 
 
 @contextmanager
-def counted_runner(config: LlamaConfig = LLAMA_3_8B, *, own_decoder: bool) -> Iterator[CountedRunner]:
-    """While this is open, there is a runner to count with."""
+def counted_runner(num_layers: int, *, own_decoder: bool) -> Iterator[CountedRunner]:
+    """While this is open, there is a runner to count with, of a model with the widths of Llama-3-8B."""
     device = AbsentCuda()
     with device.there():
+        config = LlamaConfig(**LLAMA_3_8B, num_hidden_layers=num_layers)
         yield CountedRunner(device, config, own_decoder=own_decoder)

@@ -1,10 +1,11 @@
 """The tables of docs/step-cost.md; `PYTHONPATH=tests .venv/bin/python -m support.step_cost_page` writes them anew."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from support.absent_cuda import Work
-from support.counted_step import CountedRunner, Step, counted_runner
+from support.counted_step import NUM_LAYERS, CountedRunner, Step, counted_runner
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "step-cost.md"
 BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
@@ -16,12 +17,45 @@ STEPS = {
 }
 Counted = Mapping[str, tuple[Work, Work | None]]
 """By step what it asks of the device, and what its graph holds where there is one."""
+FEW, MORE = 2, 4
+"""Numbers of layers that are counted: the others ask for the same again."""
 
 
-def count(runner: CountedRunner) -> Counted:
-    """Run each step."""
+def count(*, own_decoder: bool) -> Counted:
+    """Return what each step of a model of NUM_LAYERS layers asks for, without its trace, counted of FEW and of MORE."""
+    counted = []
+    for num_layers in (FEW, MORE):
+        with counted_runner(num_layers, own_decoder=own_decoder) as runner:
+            counted.append(_count(runner))
+    few, more = counted
+    return {name: tuple(map(_with_all_layers, few[name], more[name])) for name in STEPS}  # type: ignore[misc]
+
+
+def _count(runner: CountedRunner) -> Counted:
     graphs = {"decode": runner.captured[64], "decode, base only": runner.captured[0]}
     return {name: (runner.step(step), graphs.get(name)) for name, step in STEPS.items()}
+
+
+def _with_all_layers(few: Work | None, more: Work | None) -> Work | None:
+    if few is None or more is None:
+        return None
+    operations = {one: _of_all(few.operations.count(one), more.operations.count(one)) for one in set(more.operations)}
+    assert (few.waits, few.num_replays) == (more.waits, more.num_replays)
+    return Work(
+        operations=list(Counter(operations).elements()),
+        num_views=_of_all(few.num_views, more.num_views),
+        copies_in=list(map(_of_all, few.copies_in, more.copies_in)),
+        copies_out=list(map(_of_all, few.copies_out, more.copies_out)),
+        waits=more.waits,
+        num_replays=more.num_replays,
+    )
+
+
+def _of_all(few: int, more: int) -> int:
+    """Return how many it is with NUM_LAYERS layers; each layer adds the same number."""
+    of_layer, rest = divmod(more - few, MORE - FEW)
+    assert of_layer >= 0 == rest, f"{few} with {FEW} layers and {more} with {MORE}"
+    return more + (NUM_LAYERS - MORE) * of_layer
 
 
 def page_of(own: Counted, transformers: Counted) -> str:
@@ -64,8 +98,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    counted = []
-    for own_decoder in (True, False):
-        with counted_runner(own_decoder=own_decoder) as runner:
-            counted.append(count(runner))
-    PAGE.write_text(with_tables(PAGE.read_text(), page_of(*counted)))
+    PAGE.write_text(with_tables(PAGE.read_text(), page_of(count(own_decoder=True), count(own_decoder=False))))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.absent_cuda import CUDA, AbsentCuda
 from support.counted_step import CountedRunner, Step, counted_runner
-from support.step_cost_page import PAGE, Counted, count, page_of, with_tables
+from support.step_cost_page import FEW, PAGE, Counted, count, page_of, with_tables
 
 MAX_OPERATIONS = {
     "own": {"decode": 566, "decode, base only": 310, "with a prompt of 300": 594},
@@ -24,21 +24,15 @@ SAME_SIZE = (Step(context=100), Step(num_adapters=24), Step(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
-def transformers() -> Counted:
-    with counted_runner(own_decoder=False) as runner:
-        return count(runner)
+def counted() -> dict[str, Counted]:
+    return {code: count(own_decoder=code == "own") for code in MAX_OPERATIONS}
 
 
 @pytest.fixture(scope="module")
-def own(transformers: object) -> Iterator[CountedRunner]:
+def own(counted: object) -> Iterator[CountedRunner]:
     """One device at a time is there."""
-    with counted_runner(own_decoder=True) as runner:
+    with counted_runner(FEW, own_decoder=True) as runner:
         yield runner
-
-
-@pytest.fixture(scope="module")
-def counted(own: CountedRunner, transformers: Counted) -> dict[str, Counted]:
-    return {"own": count(own), "transformers": transformers}
 
 
 @pytest.mark.parametrize("code", MAX_OPERATIONS)
