@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ CASES = [
     ),
     ({"extra_body": {"stop_token_ids": [10**6]}}, 400, "invalid_value", "stop_token_ids"),
 ]
+
+
+@pytest.fixture(scope="module")
+def narrow(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPod]:
+    """A pod with little of each: of the KV cache, of bodies, of requests that wait, of ranks and of adapters that fit."""
+    root = tmp_path_factory.mktemp("narrow")
+    base = Path(shutil.copytree(base_folder, root / "tiny"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    make_adapter(base, root / "good", rank=4, seed=3)
+    make_adapter(base, root / "wide", rank=32, seed=3)
+    adapters = {"good": root / "good", "wide": root / "wide", "lost": root / "nowhere"}
+    limits = ("--kv-cache-memory=16Ki", "--max-body=1Ki", "--max-waiting-requests=2", "--max-rank=16")
+    with serve(base, "--served-name=tiny", *limits, adapters=adapters) as pod:
+        yield pod
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -73,12 +89,8 @@ def test_compressed_bodies_are_refused_by_name(pod: ServedPod) -> None:
     assert "gzip" in answer.json()["error"]["message"]
 
 
-def test_a_text_that_spells_a_token_beyond_the_embedding_is_refused(base_folder: Path, tmp_path: Path) -> None:
-    base = tmp_path / "tiny"
-    shutil.copytree(base_folder, base)
-    config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    (base / "tokenizer_config.json").write_text(json.dumps(config))
-    with serve(base) as pod, pod.openai() as client:
+def test_a_text_that_spells_a_token_beyond_the_embedding_is_refused(narrow: ServedPod) -> None:
+    with narrow.openai() as client:
         for field, ask in (
             ("prompt", lambda: client.completions.create(model="tiny", prompt="a <pad> b")),
             ("messages", lambda: client.chat.completions.create(model="tiny", messages=[USER])),
@@ -108,8 +120,8 @@ def test_errors_below_the_api_have_the_shape_too(
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_bodies_that_are_too_large_and_queues_that_are_too_long(base_folder: Path) -> None:
-    with serve(base_folder, "--max-body=1Ki", "--max-waiting-requests=2") as pod, pod.openai() as client:
+def test_bodies_that_are_too_large_and_queues_that_are_too_long(narrow: ServedPod) -> None:
+    with narrow.openai() as client:
         with pytest.raises(openai.APIStatusError) as caught:
             client.completions.create(model="tiny", prompt="x" * 2000)
         assert caught.value.status_code == 413
@@ -119,14 +131,14 @@ def test_bodies_that_are_too_large_and_queues_that_are_too_long(base_folder: Pat
         assert len(client.completions.create(model="tiny", prompt="x", n=2).choices) == 2
 
 
-def test_a_context_that_the_kv_cache_cannot_hold_is_cut(base_folder: Path) -> None:
-    with serve(base_folder, "--kv-cache-memory=16Ki", "--served-name=tiny") as pod, pod.openai() as client:
-        cut = [line for line in pod.logs.splitlines() if "--kv-cache-memory" in line]
-        assert len(cut) == 1
-        assert "64 tokens" in cut[0]
-        assert f"from {MAX_MODEL_LEN}" in cut[0]
-        assert [model.model_dump()["max_model_len"] for model in client.models.list()] == [64]
-        assert pod.get("/v1/routes").json()["maxModelLen"] == 64
+def test_a_context_that_the_kv_cache_cannot_hold_is_cut(narrow: ServedPod) -> None:
+    cut = [line for line in narrow.logs.splitlines() if "--kv-cache-memory" in line]
+    assert len(cut) == 1
+    assert "64 tokens" in cut[0]
+    assert f"from {MAX_MODEL_LEN}" in cut[0]
+    with narrow.openai() as client:
+        shown = {model.id: model.model_dump()["max_model_len"] for model in client.models.list()}
+        assert shown["tiny"] == 64
         messages: Any = [{"role": "user", "content": "one two"}]
         answer = client.chat.completions.create(model="tiny", messages=messages, extra_body={"ignore_eos": True})
         assert answer.usage is not None
@@ -136,11 +148,8 @@ def test_a_context_that_the_kv_cache_cannot_hold_is_cut(base_folder: Path) -> No
         assert caught.value.code == "context_length_exceeded"
 
 
-def test_an_adapter_that_was_refused_says_why_and_harms_nobody(base_folder: Path, tmp_path: Path) -> None:
-    make_adapter(base_folder, tmp_path / "good", rank=4, seed=3)
-    make_adapter(base_folder, tmp_path / "wide", rank=32, seed=3)
-    adapters = {"good": tmp_path / "good", "wide": tmp_path / "wide", "lost": tmp_path / "nowhere"}
-    with serve(base_folder, "--max-rank=16", adapters=adapters) as pod, pod.openai() as client:
+def test_an_adapter_that_was_refused_says_why_and_harms_nobody(narrow: ServedPod) -> None:
+    with narrow.openai() as client:
         for name, reason in (("wide", "RankTooHigh"), ("lost", "ArtifactNotFound")):
             with pytest.raises(openai.APIStatusError, match=reason) as caught:
                 client.chat.completions.create(model=name, **ASK)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,56 @@ from transformers import LlamaForCausalLM
 USER: Any = [{"role": "user", "content": "one two"}]
 
 
-def test_the_end_tokens_of_an_adapter_end_its_answers_alone(
-    base_folder: Path, adapter_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    mute = tmp_path / "mute"
-    shutil.copytree(adapter_folders["red"], mute)
+@dataclass(frozen=True)
+class Added:
+    """Folders of two adapters with a token more than the base, and its id; the tokenizer of the other has a second one."""
+
+    tools: Path
+    missing: Path
+    token_id: int
+
+
+@pytest.fixture(scope="module")
+def added(base_folder: Path) -> Added:
+    tokenizer = Tokenizer.from_file(str(base_folder / "tokenizer.json"))
+    before = tokenizer.get_vocab_size()
+    tokenizer.add_tokens([AddedToken("<tool>", special=False, normalized=False)])
+    folder = base_folder.parent / "tools"
+    model = LlamaForCausalLM.from_pretrained(base_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are being renamed, and of embeddings that are saved
+        model.resize_token_embeddings(before + 1)
+        config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        get_peft_model(model, config).save_pretrained(folder)
+    missing = base_folder.parent / "missing"
+    shutil.copytree(folder, missing)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<more>", special=False, normalized=False)])
+    tokenizer.save(str(missing / "tokenizer.json"))
+    return Added(folder, missing, before)
+
+
+@pytest.fixture(scope="module")
+def own_words(base_folder: Path, adapter_folders: dict[str, Path], added: Added) -> Iterator[ServedPod]:
+    """A pod with adapters that say of texts what the base does not: of one, a token of the base is another word; of one,
+    each token ends an answer.
+    """
+    renamed, mute = base_folder.parent / "renamed", base_folder.parent / "mute"
+    for folder in (renamed, mute):
+        shutil.copytree(adapter_folders["red"], folder)
+    text = (base_folder / "tokenizer.json").read_text()
+    (renamed / "tokenizer.json").write_text(json.dumps(_with_word(json.loads(text))))
+    (renamed / "chat_template.jinja").write_text("{{ tools }}{{ messages[-1]['content'] }}{# <tool_call> #}")
     vocab_size = json.loads((base_folder / "config.json").read_text())["vocab_size"]
     (mute / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(vocab_size))}))
-    adapters = {"red": adapter_folders["red"], "mute": mute}
-    with serve(base_folder, "--served-name=tiny", adapters=adapters) as pod, pod.openai() as client:
+    adapters = {"red": adapter_folders["red"], "renamed": renamed, "mute": mute}
+    adapters |= {"tools": added.tools, "missing": added.missing}
+    with serve(base_folder, "--served-name=tiny", adapters=adapters) as pod:
+        yield pod
+
+
+def test_the_end_tokens_of_an_adapter_end_its_answers_alone(own_words: ServedPod) -> None:
+    with own_words.openai() as client:
         for model, finish, most in (("mute", "stop", 0), ("red", "length", 4)):
             asked: Any = {"model": model, "max_tokens": 4, "temperature": 0, "extra_body": {"min_tokens": 0}}
             if model == "red":
@@ -42,19 +84,6 @@ def test_the_end_tokens_of_an_adapter_end_its_answers_alone(
             model="mute", prompt="one two", max_tokens=4, temperature=0, extra_body={"ignore_eos": True}
         )
         assert ignoring.choices[0].finish_reason == "length"
-
-
-@pytest.fixture(scope="module")
-def own_words(base_folder: Path, adapter_folders: dict[str, Path]) -> Iterator[ServedPod]:
-    """A pod with an adapter in whose tokenizer a token of the base is another word."""
-    renamed = base_folder.parent / "renamed"
-    shutil.copytree(adapter_folders["red"], renamed)
-    text = (base_folder / "tokenizer.json").read_text()
-    (renamed / "tokenizer.json").write_text(json.dumps(_with_word(json.loads(text))))
-    (renamed / "chat_template.jinja").write_text("{{ tools }}{{ messages[-1]['content'] }}{# <tool_call> #}")
-    adapters = {"red": adapter_folders["red"], "renamed": renamed}
-    with serve(base_folder, "--served-name=tiny", adapters=adapters) as pod:
-        yield pod
 
 
 def post(pod: ServedPod, path: str, body: Any) -> httpx.Response:
@@ -122,25 +151,12 @@ def test_calls_of_tools_are_found_there_and_not_enforced(own_words: ServedPod) -
             assert caught.value.param == "tools"
 
 
-def test_tokens_that_an_adapter_added_are_read_and_written(base_folder: Path, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_file(str(base_folder / "tokenizer.json"))
-    before = tokenizer.get_vocab_size()
-    tokenizer.add_tokens([AddedToken("<tool>", special=False, normalized=False)])
-    folder = tmp_path / "tools"
-    model = LlamaForCausalLM.from_pretrained(base_folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that are being renamed, and of embeddings that are saved
-        model.resize_token_embeddings(before + 1)
-        config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
-        get_peft_model(model, config).save_pretrained(folder)
-    missing = tmp_path / "missing"
-    shutil.copytree(folder, missing)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    tokenizer.add_tokens([AddedToken("<more>", special=False, normalized=False)])
-    tokenizer.save(str(missing / "tokenizer.json"))
+def test_tokens_that_an_adapter_added_are_read_and_written(
+    base_folder: Path, own_words: ServedPod, added: Added
+) -> None:
+    before = added.token_id
     asked: Any = {"max_tokens": 3, "temperature": 0, "logit_bias": {str(before): 100}, "logprobs": 2}
-    adapters = {"tools": folder, "missing": missing}
-    with serve(base_folder, "--served-name=tiny", adapters=adapters) as pod, pod.openai() as client:
+    with own_words.openai() as client:
         for prompt in ("<tool>", [before]):
             answer = client.completions.create(model="tools", prompt=prompt, **asked)
             assert answer.choices[0].text == 3 * "<tool>"
@@ -151,8 +167,8 @@ def test_tokens_that_an_adapter_added_are_read_and_written(base_folder: Path, tm
             APIStatusError, match=rf"ids up to {before + 1} \('<more>'\), and the embedding has {before + 1}"
         ):
             client.completions.create(model="missing", prompt="x")
-    assert f"the embedding has {before + 1} rows" in validate(missing, base_folder, 1)
-    told = validate(folder, base_folder, 0)
+    assert f"the embedding has {before + 1} rows" in validate(added.missing, base_folder, 1)
+    told = validate(added.tools, base_folder, 0)
     assert f"vocabulary {before + 1} rows, the base {before}" in told
     assert f"tokenizer its own, {before + 1} tokens" in told
 
