@@ -7,11 +7,10 @@ is written down as such: copies that are not from or to pinned memory or not ask
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -19,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lorafleet_inference.device.devices import standing_in
+from lorafleet_inference.device.interface import Captured, Device, DeviceBytes, Event, Graphs, Order, Stream
 from lorafleet_inference.kernels.triton.launch import launching
-from lorafleet_inference.model.graphs import Captured, Graphs
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -48,24 +48,65 @@ class Work:
         return dict(sorted(Counter(phase for phase, _ in self.operations).items()))
 
 
-class _Event:
-    def __init__(self, device: "AbsentCuda") -> None:
-        self._device = device
+@dataclass
+class _Event(Event):
+    device: "AbsentCuda"
 
-    def record(self, _stream: object = None) -> None: ...
-
-    def synchronize(self) -> None:
-        self._device.work.waits.append("event")
+    def wait(self, why: Order) -> None:
+        self.device.work.waits.append(why)
 
 
-class _Stream:
-    device = CUDA
+@dataclass
+class _Stream(Stream):
+    device: "AbsentCuda"
 
-    def __init__(self, device: "AbsentCuda") -> None:
-        self._device = device
+    def mark(self) -> Event:
+        return _Event(self.device)
 
-    def synchronize(self) -> None:
-        self._device.work.waits.append("stream")
+    def wait(self, event: Event, why: Order) -> None: ...
+
+
+@dataclass
+class _Device(Device):
+    """Its memory is as large as it has to be."""
+
+    device: "AbsentCuda"
+    works_beside = True
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        return host.to(CUDA, non_blocking=True)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def current(self) -> Stream:
+        return _Stream(self.device)
+
+    def stream(self) -> Stream:
+        return _Stream(self.device)
+
+    def on(self, stream: Stream) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def graphs(self) -> Graphs:
+        return CountedGraphs(self.device)
+
+    def use_in_thread(self) -> None: ...
+
+    def check(self) -> None:
+        self.device.work.waits.append("device")
+
+    def release_unused(self) -> None: ...
+
+    def bytes(self) -> DeviceBytes:
+        return DeviceBytes(80 << 30, 80 << 30)
+
+    def peak_bytes(self, compute: Callable[[], object]) -> int:
+        compute()
+        return 0
 
 
 class AbsentCuda(TorchDispatchMode):
@@ -81,13 +122,9 @@ class AbsentCuda(TorchDispatchMode):
     @contextmanager
     def there(self) -> Iterator[None]:
         """Make it there."""
-        stands_in = {
-            "Event": lambda **_: _Event(self),
-            "current_stream": lambda _=None: _Stream(self),
-            "empty_cache": lambda: None,
-            "mem_get_info": lambda _=None: (80 << 30, 80 << 30),
-        }
-        with FakeTensorMode(), self, launching(self._launch), mock.patch.multiple(torch.cuda, **stands_in):
+        device = _Device(self)
+        here = standing_in({CUDA: device, torch.device("cuda"): device})
+        with FakeTensorMode(), self, launching(self._launch), here:
             yield
 
     def begin(self) -> Work:

@@ -29,8 +29,8 @@ from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
 
 if TYPE_CHECKING:
+    from lorafleet_inference.device.interface import Graphs
     from lorafleet_inference.kernels.triton.backend import TritonKernels
-    from lorafleet_inference.model.graphs import Graphs
 
 DEVICE: DeviceChoice = "cuda" if os.environ.get("LORAFLEET_TEST_DEVICE") == "cuda" else "cpu"
 """Where the exactness suite runs its engines; the reference is always on the CPU."""

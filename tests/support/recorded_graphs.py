@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from lorafleet_inference.device.interface import Captured, Graphs
 from lorafleet_inference.kernels.triton.launch import launching
-from lorafleet_inference.model.graphs import Captured, Graphs
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

@@ -7,14 +7,15 @@ before anything else uses the device, and serves whatever adapters, sequences an
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.device.interface import Captured, Graphs
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT
 from lorafleet_inference.kernels.triton.fixed import FixedAttention, FixedLora, FixedSides, FixedTables, Room
 from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
@@ -31,53 +32,6 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Sequences of a captured step; more are computed without one."""
 NUM_ITEMS = (4, 16, 64, 256)
 """Items of LoRA, where the step has so many rows."""
-
-
-class Captured(Protocol):
-    """A captured computation."""
-
-    output: torch.Tensor
-
-    def replay(self) -> None:
-        """Compute it again: on what lies at the same addresses now, into the same output."""
-
-
-class Graphs(Protocol):
-    """Captures computations."""
-
-    def capture(self, compute: Callable[[], torch.Tensor]) -> Captured:
-        """Compute something for the first time, then capture it."""
-
-
-class CudaGraphs(Graphs):
-    """CUDA's, which share their memory: the output of one is there until the next one is replayed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
-
-    def capture(self, compute: Callable[[], torch.Tensor]) -> Captured:
-        """Warm up and capture on a stream beside the one of steps."""
-        steps = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(steps)
-        with torch.cuda.stream(self._stream):
-            compute()  # compiles kernels, chooses algorithms
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # what other threads do meanwhile, as they load adapters, is no part of it
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                output = compute()
-        steps.wait_stream(self._stream)
-        return _CudaGraph(graph, output)
-
-
-@dataclass(frozen=True, slots=True)
-class _CudaGraph(Captured):
-    graph: torch.cuda.CUDAGraph
-    output: torch.Tensor
-
-    def replay(self) -> None:
-        self.graph.replay()
 
 
 @dataclass(frozen=True, slots=True)

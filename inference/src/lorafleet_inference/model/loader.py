@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import EngineConfig, Quantization
+from lorafleet_inference.device import cuda
 from lorafleet_inference.kernels.packed import can_pack, pack_linears
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, register
@@ -263,21 +264,21 @@ def device_of(config: EngineConfig, rank: int = 0) -> torch.device:
     Raises:
         ConfigError: it is not there.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if config.device == "cuda" and not cuda.is_there():
         raise ConfigError("--device", "cuda was asked for and no CUDA device is usable")
     if not uses_cuda(config):
         return torch.device("cpu")
     if config.tensor_parallel_size > 1:
-        count = torch.cuda.device_count()
+        count = cuda.count()
         if count < config.tensor_parallel_size:
             raise ConfigError(OPTION, f"{config.tensor_parallel_size} ranks need as many GPUs, and {count} are usable")
-        torch.cuda.set_device(rank)
-    return torch.device("cuda", torch.cuda.current_device())
+        return cuda.choose(rank)
+    return cuda.choose()
 
 
 def uses_cuda(config: EngineConfig) -> bool:
     """Whether the model goes to a CUDA device, if there is one that can be used."""
-    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return config.device == "cuda" or (config.device == "auto" and cuda.is_there())
 
 
 def _dtype(config: EngineConfig, device: torch.device) -> Any:

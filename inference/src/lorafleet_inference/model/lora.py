@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
 from lorafleet_inference.config import RANK_PAGE
+from lorafleet_inference.device.interface import Device
 from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
@@ -82,9 +83,9 @@ def num_pages_of(rank: int) -> int:
 
 
 def load_slab(
-    plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, pin: bool, shard: Shard | None = None
+    plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, device: Device, shard: Shard | None = None
 ) -> Slab:
-    """Read the tensors of a validated adapter; of them a rank's part, where the model is on several.
+    """Read the tensors of a validated adapter for a device; of them a rank's part, where the model is on several.
 
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw; OUT_OF_MEMORY.
@@ -92,7 +93,7 @@ def load_slab(
     ranks = [0] * len(layout.places)
     try:
         # zeros: rows beyond a module's rank, and columns of modules without one, hold nothing that could be read as weights
-        rows = torch.zeros(num_pages_of(plan.rank) * RANK_PAGE, layout.width, dtype=dtype, pin_memory=pin)
+        rows = device.pinned((num_pages_of(plan.rank) * RANK_PAGE, layout.width), dtype).zero_()
     except RuntimeError as error:  # what torch raises without memory
         raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
     if plan.merged is not None:

@@ -14,6 +14,8 @@ import torch
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
+from lorafleet_inference.device.devices import device_at
+from lorafleet_inference.device.interface import Graphs, Order
 from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, ModelFacts, ModuleKind
 from lorafleet_inference.engine.plan import StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
@@ -45,7 +47,7 @@ from lorafleet_inference.model.sizing import (
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
-    from lorafleet_inference.model.graphs import DecodeGraphs, Graphs
+    from lorafleet_inference.model.graphs import DecodeGraphs
     from lorafleet_inference.model.side_lora import SideBank
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ class ModelRunner:
         loaded: LoadedModel,
         config: EngineConfig,
         triton: "TritonKernels | None" = None,
-        graphs: "Graphs | None" = None,
+        graphs: Graphs | None = None,
         ahead: bool | None = None,
         *,
         group: Group | None = None,
@@ -225,8 +227,7 @@ class ModelRunner:
         host = self._rows.gather(plan.items)
         with self._attending(host, head=False) as (batch, input_ids):
             self._model.base_model(input_ids=input_ids, position_ids=batch.position_ids)
-        if self._device.type == "cuda":  # so that what fails there fails here
-            torch.cuda.current_stream(self._device).synchronize()
+        device_at(self._device).current().mark().wait(Order.FOLLOWED)  # what fails there fails here, too
 
     def _least(self, number: int) -> int:
         return number if self._group is None else self._group.least(number)
@@ -260,20 +261,19 @@ class ModelRunner:
         """Whether an error of a step leaves the device unusable: errors of kernels do, missing memory does not."""
         if isinstance(error, torch.AcceleratorError):
             return True
-        if self._device.type == "cuda":
-            try:
-                torch.cuda.synchronize(self._device)
-            except RuntimeError:
-                return True
-            torch.cuda.empty_cache()
+        device = device_at(self._device)
+        try:
+            device.check()
+        except RuntimeError:
+            return True
+        device.release_unused()
         return False
 
     @torch.inference_mode()
     @on_one_thread()
     def load_slab(self, plan: AdapterPlan, total: Total = alone) -> HostAdapter:
         """Read an adapter from disk; runs beside steps. `total`: as `load_extras` says."""
-        pin = self._device.type == "cuda"
-        slab = load_slab(plan, self._bank.layout, self._dtype, pin=pin, shard=self._shard)
+        slab = load_slab(plan, self._bank.layout, self._dtype, device=device_at(self._device), shard=self._shard)
         vocabulary = None if plan.num_rows is None else plan.vocabulary
         extras = load_extras(plan, self._model, self._dtype, self._shard, total)
         side_ranks = () if self._sides is None else self._sides.layout.ranks_of(plan)
@@ -314,8 +314,7 @@ class ModelRunner:
         if self._sides is not None and any(slab.side_ranks):
             extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
         self._extras.install(key, extras, slab.vocabulary)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+        device_at(self._device).current().mark().wait(Order.ADAPTER_COPIED)
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter of the device."""
@@ -324,15 +323,15 @@ class ModelRunner:
         if self._sides is not None:
             self._sides.remove(key)
 
-    def _graphs_of(self, config: EngineConfig, graphs: "Graphs | None") -> "DecodeGraphs | None":
+    def _graphs_of(self, config: EngineConfig, graphs: Graphs | None) -> "DecodeGraphs | None":
         if self._triton is None or self._sides is None or self._ropes is not None:
             return None
-        from lorafleet_inference.model.graphs import CudaGraphs, DecodeGraphs  # noqa: PLC0415  there on Linux alone
+        from lorafleet_inference.model.graphs import DecodeGraphs  # noqa: PLC0415  there on Linux alone
 
         if graphs is None:
-            if self._device.type != "cuda" or not config.cuda_graphs:
-                return None
-            graphs = CudaGraphs(self._device)
+            graphs = device_at(self._device).graphs() if config.cuda_graphs else None
+        if graphs is None:
+            return None
         return DecodeGraphs(
             graphs,
             self._model,
@@ -350,7 +349,7 @@ class ModelRunner:
         useful = config.max_batch_requests * num_blocks_for(self.facts.max_model_len)
         if config.kv_cache_memory_bytes is not None:
             num_bytes = config.kv_cache_memory_bytes
-        elif self._device.type == "cuda":
+        elif device_at(self._device).bytes() is not None:
             self._layers = _pages(loaded, num_blocks_for(config.max_batch_tokens))
             num_bytes = self._free_after_warm_up(config)
         else:
@@ -365,21 +364,21 @@ class ModelRunner:
     def _free_after_warm_up(self, config: EngineConfig) -> int:
         """Run the largest step and return what is free beside it."""
         length = min(config.max_batch_tokens, self.facts.max_model_len)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
-        self.compute(warm_up.plan(None, 0, length))
-        activations = torch.cuda.max_memory_allocated(self._device) - before
+        device = device_at(self._device)
+        activations = device.peak_bytes(lambda: self.compute(warm_up.plan(None, 0, length)))
         self._layers = []
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self._device)
+        device.release_unused()
+        found = device.bytes()
+        assert found is not None, "a device without memory of its own is asked for none"
         weights, pool = weight_bytes(self._model), self._bank.num_bytes
-        memory = DeviceMemory(total, total - free - weights - pool, weights, pool, activations)
+        memory = DeviceMemory(found.total, found.total - found.free - weights - pool, weights, pool, activations)
         logger.info("device memory: %s", memory.text())
         return memory.kv_cache
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    found = device_at(device).bytes()
+    return None if found is None else found.free
 
 
 def _why(num_bytes: int) -> str:

@@ -15,9 +15,10 @@ from support.triton_sizes import SMALL
 from transformers import LlamaConfig, MixtralConfig
 
 from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.device.devices import device_at
+from lorafleet_inference.device.interface import Captured, Graphs
 from lorafleet_inference.engine.messages import Backend, Kernels, ReleaseAdapter, SamplingParams
 from lorafleet_inference.kernels.triton.backend import TritonKernels
-from lorafleet_inference.model.graphs import Captured, CudaGraphs, Graphs
 
 ASKED = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, num_logprobs=0)
 DRAWN = replace(ASKED, temperature=0.9, top_k=20, seed=5)
@@ -45,7 +46,7 @@ WAVES = ((None, None), ("small", None, "large"), ("dora", "small"), ("late", "sm
 
 
 def graphs_of(device: torch.device) -> Graphs:
-    return CudaGraphs(device) if device.type == "cuda" else RecordedGraphs()
+    return device_at(device).graphs() or RecordedGraphs()
 
 
 def engine_of(

@@ -11,6 +11,9 @@ from support.absent_cuda import CUDA, AbsentCuda
 from support.counted_step import CountedRunner, Step, counted_runner
 from support.step_cost_page import FEW, PAGE, Counted, count, page_of, with_tables
 
+from lorafleet_inference.device.devices import device_at
+from lorafleet_inference.device.interface import Order
+
 MAX_OPERATIONS = {
     "own": {"decode": 566, "decode, base only": 310, "with a prompt of 300": 594},
     "transformers": {"decode": 1725, "decode, base only": 1277, "with a prompt of 300": 1753},
@@ -99,8 +102,8 @@ def test_what_waits_for_a_device_is_seen() -> None:
             lambda: torch.zeros(4, pin_memory=True).to(CUDA),
             here.cpu,
             lambda: torch.empty(4).copy_(here, non_blocking=True),
-            torch.cuda.current_stream().synchronize,
-            torch.cuda.Event().synchronize,
+            lambda: device_at(CUDA).current().mark().wait(Order.RESULTS),
+            device_at(CUDA).check,
         ):
             work = device.begin()
             wrong()

@@ -11,6 +11,7 @@ import torch
 from triton import knobs
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
 from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.driver import built_driver
@@ -89,7 +90,7 @@ def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | 
         step = kernels.attention([(0, 1, 0, (0,))], Given(torch.zeros(1, dtype=torch.int64, device=device)))
         with built_driver():
             step.write(some, some, page, page.clone())
-        torch.cuda.synchronize(device)
+        device_at(device).check()
     except Exception as error:  # noqa: BLE001  whatever hinders it, the model can be served without
         logger.warning("no Triton kernels, plain torch computes instead: %s: %s", type(error).__name__, error)
         return None

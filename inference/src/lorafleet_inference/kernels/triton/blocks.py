@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lorafleet_inference.device import cuda
+
 MIN_DOT = 16
 """Tensor cores take products of at least so many rows, columns and sums."""
 STAGES = 2
@@ -88,7 +90,7 @@ HOPPER = Blocks(
 
 def blocks_of(device: torch.device) -> Blocks | None:
     """Return the sizes for a CUDA device; None for one older than Ampere."""
-    major, _minor = torch.cuda.get_device_capability(device)
+    major, _minor = cuda.capability(device)
     if major < 8:
         return None
     return HOPPER if major in {9, 10, 11} else AMPERE

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.rows import LoraStep
@@ -44,7 +45,10 @@ class Room:
 
 
 class FixedTables:
-    """The tables of one room on the device, with two mirrors on the host: one may still be read by the last copy."""
+    """The tables of one room on the device, with two mirrors on the host: one may still be read by the last copy.
+
+    The one before that is done, as `Order.RESULTS` says: a step is only submitted when the one before the last is collected.
+    """
 
     def __init__(self, room: Room, device: torch.device) -> None:
         self.room = room
@@ -63,8 +67,8 @@ class FixedTables:
             num_words = int(np.prod(shape)) * dtype.itemsize // WORD_BYTES
             self._places[name] = (slice(length, length + num_words), dtype, shape)
             length += -(-num_words // ALIGN) * ALIGN
-        pin = device.type == "cuda"
-        self._hosts = [torch.zeros(length, dtype=torch.int32, pin_memory=pin) for _ in range(2)]
+        self._device = device_at(device)
+        self._hosts = [self._device.pinned((length,), torch.int32).zero_() for _ in range(2)]
         self._device_block = torch.zeros(length, dtype=torch.int32, device=device)
         self._views = [{name: self._view(host, name).numpy() for name in shapes} for host in self._hosts]
         self._turn = 0
@@ -90,7 +94,7 @@ class FixedTables:
 
     def send(self) -> None:
         """Copy them to the device, without waiting."""
-        self._device_block.copy_(self._hosts[self._turn], non_blocking=True)
+        self._device.copy(self._device_block, self._hosts[self._turn])
 
 
 class FixedAttention(AttentionStep):

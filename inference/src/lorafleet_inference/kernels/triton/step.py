@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lorafleet_inference.device.devices import device_at
+
 Int32s = np.ndarray[Any, np.dtype[np.int32]]
 Numbers = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64, np.dtype(np.float64): torch.float64}
@@ -89,10 +91,8 @@ class StepBlock(Block):
             numbers = np.zeros(self._length, dtype=np.int32)
             for begin, part in self._parts:
                 numbers[begin : begin + part.size] = part
-            # torch keeps a pinned buffer until the copy from it is done, also when nothing refers to it any more
-            host = torch.empty(self._length, dtype=torch.int32, pin_memory=self._device.type == "cuda")
-            host.copy_(torch.from_numpy(numbers))
-            self._sent = host.to(self._device, non_blocking=True)
+            device = device_at(self._device)
+            self._sent = device.send(device.pinned((self._length,), torch.int32).copy_(torch.from_numpy(numbers)))
         return self._sent
 
 

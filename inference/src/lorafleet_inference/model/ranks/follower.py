@@ -11,6 +11,7 @@ import torch
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_contract.reasons import Reason
+from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.model.loader import device_of, load_model
 from lorafleet_inference.model.ranks.group import JOIN_SECONDS, Group, process_group
@@ -140,8 +141,7 @@ def _serve_steps(runner: ModelRunner, pipes: Pipes, life: _Life) -> None:
 
 def _serve_loads(runner: ModelRunner, pipes: Pipes, device: torch.device) -> None:
     """Until the pipe is closed. What goes wrong with an adapter is said, and never ends the rank."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # a new thread's is the first
+    device_at(device).use_in_thread()
     loaded: dict[int, HostAdapter] = {}
     last: Message = None
     while True:
