@@ -187,6 +187,8 @@ class AdapterLoads(Generic[SlabT]):
         for an adapter that cannot be read.
         """
         outcome, first = Outcome(), None
+        hopeless: set[int] = set()
+        """Numbers of rank pages for which somebody before found no room: who needs as many finds none either."""
         self.held.clear()
         wanted = list(dict.fromkeys([*waiting, *self._to_come]))
         self._forget_read(wanted)
@@ -197,7 +199,8 @@ class AdapterLoads(Generic[SlabT]):
         stay = in_use | just_came
         for key in dict.fromkeys([*overdue, *roomless]):
             adapter = self._adapters[key]
-            if adapter.busy:
+            num_pages = self.residency.pages_needed(key)
+            if adapter.busy or num_pages in hopeless:
                 continue
             if first is not None and not self._may_overtake(key, *first, stay, now):
                 continue
@@ -211,11 +214,12 @@ class AdapterLoads(Generic[SlabT]):
                     outcome.refused.append(Refused(key, Reason.OUT_OF_MEMORY, message))
                 case NoRoomYet(busy) if first is None:
                     first = key, busy
+                    hopeless.add(num_pages)
                     if key in waiting or key in overdue:
                         self.held.update(set(busy) - just_came)
                         outcome.preempt = self._make_way(key, in_use, stay, service, now)
                 case NoRoomYet():
-                    pass
+                    hopeless.add(num_pages)
                 case _:
                     for other in room.evicted:
                         self._device.remove(other)

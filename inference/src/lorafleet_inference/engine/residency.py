@@ -104,6 +104,10 @@ class Residency:
         """Return the pages of an adapter that is on the device or on its way there."""
         return self._entries[key].pages
 
+    def pages_needed(self, key: AdapterKey) -> int:
+        """Return how many pages it takes on the device."""
+        return self._entries[key].num_pages
+
     def host_bytes_of(self, key: AdapterKey) -> int:
         """Return the bytes that its slab takes on the host; 0 if there is none."""
         return self._entries[key].num_bytes if key in self._hosted else 0
