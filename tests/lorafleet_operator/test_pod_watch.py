@@ -1,6 +1,7 @@
 """What is kept of pods: newer answers replace older ones, an error of ours ends no watch, silence is not taken at once."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from support import operator_views as v
@@ -9,10 +10,10 @@ from support.simulated_fleet import until
 
 from lorafleet_common import supervise as supervised
 from lorafleet_common.supervise import supervise
-from lorafleet_contract.admin import PodState
+from lorafleet_contract.admin import PodState, StartProgress, StartStep
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.decide.views import BaseKey
-from lorafleet_operator.errors import PodUnreachable
+from lorafleet_operator.errors import PodRefused, PodUnreachable
 
 Answer = PodState | Exception | None
 """None: nothing but counters has changed."""
@@ -51,6 +52,11 @@ def said(generation: int, boot: str = "boot") -> PodState:
     state = v.seen(pod=POD, fence=generation).state
     assert state is not None
     return state.model_copy(update={"boot_id": boot, "generation": generation})
+
+
+def loading(percent: int) -> PodRefused:
+    start = StartProgress(step=StartStep.LOADING, percent=percent)
+    return PodRefused(503, "Pending", "the base model is still being loaded", retryable=True, start=start)
 
 
 class Watched:
@@ -101,6 +107,29 @@ async def test_one_missed_answer_is_none() -> None:
     it.pods.tell(said(1))
     await until("seen", lambda: it.seen == said(1))
     assert asyncio.get_running_loop().time() - before < 4
+    await it.watches.close()
+
+
+async def test_a_pod_that_loads_says_so_and_not_each_per_cent() -> None:
+    """Its base is woken for what its status will say, which is no more than what woke it."""
+    waiting = replace(POD, is_ready=False)
+    it = Watched(loading(10), loading(12), loading(14))
+    await until("all were taken", lambda: it.pods.num_asked == 4)
+    assert [pod.stage for pod in it.watches.with_starts([waiting])] == ["Loading 10 %"]
+    assert len(it.woken) == 1
+    assert it.watches.with_starts([POD]) == (POD,), "one that is ready does not start"
+    it.pods.tell(said(1))
+    await until("seen", lambda: it.seen is not None)
+    assert it.watches.with_starts([waiting]) == (waiting,)
+    await it.watches.close()
+
+
+async def test_a_pod_of_an_earlier_version_does_not_say_how_far_it_is() -> None:
+    waiting = replace(POD, is_ready=False, stage="loads the base model")
+    it = Watched(PodRefused(503, "Pending", "the base model is still being loaded", retryable=True))
+    await until("taken", lambda: it.pods.num_asked == 2)
+    assert it.watches.with_starts([waiting]) == (waiting,)
+    assert it.woken == []
     await it.watches.close()
 
 

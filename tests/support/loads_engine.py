@@ -64,6 +64,7 @@ class LoadsEngine:
     def __init__(self, *, max_resident: int = 4) -> None:
         num_pages = max_resident * MAX_RANK // RANK_PAGE
         self.stats: EngineStats | None = None
+        self.read_percent: int | None = None
         self.facts: EngineReady | None = EngineReady(
             base_facts(),
             EngineBudgets(

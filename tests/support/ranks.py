@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.engines import DrivenEngine
@@ -56,7 +57,7 @@ class RankedEngine(DrivenEngine):
 
 
 @contextmanager
-def ranked(config: EngineConfig, size: int, lost: list[Lost] | None = None, **options: float) -> Iterator[RankedEngine]:
+def ranked(config: EngineConfig, size: int, lost: list[Lost] | None = None, **options: Any) -> Iterator[RankedEngine]:
     """Run an engine on so many ranks, each with one thread. `lost`: what to note there; `options`: of `on_ranks`."""
     lost = [] if lost is None else lost
     ranks: list[ForkedRank] = []

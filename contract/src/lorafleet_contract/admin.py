@@ -245,6 +245,26 @@ class ResolveAnswer(Observed):
     resolved: ResolvedSource
 
 
+class StartStep(StrEnum):
+    """What a pod does before it has an engine."""
+
+    LOADING = "Loading"
+    """Its engine reads the weights of the base."""
+
+
+class StartProgress(Observed):
+    """How far a pod is with its start."""
+
+    step: StartStep
+    percent: Annotated[int, Field(ge=0, le=100)]
+    """Of the bytes of the weights; of several ranks, of the slowest one's."""
+
+    @property
+    def words(self) -> str:
+        """As people are told it."""
+        return f"{self.step} {self.percent} %"
+
+
 class AdminError(Observed):
     """Body of every admin answer that is not 2xx."""
 
@@ -252,6 +272,8 @@ class AdminError(Observed):
     """CamelCase, of `lorafleet_contract.reasons`."""
     message: str
     retryable: bool = False
+    start: StartProgress | None = None
+    """Of a pod whose base model is not loaded yet; pods of earlier versions do not say."""
 
 
 class AskMessage(Observed):

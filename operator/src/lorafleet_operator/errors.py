@@ -16,6 +16,7 @@ KubeError                       of lorafleet_common.kube.errors: the API server 
 """
 
 from lorafleet_common.kube.errors import KubeError
+from lorafleet_contract.admin import StartProgress
 
 
 class OperatorError(Exception):
@@ -69,9 +70,13 @@ class PodUnreachable(AdminError):
 class PodRefused(AdminError):
     """The pod answered with a reason."""
 
-    def __init__(self, status: int, reason: str, message: str, *, retryable: bool) -> None:
+    def __init__(
+        self, status: int, reason: str, message: str, *, retryable: bool, start: StartProgress | None = None
+    ) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
         self.retryable = retryable
+        self.start = start
+        """How far it is, where its base model is not loaded yet."""

@@ -21,6 +21,7 @@ from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.public import not_ready_reason
 from lorafleet_inference.server.reading import Readers
 from lorafleet_inference.server.routes import routes_router
 from lorafleet_inference.server.state import Phase, PodState
@@ -59,6 +60,19 @@ async def test_before_the_base_is_loaded_everything_is_to_be_asked_again(pod: Po
             told = await http.request(method, path, json=body)
             assert (told.status_code, told.json()["reason"], told.json()["retryable"]) == (503, "Pending", True), path
     assert not pod.manager.catalogue.was_written
+
+
+async def test_a_pod_that_loads_says_how_far_it_is(pod: Pod) -> None:
+    engine: Any = pod.engine
+    ready, engine.facts = engine.facts, None
+    async with client(admin_app(pod, None)) as http:
+        assert (await http.get("/admin/v1/state")).json()["start"] is None
+        engine.read_percent = 41
+        assert (await http.get("/admin/v1/state")).json()["start"] == {"step": "Loading", "percent": 41}
+        assert not_ready_reason(pod) == "the pod is starting: Loading 41 %"
+        engine.facts = ready
+        assert (await http.get("/admin/v1/state")).status_code == 200
+    assert not_ready_reason(pod) == "the pod is starting"
 
 
 async def test_draining_is_told_before_requests_are_refused(pod: Pod) -> None:

@@ -29,6 +29,7 @@ from lorafleet_inference.engine.messages import (
     EngineStats,
     FinishReason,
     FromEngine,
+    Loading,
     Ping,
     RegisterAdapter,
     ReleaseAdapter,
@@ -72,6 +73,8 @@ class EngineClient:
         self._releases: dict[AdapterKey, list[asyncio.Future[None]]] = {}
         self._listeners: list[Callable[[AdapterStatus], None]] = []
         self._stats: EngineStats | None = None
+        self.read_percent: int | None = None
+        """How much of the weights the engine has read; None before it says so."""
         self._last_words: str | None = None
         self.config_error: ConfigError | None = None
         """Why the engine could not start, where an option is to blame."""
@@ -290,6 +293,8 @@ class EngineClient:
                 self._hear_status(message)
             case EngineStats():
                 self._stats = message
+            case Loading(percent):
+                self.read_percent = percent
             case EngineReady():
                 self._ready.set_result(message)
             case EngineFailed(words, option):

@@ -1,7 +1,7 @@
 """The only things that cross between API process and engine process: typed messages, msgpack on a Unix socket.
 
 API -> engine: Submit, Cancel, RegisterAdapter, ReleaseAdapter, Shutdown.
-Engine -> API: EngineReady, Tokens, AdapterStatus, EngineStats, EngineFailed.
+Engine -> API: Loading, EngineReady, Tokens, AdapterStatus, EngineStats, EngineFailed.
 
 Every Submit is answered by TokenEvents of which exactly one is terminal (`finish` is set), whatever the cause.
 Token ids are ints of the base model's vocabulary; times are seconds; sizes are bytes.
@@ -276,8 +276,14 @@ class Backend(msgspec.Struct, frozen=True):
     """That the model is split among."""
 
 
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """Before EngineReady: how much of the weights has been read, in whole per cents of their bytes."""
+
+    percent: int
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True):
-    """First message: the base is loaded and warmed up."""
+    """The base is loaded and warmed up."""
 
     facts: ModelFacts
     budgets: EngineBudgets
@@ -433,4 +439,4 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     """The option that made the start impossible, where one did; trying again is in vain."""
 
 
-FromEngine = EngineReady | Tokens | AdapterStatus | EngineStats | Pong | EngineFailed
+FromEngine = Loading | EngineReady | Tokens | AdapterStatus | EngineStats | Pong | EngineFailed

@@ -26,7 +26,7 @@ from lorafleet_inference.engine.background import yield_to_events
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.core import Engine, Inbox, Runner
 from lorafleet_inference.engine.grammars import GrammarTokenizer
-from lorafleet_inference.engine.messages import EngineFailed, Shutdown
+from lorafleet_inference.engine.messages import EngineFailed, Loading, Shutdown
 from lorafleet_inference.engine.ranks import Lost, on_ranks
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import InferenceError
@@ -83,8 +83,12 @@ def running(start: StartEngine, end: EngineEnd) -> Iterator[Runner]:
         ConfigError: the model cannot be served, or not on so many ranks.
     """
     config = start.config
+
+    def tell(percent: int) -> None:
+        end.send(Loading(percent))
+
     if config.tensor_parallel_size == 1:
-        runner = ModelRunner(load_model(config), config)
+        runner = ModelRunner(load_model(config, tell=tell), config)
         runner.prepare()
         yield runner
         return
@@ -97,7 +101,7 @@ def running(start: StartEngine, end: EngineEnd) -> Iterator[Runner]:
             end.send(EngineFailed(why.message, why.option))
         os._exit(1)
 
-    with on_ranks(config, start.log_level, start.log_format, lost) as ranked:
+    with on_ranks(config, start.log_level, start.log_format, lost, tell=tell) as ranked:
         yield ranked
 
 

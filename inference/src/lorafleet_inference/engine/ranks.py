@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,7 +23,17 @@ from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.model.loader import device_of, load_model, usable_cores
 from lorafleet_inference.model.ranks.group import JOIN_SECONDS, process_group
 from lorafleet_inference.model.ranks.leader import VERDICT_SECONDS, Others, RankedRunner
-from lorafleet_inference.model.ranks.messages import BEAT_SECONDS, Beat, Ended, Message, Pipes, Ready, StartRank
+from lorafleet_inference.model.ranks.messages import (
+    BEAT_SECONDS,
+    Beat,
+    Ended,
+    Message,
+    Pipes,
+    Reading,
+    Ready,
+    StartRank,
+)
+from lorafleet_inference.model.reading import Slowest, Tell, nobody
 from lorafleet_inference.model.runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -80,9 +91,12 @@ class RankProcesses(Others):
         run: Callable[[Pipes], RankProcess] = _Program,
         *,
         silent_seconds: float = SILENT_SECONDS,
+        on_reading: Callable[[int, int], None] = lambda _rank, _percent: None,
     ) -> None:
-        """Start them. `run`: takes the rank's ends of the pipes, of which its process has copies when it returns."""
-        self._on_lost = on_lost
+        """Start them. `run`: takes the rank's ends of the pipes, of which its process has copies when it returns; `on_reading`:
+        hears of a rank how much of the weights it has read, in per cent, on a thread of its own.
+        """
+        self._on_lost, self._on_reading = on_lost, on_reading
         self._silent_seconds = silent_seconds
         self._lost: Lost | None = None
         self._is_lost, self._are_ready = threading.Event(), threading.Event()
@@ -162,6 +176,8 @@ class RankProcesses(Others):
     def _hear(self, number: int, message: Message) -> None:
         self._heard[number] = time.monotonic()
         match message:
+            case Reading(percent):
+                self._on_reading(number + 1, percent)
             case Ready():
                 self._ready.add(number)
                 if len(self._ready) == len(self.pipes):
@@ -213,8 +229,11 @@ def on_ranks(
     run: Callable[[Pipes], RankProcess] = _Program,
     *,
     silent_seconds: float = SILENT_SECONDS,
+    tell: Tell = nobody,
 ) -> Iterator[RankedRunner]:
     """Load the model on as many ranks as the config asks for, of which this process is the first, and end the others after use.
+
+    `tell`: how much of the weights all of them have read.
 
     Raises:
         ConfigError: this rank's part cannot be served.
@@ -226,12 +245,14 @@ def on_ranks(
     with TemporaryDirectory(prefix="lorafleet-ranks-") as folder, ExitStack() as ends:
         store = Path(folder) / "store"
         starts = [StartRank(config, rank, str(store), log_level, log_format) for rank in range(1, size)]
-        others = RankProcesses(starts, on_lost, run, silent_seconds=silent_seconds)
+        slowest = Slowest(size, tell)
+        others = RankProcesses(starts, on_lost, run, silent_seconds=silent_seconds, on_reading=slowest.tell)
         ends.callback(others.close)
         with _named_where_it_is_lost(others):
             group = ends.enter_context(process_group(0, size, device_of(config), store, JOIN_SECONDS))
             ends.callback(others.tell_to_end)  # they leave the group with this rank
-            runner = ModelRunner(load_model(config), config, ahead=False, group=group)
+            loaded = load_model(config, tell=partial(slowest.tell, 0))
+            runner = ModelRunner(loaded, config, ahead=False, group=group)
             runner.prepare()
             others.wait_ready()
         logger.info("the model is split among %d ranks", size)

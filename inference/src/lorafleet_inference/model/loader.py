@@ -45,6 +45,7 @@ from lorafleet_inference.model.quantization.loading import QuantizedFiles, quant
 from lorafleet_inference.model.quantization.method import QuantizationError
 from lorafleet_inference.model.ranks.shards import parts_of
 from lorafleet_inference.model.ranks.split import OPTION, Shard, config_of_rank, shard_of, unsplit
+from lorafleet_inference.model.reading import Reading, Tell, counting, nobody, sizes_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,9 @@ def usable_cores() -> int:
     return cores
 
 
-def load_model(config: EngineConfig, rank: int = 0) -> LoadedModel:
-    """Load the weights and probe the model. `rank`: whose part of them, where the config asks for several ranks.
+def load_model(config: EngineConfig, rank: int = 0, tell: Tell = nobody) -> LoadedModel:
+    """Load the weights and probe the model. `rank`: whose part of them, where the config asks for several ranks; `tell`: how
+    much of them has been read.
 
     Raises:
         ConfigError: the folder holds no model that can be served; names the architecture and the cause.
@@ -73,10 +75,14 @@ def load_model(config: EngineConfig, rank: int = 0) -> LoadedModel:
     folder = Path(config.model)
     base = read_base_config(folder)
     shard = _shard(config, base, rank)
-    files = _quantized_files(folder, base, check_weights(folder), config.quantization)
-    model = _read(folder, base, dtype=_dtype(config, device), device=device, quantized=files, shard=shard)
+    places = check_weights(folder)
+    files = _quantized_files(folder, base, places, config.quantization)
+    reading = Reading(sizes_of(places), tell)
+    with counting(reading):
+        model = _read(folder, base, dtype=_dtype(config, device), device=device, quantized=files, shard=shard)
     if files is not None:
-        _fill(files, model, device, base, shard)
+        _fill(files, model, device, base, shard, reading=reading)
+    reading.end()
     _check_finite(model)
     own = _is_own(config, model) if shard is None else _can_be_part(model)
     loaded = check_model(model.eval(), max_model_len=config.max_model_len, own_decoder=own)
@@ -102,11 +108,17 @@ def _quantized_files(
 
 
 def _fill(
-    files: QuantizedFiles, model: PreTrainedModel, device: torch.device, base: PreTrainedConfig, shard: Shard | None
+    files: QuantizedFiles,
+    model: PreTrainedModel,
+    device: torch.device,
+    base: PreTrainedConfig,
+    shard: Shard | None,
+    *,
+    reading: Reading,
 ) -> None:
     name = type(model).__name__
     try:
-        files.fill(model, device, model.dtype, None if shard is None else shard.cut)
+        files.fill(model, device, model.dtype, None if shard is None else shard.cut, have_read=reading.have_read)
     except CutError as error:
         assert shard is not None, "nothing else is cut"
         raise unsplit(base, shard.size, str(error)) from error

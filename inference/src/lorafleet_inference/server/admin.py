@@ -39,7 +39,7 @@ def admin_app(pod: Pod, token_hash: bytes | None) -> FastAPI:
     app.router.routes.append(Route(ASK_PATH, ask_endpoint(pod), methods=["POST"]))
     if pod.config.vllm_lora_routes:
         app.include_router(vllm_lora_router(pod))
-    _add_error_shapes(app)
+    _add_error_shapes(app, pod)
     if token_hash is not None:
         app.add_middleware(TokenGate, token_hash=token_hash)
     return app
@@ -190,7 +190,7 @@ def _error(reason: Reason, message: str, status: int, *, retryable: bool = False
     return _answer(admin.AdminError(reason=reason, message=message, retryable=retryable), status)
 
 
-def _add_error_shapes(app: FastAPI) -> None:
+def _add_error_shapes(app: FastAPI, pod: Pod) -> None:
     @app.exception_handler(AdapterError)
     async def adapter_error(_: Request, error: AdapterError) -> Response:
         status = _STATUS.get(error.reason, 503 if error.retryable else 422)
@@ -210,7 +210,10 @@ def _add_error_shapes(app: FastAPI) -> None:
 
     @app.exception_handler(EngineNotReady)
     async def not_ready(_: Request, error: EngineNotReady) -> Response:
-        return _error(Reason.PENDING, error.message, 503, retryable=True)
+        refused = admin.AdminError(
+            reason=Reason.PENDING, message=error.message, retryable=True, start=pod.start_progress
+        )
+        return _answer(refused, 503)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lorafleet_common.keys.guard import Guard
 from lorafleet_common.tracing import OFF, Tracing
+from lorafleet_contract.admin import StartProgress, StartStep
 from lorafleet_contract.names import HEADER_ADAPTER, HEADER_REVISION
 from lorafleet_inference.adapters.manager import AdapterManager, Lease
 from lorafleet_inference.config import ServerConfig
@@ -48,6 +49,14 @@ class Pod:
         if ready is None:
             raise EngineNotReady("the base model is still being loaded")
         return ready.facts
+
+    @property
+    def start_progress(self) -> StartProgress | None:
+        """How far it is with its start; None before the engine has begun to read, and once it is ready."""
+        percent = self.engine.read_percent
+        if percent is None or self.engine.facts is not None:
+            return None
+        return StartProgress(step=StartStep.LOADING, percent=percent)
 
 
 def lease_headers(lease: Lease) -> dict[str, str]:

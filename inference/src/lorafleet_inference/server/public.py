@@ -88,7 +88,8 @@ def public_app(pod: Pod) -> FastAPI:
 def not_ready_reason(pod: Pod) -> str | None:
     """Return why /ready answers 503, None where it answers 200."""
     if pod.state.phase is not Phase.SERVING:
-        return pod.state.failure or f"the pod is {pod.state.phase}"
+        so_far = f": {start.words}" if (start := pod.start_progress) is not None else ""
+        return pod.state.failure or f"the pod is {pod.state.phase}{so_far}"
     return None if pod.manager.ready else pod.manager.ready_reason
 
 

@@ -183,4 +183,4 @@ def _refusal(status: int, raw: bytes) -> AdminError:
         error = admin.AdminError.model_validate_json(raw)
     except ValidationError:
         return PodUnreachable(f"{status}: {raw[:MAX_ERROR_TEXT].decode(errors='replace')}")
-    return PodRefused(status, error.reason, error.message, retryable=error.retryable)
+    return PodRefused(status, error.reason, error.message, retryable=error.retryable, start=error.start)

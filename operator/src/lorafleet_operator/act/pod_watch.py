@@ -6,17 +6,18 @@ Passes read what is kept here and ask pods nothing, so that a pod that hangs del
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from operator import is_not
 from typing import Any, Final
 
 from lorafleet_common.clock import monotonic
 from lorafleet_common.supervise import end, supervise
-from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Residency
+from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Residency, StartProgress
 from lorafleet_operator.act.admin_client import AdminClient
+from lorafleet_operator.decide.start import is_worth_telling
 from lorafleet_operator.decide.views import BaseKey, ObservedPod, Pod
-from lorafleet_operator.errors import AdminError
+from lorafleet_operator.errors import AdminError, PodRefused
 
 logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 0.2
@@ -64,6 +65,10 @@ class _Watched:
     """On the loop's clock, since when it is not seen."""
     doubts: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to have it asked at once."""
+    start: StartProgress | None = None
+    """How far its start is, as its base says."""
+    start_at: float = 0.0
+    """On the loop's clock, when that was taken in."""
 
 
 class PodWatches:
@@ -120,6 +125,10 @@ class PodWatches:
         """Return every pod with what it last said; one that is not seen has no state."""
         return tuple(self._observed(pod) for pod in pods)
 
+    def with_starts(self, pods: Iterable[Pod]) -> tuple[Pod, ...]:
+        """Return pods; of one that says how far its start is, with that as its stage."""
+        return tuple(map(self._with_start, pods))
+
     def unseen_seconds(self, uid: str) -> float:
         """Return for how long a pod has not been seen; 0 for one that is."""
         watched = self._watched.get(uid)
@@ -159,6 +168,12 @@ class PodWatches:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _with_start(self, pod: Pod) -> Pod:
+        watched = self._watched.get(pod.uid)
+        if watched is None or watched.start is None or pod.is_ready:
+            return pod
+        return replace(pod, stage=watched.start.words)
 
     def _of(self, pods: Iterable[Pod]) -> list[_Watched]:
         return [watched for pod in pods if (watched := self._watched.get(pod.uid)) is not None]
@@ -230,7 +245,7 @@ class PodWatches:
             return False
         if before is None and watched.was_asked.is_set():
             logger.info("pod %s is seen again", watched.name)
-        watched.state = state
+        watched.state, watched.start = state, None
         if is_whole or not is_boot:
             watched.counted = state
         watched.missed_since = None
@@ -247,9 +262,17 @@ class PodWatches:
             watched.missed_since = monotonic()
         if watched.state is None:
             logger.debug("pod %s does not say what it has: %s", watched.name, error)
+            self._hear_start(watched, error)
             return
         logger.warning("pod %s does not say what it has: %s", watched.name, error)
         watched.state = None
+        self._wake(watched.address.base)
+
+    def _hear_start(self, watched: _Watched, error: AdminError) -> None:
+        start = error.start if isinstance(error, PodRefused) else None
+        if start is None or not is_worth_telling(watched.start, start, monotonic() - watched.start_at):
+            return
+        watched.start, watched.start_at = start, monotonic()
         self._wake(watched.address.base)
 
 

@@ -284,6 +284,7 @@ class Reconciler:
         counts = counts_of(statuses)
         if applied is not None:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
+            known = self._tools.watches.with_starts(known)
             evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name), is_asleep)
             reserved = reservations_of(base, plan.intents, snapshot.now)
             await it.attempt(

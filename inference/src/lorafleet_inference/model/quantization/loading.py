@@ -4,7 +4,7 @@ transformers is told by a quantiser of its own kind, registered under our name, 
 is read; what its files hold of them it then does not know.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +134,16 @@ class QuantizedFiles:
             if layout is not None:
                 layout_of_part(layout, name, cut(name, shape))
 
-    def fill(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, cut: CutOf | None = None) -> None:
-        """Read the weights of these layers, of each the part that `cut` says.
+    def fill(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        cut: CutOf | None = None,
+        *,
+        have_read: Callable[[Iterable[str]], None],
+    ) -> None:
+        """Read the weights of these layers, of each the part that `cut` says; `have_read` is told the tensors of each layer.
 
         Raises:
             CutError: there is no such part.
@@ -149,6 +157,7 @@ class QuantizedFiles:
                     module.fill(self._weight(name, shape, read, dtype), dtype)
                 else:
                     module.fill(self._part(name, cut(name, shape), read, dtype), dtype)
+                have_read(f"{name}.{suffix}" for suffix in self.method.suffixes)
             if self.head is not None:
                 head = model.get_submodule(self.head)
                 assert isinstance(head, torch.nn.Linear)

@@ -27,6 +27,7 @@ from lorafleet_inference.model.ranks.messages import (
     Message,
     Partial,
     Pipes,
+    Reading,
     Ready,
     Remove,
     Settle,
@@ -48,7 +49,8 @@ def run_rank(start: StartRank, pipes: Pipes) -> int:
         size = start.config.tensor_parallel_size
         with process_group(start.rank, size, device, Path(start.store), JOIN_SECONDS) as group:
             watched = _Watched(group, life)
-            runner = ModelRunner(load_model(start.config, start.rank), start.config, ahead=False, group=watched)
+            loaded = load_model(start.config, start.rank, lambda percent: life.say(Reading(percent)))
+            runner = ModelRunner(loaded, start.config, ahead=False, group=watched)
             runner.prepare()
             loads = threading.Thread(
                 target=_serve_loads, args=(runner, pipes, device), name="adapter-loader", daemon=True

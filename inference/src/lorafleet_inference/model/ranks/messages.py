@@ -40,7 +40,7 @@ class Pipes:
     """One rank's, or the first rank's ends of them."""
 
     life: Connection
-    """The rank says Ready, Beat and Ended; it ends when this is closed."""
+    """The rank says Reading, Ready, Beat and Ended; it ends when this is closed."""
     steps: Connection
     """Step and Remove, in their order; a rank answers Remove with its key."""
     loads: Connection
@@ -48,6 +48,14 @@ class Pipes:
 
 
 # life
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The rank reads its part of the model."""
+
+    percent: int
+    """Of the bytes of the weights, whole."""
 
 
 @dataclass(frozen=True, slots=True)
