@@ -118,8 +118,14 @@ class DrivenEngine:
 
     def run_until_ended(self, request_ids: Iterable[str], timeout_seconds: float = 120) -> None:
         """Step until all these requests have their terminal event."""
-        wanted, deadline = set(request_ids), time.monotonic() + timeout_seconds
-        while wanted - {event.request_id for event in self.events() if event.finish is not None}:
+        wanted, deadline, num_heard = set(request_ids), time.monotonic() + timeout_seconds, 0
+        while True:
+            for one in self.said[num_heard:]:
+                if isinstance(one, Tokens):
+                    wanted.difference_update(event.request_id for event in one.events if event.finish is not None)
+            num_heard = len(self.said)
+            if not wanted:
+                return
             assert time.monotonic() < deadline, wanted
             self.step()
 
