@@ -48,6 +48,8 @@ STARTING_PROGRAMS = [
         "lorafleet_inference/adapters/test_oci.py",
         "lorafleet_inference/adapters/test_sources.py",
         "lorafleet_inference/engine/test_client.py",
+        "lorafleet_inference/engine/test_host_processes.py",
+        "lorafleet_inference/engine/test_hosts.py",
         "lorafleet_inference/engine/test_rank_adapters.py",
         "lorafleet_inference/engine/test_rank_lost.py",
         "lorafleet_inference/engine/test_rank_processes.py",

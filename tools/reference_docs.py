@@ -131,7 +131,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "operator.md": {"metrics": operator_metrics.describe},
     "metrics.md": {"metrics": metrics_table},
-    "cli.md": {"options": options.describe},
+    "cli.md": {"options": options.describe, "ranks": options.describe_ranks},
     "gateway-metrics.md": {"gateway-metrics": gateway_metrics.describe},
     "../../gateway/README.md": {"options": gateway_config.describe},
     "../../operator/README.md": {"options": operator_config.describe},

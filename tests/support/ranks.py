@@ -2,7 +2,9 @@
 
 import itertools
 import multiprocessing
+import os
 import random
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.ranks import Lost, on_ranks
 from lorafleet_inference.model.ranks.follower import run_rank
-from lorafleet_inference.model.ranks.messages import Pipes
+from lorafleet_inference.model.ranks.messages import Pipes, pipe
 
 NUM_TOKENS = 4
 SAMPLING = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True, num_logprobs=MORE)
@@ -32,9 +34,15 @@ _server.set_forkserver_preload(["lorafleet_inference.model.ranks.follower", "sup
 class ForkedRank:
     """A rank's process."""
 
+    where = ""
+
     def __init__(self, pipes: Pipes) -> None:
-        self.process = _server.Process(target=_serve, args=(pipes,), daemon=True)
+        # the server has them as files
+        ends = [socket.socket(fileno=os.dup(end.fileno())) for end in (pipes.life, pipes.steps, pipes.loads)]
+        self.process = _server.Process(target=_serve, args=(ends,), daemon=True)
         self.process.start()
+        for end in ends:
+            end.close()
 
     def wait(self, timeout_seconds: float) -> int | None:
         self.process.join(timeout_seconds)
@@ -44,7 +52,8 @@ class ForkedRank:
         self.process.kill()
 
 
-def _serve(pipes: Pipes) -> None:
+def _serve(ends: list[socket.socket]) -> None:
+    pipes = Pipes(*map(pipe, ends))
     sys.exit(run_rank(pipes.steps.recv(), pipes))
 
 

@@ -34,6 +34,8 @@ MANAGED_BY: Final = "lorafleet-operator"
 
 PUBLIC_PORT: Final = 8000
 ADMIN_PORT: Final = 8001
+RANKS_PORT: Final = 8004
+"""Of the first pod of a base that spans several: the others come to it here."""
 ENGINE_CONTAINER: Final = "engine"
 
 HEADER_REVISION: Final = "x-lorafleet-revision"

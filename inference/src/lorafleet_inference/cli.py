@@ -16,7 +16,8 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_common.options import add_options, read_values
 from lorafleet_contract.names import CREDENTIALS_DIR, MAX_SERVED_NAME, SERVED_NAME, revision_of
-from lorafleet_inference import plan_command
+from lorafleet_inference import plan_command, ranks_command
+from lorafleet_inference.base_folder import engine_config
 from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.fetch import model_folder
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(serve, OPTIONS)
     serve.set_defaults(run=_serve)
     plan_command.add_parser(commands)
+    ranks_command.add_parser(commands)
     validate = commands.add_parser(
         "validate",
         help="say whether the fleet will take an adapter",
@@ -95,19 +97,10 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
     model: str = own["model"]
     cache_dir: Path = own.get("cache_dir", default_cache_dir())
     server = values.of(ServerConfig)
-    folder = model_folder(
-        model,
-        revision=own.get("model_revision"),
-        cache_dir=cache_dir,
-        credentials_dir=server.get("credentials_dir", Path(CREDENTIALS_DIR)),
-        holder=server.get("pod_name"),
-        s3_endpoint=own.get("model_s3_endpoint"),
-        s3_region=own.get("model_s3_region"),
-    )
+    engine = engine_config(values, cache_dir)
     name = own.get("served_name") or Path(model).resolve().name
     if len(name) > MAX_SERVED_NAME or not re.fullmatch(SERVED_NAME, name):
         raise ConfigError("--served-name", f"{name!r} is no model name: letters, digits and ._-:/ make one")
-    engine = EngineConfig(model=str(folder), kernel_cache=str(cache_dir / "kernels"), **values.of(EngineConfig))
     return ServerConfig(engine=engine, served_name=name, cache_dir=cache_dir, **server)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_contract.names import ADMIN_PORT, CACHE_DIR, CREDENTIALS_DIR, PUBLIC_PORT, VOLUMES_DIR
+from lorafleet_contract.names import ADMIN_PORT, CACHE_DIR, CREDENTIALS_DIR, PUBLIC_PORT, RANKS_PORT, VOLUMES_DIR
 from lorafleet_contract.sources import AdapterSource
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -38,6 +38,15 @@ class EngineConfig:
     """To what the linear layers of a base in 16 or 32 bit are quantised when it is read."""
     tensor_parallel_size: int = 1
     """Ranks that the model is split among, each a process with a GPU, or with a share of the CPU threads."""
+    hosts: int = 1
+    """Among which the ranks are divided evenly; the first ones are of the host with the engine."""
+    ranks_host: str = "0.0.0.0"
+    """Address on which the engine awaits the other hosts."""
+    ranks_port: int = RANKS_PORT
+    ranks_secret: str = field(default="", repr=False)
+    """Who is a host of this model knows it. Empty where there is one host."""
+    join_timeout_seconds: float = 1800.0
+    """A host that is not there after so long does not come."""
     decoder: DecoderChoice = "auto"
     """Whose code computes the layers; "auto": our own where it is there and was measured to be faster."""
     max_model_len: int | None = None
@@ -76,6 +85,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         checks = {
             "--tensor-parallel-size": self.tensor_parallel_size >= 1,
+            "--hosts": self.hosts >= 1,
+            "--ranks-port": 0 <= self.ranks_port <= 65535,
+            "--join-timeout-seconds": self.join_timeout_seconds > 0,
             "--max-model-len": self.max_model_len is None or self.max_model_len >= 1,
             "--max-batch-tokens": self.max_batch_tokens >= 1,
             "--target-step-ms": self.target_step_ms > 0,
@@ -92,6 +104,17 @@ class EngineConfig:
         for option, legal in checks.items():
             if not legal:
                 raise ConfigError(option, "out of range")
+        if self.tensor_parallel_size % self.hosts:
+            raise ConfigError(
+                "--hosts", f"{self.tensor_parallel_size} ranks cannot be divided evenly among {self.hosts} hosts"
+            )
+        if self.hosts > 1 and not self.ranks_secret:
+            raise ConfigError("--ranks-secret", "is required where a model spans several hosts")
+
+    @property
+    def ranks_per_host(self) -> int:
+        """Ranks on each host."""
+        return self.tensor_parallel_size // self.hosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,9 +97,17 @@ OPTIONS: tuple[Option, ...] = (
     Option("decoder", "Whose code computes the layers of the model: transformers, own (refused for a model that has none), or auto: "
            "our own where there is one for the model and it was measured to be faster, on a CPU in float32.",
            one_of(*get_args(DecoderChoice)), "WHOSE", E, "decoder"),
-    Option("tensor-parallel-size", "Ranks that the model is split among: processes on this host, each with a GPU of its own (or on a CPU "
+    Option("tensor-parallel-size", "Ranks that the model is split among: processes, each with a GPU of its own (or on a CPU "
            "with its share of --num-threads). Memory that other options give is of each rank. Needs a family of our own decoder.", integer,
            "NUMBER", E, "tensor_parallel_size"),
+    Option("hosts", "Hosts that the ranks are divided among, evenly. This one has the first ranks; on the others runs "
+           "`lorafleet-inference ranks` with the same options.", integer, "NUMBER", E, "hosts"),
+    Option("ranks-host", "Address at which the other hosts are awaited.", str, "ADDRESS", E, "ranks_host"),
+    Option("ranks-port", "Port at which the other hosts are awaited.", integer, "PORT", E, "ranks_port"),
+    Option("ranks-secret", "What all hosts of the model have to know; better given as the variable, as command lines can be read.",
+           str, "TEXT", E, "ranks_secret", "none; required with several hosts"),
+    Option("join-timeout-seconds", "How long the other hosts are awaited, and how long they try.", any_seconds, "SECONDS", E,
+           "join_timeout_seconds"),
     Option("max-model-len", "Tokens of prompt and answer together; cut to what the KV cache holds.", integer, "TOKENS", E, "max_model_len",
            "what the model's config says"),
     Option("max-batch-tokens", "Tokens that one step computes at most.", integer, "TOKENS", E, "max_batch_tokens"),
@@ -181,6 +189,23 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
+RANKS_OPTIONS: tuple[Option, ...] = (
+    Option("leader", "The host with the engine: ADDRESS or ADDRESS:PORT.", str, "ADDRESS", None, "leader",
+           "$LWS_LEADER_ADDRESS, port of --ranks-port"),
+    Option("host-index", "Which of the hosts this is, from 1 on.", integer, "NUMBER", None, "host_index", "$LWS_WORKER_INDEX"),
+    Option("host", "Address of the port with /health.", str, "ADDRESS", S, "host"),
+    Option("port", "Port with /health; 0 takes a free one.", integer, "PORT", S, "port"),
+    *(one for one in OPTIONS if one.name not in ("host", "port")),
+)  # fmt: skip
+"""Of `ranks`: its own, and those of `serve`, so that both may be started alike. Those of the engine have to be as the engine has them,
+but for what is a host's own; those of the API have nothing to do there."""
+
+
 def describe() -> str:
     """Return the table of all options in Markdown, for docs/reference/cli.md."""
     return described(OPTIONS)
+
+
+def describe_ranks() -> str:
+    """Return the table of those options of `ranks` that `serve` has not, or has in another sense."""
+    return described(RANKS_OPTIONS[:4])

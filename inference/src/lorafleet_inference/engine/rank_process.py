@@ -7,18 +7,18 @@ import faulthandler
 import logging
 import signal
 import sys
-from multiprocessing.connection import Connection
+from socket import socket
 
 from lorafleet_common.logs import set_up_logs
 from lorafleet_inference.model.ranks.follower import run_rank
-from lorafleet_inference.model.ranks.messages import Pipes, StartRank
+from lorafleet_inference.model.ranks.messages import Pipes, StartRank, pipe
 
 
 def main(arguments: list[str]) -> int:
     """Load this rank's part of the model and serve; return the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     faulthandler.enable()
-    life, steps, loads = (Connection(int(number)) for number in arguments)
+    life, steps, loads = (pipe(socket(fileno=int(number))) for number in arguments)
     start: StartRank = steps.recv()
     set_up_logs(start.log_level, start.log_format, package="lorafleet_inference")
     name_rank(start.rank)

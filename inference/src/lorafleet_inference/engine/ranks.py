@@ -2,26 +2,27 @@
 
 import logging
 import signal
-import subprocess
-import sys
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import LogFormat
+from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.cores import usable_cores
+from lorafleet_inference.engine.gathering import Gathering
+from lorafleet_inference.engine.hosts import Host
+from lorafleet_inference.engine.rank_program import RankProcess, RankProgram
 from lorafleet_inference.engine.steps import StepFailed
-from lorafleet_inference.model.loader import device_of, load_model, usable_cores
-from lorafleet_inference.model.ranks.group import JOIN_SECONDS, process_group
+from lorafleet_inference.model.loader import device_of, load_model
+from lorafleet_inference.model.ranks.group import FILE, TCP, Store, process_group, serve_store, store_of
 from lorafleet_inference.model.ranks.leader import VERDICT_SECONDS, Others, RankedRunner
 from lorafleet_inference.model.ranks.messages import (
     BEAT_SECONDS,
@@ -32,7 +33,9 @@ from lorafleet_inference.model.ranks.messages import (
     Reading,
     Ready,
     StartRank,
+    pipe,
 )
+from lorafleet_inference.model.ranks.wire import readable
 from lorafleet_inference.model.reading import Slowest, Tell, nobody
 from lorafleet_inference.model.runner import ModelRunner
 
@@ -43,8 +46,6 @@ END_SECONDS = 30.0
 """Ranks that were told to end have so long before they are killed."""
 GONE_SECONDS = 2.0
 """Between the end of a rank's pipe and that of its process, at most."""
-PROGRAM = (sys.executable, "-m", "lorafleet_inference.engine.rank_process")
-"""Runs a rank; the numbers of its pipes are appended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +57,22 @@ class Lost:
     """The option that made the start impossible, where one did."""
 
 
-class RankProcess(Protocol):
-    """A process that runs `run_rank`."""
+class _OnHost(RankProcess):
+    """A process of another host."""
+
+    def __init__(self, host: Host, rank: int) -> None:
+        self._host, self._rank = host, rank
+        self.where = f" on {host.name}"
 
     def wait(self, timeout_seconds: float) -> int | None:
-        """Wait for its end; return its status, negative for a signal, or None when it goes on."""
+        return self._host.status_of(self._rank, timeout_seconds)
 
     def kill(self) -> None:
-        """End it."""
+        self._host.close()  # which ends what runs there
 
 
-class _Program(RankProcess):
-    def __init__(self, pipes: Pipes) -> None:
-        numbers = [pipe.fileno() for pipe in (pipes.life, pipes.steps, pipes.loads)]
-        self._process = subprocess.Popen([*PROGRAM, *map(str, numbers)], pass_fds=numbers)  # noqa: S603  our own program
-
-    def wait(self, timeout_seconds: float) -> int | None:
-        try:
-            return self._process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def kill(self) -> None:
-        self._process.kill()
+def _program(pipes: Pipes) -> RankProcess:
+    return RankProgram([pipe.fileno() for pipe in (pipes.life, pipes.steps, pipes.loads)])
 
 
 class RankProcesses(Others):
@@ -88,13 +82,16 @@ class RankProcesses(Others):
         self,
         starts: Sequence[StartRank],
         on_lost: Callable[[Lost], None],
-        run: Callable[[Pipes], RankProcess] = _Program,
+        run: Callable[[Pipes], RankProcess] = _program,
         *,
+        hosts: Sequence[Host] = (),
         silent_seconds: float = SILENT_SECONDS,
         on_reading: Callable[[int, int], None] = lambda _rank, _percent: None,
     ) -> None:
         """Start them. `run`: takes the rank's ends of the pipes, of which its process has copies when it returns; `on_reading`:
         hears of a rank how much of the weights it has read, in per cent, on a thread of its own.
+
+        `hosts`: have those of the ranks that are not of this host, and have started them.
         """
         self._on_lost, self._on_reading = on_lost, on_reading
         self._silent_seconds = silent_seconds
@@ -103,16 +100,22 @@ class RankProcesses(Others):
         self._closing = False
         self._processes: list[RankProcess] = []
         self._max_step_seconds = max(start.config.max_step_seconds for start in starts)
+        self._hosts = hosts
+        host_of = {rank: host for host in hosts for rank in host.ranks}
+        self._host_of = [host_of.get(start.rank) for start in starts]
         pipes: list[Pipes] = []
-        for start in starts:
-            (life, its_life), (steps, its_steps), (loads, its_loads) = Pipe(), Pipe(), Pipe()
-            theirs = Pipes(its_life, its_steps, its_loads)
-            self._processes.append(run(theirs))
-            for pipe in (its_life, its_steps, its_loads):
-                pipe.close()
+        for start, host in zip(starts, self._host_of, strict=True):
+            if host is None:
+                ours, theirs = _pipes()
+                self._processes.append(run(theirs))
+                for end in (theirs.life, theirs.steps, theirs.loads):
+                    end.close()
+            else:
+                ours = host.pipes[start.rank]
+                self._processes.append(_OnHost(host, start.rank))
             with suppress(OSError):  # one that is gone already is found by the watch
-                steps.send(start)
-            pipes.append(Pipes(life, steps, loads))
+                ours.steps.send(start)
+            pipes.append(ours)
         self.pipes = tuple(pipes)
         self._heard = [time.monotonic()] * len(pipes)
         self._ready: set[int] = set()
@@ -133,6 +136,17 @@ class RankProcesses(Others):
         """As `Others`."""
         self._is_lost.wait(timeout_seconds)
         return None if self._lost is None else self._lost.message
+
+    @contextmanager
+    def lend(self, plan: AdapterPlan) -> Iterator[list[AdapterPlan]]:
+        """As `Others`."""
+        with ExitStack() as ends:
+            by_host = {host.index: ends.enter_context(host.lend(plan)) for host in self._hosts}
+            yield [plan if host is None else by_host[host.index] for host in self._host_of]
+
+    def lose_host(self, host: Host, words: str) -> None:
+        """Take note that a host is gone."""
+        self._lose(host.ranks.start - 1, words)
 
     def tell_to_end(self) -> None:
         """Have the ranks end."""
@@ -159,8 +173,7 @@ class RankProcesses(Others):
     def _watch(self) -> None:
         lives = {pipes.life: number for number, pipes in enumerate(self.pipes)}
         while lives:
-            for life in wait(list(lives), BEAT_SECONDS):
-                assert isinstance(life, Connection)
+            for life in readable(lives, BEAT_SECONDS):
                 number = lives[life]
                 try:
                     message: Message = life.recv()
@@ -190,7 +203,7 @@ class RankProcesses(Others):
     def _lose(self, number: int, words: str, option: str = "") -> None:
         if self._closing or self._lost is not None:
             return
-        self._lost = Lost(f"rank {number + 1}: {words}", option)
+        self._lost = Lost(f"rank {number + 1}{self._processes[number].where}: {words}", option)
         self._is_lost.set()
         self._are_ready.set()
         threading.Thread(target=self._on_lost, args=(self._lost,), name="rank-lost", daemon=True).start()
@@ -198,12 +211,19 @@ class RankProcesses(Others):
     def _end_of(self, number: int) -> str:
         status = self._processes[number].wait(GONE_SECONDS)
         if status is None:
-            return "closed its pipe"
+            return "closed its pipe" if (host := self._host_of[number]) is None else host.why_silent
         if status >= 0:
             return f"its process ended with status {status}"
         with suppress(ValueError):
             return f"its process was ended by {signal.Signals(-status).name}"
         return f"its process was ended by signal {-status}"
+
+
+def _pipes() -> tuple[Pipes, Pipes]:
+    """Return our ends of pipes of this host, and the others."""
+    pairs = [socket.socketpair() for _ in range(3)]
+    ours, theirs = zip(*((pipe(one), pipe(other)) for one, other in pairs), strict=True)
+    return Pipes(*ours), Pipes(*theirs)
 
 
 @contextmanager
@@ -226,7 +246,7 @@ def on_ranks(
     log_level: str,
     log_format: LogFormat,
     on_lost: Callable[[Lost], None],
-    run: Callable[[Pipes], RankProcess] = _Program,
+    run: Callable[[Pipes], RankProcess] = _program,
     *,
     silent_seconds: float = SILENT_SECONDS,
     tell: Tell = nobody,
@@ -241,19 +261,47 @@ def on_ranks(
     """
     size = config.tensor_parallel_size
     # ranks share the cores
-    config = replace(config, num_threads=max(1, (config.num_threads or usable_cores()) // size))
-    with TemporaryDirectory(prefix="lorafleet-ranks-") as folder, ExitStack() as ends:
-        store = Path(folder) / "store"
-        starts = [StartRank(config, rank, str(store), log_level, log_format) for rank in range(1, size)]
+    own = replace(config, num_threads=max(1, (config.num_threads or usable_cores()) // config.ranks_per_host))
+    with ExitStack() as ends:
+        gathering = (
+            ends.enter_context(closing(Gathering(config, silent_seconds=silent_seconds))) if config.hosts > 1 else None
+        )
+        hosts = [] if gathering is None else gathering.wait()
+        store, url = _store(hosts, size, Path(ends.enter_context(TemporaryDirectory(prefix="lorafleet-ranks-"))))
+        starts = [StartRank(own, rank, url, log_level, log_format) for rank in range(1, config.ranks_per_host)]
+        for host in hosts:
+            there = _config_on(host, config)
+            starts += [StartRank(there, rank, url, log_level, log_format) for rank in host.ranks]
         slowest = Slowest(size, tell)
-        others = RankProcesses(starts, on_lost, run, silent_seconds=silent_seconds, on_reading=slowest.tell)
+        others = RankProcesses(
+            starts, on_lost, run, hosts=hosts, silent_seconds=silent_seconds, on_reading=slowest.tell
+        )
+        if gathering is not None:
+            gathering.follow(others.lose_host)
         ends.callback(others.close)
         with _named_where_it_is_lost(others):
-            group = ends.enter_context(process_group(0, size, device_of(config), store, JOIN_SECONDS))
+            group = ends.enter_context(process_group(0, size, device_of(own), store, is_one_host=not hosts))
             ends.callback(others.tell_to_end)  # they leave the group with this rank
-            loaded = load_model(config, tell=partial(slowest.tell, 0))
-            runner = ModelRunner(loaded, config, ahead=False, group=group)
+            loaded = load_model(own, tell=partial(slowest.tell, 0))
+            runner = ModelRunner(loaded, own, ahead=False, group=group)
             runner.prepare()
             others.wait_ready()
-        logger.info("the model is split among %d ranks", size)
-        yield RankedRunner(runner, others)
+        logger.info("the model is split among %d ranks on %d hosts", size, config.hosts)
+        yield RankedRunner(runner, others, num_hosts=config.hosts)
+
+
+def _store(hosts: Sequence[Host], size: int, folder: Path) -> tuple[Store, str]:
+    """Return what the ranks find each other by, and its URL for the others."""
+    if hosts:
+        address = hosts[0].own_address
+        store, port = serve_store(address, size)
+        return store, f"{TCP}{address}:{port}"
+    url = f"{FILE}{folder / 'store'}"
+    return store_of(url, size), url
+
+
+def _config_on(host: Host, config: EngineConfig) -> EngineConfig:
+    """Return the config of a rank on another host."""
+    assert host.config.num_threads is not None
+    threads = max(1, host.config.num_threads // config.ranks_per_host)
+    return replace(config, model=host.config.model, kernel_cache=host.config.kernel_cache, num_threads=threads)

@@ -1,7 +1,6 @@
 """Loads a base model and refuses, by name, what would be computed wrongly."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import EngineConfig, Quantization
+from lorafleet_inference.cores import usable_cores
 from lorafleet_inference.device import cuda
 from lorafleet_inference.kernels.packed import can_pack, pack_linears
 from lorafleet_inference.model import experts
@@ -48,17 +48,6 @@ from lorafleet_inference.model.ranks.split import OPTION, Shard, config_of_rank,
 from lorafleet_inference.model.reading import Reading, Tell, counting, nobody, sizes_of
 
 logger = logging.getLogger(__name__)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use, by affinity and by the quota of its cgroup."""
-    cores = len(os.sched_getaffinity(0))
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    if quota_file.is_file():
-        quota, period = quota_file.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def load_model(config: EngineConfig, rank: int = 0, tell: Tell = nobody) -> LoadedModel:
@@ -282,9 +271,11 @@ def device_of(config: EngineConfig, rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if config.tensor_parallel_size > 1:
         count = cuda.count()
-        if count < config.tensor_parallel_size:
-            raise ConfigError(OPTION, f"{config.tensor_parallel_size} ranks need as many GPUs, and {count} are usable")
-        return cuda.choose(rank)
+        if count < config.ranks_per_host:
+            raise ConfigError(
+                OPTION, f"{config.ranks_per_host} ranks of a host need as many GPUs, and {count} are usable"
+            )
+        return cuda.choose(rank % config.ranks_per_host)
     return cuda.choose()
 
 

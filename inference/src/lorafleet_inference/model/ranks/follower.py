@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.model.loader import device_of, load_model
-from lorafleet_inference.model.ranks.group import JOIN_SECONDS, Group, process_group
+from lorafleet_inference.model.ranks.group import Group, process_group, store_of
 from lorafleet_inference.model.ranks.messages import (
     BEAT_SECONDS,
     Abandon,
@@ -47,7 +46,8 @@ def run_rank(start: StartRank, pipes: Pipes) -> int:
     try:
         device = device_of(start.config, start.rank)
         size = start.config.tensor_parallel_size
-        with process_group(start.rank, size, device, Path(start.store), JOIN_SECONDS) as group:
+        store = store_of(start.store, size)
+        with process_group(start.rank, size, device, store, is_one_host=start.config.hosts == 1) as group:
             watched = _Watched(group, life)
             loaded = load_model(start.config, start.rank, lambda percent: life.say(Reading(percent)))
             runner = ModelRunner(loaded, start.config, ahead=False, group=watched)

@@ -4,14 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.distributed as dist
 
 JOIN_SECONDS = 1800.0
 """Ranks wait so long for each other: at the start, one may have to read its weights from a slow disk."""
+_SECONDS = timedelta(seconds=JOIN_SECONDS)
 
 
 class Group(Protocol):
@@ -46,17 +46,36 @@ class ProcessGroup(Group):
         return int(mine.item())
 
 
+Store = Any
+"""One of torch.distributed, by which ranks find each other; torch exports their classes without saying so."""
+FILE, TCP = "file://", "tcp://"
+ANY_PORT: Final = 0
+
+
+def serve_store(address: str, size: int) -> tuple[Store, int]:
+    """Return what the ranks of several hosts find each other by, served by this process, and the port that it has."""
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, ANY_PORT, size, is_master=True, wait_for_workers=False, timeout=_SECONDS
+    )
+    return store, store.port
+
+
+def store_of(url: str, size: int) -> Store:
+    """Return what the ranks find each other by: a file of this host, or what the first rank serves."""
+    if url.startswith(FILE):
+        return dist.FileStore(url.removeprefix(FILE), size)  # type: ignore[attr-defined]
+    address, _, port = url.removeprefix(TCP).rpartition(":")
+    return dist.TCPStore(address, int(port), size, is_master=False, timeout=_SECONDS)  # type: ignore[attr-defined]
+
+
 @contextmanager
-def process_group(rank: int, size: int, device: torch.device, store: Path, timeout_seconds: float) -> Iterator[Group]:
-    """Join the group and leave it at the end. `store`: a file by which the ranks find each other, new for each group."""
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, "lo")  # ranks are of one host, and nobody else may join
+def process_group(rank: int, size: int, device: torch.device, store: Store, *, is_one_host: bool) -> Iterator[Group]:
+    """Join the group and leave it at the end. `store`: new for each group."""
+    if is_one_host:
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")  # nobody else may join
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=dist.FileStore(str(store), size),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout_seconds),
+        "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=_SECONDS
     )
     try:
         group = ProcessGroup(rank, size, device)

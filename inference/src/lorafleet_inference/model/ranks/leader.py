@@ -4,10 +4,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -47,6 +46,9 @@ class Others(Protocol):
     pipes: Sequence[Pipes]
     """Of the ranks from 1 on."""
 
+    def lend(self, plan: AdapterPlan) -> AbstractContextManager[Sequence[AdapterPlan]]:
+        """Have an adapter's files where each of these ranks is; gives the plan as it is there, by rank. Raises AdapterError."""
+
     def why_lost(self, timeout_seconds: float) -> str | None:
         """Return which rank ended and why, after waiting for that at most so long; None: none did."""
 
@@ -62,7 +64,9 @@ class RankedAdapter:
 class RankedRunner:
     """Runs the model on all ranks. To the engine it is a runner like that of one."""
 
-    def __init__(self, runner: ModelRunner, others: Others, *, load_seconds: float = LOAD_SECONDS) -> None:
+    def __init__(
+        self, runner: ModelRunner, others: Others, *, num_hosts: int = 1, load_seconds: float = LOAD_SECONDS
+    ) -> None:
         """`runner`: of this rank."""
         self._runner, self._others = runner, others
         self._loads = _Loads(others, load_seconds)
@@ -71,7 +75,7 @@ class RankedRunner:
         self.ahead = False
         self.facts = runner.facts
         size = 1 + len(others.pipes)
-        self._size = size
+        self._size, self._num_hosts = size, num_hosts
         budgets = runner.budgets
         self.budgets = msgspec.structs.replace(budgets, kv_cache_bytes=size * budgets.kv_cache_bytes)
 
@@ -110,13 +114,22 @@ class RankedRunner:
         """Compare what an adapter repeats of the base with it, on each rank what it holds; raises AdapterError."""
         if not plan.base_copies:
             return self._runner.settle(plan)
-        with self._loads.asking(partial(Settle, plan=plan)):
+        with (
+            self._others.lend(plan) as plans,
+            self._loads.asking(lambda number: [Settle(number, one) for one in plans]),
+        ):
             return self._runner.settle(plan)
 
     def load_slab(self, plan: AdapterPlan) -> RankedAdapter:
         """Read a settled adapter from disk, each rank its part, or none; raises AdapterError, which names the rank."""
-        with self._loads.asking(partial(Load, plan=plan, dropped=self._loads.take_dropped())) as asked:
-            own = self._runner.load_slab(plan, asked.total)
+        with self._others.lend(plan) as plans:
+
+            def load(number: int) -> list[Load]:
+                dropped = self._loads.take_dropped()
+                return [Load(number, one, dropped) for one in plans]
+
+            with self._loads.asking(load) as asked:
+                own = self._runner.load_slab(plan, asked.total)
         made = RankedAdapter(own, asked.number)
         weakref.finalize(made, self._loads.drop, asked.number)
         return made
@@ -126,13 +139,13 @@ class RankedRunner:
         return self._runner.num_pages(plan)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
-        """Size of an adapter in host memory, of all ranks together."""
-        return self._size * self._runner.slab_bytes(plan)
+        """Size of an adapter in the memory of a host, of its ranks together."""
+        return self._size // self._num_hosts * self._runner.slab_bytes(plan)
 
     def install(self, key: AdapterKey, pages: tuple[int, ...], slab: RankedAdapter) -> None:
         """Copy an adapter to the device of each rank, or of none; raises AdapterError, which names the rank."""
         try:
-            with self._loads.asking(partial(Install, key=key, pages=tuple(pages), loaded=slab.number)):
+            with self._loads.asking(lambda number: Install(number, key, tuple(pages), slab.number)):
                 self._runner.install(key, pages, slab.own)
         except BaseException:
             self._runner.remove(key)
@@ -206,8 +219,8 @@ class _Asked:
                 raise AdapterError(answer.reason, f"rank {rank}: {answer.message}")
 
 
-class _Question(Protocol):
-    def __call__(self, *, number: int) -> object: ...
+_Question = Callable[[int], object]
+"""Makes of its number what is asked of all, or a list of what is asked of each."""
 
 
 class _Loads:
@@ -235,7 +248,7 @@ class _Loads:
             self._number += 1
             asked = _Asked(self._number, self, time.monotonic() + self._limit_seconds)
             try:
-                self.tell(question(number=asked.number))
+                self.tell(question(asked.number))
                 yield asked
                 for rank in self.ranks:
                     if rank not in asked.answers:
@@ -259,10 +272,11 @@ class _Loads:
         raise AdapterError(Reason.LOAD_FAILED, f"rank {rank} did not do its part in {self._limit_seconds:g} seconds")
 
     def tell(self, message: object) -> None:
-        """Say something to all ranks."""
-        for rank, pipes in zip(self.ranks, self._others.pipes, strict=True):
+        """Say something to all ranks; a list has what is for each."""
+        each = message if isinstance(message, list) else [message] * len(self._others.pipes)
+        for rank, pipes, one in zip(self.ranks, self._others.pipes, each, strict=True):
             try:
-                pipes.loads.send(message)
+                pipes.loads.send(one)
             except OSError as error:
                 raise AdapterError(Reason.LOAD_FAILED, f"rank {rank} ended") from error
 

@@ -1,11 +1,11 @@
 """What the first rank and another one say to each other, as values.
 
-There are three pipes to each rank, so that steps, loads and signs of life never wait for each other. The processes are one
-program's, started by one of them: values go as pickles.
+There are three pipes to each rank, so that steps, loads and signs of life never wait for each other. What a message is as
+bytes is in wire.py.
 """
 
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from socket import socket
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.plan import StepPlan
 from lorafleet_inference.model.input_batch import ChosenToken
+from lorafleet_inference.model.ranks.wire import Channel, Codec
 
 BEAT_SECONDS = 1.0
 """Between two signs of life of a rank."""
@@ -30,7 +31,7 @@ class StartRank:
     config: EngineConfig
     rank: int
     store: str
-    """File by which the ranks find each other."""
+    """URL of what the ranks find each other by (`store_of` of group.py)."""
     log_level: str
     log_format: LogFormat
 
@@ -39,11 +40,11 @@ class StartRank:
 class Pipes:
     """One rank's, or the first rank's ends of them."""
 
-    life: Connection
+    life: Channel
     """The rank says Reading, Ready, Beat and Ended; it ends when this is closed."""
-    steps: Connection
+    steps: Channel
     """Step and Remove, in their order; a rank answers Remove with its key."""
-    loads: Connection
+    loads: Channel
     """Settle, Load and Install, one at a time, each answered with Done or Failed."""
 
 
@@ -172,3 +173,29 @@ class Failed:
 Answer = Done | Failed | Partial
 Message = Any
 """What a pipe gives: one of the above."""
+
+CODEC = Codec(
+    (
+        StartRank,
+        Reading,
+        Ready,
+        Beat,
+        Ended,
+        Step,
+        Remove,
+        AdapterKey,
+        Settle,
+        Load,
+        Install,
+        Partial,
+        Whole,
+        Abandon,
+        Done,
+        Failed,
+    )
+)
+
+
+def pipe(connection: socket) -> Channel:
+    """Return the end of a pipe that a connected socket is."""
+    return Channel(connection, CODEC)
