@@ -24,6 +24,7 @@ from lorafleet_inference.model.budget import weights_read
 from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.dry_run import model_size
+from lorafleet_inference.model.experts import wait_for_device
 from lorafleet_inference.model.facts import facts_of_folder
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
@@ -384,22 +385,79 @@ def test_int4_has_groups_of_128_and_a_shorter_last_one(tmp_path: Path) -> None:
         assert ((found[:, columns] - part).abs() <= step).all()
 
 
-def test_adapters_on_a_base_quantised_at_load_equal_peft(tmp_path: Path) -> None:
-    """Experts and head stay as they are; LoRA is added to what the quantised layers give."""
-    folder = model_folder("mixtral")
+def one_layer(family: str, folder: Path) -> Path:
+    config = FAMILIES[family].config
+    return save_model(type(config)(**{**config.to_dict(), "num_hidden_layers": 1}), folder)
+
+
+EXPERTS = {"mixtral": ("rank-16", "experts", "router-and-experts-apart"), "qwen3-moe": ("dora", "experts-apart")}
+
+
+def check_experts(family: str, folder: Path, plain: Path, root: Path, **options: Any) -> None:
+    specs = adapter_specs(FAMILIES[family])
+    adapters = {name: save_adapter(plain, root / name, specs[name]) for name in EXPERTS[family]}
+    for decoder in ("transformers", "own"):
+        check(folder, plain, adapters, decoder=decoder, **options)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("mixtral", "gptq-4-order"), ("mixtral", "awq"), ("qwen3-moe", "fp8-blocks")]
+)
+def test_adapters_on_quantised_experts_equal_peft(family: str, name: str, tmp_path: Path) -> None:
+    base = one_layer(family, tmp_path / "base")
+    quantised, plain = save_quantised(base, tmp_path, *FORMATS[name])
+    check_experts(family, quantised, plain, tmp_path)
+    model = load(quantised).model
+    assert wait_for_device(model), "so that its steps are not captured"
+    assert not wait_for_device(load(plain).model)
+    stored = model.get_submodule("model.layers.0.mlp.experts")
+    numbers = load_file(plain / WEIGHTS)
+    owner, gate, up = ("block_sparse_moe", "w1", "w3") if family == "mixtral" else ("mlp", "gate_proj", "up_proj")
+    prefix = f"model.layers.0.{owner}.experts.2"
+    wanted = torch.cat([numbers[f"{prefix}.{one}.weight"] for one in (gate, up)])
+    assert torch.equal(stored.gate_up_proj[2], wanted)
+    planned = model_size(quantised, dtype="float32", max_batch_tokens=64, max_batch_requests=8)
+    size = weight_bytes(model)
+    assert abs(planned.weights - size) < 0.02 * size
+    assert planned.facts.experts == facts_of_folder(plain).experts
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_adapters_on_a_base_quantised_at_load_equal_peft(family: str, tmp_path: Path) -> None:
+    """The head stays as it is; LoRA is added to what the quantised layers and experts give."""
+    folder = one_layer(family, tmp_path / "base")
     with torch.inference_mode():
         model = load(folder, quantization="nf4", decoder="transformers").model
         tensors = load_file(folder / WEIGHTS)
-        quantised = [name for name in tensors if ".self_attn." in name]
-        for name in quantised:
-            tensors[name] = plain_weight(model.get_submodule(name.removesuffix(".weight"))).clone()
+        for name, tensor in tensors.items():
+            if ".experts." in name:
+                _, numbers = four_bits(tensor.numpy(), kind="nf4", nested=False)
+                tensors[name] = torch.tensor(numbers)
+            elif ".self_attn." in name and tensor.dim() > 1:
+                tensors[name] = plain_weight(model.get_submodule(name.removesuffix(".weight"))).clone()
     plain = tmp_path / "plain"
     shutil.copytree(folder, plain)
     save_file(tensors, plain / WEIGHTS, metadata={"format": "pt"})
-    specs = adapter_specs(FAMILIES["mixtral"])
-    adapters = {name: save_adapter(plain, tmp_path / name, specs[name]) for name in ("rank-16", "experts", "router")}
-    for decoder in ("transformers", "own"):
-        check(folder, plain, adapters, quantization="nf4", decoder=decoder)
+    check_experts(family, folder, plain, tmp_path, quantization="nf4")
+    planned = model_size(folder, dtype="float32", max_batch_tokens=64, max_batch_requests=8, quantization="nf4")
+    assert planned.weights == weight_bytes(model)
+    # a step of one token brings back the chosen experts alone: two of four
+    assert weights_read(planned, 65) - weights_read(planned, 1) > planned.expert_weights // 2
+
+
+def test_experts_that_lack_a_map_or_lie_stacked_are_refused(tmp_path: Path) -> None:
+    base = one_layer("mixtral", tmp_path / "base")
+    lost = "model.layers.0.block_sparse_moe.experts.1.w3"
+    quantised, _ = save_quantised(base, tmp_path, *FORMATS["awq"])
+    tensors = load_file(quantised / WEIGHTS)
+    for suffix in ("qweight", "qzeros", "scales"):
+        del tensors[f"{lost}.{suffix}"]
+    save_file(tensors, quantised / WEIGHTS, metadata={"format": "pt"})
+    assert f"tensor {lost}.scales is missing" in refusal(quantised)
+    tensors = load_file(base / WEIGHTS)
+    del tensors[f"{lost}.weight"]
+    save_file(tensors, base / WEIGHTS, metadata={"format": "pt"})
+    assert f"the files hold no tensor {lost}.weight" in refusal(base, quantization="int8")
 
 
 def test_what_cannot_be_quantised_at_load_is_refused(made: Callable[[str], tuple[Path, Path]]) -> None:

@@ -164,6 +164,16 @@ def test_a_rank_has_its_part_of_what_is_quantised_at_load(base: Path, kind: Any)
     assert planned.weights - weight_bytes(loaded.model) == tables
 
 
+def check_alike(config: EngineConfig, adapters: dict[str, Path]) -> None:
+    wanted = answers(DrivenEngine(config), adapters)
+    with ranked(config, 2) as engine:
+        found = answers(engine, adapters)
+        assert not engine.lost
+    for request, (tokens, scores) in wanted.items():
+        assert found[request][0] == tokens, request
+        assert (found[request][1] - scores).abs().max() < MAX_DIFFERENCE, request
+
+
 @pytest.mark.parametrize("name", [*SERVED, "fp8"])
 def test_two_ranks_answer_as_one(
     base: Path, made: Callable[[str], tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory, name: Any
@@ -174,14 +184,18 @@ def test_two_ranks_answer_as_one(
         for kind in ("rank-7", "dora"):
             save_adapter(base, adapters / kind, adapter_specs(FAMILIES["llama"])[kind])
     config = config_of(folder, quantization=name if name in AT_LOAD else None)
-    served = {kind: adapters / kind for kind in ("rank-7", "dora")}
-    wanted = answers(DrivenEngine(config), served)
-    with ranked(config, 2) as engine:
-        found = answers(engine, served)
-        assert not engine.lost
-    for request, (tokens, scores) in wanted.items():
-        assert found[request][0] == tokens, request
-        assert (found[request][1] - scores).abs().max() < MAX_DIFFERENCE, request
+    check_alike(config, {kind: adapters / kind for kind in ("rank-7", "dora")})
+
+
+def test_quantised_experts_are_split_inside(tmp_path: Path) -> None:
+    config = FAMILIES["mixtral"].config
+    small = type(config)(**{**config.to_dict(), "num_hidden_layers": 1, "intermediate_size": 64})
+    folder, plain = save_quantised(save_model(small, tmp_path / "base"), tmp_path, *FORMATS["awq"])
+    adapter = save_adapter(plain, tmp_path / "experts", adapter_specs(FAMILIES["mixtral"])["experts"])
+    check_alike(config_of(folder), {"experts": adapter})
+    loaded = load_model(config_of(folder, tensor_parallel_size=2), 1)
+    planned = model_size(folder, dtype="float32", max_batch_tokens=64, max_batch_requests=8, num_ranks=2)
+    assert abs(planned.weights - weight_bytes(loaded.model)) < 0.02 * planned.weights
 
 
 def test_groups_that_ranks_would_cut_too_small_are_refused_before_a_rank_starts(tmp_path: Path) -> None:

@@ -110,5 +110,7 @@ def weights_read(size: ModelSize, num_tokens: int) -> int:
     multiplies by, are then written as they are multiplied, and read again.
     """
     missed = (1 - size.experts_per_token / size.num_experts) ** num_tokens
-    back = size.dequantised - (size.multiplied if num_tokens <= MAX_TOKENS else 0)
-    return int(size.weights - size.unread_weights - size.expert_weights * missed) + 2 * back
+    is_few = num_tokens <= MAX_TOKENS
+    back: float = size.dequantised - (size.multiplied if is_few else 0)
+    back -= missed * (size.expert_dequantised - (size.expert_multiplied if is_few else 0))
+    return int(size.weights - size.unread_weights - size.expert_weights * missed + 2 * back)

@@ -19,9 +19,10 @@ from lorafleet_inference.model.attention import LayerShape, Probe, attending, re
 from lorafleet_inference.model.base_files import read_base_config, read_quantization, refused
 from lorafleet_inference.model.checked import attention_of, shapes_of
 from lorafleet_inference.model.facts import model_facts
-from lorafleet_inference.model.quantization.cut import Cut, CutError
-from lorafleet_inference.model.quantization.loading import can_be_quantised, make_shapes
+from lorafleet_inference.model.quantization.cut import CutError
+from lorafleet_inference.model.quantization.loading import make_shapes
 from lorafleet_inference.model.quantization.method import Method, QuantizationError
+from lorafleet_inference.model.quantization.stacks import StackedWeight
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
 from lorafleet_inference.model.ranks.split import Shard, config_of_rank, shard_of, unsplit
 from lorafleet_inference.model.sizing import weight_bytes
@@ -51,6 +52,9 @@ class ModelSize:
     """Bytes that quantised weights take when they are brought back, all of them together."""
     multiplied: int
     """Of these, of weights that a kernel multiplies few tokens by as they are."""
+    expert_dequantised: int
+    expert_multiplied: int
+    """Of both, of experts."""
     quantization: str | None
     """How they are quantised."""
     activations: int
@@ -117,7 +121,10 @@ def model_size(
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with FakeTensorMode(), torch.inference_mode():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention_of(config), experts_implementation=experts.NAME, dtype=chosen
+            config,
+            attn_implementation=attention_of(config),
+            experts_implementation=experts.NAME if method is None else experts.SIZED,
+            dtype=chosen,
         ).eval()
         if method is not None:
             try:
@@ -133,6 +140,13 @@ def model_size(
     num_experts = facts.experts[0].num_experts if facts.experts else 1
     embedding = model.get_input_embeddings()
     quantised = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    in_experts = [
+        weight
+        for module in model.modules()
+        if isinstance(module, StackedWeight)
+        for weight in module.modules()
+        if isinstance(weight, QuantizedWeight)
+    ]
     return ModelSize(
         facts,
         shapes,
@@ -143,10 +157,16 @@ def model_size(
         experts_per_token=int(getattr(text, "num_experts_per_tok", None) or num_experts),
         unread_weights=0 if facts.tied_head else weight_bytes(embedding),
         dequantised=chosen.itemsize * sum(map(_numel, quantised)),
-        multiplied=chosen.itemsize * sum(_numel(one) for one in quantised if one.layout.has_kernels(one.shape)),
+        multiplied=chosen.itemsize * sum(map(_numel, filter(_has_kernels, quantised))),
+        expert_dequantised=chosen.itemsize * sum(map(_numel, in_experts)),
+        expert_multiplied=chosen.itemsize * sum(map(_numel, filter(_has_kernels, in_experts))),
         quantization=None if method is None else method.name,
         activations=max(layers, logits),
     )
+
+
+def _has_kernels(weight: QuantizedWeight) -> bool:
+    return weight.layout.has_kernels(weight.shape)
 
 
 def _numel(weight: QuantizedWeight) -> int:
@@ -159,16 +179,11 @@ def _quantise(model: PreTrainedModel, method: Method, whole: PreTrainedConfig, s
         make_shapes(model, method)
         return
     try:
-        make_shapes(model, method, _parts(whole, shard))
+        with torch.device("meta"):
+            of = AutoModelForCausalLM.from_config(whole)
+        make_shapes(model, method, of, shard.cut)
     except CutError as error:
         raise unsplit(whole, shard.size, str(error)) from error
-
-
-def _parts(config: PreTrainedConfig, shard: Shard) -> dict[str, Cut]:
-    """Return of each linear layer of a model the part that a rank holds."""
-    with torch.device("meta"):
-        layers = can_be_quantised(AutoModelForCausalLM.from_config(config))
-    return {name: shard.cut(name, (one.out_features, one.in_features)) for name, one in layers.items()}
 
 
 def _peak_of(model: PreTrainedModel, num_tokens: int) -> int:

@@ -3,7 +3,7 @@
 Axes: T tokens of the step, K experts of a token, E experts, r ranks.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -13,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear, grouped_mm_experts_forward
 
 NAME = "lorafleet_experts"
+SIZED = "lorafleet_experts_sized"
+"""`sized`, for quantised experts where only memory is asked for."""
 UP: Final = "gate_up_proj"
 DOWN: Final = "down_proj"
 
@@ -50,6 +52,17 @@ class Pairs:
     """[T, K] int64, contiguous: where each lies among the sorted ones."""
 
 
+class Stacked(torch.nn.Module):
+    """Weights [E, out, in] that are brought back for each product, in the place of a stacked weight."""
+
+    shape: tuple[int, int, int]
+    ndim: int
+
+    def product(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+        """Return x W of x [.., in] for one expert."""
+        raise NotImplementedError
+
+
 class ExpertKernels(Protocol):
     """Adds LoRA by kernels, which look for the pairs of each adapter and expert by themselves."""
 
@@ -72,6 +85,12 @@ kernels: MutableMapping[torch.nn.Module, ExpertKernels] = WeakKeyDictionary()
 def register() -> None:
     """Make the name known to transformers; more than once does no harm."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, experts)
+    ALL_EXPERTS_FUNCTIONS.register(SIZED, sized)
+
+
+def wait_for_device(model: torch.nn.Module) -> bool:
+    """Whether experts of a model have each step wait for the device, so that none can be captured."""
+    return any(isinstance(module, Stacked) for module in model.modules())
 
 
 def can_adapt(module: torch.nn.Module) -> bool:
@@ -89,6 +108,8 @@ def experts(
     if by_kernels is not None and by_kernels.are_wanted():
         return _sorted(module, hidden_states, top_k_index, top_k_weights, by_kernels)
     own = changes.get(module)
+    if not own and any(isinstance(getattr(module, name), Stacked) for name in (UP, DOWN)):
+        return _sorted(module, hidden_states, top_k_index, top_k_weights, None)
     if not own:
         return grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
     out = torch.zeros_like(hidden_states)
@@ -98,14 +119,45 @@ def experts(
         tokens, places = torch.where(top_k_index == expert)
         state = hidden_states[tokens]
         parts = _parts(tokens, own)
-        hidden = F.linear(state, module.gate_up_proj[expert])
+        hidden = _product(module.gate_up_proj, expert, state)
         for begin, end, lora in parts:
             _add(hidden[begin:end], state[begin:end], lora.up_a, lora.up_b, expert)
         hidden = module._apply_gate(hidden)  # noqa: SLF001  transformers' own hook
-        done = F.linear(hidden, module.down_proj[expert])
+        done = _product(module.down_proj, expert, hidden)
         for begin, end, lora in parts:
             _add(done[begin:end], hidden[begin:end], lora.down_a, lora.down_b, expert)
         out.index_add_(0, tokens, done * top_k_weights[tokens, places, None].to(done.dtype))
+    return out
+
+
+def sized(
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """As `experts` in what it takes of memory, whoever the tokens choose."""
+
+    def of_first(x: torch.Tensor, weight: Any, _: torch.Tensor) -> torch.Tensor:
+        return _product(weight, 0, x)
+
+    return _sorted(module, hidden_states, top_k_index, top_k_weights, None, product=of_first)
+
+
+def _product(weight: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+    return weight.product(expert, x) if isinstance(weight, Stacked) else F.linear(x, weight[expert])
+
+
+def _grouped(x: torch.Tensor, weight: Any, ends: torch.Tensor) -> torch.Tensor:
+    """Return the products of rows x [pairs, in] that are sorted by expert; `ends` [E]: where the rows of each end.
+
+    Quantised weights have the device waited for: those of experts that no token chose are not brought back.
+    """
+    if not isinstance(weight, Stacked):
+        return _grouped_linear(x, weight, ends)
+    out = x.new_zeros(len(x), weight.shape[1])
+    begin = 0
+    for expert, end in enumerate(ends.tolist()):
+        if begin < end:
+            out[begin:end] = weight.product(expert, x[begin:end])
+        begin = end
     return out
 
 
@@ -114,9 +166,11 @@ def _sorted(
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
-    lora: ExpertKernels,
+    lora: ExpertKernels | None,
+    *,
+    product: Callable[[torch.Tensor, Any, torch.Tensor], torch.Tensor] = _grouped,
 ) -> torch.Tensor:
-    """As `experts`, all pairs of an expert at once; without anything that waits for the device."""
+    """As `experts`, all pairs of an expert at once; without anything that waits for the device but quantised weights."""
     num_tokens, num_choices = top_k_index.shape
     of_pairs, order = torch.sort(top_k_index.reshape(-1))
     places = torch.empty_like(order)
@@ -126,11 +180,13 @@ def _sorted(
     counts = torch.histc(counted, bins=module.num_experts, min=0, max=module.num_experts - 1)
     ends = counts.cumsum(0, dtype=torch.int32)
     x = hidden_states[order // num_choices]
-    hidden = _grouped_linear(x, module.gate_up_proj, ends)
-    lora.add_up(x, hidden, pairs)
+    hidden = product(x, module.gate_up_proj, ends)
+    if lora is not None:
+        lora.add_up(x, hidden, pairs)
     hidden = module._apply_gate(hidden)  # noqa: SLF001  transformers' own hook
-    done = _grouped_linear(hidden, module.down_proj, ends)
-    lora.add_down(hidden, done, pairs)
+    done = product(hidden, module.down_proj, ends)
+    if lora is not None:
+        lora.add_down(hidden, done, pairs)
     done = done * top_k_weights.reshape(-1)[order, None].to(done.dtype)
     done.masked_fill_((of_pairs >= module.num_experts)[:, None], 0.0)  # a token that chose fewer
     out: torch.Tensor = done[places].view(num_tokens, num_choices, -1).sum(1)

@@ -116,9 +116,9 @@ def _experts(model: PreTrainedModel) -> list[ExpertsFacts]:
     found = []
     for name, module in model.named_modules():
         if experts.can_adapt(module):
-            stacked = {key: value for key, value in module.named_parameters(recurse=False) if value.ndim == 3}
-            parameters = tuple((key, value.shape[2], value.shape[1]) for key, value in stacked.items())
-            found.append(ExpertsFacts(name, len(next(iter(stacked.values()))), parameters))
+            stacked = {key: tuple(getattr(module, key).shape) for key in (experts.UP, experts.DOWN)}
+            parameters = tuple((key, shape[2], shape[1]) for key, shape in stacked.items())
+            found.append(ExpertsFacts(name, stacked[experts.UP][0], parameters))
     return found
 
 

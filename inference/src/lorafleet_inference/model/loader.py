@@ -1,7 +1,7 @@
 """Loads a base model and refuses, by name, what would be computed wrongly."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,7 @@ from lorafleet_inference.model.quantization.cut import CutError
 from lorafleet_inference.model.quantization.loading import QuantizedFiles, quantized_files
 from lorafleet_inference.model.quantization.method import QuantizationError
 from lorafleet_inference.model.ranks.shards import parts_of
-from lorafleet_inference.model.ranks.split import OPTION, Shard, config_of_rank, shard_of, unsplit
+from lorafleet_inference.model.ranks.split import EVERYTHING, OPTION, Shard, config_of_rank, shard_of, unsplit
 from lorafleet_inference.model.reading import Reading, Tell, counting, nobody, sizes_of
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,13 @@ def _read(
     """
     name = architecture_of(folder)
     taken = quantized.mark(config) if quantized is not None else frozenset()
+    hidden = quantized.taken if quantized is not None and quantized.stacks else None
     try:
-        with without_adapter(folder) as view, _without_reports(), _source(view, config, shard) as (read, what):
+        with (
+            without_adapter(folder) as view,
+            _without_reports(),
+            _source(view, config, shard, hidden) as (read, what),
+        ):
             model, info = read(
                 **what,
                 dtype=dtype,
@@ -143,7 +148,7 @@ def _read(
                 output_loading_info=True,
                 device_map=None if device.type == "cpu" else {"": device},
             )
-            if shard is not None and (view / GENERATION_CONFIG_NAME).is_file():
+            if "state_dict" in what and (view / GENERATION_CONFIG_NAME).is_file():
                 model.generation_config = GenerationConfig.from_pretrained(view)
     except Exception as error:
         logger.debug("loading %s", folder, exc_info=True)
@@ -201,15 +206,18 @@ def _can_be_part(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def _source(
-    folder: Path, config: PreTrainedConfig, shard: Shard | None
+    folder: Path, config: PreTrainedConfig, shard: Shard | None, taken: Collection[str] | None
 ) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
-    """Yield the function of transformers that reads a model, and what tells it of which."""
-    if shard is None:
+    """Yield the function of transformers that reads a model, and what tells it of which.
+
+    `taken`: tensors that it must not see, as it would have parts of experts that it does not know stacked.
+    """
+    if shard is None and taken is None:
         yield AutoModelForCausalLM.from_pretrained, {"pretrained_model_name_or_path": folder, "config": config}
         return
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with parts_of(folder, shard) as parts:
-        what = {"config": config_of_rank(config, shard), "state_dict": parts}
+    with parts_of(folder, shard or EVERYTHING, taken or ()) as parts:
+        what = {"config": config if shard is None else config_of_rank(config, shard), "state_dict": parts}
         yield kind.from_pretrained, {"pretrained_model_name_or_path": None, **what}
 
 

@@ -27,6 +27,7 @@ from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
 from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch
 from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
+from lorafleet_inference.model.experts import wait_for_device
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import Total, alone, load_extras, num_extra_elements
 from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
@@ -324,7 +325,7 @@ class ModelRunner:
             self._sides.remove(key)
 
     def _graphs_of(self, config: EngineConfig, graphs: Graphs | None) -> "DecodeGraphs | None":
-        if self._triton is None or self._sides is None or self._ropes is not None:
+        if self._triton is None or self._sides is None or self._ropes is not None or wait_for_device(self._model):
             return None
         from lorafleet_inference.model.graphs import DecodeGraphs  # noqa: PLC0415  there on Linux alone
 

@@ -21,6 +21,7 @@ from lorafleet_inference.model import routers
 from lorafleet_inference.model.quantization.cut import Cut, layout_of_part, part_of
 from lorafleet_inference.model.quantization.linear import QuantizedLinear
 from lorafleet_inference.model.quantization.method import FIELD, Method, QuantizationError, Shape, Source
+from lorafleet_inference.model.quantization.stacks import Stack, StackedWeight, replace_stack, stacks_of
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
 
 _NAME = "lorafleet"
@@ -36,9 +37,9 @@ class _Read(Protocol):
 class _Marked(QuantizationConfigMixin):
     """What transformers hands from a config to the quantiser."""
 
-    def __init__(self, quant_method: str, modules: list[str]) -> None:
+    def __init__(self, quant_method: str, modules: list[str], stacks: list[tuple[str, str]]) -> None:
         self.quant_method: Any = quant_method
-        self.modules = modules
+        self.modules, self.stacks = modules, stacks
 
 
 @register_quantizer(_NAME)
@@ -48,6 +49,8 @@ class _Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         for name in self.quantization_config.modules:
             replace(model, name)
+        for name, parameter in self.quantization_config.stacks:
+            replace_stack(model, name, parameter)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self.remove_quantization_config(model)
@@ -78,23 +81,40 @@ def can_be_quantised(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     }
 
 
-def make_shapes(model: PreTrainedModel, method: Method, parts: Mapping[str, Cut] | None = None) -> None:
+def make_shapes(
+    model: PreTrainedModel, method: Method, whole: PreTrainedModel | None = None, cut: CutOf | None = None
+) -> None:
     """Give a model without weights the quantised layers that its config speaks of, so that they can be counted.
 
-    `parts`: which part each is of the whole model's layer of this name, where this is a rank's model.
+    `whole` and `cut`: the whole model, and which part of it a rank holds, where `model` is a rank's.
 
     Raises:
         CutError: its weights cannot be cut so.
         QuantizationError: the method cannot be of this model.
     """
-    for name, module in can_be_quantised(model).items():
-        shape = _shape(module)
-        layout = method.layout(name, shape if parts is None else parts[name].shape)
-        if layout is not None:
-            if parts is not None:
-                layout = layout_of_part(layout, name, parts[name])
-            dtype = module.weight.dtype
-            replace(model, name).fill(QuantizedWeight.empty(layout, shape), dtype)
+
+    def empty(name: str, shape: Shape) -> QuantizedWeight | None:
+        layout = method.layout(name, shape)
+        if layout is None or cut is None:
+            return None if layout is None else QuantizedWeight.empty(layout, shape)
+        kept = cut(name, shape)
+        return QuantizedWeight.empty(layout_of_part(layout, name, kept), kept.kept)
+
+    dtype = model.dtype
+    stacks = stacks_of(whole or model)
+    for name, module in can_be_quantised(whole or model).items():
+        made = empty(name, _shape(module))
+        if made is not None:
+            replace(model, name).fill(made, dtype)
+    for stack in stacks:
+        if empty(stack.pieces[0][0], stack.shape) is None:
+            continue
+        filled = replace_stack(model, stack.module, stack.parameter)
+        for pieces in stack.pieces:
+            found = [one for one in (empty(name, stack.shape) for name in pieces) if one is not None]
+            for one in found:
+                one.table = found[0].table  # alike, as files have them
+            filled.append(found, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +128,24 @@ class QuantizedFiles:
     """Layers that are quantised, with their shapes in the whole model."""
     head: str | None
     """The output head, where it is quantised: it is brought back to the dtype of the model."""
+    stacks: tuple[Stack, ...] = ()
+    """Experts that are quantised."""
 
     @property
     def taken(self) -> frozenset[str]:
         """Names of tensors that are read here and not by transformers, or that nobody needs."""
-        every = (*self.modules, *((self.head,) if self.head else ()))
+        pieces = [name for stack in self.stacks for name in stack.names]
+        every = (*self.modules, *((self.head,) if self.head else ()), *pieces)
         names = {f"{module}.{suffix}" for module in every for suffix in self.method.suffixes}
-        return frozenset(names & self.places.keys())
+        return frozenset((names | {f"{name}.bias" for name in pieces}) & self.places.keys())
 
     def mark(self, config: PreTrainedConfig) -> frozenset[str]:
         """Have transformers take the weights away from these layers; return the tensors that it then may miss, or not know."""
-        config.quantization_config = {"quant_method": _NAME, "modules": list(self.modules)}
+        config.quantization_config = {
+            "quant_method": _NAME,
+            "modules": list(self.modules),
+            "stacks": [(stack.module, stack.parameter) for stack in self.stacks],
+        }
         biases = {f"{name}.bias" for name in self.modules} & self.places.keys()
         return self.taken | biases | ({f"{self.head}.weight"} if self.head else set())
 
@@ -129,7 +156,8 @@ class QuantizedFiles:
             CutError: they cannot; names a layer.
             QuantizationError: the method cannot be of this model.
         """
-        for name, shape in self.modules.items():
+        pieces = [(name, stack.shape) for stack in self.stacks for name in stack.pieces[0]]
+        for name, shape in (*self.modules.items(), *pieces):
             layout = self.method.layout(name, shape)
             if layout is not None:
                 layout_of_part(layout, name, cut(name, shape))
@@ -153,11 +181,14 @@ class QuantizedFiles:
             for name, shape in self.modules.items():
                 module = model.get_submodule(name)
                 assert isinstance(module, QuantizedLinear)
-                if cut is None:
-                    module.fill(self._weight(name, shape, read, dtype), dtype)
-                else:
-                    module.fill(self._part(name, cut(name, shape), read, dtype), dtype)
+                module.fill(self._part(name, shape, cut, read, dtype), dtype)
                 have_read(f"{name}.{suffix}" for suffix in self.method.suffixes)
+            for stack in self.stacks:
+                stacked = model.get_submodule(f"{stack.module}.{stack.parameter}")
+                assert isinstance(stacked, StackedWeight)
+                for pieces in stack.pieces:
+                    stacked.append([self._part(name, stack.shape, cut, read, dtype) for name in pieces], dtype)
+                have_read(f"{name}.{suffix}" for name in stack.names for suffix in self.method.suffixes)
             if self.head is not None:
                 head = model.get_submodule(self.head)
                 assert isinstance(head, torch.nn.Linear)
@@ -165,8 +196,11 @@ class QuantizedFiles:
                 head.weight = torch.nn.Parameter(dense, requires_grad=False)
         self._check_biases(model)
 
-    def _part(self, name: str, cut: Cut, read: _Read, dtype: torch.dtype) -> QuantizedWeight:
-        layout = self.method.layout(name, cut.shape)
+    def _part(self, name: str, shape: Shape, of: CutOf | None, read: _Read, dtype: torch.dtype) -> QuantizedWeight:
+        if of is None:
+            return self._weight(name, shape, read, dtype)
+        cut = of(name, shape)
+        layout = self.method.layout(name, shape)
         is_by_rows = cut.has_all_columns and layout is not None and layout_of_part(layout, name, cut) == layout
         if is_by_rows and not self.method.markers:  # quantised here, and the rank's rows as they would be in the whole
             return self._weight(name, cut.kept, lambda key: read(key, cut.rows), dtype)
@@ -212,8 +246,9 @@ class QuantizedFiles:
 
     def lost_biases(self, model: PreTrainedModel) -> list[str]:
         """Return names of biases in the files that quantised layers do not have."""
-        found = (f"{name}.bias" for name in self.modules if model.get_submodule(name).bias is None)
-        return [name for name in found if name in self.places]
+        found = [name for name in self.modules if model.get_submodule(name).bias is None]
+        found += [name for stack in self.stacks for name in stack.names]
+        return [f"{name}.bias" for name in found if f"{name}.bias" in self.places]
 
 
 def quantized_files(model: PreTrainedModel, method: Method, places: Mapping[str, Path]) -> QuantizedFiles:
@@ -230,18 +265,24 @@ def quantized_files(model: PreTrainedModel, method: Method, places: Mapping[str,
         absent = sorted(linears.keys() - set(modules))
         if absent:
             raise QuantizationError(f"the files hold no tensor {absent[0]}.weight, which is to be quantised")
-        return QuantizedFiles(method, places, {name: _shape(linears[name]) for name in modules}, None)
+        stacks = stacks_of(model, {key.removesuffix(".weight") for key in places if key.endswith(".weight")})
+        lost = [name for stack in stacks for name in stack.names if f"{name}.weight" not in places]
+        if lost:
+            raise QuantizationError(f"the files hold no tensor {lost[0]}.weight, and stacked experts are not quantised")
+        return QuantizedFiles(method, places, {name: _shape(linears[name]) for name in modules}, None, tuple(stacks))
     marked = _marked(places, method.markers)
     if not marked:
         some = ", ".join(sorted(method.markers))
         raise QuantizationError(f"its files hold no quantised layer ({some}), and {FIELD} says {method.name}")
     head = model.get_output_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), None)
+    found = tuple(stack for stack in stacks_of(model, marked) if not marked.isdisjoint(stack.names))
+    in_stacks = {name for stack in found for name in stack.names}
     for name in sorted(marked):
-        if name != head_name and name not in linears:
+        if name != head_name and name not in linears and name not in in_stacks:
             raise QuantizationError(_why_not(model, name))
     shapes = {name: _shape(module) for name, module in linears.items() if name in marked}
-    return QuantizedFiles(method, places, shapes, head_name if head_name in marked else None)
+    return QuantizedFiles(method, places, shapes, head_name if head_name in marked else None, found)
 
 
 def _shape(module: torch.nn.Linear) -> Shape:
@@ -254,7 +295,7 @@ def _marked(places: Collection[str], markers: Collection[str]) -> set[str]:
 
 def _why_not(model: PreTrainedModel, name: str) -> str:
     if ".experts." in f".{name}.":
-        return f"its experts are quantised ({name}), and they are served in 16 or 32 bit only"
+        return f"its experts are quantised ({name}), and have no gated maps of their own in the files or have biases"
     try:
         kind = type(model.get_submodule(name)).__name__
     except AttributeError:

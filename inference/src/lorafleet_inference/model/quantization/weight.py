@@ -194,7 +194,7 @@ def merged(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     if layout.has_order or any(one.layout != layout or one.shape[1] != first.shape[1] for one in weights):
         return None
     tables = [one.table for one in weights if one.table is not None]
-    if any(not table.equal(tables[0]) for table in tables):
+    if any(table is not tables[0] and not table.equal(tables[0]) for table in tables):
         return None
     whole = layout.block_columns if layout.is_flat else layout.block_rows
     sizes = [one.shape[0] * (one.shape[1] if layout.is_flat else 1) for one in weights]

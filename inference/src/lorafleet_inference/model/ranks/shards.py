@@ -1,7 +1,7 @@
 """Reads a rank's part of a base model, and no more, from its safetensors files."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +39,15 @@ class LazyPart:
 
 
 @contextmanager
-def parts_of(folder: Path, shard: Shard) -> Iterator[dict[str, LazyPart]]:
-    """Yield the rank's part of each tensor of a base model by its name, to be read while this is open."""
+def parts_of(folder: Path, shard: Shard, without: Collection[str] = frozenset()) -> Iterator[dict[str, LazyPart]]:
+    """Yield the rank's part of each tensor of a base model by its name, to be read while this is open, but of those `without`."""
     with ExitStack() as files:
         found: dict[str, LazyPart] = {}
         for name, keys in _files(folder).items():
             file = files.enter_context(safe_open(folder / name, framework="pt"))
             for key in file.keys() if keys is None else keys:
+                if key in without:
+                    continue
                 module, parameter = _owner(key)
                 found[key] = LazyPart(file.get_slice(key), module, parameter, shard)
         yield found

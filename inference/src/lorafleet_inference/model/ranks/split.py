@@ -79,7 +79,7 @@ class Shard:
     def split_of(self, module: str) -> Split | None:
         """Return how a module's weight is split; None: it is whole on every rank. `module`: any name that ends with the module's."""
         along, groups = _SPLITS.get(module.rsplit(".", 1)[-1], (None, ()))
-        if along is None:
+        if along is None or self.size == 1:
             return None
         units = {"heads": self.num_heads, "kv_heads": self.num_kv_heads, "elements": self.size}
         return Split(along, tuple(units[one] for one in groups), self.rank, self.size)
@@ -144,6 +144,8 @@ class Shard:
         return (*rest, out * self.size, inner) if split.along is Along.OUTPUTS else (*rest, out, inner * self.size)
 
 
+EVERYTHING = Shard(0, 1, 0, 0)
+"""What the only rank holds."""
 _COLUMN, _ROW = Along.OUTPUTS, Along.INPUTS
 _SPLITS: Mapping[str, tuple[Along, tuple[str, ...]]] = {
     "q_proj": (_COLUMN, ("heads",)),
