@@ -15,11 +15,16 @@ from lorafleet_inference.kernels.triton.backend import TritonKernels
 from lorafleet_inference.kernels.triton.blocks import HOPPER
 from lorafleet_inference.model import attention
 from lorafleet_inference.model.checked import check_model
+from lorafleet_inference.model.graph_rooms import DecodeRoom, PromptRoom
 from lorafleet_inference.model.lora import Slab
 from lorafleet_inference.model.runner import HostAdapter, ModelRunner
 
 NUM_ROWS, NUM_ADAPTERS, RANK, CONTEXT = 128, 32, 16, 256
 BLOCKS_A_ROW = 32
+DECODE = (DecodeRoom(NUM_ROWS, 64), DecodeRoom(NUM_ROWS, 0), DecodeRoom(NUM_ROWS, 64, has_sides=True))
+"""With LoRA, without, and where adapters may have it on embedding and head."""
+PROMPT, WITH_PROMPT = PromptRoom(256, 8, False, 24), PromptRoom(512, NUM_ROWS + 1, True, 161)
+"""Of a prompt alone, and beside NUM_ROWS others."""
 LLAMA_3_8B = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
     "max_position_embeddings": 512,
@@ -44,10 +49,12 @@ class Step:
     temperature: float = 0.7
     prompt_tokens: int = 0
     """Of one more request, which begins with this step."""
+    is_alone: bool = False
+    """Nothing decodes beside the prompt."""
 
 
 class CountedRunner:
-    """A runner on a device that is not there, with a graph of the decode step of NUM_ROWS rows, and of one without LoRA.
+    """A runner on a device that is not there, with graphs of the decode step of NUM_ROWS rows, of one without LoRA, and of prompts.
 
     `own_decoder`: by our own code for the layers, instead of transformers'.
     """
@@ -82,19 +89,17 @@ class CountedRunner:
         num_pages = RANK // RANK_PAGE
         for number in range(NUM_ADAPTERS):
             self.runner.install(_key(number), range(number * num_pages, (number + 1) * num_pages), slab)
-        assert self.runner.decode_graphs is not None
-        self.captured: dict[int, Work] = {}
-        for num_items in (0, 64):
-            self.runner.decode_graphs._capture(NUM_ROWS, num_items)
-            self.captured[num_items] = self._graphs.nodes[-1]
-        self.runner.decode_graphs._capture(NUM_ROWS, 64, has_sides=True)
-        self.captured_with_sides = self._graphs.nodes[-1]
-        """As that of 64 items, where adapters may have LoRA on embedding and head."""
+        self.captured = {room: self._capture(room) for room in (*DECODE, PROMPT, WITH_PROMPT)}
+
+    def _capture(self, room: DecodeRoom | PromptRoom) -> Work:
+        assert self.runner.graphs is not None
+        self.runner.graphs.capture(room)
+        return self._graphs.nodes[-1]
 
     def step(self, step: Step) -> Work:
         """Run a step of requests that are known already, and return what it asked of the device until the next can be submitted."""
         self._number += 1
-        lengths = [step.context + 7 * row % 240 for row in range(NUM_ROWS)]
+        lengths = [] if step.is_alone else [step.context + 7 * row % 240 for row in range(NUM_ROWS)]
         new, items = [], []
         for row, length in enumerate(lengths):
             name = f"{self._number}-{row}"
@@ -104,7 +109,8 @@ class CountedRunner:
             new.append(NewRequest(name, adapter, (5,) * length, length, asked, blocks))
             items.append(StepItem(name, length - 1, 1, samples=True, decode=True))
         gone = tuple(f"{self._number - 1}-{row}" for row in range(NUM_ROWS + 1))
-        self._compute(StepPlan(tuple(items), gone=gone, new=tuple(new)))
+        if items:
+            self._compute(StepPlan(tuple(items), gone=gone, new=tuple(new)))
         items = [StepItem(item.request_id, item.end, 1, samples=True, decode=True) for item in items]
         begun = []
         if step.prompt_tokens:
@@ -114,7 +120,7 @@ class CountedRunner:
             adapter = _key(0) if step.num_adapters else None
             begun.append(NewRequest(name, adapter, prompt, len(prompt), SamplingParams(max_tokens=9), blocks))
             items.append(StepItem(name, 0, len(prompt), samples=True))
-        return self._compute(StepPlan(tuple(items), new=tuple(begun)))
+        return self._compute(StepPlan(tuple(items), gone=gone if step.is_alone else (), new=tuple(begun)))
 
     def _compute(self, plan: StepPlan) -> Work:
         """Submit a step, collect it, and return what was asked of the device between."""

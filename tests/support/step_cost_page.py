@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from support.absent_cuda import Work
-from support.counted_step import NUM_LAYERS, CountedRunner, Step, counted_runner
+from support.counted_step import DECODE, NUM_LAYERS, PROMPT, WITH_PROMPT, CountedRunner, Step, counted_runner
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "step-cost.md"
 BEGIN, END = "<!-- counted: begin -->\n", "<!-- counted: end -->\n"
@@ -13,7 +13,15 @@ PHASES = ("tables", "embedding and head", "products", "norms", "rotary", "attent
 STEPS = {
     "decode": Step(),
     "decode, base only": Step(num_adapters=0),
+    "a prompt of 256": Step(prompt_tokens=256, is_alone=True),
     "with a prompt of 300": Step(prompt_tokens=300),
+    "with a prompt of 400": Step(prompt_tokens=400),
+}
+GRAPHS = {
+    "decode": DECODE[0],
+    "decode, base only": DECODE[1],
+    "a prompt of 256": PROMPT,
+    "with a prompt of 300": WITH_PROMPT,
 }
 Counted = Mapping[str, tuple[Work, Work | None]]
 """By step what it asks of the device, and what its graph holds where there is one."""
@@ -32,7 +40,7 @@ def count(*, own_decoder: bool) -> Counted:
 
 
 def _count(runner: CountedRunner) -> Counted:
-    graphs = {"decode": runner.captured[64], "decode, base only": runner.captured[0]}
+    graphs = {name: runner.captured[room] for name, room in GRAPHS.items()}
     return {name: (runner.step(step), graphs.get(name)) for name, step in STEPS.items()}
 
 

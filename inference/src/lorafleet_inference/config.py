@@ -74,7 +74,7 @@ class EngineConfig:
     gpu_kernels: bool = True
     """Whether the Triton kernels are used on CUDA."""
     cuda_graphs: bool = True
-    """Whether decode steps are captured there."""
+    """Whether steps are captured there."""
     kernel_cache: str | None = None
     """Folder that keeps the compiled code; None: where Numba and Triton keep it by themselves."""
     speculative_tokens: int = 0

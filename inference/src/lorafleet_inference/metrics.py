@@ -154,7 +154,7 @@ RANKS = _read("lorafleet_engine_ranks", "gauge", "Ranks that the model is split 
 CAPTURED_STEPS = _read(
     "lorafleet_engine_captured_steps",
     "gauge",
-    "Decode steps by size that are replayed as CUDA graphs; absent where none are to be.",
+    "Steps by size that are replayed as CUDA graphs; absent where none are to be.",
 )
 REPLAYED_STEPS = _read("lorafleet_engine_replayed_steps_total", "counter", "Steps that were computed by a CUDA graph.")
 GRAMMARS = _read("lorafleet_engine_grammars_total", "counter", "Grammars that were compiled for forms of answers.")

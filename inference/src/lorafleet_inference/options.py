@@ -133,7 +133,7 @@ OPTIONS: tuple[Option, ...] = (
            boolean, "", E, "cpu_kernels", is_flag=True),
     Option("gpu-kernels", "On CUDA, Triton kernels compute attention and LoRA; without, plain torch does.",
            boolean, "", E, "gpu_kernels", is_flag=True),
-    Option("cuda-graphs", "Capture decode steps at the start where the Triton kernels compute them.", boolean, "", E, "cuda_graphs",
+    Option("cuda-graphs", "Capture steps at the start where the Triton kernels compute them.", boolean, "", E, "cuda_graphs",
            is_flag=True),
     Option("speculative-tokens", "Tokens that a step may draft of each answer from what the answer and its prompt have had before (n-gram "
            "speculation): what is right of them stands, and the answer is the same as without. 0: none.",

@@ -125,6 +125,7 @@ def _lines(size: "ModelSize", found: "Budget", wish: "Wish", parsed: argparse.Na
         ("weights", memory.weights, ""),
         ("adapters", memory.adapters, each),
         ("activations", memory.activations, "of the largest step"),
+        ("captured", memory.graphs, "of steps that are replayed, about"),
         ("driver", memory.other, "about"),
         ("left free", memory.reserve, ""),
         ("KV cache", memory.kv_cache, f"{found.num_kv_tokens} tokens of {found.kv_token_bytes / KIB:g} KiB"),

@@ -131,7 +131,8 @@ def test_memory_of_a_device_adds_up(size: ModelSize) -> None:
     logits = 256 * 128_256 * (2 + 8)
     assert memory.activations == logits, "of a prompt of 2,048 tokens the layers take less"
     parts = memory.weights + memory.adapters + memory.activations + memory.other + memory.reserve + memory.kv_cache
-    assert parts == memory.total == card.memory_bytes
+    assert 256 * 128_256 * 2 < memory.graphs < GIB
+    assert parts + memory.graphs == memory.total == card.memory_bytes
     assert found.num_requests == min(256, memory.kv_cache // (8192 * found.kv_token_bytes)) == 256
 
 
@@ -166,11 +167,13 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "weights          2.77    34.6%" in text
     assert "adapters         0.98    12.2%   200 of rank 16, 5.0 MiB each" in text
-    assert "43 requests of 8192 tokens at once" in text
     assert "maxResidentAdapters: 200, maxRank: 16, adapterMemory: 1000Mi" in text
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["num_requests"] == 43
+    fitting = found["kv_cache"] // (8192 * found["kv_token_bytes"])
+    assert found["num_requests"] == fitting
+    assert 30 < fitting < 43, "43 beside no captured steps"
+    assert f"{fitting} requests of 8192 tokens at once" in text
     assert found["memory"]["weights"] == 2 * (LAYERS * 218_112_000 + 2 * 128_256 * 4096 + 4096)
 
 

@@ -271,7 +271,7 @@ class Backend(msgspec.Struct, frozen=True):
 
     kernels: Kernels
     num_captured_steps: int | None = None
-    """Sizes of decode steps that are replayed as CUDA graphs; None where none are to be captured."""
+    """Sizes of steps that are replayed as CUDA graphs; None where none are to be captured."""
     num_ranks: int = 1
     """That the model is split among."""
 

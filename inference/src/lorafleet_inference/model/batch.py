@@ -52,7 +52,7 @@ class HostBatch:
     adapters: tuple[AdapterKey | None, ...]
     """Of each item."""
     token_ids: npt.NDArray[np.int32]
-    """[T]: -1 - row where the token is not known on the host; then it is the last one chosen for this row."""
+    """[T]: row - rows of `InputBatch` where the token is not known on the host; then it is the last one chosen for this row."""
     is_ahead: bool
     """Whether there is one."""
     positions: npt.NDArray[np.int64]

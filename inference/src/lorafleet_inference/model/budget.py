@@ -7,8 +7,10 @@ from lorafleet_inference.cards import Card
 from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
 from lorafleet_inference.kernels.few_tokens import MAX_TOKENS
 from lorafleet_inference.model.dry_run import ModelSize
+from lorafleet_inference.model.graph_rooms import captured_bytes
 from lorafleet_inference.model.lora import num_pages_of
 from lorafleet_inference.model.sizing import (
+    GRAPH_BYTES,
     DeviceMemory,
     kv_block_bytes,
     num_blocks_for,
@@ -72,6 +74,7 @@ def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
         weights=size.weights,
         adapters=pool_bytes(size.facts, num_pages, size.itemsize),
         activations=size.activations,
+        graphs=_captured_bytes(size, wish),
     )
     block_bytes = kv_block_bytes(size.shapes, size.itemsize)
     num_blocks = max(0, memory.kv_cache // block_bytes)
@@ -84,6 +87,20 @@ def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
         num_kv_tokens=num_blocks * KV_BLOCK_TOKENS,
         num_requests=num_requests,
         floors=tuple(_floors(size, card, wish, num_requests)),
+    )
+
+
+def _captured_bytes(size: ModelSize, wish: Wish) -> int:
+    if size.num_ranks > 1:
+        return 0
+    return captured_bytes(
+        max_requests=wish.max_requests,
+        max_tokens=size.max_batch_tokens,
+        max_model_len=wish.context,
+        logit_bytes=size.facts.vocab_size * size.itemsize,
+        activations=size.layer_activations,
+        graph_bytes=GRAPH_BYTES,
+        has_sides=bool(size.facts.side_modules or size.facts.experts),
     )
 
 

@@ -59,6 +59,11 @@ class ModelSize:
     """How they are quantised."""
     activations: int
     """Bytes at most beside weights, KV and adapters in a step."""
+    layer_activations: int
+    """Of these, in the layers: of a step of `max_batch_tokens` tokens."""
+    max_batch_tokens: int
+    num_ranks: int
+    """Among which the model is split; this is a part of it."""
 
 
 class PeakBytes(TorchDispatchMode):
@@ -162,6 +167,9 @@ def model_size(
         expert_multiplied=chosen.itemsize * sum(map(_numel, filter(_has_kernels, in_experts))),
         quantization=None if method is None else method.name,
         activations=max(layers, logits),
+        layer_activations=layers,
+        max_batch_tokens=min(max_batch_tokens, facts.max_model_len),
+        num_ranks=num_ranks,
     )
 
 

@@ -171,7 +171,7 @@ class InputBatch:
             num_drafted = np.array([len(item.draft_token_ids) for item in ordered])
             unknown = starts + counts - num_drafted > np.array([row.num_known for row in rows])
             is_ahead = bool(unknown.any())
-            token_ids[ends[unknown] - 1] = -1 - index[unknown]
+            token_ids[ends[unknown] - 1] = index[unknown] - len(self.token_ids)
         blocks = self.tables[of_token, positions // KV_BLOCK_TOKENS].astype(np.int64)
         segments = head_segments = _segments(numbers, rows, ends - counts, ends, num_base)
         if (counts != scores + 1).any():
@@ -259,8 +259,8 @@ class InputBatch:
 
 
 def with_chosen(token_ids: torch.Tensor, last_tokens: torch.Tensor) -> torch.Tensor:
-    """Return token ids [T] with the last chosen one of row r where -1 - r stands, on the device."""
-    return torch.where(token_ids < 0, last_tokens[(-1 - token_ids).clamp_(min=0)], token_ids)
+    """Return token ids [T] with the last chosen one of row r, of R, where r - R stands, on the device."""
+    return torch.where(token_ids < 0, last_tokens[token_ids.clamp(max=-1)], token_ids)
 
 
 def _ranges(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:

@@ -30,6 +30,7 @@ from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.experts import wait_for_device
 from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import Total, alone, load_extras, num_extra_elements
+from lorafleet_inference.model.graph_rooms import captured_bytes
 from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
@@ -38,6 +39,7 @@ from lorafleet_inference.model.pooling import HiddenStates, pool
 from lorafleet_inference.model.ranks.group import Group
 from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.sizing import (
+    GRAPH_BYTES,
     DeviceMemory,
     kv_block_bytes,
     num_blocks_for,
@@ -48,7 +50,7 @@ from lorafleet_inference.model.sizing import (
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
-    from lorafleet_inference.model.graphs import DecodeGraphs
+    from lorafleet_inference.model.graphs import StepGraphs
     from lorafleet_inference.model.side_lora import SideBank
 
 logger = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ class ModelRunner:
         """Columns of the logits of the base; None where its head is no plain layer."""
         self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
-        self.decode_graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
         has_chooser = self._triton is not None
         self._rows = InputBatch(1, self.facts.max_model_len, self._device, has_chooser=has_chooser)  # of the warm-up
         block_bytes = kv_block_bytes(loaded.shapes, loaded.dtype.itemsize)
@@ -131,7 +133,7 @@ class ModelRunner:
         self._rows = InputBatch(
             num_rows, self.facts.max_model_len, self._device, ahead=self.ahead, has_chooser=has_chooser
         )
-        self.decode_graphs = self._graphs_of(config, graphs)
+        self.graphs = self._graphs_of(config, graphs)
         self.budgets = EngineBudgets(
             num_kv_blocks=num_blocks,
             kv_block_tokens=KV_BLOCK_TOKENS,
@@ -235,28 +237,28 @@ class ModelRunner:
 
     def _replayed(self, host: HostBatch) -> tuple[torch.Tensor, ChoiceInputs] | None:
         """Compute a step by a graph, if there can be one, and return as `_forward`."""
-        if self.decode_graphs is None or not host.has_single_tokens or self._extras.changes(host.adapters):
+        if self.graphs is None or self._extras.changes(host.adapters):
             return None
         self._extras.clear()
-        return self.decode_graphs.compute(host)
+        return self.graphs.compute(host)
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Do once what the first steps would have to do."""
-        if self.decode_graphs is not None:
-            self.decode_graphs.capture_all()
+        if self.graphs is not None:
+            self.graphs.capture_all()
 
     @property
     def backend(self) -> Backend:
         """How steps are computed."""
         if self._triton is not None:
-            return Backend(Kernels.TRITON, None if self.decode_graphs is None else len(self.decode_graphs.captured))
+            return Backend(Kernels.TRITON, None if self.graphs is None else len(self.graphs.captured))
         return Backend(Kernels.TORCH if self._kernels is None else Kernels.CPU)
 
     @property
     def num_replayed_steps(self) -> int:
         """Steps so far that were computed by a graph."""
-        return 0 if self.decode_graphs is None else self.decode_graphs.num_replayed
+        return 0 if self.graphs is None else self.graphs.num_replayed
 
     def is_lost(self, error: Exception) -> bool:
         """Whether an error of a step leaves the device unusable: errors of kernels do, missing memory does not."""
@@ -324,16 +326,22 @@ class ModelRunner:
         if self._sides is not None:
             self._sides.remove(key)
 
-    def _graphs_of(self, config: EngineConfig, graphs: Graphs | None) -> "DecodeGraphs | None":
-        if self._triton is None or self._sides is None or self._ropes is not None or wait_for_device(self._model):
+    @property
+    def _is_captured(self) -> bool:
+        """Whether steps can be captured, where there are graphs."""
+        is_able = self._triton is not None and self._sides is not None and self._ropes is None
+        return is_able and not wait_for_device(self._model)
+
+    def _graphs_of(self, config: EngineConfig, graphs: Graphs | None) -> "StepGraphs | None":
+        if not self._is_captured or self._triton is None or self._sides is None:
             return None
-        from lorafleet_inference.model.graphs import DecodeGraphs  # noqa: PLC0415  there on Linux alone
+        from lorafleet_inference.model.graphs import StepGraphs  # noqa: PLC0415  there on Linux alone
 
         if graphs is None:
             graphs = device_at(self._device).graphs() if config.cuda_graphs else None
         if graphs is None:
             return None
-        return DecodeGraphs(
+        return StepGraphs(
             graphs,
             self._model,
             self._layers,
@@ -343,6 +351,7 @@ class ModelRunner:
             max_tokens=self.facts.max_model_len,
             max_rank=config.max_rank,
             max_requests=config.max_batch_requests,
+            max_batch_tokens=config.max_batch_tokens,
             last_tokens=self._rows.last_tokens,
         )
 
@@ -372,7 +381,20 @@ class ModelRunner:
         found = device.bytes()
         assert found is not None, "a device without memory of its own is asked for none"
         weights, pool = weight_bytes(self._model), self._bank.num_bytes
-        memory = DeviceMemory(found.total, found.total - found.free - weights - pool, weights, pool, activations)
+        graphs = 0
+        if self._is_captured and config.cuda_graphs:
+            graphs = captured_bytes(
+                max_requests=config.max_batch_requests,
+                max_tokens=length,
+                max_model_len=self.facts.max_model_len,
+                logit_bytes=self.facts.vocab_size * self._dtype.itemsize,
+                activations=activations,
+                graph_bytes=GRAPH_BYTES,
+                has_sides=self._sides is not None and bool(self._sides.layout.places),
+            )
+        memory = DeviceMemory(
+            found.total, found.total - found.free - weights - pool, weights, pool, activations, graphs
+        )
         logger.info("device memory: %s", memory.text())
         return memory.kv_cache
 

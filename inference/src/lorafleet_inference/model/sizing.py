@@ -15,6 +15,8 @@ from lorafleet_inference.model.quantization.weight import QuantizedWeight
 
 ADAPTER_PART = 0.25
 """Part of what the weights leave of a CUDA device that adapters get, where nobody says how much."""
+GRAPH_BYTES = 4 << 20
+"""What CUDA keeps of one captured step, about: none of it is known here before it is captured."""
 RESERVE = 0.08
 """Part of a device's memory that is left free: what allocators lose, and steps that are larger than the measured one."""
 
@@ -82,6 +84,8 @@ class DeviceMemory:
     adapters: int
     activations: int
     """Of the largest step, its logits included."""
+    graphs: int = 0
+    """Of steps that are captured, about."""
 
     @property
     def reserve(self) -> int:
@@ -91,7 +95,8 @@ class DeviceMemory:
     @property
     def kv_cache(self) -> int:
         """What is left for KV; negative where the rest does not fit."""
-        return self.total - self.other - self.weights - self.adapters - self.activations - self.reserve
+        taken = self.other + self.weights + self.adapters + self.activations + self.graphs
+        return self.total - taken - self.reserve
 
     def text(self) -> str:
         """Return one line for the log."""
@@ -99,6 +104,7 @@ class DeviceMemory:
             "weights": self.weights,
             "adapters": self.adapters,
             "activations": self.activations,
+            "captured steps": self.graphs,
             "others": self.other,
             "left free": self.reserve,
             "KV cache": self.kv_cache,

@@ -19,6 +19,7 @@ from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.device.interface import Captured, Graphs
 from lorafleet_inference.engine.messages import Backend, Kernels, ReleaseAdapter, SamplingParams
 from lorafleet_inference.kernels.triton.backend import TritonKernels
+from lorafleet_inference.model.graph_rooms import DecodeRoom, PromptRoom
 
 ASKED = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, num_logprobs=0)
 DRAWN = replace(ASKED, temperature=0.9, top_k=20, seed=5)
@@ -54,7 +55,7 @@ def engine_of(
 ) -> DrivenEngine:
     return DrivenEngine(
         EngineConfig(
-            model=str(model), device=device.type, dtype="float32", num_threads=1, max_batch_tokens=64, max_rank=24,
+            model=str(model), device=device.type, dtype="float32", num_threads=1, max_batch_tokens=24, max_rank=24,
             max_resident_adapters=3, max_batch_requests=2, kv_cache_memory_bytes=1 << 18, cpu_kernels=False, gpu_kernels=False,
             decoder="transformers" if triton is None else "own",
         ),
@@ -100,14 +101,16 @@ def test_replayed_steps_answer_as_others_do(device: torch.device, tmp_path: Path
                 for engine in (replayed, plain)
             )
             assert told == pytest.approx(wanted, abs=1e-3)
-    graphs = replayed.runner.decode_graphs
+    graphs = replayed.runner.graphs
     assert graphs is not None
-    assert graphs.num_replayed >= 8, "most decode steps"
+    assert graphs.num_replayed >= 16, "most steps"
     assert replayed.runner.num_replayed_steps == graphs.num_replayed
-    assert replayed.runner.backend == Backend(Kernels.TRITON, num_captured_steps=6)
+    assert replayed.runner.backend == Backend(Kernels.TRITON, num_captured_steps=10)
     assert plain.runner.backend == Backend(Kernels.TORCH)
-    of_rows = {(1, 0, False), (1, 1, False), (2, 0, False), (2, 2, False)}
-    assert set(graphs.captured) == {*of_rows, (1, 1, True), (2, 2, True)}
+    of_rows = {DecodeRoom(1, 0), DecodeRoom(1, 1), DecodeRoom(2, 0), DecodeRoom(2, 2)}
+    of_sides = {DecodeRoom(1, 1, has_sides=True), DecodeRoom(2, 2, has_sides=True)}
+    of_prompts = {PromptRoom(24, 2, beside, items) for beside in (False, True) for items in (0, 3)}
+    assert set(graphs.captured) == of_rows | of_sides | of_prompts
 
 
 def test_lora_on_head_embedding_and_experts_is_replayed(device: torch.device, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.triton_launches import Launches, launches
 from support.triton_sizes import SMALL
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels.triton.fixed import FixedTables, Room
+from lorafleet_inference.kernels.triton.fixed_prompts import FixedPrompts, fill
 from lorafleet_inference.kernels.triton.launch import launching
 from lorafleet_inference.kernels.triton.paged import AttentionStep
 from lorafleet_inference.kernels.triton.step import Given, StepBlock
@@ -123,8 +126,11 @@ class Setup:
 
     def attend(self) -> None:
         """Write and attend."""
+        self.attend_by(AttentionStep(SMALL, StepBlock(self.slots.device), self.spans, Given(self.slots)))
+
+    def attend_by(self, step: AttentionStep) -> None:
+        """Write and attend by a step that is prepared."""
         case, device = self.case, self.slots.device
-        step = AttentionStep(SMALL, StepBlock(device), self.spans, Given(self.slots))
         assert step.can_attend(self.query, self.values)
         step.write(*self.new, self.keys, self.values)
         sinks, bias = (None if one is None else one.to(device) for one in (self.sinks, self.bias))
@@ -145,6 +151,31 @@ def test_equals_attention_written_out(device: torch.device, name: str, dtype: to
     seen = setup.run()
     setup.check()
     assert ("merge" in seen.kernels) == CASES[name].splits
+
+
+@pytest.mark.parametrize("has_decodes", [True, False])
+def test_tables_of_a_captured_step_with_prompts_answer_alike(device: torch.device, has_decodes: bool) -> None:
+    """Prompts in pieces of 8 tokens, in tables with more room than there are sequences, pieces and blocks."""
+    setup = Setup(CASES["all of it"], torch.float32, device)
+    num_rows, num_tokens = len(setup.spans) + 2, len(setup.slots)
+    num_blocks = max(len(blocks) for *_, blocks in setup.spans)
+    room = Room(
+        num_rows, 0, num_blocks=num_blocks + 3, num_pages=0, num_modules=0, num_tokens=num_tokens,
+        num_decodes=num_rows * has_decodes, num_pieces=num_tokens // 8 + num_rows,
+    )  # fmt: skip
+    tables = FixedTables(room, device)
+    for sent in (False, True):  # the first time with other numbers
+        here = tables.begin()
+        here["slots"][:] = setup.slots.cpu().numpy()
+        begins, ends, starts = (np.array([span[at] for span in setup.spans]) for at in range(3))
+        blocks = np.zeros((len(setup.spans), num_blocks), np.int32)
+        for row, (*_, some) in enumerate(setup.spans):
+            blocks[row, : len(some)] = some
+        fill(here, begins, starts * sent, ends - begins, blocks, piece_tokens=8)
+        tables.send()
+    longest = max(start + end - begin for begin, end, start, _ in setup.spans)
+    setup.attend_by(FixedPrompts(SMALL, tables, longest, 8))
+    setup.check()
 
 
 @pytest.mark.parametrize("order", [1, 2])

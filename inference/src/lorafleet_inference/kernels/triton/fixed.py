@@ -1,4 +1,4 @@
-"""A decode step whose tables lie at fixed addresses, so that the kernels over them can be captured once and replayed.
+"""A step whose tables lie at fixed addresses, so that the kernels over them can be captured once and replayed.
 
 What changes between replays is one block of numbers. Its shapes are those of the largest step of its size: rows, adapters
 and blocks that a step does not have are padding.
@@ -38,6 +38,12 @@ class Room:
     """Of what one adapter holds at sites beside its rows."""
     num_sites: int = 0
     """0: no adapter has anything there."""
+    num_tokens: int = 0
+    """Of a step with prompts, whose rows are sequences and rows of logits; 0: each row has one token."""
+    num_decodes: int = 0
+    """Of a step with prompts: sequences of one token."""
+    num_pieces: int = 0
+    """Of prompts, as `fixed_prompts.py` cuts them."""
 
     def items_of(self, lengths: Sequence[int]) -> int:
         """Return how many items adapters with so many rows each make."""
@@ -53,10 +59,13 @@ class FixedTables:
     def __init__(self, room: Room, device: torch.device) -> None:
         self.room = room
         rows, items = room.num_rows, room.num_items
+        tokens, decodes = (room.num_tokens, room.num_decodes) if room.num_tokens else (rows, rows)
         long, short, double = torch.int64, torch.int32, torch.float64
         shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            "token_ids": (long, (rows,)), "positions": (long, (rows,)), "slots": (long, (rows,)), "rows": (long, (rows,)),
-            "wanted": (double, (rows, NUM_WANTED)), "lasts": (short, (rows,)), "tables": (short, (rows, room.num_blocks)),
+            "token_ids": (long, (tokens,)), "positions": (long, (tokens,)), "slots": (long, (tokens,)), "rows": (long, (rows,)),
+            "logit_rows": (long, (rows if room.num_tokens else 0,)), "decodes": (short, (room.num_decodes,)),
+            "pieces": (short, (room.num_pieces, 4)),
+            "wanted": (double, (rows, NUM_WANTED)), "lasts": (short, (decodes,)), "tables": (short, (rows, room.num_blocks)),
             "items": (short, (items, 3)), "pages": (short, (items, room.num_pages)),
             "ranks": (short, (items, room.num_modules)), "owners": (short, (rows if room.num_sites else 0,)),
             "side_pages": (short, (items, room.num_side_pages)), "entries": (short, (items, room.num_sites, NUM_ENTRY)),
@@ -86,7 +95,7 @@ class FixedTables:
         """Return the tables on the host, to be filled: all is padding."""
         self._turn = 1 - self._turn
         views = self._views[self._turn]
-        for name in ("token_ids", "positions", "items"):
+        for name in ("token_ids", "positions", "items", "logit_rows", "pieces"):
             views[name].fill(0)
         for name in ("slots", "lasts"):
             views[name].fill(PADDING)
