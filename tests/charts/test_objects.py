@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.charts import CHART, Helm, Json, Rendered, nested
 
-from lorafleet_contract.names import ADMIN_PORT, LABEL_BASE, PUBLIC_PORT
+from lorafleet_contract.names import ADMIN_PORT, LABEL_BASE, LABEL_RANKS_OF, PUBLIC_PORT
 from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.config import read_config as read_gateway_config
 from lorafleet_operator.config import OperatorConfig
@@ -472,6 +472,17 @@ def test_uninstall_removes_what_the_operator_made(helm: Helm, plain: Rendered) -
     ]
     assert not hooks(helm.render(nested("removal.cleanUp", False)), "post-delete")
     assert not hooks(helm.render(nested("rbac.create", False)), "post-delete")
+
+
+def test_ranks_are_reached_by_ranks_alone(helm: Helm) -> None:
+    egress = {"enabled": True, "rules": []}
+    given = nested("networkPolicy", {"enabled": True, "engineNamespaces": ["a"], "engineEgress": egress})
+    spec = helm.render(given).one("NetworkPolicy", "lorafleet-ranks")["spec"]
+    ranks = {"podSelector": {"matchExpressions": [{"key": LABEL_RANKS_OF, "operator": "Exists"}]}}
+    assert spec["podSelector"] == ranks["podSelector"]
+    assert spec["ingress"] == [{"from": [ranks]}]
+    assert spec["egress"][1:] == [{"to": [ranks]}]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
 
 
 def test_engines_send_nowhere_but_where_they_may(helm: Helm) -> None:

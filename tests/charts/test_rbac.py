@@ -76,6 +76,12 @@ def test_rights_on_inference_pools_come_with_their_value(helm: Helm, plain: Rend
     assert more == {(*what, verb) for what in (pools, rewrites) for verb in ("create", "patch", "delete")}
 
 
+def test_rights_on_leader_worker_sets_come_with_their_value(helm: Helm, plain: Rendered) -> None:
+    given = helm.render(nested("operator.leaderWorkerSets", True)).one("ClusterRole", "lorafleet-operator")
+    more = rights(given) - rights(plain.one("ClusterRole", "lorafleet-operator"))
+    assert more == {("leaderworkerset.x-k8s.io", "leaderworkersets", "", verb) for verb in ("create", "patch")}
+
+
 def test_watched_namespaces_get_roles_instead(helm: Helm, plain: Rendered) -> None:
     values = merged({"watchNamespaces": ["team-a", "team-b"]}, nested("rbac.kindsEverywhere", False))
     rendered = helm.render(values)

@@ -129,7 +129,8 @@ ACCEPTED = {
             "maxModelLen": 1,
             "maxBatchTokens": 1,
             "kvCacheMemory": "1.5Gi",
-            "tensorParallelSize": 1,
+            "tensorParallelSize": 4,
+            "hosts": 2,
             "args": ["--x"],
             "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
         }
@@ -268,6 +269,11 @@ REFUSED = {
     "unknown quantisation": (base(engine={"quantization": "int3"}), "engine.quantization"),
     "unknown way with requests": (base(engine={"unknownFields": "warn"}), "engine.unknownFields"),
     "no tokens": (base(engine={"maxModelLen": 0}), "maxModelLen"),
+    "no hosts": (base(engine={"hosts": 0}), "engine.hosts"),
+    "ranks that hosts cannot share evenly": (
+        base(engine={"tensorParallelSize": 4, "hosts": 3}), "tensorParallelSize must be a multiple of hosts"
+    ),
+    "more hosts than ranks": (base(engine={"hosts": 2}), "tensorParallelSize must be a multiple of hosts"),
     "no ranks": (base(engine={"tensorParallelSize": 0}), "tensorParallelSize"),
     "memory that is no quantity": (base(engine={"kvCacheMemory": "lots"}), "kvCacheMemory"),
     "rank above 256": (base(lora={"maxRank": 257}), "lora.maxRank"),
@@ -369,7 +375,7 @@ def test_defaults(kube: Kube) -> None:
     spec = ask(kube, base(suspend=None, engine=None))["spec"]
     assert spec.pop("model") == {"volume": {"claimName": "models"}}
     assert spec == {
-        "engine": {"device": "Auto", "dtype": "auto", "tensorParallelSize": 1, "unknownFields": "Refuse"},
+        "engine": {"device": "Auto", "dtype": "auto", "tensorParallelSize": 1, "hosts": 1, "unknownFields": "Refuse"},
         "lora": {
             "maxResidentAdapters": 32,
             "maxRank": 64,

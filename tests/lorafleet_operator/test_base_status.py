@@ -7,9 +7,17 @@ import pytest
 from support import operator_views as v
 from support.operator_views import NOW
 
+from lorafleet_common.kube.errors import KubeNotFound, KubeRefused
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterCounts, BaseCapacity
-from lorafleet_operator.decide.base_ready import ApplyProblem, BaseEvidence, DeploymentFacts, deployment_facts
+from lorafleet_operator.decide.base_ready import (
+    ApplyProblem,
+    BaseEvidence,
+    DeploymentFacts,
+    apply_problem,
+    deployment_facts,
+    workload_facts,
+)
 from lorafleet_operator.decide.base_status import base_status, capacity_of
 from lorafleet_operator.decide.intent import resolve_key
 from lorafleet_operator.decide.plan import plan_of
@@ -136,6 +144,35 @@ def test_deployment_is_read_from_the_answer_to_an_apply() -> None:
     assert deployment_facts(body).failure == "timed out"
     assert deployment_facts(body).is_overdue
     assert not deployment_facts({"metadata": {"generation": 1}}).is_observed
+
+
+def test_groups_of_pods_are_read_from_the_answer_to_an_apply() -> None:
+    metadata = {"annotations": {"lorafleet.io/template": "abc"}}
+    body: dict = {
+        "kind": "LeaderWorkerSet",
+        "metadata": {"generation": 4},
+        "spec": {"leaderWorkerTemplate": {"leaderTemplate": {"metadata": metadata}}},
+    }
+    assert workload_facts(body) == DeploymentFacts(True, 0, 0, 0, template="abc")
+    body["status"] = {"replicas": 3, "updatedReplicas": 2, "readyReplicas": 1}
+    assert workload_facts(body) == DeploymentFacts(True, 3, 2, 1, template="abc")
+    body["status"]["observedGeneration"] = 3
+    assert not workload_facts(body).is_observed, "by a version that says so"
+    assert workload_facts({"kind": "Deployment", "metadata": {"generation": 1}}) == DeploymentFacts(False, 0, 0, 0)
+
+
+def test_a_cluster_without_leader_worker_sets_is_told_what_to_install_and_what_to_allow() -> None:
+    base = v.base(engine={"tensorParallelSize": 2, "hosts": 2})
+    missing = apply_problem(KubeNotFound(404, "NotFound", "not found"), base)
+    assert missing.reason is Reason.API_NOT_FOUND
+    assert "install LeaderWorkerSet" in missing.message
+    refused = apply_problem(
+        KubeRefused(403, "Forbidden", "leaderworkersets.leaderworkerset.x-k8s.io is forbidden"), base
+    )
+    assert refused.reason is Reason.FORBIDDEN
+    assert "operator.leaderWorkerSets of the chart" in refused.message
+    assert apply_problem(KubeRefused(403, "Forbidden", "services is forbidden"), base).reason is Reason.APPLY_FAILED
+    assert apply_problem(KubeNotFound(404, "NotFound", "not found"), v.base()).reason is Reason.APPLY_FAILED
 
 
 def test_capacity_counts_pods_that_answer() -> None:

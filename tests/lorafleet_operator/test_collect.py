@@ -137,6 +137,24 @@ def test_pod_that_only_carries_the_label_is_left_alone() -> None:
     assert [one.name for one in snapshot_of(store_of(pods=pods), KEY, NOW).pods] == ["ours"]
 
 
+def test_of_pods_of_a_group_the_first_is_one_of_the_base() -> None:
+    def pod(name: str, owner: str = "base", *, index: str = "0", group: str = "base") -> dict:
+        made = pod_body()
+        labels = {
+            "lorafleet.io/base": "base",
+            "leaderworkerset.sigs.k8s.io/name": group,
+            "leaderworkerset.sigs.k8s.io/worker-index": index,
+            "leaderworkerset.sigs.k8s.io/template-revision-hash": "abc",
+        }
+        owners = [{"apiVersion": "apps/v1", "kind": "StatefulSet", "controller": True, "uid": "u", "name": owner}]
+        made["metadata"] |= {"name": name, "uid": name, "labels": labels, "ownerReferences": owners}
+        return made
+
+    pods = (pod("first"), pod("other", index="1"), pod("foreign", "evil"), pod("of another set", group="evil"))
+    (found,) = snapshot_of(store_of(pods=pods), KEY, NOW).pods
+    assert (found.name, found.template) == ("first", "abc")
+
+
 def test_key_of_an_object_is_its_base() -> None:
     other = body("x", baseModelRef={"name": "base", "namespace": "elsewhere"})
     pod = {"metadata": {"name": "p", "namespace": "team", "uid": "u", "labels": {"lorafleet.io/base": "base"}}}

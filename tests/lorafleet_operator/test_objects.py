@@ -94,7 +94,14 @@ def documents(base: BaseModelResource) -> str:
     return yaml.safe_dump_all(made, sort_keys=True, width=120)
 
 
-@pytest.mark.parametrize(("name", "spec"), [("volume", {}), ("hub", HUB)])
+HOSTS = {
+    "model": {"huggingFace": {"repo": "acme/llama"}},
+    "engine": {"device": "Cuda", "tensorParallelSize": 16, "hosts": 2},
+    "replicas": 2,
+}
+
+
+@pytest.mark.parametrize(("name", "spec"), [("volume", {}), ("hub", HUB), ("hosts", HOSTS)])
 def test_objects_are_as_on_file(name: str, spec: dict) -> None:
     made, path = documents(v.base(**spec)), GOLDEN / f"{name}.yaml"
     if os.environ.get("LORAFLEET_TEST_GOLDEN") == "write":
@@ -229,6 +236,73 @@ def test_a_model_on_several_gpus_asks_for_as_many_and_for_memory_that_they_share
     few = {"spec": {"containers": [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}
     with pytest.raises(InvalidSpec, match=r"asks for 1 nvidia.com/gpu, and engine.tensorParallelSize is 2"):
         template(engine=two, podTemplate=few)
+
+
+def groups(**spec) -> dict:
+    """The LeaderWorkerSet of a base on two hosts."""
+    engine = {"tensorParallelSize": 4, "hosts": 2, **spec.pop("engine", {})}
+    first, *_ = objects_of(v.base(engine=engine, **spec), engine_image="engine:1", key=b"k" * 32)
+    assert first.path == "/apis/leaderworkerset.x-k8s.io/v1/namespaces/team/leaderworkersets/base"
+    return first.body["spec"]
+
+
+def engines(spec: dict) -> list[dict]:
+    """The engine containers of the pod that serves and of the others."""
+    both = spec["leaderWorkerTemplate"]
+    return [both[name]["spec"]["containers"][0] for name in ("leaderTemplate", "workerTemplate")]
+
+
+def test_each_pod_of_several_has_its_part_of_the_gpus_and_the_same_options() -> None:
+    first, other = engines(groups(engine={"device": "Cuda"}))
+    assert first["resources"]["limits"] == other["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert first["args"] == other["args"]
+    assert {"--tensor-parallel-size=4", "--hosts=2"} <= set(first["args"])
+    assert (first["command"][-1], other["command"][-1]) == ("serve", "ranks")
+    few = {"spec": {"containers": [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "4"}}}]}}
+    with pytest.raises(InvalidSpec, match=r"asks for 4 nvidia.com/gpu, and engine.tensorParallelSize is 4 on 2 hosts"):
+        groups(engine={"device": "Cuda"}, podTemplate=few)
+
+
+def test_only_the_first_pod_of_several_is_found_as_a_pod_of_the_base() -> None:
+    base = v.base(engine={"tensorParallelSize": 2, "hosts": 2})
+    made = {(one.kind, one.name): one.body for one in objects_of(base, engine_image="engine:1", key=b"k" * 32)}
+    both = made["LeaderWorkerSet", "base"]["spec"]["leaderWorkerTemplate"]
+    first, other = (both[name]["metadata"]["labels"] for name in ("leaderTemplate", "workerTemplate"))
+    services = [body["spec"]["selector"] for (kind, _), body in made.items() if kind == "Service"]
+    assert len(services) == 2
+    for selected in services:
+        assert selected.items() <= first.items()
+        assert not selected.items() <= other.items()
+    budget = made["PodDisruptionBudget", "base"]["spec"]["selector"]["matchLabels"]
+    assert budget.items() <= first.items()
+    assert budget.items() <= other.items()
+
+
+def test_pods_of_a_replica_know_each_other_by_a_secret_that_is_neither_the_token_nor_another_bases() -> None:
+    def secrets(base: BaseModelResource) -> list[str]:
+        first, *_ = objects_of(base, engine_image="engine:1", key=b"k" * 32)
+        names = [{one["name"]: one.get("value") for one in engine["env"]} for engine in engines(first.body["spec"])]
+        return [one["LORAFLEET_RANKS_SECRET"] for one in names]
+
+    base = v.base(engine={"tensorParallelSize": 2, "hosts": 2})
+    (mine, others) = secrets(base)
+    assert mine == others
+    assert len(mine) == 64
+    assert mine != admin_token(b"k" * 32, base.metadata.uid)
+    other = base.model_copy(update={"metadata": base.metadata.model_copy(update={"uid": "another"})})
+    assert mine not in secrets(other)
+
+
+def test_a_secret_of_ones_own_takes_the_place_of_the_operators() -> None:
+    own = {"name": "LORAFLEET_RANKS_SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    for engine in engines(groups(engine={"env": [own]})):
+        assert [one for one in engine["env"] if one["name"] == own["name"]] == [own]
+
+
+def test_a_base_of_one_host_has_no_trace_of_several() -> None:
+    made = documents(v.base())
+    assert "LORAFLEET_RANKS_SECRET" not in made
+    assert "ranks" not in made
 
 
 @pytest.mark.parametrize(

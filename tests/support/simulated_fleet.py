@@ -31,6 +31,8 @@ from lorafleet_operator.process.health import Health
 from lorafleet_operator.process.run import lead
 
 Json = dict[str, Any]
+SETS, OF_SETS = "leaderworkersets", "leaderworkerset.sigs.k8s.io"
+"""Plural, and the prefix of the labels that its controller gives to pods."""
 NAMESPACE = "team"
 SYSTEM = "system"
 BASE = "base"
@@ -131,6 +133,9 @@ class Fleet:
         self.pods[name] = pod
         labels = {LABEL_BASE: base, "pod-template-hash": "1"}
         owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{base}-1", "uid": "rs", "controller": True}
+        if self.kube.find(SETS, NAMESPACE, base) is not None:  # the first of a group
+            labels = {LABEL_BASE: base, f"{OF_SETS}/name": base, f"{OF_SETS}/worker-index": "0"}
+            owner |= {"kind": "StatefulSet", "name": base}
         metadata = {
             "name": name,
             "namespace": NAMESPACE,
@@ -162,16 +167,19 @@ class Fleet:
         self.roll_out(BASE)
 
     def roll_out(self, base: str) -> None:
-        """What the Deployment's controller would write."""
-        deployment = self.kube.find("deployments", NAMESPACE, base)
-        if deployment is None:
+        """What the controller of the Deployment, or of the LeaderWorkerSet, would write."""
+        plural = "deployments" if self.kube.find(SETS, NAMESPACE, base) is None else SETS
+        made = self.kube.find(plural, NAMESPACE, base)
+        if made is None:
             return
         pods = [
             b
             for (kind, _, _), b in self.kube.objects.items()
             if kind == Kind.POD and b["metadata"]["labels"].get(LABEL_BASE) == base
         ]
-        annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+        spec = made["spec"]
+        template = spec["template"] if plural != SETS else spec["leaderWorkerTemplate"]["leaderTemplate"]
+        annotations = template["metadata"]["annotations"]
         for pod in pods:  # each counts as one of the latest template
             self.kube.put(Kind.POD, {**pod, "metadata": {**pod["metadata"], "annotations": annotations}})
         ready = sum(_condition(pod, "Ready")[0] == "True" for pod in pods)
@@ -181,10 +189,9 @@ class Fleet:
             "availableReplicas": ready,
             "readyReplicas": ready,
         }
-        self.kube.put(
-            "deployments",
-            {**deployment, "status": {"observedGeneration": deployment["metadata"]["generation"], **counts}},
-        )
+        if plural != SETS:
+            counts["observedGeneration"] = made["metadata"]["generation"]
+        self.kube.put(plural, {**made, "status": counts})
 
     def _set_ready(self, name: str, status: str) -> None:
         body = self.kube.get(Kind.POD, NAMESPACE, name)

@@ -40,6 +40,11 @@
   resources: [inferencemodelrewrites]
   verbs: [create, patch, delete]
 {{- end }}
+{{- if .Values.operator.leaderWorkerSets }}
+- apiGroups: [leaderworkerset.x-k8s.io]
+  resources: [leaderworkersets]
+  verbs: [create, patch]
+{{- end }}
 {{- end }}
 
 {{- define "lorafleet.gatewayKinds" -}}

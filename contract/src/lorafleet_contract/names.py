@@ -26,6 +26,8 @@ ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 
 LABEL_BASE: Final = "lorafleet.io/base"
 """On pods, Services and EndpointSlices of a base: the name of its BaseModelDeployment."""
+LABEL_RANKS_OF: Final = "lorafleet.io/ranks-of"
+"""On all pods of a base whose replicas are of several pods each: its name. Only the first pod of each has LABEL_BASE too."""
 LABEL_ROLE: Final = "lorafleet.io/role"
 """`pods` on the headless Service (the one whose EndpointSlices a gateway watches), `front` on the cluster Service."""
 ROLE_PODS: Final = "pods"

@@ -133,7 +133,8 @@ BASE: Final = {
     Reason.APPLY_FAILED: About("The API server did not take an object of it; the message is the API server's."),
     Reason.APPLIED: About("Its InferencePool, or its InferenceModelRewrite, is as its spec says."),
     Reason.API_NOT_FOUND: About(
-        "The cluster does not serve the kind of an object that its spec asks for; looked at again with each resync."
+        "The cluster does not serve the kind of an object that its spec asks for: an InferencePool, or for several hosts a "
+        "LeaderWorkerSet; looked at again with each resync."
     ),
     Reason.FORBIDDEN: About(
         "The operator may not write an object that its spec asks for; the message names the value of the chart."

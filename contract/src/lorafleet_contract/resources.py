@@ -111,11 +111,18 @@ class EngineSpec(Observed):
     kv_cache_memory: str | None = None
     """Quantity; of each rank."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs of a pod that the model is split among."""
+    """GPUs that the model is split among."""
+    hosts: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pods of a replica, which share its GPUs out evenly."""
     unknown_fields: Literal["Refuse", "Ignore"] = "Refuse"
     """Of requests."""
     args: list[str] = []
     env: list[dict[str, Any]] = []
+
+    @property
+    def ranks_per_host(self) -> int:
+        """GPUs of each pod."""
+        return self.tensor_parallel_size // self.hosts
 
 
 class LoraBudget(Observed):

@@ -13,8 +13,8 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterResource, BaseModelResource
 from lorafleet_contract.routing import AppliedObject
 from lorafleet_operator.cluster.writes import Writes
-from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, deployment_facts
-from lorafleet_operator.decide.objects import Child, objects_of
+from lorafleet_operator.decide.base_ready import ApplyProblem, DeploymentFacts, apply_problem, workload_facts
+from lorafleet_operator.decide.objects import WORKLOADS, Child, objects_of
 from lorafleet_operator.decide.optional_objects import OptionalFacts, OptionalKind, refused, wanted
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import InvalidSpec, NotOurs
@@ -58,10 +58,12 @@ class Applier:
         self._optional.clear()
 
     def is_lowering(self, base: BaseModelResource, num_pods: int) -> bool:
-        """Whether applying a base asks for fewer pods than before, some of which stay.
+        """Whether applying a base asks for fewer pods than before, some of which stay, and Kubernetes can be told which.
 
         `num_pods` is how many there are: what counts where this process has not applied the base yet.
         """
+        if base.spec.engine.hosts > 1:
+            return False  # its groups have numbers, and the highest go first
         before = self._replicas.get((base.metadata.namespace, base.metadata.name), num_pods)
         return 0 < base.spec.replicas < before
 
@@ -78,7 +80,7 @@ class Applier:
             for child in objects_of(base, engine_image=self._engine_image, key=self._key):
                 self._paths.setdefault((base.metadata.namespace, base.metadata.name), set()).add(child.path)
                 body = await self._apply(child, base.metadata.uid)
-                if child.kind == "Deployment":
+                if child.kind in WORKLOADS:
                     self._replicas[base.metadata.namespace, base.metadata.name] = base.spec.replicas
                     facts = self._facts(child.path, body, base.spec.replicas)
         except InvalidSpec as error:
@@ -88,8 +90,7 @@ class Applier:
         except KubeError as error:
             if error.retryable:
                 raise
-            # an object that was deleted to be made again, or an admission that may change its mind
-            return facts, ApplyProblem(Reason.APPLY_FAILED, error.message)
+            return facts, apply_problem(error, base)
         return facts, None
 
     async def ensure_optional(
@@ -149,7 +150,7 @@ class Applier:
     def _facts(self, path: str, body: Json | None, num_wanted: int) -> DeploymentFacts:
         if body is None:
             return self._settled[path]
-        facts = deployment_facts(body)
+        facts = workload_facts(body)
         if facts.is_settled(num_wanted):
             self._settled[path] = facts
         return facts
@@ -160,7 +161,7 @@ class Applier:
         A Deployment that has something left to do is applied again for its status: reading is not among our rights.
         """
         mark = _mark(child)
-        if self._is_applied(child) and (child.kind != "Deployment" or child.path in self._settled):
+        if self._is_applied(child) and (child.kind not in WORKLOADS or child.path in self._settled):
             return None
         self._settled.pop(child.path, None)
         if self._ours.get(child.path) != owner_uid:

@@ -20,6 +20,11 @@ from lorafleet_operator.decide.pod_words import is_being_created, problem_of, st
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
 
 R = TypeVar("R", bound=BaseModel)
+POD_TEMPLATE: Final = "pod-template-hash"
+GROUPS_NAME: Final = "leaderworkerset.sigs.k8s.io/name"
+GROUPS_INDEX: Final = "leaderworkerset.sigs.k8s.io/worker-index"
+GROUPS_TEMPLATE: Final = "leaderworkerset.sigs.k8s.io/template-revision-hash"
+"""Labels that Deployments and LeaderWorkerSets give to their pods."""
 COMING_UP: Final = timedelta(minutes=10)
 """A pod that has not been ready for longer is not counted on for new adapters."""
 
@@ -225,7 +230,7 @@ def pod_of(body: Json, now: datetime) -> Pod:
         is_leaving=bool(metadata.get("deletionTimestamp")) or ended,
         is_running="running" in (engine.get("state") or {}) and bool(engine.get("started")),
         is_coming_up=not is_ready and scheduled.get("status") == "True" and now - since < COMING_UP,
-        template=(metadata.get("labels") or {}).get("pod-template-hash", ""),
+        template=_template_of(metadata.get("labels") or {}),
         created_at=created,
         problem=problem_of(status),
         stage=stage_of(status),
@@ -236,16 +241,25 @@ def pod_of(body: Json, now: datetime) -> Pod:
 
 
 def _is_own(body: Json, base: str) -> bool:
-    """Whether a pod comes from the Deployment of the base: whatever else carries the label is not told the token.
+    """Whether a pod comes from the Deployment of the base, or is the first of a group of its LeaderWorkerSet.
 
-    The garbage collector and the ReplicaSet end a pod that only claims such an owner.
+    Whatever else carries the label is not told the token. The garbage collector and the ReplicaSet, or the StatefulSet, end a pod that
+    only claims such an owner.
     """
     metadata = body["metadata"]
-    template = (metadata.get("labels") or {}).get("pod-template-hash", "")
+    labels = metadata.get("labels") or {}
+    owners = {("ReplicaSet", f"{base}-{labels.get(POD_TEMPLATE, '')}")}
+    if labels.get(GROUPS_NAME) == base and labels.get(GROUPS_INDEX) == "0":
+        owners.add(("StatefulSet", base))
     return any(
-        owner.get("controller") and owner.get("kind") == "ReplicaSet" and owner.get("name") == f"{base}-{template}"
+        owner.get("controller") and (owner.get("kind"), owner.get("name")) in owners
         for owner in metadata.get("ownerReferences") or []
     )
+
+
+def _template_of(labels: Json) -> str:
+    """Return which template a pod is of, as its controller calls it."""
+    return str(labels.get(POD_TEMPLATE) or labels.get(GROUPS_TEMPLATE) or "")
 
 
 def _of_key(store: Store, kind: Kind, key: BaseKey) -> list[Json]:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lorafleet_common.kube.errors import KubeError, KubeNotFound, KubeRefused
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelResource
 from lorafleet_operator.decide.adapter_ready import Finding
 from lorafleet_operator.decide.checks import Chain, Check, first_found
-from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE
+from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE, GROUPS, KINDS
 from lorafleet_operator.decide.views import Claim, Pod
 
 MAX_PROBLEM: Final = 600
@@ -41,6 +42,20 @@ class ApplyProblem:
 
     reason: Reason
     message: str
+
+
+def apply_problem(error: KubeError, base: BaseModelResource) -> ApplyProblem:
+    """Return what it means that the API server took an object of a base not, and will not the next time."""
+    if base.spec.engine.hosts > 1:  # the one object that a cluster may not serve, or let the operator write
+        api, plural = KINDS[GROUPS]
+        if isinstance(error, KubeNotFound):
+            words = f"the cluster does not serve {GROUPS} of {api}, which engine.hosts needs: install LeaderWorkerSet"
+            return ApplyProblem(Reason.API_NOT_FOUND, f"{words} (https://lws.sigs.k8s.io)")
+        if isinstance(error, KubeRefused) and plural in error.message:
+            words = f"the operator has no rights on {plural} (operator.leaderWorkerSets of the chart)"
+            return ApplyProblem(Reason.FORBIDDEN, f"{words}: {error.message}")
+    # an object that was deleted to be made again, or an admission that may change its mind
+    return ApplyProblem(Reason.APPLY_FAILED, error.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,27 @@ class BaseEvidence:
         return self.claim if self.claim is not None and self.claim.uid != base.metadata.uid else None
 
 
+def workload_facts(body: dict[str, Any]) -> DeploymentFacts:
+    """Read the answer to what has the pods of a base."""
+    return groups_facts(body) if body.get("kind") == GROUPS else deployment_facts(body)
+
+
+def groups_facts(body: dict[str, Any]) -> DeploymentFacts:
+    """Read the answer to an applied LeaderWorkerSet, which counts groups.
+
+    Not all of its versions say which generation they have observed; the pods say which template they are of.
+    """
+    status = body.get("status") or {}
+    generation = body["metadata"].get("generation")
+    return DeploymentFacts(
+        is_observed=status.get("observedGeneration", generation) == generation,
+        replicas=status.get("replicas") or 0,
+        updated=status.get("updatedReplicas") or 0,
+        available=status.get("readyReplicas") or 0,
+        template=_template_of((body.get("spec") or {}).get("leaderWorkerTemplate") or {}, "leaderTemplate"),
+    )
+
+
 def deployment_facts(body: dict[str, Any]) -> DeploymentFacts:
     """Read the answer to an applied Deployment."""
     status = body.get("status") or {}
@@ -97,12 +133,12 @@ def deployment_facts(body: dict[str, Any]) -> DeploymentFacts:
         available=status.get("availableReplicas") or 0,
         failure=conditions.get(("ReplicaFailure", "True")) or overdue or "",
         is_overdue=overdue is not None,
-        template=_template_of(body),
+        template=_template_of(body.get("spec") or {}, "template"),
     )
 
 
-def _template_of(body: dict[str, Any]) -> str:
-    metadata = ((body.get("spec") or {}).get("template") or {}).get("metadata") or {}
+def _template_of(spec: dict[str, Any], name: str) -> str:
+    metadata = (spec.get(name) or {}).get("metadata") or {}
     return str((metadata.get("annotations") or {}).get(ANNOTATION_TEMPLATE, ""))
 
 
@@ -175,8 +211,8 @@ def _is_rolling_out(given: BaseStanding) -> Finding | None:
 READINESS: Final[Chain[BaseStanding, Finding]] = (
     Check(
         "Its objects could be built and applied.",
-        (Reason.INVALID_SPEC, Reason.APPLY_FAILED),
-        "Correct the field or mend what the API server's message names.",
+        (Reason.INVALID_SPEC, Reason.APPLY_FAILED, Reason.API_NOT_FOUND, Reason.FORBIDDEN),
+        "Correct the field, mend what the API server's message names, or install or allow the kind that it names.",
         _has_a_problem,
     ),
     Check(

@@ -12,6 +12,7 @@ from lorafleet_contract.names import (
     BASE_MODEL_KIND,
     GROUP,
     LABEL_BASE,
+    LABEL_RANKS_OF,
     LABEL_ROLE,
     MANAGED_BY,
     PUBLIC_PORT,
@@ -20,14 +21,18 @@ from lorafleet_contract.names import (
     VERSION,
 )
 from lorafleet_contract.resources import BaseModelResource
-from lorafleet_operator.decide.pod_template import pod_template
+from lorafleet_operator.decide.pod_template import Group, pod_template
 
 FRONT_PORT: Final = 80
 PROGRESS_SECONDS: Final = 3600
 ANNOTATION_TEMPLATE: Final = "lorafleet.io/template"
 """On pods: the hash of the template that they were made from. A Deployment counts new pods, and ready ones of any kind."""
+GROUPS: Final = "LeaderWorkerSet"
+"""Kind that has the pods of a base whose replicas are of several pods each."""
+WORKLOADS: Final = ("Deployment", GROUPS)
 KINDS: Final = {
     "Deployment": ("apps/v1", "deployments"),
+    GROUPS: ("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
     "Service": ("v1", "services"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
     "InferencePool": ("inference.networking.k8s.io/v1", "inferencepools"),
@@ -66,13 +71,22 @@ def admin_token(key: bytes, base_uid: str) -> str:
     return hmac.new(key, base_uid.encode(), hashlib.sha256).hexdigest()
 
 
+def ranks_secret(key: bytes, base_uid: str) -> str:
+    """Return the secret by which pods of a replica know each other: HMAC-SHA256, in hex, of what no other secret is made of."""
+    return hmac.new(key, f"ranks of {base_uid}".encode(), hashlib.sha256).hexdigest()
+
+
 def objects_of(base: BaseModelResource, *, engine_image: str, key: bytes) -> Iterator[Child]:
     """Yield what a base consists of, in the order in which it is applied.
 
     Raises:
         InvalidSpec: the pod template cannot be built.
     """
-    yield _deployment(base, engine_image, admin_token(key, base.metadata.uid))
+    token = admin_token(key, base.metadata.uid)
+    if base.spec.engine.hosts == 1:
+        yield _deployment(base, engine_image, token)
+    else:
+        yield _groups(base, engine_image, token, ranks_secret(key, base.metadata.uid))
     yield _service(base, f"{base.metadata.name}-pods", ROLE_PODS)
     yield _service(base, base.metadata.name, ROLE_FRONT)
     yield _disruption_budget(base)
@@ -110,12 +124,53 @@ def child_of(base: BaseModelResource, kind: str, name: str, content: Json, *, ro
     return Child(kind, collection(version, plural, base.metadata.namespace), name, body)
 
 
-def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child:
-    # pods get the hash only: their arguments are readable, and the hash does not open the admin port
-    token_sha256 = hashlib.sha256(token.encode()).hexdigest()
-    template = pod_template(base, engine_image=engine_image, labels=_labels(base), token_sha256=token_sha256)
+def _sha256(token: str) -> str:
+    """Pods get the hash of the token only: their arguments are readable, and the hash does not open the admin port."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _marked(template: Json) -> Json:
+    """Return a pod template with its hash in it."""
     annotations = {**template["metadata"].get("annotations", {}), ANNOTATION_TEMPLATE: _hash_of(template)}
-    template["metadata"] = {**template["metadata"], "annotations": annotations}
+    return {**template, "metadata": {**template["metadata"], "annotations": annotations}}
+
+
+def _groups(base: BaseModelResource, engine_image: str, token: str, secret: str) -> Child:
+    """Each group is a replica: its first pod serves, and is the only one that counts as a pod of the base."""
+
+    def template(labels: dict[str, str], *, is_first: bool) -> Json:
+        labels = {**labels, LABEL_RANKS_OF: base.metadata.name}
+        return pod_template(
+            base,
+            engine_image=engine_image,
+            labels=labels,
+            token_sha256=_sha256(token),
+            group=Group(secret, is_first=is_first),
+        )
+
+    others = {name: value for name, value in _labels(base).items() if name != LABEL_BASE}
+    rollout = base.spec.rollout
+    strategy = {"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable}
+    content = {
+        "spec": {
+            "replicas": base.spec.replicas,
+            "leaderWorkerTemplate": {
+                "size": base.spec.engine.hosts,
+                "restartPolicy": "RecreateGroupOnPodRestart",
+                "leaderTemplate": _marked(template(_labels(base), is_first=True)),
+                "workerTemplate": template({**others, "app.kubernetes.io/component": "ranks"}, is_first=False),
+            },
+            "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": strategy},
+            "startupPolicy": "LeaderCreated",
+            # a Service a group, by the name of its first pod: one for all would have the name of the base's own
+            "networkConfig": {"subdomainPolicy": "UniquePerReplica"},
+        }
+    }
+    return child_of(base, GROUPS, base.metadata.name, content)
+
+
+def _deployment(base: BaseModelResource, engine_image: str, token: str) -> Child:
+    template = _marked(pod_template(base, engine_image=engine_image, labels=_labels(base), token_sha256=_sha256(token)))
     rollout = base.spec.rollout
     strategy = {"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable}
     content = {
@@ -149,9 +204,11 @@ def _service(base: BaseModelResource, name: str, role: str) -> Child:
 
 
 def _disruption_budget(base: BaseModelResource) -> Child:
+    # of a group any pod: the others go with it
+    pods = selector(base) if base.spec.engine.hosts == 1 else {LABEL_RANKS_OF: base.metadata.name}
     spec = {
         "maxUnavailable": 1,
-        "selector": {"matchLabels": selector(base)},
+        "selector": {"matchLabels": pods},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
     return child_of(base, "PodDisruptionBudget", base.metadata.name, {"spec": spec})

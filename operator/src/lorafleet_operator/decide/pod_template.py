@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Final
 
 from lorafleet_common.paths import Json
@@ -13,6 +14,7 @@ from lorafleet_contract.names import (
     MODEL_MOUNT,
     MODELS,
     PUBLIC_PORT,
+    RANKS_PORT,
     VOLUMES_DIR,
 )
 from lorafleet_contract.resources import BaseModelResource, ModelCache, quantity_bytes
@@ -27,15 +29,30 @@ END_MARGIN_SECONDS: Final = 15
 START_SECONDS: Final = 3600
 """How long a pod may take to download and load a base model."""
 GPU: Final = "nvidia.com/gpu"
+SECRET_VARIABLE: Final = "LORAFLEET_RANKS_SECRET"
 
 
-def pod_template(base: BaseModelResource, *, engine_image: str, labels: dict[str, str], token_sha256: str) -> Json:
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a pod is in a replica of several pods."""
+
+    secret: str
+    """By which they know each other."""
+    is_first: bool
+    """Whether it is the one that serves."""
+
+
+def pod_template(
+    base: BaseModelResource, *, engine_image: str, labels: dict[str, str], token_sha256: str, group: Group | None = None
+) -> Json:
     """Return the template of a base's pods: the operator's with `spec.podTemplate` merged over it.
+
+    `group`: where a replica is of several pods.
 
     Raises:
         InvalidSpec: `spec.podTemplate` cannot be merged, or touches what has to stay.
     """
-    built = _built(base, engine_image, labels, token_sha256)
+    built = _built(base, engine_image, labels, token_sha256, group)
     merged = merge(built, base.spec.pod_template)
     for label, value in labels.items():
         if merged["metadata"].get("labels", {}).get(label) != value:
@@ -44,13 +61,14 @@ def pod_template(base: BaseModelResource, *, engine_image: str, labels: dict[str
     engine = next((c for c in containers if c["name"] == ENGINE_CONTAINER), None)
     if engine is None:
         raise InvalidSpec(f"podTemplate.spec.containers: {ENGINE_CONTAINER} cannot be removed")
-    ranks = base.spec.engine.tensor_parallel_size
+    ranks, hosts = base.spec.engine.ranks_per_host, base.spec.engine.hosts
     if base.spec.engine.device == "Cuda" and not any("/" in name for name in _limits(engine)):
         engine["resources"] = {**engine.get("resources", {}), "limits": {**_limits(engine), GPU: str(ranks)}}
     asked = str(_limits(engine).get(GPU, ranks))
     if ranks > 1 and asked != str(ranks):
         raise InvalidSpec(
-            f"podTemplate.spec.containers: {ENGINE_CONTAINER} asks for {asked} {GPU}, and engine.tensorParallelSize is {ranks}"
+            f"podTemplate.spec.containers: {ENGINE_CONTAINER} asks for {asked} {GPU}, and engine.tensorParallelSize is "
+            f"{ranks * hosts}{f' on {hosts} hosts' if hosts > 1 else ''}"
         )
     return merged
 
@@ -59,19 +77,19 @@ def _limits(engine: Json) -> Json:
     return dict(engine.get("resources", {}).get("limits", {}))
 
 
-def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], token_sha256: str) -> Json:
+def _built(
+    base: BaseModelResource, engine_image: str, labels: dict[str, str], token_sha256: str, group: Group | None
+) -> Json:
     volumes, mounts = _volumes(base)
     engine = base.spec.engine
+    serves = group is None or group.is_first
     container: Json = {
         "name": ENGINE_CONTAINER,
         "image": engine.image or engine_image,
-        "command": ["python3", "-m", "lorafleet_inference", "serve"],
+        "command": ["python3", "-m", "lorafleet_inference", "serve" if serves else "ranks"],
         "args": [*serve_arguments(base, token_sha256), *engine.args],
-        "env": _environment(base),
-        "ports": [
-            {"name": "http", "containerPort": PUBLIC_PORT, "protocol": "TCP"},
-            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
-        ],
+        "env": _environment(base, group),
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _ports(group)],
         "startupProbe": _probe("/health", periodSeconds=2, failureThreshold=START_SECONDS // 2, timeoutSeconds=2),
         "livenessProbe": _probe("/health", periodSeconds=10, failureThreshold=6, timeoutSeconds=5),
         "readinessProbe": _probe("/ready", periodSeconds=1, failureThreshold=3, timeoutSeconds=3),
@@ -101,6 +119,13 @@ def _built(base: BaseModelResource, engine_image: str, labels: dict[str, str], t
             "volumes": volumes,
         },
     }
+
+
+def _ports(group: Group | None) -> list[tuple[str, int]]:
+    ports = [("http", PUBLIC_PORT), ("admin", ADMIN_PORT), ("ranks", RANKS_PORT)]
+    if group is None:
+        return ports[:2]
+    return ports if group.is_first else ports[:1]
 
 
 def _security(base: BaseModelResource) -> Json:
@@ -138,6 +163,7 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
         "--max-batch-tokens": _number(spec.engine.max_batch_tokens),
         "--kv-cache-memory": spec.engine.kv_cache_memory,
         "--tensor-parallel-size": str(ranks) if (ranks := spec.engine.tensor_parallel_size) > 1 else None,
+        "--hosts": str(hosts) if (hosts := spec.engine.hosts) > 1 else None,
         "--unknown-fields": "ignore" if spec.engine.unknown_fields == "Ignore" else None,
         "--max-resident-adapters": str(spec.lora.max_resident_adapters),
         "--max-rank": str(spec.lora.max_rank),
@@ -176,7 +202,7 @@ def _sources_json(sources: list[AdapterSource]) -> str:
     return json.dumps(documents, separators=(",", ":"), sort_keys=True)
 
 
-def _environment(base: BaseModelResource) -> list[Json]:
+def _environment(base: BaseModelResource, group: Group | None) -> list[Json]:
     environment: list[Json] = [
         {"name": "LORAFLEET_POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
         {"name": "HOME", "value": HOME},
@@ -184,6 +210,9 @@ def _environment(base: BaseModelResource) -> list[Json]:
     hub = base.spec.model.hugging_face
     if hub is not None and hub.endpoint is not None:
         environment.append({"name": "HF_ENDPOINT", "value": hub.endpoint})
+    # whoever has a Secret of their own for it says so by the same name
+    if group is not None and all(one.get("name") != SECRET_VARIABLE for one in base.spec.engine.env):
+        environment.append({"name": SECRET_VARIABLE, "value": group.secret})
     merged: list[Json] = merge({"env": environment}, {"env": base.spec.engine.env}, where="engine")["env"]
     return merged
 
