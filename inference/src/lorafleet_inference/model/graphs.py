@@ -20,7 +20,7 @@ from lorafleet_inference.kernels.triton import fixed_prompts
 from lorafleet_inference.kernels.triton.fixed import FixedAttention, FixedLora, FixedSides, FixedTables, Room
 from lorafleet_inference.kernels.triton.fixed_prompts import FixedPrompts
 from lorafleet_inference.kernels.triton.paged import AttentionStep
-from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
+from lorafleet_inference.model.attention import attending
 from lorafleet_inference.model.batch import ChoiceInputs, HostBatch, Segment
 from lorafleet_inference.model.graph_rooms import (
     ITEM_TOKENS,
@@ -35,6 +35,7 @@ from lorafleet_inference.model.graph_rooms import (
 )
 from lorafleet_inference.model.input_batch import with_chosen
 from lorafleet_inference.model.lora import LoraBank, num_pages_of
+from lorafleet_inference.model.paged_step import LayerKV, PagedStep
 from lorafleet_inference.model.side_lora import SideBank
 
 if TYPE_CHECKING:

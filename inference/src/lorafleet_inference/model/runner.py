@@ -23,7 +23,7 @@ from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.layer import CpuLayerOps
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
-from lorafleet_inference.model.attention import LayerKV, PagedStep, attending
+from lorafleet_inference.model.attention import attending
 from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch
 from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
@@ -35,6 +35,7 @@ from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
 from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
+from lorafleet_inference.model.paged_step import LayerKV, PagedStep
 from lorafleet_inference.model.pooling import HiddenStates, pool
 from lorafleet_inference.model.ranks.group import Group
 from lorafleet_inference.model.results import Computing
