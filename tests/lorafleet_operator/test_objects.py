@@ -119,6 +119,8 @@ def test_quantisation_is_an_option_of_pods_where_it_is_asked_for() -> None:
     """And nothing of pods changes where it is not."""
     assert "--quantization=nf4" in documents(v.base(engine={"quantization": "nf4"}))
     assert "--quantization" not in documents(v.base(engine={}))
+    assert "--kv-cache-dtype=fp8" in documents(v.base(engine={"kvCacheDtype": "fp8"}))
+    assert "--kv-cache-dtype" not in documents(v.base(engine={"kvCacheDtype": "auto"}))
 
 
 CLAIM = {"persistentVolumeClaim": {"claimName": "base-models"}}

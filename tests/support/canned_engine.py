@@ -44,6 +44,7 @@ BUDGETS = EngineBudgets(
     num_kv_blocks=1024,
     kv_block_tokens=16,
     kv_cache_bytes=1 << 20,
+    kv_cache_dtype="float32",
     max_resident_adapters=1,
     max_rank=8,
     rank_page=8,

@@ -71,6 +71,7 @@ class LoadsEngine:
                 num_kv_blocks=8,
                 kv_block_tokens=16,
                 kv_cache_bytes=1,
+                kv_cache_dtype="float32",
                 max_resident_adapters=max_resident,
                 max_rank=MAX_RANK,
                 rank_page=RANK_PAGE,

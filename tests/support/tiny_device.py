@@ -91,6 +91,7 @@ class TinyDevice(Runner):
             num_kv_blocks=self.num_blocks,
             kv_block_tokens=KV_BLOCK_TOKENS,
             kv_cache_bytes=1,
+            kv_cache_dtype="float32",
             max_resident_adapters=self.max_resident,
             max_rank=RANK_PAGE,
             rank_page=RANK_PAGE,

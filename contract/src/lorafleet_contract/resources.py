@@ -108,6 +108,8 @@ class EngineSpec(Observed):
     """To what a base in 16 or 32 bit is quantised when a pod reads it; None: it is served as it is."""
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """How keys and values are kept; auto: in the dtype of the model."""
     kv_cache_memory: str | None = None
     """Quantity; of each rank."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1

@@ -11,6 +11,7 @@ from lorafleet_contract.sources import AdapterSource
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4", "fp8", "nf4"]
+KvCacheDtype = Literal["auto", "fp8"]
 DecoderChoice = Literal["auto", "transformers", "own"]
 AdHocAdapters = Literal["forbidden", "sources"]
 UnknownFields = Literal["refuse", "ignore"]
@@ -58,6 +59,8 @@ class EngineConfig:
     max_batch_requests: int = 256
     max_resident_adapters: int = 32
     max_rank: int = 64
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """How keys and values are kept: in the dtype of the model, or in 8 bits."""
     kv_cache_memory_bytes: int | None = None
     """None: on CPU 1 GiB; on CUDA what is free after weights and adapters, less a reserve."""
     adapter_memory_bytes: int | None = None

@@ -173,7 +173,12 @@ VLLM_RUNNING = _read("vllm:num_requests_running", "gauge", "As lorafleet_request
 VLLM_WAITING = _read("vllm:num_requests_waiting", "gauge", "As lorafleet_requests_waiting, for inference gateways.")
 VLLM_KV_USAGE = _read("vllm:kv_cache_usage_perc", "gauge", "Share of the KV cache in use, 0 to 1.")
 VLLM_CACHE_CONFIG = _read(
-    "vllm:cache_config_info", "gauge", "1; the size of the KV cache in its labels.", "block_size", "num_gpu_blocks"
+    "vllm:cache_config_info",
+    "gauge",
+    "1; the size of the KV cache in its labels, and how it is kept: a dtype, or fp8.",
+    "block_size",
+    "num_gpu_blocks",
+    "cache_dtype",
 )
 VLLM_LORA = _read(
     "vllm:lora_requests_info",
@@ -252,7 +257,9 @@ class EngineCollector(Collector):
         yield from _family(KV_BLOCKS, ((), budgets.num_kv_blocks))
         yield from _family(PAGES, ((), budgets.total_rank_pages))
         yield from _family(HOST_BYTES, ((), budgets.host_cache_bytes))
-        yield from _family(VLLM_CACHE_CONFIG, ((str(budgets.kv_block_tokens), str(budgets.num_kv_blocks)), 1))
+        yield from _family(
+            VLLM_CACHE_CONFIG, ((str(budgets.kv_block_tokens), str(budgets.num_kv_blocks), budgets.kv_cache_dtype), 1)
+        )
         yield from self._lora_info(budgets.max_resident_adapters, stats)
         yield from _loaded(list(self._in_memory()))
         used = stats.num_kv_blocks_used if stats else 0

@@ -13,7 +13,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_contract.names import CREDENTIALS_DIR
 from lorafleet_contract.resources import quantity_bytes
 from lorafleet_inference.cards import CARDS, Card
-from lorafleet_inference.config import GIB, MAX_RANK, DtypeChoice, EngineConfig, Quantization
+from lorafleet_inference.config import GIB, MAX_RANK, DtypeChoice, EngineConfig, KvCacheDtype, Quantization
 from lorafleet_inference.fetch import model_folder
 from lorafleet_inference.options import default_cache_dir
 
@@ -51,6 +51,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--dtype", choices=get_args(DtypeChoice), default="auto", help="as of serve")
     parser.add_argument("--quantization", choices=get_args(Quantization), help="as of serve; default: as the base is")
+    parser.add_argument("--kv-cache-dtype", choices=get_args(KvCacheDtype), default="auto", help="as of serve")
     for name, default in (("tokens", _DEFAULTS.max_batch_tokens), ("requests", _DEFAULTS.max_batch_requests)):
         parser.add_argument(
             f"--max-batch-{name}",
@@ -93,7 +94,11 @@ def run(parsed: argparse.Namespace) -> int:
             "--context", f"{parsed.context} tokens are more than the {longest} that the model is made for"
         )
     wish = Wish(
-        num_adapters=parsed.adapters, rank=parsed.rank, context=parsed.context, max_requests=parsed.max_batch_requests
+        num_adapters=parsed.adapters,
+        rank=parsed.rank,
+        context=parsed.context,
+        max_requests=parsed.max_batch_requests,
+        kv_dtype=parsed.kv_cache_dtype,
     )
     found = budget(size, _card(parsed), wish)
     if parsed.json:
@@ -152,8 +157,9 @@ def _lines(size: "ModelSize", found: "Budget", wish: "Wish", parsed: argparse.Na
     yield "as fields of a BaseModelDeployment"
     lora = f"maxResidentAdapters: {wish.num_adapters}, maxRank: {wish.rank}, adapterMemory: {math.ceil(memory.adapters / MIB)}Mi"
     quantised = f", quantization: {parsed.quantization}" if parsed.quantization else ""
+    kv = f", kvCacheDtype: {parsed.kv_cache_dtype}" if parsed.kv_cache_dtype != "auto" else ""
     ranks = f", device: Cuda, tensorParallelSize: {num_ranks}" if num_ranks > 1 else ""
-    yield f"spec: {{engine: {{maxModelLen: {wish.context}{quantised}{ranks}}}, lora: {{{lora}}}}}"
+    yield f"spec: {{engine: {{maxModelLen: {wish.context}{quantised}{kv}{ranks}}}, lora: {{{lora}}}}}"
 
 
 def _positive(text: str) -> int:

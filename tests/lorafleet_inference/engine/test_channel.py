@@ -61,6 +61,7 @@ BUDGETS = EngineBudgets(
     num_kv_blocks=1,
     kv_block_tokens=16,
     kv_cache_bytes=2,
+    kv_cache_dtype="float32",
     max_resident_adapters=3,
     max_rank=4,
     rank_page=8,

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from support.models import model_folder
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.cards import CARDS, Card
 from lorafleet_inference.cli import main
-from lorafleet_inference.config import GIB, EngineConfig
+from lorafleet_inference.config import GIB, EngineConfig, KvCacheDtype
 from lorafleet_inference.model import sizing
 from lorafleet_inference.model.budget import Wish, budget, weights_read
 from lorafleet_inference.model.dry_run import ModelSize, PeakBytes, model_size
@@ -85,7 +86,8 @@ def test_plan_for_several_gpus_is_of_each(folder: Path, capsys: pytest.CaptureFi
     assert "cannot be split among 3 ranks: it has 32 attention heads" in capsys.readouterr().err
 
 
-def test_pod_takes_what_was_planned() -> None:
+@pytest.mark.parametrize("kv_dtype", get_args(KvCacheDtype))
+def test_pod_takes_what_was_planned(kv_dtype: KvCacheDtype) -> None:
     folder = model_folder("llama")
     config = EngineConfig(
         model=str(folder),
@@ -94,9 +96,10 @@ def test_pod_takes_what_was_planned() -> None:
         max_resident_adapters=3,
         max_rank=12,
         kv_cache_memory_bytes=200_000,
+        kv_cache_dtype=kv_dtype,
     )
     runner = ModelRunner(load_model(config), config)
-    wish = Wish(num_adapters=3, rank=12, context=40, max_requests=8)
+    wish = Wish(num_adapters=3, rank=12, context=40, max_requests=8, kv_dtype=kv_dtype)
     planned = budget(size_of(folder), Card(GIB, 1e12), wish)
     assert planned.num_rank_pages == runner.budgets.total_rank_pages == 6
     assert planned.memory.adapters == runner._bank.num_bytes
@@ -136,6 +139,16 @@ def test_memory_of_a_device_adds_up(size: ModelSize) -> None:
     assert found.num_requests == min(256, memory.kv_cache // (8192 * found.kv_token_bytes)) == 256
 
 
+def test_kv_of_8_bits_holds_twice_the_tokens_and_is_read_in_half_the_time(size: ModelSize) -> None:
+    wish = {"num_adapters": 1, "rank": 8, "context": 8192, "max_requests": 8}
+    whole, rounded = (budget(size, CARDS["l4-24"], Wish(**wish, kv_dtype=kind)) for kind in get_args(KvCacheDtype))
+    assert whole.kv_token_bytes == LAYERS * 8 * 2 * (2 * 128)
+    assert rounded.kv_token_bytes == LAYERS * 8 * 2 * (128 + 1)
+    assert rounded.num_kv_tokens == pytest.approx(whole.num_kv_tokens * 256 / 129, rel=1e-3)
+    saved = [one.num_bytes - other.num_bytes for one, other in zip(whole.floors, rounded.floors, strict=True)]
+    assert saved == [batch * 8192 * LAYERS * 8 * 2 * 127 for batch in (1, 8)]
+
+
 def test_activations_grow_with_the_tokens_of_a_step(folder: Path) -> None:
     long = model_size(folder, dtype="auto", max_batch_tokens=16384, max_batch_requests=1)
     wide = 16384 * 14336 * 2
@@ -168,6 +181,10 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "weights          2.77    34.6%" in text
     assert "adapters         0.98    12.2%   200 of rank 16, 5.0 MiB each" in text
     assert "maxResidentAdapters: 200, maxRank: 16, adapterMemory: 1000Mi" in text
+    assert main([*arguments, "--kv-cache-dtype", "fp8"]) == 0
+    rounded = capsys.readouterr().out
+    assert "68 requests of 8192 tokens at once" in rounded
+    assert "engine: {maxModelLen: 8192, kvCacheDtype: fp8}" in rounded
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     fitting = found["kv_cache"] // (8192 * found["kv_token_bytes"])

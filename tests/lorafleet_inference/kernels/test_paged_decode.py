@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.cpu import CpuKernels, PagedDecode
 
 NUM_BLOCKS = 64
@@ -39,7 +40,28 @@ SHAPES = {
     "all": Shape(heads=6, groups=2, key_width=24, value_width=40, window=33, softcap=5.0, sinks=True, key_bias=True),
     "one sequence": Shape(lasts=(700,)),
     "bfloat16": Shape(heads=8, groups=2, dtype=torch.bfloat16),
+    "8 bits": Shape(heads=8, groups=2, dtype=fp8_pages.DTYPE),
+    "all, in 8 bits": Shape(
+        heads=6,
+        groups=2,
+        key_width=24,
+        value_width=40,
+        window=33,
+        softcap=5.0,
+        sinks=True,
+        key_bias=True,
+        dtype=fp8_pages.DTYPE,
+    ),
 }
+
+
+def in_8_bits(pages: torch.Tensor) -> torch.Tensor:
+    """The same rows in pages of 8 bits."""
+    blocks, groups, tokens, width = pages.shape
+    made = torch.zeros(blocks, groups, tokens, width + 1, dtype=fp8_pages.DTYPE)
+    slots = torch.arange(blocks * tokens)
+    fp8_pages.write(pages.transpose(1, 2).flatten(0, 1).transpose(0, 1), made, slots // tokens, slots % tokens)
+    return made
 
 
 def reference(
@@ -65,8 +87,10 @@ def test_equals_attention_written_out(kernels: CpuKernels, name: str) -> None:
     shape = SHAPES[name]
     torch.manual_seed(len(name))
     positions = max(shape.lasts) + 1
-    keys = torch.randn(NUM_BLOCKS, shape.groups, KV_BLOCK_TOKENS, shape.key_width).to(shape.dtype)
-    values = torch.randn(NUM_BLOCKS, shape.groups, KV_BLOCK_TOKENS, shape.value_width).to(shape.dtype)
+    keys = torch.randn(NUM_BLOCKS, shape.groups, KV_BLOCK_TOKENS, shape.key_width)
+    values = torch.randn(NUM_BLOCKS, shape.groups, KV_BLOCK_TOKENS, shape.value_width)
+    if shape.dtype != fp8_pages.DTYPE:
+        keys, values = keys.to(shape.dtype), values.to(shape.dtype)
     free = torch.randperm(NUM_BLOCKS).tolist()
     blocks = [[free.pop() for _ in range(last // KV_BLOCK_TOKENS + 1)] for last in shape.lasts]
     keys[free] = values[free] = float("nan")
@@ -75,6 +99,8 @@ def test_equals_attention_written_out(kernels: CpuKernels, name: str) -> None:
         for pages in (keys, values):
             for position in [*range(first), *range(last + 1, len(some) * KV_BLOCK_TOKENS)]:
                 pages[some[position // KV_BLOCK_TOKENS], :, position % KV_BLOCK_TOKENS] = float("nan")
+    if shape.dtype == fp8_pages.DTYPE:
+        keys, values = in_8_bits(keys), in_8_bits(values)
     tokens = len(shape.lasts) + 3
     rows = torch.randperm(tokens)[: len(shape.lasts)].tolist()
     query = torch.randn(shape.heads, tokens, shape.key_width)
@@ -86,8 +112,13 @@ def test_equals_attention_written_out(kernels: CpuKernels, name: str) -> None:
     decode = PagedDecode(kernels, rows, shape.lasts, blocks)
     decode.attend(query, keys, values, out, scale=0.3, window=shape.window, softcap=shape.softcap, **extras)
     for row, last, some in zip(rows, shape.lasts, blocks, strict=True):
-        known = keys[some].transpose(1, 2).flatten(0, 1)[: last + 1].double()
-        seen = values[some].transpose(1, 2).flatten(0, 1)[: last + 1].double()
+        known, seen = (
+            fp8_pages.gather(pages, torch.tensor(some), torch.float32)
+            .transpose(1, 2)
+            .flatten(0, 1)[: last + 1]
+            .double()
+            for pages in (keys, values)
+        )
         first = 0 if shape.window is None else max(0, last + 1 - shape.window)
         known[:first] = seen[:first] = 0  # not seen, and NaN
         right = reference(query[:, row].double(), (known, seen), first, shape, extras)
@@ -108,18 +139,19 @@ def test_what_lies_behind_the_last_token_is_not_seen(kernels: CpuKernels) -> Non
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("at", [0, 6, 20])
+@pytest.mark.parametrize(("at", "of"), [(0, torch.float32), (6, torch.float32), (20, torch.float32), (20, torch.uint8)])
 def test_a_score_that_is_not_finite_makes_its_sequence_nan_and_no_other(
-    kernels: CpuKernels, bad: float, at: int
+    kernels: CpuKernels, bad: float, at: int, of: torch.dtype
 ) -> None:
     """Else a maximum would pass it over and a finite, wrong answer would come of it."""
     keys, values = torch.randn(4, 1, KV_BLOCK_TOKENS, 8), torch.randn(4, 1, KV_BLOCK_TOKENS, 8)
     query, out = torch.rand(1, 2, 8) + 0.1, torch.zeros(2, 1, 8)
     decode = PagedDecode(kernels, [0, 1], [22, 22], [[0, 1], [2, 3]])
-    decode.attend(query, keys, values, out, scale=1.0)
+    kept = in_8_bits if of == fp8_pages.DTYPE else torch.clone
+    decode.attend(query, kept(keys), kept(values), out, scale=1.0)
     alone = out[1].clone()
     keys[at // KV_BLOCK_TOKENS, 0, at % KV_BLOCK_TOKENS, 3] = bad
-    decode.attend(query, keys, values, out, scale=1.0)
+    decode.attend(query, kept(keys), kept(values), out, scale=1.0)
     assert out[0].isnan().all()
     assert torch.equal(out[1], alone)
 

@@ -35,6 +35,7 @@ BUDGETS = EngineBudgets(
     num_kv_blocks=200,
     kv_block_tokens=16,
     kv_cache_bytes=1 << 20,
+    kv_cache_dtype="float32",
     max_resident_adapters=8,
     max_rank=64,
     rank_page=8,
@@ -89,7 +90,7 @@ def test_gateways_find_the_five_series_they_read() -> None:
     assert series["vllm:num_requests_running", base] == 3
     assert series["vllm:num_requests_waiting", base] == 2
     assert series["vllm:kv_cache_usage_perc", base] == 0.25
-    assert series["vllm:cache_config_info", "block_size=16", base, "num_gpu_blocks=200"] == 1
+    assert series["vllm:cache_config_info", "block_size=16", "cache_dtype=float32", base, "num_gpu_blocks=200"] == 1
     lora = [key for key in series if key[0] == "vllm:lora_requests_info"]
     assert lora == [
         (

@@ -249,6 +249,8 @@ class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks: int
     kv_block_tokens: int
     kv_cache_bytes: int
+    kv_cache_dtype: str
+    """The model's dtype, or fp8."""
     max_resident_adapters: int
     max_rank: int
     rank_page: int

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.team import Run, team
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,12 @@ def load_kernels(cache_dir: str | None) -> "CpuKernels | None":
             decode={
                 torch.float32: paged_decode.decode_float32.address,
                 torch.bfloat16: paged_decode.decode_bfloat16.address,
+                fp8_pages.DTYPE: paged_decode.decode_fp8.address,
             },
-            write={torch.float32: paged_write.write_float32.address},
+            write={
+                torch.float32: paged_write.write_float32.address,
+                fp8_pages.DTYPE: paged_write.write_fp8.address,
+            },
             lora_rows={torch.float32: lora_rows.lora_rows_float32.address},
             layer={
                 "norm": layer_rows.norm_float32.address,
@@ -72,11 +77,12 @@ class CpuKernels:
         return dtype in self.decode
 
     def write_pages(self, source: torch.Tensor, pages: torch.Tensor, slots: torch.Tensor) -> bool:
-        """Write source [G, T, width] to pages [num_blocks, G, KV_BLOCK_TOKENS, width], token t to slots[t], int64.
+        """Write source [G, T, width] to pages [num_blocks, G, KV_BLOCK_TOKENS, width] or of 8 bits, token t to slots[t], int64.
 
         False where it is of a dtype or layout that the kernel does not read; then nothing was written.
         """
-        if pages.dtype not in self.write or source.dtype != pages.dtype or source.stride(2) != 1:
+        is_read = source.dtype == (torch.float32 if fp8_pages.is_fp8(pages) else pages.dtype) and source.stride(2) == 1
+        if pages.dtype not in self.write or not is_read:
             return False
         assert pages.is_contiguous()
         assert slots.is_contiguous()
@@ -132,8 +138,9 @@ class PagedDecode:
     ) -> None:
         """Fill the sequences' rows of out.
 
-        query [H, T, D]; keys [num_blocks, G, KV_BLOCK_TOKENS, D], values [num_blocks, G, KV_BLOCK_TOKENS, E]; out [T, H, E]
-        contiguous; sinks [H]; key_bias [H, positions]: added to the scaled scores of the key at each position.
+        query [H, T, D]; keys [num_blocks, G, KV_BLOCK_TOKENS, D], values [num_blocks, G, KV_BLOCK_TOKENS, E], or both in
+        8 bits; out [T, H, E] contiguous; sinks [H]; key_bias [H, positions]: added to the scaled scores of the key at each
+        position.
         """
         from lorafleet_inference.kernels.paged_decode import scratch_floats  # noqa: PLC0415  there since load_kernels
 
@@ -146,7 +153,7 @@ class PagedDecode:
             out[rows] = wide[rows].to(out.dtype)
             return
         heads, tokens, key_width = query.shape
-        groups, value_width = values.shape[1], values.shape[3]
+        groups, value_width = values.shape[1], fp8_pages.width_of(values)
         num_sequences, table_width = self._tables.shape
         threads = torch.get_num_threads()
         num_spans = min(groups, -(-TASKS_PER_THREAD * threads // num_sequences))

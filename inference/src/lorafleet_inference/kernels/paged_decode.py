@@ -3,6 +3,7 @@
 Axes: B sequences, H query heads, G key-value heads, R = H / G, D width of keys, E of values, P positions of a page,
 M pages of the longest sequence. Pages are [num_blocks, G, P, D]: those of one block lie together, so memory is read in
 its order; what the page after this one needs is fetched while this one is computed, because reading is what it costs.
+Of pages in 8 bits (`fp8_pages.py`), scores and weights are multiplied with the factors of rows.
 
 The work is cut into tasks, each some key-value heads of one sequence, which threads take in turn.
 """
@@ -13,7 +14,18 @@ import numpy as np
 from numba import cfunc, njit
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
-from lorafleet_inference.kernels.pointers import bfloat16_at, float32_at, int32_at, int64_at, load, prefetch, take_next
+from lorafleet_inference.kernels.fp8_pages import POISON
+from lorafleet_inference.kernels.pointers import (
+    bfloat16_at,
+    float32_at,
+    fp8_at,
+    int32_at,
+    int64_at,
+    load,
+    power_of_two,
+    prefetch,
+    take_next,
+)
 
 P = KV_BLOCK_TOKENS
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -120,13 +132,29 @@ def _weights(row: Any, bits: int, begin: int, end: int, has_sink: bool, sink: fl
 
 
 @njit(fastmath=FAST)
-def _read_keys(
-    p: Any, keys: Any, page_bytes: int, table: int, num_pages: int, span: Any, queries: int, weights: int
-) -> None:
+def _page_bytes(item: int, width: int) -> int:
+    return P * (width + 1) if item == 1 else item * P * width
+
+
+@njit(fastmath={"contract"})
+def _multiply(row: Any, exponents: Any, begin: int, end: int) -> None:
+    """Multiply elements [begin, end) of a row with the factors that exponents say; 0 says 0, the largest NaN."""
+    for t in range(begin, end):
+        exponent = exponents[t]
+        if exponent == POISON:
+            row[t] = np.float32(np.nan)
+        elif exponent == 0:
+            row[t] = F32(0)
+        else:
+            row[t] *= power_of_two(np.int32(exponent) - np.int32(127))
+
+
+@njit(fastmath=FAST)
+def _read_keys(p: Any, keys: Any, item: int, table: int, num_pages: int, span: Any, queries: int, weights: int) -> None:
     """Scores of all heads of a task with all pages of its sequence."""
     tables, width, groups = int64_at(p[TABLES]), p[KEY_WIDTH], p[GROUPS]
     first_group, num_groups = span
-    repeats, row_floats = p[HEADS] // groups, p[TABLE_WIDTH] * P
+    repeats, row_floats, page_bytes = p[HEADS] // groups, p[TABLE_WIDTH] * P, _page_bytes(item, width)
     for j in range(num_pages):
         block = p[KEYS] + (tables[table + j] * groups + first_group) * page_bytes
         after = p[KEYS] + (tables[table + min(j + 1, num_pages - 1)] * groups + first_group) * page_bytes
@@ -134,16 +162,16 @@ def _read_keys(
             page = h // repeats * page_bytes
             query, scores = float32_at(queries + 4 * h * width), float32_at(weights + 4 * (h * row_floats + j * P))
             _scores(query, keys(block + page), width, scores, after + page, page_bytes if h % repeats == 0 else 0)
+            if item == 1:
+                _multiply(scores, fp8_at(block + page + P * width), 0, P)
 
 
 @njit(fastmath=FAST)
-def _read_values(
-    p: Any, values: Any, page_bytes: int, table: int, seen: Any, span: Any, weights: int, sums: int
-) -> None:
+def _read_values(p: Any, values: Any, item: int, table: int, seen: Any, span: Any, weights: int, sums: int) -> None:
     """Sums of values of all heads of a task over positions seen[0] to before seen[1] of the pages of its sequence."""
     tables, width, groups = int64_at(p[TABLES]), p[VALUE_WIDTH], p[GROUPS]
     first_group, num_groups = span
-    repeats, row_floats = p[HEADS] // groups, p[TABLE_WIDTH] * P
+    repeats, row_floats, page_bytes = p[HEADS] // groups, p[TABLE_WIDTH] * P, _page_bytes(item, width)
     begin, end = seen
     num_pages = (end + P - 1) // P
     for j in range(num_pages):
@@ -154,6 +182,8 @@ def _read_values(
             page = h // repeats * page_bytes
             some, total = float32_at(weights + 4 * (h * row_floats + j * P)), float32_at(sums + 4 * h * width)
             ahead = page_bytes if h % repeats == 0 else 0
+            if item == 1:
+                _multiply(some, fp8_at(block + page + P * width), part[0], part[1])
             _add_values(some, values(block + page), width, total, part, after + page, ahead)
 
 
@@ -184,7 +214,7 @@ def _attend(p: Any, pages: Any, item: int) -> None:
             query = float32_at(queries + 4 * h * key_width)
             for i in range(key_width):
                 query[i] = source[i] * factors[0]
-        _read_keys(p, pages, item * P * key_width, table, num_pages, span, queries, weights)
+        _read_keys(p, pages, item, table, num_pages, span, queries, weights)
         for h in range(num_heads):
             some = float32_at(weights + 4 * h * row_floats)
             if factors[1] > 0:
@@ -198,7 +228,7 @@ def _attend(p: Any, pages: Any, item: int) -> None:
             _weights(some, bits, begin, end, has_sink, sink)
         for i in range(num_heads * value_width):
             float32_at(sums)[i] = F32(0)
-        _read_values(p, pages, item * P * value_width, table, (begin, end), span, weights, sums)
+        _read_values(p, pages, item, table, (begin, end), span, weights, sums)
         out = float32_at(p[OUT] + 4 * (row * heads + first_head) * value_width)
         for i in range(num_heads * value_width):
             out[i] = float32_at(sums)[i]
@@ -214,3 +244,9 @@ def decode_float32(p: Any) -> None:
 def decode_bfloat16(p: Any) -> None:
     """Entry for bfloat16 pages."""
     _attend(p, bfloat16_at, 2)
+
+
+@cfunc("void(CPointer(int64))", cache=True)
+def decode_fp8(p: Any) -> None:
+    """Entry for pages in 8 bits."""
+    _attend(p, fp8_at, 1)

@@ -30,6 +30,8 @@ int32_at = _pointer(types.int32)
 float32_at = _pointer(types.float32)
 bfloat16_at = _pointer(types.uint16)
 """Elements of a uint16 pointer are bfloat16; read them with `load`."""
+fp8_at = _pointer(types.uint8)
+"""Elements of a uint8 pointer are codes of `fp8_pages.py`; `load` gives their numbers without the row's factor."""
 
 
 @intrinsic
@@ -59,16 +61,29 @@ def prefetch(_typing: Any, _address: Any) -> Any:
 
 @intrinsic
 def load(_typing: Any, pointer: Any, index: Any) -> Any:
-    """Return an element of a float32 or bfloat16 pointer as float32."""
+    """Return an element of a pointer to float32, bfloat16 or codes of 8 bits as float32."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         value = builder.load(builder.gep(arguments[0], [arguments[1]]))
         if pointer.dtype is types.float32:
             return value
         word = ir.IntType(32)
+        if pointer.dtype is types.uint8:  # a float32 that is 2 ** 112 times smaller
+            bits = builder.and_(builder.shl(builder.sext(value, word), word(20)), word(-0x78100000))
+            return builder.fmul(builder.bitcast(bits, ir.FloatType()), ir.Constant(ir.FloatType(), 2.0**112))
         return builder.bitcast(builder.shl(builder.zext(value, word), word(16)), ir.FloatType())
 
     return types.float32(pointer, index), generate
+
+
+@intrinsic
+def bits_of(_typing: Any, _value: Any) -> Any:
+    """Return the bits of a float32, as int64."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.bitcast(arguments[0], ir.IntType(32)), ir.IntType(64))
+
+    return types.int64(types.float32), generate
 
 
 @intrinsic

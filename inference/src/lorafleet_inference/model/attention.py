@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
 
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.layer_ops import HeadSpec, LayerOps
 from lorafleet_inference.model.paged_step import LayerKV, PagedStep, Prefill
 
@@ -148,10 +149,10 @@ def _attend_pages(
     for source, some in ((key[0], pages.keys), (value[0], pages.values)):
         step.write(source, some)
     for one in step.prefills:
-        if one.is_fresh:
+        if one.is_fresh and not pages.are_rounded:
             keys, values = key[:, :, one.begin : one.end], value[:, :, one.begin : one.end]
         else:
-            keys, values = (_known(one, some)[None] for some in (pages.keys, pages.values))
+            keys, values = (_known(one, some, key.dtype)[None] for some in (pages.keys, pages.values))
         queries = query[:, :, one.begin : one.end]
         if one.is_fresh and extras.are_none and (window is None or window >= one.num_known):
             done = _attend_causal(queries, keys, values, extras.scale)
@@ -159,7 +160,7 @@ def _attend_pages(
             done = _attend(queries, keys, values, one.mask(window), extras)
         out[:, one.begin : one.end] = done.transpose(1, 2)
     for many in step.decodes:
-        keys, values = (many.known(some, window) for some in (pages.keys, pages.values))
+        keys, values = (many.known(some, window, key.dtype) for some in (pages.keys, pages.values))
         queries = query[0, :, many.rows].transpose(0, 1)[:, :, None]
         out[0, many.rows] = _attend(queries, keys, values, many.mask(window), extras)[:, :, 0]
     if step.compiled is not None:
@@ -177,9 +178,9 @@ def _attend_pages(
     return out
 
 
-def _known(one: Prefill, pages: torch.Tensor) -> torch.Tensor:
+def _known(one: Prefill, pages: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[G, N, D] of the pages of one sequence."""
-    return pages[one.blocks].transpose(0, 1).flatten(1, 2)[:, : one.num_known]
+    return fp8_pages.gather(pages, one.blocks, dtype).transpose(0, 1).flatten(1, 2)[:, : one.num_known]
 
 
 @dataclass(frozen=True, slots=True)

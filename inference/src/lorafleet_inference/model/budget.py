@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lorafleet_inference.cards import Card
-from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
+from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE, KvCacheDtype
 from lorafleet_inference.kernels.few_tokens import MAX_TOKENS
 from lorafleet_inference.model.dry_run import ModelSize
 from lorafleet_inference.model.graph_rooms import captured_bytes
@@ -13,6 +13,7 @@ from lorafleet_inference.model.sizing import (
     GRAPH_BYTES,
     DeviceMemory,
     kv_block_bytes,
+    kv_token_bytes,
     num_blocks_for,
     num_rank_pages,
     pool_bytes,
@@ -36,6 +37,8 @@ class Wish:
     """Tokens of each request, prompt and answer."""
     max_requests: int
     """That the pod runs at the same time, at most."""
+    kv_dtype: KvCacheDtype = "auto"
+    """How keys and values are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
         activations=size.activations,
         graphs=_captured_bytes(size, wish),
     )
-    block_bytes = kv_block_bytes(size.shapes, size.itemsize)
+    block_bytes = kv_block_bytes(size.shapes, size.itemsize, wish.kv_dtype)
     num_blocks = max(0, memory.kv_cache // block_bytes)
     num_requests = min(wish.max_requests, num_blocks // num_blocks_for(wish.context))
     return Budget(
@@ -109,15 +112,15 @@ def _floors(size: ModelSize, card: Card, wish: Wish, num_requests: int) -> Itera
     for batch in sorted({min(batch, num_requests) for batch in BATCHES} - {0}):
         num_adapters = min(batch, wish.num_adapters)
         read = weights_read(size, batch)
-        read += batch * sum(_visible_bytes(size, wish.context))
+        read += batch * sum(_visible_bytes(size, wish))
         read += num_adapters * wish.rank * rank_bytes
         yield Floor(batch, num_adapters, read, read / card.bytes_per_second)
 
 
-def _visible_bytes(size: ModelSize, context: int) -> Iterator[int]:
+def _visible_bytes(size: ModelSize, wish: Wish) -> Iterator[int]:
     for shape in size.shapes:
-        tokens = min(context, shape.sliding_window or context)
-        yield tokens * shape.num_kv_heads * (shape.key_width + shape.value_width) * size.itemsize
+        tokens = min(wish.context, shape.sliding_window or wish.context)
+        yield tokens * kv_token_bytes(shape, size.itemsize, wish.kv_dtype)
 
 
 def weights_read(size: ModelSize, num_tokens: int) -> int:

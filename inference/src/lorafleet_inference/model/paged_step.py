@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.cpu import CpuKernels, PagedDecode
 from lorafleet_inference.model.batch import FlatBatch, Span
 
@@ -27,9 +28,14 @@ class LayerKV:
     """Pages of one layer."""
 
     keys: torch.Tensor
-    """[num_blocks, G, KV_BLOCK_TOKENS, D], in the model's dtype, on the device."""
+    """[num_blocks, G, KV_BLOCK_TOKENS, D], in the model's dtype, or in 8 bits as `kernels/fp8_pages.py` says; on the device."""
     values: torch.Tensor
     """[num_blocks, G, KV_BLOCK_TOKENS, E], likewise."""
+
+    @property
+    def are_rounded(self) -> bool:
+        """Whether what is read is not what was written."""
+        return fp8_pages.is_fp8(self.keys)
 
 
 class PagedStep:
@@ -63,8 +69,7 @@ class PagedStep:
         kernels, batch = self._kernels, self._batch
         if kernels is not None and batch is not None and kernels.write_pages(source, pages, batch.slots):
             return
-        blocks, offsets = self.places
-        pages[blocks, :, offsets] = source.transpose(0, 1)
+        fp8_pages.write(source, pages, *self.places)
 
     @cached_property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,10 +146,10 @@ class Decode:
             self._masks[window] = mask[:, None, None, :]
         return self._masks[window]
 
-    def known(self, pages: torch.Tensor, window: int | None) -> torch.Tensor:
+    def known(self, pages: torch.Tensor, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """Gather pages: [B, G, N, width], with zeros where the token does not see.
 
         What lies there is nobody's, or another sequence's: a weight of 0 times NaN would be NaN.
         """
-        gathered = pages[self.blocks].transpose(1, 2).flatten(2, 3)
+        gathered = fp8_pages.gather(pages, self.blocks, dtype).transpose(1, 2).flatten(2, 3)
         return gathered.masked_fill_(~self.mask(window).transpose(2, 3), 0.0)

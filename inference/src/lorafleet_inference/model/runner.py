@@ -13,12 +13,13 @@ import torch
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
+from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig, KvCacheDtype
 from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.device.interface import Graphs, Order
 from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, ModelFacts, ModuleKind
 from lorafleet_inference.engine.plan import StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.layer import CpuLayerOps
 from lorafleet_inference.kernels.team import on_one_thread
@@ -43,6 +44,7 @@ from lorafleet_inference.model.sizing import (
     GRAPH_BYTES,
     DeviceMemory,
     kv_block_bytes,
+    kv_row_bytes,
     num_blocks_for,
     pool_bytes,
     pool_pages,
@@ -125,9 +127,9 @@ class ModelRunner:
         self.graphs: StepGraphs | None = None
         has_chooser = self._triton is not None
         self._rows = InputBatch(1, self.facts.max_model_len, self._device, has_chooser=has_chooser)  # of the warm-up
-        block_bytes = kv_block_bytes(loaded.shapes, loaded.dtype.itemsize)
+        block_bytes = kv_block_bytes(loaded.shapes, loaded.dtype.itemsize, config.kv_cache_dtype)
         num_blocks = self._least(self._num_blocks(loaded, config, block_bytes))
-        self._layers = _pages(loaded, num_blocks)
+        self._layers = _pages(loaded, num_blocks, config.kv_cache_dtype)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
         # one row more than requests run: that of the engine's own check
         num_rows = config.max_batch_requests + 1
@@ -139,6 +141,7 @@ class ModelRunner:
             num_kv_blocks=num_blocks,
             kv_block_tokens=KV_BLOCK_TOKENS,
             kv_cache_bytes=num_blocks * block_bytes,
+            kv_cache_dtype=self.facts.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
             max_resident_adapters=config.max_resident_adapters,
             max_rank=config.max_rank,
             rank_page=RANK_PAGE,
@@ -361,7 +364,7 @@ class ModelRunner:
         if config.kv_cache_memory_bytes is not None:
             num_bytes = config.kv_cache_memory_bytes
         elif device_at(self._device).bytes() is not None:
-            self._layers = _pages(loaded, num_blocks_for(config.max_batch_tokens))
+            self._layers = _pages(loaded, num_blocks_for(config.max_batch_tokens), config.kv_cache_dtype)
             num_bytes = self._free_after_warm_up(config)
         else:
             num_bytes = CPU_KV_BYTES
@@ -448,9 +451,12 @@ def _quantised_by_kernels(model: torch.nn.Module) -> None:
         logger.info("quantised weights: %d by Triton kernels, %d brought back by torch", done, left)
 
 
-def _pages(loaded: LoadedModel, num_blocks: int) -> list[LayerKV]:
+def _pages(loaded: LoadedModel, num_blocks: int, kv_dtype: KvCacheDtype) -> list[LayerKV]:
+    dtype = fp8_pages.DTYPE if kv_dtype == "fp8" else loaded.dtype
+
     def pages(num_heads: int, width: int) -> torch.Tensor:
-        return zeros((num_blocks, num_heads, KV_BLOCK_TOKENS, width), loaded.dtype, loaded.device)
+        width = kv_row_bytes(width, dtype.itemsize, kv_dtype) // dtype.itemsize
+        return zeros((num_blocks, num_heads, KV_BLOCK_TOKENS, width), dtype, loaded.device)
 
     return [
         LayerKV(pages(shape.num_kv_heads, shape.key_width), pages(shape.num_kv_heads, shape.value_width))

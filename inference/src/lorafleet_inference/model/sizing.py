@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
+from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig, KvCacheDtype
 from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.model.attention import LayerShape
 from lorafleet_inference.model.lora import RowLayout, num_pages_of
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
@@ -21,10 +22,20 @@ RESERVE = 0.08
 """Part of a device's memory that is left free: what allocators lose, and steps that are larger than the measured one."""
 
 
-def kv_block_bytes(shapes: Sequence[LayerShape], itemsize: int) -> int:
+def kv_row_bytes(width: int, itemsize: int, kv_dtype: KvCacheDtype) -> int:
+    """Return the bytes that a token's key or value of one head takes."""
+    return fp8_pages.row_bytes(width) if kv_dtype == "fp8" else width * itemsize
+
+
+def kv_token_bytes(shape: LayerShape, itemsize: int, kv_dtype: KvCacheDtype) -> int:
+    """Return the bytes that a token takes in a layer."""
+    rows = (kv_row_bytes(width, itemsize, kv_dtype) for width in (shape.key_width, shape.value_width))
+    return shape.num_kv_heads * sum(rows)
+
+
+def kv_block_bytes(shapes: Sequence[LayerShape], itemsize: int, kv_dtype: KvCacheDtype) -> int:
     """Return the bytes of a KV block in all layers."""
-    widths = sum(shape.num_kv_heads * (shape.key_width + shape.value_width) for shape in shapes)
-    return KV_BLOCK_TOKENS * itemsize * widths
+    return KV_BLOCK_TOKENS * sum(kv_token_bytes(shape, itemsize, kv_dtype) for shape in shapes)
 
 
 def num_rank_pages(max_resident_adapters: int, max_rank: int) -> int:

@@ -161,6 +161,7 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
         "--quantization": spec.engine.quantization,
         "--max-model-len": _number(spec.engine.max_model_len),
         "--max-batch-tokens": _number(spec.engine.max_batch_tokens),
+        "--kv-cache-dtype": None if spec.engine.kv_cache_dtype == "auto" else spec.engine.kv_cache_dtype,
         "--kv-cache-memory": spec.engine.kv_cache_memory,
         "--tensor-parallel-size": str(ranks) if (ranks := spec.engine.tensor_parallel_size) > 1 else None,
         "--hosts": str(hosts) if (hosts := spec.engine.hosts) > 1 else None,

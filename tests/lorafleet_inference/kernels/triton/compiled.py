@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from support.triton_compiled import compiling
 
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.layer_ops import Activation, HeadSpec
 from lorafleet_inference.kernels.triton import blocks
 from lorafleet_inference.kernels.triton.choice import choose_tokens
@@ -30,10 +31,24 @@ CUDA = torch.device("cuda", 0)
 HIDDEN, NUM_TOKENS = 4096, 300
 
 
-def attend(sizes: blocks.Blocks, dtype: torch.dtype, heads: int, groups: int, width: int, **options: Any) -> None:
+def pages(dtype: torch.dtype, groups: int, width: int, *, in_fp8: bool) -> torch.Tensor:
+    shape = (100, groups, 16, width + in_fp8)
+    return torch.empty(*shape, dtype=fp8_pages.DTYPE if in_fp8 else dtype, device=CUDA)
+
+
+def attend(
+    sizes: blocks.Blocks,
+    dtype: torch.dtype,
+    heads: int,
+    groups: int,
+    width: int,
+    *,
+    in_fp8: bool = False,
+    **options: Any,
+) -> None:
     """A step with decodes and a chunk of a prompt."""
     new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
-    keys, values = (torch.empty(100, groups, 16, width, **new) for _ in range(2))
+    keys, values = (pages(dtype, groups, width, in_fp8=in_fp8) for _ in range(2))
     spans = [(0, 1, 9000, range(563)), (1, 2, 3, range(1)), (2, NUM_TOKENS, 0, range(19))]
     slots = Given(torch.empty(NUM_TOKENS, dtype=torch.int64, device=CUDA))
     step = AttentionStep(sizes, StepBlock(CUDA), spans, slots)
@@ -88,7 +103,7 @@ def turn(_sizes: blocks.Blocks, dtype: torch.dtype, heads: int, width: int, rota
     new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
     norms = [torch.empty(width, **new) for _ in range(2)] if "normed" in options else (None, None)
     spec = HeadSpec(heads, heads // 4, width, *norms)
-    keys, values = (torch.empty(100, heads // 4, 16, width, **new) for _ in range(2))
+    keys, values = (pages(dtype, heads // 4, width, in_fp8="in_fp8" in options) for _ in range(2))
     cos, sin = (torch.empty(NUM_TOKENS, rotated, **new) for _ in range(2))
     slots = torch.empty(NUM_TOKENS, dtype=torch.int64, device=CUDA)
     rotate_write(torch.empty(NUM_TOKENS, spec.num_rows * width, **new), spec, cos, sin, keys, values, slots)
@@ -124,6 +139,13 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("heads of 128, window, sinks", attend, (BFLOAT16, 32, 8, 128), {"window": 4096, "sinks": None}),
     ("heads of 256, window, softcap", attend, (BFLOAT16, 8, 4, 256), {"window": 4096, "softcap": 30.0}),
     ("float32", attend, (FLOAT32, 32, 8, 128), {}),
+    ("KV in fp8, heads of 64", attend, (BFLOAT16, 32, 8, 64), {"in_fp8": True}),
+    ("KV in fp8", attend, (BFLOAT16, 32, 8, 128), {"in_fp8": True}),
+    ("KV in fp8, float16", attend, (torch.float16, 32, 8, 128), {"in_fp8": True}),
+    ("KV in fp8, heads of 256", attend, (BFLOAT16, 8, 4, 256), {"window": 4096, "softcap": 30.0, "in_fp8": True}),
+    ("KV in fp8, float32", attend, (FLOAT32, 32, 8, 128), {"in_fp8": True}),
+    ("KV in fp8, rotary", turn, (BFLOAT16, 32, 128, 128), {"in_fp8": None}),
+    ("KV in fp8, rotary, norms", turn, (BFLOAT16, 8, 256, 256), {"in_fp8": None, "normed": None}),
     ("rank 16", adapt, (BFLOAT16, 16, 8), {}),
     ("rank 64", adapt, (BFLOAT16, 64, 8), {}),
     ("rank 256", adapt, (BFLOAT16, 256, 8), {}),
@@ -150,6 +172,9 @@ HOPPER = 90
 EVERYWHERE = {
     "heads of 128",
     "heads of 256, window, softcap",
+    "KV in fp8",
+    "KV in fp8, heads of 256",
+    "KV in fp8, rotary",
     "rank 16",
     "rank 256",
     "many tokens",

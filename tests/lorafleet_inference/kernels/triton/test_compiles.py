@@ -64,6 +64,9 @@ def test_no_weight_and_no_key_is_loaded_by_itself(arch: int) -> None:
         if built.name == "choose":
             assert built.instructions.get("LDG.64") or built.instructions.get("LDG.128"), case
             continue
+        if "KV in fp8" in case and built.name == "prefill":  # one of its loops loads two codes at a time
+            assert built.instructions.get("LDGSTS"), case
+            continue
         if built.name in BETWEEN:
             wide = sum(built.instructions.get(f"{kind}.{bits}", 0) for kind in ("LDG", "STG") for bits in (64, 128))
             assert wide, (case, built.name)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.triton_launches import Launches, launches
 
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.layer_ops import Activation, HeadSpec, TorchLayerOps
 from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps, rotate_write
 
@@ -125,6 +126,32 @@ def test_rotary_with_the_write_of_kv(device: torch.device, name: str, dtype: tor
     setup = Setup(CASES[name], dtype, device)
     assert setup.run(order=1).kernels == ["rotate_write"]
     setup.check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["plain", "part of a head, with norms", "padding"])
+def test_in_8_bits_what_was_rotated_and_rounded_is_encoded(device: torch.device, name: str, dtype: torch.dtype) -> None:
+    """Of the row's largest element, a value that is not finite."""
+    case = CASES[name]
+    plain, setup = (Setup(case, dtype, device) for _ in range(2))
+    for one in (plain, setup):
+        one.qkv[:, -1] = float("inf")
+    setup.keys, setup.values = (
+        torch.full((NUM_BLOCKS, case.num_kv_heads, BLOCK, case.width + 1), 77, dtype=torch.uint8, device=device)
+        for _ in range(2)
+    )
+    right = [one.clone() for one in (setup.keys, setup.values)]
+    plain.run()
+    seen = setup.run(order=1)
+    assert setup.query.equal(plain.query)
+    slots = setup.slots[setup.slots >= 0]
+    place = slots // BLOCK, slots % BLOCK
+    for pages, of_dtype, told in zip(right, (plain.keys, plain.values), (setup.keys, setup.values), strict=True):
+        rows = of_dtype[place[0], :, place[1]]
+        fp8_pages.write(rows.transpose(0, 1), pages, *place)
+        assert told.equal(pages)
+    if device.type != "cuda":  # bytes are counted by the interpreter
+        assert seen.written["rotate_write", "keys"] == len(slots) * case.num_kv_heads * (case.width + 1)
 
 
 def test_values_are_written_as_they_are(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from support.triton_launches import Launches, launches
 from support.triton_sizes import SMALL
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.triton.fixed import FixedTables, Room
 from lorafleet_inference.kernels.triton.fixed_prompts import FixedPrompts, fill
 from lorafleet_inference.kernels.triton.launch import launching
@@ -57,20 +58,30 @@ CASES = {
 }
 
 FLOAT32 = ("all of it", "heads that fill no tile", "splits, all of it")
-DTYPES = [(name, torch.bfloat16) for name in CASES] + [(name, torch.float32) for name in FLOAT32]
+FP8 = ("plain", "window across chunks", "heads that fill no tile", "wide heads", "splits, all of it")
+DTYPES = [(name, torch.bfloat16, False) for name in CASES] + [(name, torch.float32, False) for name in FLOAT32]
+DTYPES += [(name, torch.bfloat16, True) for name in FP8]
+DTYPES += [("all of it", dtype, True) for dtype in (torch.float32, torch.float16)]
 
 
 class Setup:
-    """Pages with a NaN wherever no key of a sequence lies, and what attention written out answers."""
+    """Pages with a NaN wherever no key of a sequence lies, and what attention written out answers.
 
-    def __init__(self, case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    `in_fp8`: of the keys and values as pages of 8 bits say them.
+    """
+
+    def __init__(self, case: Case, dtype: torch.dtype, device: torch.device, *, in_fp8: bool = False) -> None:
         torch.manual_seed(1)
         self.case = case
         num_blocks = [-(-(known + new) // KV_BLOCK_TOKENS) for known, new in case.sequences]
         free = torch.randperm(sum(num_blocks) + 2).tolist()
         shape = (len(free), case.groups, KV_BLOCK_TOKENS)
-        keys = torch.full((*shape, case.width), float("nan"), dtype=dtype)
-        values = torch.full((*shape, case.value_width), float("nan"), dtype=dtype)
+        keys, values = (
+            torch.full((*shape, width + 1), 255, dtype=fp8_pages.DTYPE)  # of both codes and exponents it is NaN
+            if in_fp8
+            else torch.full((*shape, width), float("nan"), dtype=dtype)
+            for width in (case.width, case.value_width)
+        )
         num_tokens = sum(new for _, new in case.sequences)
         # strided as transformers gives them
         query = torch.randn(num_tokens, case.heads, case.width).to(dtype).transpose(0, 1)
@@ -85,12 +96,15 @@ class Setup:
             k, v = (torch.randn(known + new, case.groups, width).to(dtype) for width in (case.width, case.value_width))
             at = torch.tensor(blocks).repeat_interleave(KV_BLOCK_TOKENS)[: known + new] * KV_BLOCK_TOKENS
             at += torch.arange(known + new) % KV_BLOCK_TOKENS
-            place = at[:known] // KV_BLOCK_TOKENS, slice(None), at[:known] % KV_BLOCK_TOKENS
-            keys[place], values[place] = k[:known], v[:known]
+            place = at[:known] // KV_BLOCK_TOKENS, at[:known] % KV_BLOCK_TOKENS
+            for pages, some in ((keys, k), (values, v)):
+                fp8_pages.write(some[:known].transpose(0, 1), pages, *place)
             self.spans.append((begin, begin + new, known, blocks))
             new_keys.append(k[known:])
             new_values.append(v[known:])
             slots.append(at[known:])
+            if in_fp8:
+                k, v = (fp8_pages.decode(*fp8_pages.encode(some), dtype) for some in (k, v))
             right.append(self._written_out(query[:, begin : begin + new], k, v, known))
             begin += new
         self.right = torch.cat(right)
@@ -141,13 +155,13 @@ class Setup:
 
     def check(self) -> None:
         """out is what attention written out answers, and without a NaN."""
-        tolerance = 2e-2 if self.out.dtype == torch.bfloat16 else 1e-4
+        tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(self.out.dtype, 1e-4)
         torch.testing.assert_close(self.out.cpu().double(), self.right, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPES, ids=str)
-def test_equals_attention_written_out(device: torch.device, name: str, dtype: torch.dtype) -> None:
-    setup = Setup(CASES[name], dtype, device)
+@pytest.mark.parametrize(("name", "dtype", "in_fp8"), DTYPES, ids=str)
+def test_equals_attention_written_out(device: torch.device, name: str, dtype: torch.dtype, in_fp8: bool) -> None:
+    setup = Setup(CASES[name], dtype, device, in_fp8=in_fp8)
     seen = setup.run()
     setup.check()
     assert ("merge" in seen.kernels) == CASES[name].splits
@@ -178,10 +192,10 @@ def test_tables_of_a_captured_step_with_prompts_answer_alike(device: torch.devic
     setup.check()
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("order", "in_fp8"), [(1, False), (2, False), (3, True)])
 @pytest.mark.parametrize("name", ["all of it", "splits, all of it"])
-def test_any_order_of_the_programs_does(device: torch.device, name: str, order: int) -> None:
-    setup = Setup(CASES[name], torch.bfloat16, device)
+def test_any_order_of_the_programs_does(device: torch.device, name: str, order: int, in_fp8: bool) -> None:
+    setup = Setup(CASES[name], torch.bfloat16, device, in_fp8=in_fp8)
     setup.run(order)
     setup.check()
 
@@ -198,6 +212,21 @@ def test_decode_reads_the_keys_that_are_seen_alone(device: torch.device, name: s
     keys = sum(min(length, case.window or length) for length in lengths) * case.groups
     assert seen.read["decode", "keys"] == keys * case.width * 2
     assert seen.read["decode", "values"] == keys * case.value_width * 2
+
+
+@pytest.mark.parametrize("name", ["decodes", "window", "splits, all of it"])
+def test_in_8_bits_decode_reads_a_byte_an_element_and_one_a_row(device: torch.device, name: str) -> None:
+    if device.type == "cuda":
+        pytest.skip("bytes are counted by the interpreter")
+    case = CASES[name]
+    seen = Setup(case, torch.bfloat16, device, in_fp8=True).run()
+    lengths = [known + 1 for known, new in case.sequences if new == 1]
+    rows = sum(min(length, case.window or length) for length in lengths) * case.groups
+    assert seen.read["decode", "keys"] == rows * (case.width + 1)
+    assert seen.read["decode", "values"] == rows * (case.value_width + 1)
+    written = sum(new for _, new in case.sequences) * case.groups
+    assert seen.written["write", "keys"] == written * (case.width + 1)
+    assert seen.written["write", "values"] == written * (case.value_width + 1)
 
 
 def test_prefill_reads_no_key_after_its_last_token(device: torch.device) -> None:
@@ -224,14 +253,18 @@ def test_write_touches_the_slots_of_the_step_alone(device: torch.device) -> None
 
 @pytest.mark.parametrize("at", [0, 68, 69])
 @pytest.mark.parametrize("which", ["keys", "values"])
-def test_a_value_that_is_not_finite_reaches_its_own_sequence_alone(device: torch.device, which: str, at: int) -> None:
-    setup = Setup(CASES["plain"], torch.float32, device)
-    block = setup.spans[3][3][at // KV_BLOCK_TOKENS]
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_a_value_that_is_not_finite_reaches_its_own_sequence_alone(
+    device: torch.device, which: str, at: int, in_fp8: bool
+) -> None:
+    setup = Setup(CASES["plain"], torch.float32, device, in_fp8=in_fp8)
+    bad = torch.full((setup.case.groups, 1, setup.case.width), float("inf" if in_fp8 else "nan"), device=device)
     new = setup.new[0 if which == "keys" else 1]
     if at == 69:
-        new[:, setup.spans[3][0]] = float("nan")
+        new[:, setup.spans[3][0]] = bad[:, 0]
     else:
-        getattr(setup, which)[block, :, at % KV_BLOCK_TOKENS] = float("nan")
+        place = torch.tensor([setup.spans[3][3][at // KV_BLOCK_TOKENS]]), torch.tensor([at % KV_BLOCK_TOKENS])
+        fp8_pages.write(bad, getattr(setup, which), *place)
     setup.run()
     bad = setup.out.isnan().flatten(1).any(1)
     assert bad.nonzero()[:, 0].tolist() == [setup.spans[3][0]]
@@ -255,14 +288,16 @@ def test_padding_of_the_tables_does_nothing(device: torch.device) -> None:
 
 
 def test_what_no_kernel_can_do_is_left_to_torch(device: torch.device) -> None:
-    def can(heads: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
-        values = torch.empty(1, 1, KV_BLOCK_TOKENS, width, device=device)
+    def can(heads: int, width: int, dtype: torch.dtype = torch.float32, kept: torch.dtype = torch.float32) -> bool:
+        values = torch.empty(1, 1, KV_BLOCK_TOKENS, width + (kept == fp8_pages.DTYPE), dtype=kept, device=device)
         return AttentionStep.can_attend(torch.empty(heads, 1, width, dtype=dtype, device=device), values)
 
     assert can(71, 256)
     assert not can(4, 257)
     assert not can(129, 64)
     assert not can(4, 64, torch.float64)
+    assert can(4, 256, torch.bfloat16, fp8_pages.DTYPE)
+    assert not can(4, 64, torch.float64, fp8_pages.DTYPE)
 
 
 def test_many_heads_take_larger_tiles(device: torch.device) -> None:

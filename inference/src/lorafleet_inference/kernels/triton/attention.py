@@ -4,30 +4,47 @@ Pages: keys [blocks, G, BLOCK, D], values [blocks, G, BLOCK, E]. The HEADS query
 one product. Scores are kept in base 2: `scale` carries log2(e). A window counts the token itself. Sinks [H] are scores of
 a key without a value; bias [H, ..] is added to the scaled scores of the key at each position. What lies in the pages at
 positions that a row does not see is not read, or has no part in any product.
+
+FP8: pages are those of `kernels/fp8_pages.py`. Scores and weights are multiplied with the factors of rows, so that codes alone
+go through the products.
 """
 
 import triton
 import triton.language as tl
 
+from lorafleet_inference.kernels.triton import fp8
+
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _factors(pages, place, offset, is_there, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """The factors of rows of 8 bits."""
+    at = fp8.exponents_at(place, offset, BLOCK, WIDTH)
+    return fp8.factors(tl.load(pages + at, mask=is_there, other=0))
 
 
 @triton.jit
 def _scores(
     q, keys, blocks, group, seen, bounds, at, bias, bias_stride, head, scale, softcap, num_groups,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, STEP: tl.constexpr, SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr, EDGE: tl.constexpr,
+    BIAS: tl.constexpr, FP8: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Scores [rows, STEP] of the keys from `at`, where they lie, and which of them some row sees.
+    """Scores [rows, STEP] of the keys from `at`, the places and offsets of these, and which of them some row sees.
 
     `seen`: first and last position that each row sees; `bounds`: that any row sees. Without EDGE all rows see all of them.
     """
     n, d = at + tl.arange(0, STEP), tl.arange(0, PAD)
     is_there = (n >= bounds[0]) & (n <= bounds[1]) if EDGE else n >= 0
     page = tl.load(blocks + n // BLOCK, mask=is_there, other=0) if EDGE else tl.load(blocks + n // BLOCK)
-    row = (page.to(tl.int64) * num_groups + group) * BLOCK + n % BLOCK
-    k = tl.load(keys + row[None, :] * WIDTH + d[:, None], mask=is_there[None, :] & (d < WIDTH)[:, None], other=0.0)
-    scores = tl.dot(q, k, input_precision="ieee") * scale
+    place, offset = page.to(tl.int64) * num_groups + group, n % BLOCK
+    row = keys + fp8.rows_at(place, offset, BLOCK, WIDTH, FP8)
+    k = tl.load(row[None, :] + d[:, None], mask=is_there[None, :] & (d < WIDTH)[:, None], other=0)
+    if FP8:
+        scores = tl.dot(q, fp8.numbers(k, q.dtype), input_precision="ieee")
+        scores *= (_factors(keys, place, offset, is_there, BLOCK, WIDTH) * scale)[None, :]
+    else:
+        scores = tl.dot(q, k, input_precision="ieee") * scale
     if SOFTCAP:
         cap = softcap * LOG2E
         scores = cap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2E / cap)) + 1.0))
@@ -36,19 +53,27 @@ def _scores(
         scores += some.to(tl.float32) * LOG2E
     if EDGE:
         scores = tl.where((n[None, :] >= seen[0][:, None]) & (n[None, :] <= seen[1][:, None]), scores, float("-inf"))
-    return scores, row, is_there
+    return scores, place, offset, is_there
 
 
 @triton.jit
-def _fold(top, sum, total, scores, values, row, is_there, WIDTH: tl.constexpr, PAD: tl.constexpr):
-    """Add some keys to a running softmax."""
+def _fold(
+    top, sum, total, scores, values, place, offset, is_there, kind: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """Add some keys to a running softmax. `kind`: in which dtype weights and values are multiplied."""
     e = tl.arange(0, PAD)
-    v = tl.load(values + row[:, None] * WIDTH + e[None, :], mask=is_there[:, None] & (e < WIDTH)[None, :], other=0.0)
+    row = values + fp8.rows_at(place, offset, BLOCK, WIDTH, FP8)
+    v = tl.load(row[:, None] + e[None, :], mask=is_there[:, None] & (e < WIDTH)[None, :], other=0)
     new = tl.maximum(top, tl.max(scores, 1))
     base = tl.where(new == float("-inf"), 0.0, new)
     p = tl.exp2(scores - base[:, None])
     shrunk = tl.exp2(top - base)
-    return new, sum * shrunk + tl.sum(p, 1), tl.dot(p.to(v.dtype), v, total * shrunk[:, None], input_precision="ieee")
+    sum = sum * shrunk + tl.sum(p, 1)
+    if FP8:
+        v = fp8.numbers(v, kind)
+        p *= _factors(values, place, offset, is_there, BLOCK, WIDTH)[None, :]
+    return new, sum, tl.dot(p.to(kind), v, total * shrunk[:, None], input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["table_stride", "bias_stride", "window"])
@@ -57,7 +82,7 @@ def decode(
     scale, softcap, window, num_groups,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, VALUE: tl.constexpr, PAD: tl.constexpr,
     VALUE_PAD: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr,
-    WINDOW: tl.constexpr, SINKS: tl.constexpr, BIAS: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One token a sequence. Grid: (sequences, G, SPLITS).
 
@@ -86,11 +111,13 @@ def decode(
     total = tl.zeros((M, VALUE_PAD), tl.float32)
     seen = (tl.full((M,), 0, tl.int32) + first, tl.full((M,), 0, tl.int32) + last)
     for n in range(begin, tl.minimum(begin + span, last + 1), STEP):
-        scores, row, is_there = _scores(
+        scores, place, offset, is_there = _scores(
             q, keys, tables + at * table_stride, group, seen, (first, last), n, bias, bias_stride, head, scale, softcap,
-            num_groups, BLOCK, WIDTH, PAD, STEP, SOFTCAP, BIAS, True,
+            num_groups, BLOCK, WIDTH, PAD, STEP, SOFTCAP, BIAS, FP8, True,
         )  # fmt: skip
-        top, sum, total = _fold(top, sum, total, scores, values, row, is_there, VALUE, VALUE_PAD)
+        top, sum, total = _fold(
+            top, sum, total, scores, values, place, offset, is_there, q.dtype, BLOCK, VALUE, VALUE_PAD, FP8
+        )
     fits = is_head[:, None] & (e < VALUE)[None, :]
     heads = num_groups * HEADS
     if SPLITS == 1:
@@ -128,7 +155,7 @@ def prefill(
     window, num_groups,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, VALUE: tl.constexpr, PAD: tl.constexpr,
     VALUE_PAD: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    SINKS: tl.constexpr, BIAS: tl.constexpr,
+    SINKS: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Several tokens a sequence, whose keys are in the pages already. Grid: (tiles of M // HEADS tokens, chunks, G).
 
@@ -159,17 +186,21 @@ def prefill(
     start = begin // STEP * STEP
     middle = start if WINDOW else (position + 1) // STEP * STEP  # before it all rows see all keys
     for n in range(start, middle, STEP):
-        scores, row, is_there = _scores(
+        scores, place, offset, is_there = _scores(
             q, keys, blocks, group, seen, bounds, n, bias, bias_stride, head, scale, softcap, num_groups,
-            BLOCK, WIDTH, PAD, STEP, SOFTCAP, BIAS, False,
+            BLOCK, WIDTH, PAD, STEP, SOFTCAP, BIAS, FP8, False,
         )  # fmt: skip
-        top, sum, total = _fold(top, sum, total, scores, values, row, is_there, VALUE, VALUE_PAD)
+        top, sum, total = _fold(
+            top, sum, total, scores, values, place, offset, is_there, q.dtype, BLOCK, VALUE, VALUE_PAD, FP8
+        )
     for n in range(middle, end + 1, STEP):
-        scores, row, is_there = _scores(
+        scores, place, offset, is_there = _scores(
             q, keys, blocks, group, seen, bounds, n, bias, bias_stride, head, scale, softcap, num_groups,
-            BLOCK, WIDTH, PAD, STEP, SOFTCAP, BIAS, True,
+            BLOCK, WIDTH, PAD, STEP, SOFTCAP, BIAS, FP8, True,
         )  # fmt: skip
-        top, sum, total = _fold(top, sum, total, scores, values, row, is_there, VALUE, VALUE_PAD)
+        top, sum, total = _fold(
+            top, sum, total, scores, values, place, offset, is_there, q.dtype, BLOCK, VALUE, VALUE_PAD, FP8
+        )
     heads = num_groups * HEADS
     done = (total / sum[:, None]).to(out.dtype.element_ty)
     fits = is_row[:, None] & (e < VALUE)[None, :]
@@ -177,17 +208,28 @@ def prefill(
 
 
 @triton.jit
+def _put(pages, place, offset, row, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, FP8: tl.constexpr):
+    """Put a row into its page."""
+    d = tl.arange(0, PAD)
+    some = tl.load(row + d, mask=d < WIDTH, other=0.0)
+    if FP8:
+        some = some.to(tl.float32)
+        exponent = fp8.exponents(tl.max(fp8.magnitudes(some), 0))
+        tl.store(pages + fp8.exponents_at(place, offset, BLOCK, WIDTH), exponent.to(tl.uint8))
+        some = fp8.codes(some, exponent)
+    tl.store(pages + fp8.rows_at(place, offset, BLOCK, WIDTH, FP8) + d, some, mask=d < WIDTH)
+
+
+@triton.jit
 def write(
     keys, values, key, value, k_token, k_head, v_token, v_head, slots, num_groups,
-    BLOCK: tl.constexpr, WIDTH: tl.constexpr, VALUE: tl.constexpr, PAD: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr, VALUE: tl.constexpr, PAD: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Put keys and values into their pages. Grid: (tokens, G). A slot is block * BLOCK + offset; -1 for padding."""
-    token, group, d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, PAD)
+    token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + token)
     if slot < 0:
         return
-    row = (slot // BLOCK * num_groups + group) * BLOCK + slot % BLOCK
-    some = tl.load(key + token * k_token + group * k_head + d, mask=d < WIDTH, other=0.0)
-    tl.store(keys + row * WIDTH + d, some, mask=d < WIDTH)
-    some = tl.load(value + token * v_token + group * v_head + d, mask=d < VALUE, other=0.0)
-    tl.store(values + row * VALUE + d, some, mask=d < VALUE)
+    place, offset = slot // BLOCK * num_groups + group, slot % BLOCK
+    _put(keys, place, offset, key + token * k_token + group * k_head, BLOCK, WIDTH, PAD, FP8)
+    _put(values, place, offset, value + token * v_token + group * v_head, BLOCK, VALUE, PAD, FP8)

@@ -6,6 +6,8 @@ Sums are float32, and each result is rounded once. Rows lie one behind the other
 import triton
 import triton.language as tl
 
+from lorafleet_inference.kernels.triton import fp8
+
 
 @triton.jit
 def add_norm(
@@ -67,15 +69,40 @@ def _normed(some, fits, kept, q_norm, k_norm, is_query, is_turning, scale, d, NO
 
 
 @triton.jit
+def _top(some):
+    """The largest magnitudes of heads."""
+    return tl.max(fp8.magnitudes(some.to(tl.float32)), 1)
+
+
+@triton.jit
+def _put_exponents(keys, values, place, offset, top, is_key, is_value, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """Put what heads' largest magnitudes say into the pages of keys and of values; returns it."""
+    exponent, at = fp8.exponents(top), fp8.exponents_at(place, offset, BLOCK, WIDTH)
+    tl.store(keys + at, exponent.to(tl.uint8), mask=is_key)
+    tl.store(values + at, exponent.to(tl.uint8), mask=is_value)
+    return exponent
+
+
+@triton.jit
+def _put(keys, values, at, some, exponent, fits, is_key, is_value, FP8: tl.constexpr):
+    """Put a part of heads into the pages of keys and of values."""
+    if FP8:
+        some = fp8.codes(some.to(tl.float32), exponent[:, None])
+    tl.store(keys + at, some, mask=fits & is_key[:, None])
+    tl.store(values + at, some, mask=fits & is_value[:, None])
+
+
+@triton.jit
 def rotate_write(
     query, keys, values, qkv, qkv_stride, cos, cos_stride, sin, sin_stride, slots, q_norm, k_norm, eps,
     H: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
     HALF_PAD: tl.constexpr, REST_PAD: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr, UNIT: tl.constexpr,
+    FP8: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate query and key heads, put keys and values into their pages and queries [tokens, H, WIDTH] into rows.
 
     Grid: (tokens, tiles of HEADS of the H + 2 G heads). The first 2 HALF elements of a head are rotated, by halves; cos and
-    sin say it by their first HALF columns. A slot is a block * BLOCK + an offset; -1 for padding.
+    sin say it by their first HALF columns. A slot is a block * BLOCK + an offset; -1 for padding. FP8: pages of 8 bits.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     d, e = tl.arange(0, HALF_PAD), tl.arange(0, REST_PAD)
@@ -115,11 +142,15 @@ def rotate_write(
     if slot >= 0:
         is_key, is_value = is_turning & (head >= H), is_head & (head >= H + G)
         group = tl.where(is_value, head - (H + G), tl.where(is_key, head - H, 0))
-        row = ((slot // BLOCK * G + group) * BLOCK + slot % BLOCK)[:, None] * WIDTH
-        tl.store(keys + row + d[None, :], a, mask=fits & is_key[:, None])
-        tl.store(keys + row + HALF + d[None, :], b, mask=fits & is_key[:, None])
-        tl.store(values + row + d[None, :], a, mask=fits & is_value[:, None])
-        tl.store(values + row + HALF + d[None, :], b, mask=fits & is_value[:, None])
+        place, offset = slot // BLOCK * G + group, slot % BLOCK
+        exponent = group
+        if FP8:
+            top = tl.maximum(_top(a), _top(b))
+            if WIDTH > 2 * HALF:
+                top = tl.maximum(top, _top(r))
+            exponent = _put_exponents(keys, values, place, offset, top, is_key, is_value, BLOCK, WIDTH)
+        row = fp8.rows_at(place, offset, BLOCK, WIDTH, FP8)[:, None]
+        _put(keys, values, row + d[None, :], a, exponent, fits, is_key, is_value, FP8)
+        _put(keys, values, row + HALF + d[None, :], b, exponent, fits, is_key, is_value, FP8)
         if WIDTH > 2 * HALF:
-            tl.store(keys + row + 2 * HALF + e[None, :], r, mask=rest_fits & is_key[:, None])
-            tl.store(values + row + 2 * HALF + e[None, :], r, mask=rest_fits & is_value[:, None])
+            _put(keys, values, row + 2 * HALF + e[None, :], r, exponent, rest_fits, is_key, is_value, FP8)

@@ -4,6 +4,7 @@ from typing import Final
 
 import torch
 
+from lorafleet_inference.kernels.fp8_pages import is_fp8
 from lorafleet_inference.kernels.layer_ops import Activation, HeadSpec, TorchLayerOps
 from lorafleet_inference.kernels.triton import layer
 from lorafleet_inference.kernels.triton.launch import launch
@@ -75,8 +76,8 @@ def rotate_write(
 ) -> torch.Tensor:
     """Rotate qkv [T, (H + 2 G) D], put keys and values into their pages, and return the queries [T, H, D].
 
-    keys and values [num_blocks, G, block, D]; cos and sin [T, R]; slots [T] int64: block * tokens of a block + offset, -1
-    for padding.
+    keys and values [num_blocks, G, block, D], or in 8 bits, as `fp8_pages` says; cos and sin [T, R]; slots [T] int64: block *
+    tokens of a block + offset, -1 for padding.
     """
     qkv, cos, sin = (one if one.stride(1) == 1 else one.contiguous() for one in (qkv, cos, sin))
     tokens, half = len(qkv), cos.shape[1] // 2
@@ -90,7 +91,7 @@ def rotate_write(
         {
             "H": heads.num_heads, "G": heads.num_kv_heads, "BLOCK": keys.shape[2], "WIDTH": heads.width, "HALF": half,
             "HALF_PAD": _padded(half), "REST_PAD": _padded(heads.width - 2 * half), "HEADS": HEADS_A_PROGRAM,
-            "NORM": is_normed, "UNIT": heads.unit_offset, "num_warps": 4,
+            "NORM": is_normed, "UNIT": heads.unit_offset, "FP8": is_fp8(keys), "num_warps": 4,
         },
     )  # fmt: skip
     return query

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels.fp8_pages import is_fp8, width_of
 from lorafleet_inference.kernels.layer_ops import HeadSpec
 from lorafleet_inference.kernels.triton import attention, layer_ops
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, STAGES, Blocks
@@ -15,11 +16,14 @@ from lorafleet_inference.kernels.triton.step import Int32s, StepBlock, Table, ta
 
 LOG2E = attention.LOG2E.value
 MAX_WIDTH = 256
+KINDS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEADS = 128
 """Query heads that share a key head."""
 SPLIT_TOKENS = 256
 """A split of `decode` has at least about so many keys: less is not worth the merge."""
 MAX_SPLITS = 32
+FP8_ELEMENTS = 64 * 128
+"""Of keys in 8 bits, so many are brought back at once by `decode` without that registers are spilled."""
 
 
 def _padded(number: int) -> int:
@@ -60,10 +64,11 @@ class AttentionStep:
 
     @staticmethod
     def can_attend(query: torch.Tensor, values: torch.Tensor) -> bool:
-        """Whether there is a kernel for query [H, T, D] and pages of values [num_blocks, G, KV_BLOCK_TOKENS, E]."""
+        """Whether there is a kernel for query [H, T, D] and pages of values, E wide, in its dtype or in 8 bits."""
         heads, _, width = query.shape
-        groups, value_width = values.shape[1], values.shape[3]
-        return heads // groups <= MAX_HEADS and max(width, value_width) <= MAX_WIDTH and query.dtype == values.dtype
+        groups = values.shape[1]
+        is_of_kind = query.dtype in KINDS if is_fp8(values) else query.dtype == values.dtype
+        return heads // groups <= MAX_HEADS and max(width, width_of(values)) <= MAX_WIDTH and is_of_kind
 
     def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put key [G, T, D] and value [G, T, E] into the pages."""
@@ -76,7 +81,7 @@ class AttentionStep:
              self._slots.tensor, groups),
             {
                 "BLOCK": KV_BLOCK_TOKENS, "WIDTH": width, "VALUE": value.shape[2],
-                "PAD": _padded(max(width, value.shape[2])), "num_warps": 1,
+                "PAD": _padded(max(width, value.shape[2])), "FP8": is_fp8(keys), "num_warps": 1,
             },
         )  # fmt: skip
 
@@ -107,13 +112,14 @@ class AttentionStep:
     ) -> None:
         """Fill out [T, H, E] for all tokens of the step, whose KV is in the pages.
 
-        query [H, T, D]; keys [num_blocks, G, KV_BLOCK_TOKENS, D], values [num_blocks, G, KV_BLOCK_TOKENS, E]; out
-        contiguous; sinks [H]; key_bias [H, positions]: added to the scaled scores of the key at each position.
+        query [H, T, D]; keys [num_blocks, G, KV_BLOCK_TOKENS, D], values [num_blocks, G, KV_BLOCK_TOKENS, E], or both in
+        8 bits, as `fp8_pages` says; out contiguous; sinks [H]; key_bias [H, positions]: added to the scaled scores of the key
+        at each position.
         """
         if query.stride(2) != 1:
             query = query.contiguous()
         heads, _, width = query.shape
-        groups, value_width = values.shape[1], values.shape[3]
+        groups, value_width = values.shape[1], width_of(values)
         tables = self._tables.tensor
         unused = self._slots.tensor  # a pointer where a kernel is compiled without the argument
         pages = (query, query.stride(1), query.stride(0), keys, values, tables, tables.stride(0))
@@ -130,6 +136,7 @@ class AttentionStep:
             "HEADS": heads // groups, "BLOCK": KV_BLOCK_TOKENS, "WIDTH": width, "VALUE": value_width,
             "PAD": _padded(width), "VALUE_PAD": _padded(value_width), "SOFTCAP": softcap is not None,
             "WINDOW": window is not None, "SINKS": sinks is not None, "BIAS": key_bias is not None,
+            "FP8": is_fp8(keys),
         }  # fmt: skip
         if self._num_decodes:
             self._decode(out, pages, extras, shape)
@@ -149,6 +156,9 @@ class AttentionStep:
         num_parts = self._num_decodes * heads * splits
         parts, tops = (lasts, lasts) if splits == 1 else self._scratch(num_parts, value_width)
         key_bytes = (shape["PAD"] + shape["VALUE_PAD"]) * out.element_size()
+        keys = self._blocks.keys_of(_decode_keys(self._blocks, out.dtype), key_bytes)
+        if shape["FP8"]:
+            keys = min(keys, FP8_ELEMENTS // max(shape["PAD"], shape["VALUE_PAD"]))
         launch(
             attention.decode,
             (self._num_decodes, groups, splits),
@@ -156,7 +166,7 @@ class AttentionStep:
             {
                 **shape,
                 "M": _padded(shape["HEADS"]),
-                "STEP": self._blocks.keys_of(_decode_keys(self._blocks, out.dtype), key_bytes),
+                "STEP": keys,
                 "SPLITS": splits,
                 "num_warps": 4,
                 "num_stages": STAGES,
