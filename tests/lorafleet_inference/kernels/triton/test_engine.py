@@ -1,6 +1,9 @@
 """A whole engine answers the same by Triton kernels and by plain torch: Llama by our own decoder beside transformers'."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace as replace_config
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,9 +15,10 @@ from support.triton_launches import launches
 from support.triton_sizes import SMALL
 from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig
 
-from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.config import DecoderChoice, EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.triton.backend import TritonKernels
+from lorafleet_inference.kernels.triton.launch import launching
 
 GREEDY = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, num_logprobs=0)
 DRAWN = replace(GREEDY, temperature=0.8, min_p=0.05, seed=7)
@@ -63,6 +67,31 @@ def answers(model: Path, adapters: dict[str, Path], device: torch.device, triton
         engine.submit(str(number), name, prompt, (GREEDY, DRAWN, CHANGED)[number % 3])
     engine.run_until_ended(map(str, range(len(NAMES))))
     return engine
+
+
+def test_with_keys_and_values_in_8_bits_the_same_tokens_as_by_torch(device: torch.device, tmp_path: Path) -> None:
+    """A prompt in two pieces, and steps of one token, by our own decoder and by transformers'."""
+    model = save_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 1}), tmp_path / "llama")
+    config = EngineConfig(
+        model=str(model), device=device.type, dtype="float32", num_threads=1, max_batch_tokens=16, max_rank=8,
+        max_resident_adapters=1, kv_cache_memory_bytes=1 << 18, kv_cache_dtype="fp8", cpu_kernels=False, gpu_kernels=False,
+    )  # fmt: skip
+    told, launched = [], set()
+
+    def run(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: Mapping[str, Any]) -> None:
+        launched.add(kernel.fn.__name__)
+        kernel[grid](*args, **constants)
+
+    for decoder in get_args(DecoderChoice):
+        triton = None if decoder == "auto" else TritonKernels(device, SMALL)
+        with launching(run):
+            engine = DrivenEngine(replace_config(config, decoder=decoder), triton=triton)
+            engine.submit("some", None, range(3, 26), replace(GREEDY, max_tokens=4))
+            engine.run_until_ended(["some"])
+        told.append(engine.tokens("some"))
+    assert len(told[0]) == 4
+    assert told == [told[0]] * 3
+    assert {"write", "rotate_write", "prefill", "decode"} <= launched
 
 
 @pytest.mark.parametrize("name", MODELS)
