@@ -4,20 +4,24 @@ import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorafleet_operator.decide.paging import Paging
 from lorafleet_operator.decide.place import Placement, PodBudget, Want, place, rendezvous
 
 RANKS = st.sampled_from([4, 8, 16, 32, 64])
+PAGES = st.none() | st.integers(1, 5)
+PAGINGS = st.sampled_from([Paging(4), Paging(8), Paging(16), Paging(24, 7, is_told=True)])
 
 
 @st.composite
 def pods(draw: st.DrawFn, *, min_size: int = 1) -> list[PodBudget]:
     num = draw(st.integers(min_size, 6))
-    budget = st.tuples(st.integers(0, 6), st.integers(0, 20), st.sampled_from([4, 8, 16]), st.booleans())
+    budget = st.tuples(st.integers(0, 6), st.integers(0, 20), PAGINGS, st.booleans())
     return [PodBudget(f"pod-{i}", *draw(budget)) for i in range(num)]
 
 
@@ -26,7 +30,9 @@ def wants(draw: st.DrawFn, uids: list[str], *, max_size: int = 12) -> list[Want]
     num = draw(st.integers(0, max_size))
     holders = st.frozensets(st.sampled_from([*uids, "gone"])) if uids else st.just(frozenset())
     one = st.tuples(RANKS, st.none() | st.integers(0, 4), st.integers(0, 2), holders, st.none() | RANKS)
-    return [Want(f"a{i}", *draw(one)) for i in range(num)]
+    pages = st.tuples(PAGES, PAGES)
+    made = [Want(f"a{i}", *draw(one)) for i in range(num)]
+    return [replace(want, memory_pages=own, other_memory_pages=other) for want in made for own, other in [draw(pages)]]
 
 
 @st.composite
@@ -37,17 +43,18 @@ def problems(draw: st.DrawFn) -> tuple[list[PodBudget], list[Want]]:
 
 def taken(budget: PodBudget, all_wants: list[Want], placement: Placement) -> tuple[int, int]:
     """Slots and pages that a placement takes on a pod."""
-    ranks = [want.rank for want in all_wants if budget.uid in placement.pods[want.name]]
-    ranks += [want.other_rank or 0 for want in all_wants if budget.uid in placement.beside.get(want.name, ())]
-    return len(ranks), sum(math.ceil(rank / budget.rank_page) for rank in ranks)
+    takes = [(want.rank, want.memory_pages) for want in all_wants if budget.uid in placement.pods[want.name]]
+    takes += [
+        (want.other_rank or 0, want.other_memory_pages)
+        for want in all_wants
+        if budget.uid in placement.beside.get(want.name, ())
+    ]
+    return len(takes), sum(itertools.starmap(budget.paging.pages_of, takes))
 
 
 def hold(all_wants: list[Want], placement: Placement) -> list[Want]:
     """The same wants after the placement has been carried out."""
-    return [
-        Want(want.name, want.rank, want.num_pods, want.priority, placement.pods[want.name], want.other_rank)
-        for want in all_wants
-    ]
+    return [replace(want, holders=placement.pods[want.name]) for want in all_wants]
 
 
 @given(problems())
@@ -57,7 +64,7 @@ def test_never_over_budget(problem: tuple[list[PodBudget], list[Want]]) -> None:
     for budget in budgets:
         slots, pages = taken(budget, all_wants, placement)
         assert slots <= max(budget.slots, 0)
-        assert pages <= max(budget.rank_pages, 0)
+        assert pages <= max(budget.pages, 0)
     for want in all_wants:
         assert placement.beside.get(want.name, frozenset()) <= placement.pods[want.name]
 
@@ -103,17 +110,16 @@ def test_new_adapter_moves_nobody_where_somewhere_is_room(
     """Whatever its priority: others give way only where nothing else is left."""
     budgets, all_wants = problem
     settled = hold(all_wants, place(budgets, all_wants))
-    before = place(budgets, [Want(w.name, w.rank, w.num_pods, w.priority, w.holders) for w in settled])
+    before = place(budgets, [replace(w, other_rank=None) for w in settled])
     room = [
         budget
         for budget in budgets
         if budget.is_open
         and taken(budget, settled, Placement(before.pods, {}, {}))[0] < budget.slots
-        and taken(budget, settled, Placement(before.pods, {}, {}))[1] + math.ceil(rank / budget.rank_page)
-        <= budget.rank_pages
+        and taken(budget, settled, Placement(before.pods, {}, {}))[1] + budget.paging.pages_of(rank) <= budget.pages
     ]
     new = Want("new", rank, 1, priority)
-    after = place(budgets, [*(Want(w.name, w.rank, w.num_pods, w.priority, w.holders) for w in settled), new])
+    after = place(budgets, [*(replace(w, other_rank=None) for w in settled), new])
     if room:
         assert len(after.pods["new"]) == 1
         for want in settled:
@@ -130,12 +136,15 @@ def test_nobody_lower_has_the_room_that_a_higher_one_lacks(problem: tuple[list[P
         for budget in budgets:
             if want.name in placement.missing and budget.is_open and budget.uid not in placement.pods[want.name]:
                 slots, pages = taken(budget, equals, plain)
-                assert slots + 1 > budget.slots or pages + math.ceil(want.rank / budget.rank_page) > budget.rank_pages
+                assert (
+                    slots + 1 > budget.slots
+                    or pages + budget.paging.pages_of(want.rank, want.memory_pages) > budget.pages
+                )
 
 
 @given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 5))
 def test_pod_that_goes_moves_only_what_was_on_it(num_pods: int, num_wants: int, gone: int) -> None:
-    budgets = [PodBudget(f"pod-{i}", 100, 1000, 8) for i in range(num_pods)]
+    budgets = [PodBudget(f"pod-{i}", 100, 1000, Paging(8)) for i in range(num_pods)]
     before = place(budgets, [Want(f"a{i}", 8, 1) for i in range(num_wants)])
     left = [budget for budget in budgets if budget.uid != f"pod-{gone % num_pods}"]
     held = [Want(f"a{i}", 8, 1, holders=before.pods[f"a{i}"]) for i in range(num_wants)]
@@ -148,7 +157,7 @@ def test_pod_that_goes_moves_only_what_was_on_it(num_pods: int, num_wants: int, 
 
 def test_adapters_spread_over_pods() -> None:
     """None holds more than its fair share and a quarter."""
-    budgets = [PodBudget(f"pod-{i}", 500, 5000, 8) for i in range(4)]
+    budgets = [PodBudget(f"pod-{i}", 500, 5000, Paging(8)) for i in range(4)]
     placement = place(budgets, [Want(f"a{i}", 8, 1) for i in range(200)])
     sizes = [sum(budget.uid in uids for uids in placement.pods.values()) for budget in budgets]
     assert sum(sizes) == 200
@@ -157,7 +166,7 @@ def test_adapters_spread_over_pods() -> None:
 
 def test_urgent_adapter_takes_the_place_of_another() -> None:
     """Only where it must: everything is full."""
-    budgets = [PodBudget("pod-0", 1, 8, 8), PodBudget("pod-1", 1, 8, 8)]
+    budgets = [PodBudget("pod-0", 1, 8, Paging(8)), PodBudget("pod-1", 1, 8, Paging(8))]
     held = [Want("a", 8, 1, holders=frozenset({"pod-0"})), Want("b", 8, 1, holders=frozenset({"pod-1"}))]
     after = place(budgets, [*held, Want("urgent", 8, 1, priority=1)])
     assert len(after.pods["urgent"]) == 1
@@ -168,7 +177,7 @@ def test_urgent_adapter_takes_the_place_of_another() -> None:
 @pytest.mark.parametrize("num_wants", [4, 7, 30])
 def test_no_pod_takes_more_than_a_quarter_above_its_share(num_pods: int, num_wants: int) -> None:
     """Hashing alone would: the names are ones that all weigh most on one pod."""
-    budgets = [PodBudget(f"pod-{i}", 100, 1000, 8) for i in range(num_pods)]
+    budgets = [PodBudget(f"pod-{i}", 100, 1000, Paging(8)) for i in range(num_pods)]
     uids = [budget.uid for budget in budgets]
     names = (f"a{i}" for i in range(10_000))
     drawn = [name for name in names if max(uids, key=lambda uid: rendezvous(name, uid)) == "pod-0"][:num_wants]
@@ -181,7 +190,7 @@ def test_no_pod_takes_more_than_a_quarter_above_its_share(num_pods: int, num_wan
 
 
 def test_share_counts_all_that_is_wanted() -> None:
-    budgets = [PodBudget(f"pod-{i}", 100, 1000, 8) for i in range(4)]
+    budgets = [PodBudget(f"pod-{i}", 100, 1000, Paging(8)) for i in range(4)]
     wants = [Want("a", 8, None), *(Want(f"a{i}", 8, 2) for i in range(6)), Want("asked", 8, 0)]
     placement = place(budgets, wants)
     held = Counter(uid for pods in placement.pods.values() for uid in pods)
@@ -192,7 +201,7 @@ def test_share_counts_all_that_is_wanted() -> None:
 
 
 def test_a_group_takes_no_more_slots_of_a_pod_than_it_may() -> None:
-    budgets = [PodBudget(uid, 8, 64, 8) for uid in ("a", "b")]
+    budgets = [PodBudget(uid, 8, 64, Paging(8)) for uid in ("a", "b")]
     guests = [Want(f"g{n}", 8, None, priority=9, group="z", max_group_slots=2) for n in range(5)]
     found = place(budgets, [*guests, Want("own", 8, None)])
     assert found.pods["own"] == {"a", "b"}
@@ -213,7 +222,7 @@ def heaviest(name: str, uids: list[str], count: int = 1) -> set[str]:
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_adapter_goes_where_its_name_weighs_most(name: str, count: int) -> None:
     """So whoever places it anew, after a status was lost, finds the same pods."""
-    budgets = [PodBudget(f"pod-{i}", 8, 64, 8) for i in range(4)]
+    budgets = [PodBudget(f"pod-{i}", 8, 64, Paging(8)) for i in range(4)]
     placed = place(budgets, [Want(name, 8, count)]).pods[name]
     assert placed == heaviest(name, [budget.uid for budget in budgets], count)
 
@@ -221,7 +230,7 @@ def test_an_adapter_goes_where_its_name_weighs_most(name: str, count: int) -> No
 @pytest.mark.parametrize("name", NEWCOMERS)
 @pytest.mark.parametrize("free", range(4))
 def test_an_urgent_newcomer_goes_where_nobody_has_to_give_way(name: str, free: int) -> None:
-    budgets = [PodBudget(f"pod-{i}", 1, 8, 8) for i in range(4)]
+    budgets = [PodBudget(f"pod-{i}", 1, 8, Paging(8)) for i in range(4)]
     held = frozenset(budget.uid for budget in budgets) - {f"pod-{free}"}
     placed = place(budgets, [Want("there", 8, 3, holders=held), Want(name, 8, 1, priority=1)])
     assert placed.pods == {"there": held, name: {f"pod-{free}"}}
@@ -230,7 +239,7 @@ def test_an_urgent_newcomer_goes_where_nobody_has_to_give_way(name: str, free: i
 
 @pytest.mark.parametrize("name", NEWCOMERS)
 def test_a_place_that_is_given_up_anyway_is_free_for_an_urgent_newcomer(name: str) -> None:
-    budgets = [PodBudget(f"pod-{i}", 1, 8, 8) for i in range(3)]
+    budgets = [PodBudget(f"pod-{i}", 1, 8, Paging(8)) for i in range(3)]
     uids = [budget.uid for budget in budgets]
     placed = place(budgets, [Want("fewer", 8, 2, holders=frozenset(uids)), Want(name, 8, 1, priority=1)])
     stays = heaviest("fewer", uids, 2)
@@ -239,7 +248,7 @@ def test_a_place_that_is_given_up_anyway_is_free_for_an_urgent_newcomer(name: st
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.combinations(NEWCOMERS[:8], 2)))
 def test_a_place_that_a_newcomer_has_got_is_not_free_for_the_next(first: str, second: str) -> None:
-    budgets = [PodBudget("pod-0", 2, 16, 8), PodBudget("pod-1", 1, 8, 8)]
+    budgets = [PodBudget("pod-0", 2, 16, Paging(8)), PodBudget("pod-1", 1, 8, Paging(8))]
     there = Want("there", 8, 1, holders=frozenset({"pod-0"}))
     placed = place(budgets, [there, Want(first, 8, 1, priority=1), Want(second, 8, 1, priority=1)])
     assert placed.pods["there"] == {"pod-0"}
@@ -250,7 +259,7 @@ def test_a_place_that_a_newcomer_has_got_is_not_free_for_the_next(first: str, se
 def test_the_second_revision_of_the_more_urgent_one_has_the_last_room(urgent: str) -> None:
     pod = frozenset({"pod"})
     both = [Want(name, 8, 1, int(name == urgent), pod, other_rank=8) for name in ("a", "b")]
-    placed = place([PodBudget("pod", 3, 24, 8)], both)
+    placed = place([PodBudget("pod", 3, 24, Paging(8))], both)
     assert placed.pods == {"a": pod, "b": pod}
     assert placed.beside == {name: pod if name == urgent else frozenset() for name in ("a", "b")}
 

@@ -60,11 +60,13 @@ def digest(content: str) -> str:
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
-def artifact(content: str, *, rank: int = 8, path: str | None = None) -> ArtifactStatus:
+def artifact(
+    content: str, *, rank: int = 8, path: str | None = None, memory_pages: int | None = None
+) -> ArtifactStatus:
     """What a source resolved to."""
     ref = SourceRef(name="models", path=path or content)
     files = [SourceFile(path="adapter_model.safetensors", size_bytes=100 * rank, sha256=digest(content)[7:])]
-    facts = AdapterFacts(rank=rank, size_bytes=100 * rank, target_modules=["q_proj"])
+    facts = AdapterFacts(rank=rank, size_bytes=100 * rank, target_modules=["q_proj"], memory_pages=memory_pages)
     return ArtifactStatus.of(ref, ResolvedSource(ref=ref, digest=digest(content), files=files, facts=facts))
 
 
@@ -127,15 +129,22 @@ def entry(
 
 
 def seen(
-    *entries: ObservedAdapter, pod: Pod, fence: int = 1, slots: int = 8, rank_pages: int = 64, draining: bool = False
+    *entries: ObservedAdapter,
+    pod: Pod,
+    fence: int = 1,
+    slots: int = 8,
+    rank_pages: int = 64,
+    memory_pages: int | None = None,
+    draining: bool = False,
 ) -> ObservedPod:
-    """A pod that answers."""
+    """A pod that answers; one that tells no `memory_pages` is of an older release, where a page has eight ranks."""
     budgets = Budgets(
         max_resident_adapters=slots,
         max_rank=64,
-        rank_page=8,
+        rank_page=8 if memory_pages is None else 1,
         total_rank_pages=rank_pages,
         used_rank_pages=0,
+        memory_pages=memory_pages,
         host_cache_bytes=0,
         host_used_bytes=0,
         disk_cache_bytes=0,

@@ -115,6 +115,9 @@ class ObservedAdapter(Observed):
     num_in_flight: int = 0
     rank: int | None = None
     rank_pages: int | None = None
+    """That it takes now on a pod that counts rank pages."""
+    memory_pages: int | None = None
+    """Pages of adapter memory that it takes: now, where it is on the device, else as its files say."""
     size_bytes: int | None = None
     last_used: float | None = None
     """Unix seconds of the last request; None when never used since boot."""
@@ -136,9 +139,12 @@ class Budgets(Observed):
     max_resident_adapters: int
     max_rank: int
     rank_page: int
-    """Ranks in a page: an adapter of rank r takes ceil(r / rank_page) pages."""
+    """Ranks in a rank page: an adapter of rank r on all linear layers takes ceil(r / rank_page) of these."""
     total_rank_pages: int
     used_rank_pages: int
+    memory_pages: int | None = None
+    """Pages of adapter memory, of which an adapter takes as many as its `memory_pages` say. None of a pod that counts rank pages."""
+    used_memory_pages: int | None = None
     host_cache_bytes: int
     host_used_bytes: int
     disk_cache_bytes: int

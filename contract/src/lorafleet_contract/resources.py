@@ -262,6 +262,8 @@ class ArtifactStatus(Wire):
     size_bytes: int
     rank: int
     target_modules: list[str] = []
+    memory_pages: int | None = None
+    """Pages of adapter memory that it takes; None where no pod has said."""
     invocation_tokens: list[int] | None = None
     resolved_revision: str | None = None
     """A hub's commit, or the digest of a registry's manifest."""
@@ -277,6 +279,7 @@ class ArtifactStatus(Wire):
             size_bytes=resolved.facts.size_bytes,
             rank=resolved.facts.rank,
             target_modules=resolved.facts.target_modules,
+            memory_pages=resolved.facts.memory_pages,
             invocation_tokens=resolved.facts.invocation_tokens,
             resolved_revision=resolved.ref.revision,
             files=resolved.files,
@@ -294,6 +297,7 @@ class ArtifactStatus(Wire):
                 size_bytes=self.size_bytes,
                 target_modules=self.target_modules,
                 invocation_tokens=self.invocation_tokens,
+                memory_pages=self.memory_pages,
             ),
         )
 
@@ -381,6 +385,7 @@ class BaseCapacity(Wire):
     adapter_slots: int = 0
     assigned_adapter_slots: int = 0
     rank_pages: int = 0
+    """Pages of adapter memory, as each pod counts them."""
     assigned_rank_pages: int = 0
     catalogue_bytes: int = 0
     """Size of all adapters of the base together."""

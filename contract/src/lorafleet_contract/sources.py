@@ -159,6 +159,8 @@ class AdapterFacts(Observed):
     """`base_model_name_or_path` of its config: information only."""
     invocation_tokens: list[int] | None = None
     """Token ids from whose last occurrence in a prompt on it is computed (aLoRA); None: from the first token on."""
+    memory_pages: int | None = None
+    """Pages of adapter memory that its A and B fill on pods of this base; None where a pod did not say."""
 
 
 class ResolvedSource(Observed):

@@ -15,6 +15,7 @@ from lorafleet_common.clock import monotonic
 from lorafleet_common.supervise import end, supervise
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Residency, StartProgress
 from lorafleet_operator.act.admin_client import AdminClient
+from lorafleet_operator.decide.paging import all_pages
 from lorafleet_operator.decide.start import is_worth_telling
 from lorafleet_operator.decide.views import BaseKey, ObservedPod, Pod
 from lorafleet_operator.errors import AdminError, PodRefused
@@ -293,13 +294,13 @@ def _is_judged_alike(one: PodState, other: PodState) -> bool:
 
 
 def _head(state: PodState) -> tuple[Any, ...]:
-    return state.fence, state.draining, state.ready, state.budgets.total_rank_pages
+    return state.fence, state.draining, state.ready, all_pages(state.budgets)
 
 
 def _entry(entry: ObservedAdapter) -> tuple[Any, ...]:
     is_still = entry.residency is Residency.ON_DEMAND and entry.state is AdapterState.READY
     return (
         (entry.name, entry.revision, entry.digest, entry.owner, entry.residency, entry.pinned, entry.stable),
-        (entry.state, entry.reason, entry.message, entry.rank_pages),
+        (entry.state, entry.reason, entry.message, entry.rank_pages, entry.memory_pages),
         None if is_still else entry.tier,
     )

@@ -86,18 +86,18 @@ def capacity_of(plan: Plan, pods: Sequence[ObservedPod]) -> BaseCapacity:
     """Return what the pods that answer have room for, and what is assigned of it."""
     answering = {pod.uid for pod in pods if pod.state is not None}
     counted = [budget for budget in plan.budgets if budget.uid in answering]
-    page_of = {budget.uid: budget.rank_page for budget in counted}
+    paging_of = {budget.uid: budget.paging for budget in counted}
     slots = pages = 0
     for lineup in plan.lineups:
         for artifact, places in ((lineup.main, plan.placement.pods), (lineup.other, plan.placement.beside)):
             if artifact is not None:
-                uids = places.get(lineup.name, frozenset()) & page_of.keys()
+                uids = places.get(lineup.name, frozenset()) & paging_of.keys()
                 slots += len(uids)
-                pages += sum(-(-artifact.rank // page_of[uid]) for uid in uids)
+                pages += sum(paging_of[uid].pages_of(artifact.rank, artifact.memory_pages) for uid in uids)
     return BaseCapacity(
         adapter_slots=sum(budget.slots for budget in counted),
         assigned_adapter_slots=slots,
-        rank_pages=sum(budget.rank_pages for budget in counted),
+        rank_pages=sum(budget.pages for budget in counted),
         assigned_rank_pages=pages,
         catalogue_bytes=sum(artifact.size_bytes for lineup in plan.lineups for artifact in lineup.intent.artifacts),
     )

@@ -9,11 +9,12 @@ from lorafleet_contract.guests import GuestLimits
 from lorafleet_contract.names import revision_of
 from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, PlacementMode, PlacementSpec
 from lorafleet_operator.decide.intent import Intent
+from lorafleet_operator.decide.paging import Paging, all_pages, pages_of
 from lorafleet_operator.decide.place import Placement, PodBudget, Want
 from lorafleet_operator.decide.views import ObservedPod
 
 ASSUMED_RANK_PAGE = 8
-"""Until a pod has said how large its pages are."""
+"""Until a pod has said how it counts pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +66,20 @@ def budgets_of(base: BaseModelResource, pods: Sequence[ObservedPod]) -> list[Pod
         if pod.pod.is_leaving or pod.is_lost or (pod.state is not None and pod.state.draining):
             continue
         known = pod.state.budgets if pod.state is not None else answered
-        slots, pages, page = _room(base, known)
+        slots, pages, paging = _room(base, known)
         entries = pod.entries if pod.local_names else ()
         local = [e for e in entries if e.owner is Owner.LOCAL and e.residency is Residency.RESIDENT]
-        taken = sum(e.rank_pages or math.ceil((e.rank or 0) / page) for e in local)
+        taken = sum(pages_of(entry, known) for entry in local) if known is not None else 0
         is_open = pod.state is not None or not pod.pod.is_ready
-        budgets.append(PodBudget(pod.uid, slots - len(local), pages - taken, page, is_open))
+        budgets.append(PodBudget(pod.uid, slots - len(local), pages - taken, paging, is_open))
     return budgets
 
 
-def _room(base: BaseModelResource, budgets: Budgets | None) -> tuple[int, int, int]:
+def _room(base: BaseModelResource, budgets: Budgets | None) -> tuple[int, int, Paging]:
     if budgets is not None:
-        return budgets.max_resident_adapters, budgets.total_rank_pages, budgets.rank_page
+        return budgets.max_resident_adapters, all_pages(budgets), Paging.of(budgets)
     slots = base.spec.lora.max_resident_adapters
-    return slots, slots * math.ceil(base.spec.lora.max_rank / ASSUMED_RANK_PAGE), ASSUMED_RANK_PAGE
+    return slots, slots * math.ceil(base.spec.lora.max_rank / ASSUMED_RANK_PAGE), Paging(ASSUMED_RANK_PAGE)
 
 
 WantMemory = dict[str, tuple[AdapterRevisions, int | None, Want]]
@@ -111,6 +112,8 @@ def wants_of(
                 priority=lineup.priority,
                 holders=held,
                 other_rank=other.rank if other is not None else None,
+                memory_pages=main.memory_pages,
+                other_memory_pages=other.memory_pages if other is not None else None,
                 group=adapter.metadata.namespace if lineup.guest is not None else "",
                 max_group_slots=lineup.guest.max_slots if lineup.guest is not None else None,
             )

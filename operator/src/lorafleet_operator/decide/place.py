@@ -1,4 +1,4 @@
-"""Which adapter is resident on which pod: pure, deterministic, sticky, within each pod's slots and rank pages.
+"""Which adapter is resident on which pod: pure, deterministic, sticky, within each pod's slots and pages of adapter memory.
 
 Higher priority is served completely before lower. Within a priority, what is somewhere stays there; only then are
 missing places filled, by rendezvous hashing: first among pods that have room without anybody giving way, of those first
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lorafleet_operator.decide.paging import Paging
+
 FAIR_SHARE: Final = 1.25
 """A pod may take this multiple of the average number of adapters before others are preferred."""
 
@@ -23,9 +25,9 @@ class PodBudget:
 
     uid: str
     slots: int
-    rank_pages: int
-    rank_page: int
-    """Ranks in a page."""
+    pages: int
+    """Of adapter memory."""
+    paging: Paging
     is_open: bool = True
     """False: it does not answer now; what is on it stays there, nothing new is put there."""
 
@@ -47,6 +49,9 @@ class Want:
     """Those of one group share `max_group_slots`."""
     max_group_slots: int | None = None
     """Slots of each pod that its group may take; None: all."""
+    memory_pages: int | None = None
+    """As in its artifact, as is `other_memory_pages`; None where no pod has said."""
+    other_memory_pages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +67,38 @@ class Placement:
 
 
 class _Space:
-    """Slots and rank pages that are left."""
+    """Slots and pages that are left."""
 
     def __init__(self, budget: PodBudget) -> None:
         self.slots = budget.slots
-        self.pages = budget.rank_pages
-        self.rank_page = budget.rank_page
+        self.pages = budget.pages
+        self._pages_of = budget.paging.pages_of
         self._num_of_group: Counter[str] = Counter()
 
-    def fits(self, want: Want, rank: int) -> bool:
-        """Whether there is room for one revision of an adapter."""
+    def fits(self, want: Want, pages: int) -> bool:
+        """Whether there is room for a revision of an adapter that takes so many pages."""
         if want.max_group_slots is not None and self._num_of_group[want.group] >= want.max_group_slots:
             return False
-        return self.slots >= 1 and self.pages >= math.ceil(rank / self.rank_page)
+        return self.slots >= 1 and self.pages >= pages
 
-    def take(self, want: Want, rank: int) -> bool:
-        """Take room for one revision of an adapter; False, and nothing taken, when there is none."""
-        if not self.fits(want, rank):
+    def pages_of(self, want: Want) -> int:
+        """Return the pages of the revision that is placed."""
+        return self._pages_of(want.rank, want.memory_pages)
+
+    def take(self, want: Want) -> bool:
+        """Take room for the revision that is placed; False, and nothing taken, when there is none."""
+        return self._take(want, self._pages_of(want.rank, want.memory_pages))
+
+    def take_other(self, want: Want) -> bool:
+        """Likewise, for the other one."""
+        return self._take(want, self._pages_of(want.other_rank or 0, want.other_memory_pages))
+
+    def _take(self, want: Want, pages: int) -> bool:
+        if not self.fits(want, pages):
             return False
         self.slots -= 1
         self._num_of_group[want.group] += 1
-        self.pages -= math.ceil(rank / self.rank_page)
+        self.pages -= pages
         return True
 
 
@@ -147,7 +163,7 @@ def _holding(want: Want, rooms: Sequence[_Room]) -> list[_Room]:
 def _reserve(want: Want, rooms: Sequence[_Room]) -> None:
     num_kept = 0
     for room in _holding(want, rooms):
-        if num_kept < _num_wanted(want, rooms) and room.spare.take(want, want.rank):
+        if num_kept < _num_wanted(want, rooms) and room.spare.take(want):
             num_kept += 1
 
 
@@ -162,16 +178,16 @@ def _fill(want: Want, rooms: Sequence[_Room], placed: set[str], share: int) -> N
         return  # the usual case: nothing is missing, and nothing has to be hashed
     candidates = _by_weight(want, (room for room in rooms if room.is_open and room.uid not in placed))
     # stable: each part is still by weight
-    candidates.sort(key=lambda room: (not room.spare.fits(want, want.rank), room.num_placed >= share))
+    candidates.sort(key=lambda room: (not room.spare.fits(want, room.pages_of(want)), room.num_placed >= share))
     for room in candidates:
         if len(placed) >= _num_wanted(want, rooms):
             return
         if _put(want, room, placed):
-            room.spare.take(want, want.rank)
+            room.spare.take(want)
 
 
 def _put(want: Want, room: _Room, placed: set[str]) -> bool:
-    if not room.take(want, want.rank):
+    if not room.take(want):
         return False
     room.num_placed += 1
     placed.add(room.uid)
@@ -186,6 +202,6 @@ def _place_others(
     for want in wants:
         if want.other_rank is not None:
             beside[want.name] = frozenset(
-                room.uid for room in rooms if room.uid in placed[want.name] and room.take(want, want.other_rank)
+                room.uid for room in rooms if room.uid in placed[want.name] and room.take_other(want)
             )
     return beside

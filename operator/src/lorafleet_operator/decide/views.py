@@ -1,6 +1,5 @@
 """What the pure parts see: frozen pictures of the cluster and of pods."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
@@ -9,6 +8,7 @@ from typing import Any
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Tier
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 from lorafleet_operator.decide.entry_index import EntryIndex, index_of
+from lorafleet_operator.decide.paging import all_pages, pages_of
 
 BaseKey = tuple[str, str]
 """(namespace, name) of a BaseModelDeployment: what is reconciled as one."""
@@ -114,7 +114,7 @@ class ObservedPod:
         if self.state is None:
             return (self.pod, None)
         budgets = self.state.budgets
-        room = (budgets.max_resident_adapters, budgets.total_rank_pages, budgets.rank_page)
+        room = (budgets.max_resident_adapters, budgets.total_rank_pages, budgets.rank_page, budgets.memory_pages)
         return (self.pod, self.has_been_told, self.state.draining, room, self._pinned)
 
     def own(self, name: str, revision: str) -> ObservedAdapter | None:
@@ -132,7 +132,7 @@ class ObservedPod:
             return True
         slots, pages = self._pinned
         budgets = self.state.budgets
-        return slots < budgets.max_resident_adapters and pages + self._pages(entry) <= budgets.total_rank_pages
+        return slots < budgets.max_resident_adapters and pages + self._pages(entry) <= all_pages(budgets)
 
     @property
     def pinned_words(self) -> str:
@@ -141,11 +141,11 @@ class ObservedPod:
         budgets = self.state.budgets if self.state is not None else None
         if budgets is None:
             return f"{slots} places and {pages} rank pages"
-        return f"{slots} of {budgets.max_resident_adapters} places and {pages} of {budgets.total_rank_pages} rank pages"
+        return f"{slots} of {budgets.max_resident_adapters} places and {pages} of {all_pages(budgets)} rank pages"
 
     def _pages(self, entry: ObservedAdapter) -> int:
         assert self.state is not None
-        return entry.rank_pages or math.ceil((entry.rank or 0) / self.state.budgets.rank_page)
+        return pages_of(entry, self.state.budgets)
 
     def entries_of(self, name: str) -> tuple[ObservedAdapter, ...]:
         """Return the operator's entries of a served name."""
