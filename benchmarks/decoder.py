@@ -20,7 +20,7 @@ from measure.models import make_adapters, make_model
 from measure.sizes import SIZES
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
-from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
+from lorafleet_inference.config import KV_BLOCK_TOKENS, EngineConfig
 from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
@@ -57,7 +57,7 @@ def install(runner: ModelRunner, folders: Sequence[Path]) -> list[AdapterKey]:
     for number, folder in enumerate(folders):
         plan = inspect_adapter(folder, runner.facts, RANK)
         key = AdapterKey(f"a{number}", f"sha256:{number:064x}")
-        pages = RANK // RANK_PAGE
+        pages = runner.num_pages(plan)
         runner.install(key, range(number * pages, (number + 1) * pages), runner.load_slab(plan))
         keys.append(key)
     return keys

@@ -126,10 +126,10 @@ class _Run:
 
     def _cold(self) -> None:
         keys = self._runner.install([RANK])
-        batch, page = max(self._chosen.batches), -(-RANK // 8)
-        read, install = self._runner.load_ms(RANK, page)
+        batch = max(self._chosen.batches)
+        read, install = self._runner.load_ms(RANK)
         plan = self._runner.decode(batch, self._chosen.context, keys)
-        alone, beside = self._runner.beside_loads(plan, RANK, page, self._chosen.loads)
+        alone, beside = self._runner.beside_loads(plan, RANK, self._chosen.loads)
         self._found["cold"] = {
             "read_ms": round(read, 2),
             "install_ms": round(install, 2),
@@ -151,16 +151,17 @@ class _Run:
                 max_batch=max(chosen.batches),
                 max_tokens=max(max(chosen.batches) * (chosen.context + 16), self._max_len + 16),
                 max_model_len=self._max_len,
-                num_pages=self._num_pages(),
+                num_adapters=max(*self._chosen.adapters, 2) + 1 + len(self._mixed()),
+                num_ranks=self._num_ranks(),
                 own_decoder=chosen.decoder == "own",
             )
         return self._bench
 
-    def _num_pages(self) -> int:
-        """Return the rank pages of the part that needs most."""
-        needed = [(max(*self._chosen.adapters, 2) + 1) * -(-RANK // 8)]
+    def _num_ranks(self) -> int:
+        """Return the ranks, of all adapters together, of the part that needs most."""
+        needed = [(max(*self._chosen.adapters, 2) + 1) * RANK]
         if "ranks" in self._chosen.parts:
-            needed.append(len(self._mixed()) * max(MIXED_RANKS) // 8)
+            needed.append(len(self._mixed()) * max(MIXED_RANKS))
         return max(needed)
 
     def _mixed(self) -> list[int]:

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig
+from lorafleet_inference.config import KV_BLOCK_TOKENS, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
 from lorafleet_inference.model import experts
@@ -104,10 +105,12 @@ class Bench:
         max_batch: int,
         max_tokens: int,
         max_model_len: int,
-        num_pages: int,
+        num_adapters: int,
+        num_ranks: int,
         own_decoder: bool,
     ) -> None:
-        """`folders`: an adapter by rank; `max_batch`, `max_tokens`: sequences of a step, and their tokens; `num_pages`: of ranks.
+        """`folders`: an adapter by rank; `max_batch`, `max_tokens`: sequences of a step, and their tokens; `num_adapters`:
+        that are there at the same time, of `num_ranks` ranks together.
 
         `own_decoder`: our own code takes the model's weights over, and leaves nothing of it.
         """
@@ -116,12 +119,14 @@ class Bench:
             one.num_kv_heads * (one.key_width + one.value_width) * loaded.dtype.itemsize for one in loaded.shapes
         )
         max_rank = max(folders)
-        pages_each = -(-max_rank // RANK_PAGE)
+        layout = RowLayout.of(loaded.held)
+        num_pages = num_adapters + layout.num_pages(num_ranks)  # of each, the last page is not full
         config = EngineConfig(
             model="random",
             device=device,  # type: ignore[arg-type]
             kv_cache_memory_bytes=block_bytes * -(-max_tokens // KV_BLOCK_TOKENS),
-            max_resident_adapters=-(-num_pages // pages_each),
+            max_resident_adapters=num_adapters,
+            adapter_memory_bytes=num_pages * layout.page * loaded.dtype.itemsize,
             max_rank=max_rank,
             max_batch_requests=max_batch,
             cpu_kernels=False,
@@ -142,7 +147,7 @@ class Bench:
             self.runner.remove(key)
         self._installed, at = [], 0
         for number, rank in enumerate(ranks):
-            key, pages = _key(number), -(-rank // RANK_PAGE)
+            key, pages = _key(number), self.runner.num_pages(self.plans[rank])
             self.runner.install(key, tuple(range(at, at + pages)), self._slabs[rank])
             self._installed.append(key)
             at += pages
@@ -179,15 +184,16 @@ class Bench:
         found = [self._run(again) for _ in range(rounds)]
         return Times(statistics.median(found), max(found))
 
-    def load_ms(self, rank: int, page: int) -> tuple[float, float]:
-        """Load an adapter whose files the system has read before; returns reading and installing."""
+    def load_ms(self, rank: int) -> tuple[float, float]:
+        """Load an adapter behind one of its rank that is there, its files read before; returns reading and installing."""
         began = time.perf_counter()
         slab = self.runner.load_slab(self.plans[rank])
         read = time.perf_counter()
-        self.runner.install(_key(-1), tuple(range(page, page + -(-rank // RANK_PAGE))), slab)
+        pages = self.runner.num_pages(self.plans[rank])
+        self.runner.install(_key(-1), tuple(range(pages, 2 * pages)), slab)
         return (read - began) * 1e3, (time.perf_counter() - read) * 1e3
 
-    def beside_loads(self, plan: StepPlan, rank: int, page: int, num_loads: int) -> tuple[Times, Times]:
+    def beside_loads(self, plan: StepPlan, rank: int, num_loads: int) -> tuple[Times, Times]:
         """Return the times of steps without and with adapters being loaded beside them."""
         alone, ended = self.times(plan, 20), threading.Event()
         failed: list[Exception] = []
@@ -195,7 +201,7 @@ class Bench:
         def load() -> None:
             try:
                 for _ in range(num_loads):
-                    self.load_ms(rank, page)
+                    self.load_ms(rank)
             except Exception as error:  # noqa: BLE001  raised below
                 failed.append(error)
             finally:

@@ -47,7 +47,6 @@ BUDGETS = EngineBudgets(
     kv_cache_dtype="float32",
     max_resident_adapters=1,
     max_rank=8,
-    rank_page=8,
     total_rank_pages=1,
     host_cache_bytes=1,
 )

@@ -8,7 +8,7 @@ import torch
 from support.absent_cuda import CUDA, AbsentCuda, CountedGraphs, Work
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lorafleet_inference.config import RANK_PAGE, EngineConfig
+from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unconstrained
 from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -16,8 +16,8 @@ from lorafleet_inference.kernels.triton.blocks import HOPPER
 from lorafleet_inference.model import attention
 from lorafleet_inference.model.checked import check_model
 from lorafleet_inference.model.graph_rooms import DecodeRoom, PromptRoom
-from lorafleet_inference.model.lora import Slab
 from lorafleet_inference.model.runner import HostAdapter, ModelRunner
+from lorafleet_inference.model.slab import Slab
 
 NUM_ROWS, NUM_ADAPTERS, RANK, CONTEXT = 128, 32, 16, 256
 BLOCKS_A_ROW = 32
@@ -84,9 +84,9 @@ class CountedRunner:
             graphs=self._graphs,
         )  # fmt: skip
         bank = self.runner._bank
-        rows = torch.zeros(1, 1, dtype=torch.bfloat16).expand(RANK, bank.layout.width)
-        slab = HostAdapter(Slab(rows, (RANK,) * len(bank.layout.places)), {}, None)
-        num_pages = RANK // RANK_PAGE
+        num_pages = bank.layout.num_pages(RANK)
+        pages = torch.zeros(1, 1, dtype=torch.bfloat16).expand(num_pages, bank.layout.page)
+        slab = HostAdapter(Slab(pages, (RANK,) * len(bank.layout.places)), {}, None)
         for number in range(NUM_ADAPTERS):
             self.runner.install(_key(number), range(number * num_pages, (number + 1) * num_pages), slab)
         self.captured = {room: self._capture(room) for room in (*DECODE, PROMPT, WITH_PROMPT)}

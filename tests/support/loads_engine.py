@@ -10,7 +10,6 @@ from support.adapter_files import base_facts
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.config import RANK_PAGE
 from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
 from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import (
@@ -28,6 +27,7 @@ from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.errors import AdapterError
 
 MAX_RANK = 16
+RANKS_A_PAGE = 8
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Device:
         return self.slab_bytes(plan)
 
     def num_pages(self, plan: AdapterPlan) -> int:
-        return -(-plan.rank // RANK_PAGE)
+        return -(-plan.rank // RANKS_A_PAGE)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
         return plan.rank * 100
@@ -62,7 +62,7 @@ class LoadsEngine:
     """Answers as EngineClient does; `running` are adapters of requests that run, `ask` is a request that comes."""
 
     def __init__(self, *, max_resident: int = 4) -> None:
-        num_pages = max_resident * MAX_RANK // RANK_PAGE
+        num_pages = max_resident * MAX_RANK // RANKS_A_PAGE
         self.stats: EngineStats | None = None
         self.read_percent: int | None = None
         self.facts: EngineReady | None = EngineReady(
@@ -74,7 +74,6 @@ class LoadsEngine:
                 kv_cache_dtype="float32",
                 max_resident_adapters=max_resident,
                 max_rank=MAX_RANK,
-                rank_page=RANK_PAGE,
                 total_rank_pages=num_pages,
                 host_cache_bytes=1 << 20,
             ),

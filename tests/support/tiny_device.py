@@ -15,7 +15,7 @@ from support.adapter_files import base_facts
 
 from lorafleet_contract.sources import AdapterFacts
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
+from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.core import Runner
 from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, LengthRope
 from lorafleet_inference.engine.plan import InFlight, SamplingState, StepItem, StepPlan, StepResult
@@ -25,6 +25,7 @@ from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.results import Computing
 
 VOCAB_SIZE = 24
+RANK = 8
 EOS, NAN, TRAP, LATE_TRAP = 1, 2, 3, 4
 """A token after which nothing is finite, one that raises when it is computed, and one whose result cannot be read."""
 FIRST_PLAIN = 5
@@ -43,7 +44,7 @@ def inspect(folder: Path) -> AdapterPlan:
     """Return the plan of an adapter that is no more than its name: activated ones say in it on which tokens."""
     _, _, tokens = folder.name.partition("-")
     facts = AdapterFacts(
-        rank=RANK_PAGE,
+        rank=RANK,
         size_bytes=1,
         target_modules=[],
         invocation_tokens=[int(one) for one in tokens.split("-") if one] or None,
@@ -93,8 +94,7 @@ class TinyDevice(Runner):
             kv_cache_bytes=1,
             kv_cache_dtype="float32",
             max_resident_adapters=self.max_resident,
-            max_rank=RANK_PAGE,
-            rank_page=RANK_PAGE,
+            max_rank=RANK,
             total_rank_pages=self.max_resident,
             host_cache_bytes=1 << 20,
         )

@@ -29,6 +29,8 @@ def _fill_pool(runner: ModelRunner) -> None:
     bank = runner._bank
     unused = torch.ones_like(bank._pool, dtype=torch.bool)
     for resident in bank._resident.values():
-        for place, rank in zip(bank.layout.places, resident.ranks, strict=True):
-            unused[list(resident.row_numbers[:rank]), place.a.start : place.b.stop] = False
+        for module, place in enumerate(bank.layout.places):
+            begins = resident.offsets[resident.begins[module] : resident.begins[module + 1]]
+            for begin in begins.tolist():
+                unused.view(-1)[begin : begin + place.in_width + place.out_width] = False
     bank._pool.masked_fill_(unused, float("nan"))

@@ -22,8 +22,6 @@ MAX_RANK = 256
 """The largest rank that any option may allow."""
 MAX_DRAFT_TOKENS = 64
 """The most draft tokens that the option may allow."""
-RANK_PAGE = 8
-"""Ranks in a page of adapter memory."""
 KV_BLOCK_TOKENS = 16
 
 

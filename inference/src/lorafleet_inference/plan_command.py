@@ -46,6 +46,10 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--rank", type=_rank, default=16, help="of each of them; default: %(default)s")
     parser.add_argument(
+        "--target-modules", type=_names, metavar="NAME,...",
+        help="that each of them changes, as in its adapter_config.json, e.g. q_proj,v_proj; default: all linear modules",
+    )  # fmt: skip
+    parser.add_argument(
         "--context", type=_positive, default=_DEFAULT_CONTEXT, metavar="TOKENS",
         help="of each request, prompt and answer together; default: %(default)s",
     )  # fmt: skip
@@ -96,6 +100,7 @@ def run(parsed: argparse.Namespace) -> int:
     wish = Wish(
         num_adapters=parsed.adapters,
         rank=parsed.rank,
+        target_modules=parsed.target_modules,
         context=parsed.context,
         max_requests=parsed.max_batch_requests,
         kv_dtype=parsed.kv_cache_dtype,
@@ -125,7 +130,8 @@ def _lines(size: "ModelSize", found: "Budget", wish: "Wish", parsed: argparse.Na
     yield f"on {each_gpu}: {card.memory_bytes / GIB:.1f} GiB at {card.bytes_per_second / 1e12:g} TB/s"
     yield ""
     yield f"{'':12}{'GiB':>9}{'part':>9}"
-    each = f"{wish.num_adapters} of rank {wish.rank}, {found.adapter_bytes / MIB:.1f} MiB each"
+    where = "" if wish.target_modules is None else f" on {', '.join(wish.target_modules)}"
+    each = f"{wish.num_adapters} of rank {wish.rank}{where}, {found.adapter_bytes / MIB:.1f} MiB each"
     rows = (
         ("weights", memory.weights, ""),
         ("adapters", memory.adapters, each),
@@ -167,6 +173,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"an empty name in {text!r}")
+    return names
 
 
 def _rank(text: str) -> int:

@@ -56,7 +56,7 @@ async def test_a_lease_of_a_resident_adapter(make_pod: MakePod) -> None:
     entry = await pod.entry("red")
     pod.write(entry)
     seen = await pod.until_state("red", AdapterState.READY)
-    assert (seen.tier, seen.rank_pages, seen.num_in_flight) == (Tier.DEVICE, 1, 0)
+    assert (seen.tier, seen.memory_pages, seen.num_in_flight) == (Tier.DEVICE, 1, 0)
     async with await pod.manager.lease("red", seen.revision) as lease:
         assert lease.key is not None
         assert lease.key.digest == entry.source.digest

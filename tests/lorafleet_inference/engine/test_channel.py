@@ -64,7 +64,6 @@ BUDGETS = EngineBudgets(
     kv_cache_dtype="float32",
     max_resident_adapters=3,
     max_rank=4,
-    rank_page=8,
     total_rank_pages=5,
     host_cache_bytes=6,
 )

@@ -16,6 +16,8 @@ from support.models import VOCABULARY, AdapterSpec, Reference, model_folder, sav
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
+from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.messages import (
@@ -80,7 +82,9 @@ async def test_base_and_adapter_answer_side_by_side(shared: EngineClient, tmp_pa
     ready = await shared.wait_ready()
     assert (ready.facts.num_layers, ready.facts.vocab_size) == (3, VOCABULARY)
     status = await shared.register(key_of("a"), folder, resident=True, pinned=False)
-    assert (status.tier, status.reason, status.rank_pages) == (DeviceTier.DEVICE, None, 1)
+    assert (status.tier, status.reason) == (DeviceTier.DEVICE, None)
+    plan = inspect_adapter(folder, ready.facts, ready.budgets.max_rank)
+    assert status.rank_pages == RowLayout.of(ready.facts).of_plan(plan).num_pages
     prompt = (5, 6, 7)
     with_adapter, with_base = await asyncio.gather(
         answer(shared, Submit("r1", prompt, key_of("a"), GREEDY)), answer(shared, Submit("r2", prompt, None, GREEDY))

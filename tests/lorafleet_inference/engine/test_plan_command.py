@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +12,7 @@ from support.families import FAMILIES
 from support.models import model_folder
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_inference.adapters.row_layout import Place, RowLayout
 from lorafleet_inference.cards import CARDS, Card
 from lorafleet_inference.cli import main
 from lorafleet_inference.config import GIB, EngineConfig, KvCacheDtype
@@ -101,7 +103,7 @@ def test_pod_takes_what_was_planned(kv_dtype: KvCacheDtype) -> None:
     runner = ModelRunner(load_model(config), config)
     wish = Wish(num_adapters=3, rank=12, context=40, max_requests=8, kv_dtype=kv_dtype)
     planned = budget(size_of(folder), Card(GIB, 1e12), wish)
-    assert planned.num_rank_pages == runner.budgets.total_rank_pages == 6
+    assert planned.num_rank_pages == runner.budgets.total_rank_pages == 3 * runner._bank.layout.num_pages(12)
     assert planned.memory.adapters == runner._bank.num_bytes
     blocks = runner.budgets.num_kv_blocks
     assert planned.kv_token_bytes * blocks * runner.budgets.kv_block_tokens == runner.budgets.kv_cache_bytes
@@ -129,7 +131,11 @@ def test_memory_of_a_device_adds_up(size: ModelSize) -> None:
     memory = found.memory
     assert memory.weights == 2 * (LAYERS * 218_112_000 + 2 * 128_256 * 4096 + 4096)
     width = LAYERS * sum((4096 + 4096, 4096 + 1024, 4096 + 1024, 4096 + 4096, *(3 * [4096 + 14336])))
-    assert memory.adapters == 200 * 16 * width * 2 == 200 * found.adapter_bytes
+    layout = RowLayout.of(size.facts)
+    assert layout.rank_elements == width
+    assert found.adapter_bytes == layout.num_pages(16) * layout.page * 2
+    assert memory.adapters == 200 * found.adapter_bytes
+    assert 200 * 16 * width * 2 <= memory.adapters < 1.02 * (200 * 16 * width * 2), "of each, the last page is not full"
     assert found.kv_token_bytes == LAYERS * 8 * 2 * 128 * 2
     logits = 256 * 128_256 * (2 + 8)
     assert memory.activations == logits, "of a prompt of 2,048 tokens the layers take less"
@@ -147,6 +153,23 @@ def test_kv_of_8_bits_holds_twice_the_tokens_and_is_read_in_half_the_time(size: 
     assert rounded.num_kv_tokens == pytest.approx(whole.num_kv_tokens * 256 / 129, rel=1e-3)
     saved = [one.num_bytes - other.num_bytes for one, other in zip(whole.floors, rounded.floors, strict=True)]
     assert saved == [batch * 8192 * LAYERS * 8 * 2 * 127 for batch in (1, 8)]
+
+
+def test_adapters_take_what_their_modules_fill(size: ModelSize) -> None:
+    card, layout = CARDS["h100-80"], RowLayout.of(size.facts)
+    wish = Wish(num_adapters=200, rank=16, context=8192, max_requests=256)
+    everywhere, some = (
+        budget(size, card, replace(wish, target_modules=names)) for names in (None, ("q_proj", "v_proj"))
+    )
+    q_and_v = LAYERS * 16 * (4096 + 4096 + 4096 + 1024) * 2
+    assert q_and_v <= some.adapter_bytes < q_and_v + layout.page * 2
+    assert some.memory.adapters == 200 * some.adapter_bytes
+    assert everywhere.floors[0].num_bytes - some.floors[0].num_bytes == LAYERS * 16 * 81920 * 2 - q_and_v
+    few = budget(size, card, replace(wish, num_adapters=1, target_modules=("q_proj",)))
+    assert few.memory.adapters == everywhere.adapter_bytes, "a pod has room for one of its largest rank at all modules"
+    with pytest.raises(ConfigError, match=r"no linear module query; it has down_proj, gate_proj, .*, v_proj") as caught:
+        budget(size, card, replace(wish, target_modules=("q_proj", "query")))
+    assert caught.value.option == "--target-modules"
 
 
 def test_activations_grow_with_the_tokens_of_a_step(folder: Path) -> None:
@@ -179,8 +202,8 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "weights          2.77    34.6%" in text
-    assert "adapters         0.98    12.2%   200 of rank 16, 5.0 MiB each" in text
-    assert "maxResidentAdapters: 200, maxRank: 16, adapterMemory: 1000Mi" in text
+    assert "adapters         0.99    12.4%   200 of rank 16, 5.1 MiB each" in text
+    assert "maxResidentAdapters: 200, maxRank: 16, adapterMemory: 1013Mi" in text
     assert main([*arguments, "--kv-cache-dtype", "fp8"]) == 0
     rounded = capsys.readouterr().out
     assert "68 requests of 8192 tokens at once" in rounded
@@ -207,6 +230,8 @@ def test_command_says_what_does_not_fit(folder: Path, capsys: pytest.CaptureFixt
         (["--context", "200000"], "--context: 200000 tokens are more than the 131072"),
         (["--rank", "300"], "argument --rank: 300 is more than 256"),
         (["--adapters", "0"], "argument --adapters: 0 is less than 1"),
+        (["--target-modules", "q_proj,"], "argument --target-modules: an empty name in 'q_proj,'"),
+        (["--target-modules", "experts"], "--target-modules: the model has no linear module experts"),
         (["--gpu-memory", "much"], "argument --gpu-memory: not a quantity"),
         (["--gpu", "voodoo2"], "argument --gpu: invalid choice"),
     ],
@@ -225,29 +250,36 @@ def test_command_refuses(arguments: list[str], words: str, folder: Path, capsys:
 def test_page_shows_what_the_command_prints(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SHORT_8B | {"num_hidden_layers": 32}))
     page = (ROOT / "docs" / name).read_text()
-    shown = re.search(r"<!-- output of: (plan [^>]*) -->\n\n```\n(.*?)```\n", page, re.DOTALL)
-    assert shown is not None
-    assert main(shown[1].replace("LLAMA_8B", str(tmp_path)).split()) == 0
-    assert capsys.readouterr().out == shown[2]
+    shown = re.findall(r"<!-- output of: (plan [^>]*) -->\n\n```\n(.*?)```\n", page, re.DOTALL)
+    assert len(shown) == (2 if name == "sizing.md" else 1)
+    for command, text in shown:
+        assert main(command.replace("LLAMA_8B", str(tmp_path)).split()) == 0
+        assert capsys.readouterr().out == text
     assert name != "sizing.md" or all(f"`{card}`" in page for card in CARDS)
 
 
 MIB = 1 << 20
 
 
-def pages(free_bytes: int | None, page_bytes: int = 40 * MIB, **options: int) -> int:
+LAYOUT = RowLayout({f"m{number}": Place(2048, 2048, 4096) for number in range(640)})
+"""A rank takes 5 MiB of bfloat16: 8 pages."""
+
+
+def pages(free_bytes: int | None, **options: int) -> int:
     config = EngineConfig(model="", max_resident_adapters=32, max_rank=64, **options)  # type: ignore[arg-type]
-    return sizing.pool_pages(config, page_bytes, free_bytes)
+    return sizing.pool_pages(config, LAYOUT, 2, free_bytes)
 
 
 def test_pool_takes_what_the_options_bound_where_nothing_else_does() -> None:
-    assert pages(None) == pages(80 * GIB) == pages(None, adapter_memory_bytes=80 * GIB) == 32 * 8
+    assert pages(None) == pages(80 * GIB) == pages(None, adapter_memory_bytes=80 * GIB) == 32 * 64 * 8
 
 
 def test_pool_takes_a_quarter_of_what_weights_leave_and_holds_one_of_the_largest_rank() -> None:
-    assert pages(6 * GIB) == (6 * GIB // 4) // (40 * MIB) == 38
-    assert pages(1 * GIB) == 8
-    assert pages(6 * GIB, adapter_memory_bytes=4 * GIB) == 102, "who says how much is not bounded"
+    page = 5 * MIB // 8
+    assert LAYOUT.page * 2 == page
+    assert pages(6 * GIB) == (6 * GIB // 4) // page
+    assert pages(1 * GIB) == 64 * 8
+    assert pages(6 * GIB, adapter_memory_bytes=4 * GIB) == 4 * GIB // page, "who says how much is not bounded"
 
 
 def test_pool_that_holds_no_adapter_of_the_largest_rank_is_refused() -> None:
@@ -260,10 +292,10 @@ def test_pod_has_the_pool_that_was_asked_for() -> None:
     folder = model_folder("llama")
     options = {"max_resident_adapters": 32, "max_rank": 64, "kv_cache_memory_bytes": 200_000}
     loaded = load_model(EngineConfig(model=str(folder), device="cpu", dtype="float32"))
-    page = sizing.pool_bytes(loaded.facts, 1, 4)
+    page = RowLayout.of(loaded.facts).page * 4
     config = EngineConfig(
-        model=str(folder), device="cpu", dtype="float32", adapter_memory_bytes=11 * page + 5, **options
+        model=str(folder), device="cpu", dtype="float32", adapter_memory_bytes=401 * page + 5, **options
     )  # type: ignore[arg-type]
     runner = ModelRunner(loaded, config)
-    assert runner.budgets.total_rank_pages == 11
-    assert runner._bank.num_bytes == 11 * page
+    assert runner.budgets.total_rank_pages == 401
+    assert runner._bank.num_bytes == 401 * page

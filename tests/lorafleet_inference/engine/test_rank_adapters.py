@@ -124,7 +124,7 @@ def test_an_adapter_that_one_rank_cannot_copy_is_on_no_device(shared: RankedEngi
     slab = shared.runner.load_slab(plan)
     key = key_of("not-copied")
     with pytest.raises(AdapterError, match="rank 1: KeyError"):
-        shared.runner.install(key, (0, 1), replace(slab, number=-1))
+        shared.runner.install(key, tuple(range(shared.runner.num_pages(plan))), replace(slab, number=-1))
     assert key not in shared.runner._runner._bank._resident
 
 
@@ -134,8 +134,9 @@ def test_what_nobody_needs_any_more_is_dropped_by_all_ranks(shared: RankedEngine
     number = first.number
     del first
     second = shared.runner.load_slab(plan)
+    pages = tuple(range(shared.runner.num_pages(plan)))
     with pytest.raises(AdapterError, match=f"rank 1: KeyError: {number}"):
-        shared.runner.install(key_of("dropped"), (0, 1), replace(second, number=number))
+        shared.runner.install(key_of("dropped"), pages, replace(second, number=number))
 
 
 def test_sampled_tokens_scores_and_embeddings_are_those_of_one_rank(shared: RankedEngine, one: DrivenEngine) -> None:

@@ -1,9 +1,10 @@
 """Deltas read from the pool equal two products a token, over ranks and popularity."""
 
+import numpy as np
 import pytest
 import torch
 
-from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
+from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows, RowTable
 
 NUM_ADAPTERS = 6
 RANKS = {
@@ -26,10 +27,11 @@ SEGMENTS = {
 def test_equals_two_products_a_token(kernels: CpuKernels, ranks: str, segments: str, widths: tuple[int, int]) -> None:
     torch.manual_seed(1)
     in_width, out_width = widths
-    column, pool_rows_each, gap = 9, 256, 2
-    pool = torch.randn(NUM_ADAPTERS * pool_rows_each, column + in_width + out_width + 3)
-    order = torch.randperm(len(pool)).tolist()
-    pool_rows = [order[at * pool_rows_each : (at + 1) * pool_rows_each] for at in range(NUM_ADAPTERS)]
+    gap, width = 2, in_width + out_width + 3
+    before_it = 5  # rows of another module
+    pool = torch.randn(NUM_ADAPTERS * (256 + before_it), width)
+    order = np.random.default_rng(1).permutation(len(pool)).astype(np.int64)
+    own = [np.sort(order[at::NUM_ADAPTERS][: before_it + rank]) for at, rank in enumerate(RANKS[ranks])]
     bounds: list[tuple[int, int]] = []
     for length in SEGMENTS[segments]:
         begin = bounds[-1][1] + gap if bounds else 1  # between them are tokens of the base
@@ -39,11 +41,14 @@ def test_equals_two_products_a_token(kernels: CpuKernels, ranks: str, segments: 
     before, y = whole.clone(), whole[:, 3 : 3 + out_width]  # columns of what several modules give together
     right = y.double()
     for adapter, (begin, end) in enumerate(bounds):
-        rows = pool[pool_rows[adapter][: RANKS[ranks][adapter]]].double()
-        low = x[begin:end].double() @ rows[:, column : column + in_width].t()
-        right[begin:end] += low @ rows[:, column + in_width : column + in_width + out_width]
-    lora = LoraRows(kernels, bounds, pool_rows, [[5, rank] for rank in RANKS[ranks]])
-    lora.add(1, pool, column, x, y)
+        rows = pool[own[adapter][before_it:]].double()
+        low = x[begin:end].double() @ rows[:, :in_width].t()
+        right[begin:end] += low @ rows[:, in_width : in_width + out_width]
+    tables = [
+        RowTable.of(rows * width, np.array([before_it, rank], dtype=np.int32))
+        for rows, rank in zip(own, RANKS[ranks], strict=True)
+    ]
+    LoraRows(kernels, bounds, tables).add(1, pool, x, y)
     assert torch.allclose(y.double(), right, rtol=1e-4, atol=1e-3)
     assert torch.equal(whole[:, :3], before[:, :3])
     assert torch.equal(whole[:, 3 + out_width :], before[:, 3 + out_width :])

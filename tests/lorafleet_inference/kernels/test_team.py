@@ -3,9 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows
+from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows, RowTable
 from lorafleet_inference.kernels.team import on_one_thread
 
 
@@ -24,6 +25,6 @@ def test_kernels_bring_no_threads_of_their_own(kernels: CpuKernels) -> None:
     weight = torch.randn(400, 400)
     assert (weight @ weight).isfinite().all()  # torch's team is there from now on
     before = system_threads()
-    rows = LoraRows(kernels, [(0, 2)], [[0]], [[1]])
-    rows.add(0, torch.ones(1, 8), 0, torch.ones(2, 4), torch.zeros(2, 4))
+    table = RowTable.of(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int32))
+    LoraRows(kernels, [(0, 2)], [table]).add(0, torch.ones(1, 8), torch.ones(2, 4), torch.zeros(2, 4))
     assert system_threads() == before

@@ -38,7 +38,6 @@ BUDGETS = EngineBudgets(
     kv_cache_dtype="float32",
     max_resident_adapters=8,
     max_rank=64,
-    rank_page=8,
     total_rank_pages=64,
     host_cache_bytes=1 << 30,
 )

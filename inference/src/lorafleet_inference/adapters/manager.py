@@ -33,6 +33,7 @@ from lorafleet_inference.adapters.journal import Difference, Journal
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.adapters.local import LocalAdapters
 from lorafleet_inference.adapters.merges import MergeEngine, Merges
+from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.adapters.sources.registry import Refusing, Sources
 from lorafleet_inference.adapters.store import AdapterStore
 from lorafleet_inference.adapters.tracked import Phase, Tracked
@@ -125,6 +126,7 @@ class AdapterManager:
             can_load=config.engine.load_on_demand,
         )
         """Adapters that requests name; only asked where that is allowed."""
+        self._layout: RowLayout | None = None
         self._first: Sequence[Entry] = ()
         """Resident entries of the operator's first catalogue."""
         self._is_ready = False
@@ -149,6 +151,18 @@ class AdapterManager:
         await self._bringer.close()
         await self._store.close()
         self._sources.close()
+
+    @property
+    def row_layout(self) -> RowLayout:
+        """How adapters lie in the engine's pages.
+
+        Raises:
+            EngineNotReady: the base model is not loaded yet.
+        """
+        if self._layout is None:
+            ready = self.engine_ready
+            self._layout = RowLayout.of(ready.budgets.held or ready.facts)
+        return self._layout
 
     @property
     def engine_ready(self) -> EngineReady:
@@ -390,7 +404,8 @@ class AdapterManager:
         )
 
     def _facts(self, folder: Path) -> AdapterFacts:
-        return self._inspect(folder).facts
+        plan = self._inspect(folder)
+        return plan.facts.model_copy(update={"memory_pages": self.row_layout.of_plan(plan).num_pages})
 
     def _inspect(self, folder: Path) -> AdapterPlan:
         ready = self.engine_ready

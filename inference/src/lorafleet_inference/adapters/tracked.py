@@ -161,7 +161,7 @@ class Tracked:
             message=message,
             num_in_flight=len(self.leases),
             rank=entry.artifact.facts.rank,
-            rank_pages=self.rank_pages,
+            memory_pages=self.rank_pages or entry.artifact.facts.memory_pages,
             size_bytes=entry.artifact.facts.size_bytes,
             last_used=self.last_used,
             num_tokens=self._num_tokens + sum(lease.num_tokens for lease in self.leases),

@@ -241,9 +241,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine set aside. A rank-r adapter takes ceil(r / rank_page) rank pages.
+    """What the engine set aside.
 
-    More if it holds anything beside A and B of linear layers (head, embedding, saved modules, experts, DoRA's norms).
+    An adapter takes the pages that `RowLayout` says; more if it holds anything beside A and B of linear layers (head, embedding,
+    saved modules, experts, DoRA's norms).
     """
 
     num_kv_blocks: int
@@ -253,9 +254,10 @@ class EngineBudgets(msgspec.Struct, frozen=True, kw_only=True):
     """The model's dtype, or fp8."""
     max_resident_adapters: int
     max_rank: int
-    rank_page: int
     total_rank_pages: int
     host_cache_bytes: int
+    held: ModelFacts | None = None
+    """Of the part of the model that each rank holds, where it is on several: by its widths the pages are laid out."""
 
 
 class Kernels(StrEnum):

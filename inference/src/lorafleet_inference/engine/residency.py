@@ -1,6 +1,6 @@
 """Which adapters lie in device memory and on the host, and who goes when there is no room. Pure: it counts, others copy.
 
-Device memory is rows of one rank each; RANK_PAGE rows are a page, and a rank-r adapter takes ceil(r / RANK_PAGE) of them.
+Device memory is pages, of which an adapter takes as many as its A and B fill.
 An adapter leaves the device only when it is neither pinned nor in use, the least recently used first, and only after it
 is certain that the newcomer fits.
 """
@@ -8,6 +8,7 @@ is certain that the newcomer fits.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from lorafleet_inference.engine.free_pages import FreePages
 from lorafleet_inference.engine.messages import AdapterKey, DeviceTier
 
 
@@ -56,7 +57,7 @@ class Residency:
         """Those that have pages."""
         self._hosted: dict[AdapterKey, _Entry] = {}
         """Those whose slab is kept on the host."""
-        self._free_pages = set(range(num_pages))
+        self._free_pages = FreePages(num_pages)
         self._on_device: set[AdapterKey] = set()
         self._unused: set[AdapterKey] = set()
         """On the device, and not computed with since they came."""
@@ -144,7 +145,7 @@ class Residency:
         for other in leaving:
             self._leave_device(other)
         self.num_evictions += len(leaving)
-        entry.pages = self._take_pages(entry.num_pages)
+        entry.pages = self._free_pages.take(entry.num_pages)
         self._holders[key] = entry
         return Room(entry.pages, tuple(leaving))
 
@@ -230,20 +231,9 @@ class Residency:
                 leaving = rest
         return leaving
 
-    def _take_pages(self, num_pages: int) -> tuple[int, ...]:
-        """Neighbouring pages if there are any, since those are read without gathering."""
-        free = sorted(self._free_pages)
-        run = next(
-            (free[at : at + num_pages] for at in range(len(free) - num_pages + 1)
-             if free[at + num_pages - 1] - free[at] == num_pages - 1),
-            free[:num_pages],
-        )  # fmt: skip
-        self._free_pages -= set(run)
-        return tuple(run)
-
     def _leave_device(self, key: AdapterKey) -> None:
         entry = self._entries[key]
-        self._free_pages |= set(entry.pages)
+        self._free_pages.give(entry.pages)
         entry.pages = ()
         self._holders.pop(key, None)
         self._on_device.discard(key)

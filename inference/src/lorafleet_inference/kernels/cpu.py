@@ -19,6 +19,7 @@ from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.team import Run, team
 
 logger = logging.getLogger(__name__)
+Int32s = np.ndarray[Any, np.dtype[np.int32]]
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
 TASKS_PER_THREAD = 4
 """So many, at least, that no thread waits long for the last one."""
@@ -182,20 +183,32 @@ class PagedDecode:
         self._kernels.run(self._kernels.decode[keys.dtype], numbers)
 
 
+@dataclass(frozen=True, slots=True)
+class RowTable:
+    """An adapter in the pool, as `LoraRows` reads it."""
+
+    offsets: Int64s
+    """Where each of its rows begins, in elements of the pool, module after module, contiguous."""
+    addresses: Int64s
+    """[modules]: of each module's first number there."""
+    ranks: Int32s
+    """[modules]"""
+
+    @classmethod
+    def of(cls, offsets: Int64s, ranks: Int32s) -> "RowTable":
+        """Return the table of an adapter with so many rows at each module."""
+        assert offsets.flags.c_contiguous
+        begins = np.cumsum(ranks, dtype=np.int64) - ranks
+        return cls(offsets, offsets.ctypes.data + offsets.itemsize * begins, ranks)
+
+
 class LoraRows:
     """Tokens of a step and their adapters, prepared once for all modules.
 
-    `segments[i]`: from which row of x and y, to before which, the tokens of one adapter lie; `pool_rows[i]`: the rows of
-    the pool that hold it; `ranks[i][m]`: its rank at module m.
+    `segments[i]`: from which row of x and y, to before which, the tokens of one adapter lie; `adapters[i]`: it.
     """
 
-    def __init__(
-        self,
-        kernels: CpuKernels,
-        segments: Sequence[tuple[int, int]],
-        pool_rows: Sequence[Sequence[int]],
-        ranks: Sequence[Sequence[int]],
-    ) -> None:
+    def __init__(self, kernels: CpuKernels, segments: Sequence[tuple[int, int]], adapters: Sequence[RowTable]) -> None:
         from lorafleet_inference.kernels.lora_rows import BLOCK_TOKENS  # noqa: PLC0415  there since load_kernels
 
         self._kernels = kernels
@@ -206,14 +219,14 @@ class LoraRows:
         ]
         self._blocks = np.array(blocks, dtype=np.int64).reshape(-1, 3).T.copy()
         """First rows, numbers of tokens, adapters."""
-        self._pool_rows = np.zeros((len(pool_rows), max(map(len, pool_rows))), dtype=np.int64)
-        for at, some in enumerate(pool_rows):
-            self._pool_rows[at, : len(some)] = some
-        self._ranks = np.ascontiguousarray(np.array(ranks, dtype=np.int64).T)
-        self._touched = {module for module, some in enumerate(self._ranks) if some.any()}
+        self._adapters = adapters  # the kernel reads what they hold
+        self._rows = np.stack([one.addresses for one in adapters], axis=1)
+        self._ranks = np.stack([one.ranks for one in adapters], axis=1).astype(np.int64)
+        """Both [modules, adapters]."""
+        self._touched = set(np.flatnonzero(self._ranks.any(axis=1)).tolist())
 
-    def add(self, module: int, pool: torch.Tensor, column: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add to y [T, out], rows of any stride, the deltas for x [T, in]; the module's A begins at this column of the pool."""
+    def add(self, module: int, pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to y [T, out], rows of any stride, the deltas for x [T, in]."""
         if module not in self._touched:
             return
         x = x.contiguous()
@@ -223,9 +236,9 @@ class LoraRows:
         begins, counts, adapters = self._blocks
         numbers = np.array(
             [
-                task.ctypes.data, len(begins), x.shape[1], y.shape[1], pool.data_ptr(), pool.shape[1], column,
-                x.data_ptr(), y.data_ptr(), begins.ctypes.data, counts.ctypes.data, adapters.ctypes.data,
-                self._ranks[module].ctypes.data, self._pool_rows.ctypes.data, self._pool_rows.shape[1], y.stride(0),
+                task.ctypes.data, len(begins), x.shape[1], y.shape[1], pool.data_ptr(), x.data_ptr(), y.data_ptr(),
+                begins.ctypes.data, counts.ctypes.data, adapters.ctypes.data, self._ranks[module].ctypes.data,
+                self._rows[module].ctypes.data, y.stride(0),
             ],
             dtype=np.int64,
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """LoRA of a mixed batch, straight from the rows of the adapter pool.
 
-A row of the pool holds, for each module, row r of A and after it column r of B. A token's delta is the sum over its
-adapter's rows of (A_r . x) B_r, so each row is read once for up to BLOCK_TOKENS tokens, from its beginning to its end.
-Where an adapter has one token, reading is what it costs: what the next rows need is fetched while these are computed.
-Threads take the blocks in turn.
+A row holds, for one module, row r of A and behind it column r of B. A token's delta is the sum over its adapter's rows of
+(A_r . x) B_r, so each row is read once for up to BLOCK_TOKENS tokens, from its beginning to its end. Where an adapter has
+one token, reading is what it costs: what the next rows need is fetched while these are computed. Threads take the blocks in
+turn.
 """
 
 from typing import Any
@@ -16,12 +16,10 @@ from lorafleet_inference.kernels.pointers import float32_at, int64_at, prefetch,
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 F32 = np.float32
 BLOCK_TOKENS = 16
-# What a call is given, in order. Block i: BLOCK_BEGINS[i] is the row in x and y of its first token, then its number of
-# tokens and their adapter. Of adapter a and this module: its rank. Row r of adapter a lies in pool row
-# `pool_rows[a * max_rank + r]`.
+# What a call is given, in order. Block i: BEGINS[i] is the row in x and y of its first token, then its number of tokens and
+# their adapter. Of each adapter at this module: its rank, and in ROWS the address of where its rows begin, in elements of POOL.
 # A row of y has Y_WIDTH elements, of which the first OUT_WIDTH are the module's.
-(TASK, NUM_BLOCKS, IN_WIDTH, OUT_WIDTH, POOL, POOL_WIDTH, COLUMN, X, Y, BEGINS, COUNTS, ADAPTERS, RANKS, POOL_ROWS,
- MAX_RANK, Y_WIDTH) = range(16)  # fmt: skip
+(TASK, NUM_BLOCKS, IN_WIDTH, OUT_WIDTH, POOL, X, Y, BEGINS, COUNTS, ADAPTERS, RANKS, ROWS, Y_WIDTH) = range(13)
 
 
 @njit(fastmath=FAST)
@@ -82,33 +80,33 @@ def _one_row(x: Any, y: Any, row: int, in_width: int, out_width: int) -> None:
 
 
 @njit
-def _row(base: int, rows: Any, r: int, row_bytes: int) -> int:
-    return base + rows[r] * row_bytes
+def _row(base: int, rows: Any, r: int) -> int:
+    return base + 4 * rows[r]
 
 
 @njit
-def _block(x: int, y: int, count: int, rank: int, base: int, rows: Any, row_bytes: int, widths: Any) -> None:
+def _block(x: int, y: int, count: int, rank: int, base: int, rows: Any, widths: Any) -> None:
     """All rows of an adapter for neighbouring tokens; x and y are the addresses of the first one's."""
     in_width, out_width, y_width = widths
     x_bytes, y_bytes = 4 * in_width, 4 * y_width
     fours, in_fours = rank // 4 * 4, count // 4 * 4
     for r in range(0, fours, 4):
         for after in range(r + 4, min(r + 8, rank)):
-            ahead = _row(base, rows, after, row_bytes)
+            ahead = _row(base, rows, after)
             for offset in range(0, x_bytes + 4 * out_width, 64):
                 prefetch(ahead + offset)
         four = (
-            _row(base, rows, r, row_bytes),
-            _row(base, rows, r + 1, row_bytes),
-            _row(base, rows, r + 2, row_bytes),
-            _row(base, rows, r + 3, row_bytes),
+            _row(base, rows, r),
+            _row(base, rows, r + 1),
+            _row(base, rows, r + 2),
+            _row(base, rows, r + 3),
         )
         for t in range(0, in_fours, 4):
             _four_tokens(x + t * x_bytes, y + t * y_bytes, four, in_width, out_width, y_width)
         for t in range(in_fours, count):
             _one_token(float32_at(x + t * x_bytes), float32_at(y + t * y_bytes), four, in_width, out_width)
     for r in range(fours, rank):
-        row = _row(base, rows, r, row_bytes)
+        row = _row(base, rows, r)
         for t in range(count):
             _one_row(float32_at(x + t * x_bytes), float32_at(y + t * y_bytes), row, in_width, out_width)
 
@@ -116,9 +114,9 @@ def _block(x: int, y: int, count: int, rank: int, base: int, rows: Any, row_byte
 @cfunc("void(CPointer(int64))", cache=True)
 def lora_rows_float32(p: Any) -> None:
     """Entry for float32."""
-    in_width, out_width, y_width, row_bytes = p[IN_WIDTH], p[OUT_WIDTH], p[Y_WIDTH], 4 * p[POOL_WIDTH]
+    in_width, out_width, y_width = p[IN_WIDTH], p[OUT_WIDTH], p[Y_WIDTH]
     begins, counts = int64_at(p[BEGINS]), int64_at(p[COUNTS])
-    adapters, ranks = int64_at(p[ADAPTERS]), int64_at(p[RANKS])
+    adapters, ranks, rows = int64_at(p[ADAPTERS]), int64_at(p[RANKS]), int64_at(p[ROWS])
     while True:
         task = take_next(int64_at(p[TASK]))
         if task >= p[NUM_BLOCKS]:
@@ -129,8 +127,7 @@ def lora_rows_float32(p: Any) -> None:
             p[Y] + 4 * begins[task] * y_width,
             counts[task],
             ranks[adapter],
-            p[POOL] + 4 * p[COLUMN],
-            int64_at(p[POOL_ROWS] + 8 * adapter * p[MAX_RANK]),
-            row_bytes,
+            p[POOL],
+            int64_at(rows[adapter]),
             (in_width, out_width, y_width),
         )

@@ -3,20 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lorafleet_common.errors import ConfigError
+from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.cards import Card
-from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE, KvCacheDtype
+from lorafleet_inference.config import KV_BLOCK_TOKENS, KvCacheDtype
 from lorafleet_inference.kernels.few_tokens import MAX_TOKENS
 from lorafleet_inference.model.dry_run import ModelSize
 from lorafleet_inference.model.graph_rooms import captured_bytes
-from lorafleet_inference.model.lora import num_pages_of
 from lorafleet_inference.model.sizing import (
     GRAPH_BYTES,
     DeviceMemory,
     kv_block_bytes,
     kv_token_bytes,
     num_blocks_for,
-    num_rank_pages,
-    pool_bytes,
 )
 
 DRIVER_BYTES = 600 << 20
@@ -33,6 +32,8 @@ class Wish:
     """In device memory."""
     rank: int
     """Of each."""
+    target_modules: tuple[str, ...] | None = None
+    """Last name components of the modules that each changes; None: all linear modules."""
     context: int
     """Tokens of each request, prompt and answer."""
     max_requests: int
@@ -59,7 +60,7 @@ class Budget:
 
     memory: DeviceMemory
     adapter_bytes: int
-    """Of each adapter in device memory, if it changes all modules or only some."""
+    """Of each adapter in device memory."""
     num_rank_pages: int
     kv_token_bytes: int
     num_kv_tokens: int
@@ -69,13 +70,20 @@ class Budget:
 
 
 def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
-    """Return what fits of a wish; nothing of it fits where `num_requests` is 0."""
-    num_pages = num_rank_pages(wish.num_adapters, wish.rank)
+    """Return what fits of a wish; nothing of it fits where `num_requests` is 0.
+
+    Raises:
+        ConfigError: the model has no linear module of a name of `target_modules`.
+    """
+    layout, modules = RowLayout.of(size.facts), _modules(size, wish)
+    page_bytes, each = layout.page * size.itemsize, layout.num_pages(wish.rank, modules)
+    # a pool holds one adapter of the largest rank on all modules at least
+    num_pages = max(wish.num_adapters * each, layout.num_pages(wish.rank))
     memory = DeviceMemory(
         total=card.memory_bytes,
         other=DRIVER_BYTES,
         weights=size.weights,
-        adapters=pool_bytes(size.facts, num_pages, size.itemsize),
+        adapters=num_pages * page_bytes,
         activations=size.activations,
         graphs=_captured_bytes(size, wish),
     )
@@ -84,7 +92,7 @@ def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
     num_requests = min(wish.max_requests, num_blocks // num_blocks_for(wish.context))
     return Budget(
         memory,
-        adapter_bytes=pool_bytes(size.facts, num_pages_of(wish.rank), size.itemsize),
+        adapter_bytes=each * page_bytes,
         num_rank_pages=num_pages,
         kv_token_bytes=block_bytes // KV_BLOCK_TOKENS,
         num_kv_tokens=num_blocks * KV_BLOCK_TOKENS,
@@ -107,8 +115,23 @@ def _captured_bytes(size: ModelSize, wish: Wish) -> int:
     )
 
 
+def _modules(size: ModelSize, wish: Wish) -> list[str]:
+    names = [module.name for module in size.facts.modules]
+    if wish.target_modules is None:
+        return names
+    known = {name.rsplit(".", 1)[-1] for name in names}
+    for target in wish.target_modules:
+        if target not in known:
+            raise ConfigError(
+                "--target-modules", f"the model has no linear module {target}; it has {', '.join(sorted(known))}"
+            )
+    return [name for name in names if name.rsplit(".", 1)[-1] in wish.target_modules]
+
+
 def _floors(size: ModelSize, card: Card, wish: Wish, num_requests: int) -> Iterator[Floor]:
-    rank_bytes = pool_bytes(size.facts, 1, size.itemsize) // RANK_PAGE
+    layout = RowLayout.of(size.facts)
+    places = [layout.places[layout.index[name]] for name in _modules(size, wish)]
+    rank_bytes = sum(place.in_width + place.out_width for place in places) * size.itemsize
     for batch in sorted({min(batch, num_requests) for batch in BATCHES} - {0}):
         num_adapters = min(batch, wish.num_adapters)
         read = weights_read(size, batch)

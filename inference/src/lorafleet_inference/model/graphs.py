@@ -34,7 +34,7 @@ from lorafleet_inference.model.graph_rooms import (
     prompt_rooms,
 )
 from lorafleet_inference.model.input_batch import with_chosen
-from lorafleet_inference.model.lora import LoraBank, num_pages_of
+from lorafleet_inference.model.lora import LoraBank
 from lorafleet_inference.model.paged_step import LayerKV, PagedStep
 from lorafleet_inference.model.side_lora import SideBank
 
@@ -149,8 +149,6 @@ class StepGraphs:
             step.num_rows,
             num_items,
             num_blocks=-(-self._max_tokens // KV_BLOCK_TOKENS),
-            num_pages=num_pages_of(self._max_rank) if num_items else 0,
-            num_modules=len(self._bank.layout.places) if num_items else 0,
             num_side_pages=self._sides.most_pages(self._max_rank) if has_sides else 0,
             num_sites=len(self._sides.layout.places) if has_sides else 0,
             num_tokens=0 if prompt is None else prompt.num_tokens,
@@ -175,7 +173,10 @@ class StepGraphs:
             attention = FixedPrompts(self._triton.blocks, tables, self._max_tokens, PIECE_TOKENS)
         else:
             attention = FixedAttention(self._triton.blocks, tables, tables.tensor("slots"), self._max_tokens)
-        lora = FixedLora(self._triton.blocks, tables, self._max_rank) if tables.room.num_items else None
+        lora = None
+        if room.num_items:
+            assert self._bank.tables is not None
+            lora = FixedLora(self._triton.blocks, tables, self._bank.tables, self._max_rank)
         sides = FixedSides(self._triton.blocks, tables, self._max_rank) if tables.room.num_sites else None
         with (
             self._bank.capturing(lora, len(token_ids)),
@@ -208,7 +209,7 @@ class StepGraphs:
         else:
             here["lasts"][:count] = batch.positions
             here["tables"][:count, : batch.tables.shape[1]] = batch.tables
-        self._bank.fill(here["items"], here["pages"], here["ranks"], batch.segments, ITEM_TOKENS)
+        self._bank.fill(here["items"], batch.segments, ITEM_TOKENS)
         if tables.room.num_sites:
             self._sides.fill(here["owners"], here["side_pages"], here["entries"], batch.segments, ITEM_TOKENS)
         tables.send()

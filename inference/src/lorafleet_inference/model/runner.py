@@ -12,8 +12,9 @@ import msgspec
 import torch
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig, KvCacheDtype
+from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, EngineConfig, KvCacheDtype
 from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.device.interface import Graphs, Order
 from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, ModelFacts, ModuleKind
@@ -33,7 +34,7 @@ from lorafleet_inference.model.extras import Extras, ExtrasBank
 from lorafleet_inference.model.extras_files import Total, alone, load_extras, num_extra_elements
 from lorafleet_inference.model.graph_rooms import captured_bytes
 from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
-from lorafleet_inference.model.lora import LoraBank, Slab, load_slab, num_pages_of
+from lorafleet_inference.model.lora import LoraBank
 from lorafleet_inference.model.memory import zeros
 from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.paged_step import LayerKV, PagedStep
@@ -46,10 +47,10 @@ from lorafleet_inference.model.sizing import (
     kv_block_bytes,
     kv_row_bytes,
     num_blocks_for,
-    pool_bytes,
     pool_pages,
     weight_bytes,
 )
+from lorafleet_inference.model.slab import Slab, load_slab
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -98,8 +99,8 @@ class ModelRunner:
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
         self._held, self._shard, self._group = loaded.held, loaded.shard, group
-        page_bytes = pool_bytes(loaded.held, 1, loaded.dtype.itemsize)
-        num_pages = self._least(pool_pages(config, page_bytes, _free_bytes(self._device)))
+        layout, itemsize = RowLayout.of(loaded.held), loaded.dtype.itemsize
+        num_pages = self._least(pool_pages(config, layout, itemsize, _free_bytes(self._device)))
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
         self._triton = _triton_of(self._device, config) if triton is None else triton
         if self._kernels is not None and isinstance(self._model, Decoder):
@@ -109,7 +110,13 @@ class ModelRunner:
         if self._triton is not None:
             _quantised_by_kernels(self._model)
         self._bank = LoraBank(
-            loaded.model, loaded.held, num_pages=num_pages, kernels=self._kernels, triton=self._triton
+            loaded.model,
+            loaded.held,
+            num_pages=num_pages,
+            num_adapters=config.max_resident_adapters,
+            max_rank=config.max_rank,
+            kernels=self._kernels,
+            triton=self._triton,
         )
         self._sides: SideBank | None = None
         """Of a whole model: ranks of one have parts of what adapters hold there, and leave it to plain torch."""
@@ -144,9 +151,9 @@ class ModelRunner:
             kv_cache_dtype=self.facts.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
             max_resident_adapters=config.max_resident_adapters,
             max_rank=config.max_rank,
-            rank_page=RANK_PAGE,
             total_rank_pages=num_pages,
             host_cache_bytes=config.host_cache_bytes,
+            held=loaded.rank_facts,
         )
         if self._triton is not None:
             self._compile(config)
@@ -298,29 +305,35 @@ class ModelRunner:
         What it holds beside rows lies in pages of its own where kernels compute it. The rest lies outside of the pool and is charged
         in pages, so that memory stays bounded.
         """
-        page_elements = RANK_PAGE * self._bank.layout.width
-        num_pages, num_outside = num_pages_of(plan.rank), num_extra_elements(plan, self._held)
+        num_pages, num_outside = self._num_row_pages(plan), num_extra_elements(plan, self._held)
         if self._sides is not None:
             ranks = self._sides.layout.ranks_of(plan)
             num_pages += self._sides.layout.laid(ranks)[1]
             num_outside -= self._sides.layout.num_elements(ranks)
-        return num_pages + -(-num_outside // page_elements)
+        return max(1, num_pages + -(-num_outside // self._bank.layout.page))
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
         """Return the size of an adapter in host memory."""
-        num_rows = num_pages_of(plan.rank) * RANK_PAGE
-        return (num_rows * self._bank.layout.width + num_extra_elements(plan, self._held)) * self._dtype.itemsize
+        num_elements = self._num_row_pages(plan) * self._bank.layout.page + num_extra_elements(plan, self._held)
+        return num_elements * self._dtype.itemsize
+
+    def _num_row_pages(self, plan: AdapterPlan) -> int:
+        return self._bank.layout.of_plan(plan).num_pages
 
     @torch.inference_mode()
     @on_one_thread()
     def install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
         """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""
-        num_row_pages = slab.slab.rows.shape[0] // RANK_PAGE
-        self._bank.install(key, pages[:num_row_pages], slab.slab)
-        extras = slab.extras
-        if self._sides is not None and any(slab.side_ranks):
-            extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
-        self._extras.install(key, extras, slab.vocabulary)
+        num_row_pages = len(slab.slab.pages)
+        try:
+            self._bank.install(key, pages[:num_row_pages], slab.slab)
+            extras = slab.extras
+            if self._sides is not None and any(slab.side_ranks):
+                extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
+            self._extras.install(key, extras, slab.vocabulary)
+        except BaseException:
+            self.remove(key)  # else it kept a place that its room does not count any more
+            raise
         device_at(self._device).current().mark().wait(Order.ADAPTER_COPIED)
 
     def remove(self, key: AdapterKey) -> None:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.config import RANK_PAGE
 from lorafleet_inference.engine.messages import AdapterKey, ModelFacts, ModuleKind
 from lorafleet_inference.kernels.triton.sides import NUM_ENTRY, SideSite
 from lorafleet_inference.model import experts
@@ -123,8 +122,8 @@ class SideBank:
     """What adapters hold at these sites, in the pool, and the hooks that add from it."""
 
     def __init__(self, model: torch.nn.Module, facts: ModelFacts, pool: torch.Tensor, triton: "TritonKernels") -> None:
-        """pool [rows, width], contiguous."""
-        self._pool = pool.view(len(pool) // RANK_PAGE, -1)
+        """pool [pages, elements of a page], contiguous."""
+        self._pool = pool
         self._triton = triton
         self.layout = SideLayout(facts, self._pool.shape[1])
         self._resident: dict[AdapterKey, _Resident] = {}

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, RANK_PAGE, EngineConfig, KvCacheDtype
-from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.adapters.row_layout import RowLayout
+from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, EngineConfig, KvCacheDtype
 from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.model.attention import LayerShape
-from lorafleet_inference.model.lora import RowLayout, num_pages_of
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
 
 ADAPTER_PART = 0.25
@@ -38,21 +37,17 @@ def kv_block_bytes(shapes: Sequence[LayerShape], itemsize: int, kv_dtype: KvCach
     return KV_BLOCK_TOKENS * sum(kv_token_bytes(shape, itemsize, kv_dtype) for shape in shapes)
 
 
-def num_rank_pages(max_resident_adapters: int, max_rank: int) -> int:
-    """Return the rank pages of a pool that holds so many adapters of the largest rank at once."""
-    return max_resident_adapters * num_pages_of(max_rank)
+def pool_pages(config: EngineConfig, layout: RowLayout, itemsize: int, free_bytes: int | None) -> int:
+    """Return how many pages adapters get on a device.
 
-
-def pool_pages(config: EngineConfig, page_bytes: int, free_bytes: int | None) -> int:
-    """Return how many rank pages adapters get on a device.
-
-    page_bytes: of one page in all modules; free_bytes: of the device beside the weights, None where it is not known.
+    free_bytes: of the device beside the weights, None where it is not known.
 
     Raises:
         ConfigError: an adapter of the largest rank does not fit.
     """
-    pages = num_rank_pages(config.max_resident_adapters, config.max_rank)
-    largest = num_pages_of(config.max_rank)
+    page_bytes = layout.page * itemsize
+    largest = layout.num_pages(config.max_rank)
+    pages = config.max_resident_adapters * largest
     if config.adapter_memory_bytes is not None:
         room = config.adapter_memory_bytes
     elif free_bytes is not None:
@@ -66,11 +61,6 @@ def pool_pages(config: EngineConfig, page_bytes: int, free_bytes: int | None) ->
             "--max-rank makes that smaller",
         )
     return min(pages, room // page_bytes)
-
-
-def pool_bytes(facts: ModelFacts, num_pages: int, itemsize: int) -> int:
-    """Return the bytes of so many rank pages in all modules."""
-    return num_pages * RANK_PAGE * RowLayout(facts).width * itemsize
 
 
 def num_blocks_for(num_tokens: int) -> int:

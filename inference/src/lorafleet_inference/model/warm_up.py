@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorafleet_inference.config import KV_BLOCK_TOKENS, RANK_PAGE
+from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
-from lorafleet_inference.model.lora import LoraBank, Slab, num_pages_of
+from lorafleet_inference.model.lora import LoraBank
+from lorafleet_inference.model.slab import Slab
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.model.side_lora import SideBank
@@ -43,9 +44,9 @@ def adapters(
 ) -> Iterator[StepPlan]:
     """Yield steps of an adapter of different ranks; it is in both banks while each is run."""
     for rank in sorted({min(rank, max_rank) for rank in RANKS}):
-        num_pages = num_pages_of(rank)
-        rows = torch.zeros(num_pages * RANK_PAGE, bank.layout.width, dtype=dtype)
-        bank.install(KEY, range(num_pages), Slab(rows, (rank,) * len(bank.layout.places)))
+        num_pages = bank.layout.num_pages(rank)
+        pages = torch.zeros(num_pages, bank.layout.page, dtype=dtype)
+        bank.install(KEY, range(num_pages), Slab(pages, (rank,) * len(bank.layout.places)))
         if sides is not None:
             sides.stand_in(KEY)
         for length in NUM_TOKENS:

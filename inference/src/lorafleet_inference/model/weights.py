@@ -2,11 +2,12 @@
 
 import torch
 
+from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.device.host import HostDevice
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.model.extras_files import check_extras
-from lorafleet_inference.model.lora import RowLayout, load_slab
+from lorafleet_inference.model.slab import load_slab
 
 
 @torch.inference_mode()
@@ -17,5 +18,5 @@ def check_weights(plan: AdapterPlan, base: ModelFacts, dtype: str) -> None:
         AdapterError: ARTIFACT_INVALID; names the tensor and the place of a value that is not finite.
     """
     own = getattr(torch, dtype)
-    load_slab(plan, RowLayout(base), own, device=HostDevice())
+    load_slab(plan, RowLayout.of(base), own, device=HostDevice())
     check_extras(plan, own)

@@ -61,7 +61,8 @@ def state_of(pod: Pod, since: int | None = None) -> admin.PodState:
 
 def _state_of(pod: Pod, difference: Difference | None) -> admin.PodState:
     manager, ready, stats = pod.manager, pod.manager.engine_ready, pod.engine.stats
-    facts, budgets = ready.facts, ready.budgets
+    facts, budgets, layout = ready.facts, ready.budgets, manager.row_layout
+    used = stats.used_rank_pages if stats is not None else 0
     return admin.PodState(
         boot_id=manager.boot_id,
         generation=manager.changes.number,
@@ -78,9 +79,11 @@ def _state_of(pod: Pod, difference: Difference | None) -> admin.PodState:
         budgets=admin.Budgets(
             max_resident_adapters=budgets.max_resident_adapters,
             max_rank=budgets.max_rank,
-            rank_page=budgets.rank_page,
-            total_rank_pages=budgets.total_rank_pages,
-            used_rank_pages=stats.used_rank_pages if stats is not None else 0,
+            rank_page=1,
+            total_rank_pages=budgets.total_rank_pages * layout.page // layout.rank_elements,
+            used_rank_pages=-(-used * layout.page // layout.rank_elements),
+            memory_pages=budgets.total_rank_pages,
+            used_memory_pages=used,
             host_cache_bytes=budgets.host_cache_bytes,
             host_used_bytes=stats.host_used_bytes if stats is not None else 0,
             disk_cache_bytes=manager.cache.max_bytes,

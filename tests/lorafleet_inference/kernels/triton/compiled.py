@@ -18,7 +18,7 @@ from lorafleet_inference.kernels.triton import blocks
 from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps, rotate_write
 from lorafleet_inference.kernels.triton.paged import AttentionStep
-from lorafleet_inference.kernels.triton.rows import LoraStep, Site
+from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep, Site
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.sides import SideSite, SideStep
 from lorafleet_inference.kernels.triton.step import Given, StepBlock
@@ -63,9 +63,10 @@ def attend(
 def adapt(sizes: blocks.Blocks, dtype: torch.dtype, rank: int, tokens: int) -> None:
     """A site with tokens of one adapter."""
     site = Site((0,), HIDDEN, HIDDEN, torch.empty(1, 8, dtype=torch.int64, device=CUDA))
-    step = LoraStep(sizes, StepBlock(CUDA), [(0, tokens)], [range(rank // 8)], [np.array([rank], dtype=np.int32)])
+    tables = AdapterTables(1, 100, 1, CUDA)
+    step = LoraStep(sizes, StepBlock(CUDA), [(0, tokens)], [0], [np.array([rank], dtype=np.int32)], tables)
     x, y = torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA), torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA)
-    step.add(site, torch.empty(256, 4 * HIDDEN, dtype=dtype, device=CUDA), x, y)
+    step.add(site, torch.empty(256, 90 * HIDDEN, dtype=dtype, device=CUDA), x, y)
 
 
 def adapt_sides(sizes: blocks.Blocks, dtype: torch.dtype, tokens: int) -> None:

@@ -1,6 +1,5 @@
 """LoRA by kernels equals two products a token, and reads the rows of the true ranks alone."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from support.triton_launches import Launches, launches
 from support.triton_sizes import SMALL
 
-from lorafleet_inference.config import RANK_PAGE
+from lorafleet_inference.adapters.row_layout import Place, RowLayout
 from lorafleet_inference.kernels.triton.launch import launching
-from lorafleet_inference.kernels.triton.rows import LoraStep, site_of
+from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep, site_of
 from lorafleet_inference.kernels.triton.step import StepBlock
 
 
@@ -27,6 +26,8 @@ class Case:
     out_widths: tuple[int, ...] = (64, 32, 48)
     num_base: int = 2
     """Tokens of the base before, and as many after."""
+    page: int = 0
+    """Elements of a page at least."""
 
 
 CASES = {
@@ -35,6 +36,7 @@ CASES = {
     "distinct": Case(tuple((rank, rank, rank) for rank in (1, 2, 3, 8, 16, 33)), (1,) * 6),
     "skewed": Case(((4, 0, 16), (0, 0, 0), (24, 3, 1)), (18, 1, 2)),
     "long segments": Case(((7, 16, 0), (20, 20, 20)), (70, 3)),
+    "modules that some lack": Case(((0, 8, 0), (16, 0, 16), (0, 0, 24)), (2, 3, 1), out_widths=(64, 32, 64), page=1000),
     "largest ranks": Case(((256,), (1,), (64,), (100,)), (2, 1, 17, 1), out_widths=(48,)),
     "one wide module": Case(((16,), (5,)), (1, 4), in_width=48, out_widths=(1104,)),
     "an x that is split": Case(((16, 80),), (5,), in_width=2064, out_widths=(32, 16)),
@@ -49,29 +51,37 @@ class Setup:
 
     def __init__(self, case: Case, dtype: torch.dtype, device: torch.device) -> None:
         torch.manual_seed(0)
-        at = itertools.accumulate((0, *(case.in_width + width for width in case.out_widths)))
-        self.columns = [
-            (slice(one, one + case.in_width), slice(one + case.in_width, one + case.in_width + width))
-            for one, width in zip(at, case.out_widths, strict=False)
-        ]
-        num_pages = [max(1, -(-max(ranks) // RANK_PAGE)) for ranks in case.ranks]
-        free = (torch.randperm(sum(num_pages)) + 1).tolist()
-        self.pages = [[free.pop() for _ in range(number)] for number in num_pages]
-        pool = torch.full(((sum(num_pages) + 2) * RANK_PAGE, self.columns[-1][1].stop), float("nan"), dtype=dtype)
+        self.layout = RowLayout(
+            {str(n): Place(case.in_width, width, case.in_width + width) for n, width in enumerate(case.out_widths)},
+            case.page,
+        )
+        laid = [self.layout.laid(ranks) for ranks in case.ranks]
+        total = sum(one.num_pages for one in laid)
+        free = (torch.randperm(total) + 1).tolist()
+        pool = torch.full((total + 2, self.layout.page), float("nan"), dtype=dtype)
+        # numbers of adapters are not their places in the step
+        self.numbers = list(reversed(range(1, len(laid) + 1)))
+        longest = max(one.num_pages for one in laid)
+        self.tables = AdapterTables(len(laid) + 1, longest, len(case.out_widths), device)
         num_tokens = sum(case.counts) + 2 * case.num_base
         x, y = torch.randn(num_tokens, case.in_width).to(dtype), torch.randn(num_tokens, sum(case.out_widths)).to(dtype)
         right, begin = y.double(), case.num_base
         self.segments = []
-        for ranks, count, pages in zip(case.ranks, case.counts, self.pages, strict=True):
-            rows = (torch.tensor(pages)[:, None] * RANK_PAGE + torch.arange(RANK_PAGE)).flatten()
+        for number, one, ranks, count in zip(self.numbers, laid, case.ranks, case.counts, strict=True):
+            pages = [free.pop() for _ in range(one.num_pages)]
+            firsts = np.array(one.firsts, dtype=np.int32)
+            self.tables.write(number, pages, np.array(ranks, dtype=np.int32), firsts)
             column = 0
-            for rank, (a, b) in zip(ranks, self.columns, strict=True):
-                pool[rows[:rank], a] = (torch.randn(rank, case.in_width) / case.in_width**0.5).to(dtype)
-                width = b.stop - b.start
-                pool[rows[:rank], b] = (torch.randn(rank, width) / max(rank, 1) ** 0.5).to(dtype)
-                low = (x[begin : begin + count].double() @ pool[rows[:rank], a].double().t()).to(dtype)
-                right[begin : begin + count, column : column + width] += low.double() @ pool[rows[:rank], b].double()
-                column += width
+            for rank, first, place, fit in zip(ranks, one.firsts, self.layout.places, self.layout.fits, strict=True):
+                a = (torch.randn(rank, case.in_width) / case.in_width**0.5).to(dtype)
+                b = (torch.randn(rank, place.out_width) / max(rank, 1) ** 0.5).to(dtype)
+                for r in range(rank):
+                    page, slot = divmod(first + r, fit)
+                    begins = slot * place.row_width
+                    pool[pages[page], begins : begins + place.row_width] = torch.cat([a[r], b[r]])
+                low = (x[begin : begin + count].double() @ a.double().t()).to(dtype)
+                right[begin : begin + count, column : column + place.out_width] += low.double() @ b.double()
+                column += place.out_width
             self.segments.append((begin, begin + count))
             begin += count
         self.ranks = [np.array(ranks, dtype=np.int32) for ranks in case.ranks]
@@ -85,8 +95,8 @@ class Setup:
 
     def add(self, *, fused: bool = True) -> None:
         """Add to y."""
-        step = LoraStep(SMALL, StepBlock(self.x.device), self.segments, self.pages, self.ranks)
-        modules = range(len(self.columns))
+        step = LoraStep(SMALL, StepBlock(self.x.device), self.segments, self.numbers, self.ranks, self.tables)
+        modules = range(len(self.layout.places))
         if fused:
             self._add(step, modules, self.y)
             return
@@ -94,12 +104,13 @@ class Setup:
             self._add(step, [module], part)
 
     def _add(self, step: LoraStep, modules: Sequence[int], y: torch.Tensor) -> None:
-        site = site_of(modules, [self.columns[module] for module in modules], self.x.device)
+        places = [self.layout.places[module] for module in modules]
+        site = site_of(modules, places, self.layout.page, self.x.device)
         assert site is not None
         step.add(site, self.pool, self.x, y)
 
     def _widths(self) -> list[int]:
-        return [b.stop - b.start for _, b in self.columns]
+        return [place.out_width for place in self.layout.places]
 
     def check(self) -> None:
         """y is what two products a token make of it, and without a NaN."""
@@ -184,6 +195,7 @@ def test_padding_of_the_items_does_nothing(device: torch.device, name: str) -> N
 
 
 def test_widths_that_are_no_multiple_of_16_are_left_to_torch(device: torch.device) -> None:
-    assert site_of([0], [(slice(0, 24), slice(32, 64))], device) is None
-    assert site_of([0], [(slice(0, 32), slice(32, 52))], device) is None
-    assert site_of([0], [(slice(0, 32), slice(32, 64))], device) is not None
+    assert site_of([0], [Place(24, 32, 64)], 256, device) is None
+    assert site_of([0], [Place(32, 20, 64)], 256, device) is None
+    assert site_of([0], [Place(32, 32, 64)], 250, device) is None
+    assert site_of([0], [Place(32, 32, 64)], 256, device) is not None

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from triton import knobs
 
+from lorafleet_inference.adapters.row_layout import Place
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
@@ -17,7 +17,7 @@ from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.driver import built_driver
 from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps
 from lorafleet_inference.kernels.triton.paged import AttentionStep
-from lorafleet_inference.kernels.triton.rows import LoraStep, Site, site_of
+from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep, Site, site_of
 from lorafleet_inference.kernels.triton.sides import SideStep
 from lorafleet_inference.kernels.triton.step import Block, Given, Int32s, StepBlock, Table
 
@@ -32,9 +32,13 @@ class TritonKernels:
         self._block = StepBlock(device)
         self.layer_ops = TritonLayerOps()
 
-    def site(self, modules: Sequence[int], columns: Sequence[tuple[slice, slice]]) -> Site | None:
-        """Return the site of some modules, `columns` their A and B in the pool; None for one that is left to torch."""
-        return site_of(modules, columns, self._device)
+    def site(self, modules: Sequence[int], places: Sequence[Place], page: int) -> Site | None:
+        """Return the site of some modules, `page` the elements of one; None for one that is left to torch."""
+        return site_of(modules, places, page, self._device)
+
+    def adapter_tables(self, num_adapters: int, num_pages: int, num_modules: int) -> AdapterTables:
+        """Return tables for so many adapters, each of at most so many pages."""
+        return AdapterTables(num_adapters, num_pages, num_modules, self._device)
 
     def begin_step(self) -> Block:
         """Begin the tables of the next step; those of the last one stay as they are until its kernels have run.
@@ -53,10 +57,14 @@ class TritonKernels:
         return choose_tokens(logits, wanted)
 
     def lora(
-        self, segments: Sequence[tuple[int, int]], pages: Sequence[Sequence[int]], ranks: Sequence[np.ndarray]
+        self,
+        segments: Sequence[tuple[int, int]],
+        numbers: Sequence[int],
+        ranks: Sequence[Int32s],
+        tables: AdapterTables,
     ) -> LoraStep:
         """Prepare the LoRA of the step."""
-        return LoraStep(self.blocks, self._block, segments, pages, ranks)
+        return LoraStep(self.blocks, self._block, segments, numbers, ranks, tables)
 
     def sides(
         self,

@@ -14,7 +14,7 @@ import torch
 from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks
 from lorafleet_inference.kernels.triton.paged import AttentionStep
-from lorafleet_inference.kernels.triton.rows import LoraStep
+from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.sides import NUM_ENTRY, SideStep
 from lorafleet_inference.kernels.triton.step import ALIGN, WORD_BYTES, Given
@@ -31,9 +31,6 @@ class Room:
     """Of LoRA, as `LoraStep` cuts a step of one token a sequence into them; 0: no adapters."""
     num_blocks: int
     """KV blocks of one sequence."""
-    num_pages: int
-    """Rank pages of one adapter."""
-    num_modules: int
     num_side_pages: int = 0
     """Of what one adapter holds at sites beside its rows."""
     num_sites: int = 0
@@ -66,8 +63,7 @@ class FixedTables:
             "logit_rows": (long, (rows if room.num_tokens else 0,)), "decodes": (short, (room.num_decodes,)),
             "pieces": (short, (room.num_pieces, 4)),
             "wanted": (double, (rows, NUM_WANTED)), "lasts": (short, (decodes,)), "tables": (short, (rows, room.num_blocks)),
-            "items": (short, (items, 3)), "pages": (short, (items, room.num_pages)),
-            "ranks": (short, (items, room.num_modules)), "owners": (short, (rows if room.num_sites else 0,)),
+            "items": (short, (items, 3)), "owners": (short, (rows if room.num_sites else 0,)),
             "side_pages": (short, (items, room.num_side_pages)), "entries": (short, (items, room.num_sites, NUM_ENTRY)),
         }  # fmt: skip
         self._places: dict[str, tuple[slice, torch.dtype, tuple[int, ...]]] = {}
@@ -125,11 +121,11 @@ class FixedLora(LoraStep):
 
     at_once = False  # launches cost nothing in a graph
 
-    def __init__(self, blocks: Blocks, tables: FixedTables, max_rank: int) -> None:
+    def __init__(self, blocks: Blocks, tables: FixedTables, adapters: AdapterTables, max_rank: int) -> None:
         self._blocks = blocks.few
         self._num_items = tables.room.num_items
-        self._max_ranks = np.full(tables.room.num_modules, max_rank, dtype=np.int32)
-        self._items, self._pages, self._ranks = (Given(tables.tensor(name)) for name in ("items", "pages", "ranks"))
+        self._max_ranks = np.full(adapters.entries.shape[1], max_rank, dtype=np.int32)
+        self._items, self._adapters = Given(tables.tensor("items")), adapters
         self._low = torch.empty(0)
 
 

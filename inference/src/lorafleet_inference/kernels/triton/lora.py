@@ -2,12 +2,13 @@
 
 A site is some modules that read one x (query, key and value; gate and up) and write neighbouring columns of one y; here
 its modules are called slices. `items` [items, 3] cuts the batch, sorted by adapter, into (adapter, first row, rows), at
-most TOKENS rows of one adapter each; rows of 0 is padding. `slices` [slices, 8] says of each slice: module, columns of
-the pool where A and B begin, column of y, width of y, then nothing.
+most TOKENS rows of one adapter each; rows of 0 is padding. `slices` [slices, 8] says of each slice: module, width of a row of
+the pool, where in a row B begins, column of y, width of y, rows that a page holds, then nothing.
 
-Row r of an adapter holds, for each module, row r of A and column r of B times the scale. Its rows lie in pages of PAGE
-rows: `pages` [adapters, ..]. Only rows below the adapter's true rank at the module, `ranks` [adapters, modules], are read.
-Columns and widths are multiples of ALIGN elements: without that being known, each weight is loaded by itself.
+A row of an adapter is, for one module, row r of A and behind it column r of B times the scale. Its rows lie in pages of `page`
+elements: `pages` [adapters, ..], of which each holds as many whole rows of a width as fit. `entries` [adapters, modules, 2] say
+of each module the rank and the number of the first row; no other rows are read.
+Widths and `page` are multiples of ALIGN elements: without that being known, each weight is loaded by itself.
 """
 
 import triton
@@ -17,22 +18,30 @@ ALIGN = tl.constexpr(16)
 
 
 @triton.jit
-def _rows_of(pages, pages_stride, adapter, ranks, PAGE: tl.constexpr):
-    """Return the row of the pool of each rank of an adapter."""
-    return tl.load(pages + adapter * pages_stride + ranks // PAGE).to(tl.int64) * PAGE + ranks % PAGE
-
-
-@triton.jit
 def _aligned(table, at):
     return tl.multiple_of(tl.load(table + at), ALIGN)
 
 
-@triton.jit(do_not_specialize=["pages_stride", "ranks_stride", "num_tokens"])
+@triton.jit
+def _entry_of(entries, entries_stride, adapter, slices, slice):
+    """Return rank and first row of an adapter at the module of a slice."""
+    entry = entries + adapter * entries_stride + tl.load(slices + slice * 8).to(tl.int32) * 2
+    return tl.load(entry), tl.load(entry + 1)
+
+
+@triton.jit
+def _rows_of(pages, pages_stride, page, adapter, rows, slices, slice):
+    """Return where in the pool some rows of an adapter begin."""
+    fit = tl.load(slices + slice * 8 + 5).to(tl.int32)
+    own = tl.load(pages + adapter * pages_stride + rows // fit).to(tl.int64)
+    return own * page + (rows % fit) * _aligned(slices, slice * 8 + 1)
+
+
+@triton.jit(do_not_specialize=["pages_stride", "entries_stride", "num_tokens"])
 def shrink(
-    low, x, x_stride, pool, pool_width, items, pages, pages_stride, ranks, ranks_stride, slices, num_tokens, in_width,
+    low, x, x_stride, pool, page, items, pages, pages_stride, entries, entries_stride, slices, num_tokens, in_width,
     low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
-    PAGE: tl.constexpr,
 ):  # fmt: skip
     """low[split, slice, token, rank] = a part of A x, in float32. Grid: (items, tiles of RANKS, SLICES * SPLITS)."""
     item, tile = tl.program_id(0), tl.program_id(1)
@@ -41,13 +50,12 @@ def shrink(
     if count == 0:
         return
     adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
-    rank = tl.load(ranks + adapter * ranks_stride + tl.load(slices + slice * 8))
+    rank, first_row = _entry_of(entries, entries_stride, adapter, slices, slice)
     if tile * RANKS >= rank:
         return
     lane, r, k = tl.arange(0, TOKENS), tile * RANKS + tl.arange(0, RANKS), tl.arange(0, STEP)
     is_token, is_rank = (lane < count)[:, None], r < rank
-    rows = _rows_of(pages, pages_stride, adapter, tl.where(is_rank, r, 0), PAGE)
-    a = pool + rows[None, :] * pool_width + _aligned(slices, slice * 8 + 1)
+    a = pool + _rows_of(pages, pages_stride, page, adapter, first_row + tl.where(is_rank, r, 0), slices, slice)[None, :]
     tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
     total = tl.zeros((TOKENS, RANKS), tl.float32)
     span = tl.cdiv(tl.cdiv(in_width, SPLITS), STEP) * STEP
@@ -60,11 +68,10 @@ def shrink(
     tl.store(out, total, mask=is_token & is_rank[None, :])
 
 
-@triton.jit(do_not_specialize=["pages_stride", "ranks_stride", "num_tokens"])
+@triton.jit(do_not_specialize=["pages_stride", "entries_stride", "num_tokens"])
 def expand(
-    y, y_stride, low, pool, pool_width, items, pages, pages_stride, ranks, ranks_stride, slices, num_tokens, low_rank,
+    y, y_stride, low, pool, page, items, pages, pages_stride, entries, entries_stride, slices, num_tokens, low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr,
-    PAGE: tl.constexpr,
 ):  # fmt: skip
     """y[token, column] += B low. Grid: (items, tiles of WIDTH columns of the widest slice, SLICES)."""
     item, slice = tl.program_id(0), tl.program_id(2)
@@ -72,7 +79,7 @@ def expand(
     if count == 0:
         return
     adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
-    rank = tl.load(ranks + adapter * ranks_stride + tl.load(slices + slice * 8))
+    rank, first_row = _entry_of(entries, entries_stride, adapter, slices, slice)
     n, width = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), _aligned(slices, slice * 8 + 4)
     if (rank == 0) | (tl.program_id(1) * WIDTH >= width):
         return
@@ -83,8 +90,8 @@ def expand(
     for at in range(0, rank, RANKS):
         r = at + tl.arange(0, RANKS)
         is_rank = r < rank
-        rows = _rows_of(pages, pages_stride, adapter, tl.where(is_rank, r, 0), PAGE)
-        weights = tl.load(b + rows[:, None] * pool_width, mask=is_rank[:, None] & is_column, other=0.0)
+        rows = _rows_of(pages, pages_stride, page, adapter, first_row + tl.where(is_rank, r, 0), slices, slice)
+        weights = tl.load(b + rows[:, None], mask=is_rank[:, None] & is_column, other=0.0)
         small = tl.zeros((TOKENS, RANKS), tl.float32)
         for split in tl.static_range(SPLITS):
             token = ((split * SLICES + slice) * num_tokens + first + lane)[:, None].to(tl.int64)
@@ -95,11 +102,10 @@ def expand(
     tl.store(out, (tl.load(out, mask=fits, other=0.0).to(tl.float32) + total).to(y.dtype.element_ty), mask=fits)
 
 
-@triton.jit(do_not_specialize=["pages_stride", "ranks_stride"])
+@triton.jit(do_not_specialize=["pages_stride", "entries_stride"])
 def both(
-    y, y_stride, x, x_stride, pool, pool_width, items, pages, pages_stride, ranks, ranks_stride, slices, in_width,
+    y, y_stride, x, x_stride, pool, page, items, pages, pages_stride, entries, entries_stride, slices, in_width,
     TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    PAGE: tl.constexpr,
 ):  # fmt: skip
     """Shrink and expand in one launch; each program computes A x anew. RANKS: no rank of the site is larger.
 
@@ -110,14 +116,14 @@ def both(
     if count == 0:
         return
     adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
-    rank = tl.load(ranks + adapter * ranks_stride + tl.load(slices + slice * 8))
+    rank, first_row = _entry_of(entries, entries_stride, adapter, slices, slice)
     width = _aligned(slices, slice * 8 + 4)
     if (rank == 0) | (begin >= width):
         return
     lane, r, k, n = tl.arange(0, TOKENS), tl.arange(0, RANKS), tl.arange(0, STEP), tl.arange(0, WIDTH)
     is_token, is_rank = (lane < count)[:, None], r < rank
-    rows = pool + _rows_of(pages, pages_stride, adapter, tl.where(is_rank, r, 0), PAGE) * pool_width
-    a = rows[None, :] + _aligned(slices, slice * 8 + 1)
+    rows = pool + _rows_of(pages, pages_stride, page, adapter, first_row + tl.where(is_rank, r, 0), slices, slice)
+    a = rows[None, :]
     tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
     low = tl.zeros((TOKENS, RANKS), tl.float32)
     for at in range(0, in_width, STEP):

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lorafleet_inference.config import RANK_PAGE
+from lorafleet_inference.adapters.row_layout import Place
 from lorafleet_inference.kernels.triton import lora
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, LoraBlocks
 from lorafleet_inference.kernels.triton.launch import launch
-from lorafleet_inference.kernels.triton.step import StepBlock, Table, table_of
+from lorafleet_inference.kernels.triton.step import Int32s, StepBlock, Table
 
 ALIGN = lora.ALIGN.value
-"""What columns of the pool and widths must be multiples of, in elements."""
+"""What rows of the pool and widths must be multiples of, in elements."""
 BOTH_RANK = 64
 """Up to this rank one launch does both products: beyond it a program would need more registers than there are."""
 BOTH_IN_WIDTH = 8192
@@ -36,25 +36,39 @@ class Site:
     """[modules, 8] int64, on the device, as `lora.py` says."""
 
 
-def site_of(modules: Sequence[int], columns: Sequence[tuple[slice, slice]], device: torch.device) -> Site | None:
-    """Return the site of some modules, `columns` their A and B in the pool; None where the kernels cannot be used."""
-    widths = [(b.stop - b.start) for _, b in columns]
-    in_width = columns[0][0].stop - columns[0][0].start
-    if any(number % ALIGN for number in (in_width, *widths)):
+def site_of(modules: Sequence[int], places: Sequence[Place], page: int, device: torch.device) -> Site | None:
+    """Return the site of some modules, `page` the elements of one; None where the kernels cannot be used."""
+    in_width, widths = places[0].in_width, [place.out_width for place in places]
+    if any(number % ALIGN for number in (in_width, *widths, page)):
         return None
     table = np.zeros((len(modules), 8), dtype=np.int64)
-    for at, (module, (a, b)) in enumerate(zip(modules, columns, strict=True)):
-        assert a.stop - a.start == in_width
-        assert a.start % ALIGN == b.start % ALIGN == 0
-        table[at, :5] = module, a.start, b.start, sum(widths[:at]), widths[at]
+    for at, (module, place) in enumerate(zip(modules, places, strict=True)):
+        assert place.in_width == in_width
+        assert place.row_width % ALIGN == 0
+        table[at, :6] = module, place.row_width, in_width, sum(widths[:at]), place.out_width, page // place.row_width
     return Site(tuple(modules), in_width, max(widths), torch.from_numpy(table).to(device))
+
+
+class AdapterTables:
+    """Where the rows of the adapters in the pool lie, on the device: written when one comes, read by every step."""
+
+    def __init__(self, num_adapters: int, num_pages: int, num_modules: int, device: torch.device) -> None:
+        """`num_pages`: of one adapter, at most."""
+        self.pages = torch.zeros(num_adapters, max(1, num_pages), dtype=torch.int32, device=device)
+        self.entries = torch.zeros(num_adapters, num_modules, 2, dtype=torch.int32, device=device)
+        """Rank, and the number of the first row."""
+
+    def write(self, number: int, pages: Sequence[int], ranks: Int32s, firsts: Int32s) -> None:
+        """Write what no step reads: of an adapter that comes."""
+        self.pages[number, : len(pages)].copy_(torch.tensor(pages, dtype=torch.int32))
+        self.entries[number].copy_(torch.from_numpy(np.stack([ranks, firsts], axis=1)))
 
 
 class LoraStep:
     """Tokens of a step and their adapters, prepared once for all sites.
 
-    `segments[i]`: from which row of x and y, to before which, the tokens of one adapter lie; `pages[i]`: the rank pages
-    that hold it; `ranks[i]` [modules] int32: its rank at each module.
+    `segments[i]`: from which row of x and y, to before which, the tokens of one adapter lie; `numbers[i]`: its number in the
+    tables; `ranks[i]` [modules] int32: its rank at each module.
     """
 
     at_once = True
@@ -65,35 +79,36 @@ class LoraStep:
         blocks: Blocks,
         block: StepBlock,
         segments: Sequence[tuple[int, int]],
-        pages: Sequence[Sequence[int]],
-        ranks: Sequence[np.ndarray],
+        numbers: Sequence[int],
+        ranks: Sequence[Int32s],
+        tables: AdapterTables,
     ) -> None:
         lengths = [end - begin for begin, end in segments]
         self._blocks: LoraBlocks = blocks.many if max(lengths) >= blocks.many.tokens else blocks.few
         room = self._blocks.tokens
         items = [
             (adapter, at, min(room, end - at))
-            for adapter, (begin, end) in enumerate(segments)
+            for adapter, (begin, end) in zip(numbers, segments, strict=True)
             for at in range(begin, end, room)
         ]
         self._num_items = len(items)
-        by_adapter = np.stack(ranks)
-        self._max_ranks = by_adapter.max(axis=0)
+        self._max_ranks = np.stack(ranks).max(axis=0)
         self._items: Table = block.add(np.array(items, dtype=np.int32))
-        self._pages: Table = block.add(table_of(pages))
-        self._ranks: Table = block.add(by_adapter)
+        self._adapters = tables
         self._low = torch.empty(0)
 
     def add(self, site: Site, pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add to y [T, out] each token's B A x, for x [T, in]; pool [rows, width], all in one dtype."""
+        """Add to y [T, out] each token's B A x, for x [T, in]; pool [pages, elements of a page], all in one dtype."""
         rank = int(self._max_ranks[list(site.modules)].max())
         if rank == 0:
             return
         if x.stride(1) != 1:
             x = x.contiguous()
         assert y.stride(1) == 1
-        pages, ranks = self._pages.tensor, self._ranks.tensor
-        tables = (pool, pool.stride(0), self._items.tensor, pages, pages.stride(0), ranks, ranks.stride(0), site.slices)
+        pages, entries = self._adapters.pages, self._adapters.entries
+        tables = (
+            pool, pool.stride(0), self._items.tensor, pages, pages.stride(0), entries, entries.stride(0), site.slices,
+        )  # fmt: skip
         few = self._blocks.tokens == MIN_DOT and self.at_once
         if few and rank <= BOTH_RANK and site.in_width <= BOTH_IN_WIDTH:
             self._add_at_once(site, tables, rank, x, y)
@@ -112,7 +127,6 @@ class LoraStep:
                 "STEP": sizes.step,
                 "WIDTH": sizes.width,
                 "COLUMNS": BOTH_COLUMNS,
-                "PAGE": RANK_PAGE,
                 "num_warps": 4,
                 "num_stages": 3,
             },
@@ -127,9 +141,7 @@ class LoraStep:
         num_floats = splits * slices * tokens * width
         if self._low.numel() < num_floats:
             self._low = torch.empty(num_floats, dtype=torch.float32, device=x.device)
-        common = {
-            "SLICES": slices, "SPLITS": splits, "TOKENS": sizes.tokens, "RANKS": MIN_DOT, "PAGE": RANK_PAGE,
-        }  # fmt: skip
+        common = {"SLICES": slices, "SPLITS": splits, "TOKENS": sizes.tokens, "RANKS": MIN_DOT}
         launch(
             lora.shrink,
             (self._num_items, width // MIN_DOT, slices * splits),
