@@ -1,5 +1,6 @@
 """A pod to measure: `lorafleet-inference serve` as a process of its own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from measure.memory import peak_bytes
 LISTENING = re.compile(r"listening on (http://\S+) \(admin (http://\S+)\)")
 START_SECONDS = 600.0
 POLL_SECONDS = 0.05
+KERNELS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "benchmarks" / "kernels"
+"""Of the CPU, compiled by the first pod: that is before a pod is ready, and nothing of it is measured."""
 
 
 @dataclass(slots=True)
@@ -41,9 +44,12 @@ def serve(model: Path, adapters: Mapping[str, Path], options: Sequence[str]) -> 
         RuntimeError: it ended, or was not ready in time; with its log.
     """
     with tempfile.TemporaryDirectory(prefix="lorafleet-bench-") as folder:
-        log = Path(folder) / "log"
+        log, cache = Path(folder) / "log", Path(folder) / "cache"
+        for made in (cache, KERNELS):
+            made.mkdir(parents=True, exist_ok=True)
+        (cache / "kernels").symlink_to(KERNELS)
         command = [sys.executable, "-m", "lorafleet_inference", "serve", f"--model={model}", "--served-name=base"]
-        command += ["--host=127.0.0.1", "--port=0", "--admin-port=0", f"--cache-dir={folder}/cache"]
+        command += ["--host=127.0.0.1", "--port=0", "--admin-port=0", f"--cache-dir={cache}"]
         command += ["--drain-grace-seconds=0", *(f"--adapter={name}={path}" for name, path in adapters.items())]
         with log.open("wb") as output:
             process = subprocess.Popen([*command, *options], stdout=output, stderr=subprocess.STDOUT)

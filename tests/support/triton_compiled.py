@@ -3,13 +3,16 @@
 Not in a process with TRITON_INTERPRET: Triton binds itself to its interpreter or to its compiler when it is imported.
 """
 
+import hashlib
+import json
+import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from triton.runtime import driver
 from lorafleet_inference.kernels.triton.launch import launching
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "compiled"
+"""Beside Triton's own cache of what it has compiled."""
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that one program may take, by architecture."""
 TENSOR_CORES = {"HMMA": "mma", "HGMMA": "wgmma", "UTCHMMA": "tcgen05"}
@@ -70,6 +75,19 @@ class Built:
 
 
 def _built(name: str, kernel: Any) -> Built:
+    """As `_read`, which takes a second of a core: what it found is kept by the machine code and by how it is read."""
+    code: bytes = kernel.asm["cubin"]
+    key = hashlib.sha256(Path(__file__).read_bytes() + code).hexdigest()
+    kept = CACHE / f"{key}.json"
+    if not kept.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        made = kept.with_suffix(f".{os.getpid()}")
+        made.write_text(json.dumps(asdict(_read(name, kernel))))
+        made.replace(kept)
+    return Built(**{**json.loads(kept.read_text()), "name": name, "shared_bytes": kernel.metadata.shared})
+
+
+def _read(name: str, kernel: Any) -> Built:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
