@@ -116,7 +116,7 @@ class DrivenEngine:
         key = None if adapter is None else key_of(adapter)
         self.inbox.put(Submit(request_id, tuple(prompt), key, SamplingParams(max_tokens=0), pooling=pooling))
 
-    def run_until_ended(self, request_ids: Iterable[str], timeout_seconds: float = 120) -> None:
+    def run_until_ended(self, request_ids: Iterable[str], timeout_seconds: float = 600) -> None:
         """Step until all these requests have their terminal event."""
         wanted, deadline, num_heard = set(request_ids), time.monotonic() + timeout_seconds, 0
         while True:

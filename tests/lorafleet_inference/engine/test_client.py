@@ -117,9 +117,8 @@ async def test_closing_a_stream_cancels_its_request(shared: EngineClient) -> Non
     assert (await idle(shared)).num_kv_blocks_used == 0
 
 
-async def test_when_the_engine_is_killed_every_request_gets_an_error() -> None:
-    async with engine() as client:
-        await client.wait_ready()
+async def test_when_the_engine_is_killed_every_request_gets_an_error(tmp_path: Path) -> None:
+    async with canned(tmp_path / "model", "--rate=10") as client:
         streams = [client.submit(Submit(f"r{number}", (5, 6), None, LONG)) for number in range(3)]
         for stream in streams:
             await anext(stream)
@@ -135,18 +134,15 @@ async def test_when_the_engine_is_killed_every_request_gets_an_error() -> None:
             await client.release(key_of("a"))
 
 
-async def test_a_token_id_outside_the_vocabulary_ends_its_request_alone() -> None:
-    async with engine() as client:
-        await client.wait_ready()
-        outside = client.submit(Submit("bad", (VOCABULARY + 5,), None, GREEDY))
-        (event,) = [event async for event in outside]
-        assert (event.finish, event.code) == (FinishReason.ERROR, ErrorCode.INVALID_VALUE)
-        assert len(tokens(await answer(client, Submit("good", (5, 6), None, GREEDY)))) == 8
+async def test_a_token_id_outside_the_vocabulary_ends_its_request_alone(shared: EngineClient) -> None:
+    await shared.wait_ready()
+    (event,) = await answer(shared, Submit("bad", (VOCABULARY + 5,), None, GREEDY))
+    assert (event.finish, event.code) == (FinishReason.ERROR, ErrorCode.INVALID_VALUE)
+    assert len(tokens(await answer(shared, Submit("good", (5, 6), None, GREEDY)))) == 8
 
 
-async def test_an_engine_that_hangs_is_ended() -> None:
-    async with engine(max_step_seconds=3) as client:
-        await client.wait_ready()
+async def test_an_engine_that_hangs_is_ended(tmp_path: Path) -> None:
+    async with canned(tmp_path / "model", "--rate=60", max_step_seconds=3) as client:
         await asyncio.sleep(4)  # longer than a step may take: who answers pings lives
         assert len(tokens(await answer(client, Submit("quiet", (5, 6), None, GREEDY)))) == 8
         stream = client.submit(Submit("r", (5, 6), None, LONG))
@@ -210,9 +206,10 @@ async def test_a_listener_that_fails_ends_the_engine_and_nobody_waits() -> None:
 
 
 @asynccontextmanager
-async def canned(folder: Path, *options: str) -> AsyncIterator[EngineClient]:
+async def canned(folder: Path, *options: str, **settings: float) -> AsyncIterator[EngineClient]:
     model_without_weights(folder)
-    client = await EngineClient.start(EngineConfig(model=str(folder), device="cpu"), canned_engine.program(*options))
+    config = EngineConfig(model=str(folder), device="cpu", **settings)  # type: ignore[arg-type]
+    client = await EngineClient.start(config, canned_engine.program(*options))
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await client.wait_ready()
