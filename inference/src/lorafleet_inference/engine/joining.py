@@ -108,7 +108,9 @@ class HostProgram:
             for rank in range(admitted.first_rank, admitted.first_rank + admitted.num_ranks):
                 self._start(rank, control)
             self.phase = Phase.RUNNING
-            logger.info("ranks %d to %d run for the engine at %s", *self._bounds(admitted), self.leader)
+            logger.info(
+                "%d ranks from %d on run for the engine at %s", admitted.num_ranks, admitted.first_rank, self.leader
+            )
             threading.Thread(target=self._beat, args=(control,), name="beat", daemon=True).start()
             why = self._listen(control)
             self.phase = Phase.ENDED
@@ -131,9 +133,6 @@ class HostProgram:
             process.kill()
         if self._control is not None:
             self._control.end()
-
-    def _bounds(self, admitted: Admitted) -> tuple[int, int]:
-        return admitted.first_rank, admitted.first_rank + admitted.num_ranks - 1
 
     def _first_connection(self) -> Channel | None:
         """Return the first connection that can be had; None: told to stop before."""
