@@ -1,5 +1,8 @@
 """Answers with and without draft tokens, in turns in one process. `python benchmarks/speculation.py`.
 
+With `--draft-layers N`, a draft model proposes the tokens: the first N layers of the model, with its embedding and head; as
+many as it has are a draft that is always right, and costs what the model costs.
+
 The model is random, and greedy answers of random models soon repeat themselves: that is the case for which n-gram speculation is.
 The other one is of answers that are drawn at temperature 1, which repeat nothing. Each round answers the same requests
 without and with drafts; what counts is the ratio of a round, and the medians of all rounds are printed as JSON.
@@ -16,15 +19,14 @@ from pathlib import Path
 
 import torch
 from measure.environment import describe
-from measure.models import make_model
+from measure.models import first_layers, make_model
 from measure.sizes import SIZES
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.core import Engine
 from lorafleet_inference.engine.messages import FromEngine, SamplingParams, Submit, ToEngine, TokenEvent, Tokens
-from lorafleet_inference.model.loader import load_model
-from lorafleet_inference.model.runner import ModelRunner
+from lorafleet_inference.model.draft import load_runners
 
 PROMPT_TOKENS = 64
 ANSWER_TOKENS = 48
@@ -34,19 +36,20 @@ BATCHES = (1, 4, 16)
 class Driven:
     """An engine that is driven here."""
 
-    def __init__(self, model: Path, draft_tokens: int, cache: Path) -> None:
+    def __init__(self, model: Path, draft_tokens: int, cache: Path, draft: Path | None = None) -> None:
         config = EngineConfig(
             model=str(model),
             device="cpu",
             speculative_tokens=draft_tokens,
+            speculative_model=None if draft is None else str(draft),
             kernel_cache=str(cache / "kernels"),
             prefix_caching=False,
         )
         self._said: list[FromEngine] = []
         self._inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-        runner = ModelRunner(load_model(config), config)
+        runner, draft_runner = load_runners(config)
         inspect = partial(inspect_adapter, model=runner.facts, max_rank=config.max_rank)
-        self._engine = Engine(runner, config, inspect, self._said.append, self._inbox)
+        self._engine = Engine(runner, config, inspect, self._said.append, self._inbox, draft_runner=draft_runner)
 
     def answer(self, num_requests: int, temperature: float) -> tuple[float, list[TokenEvent]]:
         """Return the seconds that these requests take together, and what was said of them."""
@@ -71,11 +74,13 @@ def main() -> None:
     parser.add_argument("--batches", type=lambda text: tuple(map(int, text.split(","))), default=BATCHES)
     parser.add_argument("--temperatures", type=lambda text: tuple(map(float, text.split(","))), default=(0.0, 1.0))
     parser.add_argument("--draft-tokens", type=int, default=8)
+    parser.add_argument("--draft-layers", type=int)
     parser.add_argument("--cache", type=Path, default=Path(".local/benchmarks"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     model = make_model(options.size, options.cache, "float32")
-    without, drafting = Driven(model, 0, options.cache), Driven(model, options.draft_tokens, options.cache)
+    draft = None if options.draft_layers is None else first_layers(model, options.draft_layers, options.cache)
+    without, drafting = Driven(model, 0, options.cache), Driven(model, options.draft_tokens, options.cache, draft)
     rows = []
     for temperature in options.temperatures:
         for batch in options.batches:
@@ -104,6 +109,7 @@ def main() -> None:
             "environment": describe("cpu"),
             "size": options.size,
             "draft_tokens": options.draft_tokens,
+            "draft_layers": options.draft_layers,
             "rows": rows,
         }
         options.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -43,6 +43,20 @@ def make_model(name: str, folder: Path, dtype: str, *, max_model_len: int = MAX_
     return path
 
 
+def first_layers(model: Path, number: int, folder: Path) -> Path:
+    """Return the folder of a model of the first layers of another, with its embedding and head."""
+    path = folder / f"{model.name}-first-{number}"
+    if not (path / DONE).exists():
+        shutil.rmtree(path, ignore_errors=True)
+        whole = AutoModelForCausalLM.from_pretrained(model)
+        whole.model.layers = whole.model.layers[:number]
+        whole.config.num_hidden_layers = number
+        whole.save_pretrained(path)
+        shutil.copy(model / "tokenizer.json", path)
+        (path / DONE).touch()
+    return path
+
+
 def make_adapters(model: Path, number: int, folder: Path, *, rank: int) -> list[Path]:
     """Return the folders of so many distinct all-linear adapters, made if they are not there."""
     config = LlamaConfig.from_pretrained(model)

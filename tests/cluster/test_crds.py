@@ -132,6 +132,7 @@ ACCEPTED = {
             "kvCacheMemory": "1.5Gi",
             "tensorParallelSize": 4,
             "hosts": 2,
+            "speculation": {"tokens": 64, "model": "acme/small@main"},
             "args": ["--x"],
             "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
         }
@@ -277,6 +278,8 @@ REFUSED = {
     "more hosts than ranks": (base(engine={"hosts": 2}), "tensorParallelSize must be a multiple of hosts"),
     "no ranks": (base(engine={"tensorParallelSize": 0}), "tensorParallelSize"),
     "unknown format of keys and values": (base(engine={"kvCacheDtype": "fp8_e5m2"}), "engine.kvCacheDtype"),
+    "speculation without tokens": (base(engine={"speculation": {"model": "acme/small"}}), "speculation.tokens: Required"),
+    "too many draft tokens": (base(engine={"speculation": {"tokens": 65}}), "speculation.tokens"),
     "memory that is no quantity": (base(engine={"kvCacheMemory": "lots"}), "kvCacheMemory"),
     "rank above 256": (base(lora={"maxRank": 257}), "lora.maxRank"),
     "room for no adapter": (base(lora={"maxResidentAdapters": 0}), "lora.maxResidentAdapters"),

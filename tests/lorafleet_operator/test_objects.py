@@ -123,6 +123,16 @@ def test_quantisation_is_an_option_of_pods_where_it_is_asked_for() -> None:
     assert "--kv-cache-dtype" not in documents(v.base(engine={"kvCacheDtype": "auto"}))
 
 
+def test_speculation_is_options_of_pods_where_it_is_asked_for() -> None:
+    looked_up = documents(v.base(engine={"speculation": {"tokens": 8}}))
+    assert "--speculative-tokens=8" in looked_up
+    assert "--speculative-model" not in looked_up
+    assert "--speculative-model=acme/small@v1" in documents(
+        v.base(engine={"speculation": {"tokens": 8, "model": "acme/small@v1"}})
+    )
+    assert "--speculative" not in documents(v.base(engine={}))
+
+
 CLAIM = {"persistentVolumeClaim": {"claimName": "base-models"}}
 
 

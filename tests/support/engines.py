@@ -12,6 +12,7 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import KV_BLOCK_TOKENS, DeviceChoice, EngineConfig
 from lorafleet_inference.engine.block_manager import chain_seed, next_hash
 from lorafleet_inference.engine.core import Engine, Inbox, Runner
+from lorafleet_inference.engine.drafting import DraftRunner
 from lorafleet_inference.engine.grammars import GrammarTokenizer
 from lorafleet_inference.engine.messages import (
     AdapterKey,
@@ -25,6 +26,7 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     Tokens,
 )
+from lorafleet_inference.model.draft import load_runners
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner
 
@@ -45,7 +47,7 @@ class DrivenEngine:
     """A real engine whose steps the test runs, and all that it said.
 
     `wrap`: what the engine sees in the runner's place; `triton`, `graphs`: kernels and graphs for a device that would have
-    none; `ahead`: whether a step is submitted before the one before is collected; `runner`: in place of all these.
+    none; `ahead`: whether a step is submitted before the one before is collected; `runner`, `draft_runner`: in place of all these.
     """
 
     def __init__(
@@ -58,10 +60,13 @@ class DrivenEngine:
         *,
         ahead: bool | None = None,
         runner: Runner | None = None,
+        draft_runner: DraftRunner | None = None,
     ) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
-        if runner is None:
+        if runner is None and config.speculative_model is not None:
+            runner, draft_runner = load_runners(config, ahead=ahead)
+        elif runner is None:
             runner = ModelRunner(load_model(config), config, triton, graphs, ahead)
             runner.prepare()
         self.runner: Any = runner
@@ -72,7 +77,13 @@ class DrivenEngine:
             unknown_config_fields=config.unknown_config_fields,
         )
         self.engine = Engine(
-            wrap(self.runner), config, inspect, self.said.append, self.inbox, grammar_tokenizer=grammar_tokenizer
+            wrap(self.runner),
+            config,
+            inspect,
+            self.said.append,
+            self.inbox,
+            grammar_tokenizer=grammar_tokenizer,
+            draft_runner=draft_runner,
         )
         self.max_step_tokens = 0
         self.most_in_flight = 0

@@ -76,8 +76,8 @@ def ranked(config: EngineConfig, size: int, lost: list[Lost] | None = None, **op
         return ranks[-1]
 
     config = replace(config, tensor_parallel_size=size, num_threads=1)
-    with on_ranks(config, "warning", "text", lost.append, run, **options) as runner:
-        engine = RankedEngine(config, runner=runner)
+    with on_ranks(config, "warning", "text", lost.append, run, **options) as (runner, draft_runner):
+        engine = RankedEngine(config, runner=runner, draft_runner=draft_runner)
         engine.lost, engine.ranks = lost, ranks
         yield engine
     codes = [rank.process.exitcode for rank in ranks]

@@ -6,7 +6,7 @@ computed from another token, block or adapter than its request's own is another 
 the real runner's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.core import Runner
 from lorafleet_inference.engine.messages import AdapterKey, Backend, EngineBudgets, Kernels, LengthRope
-from lorafleet_inference.engine.plan import InFlight, SamplingState, StepItem, StepPlan, StepResult
+from lorafleet_inference.engine.plan import InFlight, SamplingState, StepItem, StepPlan, StepResult, Unconstrained
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.model.batch import FlatBatch
 from lorafleet_inference.model.input_batch import InputBatch
@@ -130,6 +130,16 @@ class TinyDevice(Runner):
 
     def remove(self, key: AdapterKey) -> None:
         self.holds.discard(key)
+
+    def compute(self, plan: StepPlan) -> StepResult:
+        """As a draft model does."""
+        computing = self.submit(plan)
+        computing.choose(Unconstrained())
+        return computing.collect()
+
+    def know(self, chosen: Iterable[tuple[str, int, int]]) -> None:
+        for request_id, position, token_id in chosen:
+            self.rows.know(request_id, position, token_id)
 
     def submit(self, plan: StepPlan) -> InFlight:
         fails = None

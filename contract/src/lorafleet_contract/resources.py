@@ -96,6 +96,15 @@ class ModelSource(Observed):
         return self
 
 
+class Speculation(Observed):
+    """How tokens of answers are drafted."""
+
+    tokens: Annotated[int, Field(ge=1, le=64)]
+    """Of an answer in a step, at most."""
+    model: str | None = None
+    """That proposes them: as `--speculative-model`; None: they are looked up."""
+
+
 class EngineSpec(Observed):
     """How the engine of a pod runs."""
 
@@ -116,6 +125,7 @@ class EngineSpec(Observed):
     """GPUs that the model is split among."""
     hosts: Annotated[int, Field(ge=1, le=64)] = 1
     """Pods of a replica, which share its GPUs out evenly."""
+    speculation: Speculation | None = None
     unknown_fields: Literal["Refuse", "Ignore"] = "Refuse"
     """Of requests."""
     args: list[str] = []

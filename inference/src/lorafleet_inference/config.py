@@ -80,6 +80,8 @@ class EngineConfig:
     """Folder that keeps the compiled code; None: where Numba and Triton keep it by themselves."""
     speculative_tokens: int = 0
     """Draft tokens of an answer in a step, at most. 0: none are made."""
+    speculative_model: str | None = None
+    """Folder of the model that proposes them; None: they are looked up."""
     max_step_seconds: float = 300.0
     """An engine that gives no sign of life for so long hangs in a step and is ended."""
 
@@ -111,6 +113,8 @@ class EngineConfig:
             )
         if self.hosts > 1 and not self.ranks_secret:
             raise ConfigError("--ranks-secret", "is required where a model spans several hosts")
+        if self.speculative_model is not None and not self.speculative_tokens:
+            raise ConfigError("--speculative-model", "proposes nothing without --speculative-tokens")
 
     @property
     def ranks_per_host(self) -> int:

@@ -24,11 +24,12 @@ def model_folder(
     holder: str | None = None,
     s3_endpoint: str | None = None,
     s3_region: str | None = None,
+    option: str = "--model",
 ) -> Path:
     """Return the folder of a base model: `model` itself, or where the hub repository or the files of a bucket that it names
     lie after a download.
 
-    `holder` names this process to others that want the same model in the same cache.
+    `holder` names this process to others that want the same model in the same cache. `option`: that named the model.
 
     Raises:
         ConfigError: neither a folder nor something that can be had.
@@ -37,9 +38,9 @@ def model_folder(
     credentials = credentials_dir / MODEL_MOUNT
     origin: Origin
     if not model.startswith(SCHEME):
-        for option, value in (("--model-s3-endpoint", s3_endpoint), ("--model-s3-region", s3_region)):
+        for name, value in (("--model-s3-endpoint", s3_endpoint), ("--model-s3-region", s3_region)):
             if value is not None:
-                raise ConfigError(option, f"goes with a model in a bucket, and {model} is none")
+                raise ConfigError(name, f"goes with a model in a bucket, and {model} is none")
     if folder.is_dir():
         if revision is not None:
             raise ConfigError("--model-revision", f"goes with a hub repository, and {model} is a folder")
@@ -50,9 +51,9 @@ def model_folder(
         try:
             origin = BucketModel(model, endpoint=s3_endpoint, region=s3_region, credentials=credentials)
         except ValueError as error:
-            raise ConfigError("--model", str(error)) from error
+            raise ConfigError(option, str(error)) from error
     elif not _HUB_ID.match(model) or model.startswith((".", "/")):
-        raise ConfigError("--model", f"{model} is no folder")
+        raise ConfigError(option, f"{model} is no folder")
     else:
         token_file = credentials / "token"
         token = token_file.read_text().strip() if token_file.is_file() else None

@@ -139,9 +139,12 @@ OPTIONS: tuple[Option, ...] = (
            boolean, "", E, "gpu_kernels", is_flag=True),
     Option("cuda-graphs", "Capture steps at the start where the Triton kernels compute them.", boolean, "", E, "cuda_graphs",
            is_flag=True),
-    Option("speculative-tokens", "Tokens that a step may draft of each answer from what the answer and its prompt have had before (n-gram "
-           "speculation): what is right of them stands, and the answer is the same as without. 0: none.",
-           integer, "NUMBER", E, "speculative_tokens"),
+    Option("speculative-tokens", "Tokens that a step may draft of each answer: what is right of them stands, and the answer is the same as "
+           "without. They are looked up in what the answer and its prompt have had before (n-gram speculation), unless there is a "
+           "--speculative-model. 0: none.", integer, "NUMBER", E, "speculative_tokens"),
+    Option("speculative-model", "A small model of the same vocabulary that proposes the tokens: a folder, a hub repository (ID or "
+           "ID@REVISION), or s3://BUCKET/PREFIX with the server and region of --model.", str, "PATH_OR_ID", None, "speculative_model",
+           "they are looked up"),
     Option("max-step-seconds", "An engine that gives no sign of life for so long hangs: it is ended, its stack in the log, and "
            "the pod with it.", any_seconds, "SECONDS", E, "max_step_seconds"),
     Option("cache-dir", "Folder for downloaded models and adapters, and for compiled kernels.", Path, "FOLDER", None, "cache_dir",

@@ -68,6 +68,11 @@ def add_parser(commands: Any) -> None:
         "--tensor-parallel-size", type=_positive, default=_DEFAULTS.tensor_parallel_size, metavar="NUMBER",
         help="as of serve: GPUs that the model is split among; what is said is of each. Default: %(default)s",
     )  # fmt: skip
+    parser.add_argument(
+        "--speculative-model",
+        metavar="PATH_OR_ID",
+        help="as of serve: its weights, and its KV beside that of the model",
+    )
     parser.add_argument("--json", action="store_true", help="print bytes and seconds as JSON")
     parser.set_defaults(run=run)
 
@@ -77,13 +82,7 @@ def run(parsed: argparse.Namespace) -> int:
     from lorafleet_inference.model.budget import Wish, budget  # noqa: PLC0415  it imports torch
     from lorafleet_inference.model.dry_run import model_size  # noqa: PLC0415
 
-    folder = model_folder(
-        parsed.model,
-        revision=None,
-        cache_dir=default_cache_dir(),
-        credentials_dir=Path(CREDENTIALS_DIR),
-        weights=False,
-    )
+    folder = _folder(parsed.model)
     size = model_size(
         folder,
         dtype=parsed.dtype,
@@ -92,6 +91,14 @@ def run(parsed: argparse.Namespace) -> int:
         quantization=parsed.quantization,
         num_ranks=parsed.tensor_parallel_size,
     )
+    draft = None
+    if parsed.speculative_model is not None:
+        draft = model_size(
+            _folder(parsed.speculative_model, option="--speculative-model"),
+            dtype=parsed.dtype,
+            max_batch_tokens=parsed.max_batch_tokens,
+            max_batch_requests=parsed.max_batch_requests,
+        )
     longest = size.facts.max_model_len
     if parsed.context > longest:
         raise ConfigError(
@@ -105,7 +112,7 @@ def run(parsed: argparse.Namespace) -> int:
         max_requests=parsed.max_batch_requests,
         kv_dtype=parsed.kv_cache_dtype,
     )
-    found = budget(size, _card(parsed), wish)
+    found = budget(size, _card(parsed), wish, draft)
     if parsed.json:
         text = json.dumps(
             asdict(found) | {"kv_cache": found.memory.kv_cache, "reserve": found.memory.reserve}, indent=2
@@ -114,6 +121,17 @@ def run(parsed: argparse.Namespace) -> int:
         text = "\n".join(_lines(size, found, wish, parsed))
     sys.stdout.write(f"{text}\n")
     return 0 if found.num_requests else 1
+
+
+def _folder(model: str, option: str = "--model") -> Path:
+    return model_folder(
+        model,
+        revision=None,
+        cache_dir=default_cache_dir(),
+        credentials_dir=Path(CREDENTIALS_DIR),
+        weights=False,
+        option=option,
+    )
 
 
 def _card(parsed: argparse.Namespace) -> Card:
@@ -133,7 +151,7 @@ def _lines(size: "ModelSize", found: "Budget", wish: "Wish", parsed: argparse.Na
     where = "" if wish.target_modules is None else f" on {', '.join(wish.target_modules)}"
     each = f"{wish.num_adapters} of rank {wish.rank}{where}, {found.adapter_bytes / MIB:.1f} MiB each"
     rows = (
-        ("weights", memory.weights, ""),
+        ("weights", memory.weights, f"{found.draft_bytes / GIB:.2f} of the draft model" if found.draft_bytes else ""),
         ("adapters", memory.adapters, each),
         ("activations", memory.activations, "of the largest step"),
         ("captured", memory.graphs, "of steps that are replayed, about"),

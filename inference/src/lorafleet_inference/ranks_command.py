@@ -66,7 +66,7 @@ def ranks_config(parsed: argparse.Namespace, environment: Mapping[str, str]) -> 
     index = own.get("host_index", environment.get(LWS_INDEX))
     if index is None:
         raise ConfigError("--host-index", "is required")
-    engine = engine_config(values, own.get("cache_dir", default_cache_dir()))
+    engine = engine_config(values, own.get("cache_dir", default_cache_dir()), drafts=False)
     if not (str(index).isdecimal() and 0 < int(index) < engine.hosts):
         raise ConfigError(
             "--host-index", f"{index} is none of 1 to {engine.hosts - 1}: there are {engine.hosts} --hosts"

@@ -58,6 +58,8 @@ class Run:
     max_resident: int = 2
     num_draft_tokens: int = 0
     repeats: bool = False
+    num_draft_blocks: int = 0
+    """Of a draft model, which thinks as the base does; 0: there is none."""
     said: list[FromEngine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,17 @@ class Run:
             max_resident_adapters=self.max_resident,
             speculative_tokens=self.num_draft_tokens,
         )
-        self.engine = Engine(self.device, config, inspect, self.said.append, self.inbox, now=now)
+        self.draft: TinyDevice | None = None
+        if self.num_draft_blocks:
+            self.draft = TinyDevice(
+                self.num_draft_blocks,
+                length_rope=self.rope,
+                repeats=self.repeats,
+                max_requests=self.device.max_requests,
+            )
+        self.engine = Engine(
+            self.device, config, inspect, self.said.append, self.inbox, draft_runner=self.draft, now=now
+        )
         self.most_in_flight = 0
 
     def step(self) -> bool:
@@ -88,6 +100,8 @@ class Run:
         plan = self.engine.step()
         self.engine.publish()
         self.engine._blocks.check()
+        if self.engine._drafter is not None:
+            self.engine._drafter._blocks.check()
         self.most_in_flight = max(self.most_in_flight, self.engine._steps.num_in_flight)
         return bool(plan.items) or collects or not self.inbox.empty()
 
@@ -159,6 +173,18 @@ class All(RuleBasedStateMachine):
             Run(ahead, num_blocks, rope, max_batch_tokens, num_draft_tokens=drafts, repeats=repeats)
             for ahead, drafts in ((False, 0), (True, 0), (False, num_draft_tokens), (True, num_draft_tokens))
         ]
+        for ahead, num_draft_blocks in ((False, 5), (True, num_blocks)):
+            self.runs.append(
+                Run(
+                    ahead,
+                    num_blocks,
+                    rope,
+                    max_batch_tokens,
+                    num_draft_tokens=num_draft_tokens,
+                    repeats=repeats,
+                    num_draft_blocks=num_draft_blocks,
+                )
+            )
         self.names: list[str] = []
         for key in ADAPTERS[2:]:
             self.register(key, resident=True)
@@ -233,6 +259,7 @@ class All(RuleBasedStateMachine):
             for run in self.runs:
                 run.run()
                 assert run.engine._blocks.num_used == 0
+                assert run.engine._drafter is None or run.engine._drafter.num_blocks_used == 0
             for name in self.names:
                 first, *others = (run.events(name) for run in self.runs)
                 for other in others:

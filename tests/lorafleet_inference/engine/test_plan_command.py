@@ -88,6 +88,19 @@ def test_plan_for_several_gpus_is_of_each(folder: Path, capsys: pytest.CaptureFi
     assert "cannot be split among 3 ranks: it has 32 attention heads" in capsys.readouterr().err
 
 
+def test_plan_counts_a_draft_model(folder: Path, size: ModelSize, capsys: pytest.CaptureFixture[str]) -> None:
+    wish = Wish(num_adapters=3, rank=8, context=100, max_requests=1 << 20)
+    alone, card = budget(size, CARDS["h100-80"], wish), CARDS["h100-80"]
+    twice = budget(size, card, wish, size)
+    assert twice.draft_bytes == size.weights == twice.memory.weights - alone.memory.weights
+    assert twice.kv_token_bytes == 2 * alone.kv_token_bytes
+    assert 0 < twice.num_kv_tokens <= alone.num_kv_tokens // 2
+    assert main(["plan", "--model", str(folder), "--adapters", "3", "--speculative-model", str(folder)]) == 0
+    assert f"{size.weights / GIB:.2f} of the draft model" in capsys.readouterr().out
+    assert main(["plan", "--model", str(folder), "--speculative-model", "/nowhere"]) == 2
+    assert "--speculative-model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kv_dtype", get_args(KvCacheDtype))
 def test_pod_takes_what_was_planned(kv_dtype: KvCacheDtype) -> None:
     folder = model_folder("llama")

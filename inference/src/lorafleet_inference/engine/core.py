@@ -17,6 +17,7 @@ from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.adapter_loads import AdapterDevice, AdapterLoads, Outcome
 from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.drafting import Drafter, DraftRunner
 from lorafleet_inference.engine.grammars import Grammars, GrammarTokenizer
 from lorafleet_inference.engine.messages import (
     AdapterStatus,
@@ -38,7 +39,8 @@ from lorafleet_inference.engine.messages import (
     TokenEvent,
     Tokens,
 )
-from lorafleet_inference.engine.plan import SamplingState, StepPlan, TokenMask
+from lorafleet_inference.engine.pace import StepBound
+from lorafleet_inference.engine.plan import Drafted, SamplingState, StepPlan, TokenMask
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.step_times import StepTimes
@@ -116,9 +118,11 @@ class Engine:
         inbox: Inbox,
         *,
         grammar_tokenizer: GrammarTokenizer | None = None,
+        draft_runner: DraftRunner | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `grammar_tokenizer`, requests with a grammar are refused. `now`: seconds of any clock."""
+        """Without `grammar_tokenizer`, requests with a grammar are refused. `draft_runner`: of the model that proposes draft tokens;
+        without, they are looked up. `now`: seconds of any clock."""
         self._now = now
         budgets, facts = runner.budgets, runner.facts
         self._inbox = inbox
@@ -143,7 +147,17 @@ class Engine:
             vocabulary_of=lambda key: vocabulary_of(facts) if key is None else self._loads.vocabulary(key),
             invocation_of=self._loads.invocation,
             max_draft_tokens=config.speculative_tokens,
+            has_draft_model=draft_runner is not None,
         )
+        self._drafter: Drafter | None = None
+        if draft_runner is not None:
+            self._drafter = Drafter(
+                draft_runner,
+                vocabulary=vocabulary_of(facts),
+                max_requests=config.max_batch_requests,
+                prefix_caching=config.prefix_caching,
+                now=now,
+            )
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []
         self._clocks = _Clocks(now)
@@ -178,9 +192,8 @@ class Engine:
         from what the last step chose, so where there are drafts nothing stays in flight.
         """
         bound = self._times.bound(self._scheduler.num_requests)
-        if self._steps.num_in_flight and self._scheduler.may_draft(bound):
-            self._collect()
-        plan = self._scheduler.plan(self._residency.on_device, self._loads.held, bound)
+        drafted = self._drafts(bound)
+        plan = self._scheduler.plan(self._residency.on_device, self._loads.held, bound, drafted)
         self._count(plan)
         if plan.items:
             self._submit_step(plan)
@@ -191,6 +204,17 @@ class Engine:
             if plan.has_drafts or not self._steps.may_go_on:
                 self._collect()
         return plan
+
+    def _drafts(self, bound: StepBound) -> dict[str, Drafted]:
+        """Take in all results where the next step may have draft tokens, and have the draft model propose them."""
+        drafter = self._drafter
+        round_seconds = 0.0 if drafter is None else drafter.round_seconds
+        if self._steps.num_in_flight and self._scheduler.may_draft(bound, round_seconds):
+            self._collect()
+        if drafter is None or self._steps.num_in_flight:
+            return {}
+        with self._ending_where_it_cannot_go_on():
+            return drafter.propose(self._scheduler.drafts_wanted(bound, round_seconds))
 
     def drain(self, *, wait: bool) -> None:
         """Take in all that has come, waiting for the first if asked to, and start what loads are wanted."""
@@ -227,6 +251,8 @@ class Engine:
             for event in self._events:
                 if event.finish is not None:
                     self._choices.end(event.request_id)
+                    if self._drafter is not None:
+                        self._drafter.end(event.request_id)
             self._send(Tokens(tuple(self._clocks.stamp(event) for event in self._events)))
         self._statuses, self._events = [], []
         if self._now() - self._last_stats_time >= STATS_SECONDS:

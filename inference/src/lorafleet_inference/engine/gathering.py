@@ -26,7 +26,16 @@ logger = logging.getLogger(__name__)
 MAX_STRANGERS: Final = 64
 """Connections that may be at their handshake at the same time."""
 OF_EACH_HOST: Final = frozenset(
-    {"model", "kernel_cache", "num_threads", "ranks_host", "ranks_port", "ranks_secret", "join_timeout_seconds"}
+    {
+        "model",
+        "speculative_model",
+        "kernel_cache",
+        "num_threads",
+        "ranks_host",
+        "ranks_port",
+        "ranks_secret",
+        "join_timeout_seconds",
+    }
 )
 """Fields of the config that hosts need not have in common."""
 PIPES: Final[tuple[Kind, ...]] = ("life", "steps", "loads")

@@ -41,6 +41,24 @@ class StepItem(msgspec.Struct, frozen=True, gc=False):
         return self.num_score + len(self.draft_token_ids)
 
 
+Drafted = tuple[int, ...]
+"""What may follow the tokens of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftWanted:
+    """A request whose next tokens a draft model should propose."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    """All that are known; a live view."""
+    num_prompt: int
+    sampling: SamplingParams
+    cache_salt: str
+    number: int
+    """Tokens to propose, at least one."""
+
+
 class NewRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that runs from this step on, for the first time or again: all that the steps to come need of it."""
 

@@ -9,18 +9,18 @@ and fits alone, because a request that could not is refused at the start. So the
 Fairness: an adapter that has nothing running takes the place of one that has several.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey
-from lorafleet_inference.engine.pace import StepBound
-from lorafleet_inference.engine.plan import Growth, StepItem, StepPlan
+from lorafleet_inference.engine.pace import Pace, StepBound
+from lorafleet_inference.engine.plan import Drafted, DraftWanted, Growth, StepItem, StepPlan
 from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
-from lorafleet_inference.engine.speculation import Speculator, is_worthwhile
+from lorafleet_inference.engine.speculation import DraftLength, Speculator, is_worthwhile
 
 MAX_SCORED_TOKENS = 256
 """Tokens of prompts that a step scores, of all its sequences: each takes a row of logits over the whole vocabulary."""
@@ -42,6 +42,8 @@ class _Draft:
     room_to_score: int = MAX_SCORED_TOKENS
     """Rows of logits for scored tokens that are left."""
     items: dict[str, StepItem] = field(default_factory=dict)
+    proposed: Mapping[str, Drafted] = field(default_factory=dict)
+    """By a draft model."""
     adapters: set[AdapterKey] = field(default_factory=set)
     started: list[Sequence] = field(default_factory=list)
     grown: list[Growth] = field(default_factory=list)
@@ -89,7 +91,11 @@ class Planner:
         return [adapter for adapter in sorted(self.waiting, key=self._turn) if adapter is not None]
 
     def plan(
-        self, on_device: Collection[AdapterKey], held: Collection[AdapterKey], bound: StepBound | None
+        self,
+        on_device: Collection[AdapterKey],
+        held: Collection[AdapterKey],
+        bound: StepBound | None,
+        drafted: Mapping[str, Drafted],
     ) -> StepPlan:
         """Choose the next step, as `Scheduler.plan` says."""
         room = busy_room = self._max_batch_tokens
@@ -97,7 +103,9 @@ class Planner:
         if bound is not None:
             room = min(room, num_decoding + bound.num_prompt_tokens(num_decoding))
             busy_room = bound.num_busy_tokens(num_decoding)
-        draft = _Draft(room, bound, busy_room, num_decoding, draft_room=self._max_running - num_decoding)
+        draft = _Draft(
+            room, bound, busy_room, num_decoding, draft_room=self._max_running - num_decoding, proposed=drafted
+        )
         able = {one for one in self.waiting if one is None or (one in on_device and one not in held)}
         contending = able.union(self.running.adapters)
         self._claim_places(draft, able)
@@ -125,18 +133,37 @@ class Planner:
             num_hit_tokens=sum(hits),
         )
 
-    def may_draft(self, bound: StepBound | None) -> bool:
-        """Whether the next step would have draft tokens if it were planned when all results are known, by what is known now."""
+    def may_draft(self, bound: StepBound | None, round_seconds: float) -> bool:
+        """As `Scheduler.may_draft` says."""
         pace, decoding = None if bound is None else bound.pace, self.running.num_decoding
-        if not is_worthwhile(pace, decoding, 1.0):
+        if not is_worthwhile(pace, decoding, 1.0, round_seconds):
             return False
         return any(
-            one.speculator.is_likely(one.token_ids)
+            _pays(one.drafts, pace, decoding, round_seconds) and one.drafts.is_likely(one.token_ids)
             for one in self.running
-            if one.speculator is not None
-            and one.continues_answer
-            and is_worthwhile(pace, decoding, one.speculator.right_part)
+            if one.drafts is not None and one.continues_answer
         )
+
+    def drafts_wanted(self, bound: StepBound | None, round_seconds: float) -> list[DraftWanted]:
+        """As `Scheduler.drafts_wanted` says: of the oldest first, as many tokens as the step has room for."""
+        pace, decoding = None if bound is None else bound.pace, self.running.decoding()
+        room = min(self._max_running, self._max_batch_tokens) - len(decoding)
+        wanted = []
+        for one in decoding:
+            if one.drafts is None or not one.continues_answer or one.num_charged > one.num_computed or one.num_ahead:
+                continue
+            if not _pays(one.drafts, pace, len(decoding), round_seconds):
+                continue
+            number = one.drafts.number(one.token_ids, min(room, self._most_drafted(one)))
+            if number < 1:
+                continue
+            room -= number
+            request = one.request
+            num_prompt = len(request.prompt_token_ids)
+            wanted.append(
+                DraftWanted(one.request_id, one.token_ids, num_prompt, request.sampling, request.cache_salt, number)
+            )
+        return wanted
 
     def _decode(self, draft: _Draft) -> None:
         """Continue answers, and prompts of which one token is left. Most steps do nothing else, for hundreds of them."""
@@ -153,7 +180,7 @@ class Planner:
                 continue
             self._counters.charge(sequence.adapter, 1, ANSWER_WEIGHT)
             sequence.num_charged = sequence.num_computed + 1
-            drafted = () if sequence.speculator is None else self._speculate(draft, sequence, sequence.speculator)
+            drafted = () if sequence.drafts is None else self._speculate(draft, sequence, sequence.drafts)
             draft.items[sequence.request_id] = StepItem(
                 sequence.request_id, sequence.num_computed, 1 + len(drafted), True, 0, True, drafted
             )
@@ -164,16 +191,19 @@ class Planner:
             if not (sequence.num_computed + 1) % block_tokens:
                 self.publish(sequence, sequence.num_computed + 1)
 
-    def _speculate(self, draft: _Draft, sequence: Sequence, speculator: Speculator) -> tuple[int, ...]:
+    def _speculate(self, draft: _Draft, sequence: Sequence, drafts: DraftLength) -> tuple[int, ...]:
         """Return draft tokens: where they are worth it, on blocks that are there or free, and beyond no bound of the answer."""
-        pace = None if draft.bound is None else draft.bound.pace
-        if sequence.num_ahead or not is_worthwhile(pace, draft.num_decoding, speculator.right_part):
+        if sequence.num_ahead:
             return ()
+        most = min(self._most_drafted(sequence), draft.room - draft.num_decoding, draft.draft_room)
         num_tokens = len(sequence.token_ids)
-        sampling = sequence.request.sampling
-        most = min(sampling.max_tokens - sequence.num_answer, self._max_model_len - num_tokens) - 1
-        most = min(most, draft.room - draft.num_decoding, draft.draft_room)
-        drafted = speculator.draft(sequence.token_ids, most)
+        if isinstance(drafts, Speculator):
+            pace = None if draft.bound is None else draft.bound.pace
+            if not _pays(drafts, pace, draft.num_decoding):
+                return ()
+            drafted = drafts.draft(sequence.token_ids, most)
+        else:
+            drafted = list(draft.proposed.get(sequence.request_id, ()))[: max(0, most)]
         if not drafted:
             return ()
         num_before = len(sequence.blocks)
@@ -186,6 +216,11 @@ class Planner:
                 sequence.blocks += fresh
                 draft.grown.append(Growth(sequence.request_id, num_before, tuple(fresh)))
         return tuple(drafted)
+
+    def _most_drafted(self, sequence: Sequence) -> int:
+        """Return how many tokens of an answer may be drafted: the one after them ends it at last."""
+        num_tokens, sampling = len(sequence.token_ids), sequence.request.sampling
+        return min(sampling.max_tokens - sequence.num_answer, self._max_model_len - num_tokens) - 1
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
@@ -378,3 +413,11 @@ class Planner:
         self._counters.charge(sequence.adapter, num_prompt, PROMPT_WEIGHT)
         self._counters.charge(sequence.adapter, max(0, end - begin - num_prompt), ANSWER_WEIGHT)
         sequence.num_charged = max(sequence.num_charged, end)
+
+
+def _pays(drafts: DraftLength, pace: Pace | None, num_answers: int, round_seconds: float = 0.0) -> bool:
+    """Whether a draft of a sequence pays; where it does not, it is tried again after a while."""
+    if is_worthwhile(pace, num_answers, drafts.right_part, round_seconds):
+        return True
+    drafts.hope()
+    return False

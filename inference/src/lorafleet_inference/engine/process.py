@@ -25,13 +25,14 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.engine.background import yield_to_events
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine
 from lorafleet_inference.engine.core import Engine, Inbox, Runner
+from lorafleet_inference.engine.drafting import DraftRunner
 from lorafleet_inference.engine.grammars import GrammarTokenizer
 from lorafleet_inference.engine.messages import EngineFailed, Loading, Shutdown
 from lorafleet_inference.engine.ranks import Lost, on_ranks
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import InferenceError
-from lorafleet_inference.model.loader import check_split, load_model, uses_cuda
-from lorafleet_inference.model.runner import ModelRunner
+from lorafleet_inference.model.draft import load_runners
+from lorafleet_inference.model.loader import check_split, uses_cuda
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer_files import load_tokenizer
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(end, inbox), name="receiver", daemon=True).start()
     try:
-        with running(start, end) as runner:
+        with running(start, end) as (runner, draft_runner):
             inspect = partial(
                 inspect_adapter,
                 model=runner.facts,
@@ -58,7 +59,15 @@ def main(arguments: list[str]) -> int:
                 unknown_config_fields=start.config.unknown_config_fields,
             )
             tokenizer = _grammar_tokenizer(start.config.model)
-            engine = Engine(runner, start.config, inspect, end.send, inbox, grammar_tokenizer=tokenizer)
+            engine = Engine(
+                runner,
+                start.config,
+                inspect,
+                end.send,
+                inbox,
+                grammar_tokenizer=tokenizer,
+                draft_runner=draft_runner,
+            )
             pass_over_what_is_there()
             engine.run()
     except ConfigError as error:
@@ -76,8 +85,8 @@ def main(arguments: list[str]) -> int:
 
 
 @contextmanager
-def running(start: StartEngine, end: EngineEnd) -> Iterator[Runner]:
-    """Load the model and yield what computes, on one rank or several.
+def running(start: StartEngine, end: EngineEnd) -> Iterator[tuple[Runner, DraftRunner | None]]:
+    """Load the model and yield what computes, on one rank or several, and the draft model beside it.
 
     Raises:
         ConfigError: the model cannot be served, or not on so many ranks.
@@ -88,9 +97,11 @@ def running(start: StartEngine, end: EngineEnd) -> Iterator[Runner]:
         end.send(Loading(percent))
 
     if config.tensor_parallel_size == 1:
-        runner = ModelRunner(load_model(config, tell=tell), config)
+        runner, draft_runner = load_runners(config, tell=tell)
         runner.prepare()
-        yield runner
+        if draft_runner is not None:
+            draft_runner.prepare()
+        yield runner, draft_runner
         return
     check_split(config)
 

@@ -21,7 +21,8 @@ from lorafleet_inference.engine.gathering import Gathering
 from lorafleet_inference.engine.hosts import Host
 from lorafleet_inference.engine.rank_program import RankProcess, RankProgram
 from lorafleet_inference.engine.steps import StepFailed
-from lorafleet_inference.model.loader import device_of, load_model
+from lorafleet_inference.model.draft import load_runners
+from lorafleet_inference.model.loader import device_of
 from lorafleet_inference.model.ranks.group import FILE, TCP, Store, process_group, serve_store, store_of
 from lorafleet_inference.model.ranks.leader import VERDICT_SECONDS, Others, RankedRunner
 from lorafleet_inference.model.ranks.messages import (
@@ -250,8 +251,10 @@ def on_ranks(
     *,
     silent_seconds: float = SILENT_SECONDS,
     tell: Tell = nobody,
-) -> Iterator[RankedRunner]:
+) -> Iterator[tuple[RankedRunner, ModelRunner | None]]:
     """Load the model on as many ranks as the config asks for, of which this process is the first, and end the others after use.
+
+    The draft model beside it, where there is one, is whole on this rank.
 
     `tell`: how much of the weights all of them have read.
 
@@ -282,12 +285,13 @@ def on_ranks(
         with _named_where_it_is_lost(others):
             group = ends.enter_context(process_group(0, size, device_of(own), store, is_one_host=not hosts))
             ends.callback(others.tell_to_end)  # they leave the group with this rank
-            loaded = load_model(own, tell=partial(slowest.tell, 0))
-            runner = ModelRunner(loaded, own, ahead=False, group=group)
+            runner, draft_runner = load_runners(own, ahead=False, group=group, tell=partial(slowest.tell, 0))
             runner.prepare()
+            if draft_runner is not None:
+                draft_runner.prepare()
             others.wait_ready()
         logger.info("the model is split among %d ranks on %d hosts", size, config.hosts)
-        yield RankedRunner(runner, others, num_hosts=config.hosts)
+        yield RankedRunner(runner, others, num_hosts=config.hosts), draft_runner
 
 
 def _store(hosts: Sequence[Host], size: int, folder: Path) -> tuple[Store, str]:

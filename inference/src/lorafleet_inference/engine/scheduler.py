@@ -21,11 +21,11 @@ from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
 from lorafleet_inference.engine.pace import StepBound
-from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
+from lorafleet_inference.engine.plan import Drafted, DraftWanted, Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.rope import must_restart, rope_length
 from lorafleet_inference.engine.sequence import Form, Sequence
-from lorafleet_inference.engine.speculation import Speculator
+from lorafleet_inference.engine.speculation import PATIENCE, DraftLength, Speculator
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
 _FlightItem = tuple[StepItem, Sequence, int, list[int]]
@@ -59,10 +59,13 @@ class Scheduler:
         length_rope: LengthRope | None = None,
         invocation_of: Callable[[AdapterKey], tuple[int, ...]] = lambda _: (),
         max_draft_tokens: int = 0,
+        has_draft_model: bool = False,
     ) -> None:
         """`vocabulary_of` says which token ids requests of an adapter, or of the base, may name; `invocation_of`, from which
-        tokens of a prompt on an adapter is computed. `max_draft_tokens`: of an answer in a step; 0: none are made."""
+        tokens of a prompt on an adapter is computed. `max_draft_tokens`: of an answer in a step; 0: none are made.
+        `has_draft_model`: they are handed in, and not looked up."""
         self._max_draft_tokens = max_draft_tokens
+        self._has_draft_model = has_draft_model
         self._invocation_of = invocation_of
         self._length_rope = length_rope
         self._blocks = blocks
@@ -141,7 +144,7 @@ class Scheduler:
         most = request.sampling.max_draft_tokens
         most = self._max_draft_tokens if most is None else min(most, self._max_draft_tokens)
         if most and form is None and not request.sampling.uses_history and self._length_rope is None:
-            sequence.speculator = Speculator(most)
+            sequence.drafts = DraftLength(most, patience=PATIENCE) if self._has_draft_model else Speculator(most)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._num_of[sequence.adapter] += 1
@@ -179,19 +182,30 @@ class Scheduler:
         self._counters.forget(adapter)
 
     def plan(
-        self, on_device: Collection[AdapterKey], held: Collection[AdapterKey] = (), bound: StepBound | None = None
+        self,
+        on_device: Collection[AdapterKey],
+        held: Collection[AdapterKey] = (),
+        bound: StepBound | None = None,
+        drafted: Mapping[str, Drafted] | None = None,
     ) -> StepPlan:
         """Choose the next step.
 
         `on_device`: adapters that can be computed; requests of others wait without holding anyone back. `held`: adapters
         of which nothing new is started, so that they can make room. `bound`: how many tokens a step may have; without it, or
-        within it, it has at most `max_batch_tokens`.
+        within it, it has at most `max_batch_tokens`. `drafted`: by request, what the draft model has proposed.
         """
-        return self._planner.plan(on_device, held, bound)
+        return self._planner.plan(on_device, held, bound, drafted or {})
 
-    def may_draft(self, bound: StepBound | None) -> bool:
-        """Whether the next step would have draft tokens if it were planned when all results are known, by what is known now."""
-        return self._planner.may_draft(bound)
+    def may_draft(self, bound: StepBound | None, round_seconds: float = 0.0) -> bool:
+        """Whether the next step would have draft tokens if it were planned when all results are known, by what is known now.
+
+        `round_seconds`: what the draft model takes to propose a token for each answer.
+        """
+        return self._planner.may_draft(bound, round_seconds)
+
+    def drafts_wanted(self, bound: StepBound | None, round_seconds: float) -> list[DraftWanted]:
+        """Return what the draft model should propose for the next step; nothing is in flight."""
+        return self._planner.drafts_wanted(bound, round_seconds)
 
     def advance(self, plan: StepPlan) -> None:
         """Take it that a step is in flight from now on; its result comes by `resolve`, after those of earlier ones."""
@@ -239,8 +253,8 @@ class Scheduler:
         sequence.num_computed = item.start + len(chosen)
         self._counters.charge(sequence.adapter, num_right, ANSWER_WEIGHT)
         sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
-        if sequence.speculator is not None:
-            sequence.speculator.told(num_draft, num_right)
+        if sequence.drafts is not None:
+            sequence.drafts.told(num_draft, num_right)
         events: list[TokenEvent] = []
         for sampled in chosen:
             events.append(self._append(sequence, sampled))

@@ -11,7 +11,7 @@ from lorafleet_inference.engine.block_manager import BlockHash, activated, chain
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, PoolingKind, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import NewRequest, Sampled, StepItem, Vector
 from lorafleet_inference.engine.pooling import embedding_of
-from lorafleet_inference.engine.speculation import Speculator
+from lorafleet_inference.engine.speculation import DraftLength
 
 
 class Form(Protocol):
@@ -59,8 +59,8 @@ class Sequence:
     """Of the prompt's tokens, where the request asks for them."""
     pooled: Vector | None = None
     """What the hidden states so far are for its embedding, where that is asked for."""
-    speculator: Speculator | None = None
-    """Drafts its next tokens, where that is wanted."""
+    drafts: DraftLength | None = None
+    """How its next tokens are drafted, where that is wanted: a `Speculator` looks them up."""
     spoke: bool = False
     """Whether an event was made."""
     request_id: str = field(init=False)

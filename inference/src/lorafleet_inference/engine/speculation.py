@@ -1,4 +1,4 @@
-"""Draft tokens: what an answer will probably go on with, looked up in what it and its prompt have had so far. Pure.
+"""Draft tokens: how many are tried, whether they pay, and what is looked up in what an answer and its prompt have had so far. Pure.
 
 A step computes them as if they followed, and chooses a token after each. As far as these are the draft tokens they stand, with the
 token after the last of them, so that one step gives several tokens; each is chosen from the same logits, and with the same draw, as
@@ -15,31 +15,83 @@ FIRST_LENGTH = 4
 """Draft tokens at first, at most."""
 MAX_PAUSE = 64
 """Tokens without a draft after drafts of which nothing was right."""
+PATIENCE = 2
+"""Wrong drafts in a row after which a draft model pauses; what it says the next time has nothing to do with what it said before."""
+HOPE = 0.01
+"""Part of what is known of wrong drafts that each step without any takes away."""
 MEMORY = 0.8
 """Weight of a draft beside the one after it in what part of them is right."""
 UNKNOWN_PACE_REQUESTS = 8
 """As long as nothing is known of what a token costs, drafts are made where no more answers than this go on."""
 
 
-class Speculator:
-    """Of one sequence: proposes draft tokens, as many as its earlier ones were right."""
+class DraftLength:
+    """Of one sequence: how many draft tokens are worth a try, by how many of its earlier ones were right."""
 
-    def __init__(self, max_draft_tokens: int) -> None:
+    def __init__(self, max_draft_tokens: int, *, patience: int = 0) -> None:
+        """`patience`: drafts in a row of which nothing may be right before there are none for a while."""
         self._most = max_draft_tokens
         self._length = min(FIRST_LENGTH, max_draft_tokens)
-        self._follows: dict[tuple[int, ...], int] = {}
-        """Position after the latest occurrence of some tokens that others follow."""
-        self._num_seen = 0
-        """Tokens whose occurrences are in there."""
+        self._patience = patience
+        self._num_wrong = 0
+        """Drafts in a row of which nothing was right."""
         self._pause = 0
         self._paused_until = 0
         """With fewer tokens there are no drafts."""
         self._num_drafted_on = 0
         """Tokens that were known when the last draft was made."""
-        self._is_announced = False
-        """`is_likely` has said so, and no draft was asked for since."""
         self.right_part = 1.0
         """Of the draft tokens, lately."""
+
+    def is_likely(self, token_ids: Sequence[int]) -> bool:
+        """Whether there would be a draft, by tokens of which the newest may be missing."""
+        return not self._rests(token_ids)
+
+    def number(self, token_ids: Sequence[int], most: int) -> int:
+        """Return how many tokens to draft after these, at most `most`."""
+        if self._rests(token_ids):
+            return 0
+        self._num_drafted_on = len(token_ids)
+        return max(0, min(self._length, most))
+
+    def told(self, num_draft: int, num_right: int) -> None:
+        """Take in how many of the draft tokens were right."""
+        self.right_part = MEMORY * self.right_part + (1 - MEMORY) * num_right / num_draft
+        if num_right == num_draft:
+            self._length = min(self._most, 2 * num_draft)
+        else:
+            self._length = max(1, num_right)
+        if num_right:
+            self._num_wrong = self._pause = 0
+            return
+        self._num_wrong += 1
+        if self._num_wrong > self._patience:
+            self._rest(self._num_drafted_on + 1)
+
+    def hope(self) -> None:
+        """Forget a little of what was wrong: who makes no drafts learns nothing new of them."""
+        self.right_part += HOPE * (1.0 - self.right_part)
+
+    def _rest(self, num_tokens: int) -> None:
+        """Make no drafts for a while from so many tokens on, and for twice as long the next time."""
+        self._pause = min(MAX_PAUSE, max(1, 2 * self._pause))
+        self._paused_until = num_tokens + self._pause
+
+    def _rests(self, token_ids: Sequence[int]) -> bool:
+        return len(token_ids) < self._paused_until
+
+
+class Speculator(DraftLength):
+    """Looks draft tokens up in the sequence itself."""
+
+    def __init__(self, max_draft_tokens: int) -> None:
+        super().__init__(max_draft_tokens)
+        self._follows: dict[tuple[int, ...], int] = {}
+        """Position after the latest occurrence of some tokens that others follow."""
+        self._num_seen = 0
+        """Tokens whose occurrences are in there."""
+        self._is_announced = False
+        """`is_likely` has said so, and no draft was asked for since."""
 
     def is_likely(self, token_ids: Sequence[int]) -> bool:
         """Whether there would be a draft, by tokens of which the newest may be missing.
@@ -47,7 +99,7 @@ class Speculator:
         Whoever waits for that one because of this waits in vain where it leads elsewhere; then it is a while until the next time.
         """
         self._see(token_ids)
-        if len(token_ids) < self._paused_until:
+        if self._rests(token_ids):
             return False
         self._is_announced = self._found(token_ids) is not None
         return self._is_announced
@@ -59,10 +111,9 @@ class Speculator:
         """
         self._see(token_ids)
         is_announced, self._is_announced = self._is_announced, False
-        number = min(self._length, most)
-        if number < 1 or len(token_ids) < self._paused_until:
+        number = self.number(token_ids, most)
+        if number < 1:
             return []
-        self._num_drafted_on = len(token_ids)
         at = self._found(token_ids)
         if at is None:
             if is_announced:
@@ -72,23 +123,6 @@ class Speculator:
         while len(draft) < number:
             draft.append(draft[len(draft) - (len(token_ids) - at)])
         return draft
-
-    def told(self, num_draft: int, num_right: int) -> None:
-        """Take in how many of the draft tokens were right."""
-        self.right_part = MEMORY * self.right_part + (1 - MEMORY) * num_right / num_draft
-        if num_right == num_draft:
-            self._length = min(self._most, 2 * num_draft)
-        else:
-            self._length = max(1, num_right)
-        if num_right:
-            self._pause = 0
-        else:
-            self._rest(self._num_drafted_on + 1)
-
-    def _rest(self, num_tokens: int) -> None:
-        """Make no drafts for a while from so many tokens on, and for twice as long the next time."""
-        self._pause = min(MAX_PAUSE, max(1, 2 * self._pause))
-        self._paused_until = num_tokens + self._pause
 
     def _found(self, token_ids: Sequence[int]) -> int | None:
         """Return the position after the latest occurrence of the last tokens before; None where they have none."""
@@ -107,12 +141,14 @@ class Speculator:
         self._num_seen = max(self._num_seen, len(token_ids))
 
 
-def is_worthwhile(pace: Pace | None, num_answers: int, right_part: float) -> bool:
+def is_worthwhile(pace: Pace | None, num_answers: int, right_part: float, round_seconds: float = 0.0) -> bool:
     """Whether a draft token gives more than it takes, in a step that continues so many answers.
 
     A right one spares an answer a place in some step: the token's own cost there, and its part of what any step costs. It takes
-    what a token of a prompt takes. The more answers a step continues, the less it spares: so large batches have no drafts.
+    what a token of a prompt takes, and its part of the round of the draft model that makes one for each answer, where there is such
+    a model. The more answers a step continues, the less it spares: so large batches have no drafts.
     """
     if pace is None or not (pace.prompt_token and (pace.fixed or pace.answer_token)):
         return num_answers <= UNKNOWN_PACE_REQUESTS
-    return right_part * (pace.answer_token + pace.fixed / max(1, num_answers)) > pace.prompt_token
+    num_answers = max(1, num_answers)
+    return right_part * (pace.answer_token + pace.fixed / num_answers) > pace.prompt_token + round_seconds / num_answers

@@ -63,14 +63,18 @@ class Budget:
     """Of each adapter in device memory."""
     num_rank_pages: int
     kv_token_bytes: int
+    """Of the draft model's KV too, where there is one."""
     num_kv_tokens: int
     num_requests: int
     """Of the context that was asked for, at the same time."""
     floors: tuple[Floor, ...]
+    """Of the base alone."""
+    draft_bytes: int = 0
+    """Of the weights, those of the draft model."""
 
 
-def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
-    """Return what fits of a wish; nothing of it fits where `num_requests` is 0.
+def budget(size: ModelSize, card: Card, wish: Wish, draft: ModelSize | None = None) -> Budget:
+    """Return what fits of a wish; nothing of it fits where `num_requests` is 0. `draft`: a model that proposes tokens.
 
     Raises:
         ConfigError: the model has no linear module of a name of `target_modules`.
@@ -79,15 +83,18 @@ def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
     page_bytes, each = layout.page * size.itemsize, layout.num_pages(wish.rank, modules)
     # a pool holds one adapter of the largest rank on all modules at least
     num_pages = max(wish.num_adapters * each, layout.num_pages(wish.rank))
+    draft_bytes = 0 if draft is None else draft.weights
     memory = DeviceMemory(
         total=card.memory_bytes,
         other=DRIVER_BYTES,
-        weights=size.weights,
+        weights=size.weights + draft_bytes,
         adapters=num_pages * page_bytes,
         activations=size.activations,
         graphs=_captured_bytes(size, wish),
     )
     block_bytes = kv_block_bytes(size.shapes, size.itemsize, wish.kv_dtype)
+    if draft is not None:
+        block_bytes += kv_block_bytes(draft.shapes, draft.itemsize, wish.kv_dtype)
     num_blocks = max(0, memory.kv_cache // block_bytes)
     num_requests = min(wish.max_requests, num_blocks // num_blocks_for(wish.context))
     return Budget(
@@ -98,6 +105,7 @@ def budget(size: ModelSize, card: Card, wish: Wish) -> Budget:
         num_kv_tokens=num_blocks * KV_BLOCK_TOKENS,
         num_requests=num_requests,
         floors=tuple(_floors(size, card, wish, num_requests)),
+        draft_bytes=draft_bytes,
     )
 
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,7 +78,8 @@ class ModelRunner:
 
     `triton` and `graphs`: instead of the kernels and graphs that the device would get. `ahead`: whether a step may be submitted
     before the one before is collected, instead of where the device works beside the CPU. `group`: the ranks of a model of which
-    `loaded` is a part; each makes its runner, and computes, at the same time as the others.
+    `loaded` is a part; each makes its runner, and computes, at the same time as the others. `beside_block_bytes`: what the KV of a draft
+    model takes for each block of KV, of the same memory.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ModelRunner:
         ahead: bool | None = None,
         *,
         group: Group | None = None,
+        beside_block_bytes: int = 0,
     ) -> None:
         self._model = loaded.model
         if group is not None:
@@ -135,7 +137,7 @@ class ModelRunner:
         has_chooser = self._triton is not None
         self._rows = InputBatch(1, self.facts.max_model_len, self._device, has_chooser=has_chooser)  # of the warm-up
         block_bytes = kv_block_bytes(loaded.shapes, loaded.dtype.itemsize, config.kv_cache_dtype)
-        num_blocks = self._least(self._num_blocks(loaded, config, block_bytes))
+        num_blocks = self._least(self._num_blocks(loaded, config, block_bytes + beside_block_bytes))
         self._layers = _pages(loaded, num_blocks, config.kv_cache_dtype)
         self.facts = _cut_to(num_blocks * KV_BLOCK_TOKENS, self.facts)
         # one row more than requests run: that of the engine's own check
@@ -194,6 +196,11 @@ class ModelRunner:
             inputs=inputs,
         )
 
+    def know(self, chosen: Iterable[ChosenToken]) -> None:
+        """Take in tokens that were chosen elsewhere; of requests that are gone, nothing."""
+        for request_id, position, token_id in chosen:
+            self._rows.know(request_id, position, token_id)
+
     def compute(self, plan: StepPlan) -> StepResult:
         """Compute a step, and wait for it."""
         computing = self.submit(plan)
@@ -235,8 +242,7 @@ class ModelRunner:
     @torch.inference_mode()
     def follow(self, plan: StepPlan, chosen: Sequence[ChosenToken]) -> None:
         """Compute this rank's part of a step whose tokens another rank chooses. `chosen`: those of the steps before."""
-        for request_id, position, token_id in chosen:
-            self._rows.know(request_id, position, token_id)
+        self.know(chosen)
         self._rows.apply(plan)
         host = self._rows.gather(plan.items)
         with self._attending(host, head=False) as (batch, input_ids):

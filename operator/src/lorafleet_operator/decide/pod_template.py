@@ -146,6 +146,7 @@ def _security(base: BaseModelResource) -> Json:
 def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
     """Return the options of `lorafleet-inference serve` for a base; a change of any of them replaces the pods."""
     spec = base.spec
+    speculation = spec.engine.speculation
     options: dict[str, str | None] = {
         "--model": _model(base),
         "--model-revision": spec.model.hugging_face.revision if spec.model.hugging_face else None,
@@ -165,6 +166,8 @@ def serve_arguments(base: BaseModelResource, token_sha256: str) -> list[str]:
         "--kv-cache-memory": spec.engine.kv_cache_memory,
         "--tensor-parallel-size": str(ranks) if (ranks := spec.engine.tensor_parallel_size) > 1 else None,
         "--hosts": str(hosts) if (hosts := spec.engine.hosts) > 1 else None,
+        "--speculative-tokens": None if speculation is None else str(speculation.tokens),
+        "--speculative-model": None if speculation is None else speculation.model,
         "--unknown-fields": "ignore" if spec.engine.unknown_fields == "Ignore" else None,
         "--max-resident-adapters": str(spec.lora.max_resident_adapters),
         "--max-rank": str(spec.lora.max_rank),
