@@ -22,7 +22,7 @@ MAX_HEADS = 128
 SPLIT_TOKENS = 256
 """A split of `decode` has at least about so many keys: less is not worth the merge."""
 MAX_SPLITS = 32
-FP8_ELEMENTS = 64 * 128
+FP8_ELEMENTS = 16 * 256
 """Of keys in 8 bits, so many are brought back at once by `decode` without that registers are spilled."""
 
 
