@@ -79,7 +79,15 @@ def test_a_rank_reads_its_part_of_each_tensor() -> None:
     ):
         part = plain_weight(layer.get_submodule(name))
         assert torch.equal(part, whole[f"model.layers.2.{name}.weight"][rows, columns]), name
-    assert torch.equal(loaded.model.lm_head.weight, whole["lm_head.weight"])
+    # 211 tokens: 106 of the first rank, 105 of this one, and a row of zeros
+    for module, key in (("lm_head", "lm_head.weight"), ("model.embed_tokens", "model.embed_tokens.weight")):
+        words = loaded.model.get_submodule(module)
+        assert torch.equal(words.part[:105], whole[key][106:])
+        assert words.part.shape == (106, 32)
+        assert not words.part[105:].any()
+        assert torch.equal(plain_weight(words), whole[key])
+    assert loaded.facts.vocab_size == loaded.held.vocab_size == 211
+    assert loaded.facts.side_modules == loaded.held.side_modules
     assert [one.in_features for one in loaded.facts.modules] != [one.in_features for one in loaded.held.modules]
     assert {one.num_kv_heads for one in loaded.shapes} == {1}
 
@@ -165,7 +173,7 @@ class Collectives(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "mixtral", "qwen3-moe"])
-def test_a_step_sums_once_for_each_row_parallel_layer_and_does_nothing_else_together(family: str) -> None:
+def test_a_step_sums_twice_a_layer_and_once_for_the_embedding_and_gathers_the_logits_once(family: str) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     loaded = load_part(family, 0, 2)
@@ -176,9 +184,14 @@ def test_a_step_sums_once_for_each_row_parallel_layer_and_does_nothing_else_toge
             torch.distributed.all_reduce(partial)
             return partial
 
-        loaded.model.sum_over(total)
+        def gather(part: torch.Tensor) -> list[torch.Tensor]:
+            parts = [torch.empty_like(part) for _ in range(2)]
+            torch.distributed.gather(part, parts, dst=0)
+            return parts
+
+        loaded.model.work_in(total, gather)
         with torch.inference_mode(), attending(Probe()), Collectives() as collectives:
             loaded.model(torch.tensor([[5, 6, 7]]), torch.arange(3)[None])
     finally:
         torch.distributed.destroy_process_group()
-    assert collectives.seen == ["allreduce_"] * (2 * loaded.facts.num_layers)
+    assert collectives.seen == ["allreduce_"] * (1 + 2 * loaded.facts.num_layers) + ["gather_"]

@@ -164,6 +164,17 @@ def test_a_rank_has_its_part_of_what_is_quantised_at_load(base: Path, kind: Any)
     assert planned.weights - weight_bytes(loaded.model) == tables
 
 
+@torch.inference_mode()
+def test_a_quantised_head_is_brought_back_and_split_by_the_vocabulary(base: Path, tmp_path: Path) -> None:
+    quantise, config = FORMATS["fbgemm-fp8"]
+    left_out = {**config, "modules_to_not_convert": None}
+    quantised, plain = save_quantised(base, tmp_path, quantise, left_out, skip=())
+    head = load_model(config_of(quantised, tensor_parallel_size=2), 0).model.lm_head
+    wanted = load_file(plain / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(head.part, wanted[:106])
+    assert torch.equal(plain_weight(head), wanted)
+
+
 def check_alike(config: EngineConfig, adapters: dict[str, Path]) -> None:
     wanted = answers(DrivenEngine(config), adapters)
     with ranked(config, 2) as engine:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -139,7 +140,10 @@ def model_size(
         facts = model_facts(model)
         shapes = shapes_of(model, facts)
         layers = _peak_of(model, min(max_batch_tokens, facts.max_model_len))
-    logits = (chosen.itemsize + SAMPLER_BYTES) * max_batch_requests * facts.vocab_size
+    # the first rank gathers those of all
+    facts = msgspec.structs.replace(facts, vocab_size=whole.get_text_config().vocab_size)
+    copies = 1 if shard is None else 2
+    logits = (copies * chosen.itemsize + SAMPLER_BYTES) * max_batch_requests * facts.vocab_size
     text = config.get_text_config()
     expert_weights = sum(weight_bytes(module) for name, module in model.named_modules() if name.endswith(".experts"))
     num_experts = facts.experts[0].num_experts if facts.experts else 1

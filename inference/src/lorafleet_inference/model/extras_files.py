@@ -136,7 +136,7 @@ def _own(
     extras = {name: Extra(**tensors) for name, tensors in own.items() if tensors}
     for name in sorted({one.module for one in plan.own_rows}):
         module = model.get_submodule(name)
-        found = read_rows(plan, name, plain_weight(module).shape[1])
+        found = read_rows(plan, name, _width(module))
         assert found is not None
         extra = extras.setdefault(name, Extra())
         if extra.weight is not None:
@@ -151,6 +151,13 @@ def _own(
             if len(bias) < len(extra.weight):
                 extra.bias = F.pad(bias, (0, len(extra.weight) - len(bias)))
     return extras, biases
+
+
+def _width(words: torch.nn.Module) -> int:
+    """Elements of a row of an embedding or a head."""
+    if isinstance(words, torch.nn.Embedding):
+        return words.embedding_dim
+    return words.in_features if isinstance(words, torch.nn.Linear) else plain_weight(words).shape[1]
 
 
 def _minus(ours: torch.Tensor, base: torch.Tensor | float) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 import torch
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
@@ -37,7 +38,7 @@ from lorafleet_inference.model.base_files import (
     without_adapter,
 )
 from lorafleet_inference.model.checked import NOT_OURS, LoadedModel, attention_of, check_model
-from lorafleet_inference.model.decoder import why_not
+from lorafleet_inference.model.decoder import Decoder, why_not
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.pooling import pooling_of
 from lorafleet_inference.model.quantization.cut import CutError
@@ -76,6 +77,7 @@ def load_model(config: EngineConfig, rank: int = 0, tell: Tell = nobody) -> Load
     own = _is_own(config, model) if shard is None else _can_be_part(model)
     loaded = check_model(model.eval(), max_model_len=config.max_model_len, own_decoder=own)
     if shard is not None:
+        _split_words(loaded.model, shard, places, files)
         loaded = _as_part(loaded, base, shard)
     if config.cpu_kernels and device.type == "cpu" and can_pack():
         pack_linears(loaded.model)
@@ -107,7 +109,8 @@ def _fill(
 ) -> None:
     name = type(model).__name__
     try:
-        files.fill(model, device, model.dtype, None if shard is None else shard.cut, have_read=reading.have_read)
+        cut, rows = (None, None) if shard is None else (shard.cut, shard.words.rows)
+        files.fill(model, device, model.dtype, cut, rows, have_read=reading.have_read)
     except CutError as error:
         assert shard is not None, "nothing else is cut"
         raise unsplit(base, shard.size, str(error)) from error
@@ -225,10 +228,39 @@ def _as_part(loaded: LoadedModel, config: PreTrainedConfig, shard: Shard) -> Loa
     """Return the loaded part of a model with the facts of the whole."""
     with torch.device("meta"):
         whole = model_facts(AutoModelForCausalLM.from_config(config))
-    facts = msgspec.structs.replace(
-        loaded.facts, modules=whole.modules, whole_modules=whole.whole_modules, experts=whole.experts
+    # what adapters hold of embedding and head is whole on every rank
+    held = msgspec.structs.replace(loaded.facts, vocab_size=whole.vocab_size, side_modules=whole.side_modules)
+    of_words = {one.name for one in whole.side_modules}
+    kept = zip(held.whole_modules, whole.whole_modules, strict=True)
+    held = msgspec.structs.replace(
+        held, whole_modules=tuple(theirs if theirs.name in of_words else ours for ours, theirs in kept)
     )
-    return replace(loaded, facts=facts, rank_facts=loaded.facts, shard=shard)
+    facts = msgspec.structs.replace(
+        held, modules=whole.modules, whole_modules=whole.whole_modules, experts=whole.experts
+    )
+    return replace(loaded, facts=facts, rank_facts=held, shard=shard)
+
+
+def _split_words(
+    model: PreTrainedModel | Decoder, shard: Shard, places: Mapping[str, Path], files: QuantizedFiles | None
+) -> None:
+    """Have embedding and head know that they are a rank's, and where the whole ones are."""
+    assert isinstance(model, Decoder), "no other model is split"
+    dtype = model.dtype
+
+    def stored(name: str) -> torch.Tensor:
+        key = next(key for key in places if key.endswith(name))
+        with safe_open(places[key], framework="pt") as file:
+            return cast("torch.Tensor", file.get_tensor(key).to(dtype))
+
+    def embedding() -> torch.Tensor:
+        return stored("embed_tokens.weight")
+
+    def head() -> torch.Tensor:
+        return stored("lm_head.weight") if files is None or files.head is None else files.read_head(dtype)
+
+    is_tied = model.lm_head.weight is model.model.embed_tokens.weight
+    model.split_words(shard.words, embedding, embedding if is_tied else head)
 
 
 def _some(names: list[str]) -> str:

@@ -45,11 +45,18 @@ def settled(plan: AdapterPlan, model: torch.nn.Module, shard: Shard | None = Non
             own.append(one)
             continue
         differing = _differing(plan.directory / plan.files[0], one, model, shard)
-        if len(differing) > MAX_KEPT_APART * len(model.get_submodule(one.module).get_parameter("weight")):
+        if len(differing) > MAX_KEPT_APART * _num_rows(model.get_submodule(one.module)):
             own.append(one)
         elif differing:
             rows.append(OwnRows(one.module, one.key, tuple(differing), is_packed=False))
     return replace(plan, own=tuple(own), own_rows=(*rows, *plan.own_rows), base_copies=())
+
+
+def _num_rows(words: torch.nn.Module) -> int:
+    """Of an embedding or a head."""
+    if isinstance(words, torch.nn.Embedding):
+        return words.num_embeddings
+    return words.out_features if isinstance(words, torch.nn.Linear) else len(words.get_parameter("weight"))
 
 
 def _name_of(model: torch.nn.Module, getter: str) -> str | None:

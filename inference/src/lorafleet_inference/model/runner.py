@@ -96,7 +96,7 @@ class ModelRunner:
         self._model = loaded.model
         if group is not None:
             assert isinstance(loaded.model, Decoder), "no other model is split"
-            loaded.model.sum_over(group.sum)
+            loaded.model.work_in(group.sum, group.gather)
         self._device = loaded.device
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
@@ -246,7 +246,12 @@ class ModelRunner:
         self._rows.apply(plan)
         host = self._rows.gather(plan.items)
         with self._attending(host, head=False) as (batch, input_ids):
-            self._model.base_model(input_ids=input_ids, position_ids=batch.position_ids)
+            self._model(
+                input_ids=input_ids,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                logits_to_keep=batch.sampled_rows,
+            )
         device_at(self._device).current().mark().wait(Order.FOLLOWED)  # what fails there fails here, too
 
     def _least(self, number: int) -> int:

@@ -14,6 +14,7 @@ from lorafleet_inference.kernels.layer_ops import LayerOps
 from lorafleet_inference.model.decoder.layers import Fused, Layer, Norm, Rotation
 from lorafleet_inference.model.decoder.linear import Total
 from lorafleet_inference.model.decoder.spec import SPECS, Spec
+from lorafleet_inference.model.decoder.words import Gather, Whole, WordEmbedding, WordHead, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,17 @@ class Decoder(torch.nn.Module):
             if isinstance(module, Fused):
                 module.ops = ops
 
-    def sum_over(self, total: Total) -> None:
-        """Have `total` sum what the ranks of a model give, each of which has a part of each layer."""
+    def split_words(self, words: Words, embedding: Whole, head: Whole) -> None:
+        """Take embedding and head as a rank's, whose rows they have; `embedding` and `head` read the whole matrices."""
+        self.model.embed_tokens = WordEmbedding(self.model.embed_tokens, words, embedding)
+        self.lm_head = WordHead(self.lm_head, words, head)
+
+    def work_in(self, total: Total, gather: Gather) -> None:
+        """Have `total` sum what the ranks of a model give, each of which has a part of each layer, and `gather` the logits."""
+        embedding, head = self.model.embed_tokens, self.lm_head
+        assert isinstance(embedding, WordEmbedding), "nothing else is a rank's"
+        assert isinstance(head, WordHead)
+        embedding.total, head.gather = total, gather
         for layer in self.model.layers:
             assert isinstance(layer, Layer)
             layer.sum_over(total)
@@ -94,12 +104,12 @@ class Decoder(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it lies."""
-        return self.lm_head.weight.device
+        return self.model.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of its weights."""
-        return self.lm_head.weight.dtype
+        return self.model.norm.weight.dtype
 
     @property
     def base_model(self) -> Body:

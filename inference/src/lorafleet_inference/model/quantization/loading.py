@@ -128,6 +128,7 @@ class QuantizedFiles:
     """Layers that are quantised, with their shapes in the whole model."""
     head: str | None
     """The output head, where it is quantised: it is brought back to the dtype of the model."""
+    head_shape: Shape = (0, 0)
     stacks: tuple[Stack, ...] = ()
     """Experts that are quantised."""
 
@@ -168,10 +169,13 @@ class QuantizedFiles:
         device: torch.device,
         dtype: torch.dtype,
         cut: CutOf | None = None,
+        rows: Callable[[torch.Tensor], torch.Tensor] | None = None,
         *,
         have_read: Callable[[Iterable[str]], None],
     ) -> None:
-        """Read the weights of these layers, of each the part that `cut` says; `have_read` is told the tensors of each layer.
+        """Read the weights of these layers, of each the part that `cut` says, and of the head that of `rows`.
+
+        `have_read` is told the tensors of each layer.
 
         Raises:
             CutError: there is no such part.
@@ -192,9 +196,15 @@ class QuantizedFiles:
             if self.head is not None:
                 head = model.get_submodule(self.head)
                 assert isinstance(head, torch.nn.Linear)
-                dense = self._weight(self.head, (head.out_features, head.in_features), read, dtype).dequantized(dtype)
-                head.weight = torch.nn.Parameter(dense, requires_grad=False)
+                dense = self._weight(self.head, self.head_shape, read, dtype).dequantized(dtype)
+                head.weight = torch.nn.Parameter(dense if rows is None else rows(dense), requires_grad=False)
         self._check_biases(model)
+
+    def read_head(self, dtype: torch.dtype) -> torch.Tensor:
+        """Read the output head once more, [vocabulary, hidden] on the CPU."""
+        assert self.head is not None
+        with self._reading(torch.device("cpu")) as read:
+            return self._weight(self.head, self.head_shape, read, dtype).dequantized(dtype)
 
     def _part(self, name: str, shape: Shape, of: CutOf | None, read: _Read, dtype: torch.dtype) -> QuantizedWeight:
         if of is None:
@@ -269,7 +279,9 @@ def quantized_files(model: PreTrainedModel, method: Method, places: Mapping[str,
         lost = [name for stack in stacks for name in stack.names if f"{name}.weight" not in places]
         if lost:
             raise QuantizationError(f"the files hold no tensor {lost[0]}.weight, and stacked experts are not quantised")
-        return QuantizedFiles(method, places, {name: _shape(linears[name]) for name in modules}, None, tuple(stacks))
+        return QuantizedFiles(
+            method, places, {name: _shape(linears[name]) for name in modules}, None, stacks=tuple(stacks)
+        )
     marked = _marked(places, method.markers)
     if not marked:
         some = ", ".join(sorted(method.markers))
@@ -282,7 +294,10 @@ def quantized_files(model: PreTrainedModel, method: Method, places: Mapping[str,
         if name != head_name and name not in linears and name not in in_stacks:
             raise QuantizationError(_why_not(model, name))
     shapes = {name: _shape(module) for name, module in linears.items() if name in marked}
-    return QuantizedFiles(method, places, shapes, head_name if head_name in marked else None, found)
+    if head_name not in marked:
+        return QuantizedFiles(method, places, shapes, None, stacks=found)
+    assert isinstance(head, torch.nn.Linear)
+    return QuantizedFiles(method, places, shapes, head_name, _shape(head), found)
 
 
 def _shape(module: torch.nn.Linear) -> Shape:

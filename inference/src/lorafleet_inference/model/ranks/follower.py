@@ -120,6 +120,12 @@ class _Watched(Group):
         self._life.computing(is_alone=True)
         return whole
 
+    def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
+        self._life.computing(is_alone=False)
+        parts = self._group.gather(part)
+        self._life.computing(is_alone=True)
+        return parts
+
     def least(self, number: int) -> int:
         return self._group.least(number)
 

@@ -23,6 +23,9 @@ class Group(Protocol):
     def sum(self, partial: torch.Tensor) -> torch.Tensor:
         """Return the sum of what each rank has, the same bits on all of them; in the place of `partial`."""
 
+    def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
+        """Return what each rank has, in their order, on the first rank; None on the others."""
+
     def least(self, number: int) -> int:
         """Return the least of the numbers that each rank has."""
 
@@ -38,6 +41,12 @@ class ProcessGroup(Group):
         """As `Group`."""
         dist.all_reduce(partial)
         return partial
+
+    def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
+        """As `Group`."""
+        parts = [torch.empty_like(part) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(part, parts, dst=0)
+        return parts
 
     def least(self, number: int) -> int:
         """As `Group`."""

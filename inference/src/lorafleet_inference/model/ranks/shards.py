@@ -26,7 +26,7 @@ class LazyPart:
 
     def __getitem__(self, _: Any) -> torch.Tensor:
         """Read it."""
-        return self.shard.parameter(self.module, self.parameter, self.stored)
+        return self.shard.stored(self.module, self.parameter, self.stored)
 
     @property
     def dtype(self) -> torch.dtype:

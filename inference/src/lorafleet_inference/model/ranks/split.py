@@ -3,7 +3,8 @@
 Column-parallel layers (queries, keys, values, gate, up) are split by their outputs: of LoRA, A is whole and B split with them.
 Row-parallel layers (the output of attention, down) are split by their inputs: A is split with them and B is whole, so what LoRA
 adds to a rank's partial sum is summed with it. Experts are split inside, each like a gated layer, so that every rank has the
-same work whatever experts the tokens choose. All else is whole on every rank: norms, routers, embedding and head.
+same work whatever experts the tokens choose. Embedding and head are split by the vocabulary (`decoder/words.py`), and what adapters hold
+of them is whole. All else is whole on every rank: norms and routers.
 """
 
 import copy
@@ -17,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.model.decoder.spec import SPECS, width_of_head
+from lorafleet_inference.model.decoder.words import Words
 from lorafleet_inference.model.quantization.cut import Cut
 
 OPTION = "--tensor-parallel-size"
@@ -75,6 +77,18 @@ class Shard:
     num_heads: int
     num_kv_heads: int
     """Of the whole model, as the heads before."""
+    num_tokens: int = 0
+    """Of its vocabulary."""
+
+    @property
+    def words(self) -> Words:
+        """Which rows of embedding and head are here."""
+        return Words(self.num_tokens, self.rank, self.size)
+
+    def stored(self, module: str, name: str, tensor: Any) -> torch.Tensor:
+        """Return the rank's part of a parameter of the base, in a file."""
+        is_of_words = name == "weight" and module.rsplit(".", 1)[-1] in _OF_WORDS
+        return self.words.rows(tensor) if is_of_words and self.size > 1 else self.parameter(module, name, tensor)
 
     def split_of(self, module: str) -> Split | None:
         """Return how a module's weight is split; None: it is whole on every rank. `module`: any name that ends with the module's."""
@@ -112,7 +126,7 @@ class Shard:
         return tensor[...] if self.rank == 0 else torch.zeros_like(tensor[...])
 
     def parameter(self, module: str, name: str, tensor: Any) -> torch.Tensor:
-        """Return the rank's part of a parameter of a module."""
+        """Return the rank's part of a parameter of a module; what adapters hold of embedding and head is whole on every rank."""
         return self.bias(module, tensor) if name == "bias" else self.weight(module, tensor)
 
     def factor(self, module: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -163,6 +177,7 @@ _SPLITS: Mapping[str, tuple[Along, tuple[str, ...]]] = {
     "w2": (_ROW, ("elements",)),
 }
 """By the last name of a module: what its weight is split by, and the groups of that axis. Of the families of `SPECS`."""
+_OF_WORDS = ("embed_tokens", "lm_head")
 _WIDTHS = ("intermediate_size", "moe_intermediate_size")
 
 
@@ -173,7 +188,7 @@ def shard_of(config: PreTrainedConfig, rank: int, size: int) -> Shard:
         ConfigError: its family, or a model of its sizes, cannot be split among so many ranks.
     """
     check_splits(config, size)
-    return Shard(rank, size, config.num_attention_heads, config.num_key_value_heads)
+    return Shard(rank, size, config.num_attention_heads, config.num_key_value_heads, config.vocab_size)
 
 
 def check_splits(config: PreTrainedConfig, size: int) -> None:
@@ -213,6 +228,7 @@ def config_of_rank(config: PreTrainedConfig, shard: Shard) -> PreTrainedConfig:
     """Return the config of the smaller model that a rank holds."""
     made = copy.deepcopy(config)
     made.head_dim = width_of_head(config)
+    made.vocab_size, made.pad_token_id = shard.words.num_held, None  # a token that may be another rank's
     made.num_attention_heads = shard.num_heads // shard.size
     made.num_key_value_heads = max(1, shard.num_kv_heads // shard.size)
     for field in _WIDTHS:
