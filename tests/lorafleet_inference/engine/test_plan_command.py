@@ -219,7 +219,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "maxResidentAdapters: 200, maxRank: 16, adapterMemory: 1013Mi" in text
     assert main([*arguments, "--kv-cache-dtype", "fp8"]) == 0
     rounded = capsys.readouterr().out
-    assert "68 requests of 8192 tokens at once" in rounded
+    assert "67 requests of 8192 tokens at once" in rounded
     assert "engine: {maxModelLen: 8192, kvCacheDtype: fp8}" in rounded
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
