@@ -243,7 +243,7 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul"}
 PHASES = {
     "both": "LoRA", "shrink": "LoRA", "expand": "LoRA", "decode": "attention", "merge": "attention",
     "prefill": "attention", "write": "attention", "choose": "sampling", "add_norm": "norms", "rotate_write": "rotary",
-    "rotate": "rotary", "gate": "MLP", "embed": "LoRA", "side_shrink": "LoRA", "side_expand": "LoRA",
+    "rotate": "rotary", "gate": "MLP", "affine": "LoRA", "embed": "LoRA", "side_shrink": "LoRA", "side_expand": "LoRA",
 }  # fmt: skip
 """Of kernels."""
 

@@ -21,8 +21,9 @@ from lorafleet_inference.model.slab import Slab
 
 NUM_ROWS, NUM_ADAPTERS, RANK, CONTEXT = 128, 32, 16, 256
 BLOCKS_A_ROW = 32
-DECODE = (DecodeRoom(NUM_ROWS, 64), DecodeRoom(NUM_ROWS, 0), DecodeRoom(NUM_ROWS, 64, has_sides=True))
-"""With LoRA, without, and where adapters may have it on embedding and head."""
+DECODE = (DecodeRoom(NUM_ROWS, 64), DecodeRoom(NUM_ROWS, 0), DecodeRoom(NUM_ROWS, 64, has_sides=True),
+          DecodeRoom(NUM_ROWS, 64, has_sides=True, has_affine=True))  # fmt: skip
+"""With LoRA, without, where adapters may have it on embedding and head, and where they may have DoRA and biases, too."""
 PROMPT, WITH_PROMPT = PromptRoom(256, 8, False, 24), PromptRoom(512, NUM_ROWS + 1, True, 161)
 """Of a prompt alone, and beside NUM_ROWS others."""
 LLAMA_3_8B = {

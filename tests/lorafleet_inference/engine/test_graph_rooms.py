@@ -54,9 +54,9 @@ def test_a_step_with_prompts_has_the_smallest_graph_that_holds_it(max_requests: 
 
 def test_rooms_are_no_larger_than_a_step_can_be() -> None:
     assert prompt_rooms(24, 2, has_lora=False) == [PromptRoom(24, 2, False, 0), PromptRoom(24, 2, True, 0)]
-    assert list(decode_rooms(2, has_lora=True, has_sides=True)) == [
-        DecodeRoom(1, 0), DecodeRoom(1, 1), DecodeRoom(1, 1, has_sides=True),
-        DecodeRoom(2, 0), DecodeRoom(2, 2), DecodeRoom(2, 2, has_sides=True),
+    assert list(decode_rooms(2, has_lora=True, has_sides=True, has_affine=True)) == [
+        DecodeRoom(1, 0), DecodeRoom(1, 1), DecodeRoom(1, 1, has_sides=True), DecodeRoom(1, 1, has_sides=True, has_affine=True),
+        DecodeRoom(2, 0), DecodeRoom(2, 2), DecodeRoom(2, 2, has_sides=True), DecodeRoom(2, 2, has_sides=True, has_affine=True),
     ]  # fmt: skip
     assert prompt_room(prompt_rooms(24, 2, has_lora=False), 5, 1, 1, has_decodes=False) is None
 
@@ -84,12 +84,15 @@ def test_a_prompt_is_cut_into_pieces_beside_single_tokens() -> None:
 def test_memory_of_captured_steps_grows_with_each_of_its_causes() -> None:
     given = {
         "max_requests": 64, "max_tokens": 2048, "max_model_len": 8192, "logit_bytes": 1 << 18, "activations": 1 << 28,
-        "graph_bytes": 1 << 22, "has_sides": True,
+        "graph_bytes": 1 << 22, "has_sides": True, "has_affine": True,
     }  # fmt: skip
     least = captured_bytes(**given)
     assert captured_bytes(**given | {"activations": (1 << 28) + 4}) == least + 1, "512 of 2,048 tokens"
     assert captured_bytes(**given | {"logit_bytes": (1 << 18) + 1}) == least + 2 * 64
-    rooms = len(list(decode_rooms(64, has_lora=True, has_sides=True))) + len(prompt_rooms(2048, 64, has_lora=True))
+    rooms = len(list(decode_rooms(64, has_lora=True, has_sides=True, has_affine=True))) + len(
+        prompt_rooms(2048, 64, has_lora=True)
+    )
     assert captured_bytes(**given | {"graph_bytes": (1 << 22) + 1}) == least + rooms
     assert captured_bytes(**given | {"max_model_len": 16384}) > least
     assert captured_bytes(**given | {"has_sides": False}) < least
+    assert captured_bytes(**given | {"has_affine": False}) < least

@@ -120,6 +120,7 @@ def _captured_bytes(size: ModelSize, wish: Wish) -> int:
         activations=size.layer_activations,
         graph_bytes=GRAPH_BYTES,
         has_sides=bool(size.facts.side_modules or size.facts.experts),
+        has_affine=True,
     )
 
 

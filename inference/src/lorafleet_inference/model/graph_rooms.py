@@ -35,6 +35,8 @@ class DecodeRoom:
     """Of LoRA; 0: no adapters."""
     has_sides: bool = False
     """Whether head, embedding and experts may have LoRA."""
+    has_affine: bool = False
+    """Whether outputs of linear modules may be scaled and shifted."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,14 +62,16 @@ def decode_sizes(max_requests: int) -> list[int]:
     return [size for size in SIZES if size < max_requests] + [min(max_requests, SIZES[-1])]
 
 
-def decode_rooms(max_requests: int, *, has_lora: bool, has_sides: bool) -> Iterator[DecodeRoom]:
-    """Yield the decode steps that are captured."""
+def decode_rooms(max_requests: int, *, has_lora: bool, has_sides: bool, has_affine: bool) -> Iterator[DecodeRoom]:
+    """Yield the decode steps that are captured. What few adapters have, has the largest number of items alone."""
     for size in decode_sizes(max_requests):
         rooms = {min(size, most) for most in NUM_ITEMS} if has_lora else set[int]()
         for num_items in (0, *sorted(rooms)):
             yield DecodeRoom(size, num_items)
         if rooms and has_sides:
             yield DecodeRoom(size, max(rooms), has_sides=True)
+        if rooms and has_affine:
+            yield DecodeRoom(size, max(rooms), has_sides=has_sides, has_affine=True)
 
 
 def prompt_rooms(max_tokens: int, max_requests: int, *, has_lora: bool) -> list[PromptRoom]:
@@ -112,13 +116,14 @@ def captured_bytes(
     activations: int,
     graph_bytes: int,
     has_sides: bool,
+    has_affine: bool,
 ) -> int:
     """Return the bytes of a device that captured steps take, about.
 
     `max_tokens`: of a step; `logit_bytes`: of all logits of one row; `activations`: bytes of the largest step of `max_tokens` tokens, in
     the layers; `graph_bytes`: what CUDA keeps of one graph.
     """
-    decodes = list(decode_rooms(max_requests, has_lora=True, has_sides=has_sides))
+    decodes = list(decode_rooms(max_requests, has_lora=True, has_sides=has_sides, has_affine=has_affine))
     prompts = prompt_rooms(max_tokens, max_requests, has_lora=True)
     num_rows = [*(one.num_rows for one in decodes), *(one.num_rows for one in prompts)]
     num_blocks = -(-max_model_len // KV_BLOCK_TOKENS)

@@ -8,6 +8,7 @@ come. Larger steps, and those of adapters with more than A and B, are computed w
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,12 @@ from transformers import PreTrainedModel
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.device.interface import Captured, Graphs
 from lorafleet_inference.kernels.triton import fixed_prompts
+from lorafleet_inference.kernels.triton.affines import AffineStep
 from lorafleet_inference.kernels.triton.fixed import FixedAttention, FixedLora, FixedSides, FixedTables, Room
 from lorafleet_inference.kernels.triton.fixed_prompts import FixedPrompts
 from lorafleet_inference.kernels.triton.paged import AttentionStep
+from lorafleet_inference.kernels.triton.step import Given
+from lorafleet_inference.model.affine_bank import AffineBank
 from lorafleet_inference.model.attention import attending
 from lorafleet_inference.model.batch import ChoiceInputs, HostBatch, Segment
 from lorafleet_inference.model.graph_rooms import (
@@ -63,6 +67,7 @@ class StepGraphs:
         bank: LoraBank,
         *,
         sides: SideBank,
+        affine: AffineBank | None,
         triton: "TritonKernels",
         max_tokens: int,
         max_rank: int,
@@ -75,12 +80,15 @@ class StepGraphs:
         `last_tokens`: those of `InputBatch`, where steps are submitted ahead."""
         self._graphs = graphs
         self._model, self._layers, self._bank, self._triton = model, layers, bank, triton
-        self._sides = sides
+        self._sides, self._affine = sides, affine
         self._max_tokens, self._max_rank = max_tokens, max_rank
         self._last_tokens = last_tokens
         has_lora = bank.can_be_captured
         self._sizes = decode_sizes(max_requests)
-        self._decodes = list(decode_rooms(max_requests, has_lora=has_lora, has_sides=bool(sides.layout.places)))
+        self._has_sides, has_affine = bool(sides.layout.places), affine is not None
+        self._decodes = list(
+            decode_rooms(max_requests, has_lora=has_lora, has_sides=self._has_sides, has_affine=has_affine)
+        )
         self._prompts = prompt_rooms(max_batch_tokens, max_requests, has_lora=has_lora)
         self._logits = torch.empty(0)
         """[rows of the largest step, vocabulary] on the device: of the step that was computed last."""
@@ -127,14 +135,17 @@ class StepGraphs:
         if not num_rows or (segments and not self._bank.can_be_captured):
             return None
         num_items, has_sides = _num_items(segments), self._sides.holds(segments)
+        has_affine = self._affine is not None and self._affine.holds(segments)
         if not batch.has_single_tokens:
-            if has_sides:
+            if has_sides or has_affine:
                 return None
             most_rows, has_decodes = max(num_rows, len(batch.logit_rows)), bool((batch.counts == 1).any())
             return prompt_room(self._prompts, len(batch.token_ids), most_rows, num_items, has_decodes=has_decodes)
         size = next((one for one in self._sizes if one >= num_rows), None)
         if size is None:
             return None
+        if has_affine:
+            return DecodeRoom(size, min(size, NUM_ITEMS[-1]), has_sides=self._has_sides, has_affine=True)
         if has_sides:
             return DecodeRoom(size, min(size, NUM_ITEMS[-1]), has_sides=True)
         return DecodeRoom(size, min(size, next(one for one in (0, *NUM_ITEMS) if one >= num_items)))
@@ -145,12 +156,15 @@ class StepGraphs:
         device = self._layers[0].keys.device
         num_items, has_sides = step.num_items, isinstance(step, DecodeRoom) and step.has_sides
         prompt = step if isinstance(step, PromptRoom) else None
+        affine = self._affine if isinstance(step, DecodeRoom) and step.has_affine else None
         room = Room(
             step.num_rows,
             num_items,
             num_blocks=-(-self._max_tokens // KV_BLOCK_TOKENS),
             num_side_pages=self._sides.most_pages(self._max_rank) if has_sides else 0,
             num_sites=len(self._sides.layout.places) if has_sides else 0,
+            num_affine_pages=0 if affine is None else affine.most_pages(),
+            num_affine_modules=0 if affine is None else len(affine.layout.index),
             num_tokens=0 if prompt is None else prompt.num_tokens,
             num_decodes=prompt.num_rows if prompt is not None and prompt.has_decodes else 0,
             num_pieces=0 if prompt is None else prompt.num_pieces,
@@ -179,6 +193,7 @@ class StepGraphs:
             lora = FixedLora(self._triton.blocks, tables, self._bank.tables, self._max_rank)
         sides = FixedSides(self._triton.blocks, tables, self._max_rank) if tables.room.num_sites else None
         with (
+            nullcontext() if self._affine is None else self._affine.capturing(_affine_of(tables)),
             self._bank.capturing(lora, len(token_ids)),
             self._sides.capturing(sides),
             attending(PagedStep.of_kernels(self._layers, attention)),
@@ -212,7 +227,17 @@ class StepGraphs:
         self._bank.fill(here["items"], batch.segments, ITEM_TOKENS)
         if tables.room.num_sites:
             self._sides.fill(here["owners"], here["side_pages"], here["entries"], batch.segments, ITEM_TOKENS)
+        if tables.room.num_affine_modules and self._affine is not None:
+            own = here["affine_items"], here["affine_pages"], here["affine_entries"]
+            self._affine.fill(*own, batch.segments, ITEM_TOKENS)
         tables.send()
+
+
+def _affine_of(tables: FixedTables) -> AffineStep | None:
+    if not tables.room.num_affine_modules:
+        return None
+    names = ("affine_items", "affine_pages", "affine_entries")
+    return AffineStep.of_tables(*(Given(tables.tensor(name)) for name in names))
 
 
 def _num_items(segments: Sequence[Segment]) -> int:

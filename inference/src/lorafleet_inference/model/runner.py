@@ -54,6 +54,7 @@ from lorafleet_inference.model.slab import Slab, load_slab
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
+    from lorafleet_inference.model.affine_bank import AffineBank
     from lorafleet_inference.model.graphs import StepGraphs
     from lorafleet_inference.model.side_lora import SideBank
 
@@ -71,6 +72,8 @@ class HostAdapter:
     """Where it is not the base's."""
     side_ranks: tuple[int, ...] = ()
     """Of what goes from the extras to pages of the pool, as `SideLayout.ranks_of` says; empty where nothing does."""
+    affine: tuple[str, ...] = ()
+    """Modules whose scale and offset go there, too."""
 
 
 class ModelRunner:
@@ -124,6 +127,10 @@ class ModelRunner:
         """Of a whole model: ranks of one have parts of what adapters hold there, and leave it to plain torch."""
         if self._triton is not None and group is None:
             self._sides = _sides_of(loaded, self._bank, self._triton)
+        self._affine: AffineBank | None = None
+        """Of a whole model, too, and where the kernels of LoRA compute every module: what it changes comes after LoRA."""
+        if self._triton is not None and group is None and self._bank.can_be_captured:
+            self._affine = _affine_of(loaded, self._bank, self._triton)
         self._extras = ExtrasBank(loaded.model)
         self._hidden = HiddenStates(loaded.model)
         self._ropes = loaded.ropes
@@ -227,6 +234,8 @@ class ModelRunner:
         self._bank.begin_step(host.segments, num_tokens)
         if self._sides is not None:
             self._sides.begin_step(host.segments, host.head_segments, num_tokens, len(host.logit_rows))
+        if self._affine is not None:
+            self._affine.begin_step(host.segments)
         launched = None
         if self._triton is not None:
             spans = [(one.begin, one.end, one.start, one.blocks) for one in host.spans]
@@ -302,7 +311,8 @@ class ModelRunner:
         vocabulary = None if plan.num_rows is None else plan.vocabulary
         extras = load_extras(plan, self._model, self._dtype, self._shard, total)
         side_ranks = () if self._sides is None else self._sides.layout.ranks_of(plan)
-        return HostAdapter(slab, extras, vocabulary, side_ranks)
+        affine = () if self._affine is None else self._affine.layout.modules_of(plan)
+        return HostAdapter(slab, extras, vocabulary, side_ranks, affine)
 
     @torch.inference_mode()
     @on_one_thread()
@@ -321,6 +331,9 @@ class ModelRunner:
             ranks = self._sides.layout.ranks_of(plan)
             num_pages += self._sides.layout.laid(ranks)[1]
             num_outside -= self._sides.layout.num_elements(ranks)
+        if self._affine is not None:
+            num_pages += self._affine.layout.laid(self._affine.layout.modules_of(plan))[1]
+            num_outside -= self._affine.layout.num_elements(plan)
         return max(1, num_pages + -(-num_outside // self._bank.layout.page))
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
@@ -341,6 +354,9 @@ class ModelRunner:
             extras = slab.extras
             if self._sides is not None and any(slab.side_ranks):
                 extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
+                num_row_pages += self._sides.layout.laid(slab.side_ranks)[1]
+            if self._affine is not None:
+                extras = self._affine.install(key, pages[num_row_pages:], slab.affine, extras)
             self._extras.install(key, extras, slab.vocabulary)
         except BaseException:
             self.remove(key)  # else it kept a place that its room does not count any more
@@ -353,6 +369,8 @@ class ModelRunner:
         self._extras.remove(key)
         if self._sides is not None:
             self._sides.remove(key)
+        if self._affine is not None:
+            self._affine.remove(key)
 
     @property
     def _is_captured(self) -> bool:
@@ -375,6 +393,7 @@ class ModelRunner:
             self._layers,
             self._bank,
             sides=self._sides,
+            affine=self._affine,
             triton=self._triton,
             max_tokens=self.facts.max_model_len,
             max_rank=config.max_rank,
@@ -419,6 +438,7 @@ class ModelRunner:
                 activations=activations,
                 graph_bytes=GRAPH_BYTES,
                 has_sides=self._sides is not None and bool(self._sides.layout.places),
+                has_affine=self._affine is not None,
             )
         memory = DeviceMemory(
             found.total, found.total - found.free - weights - pool, weights, pool, activations, graphs
@@ -465,6 +485,13 @@ def _sides_of(loaded: LoadedModel, bank: LoraBank, triton: "TritonKernels") -> "
     from lorafleet_inference.model.side_lora import SideBank  # noqa: PLC0415  there on Linux alone
 
     return SideBank(loaded.model, loaded.facts, bank.pool, triton)
+
+
+def _affine_of(loaded: LoadedModel, bank: LoraBank, triton: "TritonKernels") -> "AffineBank | None":
+    from lorafleet_inference.model.affine_bank import AffineBank  # noqa: PLC0415  there on Linux alone
+
+    made = AffineBank(loaded.model, loaded.facts, bank.pool, triton)
+    return made if made.layout.index else None
 
 
 def _quantised_by_kernels(model: torch.nn.Module) -> None:

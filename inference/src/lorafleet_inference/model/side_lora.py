@@ -1,7 +1,7 @@
-"""LoRA on head, embedding and experts by kernels: in pages of the pool beside an adapter's rows, so that such steps are captured too.
+"""LoRA on head, embedding, routers and experts by kernels: in pages of the pool beside an adapter's rows, so that it is captured too.
 
-Where something else than A and B stands behind a site (own weights, own rows, another vocabulary), it is computed as
-`extras.py` says, and so are routers.
+Where something else than A and B stands behind a site (own weights, own rows, another vocabulary; at routers also DoRA's norms and
+biases, which belong between product and choice), it is computed as `extras.py` says.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ import torch
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.engine.messages import AdapterKey, ModelFacts, ModuleKind
 from lorafleet_inference.kernels.triton.sides import NUM_ENTRY, SideSite
-from lorafleet_inference.model import experts
+from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.experts import ExpertKernels, Pairs
 from lorafleet_inference.model.extras import Extra, Extras
@@ -34,10 +34,11 @@ class _Place:
 
     module: str
     parameter: str | None
-    """The stacked weight of experts; None of head and embedding."""
+    """The stacked weight of experts; None of head, embedding and routers."""
     site: SideSite
     num_ids: int = 0
     """Of an embedding: rows of its A."""
+    is_router: bool = False
 
     def rows(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return of A and of B how many rows there are, and how wide they are."""
@@ -67,9 +68,10 @@ class SideLayout:
         self._page = page
         self.places: list[_Place] = []
         for one in facts.side_modules:
-            if one.kind is not ModuleKind.ROUTER and max(one.out_features, one.in_features) <= page:
+            if max(one.out_features, one.in_features) <= page:
                 site = SideSite(len(self.places), one.in_features, one.out_features)
-                self.places.append(_Place(one.name, None, site, one.in_features * (one.kind is ModuleKind.EMBEDDING)))
+                num_ids = one.in_features * (one.kind is ModuleKind.EMBEDDING)
+                self.places.append(_Place(one.name, None, site, num_ids, one.kind is ModuleKind.ROUTER))
         for fused in facts.experts:
             if all(max(widths) <= page for _, *widths in fused.parameters):
                 for name, in_width, out_width in fused.parameters:
@@ -82,6 +84,12 @@ class SideLayout:
         found: dict[tuple[str, str | None], int] = {(one.module, one.parameter): one.rank for one in plan.experts}
         if plan.num_rows is None:
             others = {one.module for one in plan.own} | {one.module for one in plan.own_rows}
+            of_routers = {place.module for place in self.places if place.is_router}
+            others |= {
+                one.module
+                for one in plan.side_sites
+                if one.module in of_routers and (one.magnitude_key is not None or one.b_bias_key is not None)
+            }
             found |= {(one.module, None): one.rank for one in plan.side_sites if one.module not in others}
         return tuple(found.get((place.module, place.parameter), 0) for place in self.places)
 
@@ -242,7 +250,14 @@ class SideBank:
             if self._head is not None:
                 self._head.add(place.site, self._pool, _flat(args[0]), output.view(-1, output.shape[-1]), None)
 
-        module.register_forward_hook(of_embedding if place.num_ids else of_head)
+        def of_router(x: torch.Tensor, logits: torch.Tensor) -> None:
+            if self._body is not None:
+                self._body.add(place.site, self._pool, _flat(x), logits.view(-1, logits.shape[-1]), None)
+
+        if place.is_router:
+            routers.adapt(module, of_router, lambda: self.adds(place.site))
+        else:
+            module.register_forward_hook(of_embedding if place.num_ids else of_head)
 
 
 @dataclass(frozen=True, slots=True)

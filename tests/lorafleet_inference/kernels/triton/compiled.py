@@ -15,6 +15,7 @@ from support.triton_compiled import compiling
 from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.layer_ops import Activation, HeadSpec
 from lorafleet_inference.kernels.triton import blocks
+from lorafleet_inference.kernels.triton.affines import AffineStep, affine_site
 from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps, rotate_write
 from lorafleet_inference.kernels.triton.paged import AttentionStep
@@ -83,6 +84,14 @@ def adapt_sides(sizes: blocks.Blocks, dtype: torch.dtype, tokens: int) -> None:
     step.add(SideSite(2, 2048, 1536, num_experts=128), pool, x, y, pairs)
 
 
+def scale(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
+    """Scales and offsets of queries, keys and values as Llama 3's."""
+    site = affine_site((0, 1, 2), (HIDDEN, 1024, 1024), CUDA)
+    step = AffineStep(StepBlock(CUDA), [(0, 8)], [range(4)], [np.array([0, 8, 10], dtype=np.int32)])
+    pool = torch.empty(64, 1 << 20, dtype=dtype, device=CUDA)
+    step.change(site, pool, torch.empty(8, HIDDEN + 2048, dtype=dtype, device=CUDA))
+
+
 def pick(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
     """Tokens of a vocabulary as Llama 3's."""
     logits = torch.empty(128, 128256, dtype=dtype, device=CUDA)
@@ -148,6 +157,7 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("rank 256", adapt, (BFLOAT16, 256, 8), {}),
     ("many tokens", adapt, (BFLOAT16, 64, NUM_TOKENS), {}),
     ("float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
+    ("scales", scale, (BFLOAT16,), {}),
     ("sides", adapt_sides, (BFLOAT16, 8), {}),
     ("sides, many tokens", adapt_sides, (BFLOAT16, NUM_TOKENS), {}),
     ("sides, float32", adapt_sides, (FLOAT32, NUM_TOKENS), {}),
@@ -173,6 +183,7 @@ EVERYWHERE = {
     "KV in fp8, heads of 256",
     "rank 16",
     "rank 256",
+    "scales",
     "many tokens",
     "sides",
     "sides, many tokens",

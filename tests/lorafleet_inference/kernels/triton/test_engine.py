@@ -109,6 +109,6 @@ def test_the_same_tokens_as_by_torch(device: torch.device, name: str, tmp_path: 
         assert launched.tokens(number) == plain.tokens(number)
         assert told[0][number] == pytest.approx(told[1][number], abs=1e-3)
         assert len(told[0][number]) == 3
-    own = {"rotate_write", "add_norm", "gate"} if name == "llama" else {"write"}
+    own = {"rotate_write", "add_norm", "gate"} if name == "llama" else {"write", "affine"}
     sides = {"embed", "side_shrink", "side_expand"}
     assert {"decode", "prefill", "both", "shrink", "expand", "choose", *own, *sides} == set(seen.kernels)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 from support.engines import DrivenEngine, key_of
-from support.families import BOTH_EXPERT_MAPS, VOCABULARY, AdapterSpec
+from support.families import BOTH_EXPERT_MAPS, ROUTER, VOCABULARY, AdapterSpec
 from support.models import save_adapter, save_model
 from support.recorded_graphs import RecordedGraphs
 from support.triton_sizes import SMALL
@@ -40,7 +40,8 @@ MIXTURE = MixtralConfig(
 )  # fmt: skip
 OF_SIDES = {
     "sides": AdapterSpec(5, ("q_proj", "lm_head", "embed_tokens"), seed=1),
-    "experts": AdapterSpec(4, ("v_proj",), seed=2, options={"target_parameters": [*BOTH_EXPERT_MAPS]}),
+    # and a router
+    "experts": AdapterSpec(4, ("v_proj",), seed=2, options={"target_parameters": [*BOTH_EXPERT_MAPS, ROUTER]}),
     "attention": AdapterSpec(8, ("q_proj", "o_proj"), seed=3),
 }
 WAVES = ((None, None), ("small", None, "large"), ("dora", "small"), ("late", "small", "small", None))
@@ -105,10 +106,12 @@ def test_replayed_steps_answer_as_others_do(device: torch.device, tmp_path: Path
     assert graphs is not None
     assert graphs.num_replayed >= 16, "most steps"
     assert replayed.runner.num_replayed_steps == graphs.num_replayed
-    assert replayed.runner.backend == Backend(Kernels.TRITON, num_captured_steps=10)
+    assert replayed.runner.backend == Backend(Kernels.TRITON, num_captured_steps=12)
     assert plain.runner.backend == Backend(Kernels.TORCH)
     of_rows = {DecodeRoom(1, 0), DecodeRoom(1, 1), DecodeRoom(2, 0), DecodeRoom(2, 2)}
-    of_sides = {DecodeRoom(1, 1, has_sides=True), DecodeRoom(2, 2, has_sides=True)}
+    of_sides = {
+        DecodeRoom(size, size, has_sides=True, has_affine=affine) for size in (1, 2) for affine in (False, True)
+    }
     of_prompts = {PromptRoom(24, 2, beside, items) for beside in (False, True) for items in (0, 3)}
     assert set(graphs.captured) == of_rows | of_sides | of_prompts
 

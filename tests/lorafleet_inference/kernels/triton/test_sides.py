@@ -27,7 +27,7 @@ FACTS = base_facts(
         ExpertsFacts("too wide", EXPERTS, (("gate_up_proj", HIDDEN, 2 * PAGE), ("down_proj", PAGE, HIDDEN))),
     ),
 )
-SITES = (("embedding", None), ("head", None), ("experts", "gate_up_proj"), ("experts", "down_proj"))
+SITES = (("embedding", None), ("head", None), ("router", None), ("experts", "gate_up_proj"), ("experts", "down_proj"))
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Case:
 
 
 CASES = {
-    "few": Case(((3, 5, 2, 1), (0, 0, 0, 0), (20, 17, 18, 7), (1, 0, 0, 4)), (3, 2, 18, 1)),
-    "many": Case(((8, 3, 4, 16), (2, 2, 1, 1)), (37, 4)),
+    "few": Case(((3, 5, 4, 2, 1), (0, 0, 0, 0, 0), (20, 17, 9, 18, 7), (1, 0, 0, 0, 4)), (3, 2, 18, 1)),
+    "many": Case(((8, 3, 5, 4, 16), (2, 2, 3, 1, 1)), (37, 4)),
 }
 WIDE = 1040
 """Of an x that is split among programs."""
@@ -122,10 +122,10 @@ def added(setup: Setup, seen: Launches, *names: str) -> int:
 
 
 @pytest.mark.parametrize(("dtype", "order"), [(torch.bfloat16, 1), (torch.float32, None)], ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_head(device: torch.device, name: str, dtype: torch.dtype, order: int | None) -> None:
-    setup, site = Setup(CASES[name], dtype, device), ("head", None)
-    x, y = setup.rows(setup.num_rows, HIDDEN), setup.rows(setup.num_rows, VOCABULARY)
+@pytest.mark.parametrize(("name", "module"), [("few", "head"), ("many", "head"), ("few", "router")])
+def test_head_and_router(device: torch.device, name: str, module: str, dtype: torch.dtype, order: int | None) -> None:
+    setup, site = Setup(CASES[name], dtype, device), (module, None)
+    x, y = setup.rows(setup.num_rows, HIDDEN), setup.rows(setup.num_rows, setup.sites[site].out_width)
     right, size, read = y.double(), dtype.itemsize, 0
     for adapter, (begin, end) in enumerate(setup.segments):
         a, b = setup.a_and_b(adapter, site)
@@ -215,7 +215,7 @@ def test_an_x_that_is_split(device: torch.device) -> None:
 
 
 def test_a_site_that_no_adapter_of_the_step_changes_costs_nothing(device: torch.device) -> None:
-    setup = Setup(Case(((0, 3, 0, 0),), (2,)), torch.float32, device)
+    setup = Setup(Case(((0, 3, 0, 0, 0),), (2,)), torch.float32, device)
     x, y = setup.rows(setup.num_rows, HIDDEN).to(device), setup.rows(setup.num_rows, HIDDEN).to(device)
     with launches() as seen:
         setup.step.embed(setup.sites["embedding", None], setup.pool, torch.zeros(6, dtype=torch.int64), y, 1.0)

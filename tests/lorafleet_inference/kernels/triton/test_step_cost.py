@@ -103,6 +103,12 @@ def test_lora_on_embedding_and_head_is_three_launches(own: CountedRunner) -> Non
     assert (nodes.copies_in, nodes.copies_out, nodes.waits) == ([], [], [])
 
 
+def test_scales_and_offsets_are_a_launch_behind_each_product(own: CountedRunner) -> None:
+    nodes, without = own.captured[DECODE[3]], own.captured[DECODE[2]]
+    assert len(nodes.operations) == len(without.operations) + 4 * FEW
+    assert (nodes.copies_in, nodes.copies_out, nodes.waits) == ([], [], [])
+
+
 def test_the_page_says_what_is_counted(counted: dict[str, Counted]) -> None:
     page = PAGE.read_text()
     told = page_of(counted["own"], counted["transformers"])

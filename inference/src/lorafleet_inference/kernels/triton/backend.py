@@ -12,6 +12,7 @@ from triton import knobs
 from lorafleet_inference.adapters.row_layout import Place
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.device.devices import device_at
+from lorafleet_inference.kernels.triton.affines import AffineStep
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, blocks_of
 from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.driver import built_driver
@@ -65,6 +66,12 @@ class TritonKernels:
     ) -> LoraStep:
         """Prepare the LoRA of the step."""
         return LoraStep(self.blocks, self._block, segments, numbers, ranks, tables)
+
+    def affine(
+        self, segments: Sequence[tuple[int, int]], pages: Sequence[Sequence[int]], entries: Sequence[Int32s]
+    ) -> AffineStep:
+        """Prepare the scales and offsets of the step."""
+        return AffineStep(self._block, segments, pages, entries)
 
     def sides(
         self,

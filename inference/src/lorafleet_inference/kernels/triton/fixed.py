@@ -35,6 +35,10 @@ class Room:
     """Of what one adapter holds at sites beside its rows."""
     num_sites: int = 0
     """0: no adapter has anything there."""
+    num_affine_pages: int = 0
+    """Of what one adapter holds of scales and offsets."""
+    num_affine_modules: int = 0
+    """0: no adapter has any."""
     num_tokens: int = 0
     """Of a step with prompts, whose rows are sequences and rows of logits; 0: each row has one token."""
     num_decodes: int = 0
@@ -62,6 +66,9 @@ class FixedTables:
             "token_ids": (long, (tokens,)), "positions": (long, (tokens,)), "slots": (long, (tokens,)), "rows": (long, (rows,)),
             "logit_rows": (long, (rows if room.num_tokens else 0,)), "decodes": (short, (room.num_decodes,)),
             "pieces": (short, (room.num_pieces, 4)),
+            "affine_items": (short, (items if room.num_affine_modules else 0, 3)),
+            "affine_pages": (short, (items, room.num_affine_pages)),
+            "affine_entries": (short, (items, room.num_affine_modules)),
             "wanted": (double, (rows, NUM_WANTED)), "lasts": (short, (decodes,)), "tables": (short, (rows, room.num_blocks)),
             "items": (short, (items, 3)), "owners": (short, (rows if room.num_sites else 0,)),
             "side_pages": (short, (items, room.num_side_pages)), "entries": (short, (items, room.num_sites, NUM_ENTRY)),
