@@ -226,7 +226,9 @@ class StepGraphs:
             here["tables"][:count, : batch.tables.shape[1]] = batch.tables
         self._bank.fill(here["items"], batch.segments, ITEM_TOKENS)
         if tables.room.num_sites:
-            self._sides.fill(here["owners"], here["side_pages"], here["entries"], batch.segments, ITEM_TOKENS)
+            names = ("side_items", "owners", "side_pages", "entries")
+            items, owners, pages, entries = (here[name] for name in names)
+            self._sides.fill(items, owners, pages, entries, batch.segments, item_tokens=ITEM_TOKENS)
         if tables.room.num_affine_modules and self._affine is not None:
             own = here["affine_items"], here["affine_pages"], here["affine_entries"]
             self._affine.fill(*own, batch.segments, ITEM_TOKENS)

@@ -194,8 +194,20 @@ class SideBank:
         finally:
             self._body = self._head = None
 
-    def fill(self, owners: Int32s, pages: Int32s, entries: Int32s, segments: Sequence[Segment], room: int) -> None:
-        """Write the tables of `SideStep` for items of at most `room` rows: owners [rows], pages [.., pages], entries [.., sites, 4]."""
+    def fill(
+        self,
+        items: Int32s,
+        owners: Int32s,
+        pages: Int32s,
+        entries: Int32s,
+        segments: Sequence[Segment],
+        *,
+        item_tokens: int,
+    ) -> None:
+        """Write the tables of `SideStep`: items [.., 3], which is padding, owners [rows], pages [.., pages], entries [.., sites, 4].
+
+        The items are those of `LoraBank.fill`, but their adapters are numbered by segment, as the tables here are.
+        """
         owners.fill(-1)
         number_of_item = 0
         for number, one in enumerate(segments):
@@ -203,8 +215,10 @@ class SideBank:
             entries[number] = 0 if resident is None else resident.entries
             if resident is not None:
                 pages[number, : len(resident.pages)] = resident.pages
-            for begin in range(one.begin, one.end, room):
-                owners[begin : min(begin + room, one.end)] = number_of_item
+            for begin in range(one.begin, one.end, item_tokens):
+                end = min(begin + item_tokens, one.end)
+                items[number_of_item] = number, begin, end - begin
+                owners[begin:end] = number_of_item
                 number_of_item += 1
 
     def adds(self, site: SideSite) -> bool:

@@ -174,7 +174,7 @@ def test_tables_of_a_captured_step_with_prompts_answer_alike(device: torch.devic
     num_rows, num_tokens = len(setup.spans) + 2, len(setup.slots)
     num_blocks = max(len(blocks) for *_, blocks in setup.spans)
     room = Room(
-        num_rows, 0, num_blocks=num_blocks + 3, num_pages=0, num_modules=0, num_tokens=num_tokens,
+        num_rows, 0, num_blocks=num_blocks + 3, num_tokens=num_tokens,
         num_decodes=num_rows * has_decodes, num_pieces=num_tokens // 8 + num_rows,
     )  # fmt: skip
     tables = FixedTables(room, device)

@@ -70,7 +70,8 @@ class FixedTables:
             "affine_pages": (short, (items, room.num_affine_pages)),
             "affine_entries": (short, (items, room.num_affine_modules)),
             "wanted": (double, (rows, NUM_WANTED)), "lasts": (short, (decodes,)), "tables": (short, (rows, room.num_blocks)),
-            "items": (short, (items, 3)), "owners": (short, (rows if room.num_sites else 0,)),
+            "items": (short, (items, 3)), "side_items": (short, (items if room.num_sites else 0, 3)),
+            "owners": (short, (rows if room.num_sites else 0,)),
             "side_pages": (short, (items, room.num_side_pages)), "entries": (short, (items, room.num_sites, NUM_ENTRY)),
         }  # fmt: skip
         self._places: dict[str, tuple[slice, torch.dtype, tuple[int, ...]]] = {}
@@ -98,7 +99,7 @@ class FixedTables:
         """Return the tables on the host, to be filled: all is padding."""
         self._turn = 1 - self._turn
         views = self._views[self._turn]
-        for name in ("token_ids", "positions", "items", "logit_rows", "pieces"):
+        for name in ("token_ids", "positions", "items", "side_items", "logit_rows", "pieces"):
             views[name].fill(0)
         for name in ("slots", "lasts"):
             views[name].fill(PADDING)
@@ -144,6 +145,6 @@ class FixedSides(SideStep):
         self._num_items, self._num_rows = tables.room.num_items, tables.room.num_rows
         self._max_ranks = np.full(tables.room.num_sites, max_rank, dtype=np.int32)
         self._items, self._owners, self._pages, self._entries = (
-            Given(tables.tensor(name)) for name in ("items", "owners", "side_pages", "entries")
+            Given(tables.tensor(name)) for name in ("side_items", "owners", "side_pages", "entries")
         )
         self._low = torch.empty(0)
