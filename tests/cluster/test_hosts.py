@@ -112,7 +112,7 @@ def installed(fleet: Fleet) -> Iterator[Fleet]:
     kube.kubectl("delete", "--ignore-not-found", f"clusterrolebinding/{RIGHTS}", f"clusterrole/{RIGHTS}")
 
 
-def test_a_base_on_two_pods_answers_and_is_made_anew_as_a_group(installed: Fleet) -> None:
+def test_a_base_on_two_pods_answers_and_comes_back_as_a_group(installed: Fleet) -> None:
     fleet, kube = installed, installed.kube
     kube.apply(yaml.safe_dump_all([base(fleet), adapter()]))
     wait_for("it is said", lambda: condition(kube, f"bmd/{BASE}") == ("False", "ApiNotFound"), timeout_seconds=60)
@@ -152,3 +152,6 @@ def test_a_base_on_two_pods_answers_and_is_made_anew_as_a_group(installed: Fleet
         lambda: set(now := pods(kube)) == set(first) and not set(now.values()) & set(first.values()),
         timeout_seconds=PATIENCE_SECONDS,
     )
+    wait_for("the base is up again", is_up, timeout_seconds=PATIENCE_SECONDS)
+    fleet.wait_condition("roman-hosts", "Ready", "True", timeout_seconds=60)
+    assert ask(fleet, 41) == truth("roman", 41)
