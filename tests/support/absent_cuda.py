@@ -57,7 +57,7 @@ class _Event(Event):
 
 
 @dataclass
-class _Stream(Stream):
+class AbsentStream(Stream):
     device: "AbsentCuda"
 
     def mark(self) -> Event:
@@ -67,7 +67,7 @@ class _Stream(Stream):
 
 
 @dataclass
-class _Device(Device):
+class AbsentDevice(Device):
     """Its memory is as large as it has to be."""
 
     device: "AbsentCuda"
@@ -83,10 +83,10 @@ class _Device(Device):
         target.copy_(source, non_blocking=True)
 
     def current(self) -> Stream:
-        return _Stream(self.device)
+        return AbsentStream(self.device)
 
     def stream(self) -> Stream:
-        return _Stream(self.device)
+        return AbsentStream(self.device)
 
     def on(self, stream: Stream) -> AbstractContextManager[None]:
         return nullcontext()
@@ -122,10 +122,17 @@ class AbsentCuda(TorchDispatchMode):
     @contextmanager
     def there(self) -> Iterator[None]:
         """Make it there."""
-        device = _Device(self)
-        here = standing_in({CUDA: device, torch.device("cuda"): device})
-        with FakeTensorMode(), self, launching(self._launch), here:
+        with self.standing(), FakeTensorMode(), self, launching(self._launch):
             yield
+
+    def standing(self) -> AbstractContextManager[None]:
+        """While this is open, its form of the interface is that of CUDA."""
+        device = self.form()
+        return standing_in({CUDA: device, torch.device("cuda"): device})
+
+    def form(self) -> Device:
+        """Return its form of the interface."""
+        return AbsentDevice(self)
 
     def begin(self) -> Work:
         """Count from here on."""
@@ -173,10 +180,20 @@ class AbsentCuda(TorchDispatchMode):
             return self._copy(func, args, kwargs)
         if any(not isinstance(one, FakeTensor) and one.dim() for one in tensors):
             raise RuntimeError(f"{func} reads a tensor of the host on the device")
-        args, kwargs = tree_map(_on_device, (args, kwargs))
-        out = func(*args, **kwargs)
-        self._count(func, args, kwargs, out)
+        return self._compute(func, args, kwargs)
+
+    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        there, named = tree_map(_on_device, (args, kwargs))
+        out = func(*there, **named)
+        if self._count(func, there, named, out):
+            self._ask(func, args, kwargs, out)
         return out
+
+    def _ask(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """See an operation that the device has to do: `out` is what comes of it."""
+
+    def _send(self, target: torch.Tensor, source: torch.Tensor, *, waits: bool) -> None:
+        """See a copy between host and device. `waits`: the host goes on when it is done."""
 
     def _on_host(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func is aten.is_pinned.default:
@@ -196,9 +213,7 @@ class AbsentCuda(TorchDispatchMode):
             source = args[0]
             device = torch.device(kwargs.get("device", source.device))
             if device.type == source.device.type:
-                out = func(*args, **kwargs)
-                self._count(func, args, kwargs, out)
-                return out
+                return self._compute(func, args, kwargs)
             dtype = kwargs.get("dtype") or source.dtype
             if device.type == "cuda":
                 target = torch.empty(source.shape, dtype=dtype, device=CUDA)
@@ -209,9 +224,7 @@ class AbsentCuda(TorchDispatchMode):
         else:
             target, source = args[:2]
             if source.device.type == target.device.type or not source.dim():
-                out = func(*tree_map(_on_device, args), **kwargs)
-                self._count(func, args, kwargs, out)
-                return out
+                return self._compute(func, args, kwargs)
             asynchronous = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
         is_in = target.device.type == "cuda"
         host = source if is_in else target
@@ -220,11 +233,14 @@ class AbsentCuda(TorchDispatchMode):
                 target.fill_(1)  # some number: a token, or yes
         (self.work.copies_in if is_in else self.work.copies_out).append(source.numel() * source.element_size())
         self.work.trace.append(("copy in" if is_in else "copy out", tuple(source.shape), source.dtype))
-        if not asynchronous or host.untyped_storage() not in self._pinned:
+        waits = not asynchronous or host.untyped_storage() not in self._pinned
+        self._send(target, source, waits=waits)
+        if waits:
             self.work.waits.append(f"copy {'in' if is_in else 'out'} of {tuple(source.shape)}")
         return target
 
-    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+        """Count an operation, and return whether the device has to do anything."""
         given, made = (
             [one for one in tree_leaves(some) if isinstance(one, torch.Tensor)] for some in ((args, kwargs), out)
         )
@@ -235,6 +251,8 @@ class AbsentCuda(TorchDispatchMode):
             self.work.num_views += 1
         elif "empty" not in (name := func._schema.name.removeprefix("aten::")):
             self.work.operations.append(("products" if name in PRODUCTS else self._phases[-1], name))
+            return True
+        return False
 
 
 PINNING = {aten.is_pinned.default, aten.pin_memory.default, aten._pin_memory.default}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lorafleet_inference.device.graphs import OrderedGraphs
 from lorafleet_inference.device.interface import Captured, Device, DeviceBytes, Event, Graphs, Order, Stream
 
 
@@ -86,7 +87,7 @@ class CudaDevice(Device):
             yield
 
     def graphs(self) -> Graphs | None:
-        return _CudaGraphs(self)
+        return OrderedGraphs(self, _Recorder())
 
     def use_in_thread(self) -> None:
         torch.cuda.set_device(self._device)  # a new thread's is the first
@@ -107,24 +108,16 @@ class CudaDevice(Device):
         return torch.cuda.max_memory_allocated(self._device) - before
 
 
-class _CudaGraphs(Graphs):
-    def __init__(self, device: CudaDevice) -> None:
-        self._device = device
+class _Recorder:
+    def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = device.stream()
 
-    def capture(self, compute: Callable[[], torch.Tensor]) -> Captured:
-        """Warm up and capture on a stream beside the one of steps."""
-        assert isinstance(self._stream, _Stream)
-        stream = self._stream.stream
-        self._stream.wait(self._device.current().mark(), Order.TABLES_SENT)
-        with self._device.on(self._stream):
-            compute()  # compiles kernels, chooses algorithms
-            self._stream.mark().wait(Order.WARMED_UP)
-            graph = torch.cuda.CUDAGraph()
-            # what other threads do meanwhile, as they load adapters, is no part of it
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                output = compute()
+    def __call__(self, compute: Callable[[], torch.Tensor], stream: Stream) -> Captured:
+        assert isinstance(stream, _Stream)
+        graph = torch.cuda.CUDAGraph()
+        # what other threads do meanwhile, as they load adapters, is no part of it
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream.stream, capture_error_mode="thread_local"):
+            output = compute()
         return _CudaGraph(graph, output)
 
 

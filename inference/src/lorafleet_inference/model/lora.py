@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lorafleet_inference.adapters.row_layout import Place, RowLayout
+from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
 from lorafleet_inference.kernels.cpu import CpuKernels, LoraRows, RowTable
 from lorafleet_inference.model.adapter_rows import Int32s, Resident, RowNumbers
@@ -103,9 +104,9 @@ class LoraBank:
 
     def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
         """Copy a slab to pages that no step reads; safe beside a running step."""
-        at = 0
+        at, device = 0, device_at(self._pool.device)
         for begin, end in runs_of(pages):
-            self._pool[begin:end].copy_(slab.pages[at : at + end - begin])
+            device.copy(self._pool[begin:end], slab.pages[at : at + end - begin])
             at += end - begin
         ranks = np.array(slab.ranks, dtype=np.int32)
         firsts = np.array(self.layout.laid(slab.ranks).firsts, dtype=np.int32)

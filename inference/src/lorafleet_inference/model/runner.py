@@ -103,6 +103,9 @@ class ModelRunner:
         self._device = loaded.device
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
+        self._on = device_at(loaded.device)
+        self._loads = self._on.stream()
+        """What loads ask of the device: nothing of it comes between steps."""
         self._held, self._shard, self._group = loaded.held, loaded.shard, group
         layout, itemsize = RowLayout.of(loaded.held), loaded.dtype.itemsize
         num_pages = self._least(pool_pages(config, layout, itemsize, _free_bytes(self._device)))
@@ -164,6 +167,8 @@ class ModelRunner:
             host_cache_bytes=config.host_cache_bytes,
             held=loaded.rank_facts,
         )
+        self._left = self._on.current().mark()
+        """Behind the zeros of the pool, and the steps that may read what was removed."""
         if self._triton is not None:
             self._compile(config)
 
@@ -261,7 +266,7 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=batch.sampled_rows,
             )
-        device_at(self._device).current().mark().wait(Order.FOLLOWED)  # what fails there fails here, too
+        self._on.current().mark().wait(Order.FOLLOWED)  # what fails there fails here, too
 
     def _least(self, number: int) -> int:
         return number if self._group is None else self._group.least(number)
@@ -295,19 +300,22 @@ class ModelRunner:
         """Whether an error of a step leaves the device unusable: errors of kernels do, missing memory does not."""
         if isinstance(error, torch.AcceleratorError):
             return True
-        device = device_at(self._device)
         try:
-            device.check()
+            self._on.check()
         except RuntimeError:
             return True
-        device.release_unused()
+        self._on.release_unused()
         return False
 
     @torch.inference_mode()
     @on_one_thread()
     def load_slab(self, plan: AdapterPlan, total: Total = alone) -> HostAdapter:
         """Read an adapter from disk; runs beside steps. `total`: as `load_extras` says."""
-        slab = load_slab(plan, self._bank.layout, self._dtype, device=device_at(self._device), shard=self._shard)
+        with self._on.on(self._loads):
+            return self._load_slab(plan, total)
+
+    def _load_slab(self, plan: AdapterPlan, total: Total) -> HostAdapter:
+        slab = load_slab(plan, self._bank.layout, self._dtype, device=self._on, shard=self._shard)
         vocabulary = None if plan.num_rows is None else plan.vocabulary
         extras = load_extras(plan, self._model, self._dtype, self._shard, total)
         side_ranks = () if self._sides is None else self._sides.layout.ranks_of(plan)
@@ -318,7 +326,8 @@ class ModelRunner:
     @on_one_thread()
     def settle(self, plan: AdapterPlan) -> AdapterPlan:
         """Return the plan of an adapter as it is loaded: of weights that it repeats, only what is not the base's."""
-        return settled(plan, self._model, self._shard)
+        with self._on.on(self._loads):
+            return settled(plan, self._model, self._shard)
 
     def num_pages(self, plan: AdapterPlan) -> int:
         """Return the rank pages that an adapter takes.
@@ -347,24 +356,37 @@ class ModelRunner:
     @torch.inference_mode()
     @on_one_thread()
     def install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
-        """Copy an adapter to the device; runs beside steps, on pages that none of them reads."""
+        """Copy an adapter to the device; runs beside steps, on pages that none reads that comes after this.
+
+        It is done by a stream of loads, when the steps that may read these pages are.
+        """
+        with self._on.on(self._loads):
+            self._loads.wait(self._left, Order.PAGES_LEFT)
+            try:
+                self._install(key, pages, slab)
+            except BaseException:
+                self._forget(key)  # else it kept a place that its room does not count any more
+                raise
+            finally:
+                self._loads.mark().wait(Order.ADAPTER_COPIED)
+
+    def _install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
         num_row_pages = len(slab.slab.pages)
-        try:
-            self._bank.install(key, pages[:num_row_pages], slab.slab)
-            extras = slab.extras
-            if self._sides is not None and any(slab.side_ranks):
-                extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
-                num_row_pages += self._sides.layout.laid(slab.side_ranks)[1]
-            if self._affine is not None:
-                extras = self._affine.install(key, pages[num_row_pages:], slab.affine, extras)
-            self._extras.install(key, extras, slab.vocabulary)
-        except BaseException:
-            self.remove(key)  # else it kept a place that its room does not count any more
-            raise
-        device_at(self._device).current().mark().wait(Order.ADAPTER_COPIED)
+        self._bank.install(key, pages[:num_row_pages], slab.slab)
+        extras = slab.extras
+        if self._sides is not None and any(slab.side_ranks):
+            extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
+            num_row_pages += self._sides.layout.laid(slab.side_ranks)[1]
+        if self._affine is not None:
+            extras = self._affine.install(key, pages[num_row_pages:], slab.affine, extras)
+        self._extras.install(key, extras, slab.vocabulary)
 
     def remove(self, key: AdapterKey) -> None:
-        """Forget an adapter of the device."""
+        """Forget an adapter of the device; steps that were submitted are computed with it."""
+        self._left = self._on.current().mark()
+        self._forget(key)
+
+    def _forget(self, key: AdapterKey) -> None:
         self._bank.remove(key)
         self._extras.remove(key)
         if self._sides is not None:
@@ -384,7 +406,7 @@ class ModelRunner:
         from lorafleet_inference.model.graphs import StepGraphs  # noqa: PLC0415  there on Linux alone
 
         if graphs is None:
-            graphs = device_at(self._device).graphs() if config.cuda_graphs else None
+            graphs = self._on.graphs() if config.cuda_graphs else None
         if graphs is None:
             return None
         return StepGraphs(
@@ -406,7 +428,7 @@ class ModelRunner:
         useful = config.max_batch_requests * num_blocks_for(self.facts.max_model_len)
         if config.kv_cache_memory_bytes is not None:
             num_bytes = config.kv_cache_memory_bytes
-        elif device_at(self._device).bytes() is not None:
+        elif self._on.bytes() is not None:
             self._layers = _pages(loaded, num_blocks_for(config.max_batch_tokens), config.kv_cache_dtype)
             num_bytes = self._free_after_warm_up(config)
         else:
@@ -421,11 +443,10 @@ class ModelRunner:
     def _free_after_warm_up(self, config: EngineConfig) -> int:
         """Run the largest step and return what is free beside it."""
         length = min(config.max_batch_tokens, self.facts.max_model_len)
-        device = device_at(self._device)
-        activations = device.peak_bytes(lambda: self.compute(warm_up.plan(None, 0, length)))
+        activations = self._on.peak_bytes(lambda: self.compute(warm_up.plan(None, 0, length)))
         self._layers = []
-        device.release_unused()
-        found = device.bytes()
+        self._on.release_unused()
+        found = self._on.bytes()
         assert found is not None, "a device without memory of its own is asked for none"
         weights, pool = weight_bytes(self._model), self._bank.num_bytes
         graphs = 0
