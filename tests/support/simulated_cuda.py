@@ -111,6 +111,8 @@ class SimulatedCuda(AbsentCuda):
         self.here = threading.local()
         self._steps = self.stream()
         self._haste = self._random.choice([0.0, 0.1, 0.5, 0.9, 0.98]) if haste is None else haste
+        self._fickleness = self._random.choice([0.0, 0.01, 0.3])
+        """How often it turns from one stream to another while it could go on with the first."""
 
     def form(self) -> Device:
         """As `AbsentCuda`."""
@@ -178,10 +180,10 @@ class SimulatedCuda(AbsentCuda):
 
     def _do_one(self) -> bool:
         """Do one piece of a stream that can go on; streams that come first in their order are mostly chosen first."""
-        if self._random.random() < 0.02:
+        if self._random.random() < self._fickleness / 10:
             self._random.shuffle(self._streams)
         ready = [one for one in self._streams if one.queue]
-        if self._random.random() < 0.3:
+        if self._random.random() < self._fickleness:
             self._random.shuffle(ready)
         for one in ready:
             with _disable_current_modes(), torch.inference_mode(), np.errstate(all="ignore"):

@@ -69,12 +69,12 @@ def right(model: Path, adapters: dict[str, Path]) -> dict[str, tuple[int, ...]]:
     return answers(DrivenEngine(config_of(model, "cpu")), adapters)
 
 
-@pytest.mark.parametrize(("seed", "haste"), [(1, 0.0), (2, 0.3), (3, 0.98)])
+@pytest.mark.parametrize(("seed", "haste"), [(1, 0.0), (2, 0.9)])
 def test_any_order_gives_the_same_tokens(
     seed: int, haste: float, model: Path, adapters: dict[str, Path], right: dict[str, tuple[int, ...]]
 ) -> None:
     simulated = SimulatedCuda(seed, haste=haste)
     with engine_on(simulated, config_of(model, "cuda")) as engine:
         assert answers(engine, adapters) == right
-        assert engine.most_in_flight == 2
+        assert engine.most_in_flight == 1
     assert simulated.waited == {Order.RESULTS, Order.PAGES_LEFT, Order.ADAPTER_COPIED}
