@@ -57,13 +57,18 @@ def asked(number: int, name: str | None) -> StepPlan:
     return StepPlan((StepItem(f"r{number}", 0, 4, samples=True),), gone=gone, new=(new,))
 
 
+def pages_of(slab: HostAdapter) -> range:
+    """The same for all."""
+    return range(len(slab.slab.pages))
+
+
 def both_adapters(simulated: SimulatedCuda, folder: Path) -> list[int]:
     """One is copied and computed with; the other comes in its place before the step is collected, and is computed with."""
     found = []
     with runner_on(simulated, folder) as (runner, slabs):
         before = None
         for number, (name, slab) in enumerate(zip(NAMES, slabs, strict=True)):
-            runner.install(key_of(name), (0,), slab)
+            runner.install(key_of(name), pages_of(slab), slab)
             computing = runner.submit(asked(number, name))
             computing.choose(Unconstrained())
             runner.remove(key_of(name))
@@ -79,7 +84,7 @@ def both_adapters(simulated: SimulatedCuda, folder: Path) -> list[int]:
 def followed(simulated: SimulatedCuda, folder: Path) -> list[float]:
     """What lies in the pages of KV when a step was followed."""
     with runner_on(simulated, folder) as (runner, slabs):
-        runner.install(key_of("one"), (0,), slabs[0])
+        runner.install(key_of("one"), pages_of(slabs[0]), slabs[0])
         runner.follow(asked(0, "one"), ())
         found = simulated.contents(runner._layers[0].keys).flatten().tolist()
         simulated.check()
@@ -136,7 +141,7 @@ def test_an_adapter_is_one_copy_and_no_step_waits_for_it(folder: Path) -> None:
         computing.choose(Unconstrained())
         steps = list(simulated.current().queue)
         work = simulated.begin()
-        runner.install(key_of("two"), (0,), slabs[1])
+        runner.install(key_of("two"), pages_of(slabs[1]), slabs[1])
         assert (work.copies_in, work.waits) == ([slabs[1].slab.num_bytes], [])
         queued = list(simulated.current().queue)
         assert queued == steps[len(steps) - len(queued) :], "nothing came behind the step"
