@@ -104,6 +104,10 @@ class DrivenEngine:
     def step(self) -> None:
         """One turn of the engine's loop; never blocks for long."""
         self.engine.drain(wait=False)
+        self.turn()
+
+    def turn(self) -> None:
+        """What follows in the loop when all that has come was taken in."""
         plan = self.engine.step()
         self.engine.publish()
         self.most_in_flight = max(self.most_in_flight, self.engine._steps.num_in_flight)

@@ -69,7 +69,7 @@ class SimulatedEngine(DrivenEngine):
         """As `DrivenEngine`."""
         self.engine.drain(wait=False)
         self.engine._loads._thread.submit(lambda: None).result()
-        super().step()
+        self.turn()
 
 
 @contextmanager

@@ -104,8 +104,7 @@ class ModelRunner:
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
         self._on = device_at(loaded.device)
-        self._loads = self._on.stream()
-        """What loads ask of the device: nothing of it comes between steps."""
+        self._loads = self._on.stream()  # what loads ask of the device: nothing of it comes between steps
         self._held, self._shard, self._group = loaded.held, loaded.shard, group
         layout, itemsize = RowLayout.of(loaded.held), loaded.dtype.itemsize
         num_pages = self._least(pool_pages(config, layout, itemsize, _free_bytes(self._device)))
@@ -167,8 +166,8 @@ class ModelRunner:
             host_cache_bytes=config.host_cache_bytes,
             held=loaded.rank_facts,
         )
+        # behind the zeros of the pool, and later the steps that may read what was removed
         self._left = self._on.current().mark()
-        """Behind the zeros of the pool, and the steps that may read what was removed."""
         if self._triton is not None:
             self._compile(config)
 
