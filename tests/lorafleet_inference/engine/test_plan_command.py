@@ -219,7 +219,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "maxResidentAdapters: 200, maxRank: 16, adapterMemory: 1013Mi" in text
     assert main([*arguments, "--kv-cache-dtype", "fp8"]) == 0
     rounded = capsys.readouterr().out
-    assert "67 requests of 8192 tokens at once" in rounded
+    in_eight_bits = int(rounded.split(" requests of 8192 tokens at once")[0].splitlines()[-1])
     assert "engine: {maxModelLen: 8192, kvCacheDtype: fp8}" in rounded
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -227,6 +227,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["num_requests"] == fitting
     assert 30 < fitting < 43, "43 beside no captured steps"
     assert f"{fitting} requests of 8192 tokens at once" in text
+    assert 2 * fitting <= in_eight_bits <= 2 * fitting + 1, "half the bytes of each token"
     assert found["memory"]["weights"] == 2 * (LAYERS * 218_112_000 + 2 * 128_256 * 4096 + 4096)
 
 
