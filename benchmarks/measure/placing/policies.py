@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from lorafleet_operator.decide.auto_placement import FILL, MAX_MOVES
+from lorafleet_operator.decide.paging import Paging
 from lorafleet_operator.decide.place import PodBudget, Want, place, rendezvous
 from lorafleet_operator.decide.share import Bounds, Share, next_shares, proportional, worthwhile
 from measure.placing.pods import SimulatedPod
@@ -47,7 +48,7 @@ def name_of(adapter: int) -> str:
 
 def operators_placement(pods: Sequence[SimulatedPod], wanted: Mapping[int, int | None], before: Kept) -> Kept:
     """Return where the operator's own placement keeps so many of each."""
-    budgets = [PodBudget(pod.uid, pod.slots, pod.slots, RANK) for pod in pods]
+    budgets = [PodBudget(pod.uid, pod.slots, pod.slots, Paging(RANK)) for pod in pods]
     wants = [
         Want(name_of(adapter), RANK, number, holders=before.get(adapter, frozenset()))
         for adapter, number in wanted.items()
