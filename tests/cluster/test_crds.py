@@ -380,7 +380,14 @@ def test_defaults(kube: Kube) -> None:
     spec = ask(kube, base(suspend=None, engine=None))["spec"]
     assert spec.pop("model") == {"volume": {"claimName": "models"}}
     assert spec == {
-        "engine": {"device": "Auto", "dtype": "auto", "tensorParallelSize": 1, "hosts": 1, "unknownFields": "Refuse"},
+        "engine": {
+            "device": "Auto",
+            "dtype": "auto",
+            "kvCacheDtype": "auto",
+            "tensorParallelSize": 1,
+            "hosts": 1,
+            "unknownFields": "Refuse",
+        },
         "lora": {
             "maxResidentAdapters": 32,
             "maxRank": 64,
@@ -452,7 +459,7 @@ def test_columns(kube: Kube) -> None:
         "SUSPENDED",
         "AGE",
     ]
-    assert header("bmd", "-o", "wide")[-4:] == ["OPERATOR", "URL", "SLOTS", "USED-SLOTS"]
+    assert header("bmd", "-o", "wide")[-5:] == ["OPERATOR", "URL", "STATUS", "SLOTS", "USED-SLOTS"]
     assert header("lora") == [
         "NAME",
         "BASE",
