@@ -92,6 +92,7 @@ def test_every_configuration_value_has_an_option() -> None:
     made = {
         (EngineConfig, "model"),
         (EngineConfig, "kernel_cache"),
+        (EngineConfig, "speculative_model"),  # found as the base model is, by --speculative-model
         (ServerConfig, "engine"),
         (ServerConfig, "served_name"),
         (ServerConfig, "cache_dir"),
