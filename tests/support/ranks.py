@@ -6,9 +6,11 @@ import os
 import random
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,15 @@ class ForkedRank:
         ends = [socket.socket(fileno=os.dup(end.fileno())) for end in (pipes.life, pipes.steps, pipes.loads)]
         self.process = _server.Process(target=_serve, args=(ends,), daemon=True)
         self.process.start()
+        self._is_asked = threading.Lock()
         for end in ends:
             end.close()
 
     def wait(self, timeout_seconds: float) -> int | None:
-        self.process.join(timeout_seconds)
-        return self.process.exitcode
+        wait([self.process.sentinel], timeout_seconds)
+        # the status is read once; of two threads that ask together, the second would read the end of the pipe: 255
+        with self._is_asked:
+            return self.process.exitcode
 
     def kill(self) -> None:
         self.process.kill()
@@ -80,7 +85,7 @@ def ranked(config: EngineConfig, size: int, lost: list[Lost] | None = None, **op
         engine = RankedEngine(config, runner=runner, draft_runner=draft_runner)
         engine.lost, engine.ranks = lost, ranks
         yield engine
-    codes = [rank.process.exitcode for rank in ranks]
+    codes = [rank.wait(0) for rank in ranks]
     assert lost or not any(codes), codes
 
 
