@@ -180,6 +180,78 @@ def test_unreadable_status_is_made_again() -> None:
     assert snapshot.adapters[0].status.artifact is None
 
 
+def from_another_version(document: object) -> object:
+    """Return a document with a field in every object that this version does not know."""
+    if isinstance(document, list):
+        return [from_another_version(entry) for entry in document]
+    if not isinstance(document, dict):
+        return document
+    return {**{name: from_another_version(value) for name, value in document.items()}, "fieldOfLater": {"of": 2}}
+
+
+CONDITION = {"type": "Ready", "status": "True", "reason": "Serving", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+ARTIFACT = {
+    "source": {"name": "models", "path": "x"},
+    "digest": f"sha256:{'0' * 64}",
+    "revision": "0" * 12,
+    "sizeBytes": 1,
+    "rank": 8,
+    "files": [{"path": "adapter_config.json", "sizeBytes": 1, "sha256": "0" * 64}],
+}
+ADAPTER_STATUS = {
+    "stableRevision": "0" * 12,
+    "artifact": ARTIFACT,
+    "stableArtifact": ARTIFACT,
+    "placements": [{"pod": "p", "podUid": "u", "revision": "0" * 12, "state": "Ready"}],
+    "replicas": {"desired": 1, "resident": 1},
+    "history": [{"revision": "0" * 12, "digest": f"sha256:{'0' * 64}", "since": "2026-01-01T00:00:00Z"}],
+    "traffic": [{"revision": "0" * 12, "weight": 100}],
+    "conditions": [CONDITION],
+}
+BASE_STATUS = {
+    "operator": "system/lorafleet",
+    "reservedNames": [{"name": "x", "namespace": "z", "until": "2036-02-01T00:00:00Z"}],
+    "capacity": {"adapterSlots": 8},
+    "adapters": {"ready": 1},
+    "conditions": [CONDITION],
+}
+
+
+def test_status_that_a_later_version_wrote_is_read_whole() -> None:
+    """After a rollback of the operator, too, an adapter has its stable revision and a base its operator and reservations."""
+    given = [ADAPTER_STATUS, BASE_STATUS]
+    read = []
+    for adapter_status, base_status in (given, [from_another_version(status) for status in given]):
+        one = {**adapter("a"), "status": adapter_status}
+        store = store_of(one, bases=({**base_body(), "status": base_status},))
+        snapshot = snapshot_of(store, KEY, NOW)
+        assert snapshot.base is not None
+        read.append((snapshot.adapters[0].status, snapshot.base.status, claims_of(store, NOW)))
+    assert read[0] == read[1]
+    assert read[0][0].stable_artifact is not None
+    assert read[0][1].reserved_names != []
+    assert read[0][2]["x"].uid == "", "nobody but its namespace may have what is reserved"
+
+
+def test_of_a_status_only_what_cannot_be_read_is_made_again() -> None:
+    odd = {
+        **ADAPTER_STATUS,
+        "artifact": {"source": {}},
+        "rollout": {"phase": "OfLater"},
+        "history": [{"revision": 7}, *ADAPTER_STATUS["history"]],
+    }
+    snapshot = snapshot_of(store_of({**adapter("a"), "status": odd}), KEY, NOW)
+    status = snapshot.adapters[0].status
+    assert (status.artifact, status.rollout) == (None, None)
+    assert (status.stable_revision, len(status.history), len(status.placements)) == ("0" * 12, 1, 1)
+    assert status.stable_artifact is not None
+    entry = {"name": "x", "namespace": "z", "until": "never"}
+    base = base_body(status={**BASE_STATUS, "reservedNames": [entry, *BASE_STATUS["reservedNames"]], "capacity": 3})
+    held = snapshot_of(store_of(bases=(base,)), KEY, NOW).base
+    assert held is not None
+    assert (held.status.operator, len(held.status.reserved_names)) == ("system/lorafleet", 1)
+
+
 def test_base_that_is_being_deleted_is_none() -> None:
     base = body("base", model={"volume": {"claimName": "m"}})
     base["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"

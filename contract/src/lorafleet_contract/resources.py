@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from lorafleet_contract.admin import ServedName
 from lorafleet_contract.autoscaling import AutoscalingSpec, AutoscalingStatus
-from lorafleet_contract.base import Observed, Wire
+from lorafleet_contract.base import Observed
 from lorafleet_contract.guests import Guests
 from lorafleet_contract.names import revision_of
 from lorafleet_contract.rollout import RolloutDefaults, RolloutResult, RolloutSpec, RolloutStatus, TrafficShare
@@ -251,7 +251,7 @@ class AdapterSpec(Observed):
     """Changes of source, digest and placement are not acted on while true; what serves goes on serving."""
 
 
-class Condition(Wire):
+class Condition(Observed):
     """metav1.Condition."""
 
     type: str
@@ -262,7 +262,7 @@ class Condition(Wire):
     last_transition_time: datetime
 
 
-class ArtifactStatus(Wire):
+class ArtifactStatus(Observed):
     """What a revision is made of: with it alone a pod can be told to load the revision, without asking the source again."""
 
     source: SourceRef
@@ -312,7 +312,7 @@ class ArtifactStatus(Wire):
         )
 
 
-class PlacementStatus(Wire):
+class PlacementStatus(Observed):
     """One adapter revision on one pod."""
 
     pod: str
@@ -356,7 +356,7 @@ class HistoryEntry(Observed):
         return self.result in (None, RolloutResult.PROMOTED)
 
 
-class AdapterReplicas(Wire):
+class AdapterReplicas(Observed):
     """Pods that should and do hold the adapter."""
 
     desired: int = 0
@@ -389,7 +389,7 @@ class AdapterStatus(Observed):
     conditions: list[Condition] = []
 
 
-class BaseCapacity(Wire):
+class BaseCapacity(Observed):
     """Sums over pods that answer."""
 
     adapter_slots: int = 0
@@ -401,7 +401,7 @@ class BaseCapacity(Wire):
     """Size of all adapters of the base together."""
 
 
-class AdapterCounts(Wire):
+class AdapterCounts(Observed):
     """LoraAdapters that name a base."""
 
     desired: int = 0
@@ -409,7 +409,7 @@ class AdapterCounts(Wire):
     failed: int = 0
 
 
-class ReservedName(Wire):
+class ReservedName(Observed):
     """A served name that only LoraAdapters of one namespace may have for a while, because one of them served under it."""
 
     name: str

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -286,6 +286,34 @@ def _read(model: type[R], body: Json) -> R:
         return model.model_validate(body)
     except ValidationError as error:
         # what another version of the operator wrote into status is not worth a refusal: it is made again
-        if all(problem["loc"][:1] == ("status",) for problem in error.errors()):
-            return model.model_validate({name: value for name, value in body.items() if name != "status"})
-        raise
+        places = [problem["loc"] for problem in error.errors(include_input=False, include_url=False)]
+        if any(place[:1] != ("status",) for place in places):
+            raise
+    try:
+        return model.model_validate({**body, "status": _without(body["status"], places)})
+    except ValidationError:
+        return model.model_validate({name: value for name, value in body.items() if name != "status"})
+
+
+def _without(status: Any, places: Iterable[tuple[int | str, ...]]) -> Json:
+    """Return a status without what cannot be read of it: a field, or where that is a list, the entry.
+
+    All else stays: without its stable revision an adapter would be switched at once, without its operator a base would be
+    anybody's, and what is not reserved is free to take.
+    """
+    fields: set[int | str] = set()
+    entries: set[tuple[int | str, ...]] = set()
+    for place in places:
+        if len(place) < 2:
+            return {}
+        if len(place) > 2 and isinstance(place[2], int):
+            entries.add(place[1:3])
+        else:
+            fields.add(place[1])
+    return {
+        name: [entry for index, entry in enumerate(value) if (name, index) not in entries]
+        if isinstance(value, list)
+        else value
+        for name, value in status.items()
+        if name not in fields
+    }
