@@ -1,17 +1,23 @@
 """The served name of a base that is deleted is not handed to another namespace unasked, nor are those of its adapters."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 import pytest_asyncio
+from support.fake_kube import Refused
 from support.operator_views import NOW
 from support.operator_views import base as base_view
 from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SYSTEM, Fleet, simulated_fleet, until
 
+from lorafleet_common.kube.errors import KubeUnavailable
 from lorafleet_contract.names import ANNOTATION_RELEASE_NAME
 from lorafleet_contract.resources import BaseModelResource, ReservedName
-from lorafleet_operator.cluster.store import Kind
+from lorafleet_operator.act.kept_names import FIELD, KeptNames
+from lorafleet_operator.cluster.store import Kind, Store
+from lorafleet_operator.cluster.writes import Writes
 from lorafleet_operator.decide.kept_names import MAX_KEPT, KeptBase, kept_after, reserved_by
 from lorafleet_operator.decide.names import RESERVED
 
@@ -129,6 +135,65 @@ def test_reservation_ends_on_the_second() -> None:
     assert [entry.name for entry in kept.names(NOW - timedelta(seconds=1))] == ["a", "b0"]
     assert [entry.name for entry in kept.names(NOW)] == ["b0"]
     assert list(kept.names(NOW + RESERVED)) == []
+
+
+def kept_in(fleet: Fleet, text: str | None = None) -> str:
+    """Return what the ConfigMap says; `text` is written first."""
+    if text is not None:
+        metadata = {"name": CONFIG.names, "namespace": SYSTEM}
+        fleet.kube.put("configmaps", {"apiVersion": "v1", "metadata": metadata, "data": {FIELD: text}})
+    return str(fleet.kube.get("configmaps", SYSTEM, CONFIG.names)["data"][FIELD])
+
+
+def names_of(fleet: Fleet) -> tuple[KeptNames, Store]:
+    store = Store()
+    store.put(Kind.BASE, {**base().model_dump(mode="json", by_alias=True), "kind": "BaseModelDeployment"})
+    return KeptNames(
+        fleet.api, Writes(fleet.api, lambda: True), store, namespace=SYSTEM, name=CONFIG.names, now=lambda: NOW
+    ), store
+
+
+GONE = {"namespace": "guests", "name": "gone", "servedName": "gone", "goneAt": NOW.isoformat()}
+
+
+async def test_names_that_could_not_be_read_are_not_written_over(fleet: Fleet) -> None:
+    """Neither while the API server is away, which is waited for, nor while they are refused."""
+    before = kept_in(fleet, json.dumps([GONE]))
+    names, store = names_of(fleet)
+    fleet.kube.is_away = True
+    with pytest.raises(KubeUnavailable):
+        await names.load()
+    fleet.kube.is_away = False
+    fleet.kube.before = refuse_reads
+    await names.load()
+    await names.keep()
+    assert kept_in(fleet) == before
+    fleet.kube.before = None
+    await names.keep()
+    assert {entry["name"] for entry in json.loads(kept_in(fleet))} == {"gone", BASE}
+    assert {entry.name for entry in reserved_by(store.kept_bases, {KEY}, NOW)} == {"gone"}
+
+
+def refuse_reads(method: str, path: str) -> None:
+    if method == "GET" and path.endswith(CONFIG.names):
+        raise Refused(403, "Forbidden")
+
+
+async def test_name_that_another_version_kept_costs_no_other(fleet: Fleet) -> None:
+    entry = {"name": "french", "namespace": "guests", "until": (NOW + RESERVED).isoformat(), "fieldOfLater": 1}
+    later = {**GONE, "fieldOfLater": 1, "reserved": [entry]}
+    kept_in(fleet, json.dumps([{"of": "another kind"}, later]))
+    names, store = names_of(fleet)
+    await names.load()
+    assert {one.name for one in reserved_by(store.kept_bases, (), NOW)} == {"gone", "french"}
+
+
+async def test_what_is_no_list_of_names_is_begun_anew(fleet: Fleet) -> None:
+    kept_in(fleet, "{}")
+    names, _ = names_of(fleet)
+    await names.load()
+    await names.keep()
+    assert [entry["name"] for entry in json.loads(kept_in(fleet))] == [BASE]
 
 
 async def test_name_of_a_deleted_base_waits_for_its_namespace(fleet: Fleet) -> None:

@@ -6,7 +6,8 @@ A base has no finalizer, and its status goes with it: what it leaves reserved ha
 import asyncio
 import json
 import logging
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,7 +23,7 @@ from lorafleet_operator.decide.kept_names import KeptBase, kept_after
 
 logger = logging.getLogger(__name__)
 FIELD: Final = "bases.json"
-_ENTRIES: Final = TypeAdapter(list[KeptBase])
+_LIST: Final = TypeAdapter(list[Any])
 
 
 class KeptNames:
@@ -38,24 +39,39 @@ class KeptNames:
         self._path = f"{collection('v1', 'configmaps', namespace)}/{name}"
         self._now = now
         self._written: str | None = None
+        self._is_loaded = False
 
     async def load(self) -> None:
-        """Read what was kept; without it nothing is reserved, and nothing stops."""
+        """Read what was kept. Where that is refused nothing is reserved, nothing is written, and it is tried again later.
+
+        Raises:
+            KubeError: the API server is away.
+        """
         try:
-            self._written = str(((await self._api.get(self._path)).get("data") or {}).get(FIELD, "[]"))
-            self._store.kept_bases = {kept.key: kept for kept in _ENTRIES.validate_json(self._written)}
+            found = await self._api.get(self._path)
         except KubeNotFound:
+            self._is_loaded = True
             return
-        except (KubeError, ValidationError) as error:
+        except KubeError as error:
+            if error.retryable:
+                raise
             logger.warning("the names of bases that are gone cannot be read: %s", error)
+            return
+        self._written, self._is_loaded = str((found.get("data") or {}).get(FIELD, "[]")), True
+        self._store.kept_bases = {kept.key: kept for kept in _entries_of(self._written)} | self._store.kept_bases
 
     async def keep(self) -> None:
-        """Take in which bases there are, and write down what has changed."""
+        """Take in which bases there are, and write down what has changed; never over what has not been read."""
+        try:
+            if not self._is_loaded:
+                await self.load()
+        except KubeError as error:
+            logger.warning("the names of bases that are gone cannot be read: %s", error)
         kept = kept_after(self._store.kept_bases, bases_of(self._store), whole_seconds(self._now()))
         self._store.kept_bases = kept
         entries = [entry.model_dump(mode="json", by_alias=True, exclude_defaults=True) for entry in kept.values()]
         text = json.dumps(sorted(entries, key=lambda entry: (entry["namespace"], entry["name"])), separators=(",", ":"))
-        if text == self._written or (self._written is None and not kept):
+        if not self._is_loaded or text == self._written or (self._written is None and not kept):
             return
         labels = {"app.kubernetes.io/part-of": "lorafleet", "app.kubernetes.io/managed-by": MANAGED_BY}
         metadata = {**self._metadata, "labels": labels}
@@ -71,3 +87,17 @@ class KeptNames:
         while True:
             await asyncio.sleep(seconds)
             await self.keep()
+
+
+def _entries_of(text: str) -> Iterator[KeptBase]:
+    """Yield what can be read of a list that may be another version's; one entry that cannot costs no other."""
+    try:
+        entries = _LIST.validate_json(text)
+    except ValidationError as error:
+        logger.warning("the names of bases that are gone cannot be read: %s", error)
+        return
+    for entry in entries:
+        try:
+            yield KeptBase.model_validate(entry)
+        except ValidationError as error:
+            logger.warning("the name of a base that is gone cannot be read: %s", error)

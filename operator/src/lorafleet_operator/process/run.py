@@ -209,7 +209,7 @@ async def _converge(
     health.resync = resync
     try:
         try:
-            await names.load()
+            await _patiently(names.load)
             await _patiently(resync.once)
         except KubeNotFound as error:
             raise WatchEnded(f"the custom resource definitions are not installed: {error}") from error
