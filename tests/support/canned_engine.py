@@ -1,4 +1,4 @@
-"""An engine process without a model: each answer is the tokens of its prompt, over and over. For EngineClient's `program`.
+"""An engine process without a model: each answer is the tokens of its prompt, over and over. For EngineClient's `run`.
 
 It begins when `--streams` requests have come. A step gives each of them one token; `--at-once` steps are written
 together, and `--rate` says how many tokens a second all of them get (0: as fast as they are taken). With `--ticked` each
@@ -17,11 +17,13 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from lorafleet_inference.engine.channel import EngineEnd, StartEngine, frame
+from lorafleet_inference.engine.engine_program import RunEngine, run_program
 from lorafleet_inference.engine.messages import (
     Backend,
     Cancel,
@@ -54,9 +56,9 @@ EMBEDDED, EMBEDDING_SIZE = 0.5, 8
 LOGPROB = -0.5
 
 
-def program(*options: str) -> tuple[str, ...]:
-    """Return the command that runs it."""
-    return (sys.executable, str(Path(__file__).resolve()), *options)
+def program(*options: str) -> RunEngine:
+    """Return what runs it."""
+    return partial(run_program, program=(sys.executable, str(Path(__file__).resolve()), *options))
 
 
 def facts_of(model: Path) -> ModelFacts:

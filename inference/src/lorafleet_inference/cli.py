@@ -19,6 +19,7 @@ from lorafleet_contract.names import CREDENTIALS_DIR, MAX_SERVED_NAME, SERVED_NA
 from lorafleet_inference import plan_command, ranks_command
 from lorafleet_inference.base_folder import engine_config
 from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
+from lorafleet_inference.engine.engine_program import RunEngine, run_program
 from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.fetch import model_folder
 from lorafleet_inference.options import OPTIONS, default_cache_dir
@@ -27,9 +28,12 @@ logger = logging.getLogger(__name__)
 USAGE_STATUS = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 1 failed, 2 used wrongly."""
-    parsed = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, run_engine: RunEngine = run_program) -> int:
+    """Run the command line; return the exit status: 0 done, 1 failed, 2 used wrongly.
+
+    `run_engine`: what starts the engine process of a pod.
+    """
+    parsed = _parser().parse_args(arguments, argparse.Namespace(run_engine=run_engine))
     try:
         status: int = parsed.run(parsed)
     except ConfigError as error:
@@ -111,7 +115,7 @@ def _serve(parsed: argparse.Namespace) -> int:
 
     give_back_large_blocks()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config))
+        return runner.run(serve(config, parsed.run_engine))
 
 
 def _validate(parsed: argparse.Namespace) -> int:

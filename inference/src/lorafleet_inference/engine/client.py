@@ -3,11 +3,9 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -16,8 +14,8 @@ import msgspec
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import JsonFormatter
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.channel import StartEngine, frame, messages_from
+from lorafleet_inference.engine.engine_program import EngineProcess, RunEngine, run_program
 from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import (
     AdapterKey,
@@ -47,8 +45,6 @@ _AnswerT = TypeVar("_AnswerT")
 OnEvent = Callable[[TokenEvent], None]
 CLOSE_SECONDS = 10.0
 """After that an engine that was told to end, or that said that it ends, is killed."""
-PROGRAM = (sys.executable, "-m", "lorafleet_inference.engine.process")
-"""Runs the engine; the number of its socket is appended."""
 NUM_PINGS = 4
 """In the time that a step may take: so many that are not answered mean that the engine hangs."""
 
@@ -60,7 +56,7 @@ def _nothing(_: TokenEvent) -> None:
 class EngineClient:
     """One engine process. Made by `start`; every method is for the event loop that started it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, process: EngineProcess, writer: asyncio.StreamWriter) -> None:
         self._process = process
         self._writer = writer
         self._ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
@@ -85,23 +81,13 @@ class EngineClient:
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, config: EngineConfig, program: Sequence[str] = PROGRAM) -> Self:
-        """Spawn the engine process and return at once; it loads the base model meanwhile."""
+    async def start(cls, config: EngineConfig, run: RunEngine = run_program) -> Self:
+        """Start the engine process and return at once; it loads the base model meanwhile."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *program,
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                env=allocator.with_settings(os.environ, config.device),
-            )
+            process = await run(config, msgspec.json.encode(_start_message(config)), theirs.fileno())
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         client = cls(process, writer)
-        assert process.stdin is not None
-        with contextlib.suppress(ConnectionError):  # a process that died already is found by `_listen`
-            process.stdin.write(msgspec.json.encode(_start_message(config)))
-            process.stdin.close()
         client._listening = asyncio.create_task(client._listen(reader))
         client._watching = asyncio.create_task(client._watch(config.max_step_seconds))
         return client

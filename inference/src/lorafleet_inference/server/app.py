@@ -24,6 +24,7 @@ from lorafleet_inference import metrics
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.engine.client import EngineClient
+from lorafleet_inference.engine.engine_program import RunEngine, run_program
 from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
@@ -42,8 +43,10 @@ LOST_ENGINE_GRACE_SECONDS = 1.0
 """Time for the last errors to reach clients, and for a probe to see /health 503, before the process ends."""
 
 
-async def serve(config: ServerConfig) -> int:
+async def serve(config: ServerConfig, run_engine: RunEngine = run_program) -> int:
     """Run one pod until SIGTERM or SIGINT, or until its engine is lost; return the exit status.
+
+    `run_engine`: what starts the engine process.
 
     Raises:
         ConfigError: an option turned out to be impossible.
@@ -63,7 +66,7 @@ async def serve(config: ServerConfig) -> int:
         closing(Readers()) as readers,
     ):
         stop = StopSignals()
-        engine = await EngineClient.start(config.engine)
+        engine = await EngineClient.start(config.engine, run_engine)
         try:
             manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex, judge=text.judge)
             state = PodState(manager.changes.bump)
