@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from support.forked import spent_seconds
 
 _spent: Counter[str] = Counter()
 MAX_TESTS, MIN_SECONDS = 25, 0.5
@@ -15,7 +16,7 @@ MAX_TESTS, MIN_SECONDS = 25, 0.5
 
 def _seconds() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return sum(one.ru_utime + one.ru_stime for one in used) + spent_seconds()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -39,7 +39,7 @@ class DeclaredPod:
 
 
 @contextmanager
-def serve_declared(base: Path, root: Path, *options: str) -> Iterator[DeclaredPod]:
+def serve_declared(base: Path, root: Path, *options: str, forked: bool = True) -> Iterator[DeclaredPod]:
     """Serve a base with three declared sources below `root`."""
     volumes, credentials = root / "volumes", root / "credentials"
     volume, bucket, repos = volumes / "volume" / "adapters", root / "s3" / "models" / "team", root / "hub"
@@ -73,7 +73,7 @@ def serve_declared(base: Path, root: Path, *options: str) -> Iterator[DeclaredPo
             "--served-name=tiny",
             "--max-rank=16",
         ]
-        with serve(base, *given, *options) as pod:
+        with serve(base, *given, *options, forked=forked) as pod:
             admin = Admin(pod.admin_url, ADMIN_TOKEN)
             with admin.http:
                 yield DeclaredPod(pod, admin, original, volume, bucket, repos, hub, s3, credentials)

@@ -1,4 +1,5 @@
-"""A real pod: `lorafleet-inference serve` as a process of its own on free ports of the loopback."""
+"""A real pod: `lorafleet-inference serve` on free ports of the loopback, in processes that are forked from a server which has
+imported what they need (`forked=False`: the program itself, which takes ten seconds of a core longer)."""
 
 import os
 import re
@@ -7,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from openai import AsyncOpenAI, OpenAI
+from support.forked import ForkedProcess, fork
+from support.forked_programs import ENGINE_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [str(ROOT / part / "src") for part in ("contract", "common", "inference")]
@@ -30,7 +33,7 @@ NUMERALS_ADAPTERS = ROOT / "models" / "numerals-adapters"
 class ServedPod:
     """A running pod. `url` is its public port, `admin_url` its admin port (loopback, no token unless given one)."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     log_file: Path
     url: str = ""
     admin_url: str = ""
@@ -77,7 +80,7 @@ class ServedPod:
     @contextmanager
     def stopped_engine(self) -> Iterator[None]:
         """Inside, the engine stands still, so that what runs does not end; the API process goes on."""
-        engines = [pid for pid in descendants(self.process.pid) if b"engine.process" in command_of(pid)]
+        engines = [pid for pid in descendants(self.process.pid) if is_engine(pid)]
         assert engines
         for pid in engines:
             os.kill(pid, signal.SIGSTOP)
@@ -114,8 +117,16 @@ def command_of(process_id: int) -> bytes:
     return b""
 
 
+def is_engine(process_id: int) -> bool:
+    """Whether it runs an engine, as a program or forked."""
+    name = b""
+    with suppress(OSError):
+        name = Path(f"/proc/{process_id}/comm").read_bytes().strip()
+    return name == ENGINE_NAME or b"engine.process" in command_of(process_id)
+
+
 @contextmanager
-def start(*options: str, env: Mapping[str, str] | None = None) -> Iterator[ServedPod]:
+def start(*options: str, env: Mapping[str, str] | None = None, forked: bool = True) -> Iterator[ServedPod]:
     """Run `serve` with these options; ends with it, and shows its log if the test failed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LORAFLEET_")}
     defaults = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(SOURCES), "PYTHONUNBUFFERED": "1"}
@@ -123,9 +134,7 @@ def start(*options: str, env: Mapping[str, str] | None = None) -> Iterator[Serve
         log_file = Path(folder) / "log"
         command = [sys.executable, "-m", "lorafleet_inference", "serve", *options]
         with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**clean, **defaults, **(env or {})}
-            )
+            process = _started(command, log.fileno(), {**clean, **defaults, **(env or {})}, forked=forked)
         pod = ServedPod(process, log_file)
         try:
             yield pod
@@ -142,6 +151,14 @@ def start(*options: str, env: Mapping[str, str] | None = None) -> Iterator[Serve
                     process.wait()
 
 
+def _started(
+    command: Sequence[str], log: int, env: Mapping[str, str], *, forked: bool
+) -> subprocess.Popen[bytes] | ForkedProcess:
+    if not forked:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+    return fork("support.forked_programs:pod", command[3:], output=log, errors=log, environment=env)
+
+
 @contextmanager
 def serve(
     model: Path,
@@ -149,6 +166,7 @@ def serve(
     adapters: Mapping[str, Path | str] | None = None,
     env: Mapping[str, str] | None = None,
     wait_ready: bool = True,
+    forked: bool = True,
 ) -> Iterator[ServedPod]:
     """Serve a model with adapters, small budgets and no grace at the end; yields when it listens, or is ready."""
     KERNELS.mkdir(parents=True, exist_ok=True)
@@ -157,11 +175,24 @@ def serve(
         given = [f"--adapter={name}={source}" for name, source in (adapters or {}).items()]
         small = ["--kv-cache-memory=64Mi", "--host-cache=256Mi", "--num-threads=1", "--dtype=float32"]
         own = [f"--model={model}", "--host=127.0.0.1", "--port=0", "--admin-port=0", f"--cache-dir={cache}"]
-        with start(*own, *small, "--drain-grace-seconds=0", *given, *options, env=env) as pod:
+        with start(*own, *small, "--drain-grace-seconds=0", *given, *options, env=env, forked=forked) as pod:
             _wait_listening(pod)
             if wait_ready:
                 pod.wait_for("/ready", 200)
             yield pod
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `lorafleet-inference ARGUMENTS` in a forked process to its end."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        call = "support.forked_programs:pod"
+        process = fork(call, arguments, output=output.fileno(), errors=errors.fileno())
+        status = process.wait(START_SECONDS)
+        written = []
+        for file in (output, errors):
+            file.seek(0)
+            written.append(file.read().decode())
+    return subprocess.CompletedProcess(process.args, status, *written)
 
 
 def _wait_listening(pod: ServedPod) -> None:

@@ -1,36 +1,28 @@
 """Ranks beside the test's own process, which is the first: forked from a server that has imported what they need."""
 
 import itertools
-import multiprocessing
-import os
 import random
-import socket
-import sys
-import threading
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 from support.engines import DrivenEngine
 from support.families import INVOCATION, MORE
+from support.forked import fork
 from support.models import num_rows_of
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.ranks import Lost, on_ranks
-from lorafleet_inference.model.ranks.follower import run_rank
-from lorafleet_inference.model.ranks.messages import Pipes, pipe
+from lorafleet_inference.model.ranks.messages import Pipes
 
 NUM_TOKENS = 4
 SAMPLING = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True, num_logprobs=MORE)
 LENGTHS = (33, 1, 47, 17)
-
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["lorafleet_inference.model.ranks.follower", "support.ranks"])
 
 
 class ForkedRank:
@@ -39,27 +31,17 @@ class ForkedRank:
     where = ""
 
     def __init__(self, pipes: Pipes) -> None:
-        # the server has them as files
-        ends = [socket.socket(fileno=os.dup(end.fileno())) for end in (pipes.life, pipes.steps, pipes.loads)]
-        self.process = _server.Process(target=_serve, args=(ends,), daemon=True)
-        self.process.start()
-        self._is_asked = threading.Lock()
-        for end in ends:
-            end.close()
+        ends = (pipes.life, pipes.steps, pipes.loads)
+        self.process = fork("support.forked_programs:rank", [], files=[end.fileno() for end in ends])
 
     def wait(self, timeout_seconds: float) -> int | None:
-        wait([self.process.sentinel], timeout_seconds)
-        # the status is read once; of two threads that ask together, the second would read the end of the pipe: 255
-        with self._is_asked:
-            return self.process.exitcode
+        try:
+            return self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def kill(self) -> None:
         self.process.kill()
-
-
-def _serve(ends: list[socket.socket]) -> None:
-    pipes = Pipes(*map(pipe, ends))
-    sys.exit(run_rank(pipes.steps.recv(), pipes))
 
 
 class RankedEngine(DrivenEngine):

@@ -12,6 +12,7 @@ import pytest_asyncio
 from support import canned_engine
 from support.canned_pod import model_without_weights
 from support.engines import key_of
+from support.forked import forked_engine
 from support.models import VOCABULARY, AdapterSpec, Reference, model_folder, save_adapter
 
 from lorafleet_contract.openai import ErrorCode
@@ -40,7 +41,7 @@ LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
 @asynccontextmanager
 async def engine(**options: object) -> AsyncIterator[EngineClient]:
     settings = {"model": str(model_folder("llama")), "device": "cpu", "num_threads": 1, **options}
-    client = await EngineClient.start(EngineConfig(**settings))  # type: ignore[arg-type]
+    client = await EngineClient.start(EngineConfig(**settings), forked_engine)  # type: ignore[arg-type]
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             yield client
@@ -61,10 +62,6 @@ async def answer(client: EngineClient, request: Submit) -> list[TokenEvent]:
 
 def tokens(events: list[TokenEvent]) -> tuple[int, ...]:
     return tuple(token for event in events for token in event.token_ids)
-
-
-def environment_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/environ").read_text().split("\0")
 
 
 async def idle(client: EngineClient) -> EngineStats:
@@ -158,11 +155,6 @@ async def test_an_aborted_engine_says_where_it_was(capfd: pytest.CaptureFixture[
         os.kill(client.pid, signal.SIGABRT)
         assert "status -6" in await client.failed
     assert "core.py" in capfd.readouterr().err
-
-
-async def test_settings_of_memory_reach_the_engine(shared: EngineClient) -> None:
-    await shared.wait_ready()
-    assert any(one.startswith("GLIBC_TUNABLES=glibc.malloc.") for one in environment_of(shared.pid))
 
 
 async def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ PROMPT = (5, 6, 7, 8, 9)
 PATIENCE_SECONDS = 300
 
 
+def environment_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
 async def test_it_answers_and_ends_with_the_rank_that_is_killed(tmp_path: Path) -> None:
     base = model_folder("llama")
     folder = save_adapter(base, tmp_path / "adapter", AdapterSpec(rank=5))
@@ -28,6 +32,7 @@ async def test_it_answers_and_ends_with_the_rank_that_is_killed(tmp_path: Path) 
         async with asyncio.timeout(PATIENCE_SECONDS):
             ready = await client.wait_ready()
             assert ready.backend.num_ranks == 2
+            assert any(one.startswith("GLIBC_TUNABLES=glibc.malloc.") for one in environment_of(client.pid))
             status = await client.register(key_of("a"), folder, resident=True, pinned=False)
             assert status.tier is DeviceTier.DEVICE, status
             answer: tuple[int, ...] = ()

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.pod import SOURCES, START_SECONDS, ServedPod, command_of, descendants, serve, start
+from support.pod import SOURCES, START_SECONDS, ServedPod, command, descendants, is_engine, serve, start
 
 from lorafleet_inference.engine.background import ENGINE_NICENESS
 
@@ -31,7 +31,8 @@ def until(condition: Callable[[], bool], what: str, timeout_seconds: float = 60)
 
 
 def test_a_pod_lives_before_it_is_ready(base_folder: Path) -> None:
-    with serve(base_folder, "--log-level=debug", wait_ready=False) as pod:
+    """The program itself; other tests fork theirs."""
+    with serve(base_folder, "--log-level=debug", wait_ready=False, forked=False) as pod:
         assert pod.get("/health").status_code == 200
         early = pod.get("/ready")
         if early.status_code == 503:
@@ -46,7 +47,7 @@ def test_a_pod_lives_before_it_is_ready(base_folder: Path) -> None:
 
 
 def test_the_engine_gives_way_to_the_api_process(pod: ServedPod) -> None:
-    engine = next(one for one in descendants(pod.process.pid) if b"engine.process" in command_of(one))
+    engine = next(one for one in descendants(pod.process.pid) if is_engine(one))
     own = os.getpriority(os.PRIO_PROCESS, pod.process.pid)
     assert os.getpriority(os.PRIO_PROCESS, engine) == min(19, own + ENGINE_NICENESS)
 
@@ -191,6 +192,6 @@ def test_validate_and_digest_on_the_command_line(base_folder: Path, adapter_fold
     digest = run("digest", str(adapter_folders["red"])).stdout.strip()
     assert f"digest {digest}" in taken.stdout
     assert "tokenizer the base's\nchat template the base's\n" in taken.stdout
-    refused = run("validate", str(adapter_folders["blue"]), "--model", str(base_folder), "--max-rank=4")
+    refused = command("validate", str(adapter_folders["blue"]), "--model", str(base_folder), "--max-rank=4")
     assert (refused.returncode, "RankTooHigh" in refused.stdout) == (1, True)
-    assert run("digest", "/nowhere").returncode == 1
+    assert command("digest", "/nowhere").returncode == 1

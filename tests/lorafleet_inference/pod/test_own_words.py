@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ import httpx
 import pytest
 from openai import APIStatusError, BadRequestError
 from peft import LoraConfig, get_peft_model
-from support.pod import ServedPod, serve
+from support.pod import ServedPod, command, serve
 from tokenizers import AddedToken, Tokenizer
 from transformers import LlamaForCausalLM
 
@@ -174,12 +172,7 @@ def test_tokens_that_an_adapter_added_are_read_and_written(
 
 
 def validate(folder: Path, base_folder: Path, status: int) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "lorafleet_inference", "validate", str(folder), f"--model={base_folder}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command("validate", str(folder), f"--model={base_folder}")
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 

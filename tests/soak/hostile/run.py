@@ -271,7 +271,7 @@ def soak(settings: Settings, *, keep_log: Path | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lorafleet-soak-") as folder:
         base = Path(folder) / "base"
         make_base(base)
-        with serve_declared(base, Path(folder) / "root", *OPTIONS) as declared:
+        with serve_declared(base, Path(folder) / "root", *OPTIONS, forked=False) as declared:
             try:
                 return asyncio.run(run(declared, settings))
             finally:
