@@ -1,13 +1,18 @@
 """What pods publish decides where requests go."""
 
 import asyncio
+import gzip
+import json
+from collections.abc import Awaitable, Callable
 
 import pytest
+from aiohttp import web
 from support.upstream_pods import PodDouble, refusing, streaming
 
 from lorafleet_gateway.fleet import pods as fleet_pods
-from lorafleet_gateway.fleet.pods import PAUSE_SECONDS
+from lorafleet_gateway.fleet.pods import PAUSE_SECONDS, Fleet
 from lorafleet_gateway.fleet.routing import EJECT_AFTER
+from lorafleet_gateway.views import Endpoint
 
 from .conftest import World, eventually
 
@@ -235,6 +240,47 @@ async def test_an_answer_without_end_is_not_gathered(world: World, monkeypatch: 
     await world.open()
     assert world.num_reachable() == 1
     assert (await world.ask()).json() == {"pod": "good"}
+
+
+async def test_a_pod_does_not_send_gateways_elsewhere() -> None:
+    """Its image is its owner's: what a gateway can reach is not the owner's to ask."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        assert request.headers["accept-encoding"] == "identity"
+        if request.path == "/secret":
+            return web.json_response(
+                {"bootId": "b", "generation": 1, "ready": True, "draining": False, "maxModelLen": 8, "adapters": []}
+            )
+        raise web.HTTPFound("/secret", headers={"set-cookie": "a=b"})
+
+    await answered_by(answer)
+    assert set(asked) == {"/v1/routes"}
+
+
+async def test_what_a_pod_packs_is_not_unpacked() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        routes = {"bootId": "b", "generation": 1, "ready": True, "draining": False, "maxModelLen": 8, "adapters": []}
+        packed = gzip.compress(json.dumps(routes).encode())
+        return web.Response(body=packed, headers={"content-encoding": "gzip"})
+
+    await answered_by(answer)
+
+
+async def answered_by(answer: Callable[[web.Request], Awaitable[web.Response]]) -> None:
+    """Have a fleet ask a pod that answers so, again and again, until it has given it up."""
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with Fleet() as fleet:
+        fleet.sync(("team", "base"), [Endpoint("uid", "pod", url, is_ready=True)])
+        (pod,) = fleet.all()
+        await eventually("asked", lambda: pod.was_asked)
+        assert not pod.is_reachable
+        assert pod.head is None
+    await runner.cleanup()
 
 
 async def test_a_pod_that_fails_one_request_after_the_other_gets_nothing_for_a_while(world: World) -> None:

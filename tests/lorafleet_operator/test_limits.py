@@ -1,6 +1,10 @@
 """Bases of several tenants share one operator: what the pods of one do, or do not do, costs the others nothing."""
 
 import asyncio
+import contextlib
+import gzip
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -93,15 +97,37 @@ async def test_an_answer_without_end_is_not_gathered() -> None:
             num_sent += 1 << 20
         return response
 
+    async with asking(answer) as client:
+        with pytest.raises(PodUnreachable, match=f"longer than {MAX_ANSWER_BYTES} bytes"):
+            await client.state("127.0.0.1", "token")
+    assert num_sent < 4 * MAX_ANSWER_BYTES
+
+
+async def test_an_answer_that_unpacks_to_much_is_not_unpacked() -> None:
+    packed = gzip.compress(bytes(4 * MAX_ANSWER_BYTES))
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.headers["accept-encoding"] == "identity"
+        return web.Response(body=packed, headers={"content-encoding": "gzip", "content-type": "application/json"})
+
+    async with asking(answer) as client:
+        tracemalloc.start()
+        with pytest.raises(PodUnreachable, match="its answer is no PodState"):
+            await client.state("127.0.0.1", "token")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < MAX_ANSWER_BYTES
+
+
+@contextlib.asynccontextmanager
+async def asking(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[AdminClient]:
+    """Yield a client of a pod that answers so."""
     app = web.Application()
     app.router.add_get("/admin/v1/state", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     client = AdminClient(port=runner.addresses[0][1])
-    with pytest.raises(PodUnreachable, match=f"longer than {MAX_ANSWER_BYTES} bytes"):
-        await client.state("127.0.0.1", "token")
-    assert num_sent < 4 * MAX_ANSWER_BYTES
+    yield client
     await client.close()
     await runner.cleanup()

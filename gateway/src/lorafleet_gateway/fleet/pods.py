@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 import aiohttp
@@ -31,6 +32,7 @@ FIRST_RETRY_SECONDS: Final = 0.2
 MAX_RETRY_SECONDS: Final = 2.0
 MAX_ANSWER_BYTES: Final = 16 << 20
 """A longer answer is not read: whose image a pod runs is not ours to say. Ten thousand adapters take 2 MiB."""
+AS_IT_IS: Final = {"accept-encoding": "identity"}
 POLL_TIMEOUT: Final = aiohttp.ClientTimeout(total=WAIT_SECONDS + 3.0, sock_connect=2.0)
 
 
@@ -158,7 +160,10 @@ class Fleet:
 
     async def __aenter__(self) -> "Fleet":
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=POLL_TIMEOUT)
+        # pods run images of their owners: what one sends is not unpacked, where it points is not followed, and no cookie is kept
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=POLL_TIMEOUT, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -244,8 +249,12 @@ class Fleet:
 
     async def _get_routes(self, endpoint: Endpoint, query: dict[str, str]) -> bytes:
         assert self._session is not None
-        async with self._session.get(f"{endpoint.url}/v1/routes", params=query) as response:
+        async with self._session.get(
+            f"{endpoint.url}/v1/routes", params=query, headers=AS_IT_IS, allow_redirects=False
+        ) as response:
             response.raise_for_status()
+            if response.status != HTTPStatus.OK:
+                raise _NotWhole(f"it answers {response.status}")
             return await _bounded(response.content)
 
     def _lost(self, pod: Pod, error: Exception) -> None:

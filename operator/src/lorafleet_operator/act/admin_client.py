@@ -37,8 +37,11 @@ class AdminClient:
 
     def __init__(self, *, port: int = ADMIN_PORT) -> None:
         connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket_that_notices_death)
-        # pods set no cookies; with a jar each request would look through it twice
-        self._session = aiohttp.ClientSession(connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
+        # pods set no cookies; with a jar each request would look through it twice. And they send what it is: what unpacks to
+        # more than it weighs is nothing that a pod of ours sends, and would be all of the memory before its length is seen
+        self._session = aiohttp.ClientSession(
+            connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        )
         self._port = port
         self._states = PodStates()
 
@@ -120,7 +123,11 @@ class AdminClient:
                 f"http://{host}:{self._port}{path}",
                 params=query,
                 data=body.model_dump_json(by_alias=True, exclude_none=True) if body is not None else None,
-                headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
+                headers={
+                    "authorization": f"Bearer {token}",
+                    "content-type": "application/json",
+                    "accept-encoding": "identity",
+                },
                 timeout=aiohttp.ClientTimeout(total=limit_seconds, sock_connect=CONNECT_SECONDS),
                 allow_redirects=False,
             ) as response:
