@@ -1,16 +1,17 @@
 """What pods publish decides where requests go."""
 
 import asyncio
+import contextlib
 import gzip
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
 from support.upstream_pods import PodDouble, refusing, streaming
 
 from lorafleet_gateway.fleet import pods as fleet_pods
-from lorafleet_gateway.fleet.pods import PAUSE_SECONDS, Fleet
+from lorafleet_gateway.fleet.pods import PAUSE_SECONDS, Fleet, Pod
 from lorafleet_gateway.fleet.routing import EJECT_AFTER
 from lorafleet_gateway.views import Endpoint
 
@@ -242,6 +243,28 @@ async def test_an_answer_without_end_is_not_gathered(world: World, monkeypatch: 
     assert (await world.ask()).json() == {"pod": "good"}
 
 
+async def test_differences_do_not_add_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's image is its owner's, and each answer is short."""
+    monkeypatch.setattr(fleet_pods, "MAX_ENTRIES", 4)
+    monkeypatch.setattr(fleet_pods, "PAUSE_SECONDS", 0.001)
+    asked: list[bool] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append("since" in request.query)
+        made_up = {"name": f"made-up-{len(asked)}", "revision": "0" * 12, "stable": True, "tier": "Disk"}
+        head = {"bootId": "b", "base": "base", "ready": True, "draining": False, "maxModelLen": 8}
+        since = {"since": int(request.query["since"])} if asked[-1] else {}
+        return web.json_response({**head, **since, "generation": len(asked), "adapters": [made_up]})
+
+    async with asked_by_a_fleet(answer) as pod, asyncio.timeout(30):
+        seen = set()
+        while asked.count(False) < 2:
+            seen.add(len(pod.tiers))
+            await asyncio.sleep(0.001)
+    assert asked.count(True) > 3, "it was believed as long as it was short"
+    assert max(seen) <= 4
+
+
 async def test_a_pod_does_not_send_gateways_elsewhere() -> None:
     """Its image is its owner's: what a gateway can reach is not the owner's to ask."""
     asked: list[str] = []
@@ -269,17 +292,23 @@ async def test_what_a_pod_packs_is_not_unpacked() -> None:
 
 
 async def answered_by(answer: Callable[[web.Request], Awaitable[web.Response]]) -> None:
-    """Have a fleet ask a pod that answers so, again and again, until it has given it up."""
+    """Have a fleet ask a pod that answers so, until it has given it up."""
+    async with asked_by_a_fleet(answer) as pod:
+        await eventually("asked", lambda: pod.was_asked)
+        assert not pod.is_reachable
+        assert pod.head is None
+
+
+@contextlib.asynccontextmanager
+async def asked_by_a_fleet(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[Pod]:
+    """Yield a pod that answers so, as a fleet sees it."""
     runner = web.ServerRunner(web.Server(answer))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     async with Fleet() as fleet:
         fleet.sync(("team", "base"), [Endpoint("uid", "pod", url, is_ready=True)])
-        (pod,) = fleet.all()
-        await eventually("asked", lambda: pod.was_asked)
-        assert not pod.is_reachable
-        assert pod.head is None
+        yield fleet.all()[0]
     await runner.cleanup()
 
 

@@ -215,6 +215,21 @@ def test_difference_to_another_document_is_no_answer() -> None:
     assert states.read_news(raw, state.model_copy(update={"generation": 8})).generation == 9
 
 
+def test_differences_do_not_add_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's image is its owner's, and each answer is short."""
+    monkeypatch.setattr(admin, "MAX_ENTRIES", 8)
+    entries = [v.entry("x", f"a{number}") for number in range(9)]
+    seen = v.seen(*entries[:4], pod=POD).state
+    assert seen is not None
+    fields = {**seen.model_dump(), "since": seen.generation, "generation": seen.generation + 1}
+    fits, not_any_more = (
+        admin.PodDifference.model_validate({**fields, "adapters": more}) for more in (entries[4:8], entries[4:9])
+    )
+    assert len(fits.applied_to(seen).adapters) == 8
+    with pytest.raises(ValueError, match="more than 8 entries in all"):
+        not_any_more.applied_to(seen)
+
+
 def test_entries_of_differences_are_those_of_whole_documents() -> None:
     states, entries = PodStates(), [v.entry(f"content-{n}", f"name-{n}") for n in range(30)]
     state = v.seen(*entries, pod=POD).state

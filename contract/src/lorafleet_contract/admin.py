@@ -16,6 +16,9 @@ MAX_ASK_MESSAGES: Final = 16
 MAX_ASK_TOKENS: Final = 256
 """Of an answer to `ask`: no test of a revision keeps a place in the batch for long."""
 
+MAX_ENTRIES: Final = 100_000
+"""Of a pod's document, and of what differences make of one: each is short, and without a bound they would add up for ever."""
+
 Fence = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """Of a leadership: twice what a Lease can count, and no more, whoever says it."""
 
@@ -224,13 +227,15 @@ class PodDifference(PodState):
         """As `applied_to`, with the entries of `known` by name and revision, which become those of the document returned.
 
         Raises:
-            ValueError: it is no difference to that one; the entries are as they were.
+            ValueError: it is no difference to that one, or too large together with it; the entries are as they were.
         """
         if (self.boot_id, self.since) != (known.boot_id, known.generation):
             raise ValueError(
                 f"a difference to generation {self.since} of boot {self.boot_id}, where generation {known.generation} "
                 f"of boot {known.boot_id} is known"
             )
+        if len(entries) + len(self.adapters) > MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES} entries in all")
         for ref in self.removed:
             entries.pop((ref.name, ref.revision), None)
         entries.update(((entry.name, entry.revision), entry) for entry in self.adapters)

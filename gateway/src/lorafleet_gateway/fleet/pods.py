@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from lorafleet_common.clock import monotonic
 from lorafleet_common.supervise import supervise
-from lorafleet_contract.admin import Tier
+from lorafleet_contract.admin import MAX_ENTRIES, Tier
 from lorafleet_contract.base import Observed
 from lorafleet_contract.routes import Routes
 from lorafleet_gateway import metrics
@@ -140,6 +140,8 @@ class Pod:
             else:
                 if last is None or (last.boot_id, last.generation) != (head.boot_id, routes.since):
                     raise _NotWhole(f"generation {head.generation} came as a difference to {routes.since}")
+                if len(self.tiers) + len(told) > MAX_ENTRIES:
+                    raise _NotWhole(f"it tells of more than {MAX_ENTRIES} adapters in all")
                 for ref in routes.removed:
                     self.tiers.pop((ref.name, ref.revision), None)
                 self.tiers.update(told)
