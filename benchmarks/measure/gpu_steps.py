@@ -191,7 +191,9 @@ class Bench:
         read = time.perf_counter()
         pages = self.runner.num_pages(self.plans[rank])
         self.runner.install(_key(-1), tuple(range(pages, 2 * pages)), slab)
-        return (read - began) * 1e3, (time.perf_counter() - read) * 1e3
+        installed = time.perf_counter()
+        self.runner.drop_slab(slab)
+        return (read - began) * 1e3, (installed - read) * 1e3
 
     def beside_loads(self, plan: StepPlan, rank: int, num_loads: int) -> tuple[Times, Times]:
         """Return the times of steps without and with adapters being loaded beside them."""

@@ -5,6 +5,7 @@ reading one raises, so a step whose Python depends on what the device computed f
 is written down as such: copies that are not from or to pinned memory or not asked to be asynchronous, and waiting itself.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -42,6 +43,10 @@ class Work:
     waits: list[str] = field(default_factory=list)
     """What kept the host until the device had done it."""
     num_replays: int = 0
+    pinned: list[int] = field(default_factory=list)
+    """Bytes of each allocation of pinned memory."""
+    unpinned: list[int] = field(default_factory=list)
+    """Bytes of each that was given up."""
 
     def by_phase(self) -> dict[str, int]:
         """Operations by phase."""
@@ -204,8 +209,14 @@ class AbsentCuda(TorchDispatchMode):
         with unset_fake_temporarily():
             out = func(*args, **kwargs)
         if pinned:
-            self._pinned[out.untyped_storage()] = True
+            storage = out.untyped_storage()
+            self._pinned[storage] = True
+            self.work.pinned.append(storage.nbytes())
+            weakref.finalize(storage, self._unpin, storage.nbytes()).atexit = False
         return out
+
+    def _unpin(self, num_bytes: int) -> None:
+        self.work.unpinned.append(num_bytes)
 
     def _copy(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """A copy where one side may be the host."""

@@ -14,6 +14,7 @@ from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unco
 from lorafleet_inference.kernels.triton.backend import TritonKernels
 from lorafleet_inference.kernels.triton.blocks import HOPPER
 from lorafleet_inference.model import attention
+from lorafleet_inference.model.arena import HostPages
 from lorafleet_inference.model.checked import check_model
 from lorafleet_inference.model.graph_rooms import DecodeRoom, PromptRoom
 from lorafleet_inference.model.runner import HostAdapter, ModelRunner
@@ -87,7 +88,7 @@ class CountedRunner:
         bank = self.runner._bank
         num_pages = bank.layout.num_pages(RANK)
         pages = torch.zeros(1, 1, dtype=torch.bfloat16).expand(num_pages, bank.layout.page)
-        slab = HostAdapter(Slab(pages, (RANK,) * len(bank.layout.places)), {}, None)
+        slab = HostAdapter(Slab(HostPages((pages,)), (RANK,) * len(bank.layout.places)), {}, None)
         for number in range(NUM_ADAPTERS):
             self.runner.install(_key(number), range(number * num_pages, (number + 1) * num_pages), slab)
         self.captured = {room: self._capture(room) for room in (*DECODE, PROMPT, WITH_PROMPT)}

@@ -45,6 +45,8 @@ class Device:
             raise AdapterError(self.broken, "the test wants it so")
         return self.slab_bytes(plan)
 
+    def drop_slab(self, slab: int) -> None: ...
+
     def num_pages(self, plan: AdapterPlan) -> int:
         return -(-plan.rank // RANKS_A_PAGE)
 

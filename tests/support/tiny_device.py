@@ -119,6 +119,8 @@ class TinyDevice(Runner):
     def load_slab(self, plan: AdapterPlan) -> int:
         return 1
 
+    def drop_slab(self, slab: int) -> None: ...
+
     def num_pages(self, plan: AdapterPlan) -> int:
         return 1
 

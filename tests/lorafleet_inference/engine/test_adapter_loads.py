@@ -28,6 +28,11 @@ class Memory:
     held: dict[AdapterKey, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     """Pages by folder; one where it says nothing."""
+    num_bytes: dict[str, int] = field(default_factory=dict)
+    """Of slabs by folder; 10 where it says nothing."""
+    on_host: list[str] = field(default_factory=list)
+    """Slabs whose memory is taken."""
+    most_on_host: int = 0
 
     def settle(self, plan: AdapterPlan) -> AdapterPlan:
         return plan
@@ -39,15 +44,23 @@ class Memory:
             raise MemoryError("too much")
         if plan.directory.name == "bad-luck":
             raise ZeroDivisionError("nobody foresaw it")
+        self.on_host.append(plan.directory.name)
+        self.most_on_host = max(self.most_on_host, len(self.on_host))
         return plan.directory.name
+
+    def drop_slab(self, slab: str) -> None:
+        self.on_host.remove(slab)
 
     def num_pages(self, plan: AdapterPlan) -> int:
         return self.sizes.get(plan.directory.name, 1)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
-        return 10
+        return self.num_bytes.get(plan.directory.name, 10)
 
     def install(self, key: AdapterKey, pages: tuple[int, ...], slab: str) -> None:
+        assert slab in self.on_host
+        if slab == "bad-copy":
+            raise AdapterError(Reason.LOAD_FAILED, "it cannot be copied")
         self.held[key] = slab
 
     def remove(self, key: AdapterKey) -> None:
@@ -383,3 +396,85 @@ def test_being_asked_twice_loads_once(bench: Bench) -> None:
     assert tiers(bench.turn(finished_jobs=1)) == [("a", DeviceTier.DEVICE)]
     assert bench.turn() == Outcome()
     assert bench.posted.empty()
+
+
+def on_host(bench: Bench) -> int:
+    """Bytes of slabs whose memory is taken."""
+    return 10 * len(bench.device.on_host)
+
+
+def test_room_on_the_host_is_made_before_an_adapter_is_read() -> None:
+    bench = Bench(max_resident=1)
+    bench.known("a", "b", "c", "d", "e")
+    for name in "abcdeabcde":
+        bench.waiting = [key_of(name)]
+        for _ in range(2):  # it is read, then copied; the first one is at once
+            if key_of(name) not in bench.device.held:
+                bench.turn()
+                bench.turn(finished_jobs=1)
+        assert key_of(name) in bench.device.held
+        assert on_host(bench) == bench.loads.residency.host_used_bytes
+        bench.loads.residency.use(key_of(name))
+    assert bench.device.most_on_host == 3, "35 bytes are 3 of 10 each"
+    bench.loads.close()
+
+
+def test_who_is_copied_does_not_leave_the_host_for_another(bench: Bench) -> None:
+    bench.device.num_bytes |= {"a": 35, "b": 35}
+    bench.known("a", "b")
+    bench.waiting = [key_of("a"), key_of("b")]
+    bench.turn()  # both begin
+    first, second = bench.turn(finished_jobs=1).statuses, bench.turn(finished_jobs=1).statuses
+    assert [(one.key.name, one.host_bytes) for one in (*first, *second)] == [("a", 35), ("b", 0)]
+    assert bench.device.on_host == ["a"]
+    assert set(bench.device.held) == {key_of("a"), key_of("b")}
+
+
+def test_what_is_larger_than_the_host_tier_is_loaded_and_not_kept(bench: Bench) -> None:
+    bench.device.num_bytes["big"] = 36
+    bench.bring("a", "big")
+    assert set(bench.device.held) == {key_of("a"), key_of("big")}
+    assert bench.device.on_host == ["a"]
+    assert bench.loads.residency.host_used_bytes == 10
+
+
+def test_what_was_read_for_nobody_any_more_gives_its_memory_back(bench: Bench) -> None:
+    bench.device.num_bytes["big"] = 36
+    bench.bring("a", "b")
+    bench.known("big")
+    bench.waiting = [key_of("big")]
+    bench.turn()
+    bench.waiting = []
+    bench.turn(finished_jobs=1)
+    assert bench.device.on_host == ["a", "b"]
+    assert bench.loads.residency.host_used_bytes == 20
+
+
+@pytest.mark.parametrize("name", ["bad-file", "bad-copy"])
+def test_a_load_that_fails_leaves_nothing_on_the_host(bench: Bench, name: str) -> None:
+    bench.bring("a")
+    bench.known(name)
+    bench.waiting = [key_of(name)]
+    bench.turn()
+    bench.waiting = []
+    assert [one.host_bytes for one in bench.turn(finished_jobs=1).statuses] == [0]
+    assert bench.device.on_host == ["a"]
+    assert bench.loads.residency.host_used_bytes == 10
+
+
+def test_an_adapter_that_cannot_be_copied_from_the_host_stays_there(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.known("bad-copy")
+    bench.waiting = [key_of("bad-copy")]
+    bench.turn()
+    assert tiers(bench.turn(finished_jobs=1)) == [("bad-copy", DeviceTier.HOST), ("a", DeviceTier.HOST)]
+    bench.waiting = []
+    assert tiers(bench.turn(finished_jobs=1)) == [("bad-copy", DeviceTier.HOST)]
+    assert bench.device.on_host == ["a", "b", "bad-copy"]
+
+
+def test_a_released_adapter_gives_its_memory_back(bench: Bench) -> None:
+    bench.bring("a")
+    bench.loads.release(key_of("a"))
+    bench.turn()
+    assert bench.device.on_host == []

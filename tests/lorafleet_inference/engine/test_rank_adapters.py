@@ -132,7 +132,7 @@ def test_what_nobody_needs_any_more_is_dropped_by_all_ranks(shared: RankedEngine
     plan = inspect_adapter(adapter_of("llama", "rank-7"), shared.runner.facts, max_rank=16)
     first = shared.runner.load_slab(plan)
     number = first.number
-    del first
+    shared.runner.drop_slab(first)
     second = shared.runner.load_slab(plan)
     pages = tuple(range(shared.runner.num_pages(plan)))
     with pytest.raises(AdapterError, match=f"rank 1: KeyError: {number}"):

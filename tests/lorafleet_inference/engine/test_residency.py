@@ -176,6 +176,20 @@ def test_the_host_keeps_the_recently_used_within_its_bytes() -> None:
     assert residency.host_used_bytes == 90
 
 
+def test_who_stays_on_the_host_and_who_leaves_it() -> None:
+    residency = with_residents("a", "b", "c", "d", "e")
+    for name in "abc":
+        residency.keep_on_host(key_of(name))
+    a, b, c = map(key_of, "abc")
+    assert residency.keep_on_host(key_of("d"), {a, b, c}) == (False, ()), "nobody leaves in vain"
+    assert residency.keep_on_host(key_of("d"), {a, c}) == (True, (b,))
+    assert set(residency.hosted) == {a, c, key_of("d")}
+    residency.leave_host(a)
+    residency.leave_host(a)
+    assert (residency.host_used_bytes, residency.host_bytes_of(a)) == (60, 0)
+    assert residency.keep_on_host(key_of("e"), {c, key_of("d")}) == (True, ())
+
+
 @pytest.mark.parametrize("num_adapters", [200])
 def test_many_adapters_in_turns_grow_nothing(num_adapters: int) -> None:
     residency = Residency(num_pages=NUM_PAGES, max_resident=MAX_RESIDENT, host_bytes=HOST_BYTES)

@@ -39,6 +39,9 @@ class AdapterDevice(Protocol[SlabT]):
     def load_slab(self, plan: AdapterPlan) -> SlabT:
         """Read a settled adapter from disk; raises AdapterError."""
 
+    def drop_slab(self, slab: SlabT) -> None:
+        """Use the memory of a slab again, which nobody copies any more."""
+
     def num_pages(self, plan: AdapterPlan) -> int:
         """Rank pages that an adapter takes."""
 
@@ -61,7 +64,7 @@ class _Adapter(Generic[SlabT]):
     plan: AdapterPlan | None = None
     """None until it is inspected."""
     slab: SlabT | None = None
-    """While it is kept on the host."""
+    """While it is on the host."""
     busy: bool = False
     """The thread works on it."""
 
@@ -156,6 +159,7 @@ class AdapterLoads(Generic[SlabT]):
         """Free released adapters that nothing uses."""
         outcome = Outcome()
         for key in [key for key in self._leaving if not self._adapters[key].busy and not has_work(key)]:
+            self._keep(key, None)
             del self._adapters[key]
             self._leaving.remove(key)
             self._read.pop(key, None)
@@ -205,7 +209,7 @@ class AdapterLoads(Generic[SlabT]):
             if first is not None and not self._may_overtake(key, *first, stay, now):
                 continue
             if adapter.slab is None and self.residency.leaving_for(key, stay):
-                self._read_ahead(key, adapter)
+                self._read_ahead(key, adapter, outcome)
                 continue
             room = self.residency.make_room(key, stay, service=service)
             match room:
@@ -217,7 +221,7 @@ class AdapterLoads(Generic[SlabT]):
                     hopeless.add(num_pages)
                     if key in waiting or key in overdue:
                         self.held.update(set(busy) - just_came)
-                        outcome.preempt = self._make_way(key, in_use, stay, service, now)
+                        self._make_way(key, in_use, stay, service=service, now=now, outcome=outcome)
                 case NoRoomYet():
                     hopeless.add(num_pages)
                 case _:
@@ -225,7 +229,7 @@ class AdapterLoads(Generic[SlabT]):
                         self._device.remove(other)
                         self._adapters[other].resident = False
                         outcome.statuses.append(self._status(other))
-                    self._load(key, adapter, room.pages)
+                    self._load(key, adapter, room.pages, outcome)
         return outcome
 
     def close(self) -> None:
@@ -242,27 +246,30 @@ class AdapterLoads(Generic[SlabT]):
         key: AdapterKey,
         in_use: set[AdapterKey],
         stay: set[AdapterKey],
+        *,
         service: Callable[[AdapterKey], float],
         now: float,
-    ) -> tuple[AdapterKey, ...]:
-        """Return who has to make way for an adapter whose requests have waited long enough; it is read first."""
+        outcome: Outcome,
+    ) -> None:
+        """Say who has to make way for an adapter whose requests have waited long enough; it is read first."""
         if not self._turns.is_overdue(key, now):
-            return ()
+            return
         candidates = self._turns.preemptible(key, in_use, service, now)
         leaving = self.residency.enough_of(candidates, key, stay)
         adapter = self._adapters[key]
         if leaving and adapter.slab is None:
-            self._read_ahead(key, adapter)
-            return ()
-        return leaving
+            self._read_ahead(key, adapter, outcome)
+        else:
+            outcome.preempt = leaving
 
-    def _read_ahead(self, key: AdapterKey, adapter: _Adapter[SlabT]) -> None:
+    def _read_ahead(self, key: AdapterKey, adapter: _Adapter[SlabT], outcome: Outcome) -> None:
         """Read an adapter that others will have to leave for; one that cannot be read drives nobody out."""
         beyond = [one for one in self._read if not self.residency.host_bytes_of(one)]
         if len(self._reading) + len(beyond) >= MAX_READ_AHEAD:
             return
         adapter.busy = True
         self._reading.add(key)
+        self._make_host_room(key, outcome)
         plan, began = adapter.plan, time.monotonic()
         assert plan is not None
         self._run(
@@ -273,29 +280,39 @@ class AdapterLoads(Generic[SlabT]):
         self._adapters[key].busy = False
         self._reading.discard(key)
         if isinstance(done, AdapterError):
+            self._keep(key, None)
             return self._not_loaded(key, done)
-        outcome = Outcome()
         self._adapters[key].slab = done
         self._read[key] = seconds
-        if self._keep_on_host(key, outcome):
-            outcome.statuses.append(self._status(key))
-        return outcome
+        return Outcome([self._status(key)] if key in self.residency.hosted else [])
 
     def _forget_read(self, wanted: Collection[AdapterKey]) -> None:
         """What was read for requests that are gone stays only in the host cache."""
         for key in [key for key in self._read if key not in wanted]:
             del self._read[key]
-            if not self.residency.host_bytes_of(key):
-                self._adapters[key].slab = None
+            self._keep(key, self._adapters[key].slab)
 
-    def _keep_on_host(self, key: AdapterKey, outcome: Outcome) -> bool:
-        """Whether the slab of an adapter stays on the host, as others leave it for that."""
-        keep, leaving = self.residency.keep_on_host(key)
+    def _make_host_room(self, key: AdapterKey, outcome: Outcome) -> None:
+        """Before an adapter is read, have others leave the host for it, but none that the thread works on.
+
+        Where that is not enough it is read to memory beside the host tier, and not kept.
+        """
+        busy = {other for other in self.residency.hosted if self._adapters[other].busy}
+        _, leaving = self.residency.keep_on_host(key, busy)
         for other in leaving:
-            self._adapters[other].slab = None
+            self._keep(other, None)
             self._read.pop(other, None)
             outcome.statuses.append(self._status(other))
-        return keep
+
+    def _keep(self, key: AdapterKey, slab: SlabT | None) -> None:
+        """Have this be all of an adapter on the host, or nothing, where no room was set aside."""
+        adapter, has_room = self._adapters[key], key in self.residency.hosted
+        for one in {id(one): one for one in (adapter.slab, slab) if one is not None}.values():
+            if one is not slab or not has_room:
+                self._device.drop_slab(one)
+        adapter.slab = slab if has_room else None
+        if slab is None:
+            self.residency.leave_host(key)
 
     def _settle(self, key: AdapterKey) -> Outcome:
         """Answer for an adapter that is where it was asked to be; else note that it has to come."""
@@ -332,15 +349,22 @@ class AdapterLoads(Generic[SlabT]):
         status = AdapterStatus(key, None, error.reason, error.message)
         return Outcome([status], [Refused(key, error.reason, error.message)])
 
-    def _load(self, key: AdapterKey, adapter: _Adapter[SlabT], pages: tuple[int, ...]) -> None:
+    def _load(self, key: AdapterKey, adapter: _Adapter[SlabT], pages: tuple[int, ...], outcome: Outcome) -> None:
         adapter.busy = True
         self._to_come.pop(key, None)
         plan, kept, began = adapter.plan, adapter.slab, time.monotonic()
         assert plan is not None
+        if kept is None:
+            self._make_host_room(key, outcome)
 
         def copy() -> SlabT:
             slab = self._device.load_slab(plan) if kept is None else kept
-            self._device.install(key, pages, slab)
+            try:
+                self._device.install(key, pages, slab)
+            except BaseException:
+                if kept is None:
+                    self._device.drop_slab(slab)
+                raise
             return slab
 
         read_seconds = self._read.pop(key, None)
@@ -353,13 +377,12 @@ class AdapterLoads(Generic[SlabT]):
         adapter.busy = False
         if isinstance(done, AdapterError):
             self.residency.give_up_room(key)
+            self._keep(key, adapter.slab)
             return self._not_loaded(key, done)
         self.residency.arrived(key)
         self._to_come.pop(key, None)
-        outcome = Outcome()
-        adapter.slab = done if self._keep_on_host(key, outcome) else None
-        outcome.statuses.append(self._status(key, seconds, source))
-        return outcome
+        self._keep(key, done)
+        return Outcome([self._status(key, seconds, source)])
 
     def _not_loaded(self, key: AdapterKey, error: AdapterError) -> Outcome:
         status = self._failed(key, error.reason, error.message)

@@ -1,7 +1,7 @@
 """Which pages of a pool are free, as runs of neighbours. Pure."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class FreePages:
@@ -39,13 +39,8 @@ class FreePages:
         """Give pages back that were taken."""
         ordered = sorted(pages)
         self._count += len(ordered)
-        at = 0
-        while at < len(ordered):
-            count = 1
-            while at + count < len(ordered) and ordered[at + count] == ordered[at] + count:
-                count += 1
-            self._add(ordered[at], ordered[at] + count)
-            at += count
+        for begin, end in runs_of(ordered):
+            self._add(begin, end)
 
     def _add(self, begin: int, end: int) -> None:
         index = bisect_left(self._begins, begin)
@@ -57,3 +52,14 @@ class FreePages:
         else:
             self._begins.insert(index, begin)
             self._ends.insert(index, end)
+
+
+def runs_of(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the runs of neighbouring pages, each from one to before another."""
+    at = 0
+    while at < len(pages):
+        count = 1
+        while at + count < len(pages) and pages[at + count] == pages[at] + count:
+            count += 1
+        yield pages[at], pages[at] + count
+        at += count

@@ -56,7 +56,7 @@ class Residency:
         self._holders: dict[AdapterKey, _Entry] = {}
         """Those that have pages."""
         self._hosted: dict[AdapterKey, _Entry] = {}
-        """Those whose slab is kept on the host."""
+        """Those whose slab is on the host, or comes there."""
         self._free_pages = FreePages(num_pages)
         self._on_device: set[AdapterKey] = set()
         self._unused: set[AdapterKey] = set()
@@ -183,26 +183,42 @@ class Residency:
         """The load failed."""
         self._leave_device(key)
 
-    def keep_on_host(self, key: AdapterKey) -> tuple[bool, tuple[AdapterKey, ...]]:
-        """Return whether the slab may stay on the host, and whose slabs leave it for that."""
+    @property
+    def hosted(self) -> Collection[AdapterKey]:
+        """Adapters that have room on the host; a live view."""
+        return self._hosted.keys()
+
+    def keep_on_host(
+        self, key: AdapterKey, staying: Collection[AdapterKey] = ()
+    ) -> tuple[bool, tuple[AdapterKey, ...]]:
+        """Set room aside on the host; return whether there is, and whose slabs leave for it. `staying`: adapters that may not."""
         entry = self._entries[key]
-        if key in self._hosted or entry.num_bytes > self._host_bytes:
-            return key in self._hosted, ()
+        if key in self._hosted:
+            return True, ()
         leaving: list[AdapterKey] = []
         used = self.host_used_bytes
-        for other in sorted(self._hosted, key=lambda one: self._entries[one].host_used):
+        idle = [other for other in self._hosted if other not in staying]
+        for other in sorted(idle, key=lambda one: self._entries[one].host_used):
             if used + entry.num_bytes <= self._host_bytes:
                 break
-            used -= self._hosted.pop(other).num_bytes
+            used -= self._hosted[other].num_bytes
             leaving.append(other)
+        if used + entry.num_bytes > self._host_bytes:
+            return False, ()
+        for other in leaving:
+            del self._hosted[other]
         self._hosted[key] = entry
         entry.host_used = self._now()
         return True, tuple(leaving)
 
+    def leave_host(self, key: AdapterKey) -> None:
+        """Give up the room on the host, if it has any."""
+        self._hosted.pop(key, None)
+
     def release(self, key: AdapterKey) -> None:
         """Forget an adapter that nobody uses and nobody copies."""
         self._leave_device(key)
-        self._hosted.pop(key, None)
+        self.leave_host(key)
         del self._entries[key]
 
     def _idle(self, in_use: Collection[AdapterKey]) -> list[AdapterKey]:

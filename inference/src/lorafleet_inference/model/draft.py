@@ -60,6 +60,7 @@ def _own_config(config: EngineConfig, folder: str) -> EngineConfig:
         max_resident_adapters=1,
         max_rank=1,
         adapter_memory_bytes=None,
+        host_cache_bytes=1,
         speculative_tokens=0,
         speculative_model=None,
     )

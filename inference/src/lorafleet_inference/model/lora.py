@@ -104,10 +104,9 @@ class LoraBank:
 
     def install(self, key: AdapterKey, pages: Sequence[int], slab: Slab) -> None:
         """Copy a slab to pages that no step reads; safe beside a running step."""
-        at, device = 0, device_at(self._pool.device)
-        for begin, end in runs_of(pages):
-            device.copy(self._pool[begin:end], slab.pages[at : at + end - begin])
-            at += end - begin
+        device = device_at(self._pool.device)
+        for begin, end, some in slab.pages.copies(pages):
+            device.copy(self._pool[begin:end], some)
         ranks = np.array(slab.ranks, dtype=np.int32)
         firsts = np.array(self.layout.laid(slab.ranks).firsts, dtype=np.int32)
         offsets, begins = self._numbers.offsets(pages, ranks, firsts)
@@ -220,14 +219,3 @@ def add_by_segment(
             rows = part.resident.rows(module, pool, place.row_width)
             low = x[part.begin : part.end] @ rows[:, :middle].t()
             flat[part.begin : part.end].addmm_(low, rows[:, middle : middle + place.out_width])
-
-
-def runs_of(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the runs of neighbouring pages, each from one to before another."""
-    at = 0
-    while at < len(pages):
-        count = 1
-        while at + count < len(pages) and pages[at + count] == pages[at] + count:
-            count += 1
-        yield pages[at], pages[at] + count
-        at += count

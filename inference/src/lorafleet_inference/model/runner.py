@@ -25,6 +25,7 @@ from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.layer import CpuLayerOps
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
+from lorafleet_inference.model.arena import Arena
 from lorafleet_inference.model.attention import attending
 from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch
 from lorafleet_inference.model.checked import LoadedModel
@@ -40,6 +41,7 @@ from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.paged_step import LayerKV, PagedStep
 from lorafleet_inference.model.pooling import HiddenStates, pool
 from lorafleet_inference.model.ranks.group import Group
+from lorafleet_inference.model.readers import MAX_READERS
 from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.sizing import (
     GRAPH_BYTES,
@@ -100,7 +102,7 @@ class ModelRunner:
         if group is not None:
             assert isinstance(loaded.model, Decoder), "no other model is split"
             loaded.model.work_in(group.sum, group.gather)
-        self._device = loaded.device
+        self._device, self._max_readers = loaded.device, min(MAX_READERS, torch.get_num_threads())
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts
         self._on = device_at(loaded.device)
@@ -133,8 +135,13 @@ class ModelRunner:
         """Of a whole model, too, and where the kernels of LoRA compute every module: what it changes comes after LoRA."""
         if self._triton is not None and group is None and self._bank.can_be_captured:
             self._affine = _affine_of(loaded, self._bank, self._triton)
-        self._extras = ExtrasBank(loaded.model)
-        self._hidden = HiddenStates(loaded.model)
+        self.arena = Arena(
+            config.host_cache_bytes // config.ranks_per_host,  # this rank's part of the host tier
+            self._bank.layout.page,
+            loaded.dtype,
+            self._on,
+        )
+        self._extras, self._hidden = ExtrasBank(loaded.model), HiddenStates(loaded.model)
         self._ropes = loaded.ropes
         self._num_outputs = next(
             (one.out_features for one in loaded.facts.side_modules if one.kind is ModuleKind.LINEAR), None
@@ -314,12 +321,22 @@ class ModelRunner:
             return self._load_slab(plan, total)
 
     def _load_slab(self, plan: AdapterPlan, total: Total) -> HostAdapter:
-        slab = load_slab(plan, self._bank.layout, self._dtype, device=self._on, shard=self._shard)
+        slab = load_slab(
+            plan, self._bank.layout, self._dtype, self.arena, shard=self._shard, max_readers=self._max_readers
+        )
         vocabulary = None if plan.num_rows is None else plan.vocabulary
-        extras = load_extras(plan, self._model, self._dtype, self._shard, total)
+        try:
+            extras = load_extras(plan, self._model, self._dtype, self._shard, total)
+        except BaseException:
+            self.arena.give(slab.pages)
+            raise
         side_ranks = () if self._sides is None else self._sides.layout.ranks_of(plan)
         affine = () if self._affine is None else self._affine.layout.modules_of(plan)
         return HostAdapter(slab, extras, vocabulary, side_ranks, affine)
+
+    def drop_slab(self, slab: HostAdapter) -> None:
+        """Have the memory of an adapter on the host used again; nobody copies it any more."""
+        self.arena.give(slab.slab.pages)
 
     @torch.inference_mode()
     @on_one_thread()

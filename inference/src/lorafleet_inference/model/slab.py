@@ -1,7 +1,9 @@
 """An adapter in host memory: its tensors as they lie in pages of the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -9,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.row_layout import Laid, RowLayout
 from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
-from lorafleet_inference.device.interface import Device
 from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.model.arena import Arena, HostPages
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.ranks.split import Shard
+from lorafleet_inference.model.readers import each_by, num_readers
 from lorafleet_inference.model.tensor_files import reader_of
 
 
@@ -20,21 +23,29 @@ from lorafleet_inference.model.tensor_files import reader_of
 class Slab:
     """An adapter on the host, laid out as on the device."""
 
-    pages: torch.Tensor
-    """[pages, elements of a page], in the model's dtype, on the CPU; pinned where the device is CUDA."""
+    pages: HostPages
+    """In the model's dtype; pinned where the device is CUDA."""
     ranks: tuple[int, ...]
     """True rank of each module, in the layout's order; 0 where the adapter has none."""
 
     @property
     def num_bytes(self) -> int:
         """Its size."""
-        return self.pages.numel() * self.pages.element_size()
+        return self.pages.num_bytes
 
 
 def load_slab(
-    plan: AdapterPlan, layout: RowLayout, dtype: torch.dtype, *, device: Device, shard: Shard | None = None
+    plan: AdapterPlan,
+    layout: RowLayout,
+    dtype: torch.dtype,
+    arena: Arena,
+    *,
+    shard: Shard | None = None,
+    max_readers: int = 1,
 ) -> Slab:
-    """Read the tensors of a validated adapter for a device; of them a rank's part, where the model is on several.
+    """Read the tensors of a validated adapter to pages of an arena; of them a rank's part, where the model is on several.
+
+    `max_readers`: threads that read at the same time.
 
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw; OUT_OF_MEMORY.
@@ -42,29 +53,54 @@ def load_slab(
     ranks = layout.ranks_of(plan)
     laid = layout.laid(ranks)
     try:
-        # zeros: what lies between rows holds nothing that could be read as weights
-        pages = device.pinned((laid.num_pages, layout.page), dtype).zero_()
+        pages = arena.take(laid.num_pages)
     except RuntimeError as error:  # what torch raises without memory
         raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
-    rows = _Rows(pages, layout, laid)
-    if plan.merged is not None:
-        read = reader_of(plan)
-        for site in plan.sites:
-            for key in (site.a_key, site.b_key):
-                rows.lay(site, key, _part(site, key, read(key), shard))
-        return Slab(pages, ranks)
     try:
-        sites = {key: site for site in plan.sites for key in (site.a_key, site.b_key)}
+        for run in pages.runs:
+            run.zero_()  # what lies between rows holds nothing that could be read as weights
+        rows = _Rows(pages.pages, layout, laid, dtype)
+        if plan.merged is None:
+            _read_files(plan, rows, shard, num_readers(pages.num_bytes, max_readers))
+        else:
+            read = reader_of(plan)
+            for site in plan.sites:
+                for key in (site.a_key, site.b_key):
+                    rows.lay(site, key, _part(site, key, read(key), shard))
+    except BaseException:
+        arena.give(pages)
+        raise
+    return Slab(pages, ranks)
+
+
+def _read_files(plan: AdapterPlan, rows: "_Rows", shard: Shard | None, num_threads: int) -> None:
+    sites = {key: site for site in plan.sites for key in (site.a_key, site.b_key)}
+    tensors: dict[str, tuple[str, Any]] = {}
+    """By its name the file that has it, and that file, open."""
+    with ExitStack() as stack:
         for name in plan.files:
-            with safe_open(plan.directory / name, framework="pt") as file:
-                for key in sites.keys() & set(file.keys()):
-                    site = sites.pop(key)
-                    rows.lay(site, key, _part(site, key, file.get_tensor(key), shard))
+            with _readable(name):
+                file = stack.enter_context(safe_open(plan.directory / name, framework="pt"))
+                tensors.update((key, (name, file)) for key in sorted(sites.keys() & set(file.keys())))
+        missing = sites.keys() - tensors.keys()
+        if missing:
+            raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {min(missing)} is missing")
+
+        def read(key: str) -> None:
+            name, file = tensors[key]
+            with _readable(name):
+                tensor = file.get_tensor(key)
+            rows.lay(sites[key], key, _part(sites[key], key, tensor, shard))
+
+        each_by(num_threads, read, list(tensors))
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, OSError) as error:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{name} cannot be read: {error}") from error
-    if sites:
-        raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {min(sites)} is missing")
-    return Slab(pages, ranks)
 
 
 def _part(site: LoraSite, key: str, tensor: torch.Tensor, shard: Shard | None) -> torch.Tensor:
@@ -77,9 +113,10 @@ def _part(site: LoraSite, key: str, tensor: torch.Tensor, shard: Shard | None) -
 class _Rows:
     """The rows of an adapter in its own pages."""
 
-    pages: torch.Tensor
+    pages: Sequence[torch.Tensor]
     layout: RowLayout
     laid: Laid
+    dtype: torch.dtype
 
     def lay(self, site: LoraSite, key: str, tensor: torch.Tensor) -> None:
         module = self.layout.index[site.module]
@@ -87,8 +124,8 @@ class _Rows:
         width, scale = (place.in_width, 1.0) if is_a else (place.out_width, site.scale)
         if tensor.shape != ((site.rank, width) if is_a else (width, site.rank)):
             raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {key} has shape {list(tensor.shape)}")
-        scaled = (tensor.float() * scale).to(self.pages.dtype)
-        check_finite(scaled, f"tensor {key}", applied(scale, self.pages.dtype))
+        scaled = (tensor.float() * scale).to(self.dtype)
+        check_finite(scaled, f"tensor {key}", applied(scale, self.dtype))
         scaled = scaled if is_a else scaled.t()
         begin = 0 if is_a else place.in_width
         for ranks, rows in self._of(module, site.rank):
@@ -101,5 +138,5 @@ class _Rows:
         while at < rank:
             page, slot = divmod(first + at, fit)
             count = min(fit - slot, rank - at)
-            yield slice(at, at + count), self.pages[page, slot * width : (slot + count) * width].view(count, width)
+            yield slice(at, at + count), self.pages[page][slot * width : (slot + count) * width].view(count, width)
             at += count

@@ -8,6 +8,7 @@ import torch
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
+from lorafleet_inference.model.arena import HostPages
 from lorafleet_inference.model.lora import LoraBank
 from lorafleet_inference.model.slab import Slab
 
@@ -46,7 +47,7 @@ def adapters(
     for rank in sorted({min(rank, max_rank) for rank in RANKS}):
         num_pages = bank.layout.num_pages(rank)
         pages = torch.zeros(num_pages, bank.layout.page, dtype=dtype)
-        bank.install(KEY, range(num_pages), Slab(pages, (rank,) * len(bank.layout.places)))
+        bank.install(KEY, range(num_pages), Slab(HostPages((pages,)), (rank,) * len(bank.layout.places)))
         if sides is not None:
             sides.stand_in(KEY)
         for length in NUM_TOKENS:

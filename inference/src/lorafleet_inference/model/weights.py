@@ -6,6 +6,7 @@ from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.device.host import HostDevice
 from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.model.arena import Arena
 from lorafleet_inference.model.extras_files import check_extras
 from lorafleet_inference.model.slab import load_slab
 
@@ -18,5 +19,6 @@ def check_weights(plan: AdapterPlan, base: ModelFacts, dtype: str) -> None:
         AdapterError: ARTIFACT_INVALID; names the tensor and the place of a value that is not finite.
     """
     own = getattr(torch, dtype)
-    load_slab(plan, RowLayout.of(base), own, device=HostDevice())
+    layout = RowLayout.of(base)
+    load_slab(plan, layout, own, Arena(0, layout.page, own, HostDevice()))
     check_extras(plan, own)

@@ -156,7 +156,7 @@ def _serve_loads(runner: ModelRunner, pipes: Pipes, device: torch.device) -> Non
         try:
             message: Message = pipes.loads.recv()
             if isinstance(message, Abandon):
-                loaded.pop(message.number, None)
+                _drop(runner, loaded, message.number)
                 if isinstance(last, Install) and last.number == message.number:
                     runner.remove(last.key)
             elif not isinstance(message, Whole):
@@ -173,7 +173,7 @@ def _answer(runner: ModelRunner, pipes: Pipes, message: Message, loaded: dict[in
                 runner.settle(plan)
             case Load(number, plan, dropped):
                 for one in dropped:
-                    loaded.pop(one, None)
+                    _drop(runner, loaded, one)
                 loaded[number] = runner.load_slab(plan, _total(pipes, number))
             case Install(_, key, pages, of):
                 runner.install(key, pages, loaded[of])
@@ -185,6 +185,12 @@ def _answer(runner: ModelRunner, pipes: Pipes, message: Message, loaded: dict[in
         logger.exception("an adapter could not be loaded")
         return Failed(message.number, Reason.LOAD_FAILED, f"{type(error).__name__}: {error}")
     return Done(message.number)
+
+
+def _drop(runner: ModelRunner, loaded: dict[int, HostAdapter], number: int) -> None:
+    one = loaded.pop(number, None)
+    if one is not None:
+        runner.drop_slab(one)
 
 
 def _total(pipes: Pipes, number: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -53,7 +52,7 @@ class Others(Protocol):
         """Return which rank ended and why, after waiting for that at most so long; None: none did."""
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class RankedAdapter:
     """An adapter in host memory: its part for this rank; the others keep theirs by `number`."""
 
@@ -128,11 +127,20 @@ class RankedRunner:
                 dropped = self._loads.take_dropped()
                 return [Load(number, one, dropped) for one in plans]
 
-            with self._loads.asking(load) as asked:
-                own = self._runner.load_slab(plan, asked.total)
-        made = RankedAdapter(own, asked.number)
-        weakref.finalize(made, self._loads.drop, asked.number)
-        return made
+            own: HostAdapter | None = None
+            try:
+                with self._loads.asking(load) as asked:
+                    own = self._runner.load_slab(plan, asked.total)
+            except BaseException:
+                if own is not None:
+                    self._runner.drop_slab(own)
+                raise
+        return RankedAdapter(own, asked.number)
+
+    def drop_slab(self, slab: RankedAdapter) -> None:
+        """Have the memory of an adapter on the host used again, by the other ranks from the next load on."""
+        self._loads.drop(slab.number)
+        self._runner.drop_slab(slab.own)
 
     def num_pages(self, plan: AdapterPlan) -> int:
         """Rank pages that an adapter takes, on each rank."""
