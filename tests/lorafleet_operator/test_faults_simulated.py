@@ -310,3 +310,24 @@ async def test_nothing_is_left_of_an_operator_that_is_cancelled_twice(
     await asyncio.gather(operator, return_exceptions=True)
     fleet.kube.is_away = False
     assert left_over() <= before
+
+
+async def test_name_of_a_deleted_adapter_that_cannot_be_read_is_reserved_too(fleet: Fleet) -> None:
+    """A spec of a later version, after a rollback of the operator: its name is not free for another namespace."""
+    await serving(fleet, "french", "german", pods=1)
+    body = fleet.kube.get(Kind.ADAPTER, NAMESPACE, "french")
+    fleet.kube.put(Kind.ADAPTER, {**body, "spec": {**body["spec"], "placement": {"mode": "OfLater"}}})
+    await until("told", lambda: fleet.condition("french") == ("False", Reason.INVALID_SPEC))
+    reserved: list[list[Any]] = []
+
+    def hear(event: str, plural: str, _: Any) -> None:
+        if (event, plural) == ("DELETED", Kind.ADAPTER):
+            reserved.append(fleet.kube.get(Kind.BASE, NAMESPACE, "base")["status"].get("reservedNames", []))
+
+    fleet.kube.on_change.append(hear)
+    fleet.delete("french")
+    await until("gone", lambda: fleet.is_gone("french"), seconds=20)
+    assert [[(entry["name"], entry["namespace"]) for entry in entries] for entries in reserved] == [
+        [("french", NAMESPACE)]
+    ]
+    assert fleet.is_ready("german")

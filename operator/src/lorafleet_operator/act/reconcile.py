@@ -49,7 +49,7 @@ from lorafleet_operator.decide.diff import PodChange, without
 from lorafleet_operator.decide.first_catalogue import LOOK_SECONDS, FirstCatalogues
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.memory import Publications, Retries, answering_of
-from lorafleet_operator.decide.names import reservations_of
+from lorafleet_operator.decide.names import may_go_unread, reservations_of, served_unread
 from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.decide.optional_objects import OPTIONAL_KINDS, Facts, OptionalFacts, OptionalKind
 from lorafleet_operator.decide.outages import Outages
@@ -180,7 +180,7 @@ class Reconciler:
         snapshot = snapshot_of(self._tools.store, key, now)
         published_at = self._publications.of(key, snapshot.adapters, now)
         it = _Pass(replace(snapshot, published_at=published_at))
-        await it.attempt(_together(self._tell_broken(broken) for broken in snapshot.broken))
+        await it.attempt(_together(self._tell_broken(it, broken) for broken in snapshot.broken))
         if snapshot.base is None:
             await self._without_base(it)
         elif await self._is_ours(it, snapshot.base):
@@ -200,12 +200,15 @@ class Reconciler:
             it.look_again(OTHERS_LOOK_SECONDS)
         return is_ours
 
-    async def _tell_broken(self, broken: BrokenResource) -> None:
+    async def _tell_broken(self, it: _Pass, broken: BrokenResource) -> None:
         if broken.meta.deletion_timestamp is None:
             await self._tools.writer.broken(broken, Reason.INVALID_SPEC)
         elif FINALIZER in broken.meta.finalizers:
             # what pods know of it has no adapter any more, and leaves them like that
-            await self._tools.writer.release(broken.meta)
+            if may_go_unread(broken, it.snapshot.base, it.snapshot.claims, it.snapshot.now):
+                await self._tools.writer.release(broken.meta)
+            else:
+                it.look_again(LOOK_SECONDS)
 
     def _leave(self, key: BaseKey) -> None:
         """Stop working on a base."""
@@ -286,7 +289,9 @@ class Reconciler:
             known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
             known = self._tools.watches.with_starts(known)
             evidence = BaseEvidence(*applied, known, snapshot.claims.get(base.served_name), is_asleep)
-            reserved = reservations_of(base, plan.intents, snapshot.now)
+            reserved = reservations_of(
+                base, plan.intents, snapshot.now, unread=served_unread(snapshot.broken, snapshot.claims)
+            )
             await it.attempt(
                 self._tell_base(
                     it,
