@@ -193,6 +193,8 @@ class AdapterLoads(Generic[SlabT]):
         outcome, first = Outcome(), None
         hopeless: set[int] = set()
         """Numbers of rank pages for which somebody before found no room: who needs as many finds none either."""
+        others_leave: dict[int, bool] = {}
+        """By number of rank pages, whether others would leave for so many; until somebody gets room."""
         self.held.clear()
         wanted = list(dict.fromkeys([*waiting, *self._to_come]))
         self._forget_read(wanted)
@@ -208,9 +210,12 @@ class AdapterLoads(Generic[SlabT]):
                 continue
             if first is not None and not self._may_overtake(key, *first, stay, now):
                 continue
-            if adapter.slab is None and self.residency.leaving_for(key, stay):
-                self._read_ahead(key, adapter, outcome)
-                continue
+            if adapter.slab is None:
+                if num_pages not in others_leave:
+                    others_leave[num_pages] = bool(self.residency.leaving_for(key, stay))
+                if others_leave[num_pages]:
+                    self._read_ahead(key, adapter, outcome)
+                    continue
             room = self.residency.make_room(key, stay, service=service)
             match room:
                 case NoRoomEver(message):
@@ -225,6 +230,7 @@ class AdapterLoads(Generic[SlabT]):
                 case NoRoomYet():
                     hopeless.add(num_pages)
                 case _:
+                    others_leave.clear()
                     for other in room.evicted:
                         self._device.remove(other)
                         self._adapters[other].resident = False
