@@ -327,7 +327,7 @@ def test_an_adapter_makes_way_for_another_when_no_step_in_flight_uses_it() -> No
 
 
 TestAll = All.TestCase
-TestAll.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAll.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
