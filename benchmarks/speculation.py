@@ -1,7 +1,9 @@
 """Answers with and without draft tokens, in turns in one process. `python benchmarks/speculation.py`.
 
 With `--draft-layers N`, a draft model proposes the tokens: the first N layers of the model, with its embedding and head; as
-many as it has are a draft that is always right, and costs what the model costs.
+many as it has are a draft that is always right, and costs what the model costs. Of a random model, fewer are hardly ever right;
+with `--later-layers S` the other layers add only the part S of what random ones add, and the first ones draw what the model
+draws more often, the smaller S is: how often is printed.
 
 The model is random, and greedy answers of random models soon repeat themselves: that is the case for which n-gram speculation is.
 The other one is of answers that are drawn at temperature 1, which repeat nothing. Each round answers the same requests
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 from measure.environment import describe
-from measure.models import first_layers, make_model
+from measure.models import first_layers, make_model, with_later_layers
 from measure.sizes import SIZES
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
@@ -75,11 +77,18 @@ def main() -> None:
     parser.add_argument("--temperatures", type=lambda text: tuple(map(float, text.split(","))), default=(0.0, 1.0))
     parser.add_argument("--draft-tokens", type=int, default=8)
     parser.add_argument("--draft-layers", type=int)
+    parser.add_argument("--later-layers", type=float, default=1.0)
     parser.add_argument("--cache", type=Path, default=Path(".local/benchmarks"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     model = make_model(options.size, options.cache, "float32")
-    draft = None if options.draft_layers is None else first_layers(model, options.draft_layers, options.cache)
+    draft = None
+    if options.draft_layers is not None:
+        if options.later_layers != 1.0:
+            model = with_later_layers(model, options.draft_layers, options.later_layers, options.cache)
+        draft = first_layers(model, options.draft_layers, options.cache)
+    elif options.later_layers != 1.0:
+        parser.error("--later-layers needs --draft-layers")
     without, drafting = Driven(model, 0, options.cache), Driven(model, options.draft_tokens, options.cache, draft)
     rows = []
     for temperature in options.temperatures:
@@ -110,6 +119,7 @@ def main() -> None:
             "size": options.size,
             "draft_tokens": options.draft_tokens,
             "draft_layers": options.draft_layers,
+            "later_layers": options.later_layers,
             "rows": rows,
         }
         options.output.write_text(json.dumps(found, indent=1) + "\n")

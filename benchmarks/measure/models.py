@@ -57,6 +57,25 @@ def first_layers(model: Path, number: int, folder: Path) -> Path:
     return path
 
 
+def with_later_layers(model: Path, number: int, share: float, folder: Path) -> Path:
+    """Return the folder of a model whose layers behind the first `number` add `share` of what those of `model` add.
+
+    Its first layers alone then draw what it draws about as often as a small model of the same training does: with 0 always.
+    """
+    path = folder / f"{model.name}-{number}-later-{share}"
+    if not (path / DONE).exists():
+        shutil.rmtree(path, ignore_errors=True)
+        whole = AutoModelForCausalLM.from_pretrained(model)
+        with torch.no_grad():
+            for layer in whole.model.layers[number:]:
+                layer.self_attn.o_proj.weight.mul_(share)
+                layer.mlp.down_proj.weight.mul_(share)
+        whole.save_pretrained(path)
+        shutil.copy(model / "tokenizer.json", path)
+        (path / DONE).touch()
+    return path
+
+
 def make_adapters(model: Path, number: int, folder: Path, *, rank: int) -> list[Path]:
     """Return the folders of so many distinct all-linear adapters, made if they are not there."""
     config = LlamaConfig.from_pretrained(model)
