@@ -14,7 +14,7 @@ from lorafleet_inference.engine.messages import FinishReason, SamplingParams, Su
 from lorafleet_inference.engine.pace import Pace, StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
-from lorafleet_inference.engine.speculation import FIRST_LENGTH, MAX_PAUSE, Speculator, is_worthwhile
+from lorafleet_inference.engine.speculation import FIRST_LENGTH, MAX_PAUSE, RightParts, Speculator, is_worthwhile
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
 
@@ -103,7 +103,39 @@ def test_large_batches_have_no_drafts() -> None:
     assert not is_worthwhile(pace, 200, 0.6)
 
 
-def scheduler(num_blocks: int = 40, max_model_len: int = 64, most: int = 4) -> Scheduler:
+def test_requests_begin_with_what_drafts_of_their_adapter_were_right_for_others() -> None:
+    parts = RightParts()
+    assert parts.begin(None) == 1.0
+    for _ in range(10):
+        parts.told("wrong", 4, 0)
+        parts.told("right", 4, 4)
+    begun = [parts.begin("wrong") for _ in range(40)]
+    assert begun[0] < 0.15
+    assert begun == sorted(begun), "without drafts nobody learns that it became better"
+    assert begun[-1] > 0.85
+    assert parts.begin("right") == parts.begin("unknown") == 1.0
+    for number in range(2000):
+        parts.told(f"a{number}", 4, 0)
+    assert parts.begin("wrong") == 1.0, "forgotten"
+
+
+def test_a_draft_model_that_is_never_right_is_not_asked_again_by_each_request() -> None:
+    one = scheduler(draft_model=True)
+    bound = StepBound(Pace(0.3, fixed=0.040, prompt_token=0.030, answer_token=0.005))
+    num_drafts = []
+    for number in range(6):
+        one.submit(msgspec.structs.replace(asked(8), request_id="r"))
+        answered(one, one.plan(()), 7)
+        num_drafts.append(0)
+        while one.num_running:
+            wanted = one.drafts_wanted(bound, 0.001)
+            num_drafts[number] += len(wanted)
+            plan = one.plan((), bound=bound, drafted={each.request_id: (9,) * each.number for each in wanted})
+            answered(one, plan, 8)
+    assert num_drafts == [2, 0, 0, 1, 0, 0], "the fourth tries again"
+
+
+def scheduler(num_blocks: int = 40, max_model_len: int = 64, most: int = 4, *, draft_model: bool = False) -> Scheduler:
     return Scheduler(
         BlockManager(num_blocks, BLOCK_TOKENS, prefix_caching=True),
         max_batch_tokens=64,
@@ -112,6 +144,7 @@ def scheduler(num_blocks: int = 40, max_model_len: int = 64, most: int = 4) -> S
         eos_token_ids=(EOS,),
         vocabulary_of=lambda _: Vocabulary(VOCAB_SIZE, VOCAB_SIZE),
         max_draft_tokens=most,
+        has_draft_model=draft_model,
     )
 
 

@@ -25,7 +25,7 @@ from lorafleet_inference.engine.plan import Drafted, DraftWanted, Sampled, StepI
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.rope import must_restart, rope_length
 from lorafleet_inference.engine.sequence import Form, Sequence
-from lorafleet_inference.engine.speculation import PATIENCE, DraftLength, Speculator
+from lorafleet_inference.engine.speculation import PATIENCE, DraftLength, RightParts, Speculator
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
 _FlightItem = tuple[StepItem, Sequence, int, list[int]]
@@ -65,7 +65,7 @@ class Scheduler:
         tokens of a prompt on an adapter is computed. `max_draft_tokens`: of an answer in a step; 0: none are made.
         `has_draft_model`: they are handed in, and not looked up."""
         self._max_draft_tokens = max_draft_tokens
-        self._has_draft_model = has_draft_model
+        self._right_parts = RightParts() if has_draft_model else None
         self._invocation_of = invocation_of
         self._length_rope = length_rope
         self._blocks = blocks
@@ -144,7 +144,7 @@ class Scheduler:
         most = request.sampling.max_draft_tokens
         most = self._max_draft_tokens if most is None else min(most, self._max_draft_tokens)
         if most and form is None and not request.sampling.uses_history and self._length_rope is None:
-            sequence.drafts = DraftLength(most, patience=PATIENCE) if self._has_draft_model else Speculator(most)
+            sequence.drafts = self._drafts(sequence.adapter, most)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._num_of[sequence.adapter] += 1
@@ -255,6 +255,8 @@ class Scheduler:
         sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
         if sequence.drafts is not None:
             sequence.drafts.told(num_draft, num_right)
+            if self._right_parts is not None:
+                self._right_parts.told(sequence.adapter, num_draft, num_right)
         events: list[TokenEvent] = []
         for sampled in chosen:
             events.append(self._append(sequence, sampled))
@@ -262,6 +264,11 @@ class Scheduler:
                 break
         first = msgspec.structs.replace(events[0], num_draft_tokens=num_draft, num_accepted_tokens=num_right)
         return [first, *events[1:]]
+
+    def _drafts(self, adapter: AdapterKey | None, most: int) -> DraftLength:
+        if self._right_parts is None:
+            return Speculator(most)  # what is found in one answer tells nothing of the next
+        return DraftLength(most, patience=PATIENCE, right_part=self._right_parts.begin(adapter))
 
     def _refusal(self, request: Submit) -> tuple[ErrorCode, str] | None:
         """Return why a request can never be computed here, None if it can."""

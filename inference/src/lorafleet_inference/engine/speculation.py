@@ -7,6 +7,7 @@ without a draft. What a wrong draft costs is its computation.
 
 from collections.abc import Sequence
 
+from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.pace import Pace
 
 GRAMS = (3, 2)
@@ -21,6 +22,10 @@ HOPE = 0.01
 """Part of what is known of wrong drafts that each step without any takes away."""
 MEMORY = 0.8
 """Weight of a draft beside the one after it in what part of them is right."""
+HOPE_OF_REQUESTS = 0.05
+"""Part of what is known of an adapter's wrong drafts that each of its requests takes away."""
+MAX_ADAPTERS = 1024
+"""Of so many is remembered what part of their drafts is right."""
 UNKNOWN_PACE_REQUESTS = 8
 """As long as nothing is known of what a token costs, drafts are made where no more answers than this go on."""
 
@@ -28,8 +33,9 @@ UNKNOWN_PACE_REQUESTS = 8
 class DraftLength:
     """Of one sequence: how many draft tokens are worth a try, by how many of its earlier ones were right."""
 
-    def __init__(self, max_draft_tokens: int, *, patience: int = 0) -> None:
-        """`patience`: drafts in a row of which nothing may be right before there are none for a while."""
+    def __init__(self, max_draft_tokens: int, *, patience: int = 0, right_part: float = 1.0) -> None:
+        """`patience`: drafts in a row of which nothing may be right before there are none for a while; `right_part`: of the
+        draft tokens, as far as others tell."""
         self._most = max_draft_tokens
         self._length = min(FIRST_LENGTH, max_draft_tokens)
         self._patience = patience
@@ -40,7 +46,7 @@ class DraftLength:
         """With fewer tokens there are no drafts."""
         self._num_drafted_on = 0
         """Tokens that were known when the last draft was made."""
-        self.right_part = 1.0
+        self.right_part = right_part
         """Of the draft tokens, lately."""
 
     def is_likely(self, token_ids: Sequence[int]) -> bool:
@@ -79,6 +85,31 @@ class DraftLength:
 
     def _rests(self, token_ids: Sequence[int]) -> bool:
         return len(token_ids) < self._paused_until
+
+
+class RightParts:
+    """By adapter, what part of a draft model's tokens is right: so not each request has to find out by itself."""
+
+    def __init__(self) -> None:
+        self._parts: dict[AdapterKey | None, float] = {}
+        """The one that was touched the longest ago first."""
+
+    def begin(self, adapter: AdapterKey | None) -> float:
+        """Return with what part a request begins; after some requests that had no drafts, one tries again."""
+        part = self._parts.get(adapter, 1.0)
+        self._keep(adapter, part + HOPE_OF_REQUESTS * (1.0 - part))
+        return part
+
+    def told(self, adapter: AdapterKey | None, num_draft: int, num_right: int) -> None:
+        """Take in how many of the draft tokens of an answer were right."""
+        part = self._parts.get(adapter, 1.0)
+        self._keep(adapter, MEMORY * part + (1 - MEMORY) * num_right / num_draft)
+
+    def _keep(self, adapter: AdapterKey | None, part: float) -> None:
+        self._parts.pop(adapter, None)
+        self._parts[adapter] = part
+        if len(self._parts) > MAX_ADAPTERS:
+            del self._parts[next(iter(self._parts))]
 
 
 class Speculator(DraftLength):
