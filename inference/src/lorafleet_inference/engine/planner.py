@@ -14,13 +14,13 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from lorafleet_inference.engine.block_manager import BlockManager
+from lorafleet_inference.engine.draft_planner import DraftPlanner
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, PROMPT_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.messages import AdapterKey
-from lorafleet_inference.engine.pace import Pace, StepBound
-from lorafleet_inference.engine.plan import Drafted, DraftWanted, Growth, StepItem, StepPlan
+from lorafleet_inference.engine.pace import StepBound
+from lorafleet_inference.engine.plan import Drafted, Growth, StepItem, StepPlan
 from lorafleet_inference.engine.running import Place, RunningSet
 from lorafleet_inference.engine.sequence import Sequence, WaitingQueues
-from lorafleet_inference.engine.speculation import DraftLength, Speculator, is_worthwhile
 
 MAX_SCORED_TOKENS = 256
 """Tokens of prompts that a step scores, of all its sequences: each takes a row of logits over the whole vocabulary."""
@@ -75,12 +75,17 @@ class Planner:
         max_model_len: int,
     ) -> None:
         self._blocks = blocks
-        self._max_model_len = max_model_len
         self._counters = counters
         self._max_batch_tokens = max_batch_tokens
         self._max_running = min(max_batch_requests, max(1, max_batch_tokens // 2))
         self.running = RunningSet(counters)
         self.waiting = WaitingQueues()
+        self.drafts = DraftPlanner(
+            blocks,
+            self.running,
+            max_step_drafts=min(self._max_running, max_batch_tokens),
+            max_model_len=max_model_len,
+        )
         self._restarted: list[str] = []
         """Set back by `restart` since the last plan."""
         self._gone: list[str] = []
@@ -133,38 +138,6 @@ class Planner:
             num_hit_tokens=sum(hits),
         )
 
-    def may_draft(self, bound: StepBound | None, round_seconds: float) -> bool:
-        """As `Scheduler.may_draft` says."""
-        pace, decoding = None if bound is None else bound.pace, self.running.num_decoding
-        if not is_worthwhile(pace, decoding, 1.0, round_seconds):
-            return False
-        return any(
-            _pays(one.drafts, pace, decoding, round_seconds) and one.drafts.is_likely(one.token_ids)
-            for one in self.running
-            if one.drafts is not None and one.continues_answer
-        )
-
-    def drafts_wanted(self, bound: StepBound | None, round_seconds: float) -> list[DraftWanted]:
-        """As `Scheduler.drafts_wanted` says: of the oldest first, as many tokens as the step has room for."""
-        pace, decoding = None if bound is None else bound.pace, self.running.decoding()
-        room = min(self._max_running, self._max_batch_tokens) - len(decoding)
-        wanted = []
-        for one in decoding:
-            if one.drafts is None or not one.continues_answer or one.num_charged > one.num_computed or one.num_ahead:
-                continue
-            if not _pays(one.drafts, pace, len(decoding), round_seconds):
-                continue
-            number = one.drafts.number(one.token_ids, min(room, self._most_drafted(one)))
-            if number < 1:
-                continue
-            room -= number
-            request = one.request
-            num_prompt = len(request.prompt_token_ids)
-            wanted.append(
-                DraftWanted(one.request_id, one.token_ids, num_prompt, request.sampling, request.cache_salt, number)
-            )
-        return wanted
-
     def _decode(self, draft: _Draft) -> None:
         """Continue answers, and prompts of which one token is left. Most steps do nothing else, for hundreds of them."""
         block_tokens = self._blocks.block_tokens
@@ -180,7 +153,7 @@ class Planner:
                 continue
             self._counters.charge(sequence.adapter, 1, ANSWER_WEIGHT)
             sequence.num_charged = sequence.num_computed + 1
-            drafted = () if sequence.drafts is None else self._speculate(draft, sequence, sequence.drafts)
+            drafted = () if sequence.drafts is None else self._speculate(draft, sequence)
             draft.items[sequence.request_id] = StepItem(
                 sequence.request_id, sequence.num_computed, 1 + len(drafted), True, 0, True, drafted
             )
@@ -191,36 +164,13 @@ class Planner:
             if not (sequence.num_computed + 1) % block_tokens:
                 self.publish(sequence, sequence.num_computed + 1)
 
-    def _speculate(self, draft: _Draft, sequence: Sequence, drafts: DraftLength) -> tuple[int, ...]:
-        """Return draft tokens: where they are worth it, on blocks that are there or free, and beyond no bound of the answer."""
-        if sequence.num_ahead:
-            return ()
-        most = min(self._most_drafted(sequence), draft.room - draft.num_decoding, draft.draft_room)
-        num_tokens = len(sequence.token_ids)
-        if isinstance(drafts, Speculator):
-            pace = None if draft.bound is None else draft.bound.pace
-            if not _pays(drafts, pace, draft.num_decoding):
-                return ()
-            drafted = drafts.draft(sequence.token_ids, most)
-        else:
-            drafted = list(draft.proposed.get(sequence.request_id, ()))[: max(0, most)]
-        if not drafted:
-            return ()
-        num_before = len(sequence.blocks)
-        num_fresh = self._blocks.blocks_for(num_tokens + len(drafted)) - num_before
-        if num_fresh > 0:
-            fresh = self._blocks.take(num_fresh)
-            if fresh is None:
-                drafted = drafted[: num_before * self._blocks.block_tokens - num_tokens]
-            else:
-                sequence.blocks += fresh
-                draft.grown.append(Growth(sequence.request_id, num_before, tuple(fresh)))
-        return tuple(drafted)
-
-    def _most_drafted(self, sequence: Sequence) -> int:
-        """Return how many tokens of an answer may be drafted: the one after them ends it at last."""
-        num_tokens, sampling = len(sequence.token_ids), sequence.request.sampling
-        return min(sampling.max_tokens - sequence.num_answer, self._max_model_len - num_tokens) - 1
+    def _speculate(self, draft: _Draft, sequence: Sequence) -> tuple[int, ...]:
+        room = min(draft.room - draft.num_decoding, draft.draft_room)
+        proposed = draft.proposed.get(sequence.request_id, ())
+        drafted, grown = self.drafts.draft(sequence, room, draft.bound, draft.num_decoding, proposed)
+        if grown is not None:
+            draft.grown.append(grown)
+        return drafted
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
@@ -413,11 +363,3 @@ class Planner:
         self._counters.charge(sequence.adapter, num_prompt, PROMPT_WEIGHT)
         self._counters.charge(sequence.adapter, max(0, end - begin - num_prompt), ANSWER_WEIGHT)
         sequence.num_charged = max(sequence.num_charged, end)
-
-
-def _pays(drafts: DraftLength, pace: Pace | None, num_answers: int, round_seconds: float = 0.0) -> bool:
-    """Whether a draft of a sequence pays; where it does not, it is tried again after a while."""
-    if is_worthwhile(pace, num_answers, drafts.right_part, round_seconds):
-        return True
-    drafts.hope()
-    return False

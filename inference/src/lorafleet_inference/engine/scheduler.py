@@ -201,11 +201,11 @@ class Scheduler:
 
         `round_seconds`: what the draft model takes to propose a token for each answer.
         """
-        return self._planner.may_draft(bound, round_seconds)
+        return self._planner.drafts.may_draft(bound, round_seconds)
 
     def drafts_wanted(self, bound: StepBound | None, round_seconds: float) -> list[DraftWanted]:
         """Return what the draft model should propose for the next step; nothing is in flight."""
-        return self._planner.drafts_wanted(bound, round_seconds)
+        return self._planner.drafts.wanted(bound, round_seconds)
 
     def advance(self, plan: StepPlan) -> None:
         """Take it that a step is in flight from now on; its result comes by `resolve`, after those of earlier ones."""
