@@ -47,7 +47,8 @@ class DrivenEngine:
     """A real engine whose steps the test runs, and all that it said.
 
     `wrap`: what the engine sees in the runner's place; `triton`, `graphs`: kernels and graphs for a device that would have
-    none; `ahead`: whether a step is submitted before the one before is collected; `runner`, `draft_runner`: in place of all these.
+    none; `ahead`: whether a step is submitted before the one before is collected; `runner`, `draft_runner`: in place of all these;
+    `now`: a clock that stands still tells nothing of what a step takes, so that time decides nothing.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class DrivenEngine:
         ahead: bool | None = None,
         runner: Runner | None = None,
         draft_runner: DraftRunner | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
@@ -84,6 +86,7 @@ class DrivenEngine:
             self.inbox,
             grammar_tokenizer=grammar_tokenizer,
             draft_runner=draft_runner,
+            now=now,
         )
         self.max_step_tokens = 0
         self.most_in_flight = 0

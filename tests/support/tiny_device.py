@@ -191,6 +191,14 @@ class TinyDevice(Runner):
         return torch.stack([row for item in batch.host.items for row in rows[item.request_id]])
 
 
+def logits_after(token_ids: Sequence[int]) -> torch.Tensor:
+    """Return what the base makes of a text where nothing `repeats`: [vocabulary] float32."""
+    known: list[int] = []
+    for token_id in token_ids:
+        known.append(_value(known, token_id, None, 0))
+    return _row(known, False, token_ids[-1])
+
+
 def _value(known: Sequence[int], token_id: int, adapter: AdapterKey | None, rope_length: int) -> int:
     previous = known[-1] if known else 0
     if previous == POISON or token_id == NAN:

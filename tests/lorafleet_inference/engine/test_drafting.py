@@ -179,7 +179,7 @@ def test_a_draft_model_has_patience_with_wrong_drafts() -> None:
         number = drafts.number(tokens, 99)
         numbers.append(number)
         if number:
-            drafts.told(number, 0)
+            drafts.told(number, 0, len(tokens))
         tokens.append(1)
     assert numbers == [4, 1, 1, 0, 1, 0, 0, 1]
     before = drafts.right_part

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from tokenizers import Tokenizer
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.grammars import GrammarTokenizer
+from lorafleet_inference.engine.grammars import Constraint, Grammars, GrammarTokenizer
 from lorafleet_inference.engine.messages import Cancel, FinishReason, SamplingParams, TokenEvent
+from lorafleet_inference.engine.plan import InFlight, StepPlan
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -71,10 +73,30 @@ def tokenizer() -> Tokenizer:
     return byte_level()
 
 
-def engine_of(folders: tuple[Path, Path], *, ahead: bool = False, **options: object) -> DrivenEngine:
+class FailsWithDrafts:
+    """A runner of which three steps with draft tokens raise when all is computed."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.num_left = inner, 3
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def submit(self, plan: StepPlan) -> InFlight:
+        computing: InFlight = self.inner.submit(plan)
+        if self.num_left and plan.has_drafts and len(plan.items) > 1:
+            self.num_left -= 1
+            raise RuntimeError("once")
+        return computing
+
+
+def engine_of(
+    folders: tuple[Path, Path], *, ahead: bool = False, fails: bool = False, **options: object
+) -> DrivenEngine:
     base, adapter = folders
     config = EngineConfig(model=str(base), device="cpu", num_threads=1, max_rank=8, **options)  # type: ignore[arg-type]
-    engine = DrivenEngine(config, grammar_tokenizer=GrammarTokenizer(byte_level()), ahead=ahead)
+    wrap = FailsWithDrafts if fails else lambda runner: runner
+    engine = DrivenEngine(config, wrap, GrammarTokenizer(byte_level()), ahead=ahead, now=lambda: 0.0)
     engine.register({"adapter": adapter})
     return engine
 
@@ -87,14 +109,17 @@ def last(engine: DrivenEngine, request_id: str) -> TokenEvent:
     return [event for event in engine.events() if event.request_id == request_id][-1]
 
 
+@pytest.mark.parametrize("drafts", [0, 8])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_every_answer_matches_beside_free_ones_short_of_memory(
-    folders: tuple[Path, Path], tokenizer: Tokenizer, *, ahead: bool
+    folders: tuple[Path, Path], tokenizer: Tokenizer, *, ahead: bool, drafts: int
 ) -> None:
     """Preempted, batched with others, drawn or greedy, with penalties and min_tokens, on the base and on an adapter."""
     # 12 blocks of 16 tokens: far less than all of them need
     memory = 12 * 16 * 2 * 2 * 2 * 8 * 4
-    engine = engine_of(folders, ahead=ahead, max_batch_tokens=64, kv_cache_memory_bytes=memory)
+    engine = engine_of(
+        folders, ahead=ahead, max_batch_tokens=64, kv_cache_memory_bytes=memory, speculative_tokens=drafts
+    )
     chance = random.Random(3)
     variants = [
         {},
@@ -117,6 +142,7 @@ def test_every_answer_matches_beside_free_ones_short_of_memory(
         engine.submit(f"free{number}", None, prompt, msgspec.structs.replace(DRAWN, max_tokens=20, ignore_eos=True))
     engine.run_until_ended([*checks, *(f"free{number}" for number in range(len(checks)))])
     assert engine.num_preempted > 0
+    assert any(event.num_accepted_tokens for event in engine.events() if event.request_id in checks) == bool(drafts)
     assert engine.most_in_flight == ahead
     for request_id, kind in checks.items():
         text = text_of(tokenizer, engine, request_id)
@@ -126,6 +152,138 @@ def test_every_answer_matches_beside_free_ones_short_of_memory(
         else:
             assert is_person(json.loads(text)), text
     assert all(len(engine.tokens(f"free{number}")) == 20 for number in range(len(checks)))
+
+
+FORCED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "first_name": {"enum": ["ann", "bob"]},
+        "shoe_size": {"type": "integer", "maximum": 60, "minimum": 0},
+    },
+    "required": ["first_name", "shoe_size"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("model", [False, True], ids=["looked-up", "model"])
+def test_forms_are_drafted_and_answers_are_as_without(
+    folders: tuple[Path, Path], tokenizer: Tokenizer, *, ahead: bool, model: bool
+) -> None:
+    """What the form says itself is drafted first, other drafts are cut where they leave it: on base and adapter, beside free
+    answers, with logprobs, stops within drafts, ends of their own, and while steps fail."""
+    answers, logprobs, spared, told = [], [], [], []
+    stops = (tokenizer.encode("d", add_special_tokens=False).ids[-1],)
+    asked: list[tuple[str | None, dict[str, Any]]] = [
+        (of_schema(FORCED), {}),
+        (of_regex("(yes|no)( indeed){4,6}"), {}),
+        (of_regex("(yes|no)( indeed){4,6}"), {"stop_token_ids": stops}),
+        (of_regex("(yes|no)( indeed){4,6}"), {"eos_token_ids": stops, "temperature": 0.0}),
+        (of_schema(FORCED), {"min_tokens": 30, "max_draft_tokens": 3}),
+        (of_schema(PERSON), {"ignore_eos": True}),
+        (of_regex("[ab]{3,9}"), {}),
+        (None, {}),
+    ]
+    drafting: dict[str, object] = {
+        "speculative_tokens": 8,
+        "speculative_model": str(folders[0]) if model else None,
+        "fails": True,
+    }
+    for options in ({}, drafting):
+        engine = engine_of(folders, ahead=ahead, **options)
+        names = [f"r{number}" for number in range(2 * len(asked))]
+        for begin in (0, 8):  # as long as nothing is known of what a step takes, more than eight are not drafted
+            for number in range(begin, begin + 8):
+                grammar, fields = asked[number // 2]
+                sampling = msgspec.structs.replace(DRAWN, grammar=grammar, seed=number, max_tokens=60, **fields)
+                adapter = "adapter" if number % 2 else None
+                engine.submit(names[number], adapter, [5, 6, number + 3] * 3, sampling)
+            engine.run_until_ended(names[begin : begin + 8])
+        said = {name: [event for event in engine.events() if event.request_id == name] for name in names}
+        answers.append({name: (engine.tokens(name), events[-1].finish) for name, events in said.items()})
+        logprobs.append([value for name in names for value in logprobs_of(said[name])])
+        spared.append(sum(event.num_accepted_tokens for name in names[:2] for event in said[name]))
+        told.append({name for name, events in said.items() if any(event.num_accepted_tokens for event in events)})
+        assert is_shoe(json.loads(text_of(tokenizer, engine, "r0")))
+        assert engine.most_in_flight == ahead
+        assert engine.engine._steps.num_failed == (3 if options else 0)
+        assert max(event.num_draft_tokens for name in names[8:10] for event in said[name]) == (3 if options else 0)
+    assert answers[0] == answers[1]
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4), "sums of another batch differ in their last digits"
+    assert not told[0]
+    assert {"r0", "r1", "r2", "r3", "r4", "r8"} <= told[1]
+    assert spared[0] == 0
+    assert spared[1] > 20, "of the names in two objects at least"
+
+
+def logprobs_of(events: list[TokenEvent]) -> list[float]:
+    """Of each token its own and the most likely one's."""
+    found = [one for event in events for one in event.logprobs or () if one is not None]
+    return [value for one in found for value in (one.chosen, one.top[0][1])]
+
+
+def is_shoe(value: Any) -> bool:
+    return value["first_name"] in ("ann", "bob") and 0 <= value["shoe_size"] <= 60
+
+
+def constraints_of(grammars: Grammars, grammar: str, end: int, *names: str) -> list[Constraint]:
+    found = []
+    for name in names:
+        grammars.compile(name, grammar, lambda _: None, [end])
+        deadline = time.monotonic() + 60
+        while (one := grammars.constraint(name)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        found.append(one)
+    return found
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [of_regex("no(nono)?"), of_regex("[a-c]{2,9}(!|\\?)"), of_schema(FORCED), of_schema(PERSON)],
+    ids=["ends twice", "classes", "names", "strings"],
+)
+def test_masks_along_a_draft_are_those_of_its_tokens_one_after_the_other(tokenizer: Tokenizer, grammar: str) -> None:
+    """Of answers that are drawn from the masks; of the same draft again, and beside one that has none."""
+    grammars, end, chance = Grammars(GrammarTokenizer(tokenizer), lambda job: job()), 1, random.Random(5)
+
+    def said(name: str, num_drafted: int = 0) -> list[int]:
+        mask = grammars.mask(name, num_drafted)
+        assert mask is not None
+        return [at for at in range(8 * len(mask)) if mask[at // 8] >> at % 8 & 1]
+
+    drafted, stepped, _ = constraints_of(grammars, grammar, end, "drafted", "stepped", "beside")
+    expected, draft, goes_on = list[list[int]](), list[int](), True
+    while goes_on and len(draft) < 40:
+        grammars.begin_step({"stepped": ()})
+        expected.append(said("stepped"))
+        draft.append(chance.choice([token for token in expected[-1] if token != end]))
+        goes_on = stepped.accept(draft[-1])
+    assert drafted.allowed([*draft, draft[0]]) >= len(draft)
+    for _ in range(2):
+        grammars.begin_step({"drafted": tuple(draft), "beside": ()})
+        assert [said("drafted", at) for at in range(len(draft))] == expected, "and nothing was taken in"
+        assert said("beside") == expected[0]
+        assert (grammars.mask("drafted", len(draft)) is None) is not goes_on, "nothing follows what is complete"
+    for at, token_id in enumerate(draft):
+        forced = drafted.forced()
+        assert drafted.allowed(forced) == len(forced)
+        assert drafted.accept(token_id) == (goes_on or at < len(draft) - 1)
+    grammars.close()
+
+
+def test_tokens_that_a_tokenizer_does_not_know_leave_the_form_and_do_no_harm(tokenizer: Tokenizer) -> None:
+    """Prompts may have some: an adapter's own, or rows of an embedding that no token has."""
+    made = GrammarTokenizer(tokenizer)
+    grammars = Grammars(made, lambda job: job())
+    (one,) = constraints_of(grammars, of_regex("no"), 1, "r")
+    n, o = tokenizer.encode("no", add_special_tokens=False).ids
+    for unknown in (made.trie.vocab_size, 10**6, made.end, 1):
+        assert one.allowed([unknown, n]) == 0
+        assert one.allowed([n, unknown, o]) == 1
+    assert one.problem is None
+    assert one.allowed([n, o]) == 2
+    grammars.close()
 
 
 def test_same_seed_same_answer_with_and_without_neighbours(folders: tuple[Path, Path]) -> None:

@@ -55,7 +55,7 @@ def test_drafts_are_as_long_as_they_were_right() -> None:
     for right in (4, 8, 16, 3, 1):
         drafted = speculator.draft(tokens, 99)
         lengths.append(len(drafted))
-        speculator.told(len(drafted), min(right, len(drafted)))
+        speculator.told(len(drafted), min(right, len(drafted)), len(tokens))
     assert lengths == [4, 8, 16, 16, 3]
     assert len(speculator.draft(tokens, 99)) == 1
 
@@ -69,7 +69,7 @@ def test_wrong_drafts_pause_for_longer_and_longer() -> None:
             count += 1
             tokens.append(1)
         pauses.append(count)
-        speculator.told(1, 0)
+        speculator.told(1, 0, len(tokens))
         tokens.append(1)
     assert pauses == [0, 1, 2, 4, 8, 16, 32, MAX_PAUSE, MAX_PAUSE]
     assert speculator.right_part < 0.2

@@ -4,7 +4,7 @@ import logging
 import queue
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,11 +99,11 @@ class _Choices(SamplingState):
     def end(self, request_id: str) -> None:
         self.grammars.forget(request_id)
 
-    def begin(self, request_ids: Sequence[str]) -> None:
-        self.grammars.begin_step(request_ids)
+    def begin(self, drafts: Mapping[str, Drafted]) -> None:
+        self.grammars.begin_step(drafts)
 
-    def mask(self, request_id: str) -> TokenMask | None:
-        return self.grammars.mask(request_id)
+    def mask(self, request_id: str, num_drafted: int = 0) -> TokenMask | None:
+        return self.grammars.mask(request_id, num_drafted)
 
 
 class Engine:

@@ -7,7 +7,7 @@ from lorafleet_inference.engine.pace import Pace, StepBound
 from lorafleet_inference.engine.plan import DraftWanted, Growth
 from lorafleet_inference.engine.running import RunningSet
 from lorafleet_inference.engine.sequence import Sequence
-from lorafleet_inference.engine.speculation import DraftLength, Speculator, is_worthwhile
+from lorafleet_inference.engine.speculation import DraftLength, DraftSource, is_worthwhile
 
 
 class DraftPlanner:
@@ -21,10 +21,11 @@ class DraftPlanner:
     def may_draft(self, bound: StepBound | None, round_seconds: float) -> bool:
         """As `Scheduler.may_draft` says."""
         pace, decoding = None if bound is None else bound.pace, self._running.num_decoding
-        if not is_worthwhile(pace, decoding, 1.0, round_seconds):
+        if not is_worthwhile(pace, decoding, 1.0):
             return False
         return any(
-            _pays(one.drafts, pace, decoding, round_seconds) and one.drafts.is_likely(one.token_ids)
+            _is_likely(one.form_drafts, one, pace, decoding)
+            or _is_likely(one.drafts, one, pace, decoding, round_seconds)
             for one in self._running
             if one.drafts is not None and one.continues_answer
         )
@@ -36,6 +37,8 @@ class DraftPlanner:
         wanted = []
         for one in decoding:
             if one.drafts is None or not one.continues_answer or one.num_charged > one.num_computed or one.num_ahead:
+                continue
+            if _is_drafted_by_form(one, pace, len(decoding)):
                 continue
             if not _pays(one.drafts, pace, len(decoding), round_seconds):
                 continue
@@ -56,31 +59,44 @@ class DraftPlanner:
         """Return draft tokens, and blocks that were free and are theirs now.
 
         There are some where they are worth it in a step that continues `num_decoding` answers, at most `room`, and beyond no bound
-        of the answer. `proposed`: by a draft model.
+        of the answer. What its form says itself goes first; other drafts end where they leave the form. `proposed`: by a draft model.
         """
-        drafts = sequence.drafts
+        drafts, by_form, form = sequence.drafts, sequence.form_drafts, sequence.form
         if drafts is None or sequence.num_ahead:
             return (), None
-        most = min(self._most_drafted(sequence), room)
-        if isinstance(drafts, Speculator):
-            if not _pays(drafts, None if bound is None else bound.pace, num_decoding):
-                return (), None
-            drafted = drafts.draft(sequence.token_ids, most)
-        else:
+        most, pace = min(self._most_drafted(sequence), room), None if bound is None else bound.pace
+        drafted: list[int] = []
+        if by_form is not None and _pays(by_form, pace, num_decoding):
+            drafted = by_form.draft(sequence.token_ids, most)
+        if by_form is not None and drafted:
+            drafts, form = by_form, None  # it says nothing that it does not allow
+        elif not isinstance(drafts, DraftSource):
             drafted = list(proposed)[: max(0, most)]
-        return self._placed(sequence, drafted) if drafted else ((), None)
+        elif _pays(drafts, pace, num_decoding):
+            drafted = drafts.draft(sequence.token_ids, most)
+        num_proposed = len(drafted)
+        if form is not None and drafted:
+            drafted = drafted[: form.allowed(drafted)]
+            if not drafted:
+                drafts.told(num_proposed, 0, len(sequence.token_ids))
+        if not drafted:
+            return (), None
+        num_wrong = num_proposed - len(drafted)
+        drafted, grown = self._placed(sequence, drafted)
+        sequence.proposed = drafts, len(drafted) + num_wrong
+        return tuple(drafted), grown
 
-    def _placed(self, sequence: Sequence, drafted: list[int]) -> tuple[tuple[int, ...], Growth | None]:
+    def _placed(self, sequence: Sequence, drafted: list[int]) -> tuple[list[int], Growth | None]:
         """Give draft tokens blocks; without free ones there are as many as the sequence's own have room for."""
         num_tokens, num_before = len(sequence.token_ids), len(sequence.blocks)
         num_fresh = self._blocks.blocks_for(num_tokens + len(drafted)) - num_before
         if num_fresh <= 0:
-            return tuple(drafted), None
+            return drafted, None
         fresh = self._blocks.take(num_fresh)
         if fresh is None:
-            return tuple(drafted[: num_before * self._blocks.block_tokens - num_tokens]), None
+            return drafted[: num_before * self._blocks.block_tokens - num_tokens], None
         sequence.blocks += fresh
-        return tuple(drafted), Growth(sequence.request_id, num_before, tuple(fresh))
+        return drafted, Growth(sequence.request_id, num_before, tuple(fresh))
 
     def _most_drafted(self, sequence: Sequence) -> int:
         """Return how many tokens of an answer may be drafted: the one after them ends it at last."""
@@ -94,3 +110,16 @@ def _pays(drafts: DraftLength, pace: Pace | None, num_answers: int, round_second
         return True
     drafts.hope()
     return False
+
+
+def _is_likely(
+    drafts: DraftLength | None, one: Sequence, pace: Pace | None, num_answers: int, round_seconds: float = 0.0
+) -> bool:
+    """Whether there would be a draft of this source, and a draft would pay."""
+    return drafts is not None and _pays(drafts, pace, num_answers, round_seconds) and drafts.is_likely(one.token_ids)
+
+
+def _is_drafted_by_form(one: Sequence, pace: Pace | None, num_answers: int) -> bool:
+    """Whether the form of an answer says its next tokens itself, so that no model has to propose any."""
+    drafts = one.form_drafts
+    return drafts is not None and is_worthwhile(pace, num_answers, drafts.right_part) and drafts.has_some(one.token_ids)

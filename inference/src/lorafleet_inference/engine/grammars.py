@@ -7,9 +7,10 @@ requests are scheduled when that is done. The masks of a step are computed while
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import llguidance
 import numpy as np
@@ -47,14 +48,31 @@ class GrammarTokenizer:
 class Constraint:
     """One answer on its way through a grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, end_token_ids: Sequence[int]) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, end_token_ids: Sequence[int], num_tokens: int) -> None:
         self.matcher = matcher
         self.end_token_ids = end_token_ids
         """Tokens that end the answer, and may do so only where the grammar may end."""
+        self._num_tokens = num_tokens
+        """That the grammar's tokenizer knows: the library gives a matcher up that is asked for others."""
+        self._forced: list[int] | None = None
+        """None while nobody has asked."""
 
     def accept(self, token_id: int) -> bool:
         """Take in the next token of the answer; return whether more may follow."""
+        self._forced = None
         return self.matcher.consume_token(token_id) and not self.matcher.is_stopped()
+
+    def forced(self) -> Sequence[int]:
+        """Return tokens that the grammar leaves no choice about: the text of the next ones, as the tokenizer writes it."""
+        if self._forced is None:
+            self._forced = self.matcher.compute_ff_tokens()
+        return self._forced
+
+    def allowed(self, token_ids: Sequence[int]) -> int:
+        """Return how many of these tokens may follow, one after the other."""
+        known = list(takewhile(lambda token_id: token_id < self._num_tokens, token_ids))
+        number: int = self.matcher.validate_tokens(known)
+        return number
 
     @property
     def problem(self) -> str | None:
@@ -67,8 +85,9 @@ class _Step:
     """The masks of a step."""
 
     rows: dict[str, int] = field(default_factory=dict)
+    """The first one of each request; one follows for each of its draft tokens."""
     masks: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """[requests, ceil(vocabulary / 32)]."""
+    """[rows, ceil(vocabulary / 32)]."""
     done: Future[None] | None = None
 
 
@@ -108,9 +127,10 @@ class Grammars:
             if isinstance(compiled, str):
                 done(compiled)
                 return
-            self._constraints[request_id] = Constraint(compiled.deep_copy(), ends)
+            self._constraints[request_id] = Constraint(compiled.deep_copy(), ends, num_tokens)
             done(None)
 
+        num_tokens = 0 if self._tokenizer is None else self._tokenizer.trie.vocab_size
         if self._tokenizer is None:
             done("this model's tokenizer cannot be used for grammars")
         elif grammar in self._cache:
@@ -146,26 +166,35 @@ class Grammars:
         """A request has ended."""
         self._constraints.pop(request_id, None)
 
-    def begin_step(self, request_ids: Collection[str]) -> None:
-        """Begin to compute which tokens may come next for requests that choose one in this step."""
-        constraints = {name: self._constraints[name] for name in request_ids if name in self._constraints}
+    def begin_step(self, drafts: Mapping[str, Sequence[int]]) -> None:
+        """Begin to compute which tokens may come next for requests that choose one in this step, and after each of their draft tokens."""
+        constraints = {name: self._constraints[name] for name in drafts if name in self._constraints}
         # what has ended meanwhile chooses a token that nobody reads
         constrained = [name for name, one in constraints.items() if not one.matcher.is_stopped()]
         if not constrained or self._tokenizer is None:
             self._step = _Step()
             return
         width = -(-self._tokenizer.trie.vocab_size // 32)
-        masks = np.zeros((len(constrained), width), np.int32)
-        jobs = [(constraints[name].matcher, row) for row, name in enumerate(constrained)]
+        rows, num_rows = dict[str, int](), 0
+        for name in constrained:
+            rows[name] = num_rows
+            num_rows += 1 + len(drafts[name])
+        masks = np.zeros((num_rows, width), np.int32)
+        num_bytes = masks.itemsize * width
+        plain = [(constraints[name].matcher, row) for name, row in rows.items() if not drafts[name]]
+        drafted = [(constraints[name].matcher, row, list(drafts[name])) for name, row in rows.items() if drafts[name]]
 
         def compute() -> None:  # keeps the masks until it is done, also when another step has begun meanwhile
-            self._executor.unsafe_compute_mask_ptr(jobs, masks.ctypes.data, masks.itemsize * width, len(jobs))
+            if plain:
+                self._executor.unsafe_compute_mask_ptr(plain, masks.ctypes.data, num_bytes, num_rows)
+            if drafted:  # leaves each matcher as it was
+                self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, masks.ctypes.data, num_bytes, num_rows)
 
         done = self._masks.submit(compute)
-        self._step = _Step({name: row for row, name in enumerate(constrained)}, masks, done)
+        self._step = _Step(rows, masks, done)
 
-    def mask(self, request_id: str) -> TokenMask | None:
-        """Return which tokens may come next in the step that was begun; None where any may."""
+    def mask(self, request_id: str, num_drafted: int = 0) -> TokenMask | None:
+        """Return which tokens may come next in the step that was begun, after so many of its draft tokens; None where any may."""
         step = self._step
         row = step.rows.get(request_id)
         if row is None or step.done is None or self._tokenizer is None:
@@ -174,14 +203,14 @@ class Grammars:
         constraint = self._constraints[request_id]
         if constraint.matcher.is_error():
             return None  # the request ends with the token that comes, whichever it is
-        bits: TokenMask = step.masks[row].view(np.uint8)
-        for token_id in (self._tokenizer.end, *constraint.end_token_ids):
-            if token_id < 8 * len(bits):
-                bits[token_id // 8] &= np.uint8(~(1 << token_id % 8) & 0xFF)
-        if constraint.matcher.is_accepting():
-            for token_id in constraint.end_token_ids:
-                if token_id < 8 * len(bits):
-                    bits[token_id // 8] |= np.uint8(1 << token_id % 8)
+        bits: TokenMask = step.masks[row + num_drafted].view(np.uint8).copy()
+        may_end = _take_out(bits, self._tokenizer.end)
+        if num_drafted and not bits.any():
+            return None  # the draft token before completes the answer
+        for token_id in constraint.end_token_ids:
+            _take_out(bits, token_id)
+            if may_end and token_id < 8 * len(bits):
+                bits[token_id // 8] |= np.uint8(1 << token_id % 8)
         return bits
 
     def close(self) -> None:
@@ -209,6 +238,16 @@ class Grammars:
             self._cache.popitem(last=False)
         for _, take in self._waiting.pop(grammar):
             take(compiled)
+
+
+def _take_out(bits: TokenMask, token_id: int) -> bool:
+    """Let a token not follow; return whether it might have."""
+    if token_id >= 8 * len(bits):
+        return False
+    one = np.uint8(1 << token_id % 8)
+    was_in = bool(bits[token_id // 8] & one)
+    bits[token_id // 8] &= ~one
+    return was_in
 
 
 def _message(matcher: llguidance.LLMatcher) -> str:

@@ -1,6 +1,6 @@
 """What the scheduler hands to whoever computes, and what it gets back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -142,20 +142,23 @@ class StepPlan:
 class SamplingState(Protocol):
     """What choosing tokens needs beside the plan, kept by the engine between steps."""
 
-    def begin(self, request_ids: Sequence[str]) -> None:
-        """Get ready for a step in which these requests choose a token."""
+    def begin(self, drafts: Mapping[str, Drafted]) -> None:
+        """Get ready for a step in which these requests choose a token, and one more after each of their draft tokens."""
 
-    def mask(self, request_id: str) -> TokenMask | None:
-        """Return which tokens may follow; None where any may. Waits for a mask that is still being computed."""
+    def mask(self, request_id: str, num_drafted: int = 0) -> TokenMask | None:
+        """Return which tokens may follow, after so many draft tokens; None where any may.
+
+        Waits for a mask that is still being computed.
+        """
 
 
 class Unconstrained(SamplingState):
     """Of requests of nobody."""
 
-    def begin(self, _: Sequence[str]) -> None:
+    def begin(self, _: Mapping[str, Drafted]) -> None:
         """There is nothing to get ready."""
 
-    def mask(self, _: str) -> TokenMask | None:
+    def mask(self, _: str, num_drafted: int = 0) -> TokenMask | None:  # noqa: ARG002  any may wherever it is
         """Any token may follow."""
         return None
 

@@ -19,12 +19,13 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.activation import activation
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, ServiceCounters
+from lorafleet_inference.engine.form import Form, FormDrafts
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
 from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Drafted, DraftWanted, Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.rope import must_restart, rope_length
-from lorafleet_inference.engine.sequence import Form, Sequence
+from lorafleet_inference.engine.sequence import Sequence
 from lorafleet_inference.engine.speculation import PATIENCE, DraftLength, RightParts, Speculator
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
@@ -143,8 +144,10 @@ class Scheduler:
         sequence.known_from = self._known_from(sequence)
         most = request.sampling.max_draft_tokens
         most = self._max_draft_tokens if most is None else min(most, self._max_draft_tokens)
-        if most and form is None and not request.sampling.uses_history and self._length_rope is None:
+        if most and not request.sampling.uses_history and self._length_rope is None:
             sequence.drafts = self._drafts(sequence.adapter, most)
+            if form is not None:
+                sequence.form_drafts = FormDrafts(most, form, self._vocabulary_of(request.adapter).num_inputs)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._num_of[sequence.adapter] += 1
@@ -253,10 +256,11 @@ class Scheduler:
         sequence.num_computed = item.start + len(chosen)
         self._counters.charge(sequence.adapter, num_right, ANSWER_WEIGHT)
         sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
-        if sequence.drafts is not None:
-            sequence.drafts.told(num_draft, num_right)
-            if self._right_parts is not None:
-                self._right_parts.told(sequence.adapter, num_draft, num_right)
+        if sequence.proposed is not None:
+            drafts, num_proposed = sequence.proposed
+            drafts.told(num_proposed, num_right, len(sequence.token_ids))
+            if self._right_parts is not None and drafts is sequence.drafts:
+                self._right_parts.told(sequence.adapter, num_proposed, num_right)
         events: list[TokenEvent] = []
         for sampled in chosen:
             events.append(self._append(sequence, sampled))

@@ -3,26 +3,15 @@
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash, activated, chain_seed, next_hash
+from lorafleet_inference.engine.form import Form, FormDrafts
 from lorafleet_inference.engine.messages import AdapterKey, FinishReason, PoolingKind, Submit, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.plan import NewRequest, Sampled, StepItem, Vector
 from lorafleet_inference.engine.pooling import embedding_of
 from lorafleet_inference.engine.speculation import DraftLength
-
-
-class Form(Protocol):
-    """What an answer has to match."""
-
-    def accept(self, token_id: int) -> bool:
-        """Take in the next token of the answer; return whether more may follow."""
-
-    @property
-    def problem(self) -> str | None:
-        """Why it cannot be followed any more; None where it can, or where the answer is complete."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +50,10 @@ class Sequence:
     """What the hidden states so far are for its embedding, where that is asked for."""
     drafts: DraftLength | None = None
     """How its next tokens are drafted, where that is wanted: a `Speculator` looks them up."""
+    form_drafts: FormDrafts | None = None
+    """Where drafts are wanted and there is a form: these go first."""
+    proposed: tuple[DraftLength, int] | None = None
+    """Who made the draft of the step in flight, and of how many tokens, with those that left the form."""
     spoke: bool = False
     """Whether an event was made."""
     request_id: str = field(init=False)

@@ -33,19 +33,19 @@ UNKNOWN_PACE_REQUESTS = 8
 class DraftLength:
     """Of one sequence: how many draft tokens are worth a try, by how many of its earlier ones were right."""
 
-    def __init__(self, max_draft_tokens: int, *, patience: int = 0, right_part: float = 1.0) -> None:
-        """`patience`: drafts in a row of which nothing may be right before there are none for a while; `right_part`: of the
-        draft tokens, as far as others tell."""
+    def __init__(
+        self, max_draft_tokens: int, *, first: int = FIRST_LENGTH, patience: int = 0, right_part: float = 1.0
+    ) -> None:
+        """`first`: tokens of the first draft, at most. `patience`: drafts in a row of which nothing may be right before
+        there are none for a while. `right_part`: of the draft tokens, as far as others tell."""
         self._most = max_draft_tokens
-        self._length = min(FIRST_LENGTH, max_draft_tokens)
+        self._length = min(first, max_draft_tokens)
         self._patience = patience
         self._num_wrong = 0
         """Drafts in a row of which nothing was right."""
         self._pause = 0
         self._paused_until = 0
         """With fewer tokens there are no drafts."""
-        self._num_drafted_on = 0
-        """Tokens that were known when the last draft was made."""
         self.right_part = right_part
         """Of the draft tokens, lately."""
 
@@ -55,16 +55,13 @@ class DraftLength:
 
     def number(self, token_ids: Sequence[int], most: int) -> int:
         """Return how many tokens to draft after these, at most `most`."""
-        if self._rests(token_ids):
-            return 0
-        self._num_drafted_on = len(token_ids)
-        return max(0, min(self._length, most))
+        return 0 if self._rests(token_ids) else max(0, min(self._length, most))
 
-    def told(self, num_draft: int, num_right: int) -> None:
-        """Take in how many of the draft tokens were right."""
+    def told(self, num_draft: int, num_right: int, num_known: int) -> None:
+        """Take in how many of the draft tokens after `num_known` tokens were right."""
         self.right_part = MEMORY * self.right_part + (1 - MEMORY) * num_right / num_draft
         if num_right == num_draft:
-            self._length = min(self._most, 2 * num_draft)
+            self._length = min(self._most, max(self._length, 2 * num_draft))
         else:
             self._length = max(1, num_right)
         if num_right:
@@ -72,7 +69,7 @@ class DraftLength:
             return
         self._num_wrong += 1
         if self._num_wrong > self._patience:
-            self._rest(self._num_drafted_on + 1)
+            self._rest(num_known + 1)
 
     def hope(self) -> None:
         """Forget a little of what was wrong: who makes no drafts learns nothing new of them."""
@@ -112,8 +109,47 @@ class RightParts:
             del self._parts[next(iter(self._parts))]
 
 
-class Speculator(DraftLength):
-    """Looks draft tokens up in the sequence itself."""
+class DraftSource(DraftLength):
+    """Has the draft tokens of one sequence, too."""
+
+    _is_announced = False
+    """`is_likely` has said so, and no draft was asked for since."""
+
+    def is_likely(self, token_ids: Sequence[int]) -> bool:
+        """Whether there would be a draft, by tokens of which the newest may be missing.
+
+        Whoever waits for that one because of this waits in vain where it leads elsewhere; then it is a while until the next time.
+        """
+        if self._rests(token_ids):
+            return False
+        self._is_announced = self._announces(token_ids)
+        return self._is_announced
+
+    def draft(self, token_ids: Sequence[int], most: int) -> list[int]:
+        """Return what may follow these tokens, at most `most`."""
+        is_announced, self._is_announced = self._is_announced, False
+        number = self.number(token_ids, most)
+        if number < 1:
+            return []
+        draft = self._next(token_ids, number)
+        if not draft and is_announced:
+            self._rest(len(token_ids))
+        return draft
+
+    def _announces(self, token_ids: Sequence[int]) -> bool:
+        """Whether there would be a draft if the tokens that are not known yet were as drafts have them."""
+        raise NotImplementedError
+
+    def _next(self, token_ids: Sequence[int], number: int) -> list[int]:
+        """Return what may follow these tokens, at most `number`, of which there is at least one."""
+        raise NotImplementedError
+
+
+class Speculator(DraftSource):
+    """Looks draft tokens up in the sequence itself: what followed its last ones where they occurred before.
+
+    Where that was so near that less than enough followed, they repeat themselves, and are taken to go on with it.
+    """
 
     def __init__(self, max_draft_tokens: int) -> None:
         super().__init__(max_draft_tokens)
@@ -121,34 +157,13 @@ class Speculator(DraftLength):
         """Position after the latest occurrence of some tokens that others follow."""
         self._num_seen = 0
         """Tokens whose occurrences are in there."""
-        self._is_announced = False
-        """`is_likely` has said so, and no draft was asked for since."""
 
-    def is_likely(self, token_ids: Sequence[int]) -> bool:
-        """Whether there would be a draft, by tokens of which the newest may be missing.
+    def _announces(self, token_ids: Sequence[int]) -> bool:
+        return self._found(token_ids) is not None
 
-        Whoever waits for that one because of this waits in vain where it leads elsewhere; then it is a while until the next time.
-        """
-        self._see(token_ids)
-        if self._rests(token_ids):
-            return False
-        self._is_announced = self._found(token_ids) is not None
-        return self._is_announced
-
-    def draft(self, token_ids: Sequence[int], most: int) -> list[int]:
-        """Return what may follow these tokens, at most `most`: what followed their last ones where they occurred before.
-
-        Where that was so near that less than enough followed, they repeat themselves, and are taken to go on with it.
-        """
-        self._see(token_ids)
-        is_announced, self._is_announced = self._is_announced, False
-        number = self.number(token_ids, most)
-        if number < 1:
-            return []
+    def _next(self, token_ids: Sequence[int], number: int) -> list[int]:
         at = self._found(token_ids)
         if at is None:
-            if is_announced:
-                self._rest(len(token_ids))
             return []
         draft = list(token_ids[at : at + number])
         while len(draft) < number:
@@ -157,6 +172,7 @@ class Speculator(DraftLength):
 
     def _found(self, token_ids: Sequence[int]) -> int | None:
         """Return the position after the latest occurrence of the last tokens before; None where they have none."""
+        self._see(token_ids)
         for size in GRAMS:
             at = self._follows.get(tuple(token_ids[-size:])) if len(token_ids) > size else None
             if at is not None:

@@ -17,6 +17,7 @@ from typing import Protocol
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import (
+    Drafted,
     InFlight,
     NewRequest,
     SamplingState,
@@ -200,8 +201,8 @@ class Steps:
         self._num_in_vain = 0
 
 
-def _choosing(plan: StepPlan) -> list[str]:
-    return [item.request_id for item in plan.items if item.samples]
+def _choosing(plan: StepPlan) -> dict[str, Drafted]:
+    return {item.request_id: item.draft_token_ids for item in plan.items if item.samples}
 
 
 def _named(error: Exception) -> str:

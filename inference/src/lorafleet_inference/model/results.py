@@ -217,5 +217,5 @@ def _draw(item: StepItem, end: int, rows: InputBatch, state: SamplingState, num_
         answer = tuple(rows.tokens(row)[max(row.num_prompt, end - longest + 1) : end].tolist())
     if row.occurrences is not None:
         row.occurrences.see(rows.tokens(row)[:end])
-    mask = None if sampling.grammar is None else state.mask(item.request_id)
+    mask = None if sampling.grammar is None else state.mask(item.request_id, end - item.end + len(item.draft_token_ids))
     return Draw(sampling, sampling.seed or 0, end, row.num_prompt, answer, row.occurrences, mask, num_tokens)
