@@ -286,6 +286,30 @@ def test_tokens_that_a_tokenizer_does_not_know_leave_the_form_and_do_no_harm(tok
     grammars.close()
 
 
+def test_a_step_waits_for_masks_that_a_failed_one_never_asked_for(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No matcher can be asked for anything meanwhile."""
+    grammars = Grammars(GrammarTokenizer(tokenizer), lambda job: job())
+    constraints_of(grammars, of_regex("no"), 1, "r")
+    told: list[str] = []
+
+    class Slow:
+        """Takes a while."""
+
+        def unsafe_compute_mask_ptr(self, *_: object) -> None:
+            told.append("begun")
+            time.sleep(0.1)
+            told.append("ended")
+
+    monkeypatch.setattr(grammars, "_executor", Slow())
+    for _ in range(3):
+        grammars.begin_step({"r": ()})
+        told.append("returned")
+    assert [at for at in told if at != "begun"][:4] == ["returned", "ended", "returned", "ended"]
+    grammars.close()
+
+
 def test_same_seed_same_answer_with_and_without_neighbours(folders: tuple[Path, Path]) -> None:
     sampling = msgspec.structs.replace(DRAWN, grammar=of_schema(PERSON), seed=11)
     alone, crowded = engine_of(folders), engine_of(folders)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -168,6 +168,8 @@ class Grammars:
 
     def begin_step(self, drafts: Mapping[str, Sequence[int]]) -> None:
         """Begin to compute which tokens may come next for requests that choose one in this step, and after each of their draft tokens."""
+        if self._step.done is not None:
+            wait([self._step.done])  # a step that failed has not asked for it, and no matcher can be asked meanwhile
         constraints = {name: self._constraints[name] for name in drafts if name in self._constraints}
         # what has ended meanwhile chooses a token that nobody reads
         constrained = [name for name, one in constraints.items() if not one.matcher.is_stopped()]

@@ -259,7 +259,9 @@ class Scheduler:
         if sequence.proposed is not None:
             drafts, num_proposed = sequence.proposed
             drafts.told(num_proposed, num_right, len(sequence.token_ids))
-            if self._right_parts is not None and drafts is sequence.drafts:
+            if (
+                self._right_parts is not None and sequence.form_drafts is None
+            ):  # what a form has cut is no fault of the draft
                 self._right_parts.told(sequence.adapter, num_proposed, num_right)
         events: list[TokenEvent] = []
         for sampled in chosen:
