@@ -265,36 +265,58 @@ async def test_differences_do_not_add_up_for_ever(monkeypatch: pytest.MonkeyPatc
     assert max(seen) <= 4
 
 
+ROUTES = {
+    "bootId": "b",
+    "base": "base",
+    "generation": 1,
+    "ready": True,
+    "draining": False,
+    "maxModelLen": 8,
+    "adapters": [],
+}
+
+
 async def test_a_pod_does_not_send_gateways_elsewhere() -> None:
     """Its image is its owner's: what a gateway can reach is not the owner's to ask."""
-    asked: list[str] = []
+    asked: list[tuple[str, str | None]] = []
 
     async def answer(request: web.Request) -> web.Response:
-        asked.append(request.path)
-        assert request.headers["accept-encoding"] == "identity"
+        asked.append((request.path, request.headers.get("accept-encoding")))
         if request.path == "/secret":
-            return web.json_response(
-                {"bootId": "b", "generation": 1, "ready": True, "draining": False, "maxModelLen": 8, "adapters": []}
-            )
+            return web.json_response(ROUTES)
         raise web.HTTPFound("/secret", headers={"set-cookie": "a=b"})
 
     await answered_by(answer)
-    assert set(asked) == {"/v1/routes"}
+    assert set(asked) == {("/v1/routes", "identity")}
 
 
 async def test_what_a_pod_packs_is_not_unpacked() -> None:
     async def answer(_: web.Request) -> web.Response:
-        routes = {"bootId": "b", "generation": 1, "ready": True, "draining": False, "maxModelLen": 8, "adapters": []}
-        packed = gzip.compress(json.dumps(routes).encode())
+        packed = gzip.compress(json.dumps(ROUTES).encode())
         return web.Response(body=packed, headers={"content-encoding": "gzip"})
 
     await answered_by(answer)
 
 
-async def answered_by(answer: Callable[[web.Request], Awaitable[web.Response]]) -> None:
-    """Have a fleet ask a pod that answers so, until it has given it up."""
+async def test_the_same_is_believed_of_a_pod_that_says_it_plainly() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(ROUTES)
+
     async with asked_by_a_fleet(answer) as pod:
-        await eventually("asked", lambda: pod.was_asked)
+        await eventually("reachable", lambda: pod.is_reachable)
+
+
+async def answered_by(answer: Callable[[web.Request], Awaitable[web.Response]]) -> None:
+    """Have a fleet ask a pod that answers so, and again, so that it has seen what the first answer said."""
+    num_asked = 0
+
+    async def counted(request: web.Request) -> web.Response:
+        nonlocal num_asked
+        num_asked += 1
+        return await answer(request)
+
+    async with asked_by_a_fleet(counted) as pod:
+        await eventually("asked again", lambda: num_asked > 2)
         assert not pod.is_reachable
         assert pod.head is None
 
