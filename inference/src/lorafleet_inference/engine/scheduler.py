@@ -259,9 +259,8 @@ class Scheduler:
         if sequence.proposed is not None:
             drafts, num_proposed = sequence.proposed
             drafts.told(num_proposed, num_right, len(sequence.token_ids))
-            if (
-                self._right_parts is not None and sequence.form_drafts is None
-            ):  # what a form has cut is no fault of the draft
+            # what a form has cut is no fault of the draft model
+            if self._right_parts is not None and sequence.form_drafts is None:
                 self._right_parts.told(sequence.adapter, num_proposed, num_right)
         events: list[TokenEvent] = []
         for sampled in chosen:
