@@ -312,6 +312,25 @@ async def test_nothing_is_left_of_an_operator_that_is_cancelled_twice(
     assert left_over() <= before
 
 
+async def test_base_that_cannot_be_read_is_there(fleet: Fleet) -> None:
+    """Its pods answer on: an adapter that is deleted meanwhile stays until its name is reserved and no pod holds it."""
+    await serving(fleet, "french", "german", pods=1)
+    base = fleet.kube.get(Kind.BASE, NAMESPACE, "base")
+    fleet.kube.put(Kind.BASE, {**base, "spec": {**base["spec"], "replicas": "of later"}})
+    await until("told", lambda: fleet.condition("french") == ("False", Reason.BASE_NOT_FOUND))
+    ready = next(c for c in fleet.status("french")["conditions"] if c["type"] == "Ready")
+    assert "cannot be read: spec.replicas" in ready["message"]
+    assert fleet.status("french")["stableRevision"]
+    fleet.delete("french")
+    await settled(fleet)
+    assert not fleet.is_gone("french")
+    unread = fleet.kube.get(Kind.BASE, NAMESPACE, "base")
+    fleet.kube.put(Kind.BASE, {**unread, "spec": base["spec"]})
+    await until("gone", lambda: fleet.is_gone("french"))
+    assert "french" in str(fleet.kube.get(Kind.BASE, NAMESPACE, "base")["status"]["reservedNames"])
+    await until("as before", lambda: fleet.is_ready("german"))
+
+
 async def test_name_of_a_deleted_adapter_that_cannot_be_read_is_reserved_too(fleet: Fleet) -> None:
     """A spec of a later version, after a rollback of the operator: its name is not free for another namespace."""
     await serving(fleet, "french", "german", pods=1)

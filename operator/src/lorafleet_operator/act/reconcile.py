@@ -505,8 +505,9 @@ class Reconciler:
         # what is on its way to a pod may be what is to be let go; an answer that brings no news wakes nobody
         is_writing = self._tools.executor.is_writing(it.snapshot.pods)
         is_hidden = base is not None and it.snapshot.are_pods_hidden
-        is_sure = not is_hidden and not is_writing and self._tools.watches.are_sure(it.snapshot.pods)
-        if not is_sure and not is_hidden and any(intent.is_deleted for intent in plan.intents):
+        is_unseen = is_hidden or it.snapshot.unread_base is not None
+        is_sure = not is_unseen and not is_writing and self._tools.watches.are_sure(it.snapshot.pods)
+        if not is_sure and not is_unseen and any(intent.is_deleted for intent in plan.intents):
             it.look_again(LOOK_SECONDS)
         await it.attempt(
             _together(

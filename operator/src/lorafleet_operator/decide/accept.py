@@ -59,7 +59,9 @@ def refusal_of(adapter: AdapterResource, snapshot: Snapshot) -> Refusal | None:
 def _base_is_missing(given: Candidate) -> Refusal | None:
     if given.snapshot.base is not None:
         return None
-    return Refusal(Reason.BASE_NOT_FOUND, f"there is no {given.where}", retryable=True, keeps_serving=True)
+    unread = given.snapshot.unread_base
+    message = f"there is no {given.where}" if unread is None else f"{given.where} cannot be read: {unread.problem}"
+    return Refusal(Reason.BASE_NOT_FOUND, message, retryable=True, keeps_serving=True)
 
 
 def _namespace_is_not_allowed(given: Candidate) -> Refusal | None:

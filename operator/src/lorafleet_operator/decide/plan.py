@@ -164,12 +164,13 @@ def released(
 ) -> list[Intent]:
     """Return the deleted adapters that may go: their names are reserved, and no pod can hold them any more.
 
-    A pod that is gone or going counts as unloaded, and so does every pod of a base that is gone. A pod that runs and
-    does not answer may hold it, until `unload.forceAfterSeconds` are over; without `is_sure` only those go.
+    A pod that is gone or going counts as unloaded, and so does every pod of a base that is gone (not of one that cannot be
+    read). A pod that runs and does not answer may hold it, until `unload.forceAfterSeconds` are over; without `is_sure` only
+    those go.
     """
     deleted = [intent for intent in plan.intents if intent.is_deleted]
     if base is None:
-        return deleted if is_sure else []
+        return [intent for intent in deleted if is_sure or forced_at(intent) <= now]
     written = base.status.reserved_names
     unwritten = {entry.name for entry in reservations_of(base, deleted, now) if entry not in written}
     return [

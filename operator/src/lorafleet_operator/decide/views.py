@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Tier
+from lorafleet_contract.names import BASE_MODEL_KIND
 from lorafleet_contract.resources import AdapterResource, BaseModelResource, ObjectMeta
 from lorafleet_operator.decide.entry_index import EntryIndex, index_of
 from lorafleet_operator.decide.paging import all_pages, pages_of
@@ -166,6 +167,11 @@ class BrokenResource:
     problem: str
     body: dict[str, Any] = field(repr=False)
 
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it is to go."""
+        return self.meta.deletion_timestamp is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -206,3 +212,8 @@ class Snapshot:
     """Whether there may be pods that are not known: the API server does not show those of the namespace."""
     published_at: Mapping[str, datetime] = field(default_factory=dict)
     """Adapter uid -> since when this operator has seen the API server say which of its revisions answer."""
+
+    @property
+    def unread_base(self) -> BrokenResource | None:
+        """The base, where it is there and cannot be read: its pods go on, and nothing is known of them."""
+        return next((one for one in self.broken if one.kind == BASE_MODEL_KIND and not one.is_deleted), None)
