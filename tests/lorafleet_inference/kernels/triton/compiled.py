@@ -151,6 +151,7 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("float32", attend, (FLOAT32, 32, 8, 128), {}),
     ("KV in fp8", attend, (BFLOAT16, 32, 8, 128), {"in_fp8": True}),
     ("KV in fp8, heads of 256", attend, (BFLOAT16, 8, 4, 256), {"window": 4096, "softcap": 30.0, "in_fp8": True}),
+    ("KV in fp8, float32", attend, (FLOAT32, 32, 8, 128), {"in_fp8": True}),
     ("KV in fp8, rotary", turn, (BFLOAT16, 32, 128, 128), {"in_fp8": None}),
     ("rank 16", adapt, (BFLOAT16, 16, 8), {}),
     ("rank 64", adapt, (BFLOAT16, 64, 8), {}),

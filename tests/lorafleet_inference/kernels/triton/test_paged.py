@@ -298,6 +298,8 @@ def test_what_no_kernel_can_do_is_left_to_torch(device: torch.device) -> None:
     assert not can(4, 64, torch.float64)
     assert can(4, 256, torch.bfloat16, fp8_pages.DTYPE)
     assert not can(4, 64, torch.float64, fp8_pages.DTYPE)
+    assert can(4, 128, torch.float32, fp8_pages.DTYPE)
+    assert not can(4, 129, torch.float32, fp8_pages.DTYPE)
 
 
 def test_many_heads_take_larger_tiles(device: torch.device) -> None:

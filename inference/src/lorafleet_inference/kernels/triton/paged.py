@@ -24,6 +24,10 @@ SPLIT_TOKENS = 256
 MAX_SPLITS = 32
 FP8_ELEMENTS = 16 * 256
 """Of keys in 8 bits, so many are brought back at once by `decode` without that registers are spilled."""
+FP8_FLOAT32_WIDTH = 128
+"""Widest head whose numbers in 8 bits are brought back to float32: registers of a program hold no wider ones."""
+FP8_FLOAT32_WARPS = 8
+"""These have twice the registers for the same numbers."""
 
 
 def _padded(number: int) -> int:
@@ -68,7 +72,8 @@ class AttentionStep:
         heads, _, width = query.shape
         groups = values.shape[1]
         is_of_kind = query.dtype in KINDS if is_fp8(values) else query.dtype == values.dtype
-        return heads // groups <= MAX_HEADS and max(width, width_of(values)) <= MAX_WIDTH and is_of_kind
+        widest = FP8_FLOAT32_WIDTH if is_fp8(values) and query.dtype == torch.float32 else MAX_WIDTH
+        return heads // groups <= MAX_HEADS and max(width, width_of(values)) <= widest and is_of_kind
 
     def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put key [G, T, D] and value [G, T, E] into the pages."""
@@ -168,7 +173,7 @@ class AttentionStep:
                 "M": _padded(shape["HEADS"]),
                 "STEP": keys,
                 "SPLITS": splits,
-                "num_warps": 4,
+                "num_warps": FP8_FLOAT32_WARPS if shape["FP8"] and out.dtype == torch.float32 else 4,
                 "num_stages": STAGES,
             },
         )
@@ -199,6 +204,9 @@ class AttentionStep:
         if out.dtype == torch.float32:
             sizes = self._blocks.prefill_float32
         rows = max(sizes.rows, _padded(shape["HEADS"]))
+        warps = sizes.warps if rows == sizes.rows else 8
+        if shape["FP8"] and out.dtype == torch.float32:
+            warps = max(warps, FP8_FLOAT32_WARPS)
         key_bytes = (shape["PAD"] + shape["VALUE_PAD"]) * out.element_size()
         launch(
             attention.prefill,
@@ -208,7 +216,7 @@ class AttentionStep:
                 **shape,
                 "M": rows,
                 "STEP": self._blocks.keys_of(sizes.keys, key_bytes),
-                "num_warps": sizes.warps if rows == sizes.rows else 8,
+                "num_warps": warps,
                 "num_stages": STAGES,
             },
         )
