@@ -30,6 +30,7 @@ from lorafleet_gateway.errors import (
     RequestError,
     TooManyConnections,
 )
+from lorafleet_gateway.front.accounts import TOKEN_PATHS
 from lorafleet_gateway.front.answers import error_body, error_response, json_bytes, json_response
 from lorafleet_gateway.front.evidence import Ledger
 from lorafleet_gateway.front.headers import REQUEST_ID, request_id_of
@@ -37,7 +38,7 @@ from lorafleet_gateway.front.holding import Holding
 from lorafleet_gateway.front.keys import Handler, KeyedHandler, KeyGate
 from lorafleet_gateway.front.models import described
 from lorafleet_gateway.front.openapi import openapi_json
-from lorafleet_gateway.front.proxy import TOKEN_PATHS, Proxy
+from lorafleet_gateway.front.proxy import Proxy
 from lorafleet_gateway.front.state import Phase, State
 from lorafleet_gateway.front.upstream import Upstream
 
