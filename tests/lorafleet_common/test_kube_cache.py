@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_common.kube.cache import Cache
+from lorafleet_common.kube.cache import Cache, Unreadable
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,27 @@ def test_what_is_newer_than_a_list_is_not_judged_by_it() -> None:
     mirror.cache.put_found(body("a", 12), "")
     mirror.cache.replace([], 10, "")
     assert set(mirror.views) == {"a"}
+
+
+def test_of_an_object_that_cannot_be_read_any_more_the_last_view_stays() -> None:
+    told: list[tuple[View | None, View | None]] = []
+
+    def view_of(body: dict[str, Any]) -> View:
+        if body.get("spec") == "of later":
+            raise Unreadable(body["metadata"]["uid"])
+        return view(body)
+
+    cache = Cache(view_of, lambda old, new: told.append((old, new)))
+    cache.put(body("a", 1), "")
+    for uid, version in (("a", 2), ("b", 3)):
+        cache.put({**body(uid, version), "spec": "of later"}, "")
+    assert told == [(None, View("a", 1))]
+    cache.put(body("a", 1), "")  # older than what cannot be read
+    cache.put(body("a", 4), "")
+    assert told[1:] == [(View("a", 1), View("a", 4))]
+    leaving = {**body("a", 5), "spec": "of later"}
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    cache.put(leaving, "")
+    cache.remove(body("a", 6), "")
+    cache.put(body("b", 7), "")
+    assert told[2:] == [(View("a", 4), None), (None, View("b", 7))]

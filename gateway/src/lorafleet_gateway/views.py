@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -13,6 +13,7 @@ from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
+from lorafleet_gateway.reading import read
 from lorafleet_gateway.traffic import Traffic, named_revisions, read_traffic
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,16 @@ READY: Final = "Ready"
 STALLED: Final = "Stalled"
 WAS_STABLE: Final = (None, "Promoted")
 """Results in `status.history` of revisions that clients may insist on; others were taken back, or never came to all."""
-ModelT = TypeVar("ModelT", bound=Observed)
+SPARED_OF_ADAPTERS: Final = (
+    ("spec", "source"),
+    ("status", "history"),
+    ("status", "artifact"),
+    ("status", "stableArtifact"),
+    ("status", "conditions"),
+)
+"""What tells of an adapter and does not decide whether and where it answers; so are the others."""
+SPARED_OF_BASES: Final = (("spec", "model"), ("spec", "lora"), ("status", "autoscaling"))
+SPARED_OF_SLICES: Final = (("endpoints",),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +216,13 @@ class _Slice(Observed):
     ports: list[_Port] | None = None
 
 
-def adapter_view(body: Json) -> AdapterView | None:
-    """Read a LoraAdapter; None when it cannot be read."""
-    adapter = _read(_Adapter, body)
-    if adapter is None:
-        return None
+def adapter_view(body: Json) -> AdapterView:
+    """Read a LoraAdapter.
+
+    Raises:
+        Unreadable: who answers for it cannot be read.
+    """
+    adapter = read(_Adapter, body, SPARED_OF_ADAPTERS)
     ref, status, meta = adapter.spec.base_model_ref, adapter.status, adapter.metadata
     ready = next((c for c in status.conditions if c.type == READY), None)
     problem = "" if ready is None or ready.status == "True" else f"{ready.reason}: {ready.message}"
@@ -237,11 +249,13 @@ def adapter_view(body: Json) -> AdapterView | None:
     )
 
 
-def base_view(body: Json) -> BaseView | None:
-    """Read a BaseModelDeployment; None when it cannot be read."""
-    base = _read(_Base, body)
-    if base is None:
-        return None
+def base_view(body: Json) -> BaseView:
+    """Read a BaseModelDeployment.
+
+    Raises:
+        Unreadable: what answers for it cannot be read.
+    """
+    base = read(_Base, body, SPARED_OF_BASES)
     meta, model = base.metadata, base.spec.model
     volume = model.volume or _Volume()
     return BaseView(
@@ -270,9 +284,13 @@ def _zero_of(base: _Base) -> ScaleToZero | None:
 
 
 def slice_view(body: Json) -> SliceView | None:
-    """Read an EndpointSlice with the label of a base; None when it cannot be read or has no such label."""
-    found = _read(_Slice, body)
-    if found is None or LABEL_BASE not in found.metadata.labels or found.address_type not in ("IPv4", "IPv6"):
+    """Read an EndpointSlice with the label of a base; None when it has no such label.
+
+    Raises:
+        Unreadable: which base it is of, or at which port, cannot be read.
+    """
+    found = read(_Slice, body, SPARED_OF_SLICES)
+    if LABEL_BASE not in found.metadata.labels or found.address_type not in ("IPv4", "IPv6"):
         return None
     port = next((p.port for p in found.ports or [] if p.name == "http" and p.port), PUBLIC_PORT)
     return SliceView(
@@ -293,12 +311,3 @@ def _endpoint(endpoint: _Endpoint, port: int) -> Endpoint:
         # a Service that publishes addresses of pods that are not ready calls leaving ones ready too
         is_ready=conditions.ready is not False and not conditions.terminating,
     )
-
-
-def _read(model: type[ModelT], body: Json) -> ModelT | None:
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        meta = body.get("metadata", {})
-        logger.warning("cannot read %s %s/%s: %s", body.get("kind"), meta.get("namespace"), meta.get("name"), error)
-        return None

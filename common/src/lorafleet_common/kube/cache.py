@@ -1,9 +1,16 @@
 """Objects of one kind as the API server was last heard to have them."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from lorafleet_common.paths import Json, version_of
+
+logger = logging.getLogger(__name__)
+
+
+class Unreadable(ValueError):
+    """An object is there and cannot be read."""
 
 
 class HasUid(Protocol):
@@ -21,6 +28,9 @@ Changed = Callable[[V | None, V | None], None]
 
 class Cache(Generic[V]):
     """Views by uid. An older version never replaces a newer one, and a complete list removes what it does not have.
+
+    Of an object that becomes `Unreadable` the last view stays until it is to be deleted: another version of us wrote it, and what
+    it stands for goes on.
 
     A scope is what one list covers: a namespace, or "" for all of them.
     """
@@ -75,9 +85,15 @@ class Cache(Generic[V]):
         if known is not None and known[0] >= version > 0:
             return
         old = known[2] if known is not None else None
-        new = self._view(body)
+        try:
+            new = self._view(body)
+        except Unreadable as error:
+            new = None if "deletionTimestamp" in metadata else old
+            logger.warning(
+                "cannot read %s; %s", error, "it is passed over" if new is None else "it stays as it last was"
+            )
         self._entries[uid] = (version, metadata.get("namespace", ""), new)
-        if old is not None or new is not None:
+        if old is not new:
             self._changed(old, new)
 
     def _drop(self, uid: str) -> None:
