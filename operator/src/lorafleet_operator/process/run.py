@@ -27,10 +27,11 @@ from lorafleet_operator.act.operators import Operators
 from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.prometheus import Prometheus
-from lorafleet_operator.act.reconcile import Reconciler, Tools
+from lorafleet_operator.act.reconcile import Reconciler
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
 from lorafleet_operator.act.strays import Strays
+from lorafleet_operator.act.tools import Tools
 from lorafleet_operator.act.verify import Verifier
 from lorafleet_operator.cluster.freshness import Freshness
 from lorafleet_operator.cluster.handlers import EventSink, watch
