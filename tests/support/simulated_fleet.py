@@ -28,7 +28,7 @@ from lorafleet_operator.cluster.store import Kind
 from lorafleet_operator.config import OperatorConfig
 from lorafleet_operator.decide.objects import admin_token
 from lorafleet_operator.process.health import Health
-from lorafleet_operator.process.run import lead
+from lorafleet_operator.process.lead import lead
 
 Json = dict[str, Any]
 SETS, OF_SETS = "leaderworkersets", "leaderworkerset.sigs.k8s.io"

@@ -34,7 +34,7 @@ from lorafleet_operator.decide.measured import Reading
 from lorafleet_operator.decide.views import BaseKey
 from lorafleet_operator.errors import LeaseLost, OperatorError, PodRefused, PodUnreachable
 from lorafleet_operator.process.health import Health
-from lorafleet_operator.process.run import lead
+from lorafleet_operator.process.lead import lead
 
 START: Final = datetime.now(UTC).replace(microsecond=0)
 RESTART_SECONDS: Final = 2.0
