@@ -54,6 +54,15 @@ def of(**fields: Any) -> bytes:
     return json.dumps({"model": "a", **fields}).encode()
 
 
+def ready_for_template(body: bytes) -> list[dict[str, Any]]:
+    return [message.for_template(index) for index, message in enumerate(parse_chat(body).messages)]
+
+
+def calls(arguments: str, number: int = 1) -> bytes:
+    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
+    return of(messages=[{"role": "assistant", "tool_calls": [call] * number}])
+
+
 BODIES: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("messages", parse_chat, of(messages=[{"role": "user", "content": "a"}] * (SIZE // 35))),
     ("wrong messages", parse_chat, of(messages=[{}] * 20_000)),
@@ -67,6 +76,8 @@ BODIES: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("empty lines as a grammar", parse_completion, of(prompt="a", guided_grammar="\n" * 20_000)),
     ("wrong token ids", parse_completion, of(prompt=[-1] * (SIZE // 4))),
     ("numbers as stops", parse_completion, of(prompt="a", stop=[7] * (SIZE // 3))),
+    ("lists as arguments of a call", ready_for_template, calls(f'{{"a":[{"[]," * (SIZE // 3)}1]}}')),
+    ("lists as arguments of calls", ready_for_template, calls(f'{{"a":[{"[]," * 30_000}1]}}', number=100)),
     ("biases", parse_completion, of(prompt="a", logit_bias={str(number): 1 for number in range(SIZE // 14)})),
     ("lists in a passed field", parse_completion, of(prompt="a", metadata=[[[[[[]]]]]] * (SIZE // 16))),
     ("numbers in an unknown field", parse_completion, of(prompt="a", typo=[0] * (SIZE // 3))),

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,50 @@ async def test_who_always_comes_to_an_end_does_not_wait_for_who_does_not() -> No
         for one in endless:
             with pytest.raises(TemplateFailure, match=r"2 seconds|no turn"):
                 await one
+
+
+class Message(Mapping[str, Any]):
+    """Knows the threads that have written it out."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields, self.threads = fields, set[int]()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.fields[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self.threads.add(threading.get_ident())
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "tool", "arguments": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "number", "is_long"),
+    [
+        ({"content": "hi"}, 9, False),
+        ({"content": ""}, 200, True),
+        ({"content": "x" * 1000}, 9, True),
+        ({"content": "", "reasoning_content": "x" * 1000}, 9, True),
+        ({"content": "", "name": "x" * 1000}, 9, True),
+        ({"content": "", "tool_calls": CALLS}, 1, True),
+    ],
+    ids=["short", "many", "texts", "reasoning", "names", "calls"],
+)
+async def test_what_a_base_is_long_about_it_renders_beside_the_event_loop(
+    fields: dict[str, Any], number: int, is_long: bool
+) -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}", {})
+    messages = [Message({"role": "assistant", **fields}) for _ in range(number)]
+    await template.render(asked(messages))
+    (thread,) = set.union(*(message.threads for message in messages))
+    assert (thread != threading.get_ident()) == is_long
+
+
+def test_parts_of_messages_count_as_messages_do() -> None:
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}] * 99}
+    assert asked([parts]).num_chars > 99 * asked([{"role": "user", "content": "a"}]).num_chars

@@ -35,7 +35,7 @@ from lorafleet_inference.text.reasoning import tags_of
 from lorafleet_inference.text.tool_calls import NOTATIONS, Notation, notation_of
 
 THREAD_MESSAGES = 512
-"""More messages are made ready for the template in a thread."""
+"""More messages, and those that call tools, are made ready for the template in a thread."""
 CHUNK: Final[Literal["chat.completion.chunk"]] = "chat.completion.chunk"
 
 
@@ -82,7 +82,7 @@ class Chat(Surface[ChatRequest]):
 
     async def prompts(self, request: ChatRequest, leased: Leased) -> list[Prompt]:
         """Render the chat template over the messages."""
-        is_long = len(request.messages) > THREAD_MESSAGES
+        is_long = len(request.messages) > THREAD_MESSAGES or any(message.tool_calls for message in request.messages)
         asked = await asyncio.to_thread(self._asked, request) if is_long else self._asked(request)
         templates, lease = leased.templates, leased.lease
         if request.chat_template is not None:

@@ -13,7 +13,7 @@ from lorafleet_inference.server.merged_fields import MergedAdapters
 from lorafleet_inference.server.reading import read_json
 from lorafleet_inference.server.strict import Listed, Strict
 from lorafleet_inference.server.structured import FormFields
-from lorafleet_inference.server.tools import MAX_TOOLS, ToolCall, ToolFields
+from lorafleet_inference.server.tools import MAX_TOOLS, ToolCall, ToolFields, check_arguments
 from lorafleet_inference.text.conversation import RESERVED
 
 MAX_CHOICES = 128
@@ -246,6 +246,7 @@ class ChatRequest(ToolFields, GenerationRequest):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
+        check_arguments(call for message in self.messages for call in message.tool_calls)
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}

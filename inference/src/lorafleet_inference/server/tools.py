@@ -1,9 +1,11 @@
 """The fields of a chat that are about tools: which there are, whether they have to be called, and earlier calls."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, JsonValue, StringConstraints, model_validator
 
+from lorafleet_common.json_values import MAX_ITEMS, MAX_VALUES, TooManyValues, check_num_values
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.strict import Listed, Strict, parsed
 from lorafleet_inference.text.tool_calls import Notation, Tool
@@ -76,6 +78,22 @@ class ToolCall(Strict):
                 "arguments of a tool call are a JSON object, as text", param=f"{where}.function.arguments"
             )
         return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
+
+
+def check_arguments(calls: Iterable[ToolCall]) -> None:
+    """Check that the arguments of all calls of a request have no more values than a body may: inside of its strings they are
+    not counted with it.
+
+    Raises:
+        ValueError: they have more.
+    """
+    try:
+        check_num_values(",".join(call.function.arguments for call in calls).encode(errors="surrogatepass"))
+    except TooManyValues:
+        raise ValueError(
+            f"messages: the arguments of tool calls have more than {MAX_VALUES} strings, lists and objects, or more than "
+            f"{MAX_ITEMS} items, together"
+        ) from None
 
 
 class ToolFields(BaseModel):

@@ -23,8 +23,8 @@ from lorafleet_inference.text.rendering import Failing, TemplateFailure, render
 from lorafleet_inference.text.template_workers import TemplateWorkers
 
 THREAD_CHARS = 8192
-"""Longer conversations, and those with documents or variables of any size, are rendered in a thread, where the template is
-the base's own."""
+"""Longer conversations, and those with calls, documents or variables of any size, are rendered in a thread, where the template
+is the base's own."""
 NEEDLE = "48151623"
 """A text that no template changes the case or the spacing of."""
 MAX_REQUEST_TEMPLATES = 64
@@ -70,7 +70,8 @@ class ChatTemplate:
     async def _render(self, asked: Conversation) -> str:
         if self._workers is not None:
             return await self._workers.render(self.source, asked, self._special_tokens)
-        if asked.num_chars > THREAD_CHARS or asked.documents or asked.variables or asked.tools:
+        has_more = asked.has_calls or asked.documents or asked.variables or asked.tools
+        if has_more or asked.num_chars > THREAD_CHARS:
             return await asyncio.to_thread(render, self.source, asked, self._special_tokens)
         return render(self.source, asked, self._special_tokens)
 

@@ -21,6 +21,9 @@ RESERVED = frozenset(
 )
 """Names that a variable of a request cannot have."""
 
+TURN_CHARS = 64
+"""A message or a part of one costs a template about as much as so many characters, however short it is."""
+
 
 class Conversation(msgspec.Struct, frozen=True, array_like=True):
     """Messages, and what else the template may read. A variable that it does not read changes nothing."""
@@ -44,10 +47,13 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def num_chars(self) -> int:
-        """Characters of the messages."""
+        """Characters of the messages, and what stands for their number; without calls of tools."""
         return sum(map(_num_chars, self.messages))
 
 
 def _num_chars(message: Message) -> int:
     content = message["content"]
-    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+    num_own = TURN_CHARS + sum(len(message.get(name) or "") for name in ("name", "reasoning_content"))
+    if isinstance(content, str):
+        return num_own + len(content)
+    return num_own + sum(TURN_CHARS + len(part["text"]) for part in content)
