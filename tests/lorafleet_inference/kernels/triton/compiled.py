@@ -5,7 +5,7 @@ A program of its own, because the tests' process has Triton's interpreter.
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -119,10 +119,13 @@ def turn(_sizes: blocks.Blocks, dtype: torch.dtype, heads: int, width: int, rota
     rotate_write(torch.empty(NUM_TOKENS, spec.num_rows * width, **new), spec, cos, sin, keys, values, slots)
 
 
-def quantised(_sizes: blocks.Blocks, dtype: torch.dtype, layout: Layout, tokens: int) -> None:
+def quantised(_sizes: blocks.Blocks, dtype: torch.dtype, layout: Layout, tokens: int, *, in_order: bool = True) -> None:
     """A layer as wide as those of Llama's 8B."""
     matrix = matrix_of(QuantizedWeight.empty(layout, (HIDDEN, HIDDEN)).to(CUDA))
     assert matrix is not None
+    if not in_order:  # as a rank has it
+        columns, of_block = (torch.empty(HIDDEN, dtype=torch.int32, device=CUDA) for _ in range(2))
+        matrix = replace(matrix, columns=columns, blocks=of_block)
     multiply(
         torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA), matrix, torch.empty(HIDDEN, dtype=dtype, device=CUDA)
     )
@@ -168,6 +171,8 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("rotary, norms of heads", turn, (BFLOAT16, 8, 256, 256), {"normed": None}),
     ("4 bit", quantised, (BFLOAT16, FOUR_BITS, 8), {}),
     ("4 bit, many tokens", quantised, (BFLOAT16, FOUR_BITS, NUM_TOKENS), {}),
+    ("4 bit, act order", quantised, (BFLOAT16, FOUR_BITS, 8), {"in_order": False}),
+    ("4 bit, act order, many tokens", quantised, (BFLOAT16, FOUR_BITS, NUM_TOKENS), {"in_order": False}),
     ("4 bit, 64 tokens", quantised, (BFLOAT16, FOUR_BITS, 64), {}),
     ("fp8, blocks", quantised, (BFLOAT16, Layout(Codes.FP8, 128, 128, scale_dtype=FLOAT32), 8), {}),
     ("int8", quantised, (BFLOAT16, Layout(Codes.UINT8, midpoint=128, scale_dtype=FLOAT32), 8), {}),
@@ -193,6 +198,7 @@ EVERYWHERE = {
     "rotary",
     "4 bit",
     "4 bit, many tokens",
+    "4 bit, act order",
     "fp8, blocks",
 }
 """Cases that are compiled for each architecture, the others for Hopper alone: each takes seconds."""

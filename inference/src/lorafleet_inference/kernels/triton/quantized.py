@@ -4,6 +4,7 @@ codes [rows, width / codes of a byte] uint8, the first of two in the lower half;
 a block of HEIGHT rows and GROUP columns. number = (meaning of the code - zero) * scale in float32, rounded once to the dtype of x,
 as `model/quantization/weight.py` says it: both ways give the same weights.
 KIND: 0 whole numbers; 1 e4m3; 2 an index into table [16].
+ORDER: blocks[k] is the block of its row that column k belongs to; columns are sorted by it.
 """
 
 import triton
@@ -11,10 +12,16 @@ import triton.language as tl
 
 
 @triton.jit
-def _by_block(grid, n, fits_rows, at, k, width, across, HEIGHT: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr):
+def _by_block(
+    grid, blocks, n, fits_rows, at, k, width, across,
+    HEIGHT: tl.constexpr, GROUP: tl.constexpr, ORDER: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """Return what a grid says of rows n and columns at .. at + STEP, float32 [rows, 1 or STEP]."""
     row = grid + (n // HEIGHT * across)[:, None]
-    if GROUP % STEP == 0:  # these columns are of one block
+    if ORDER:
+        block = tl.load(blocks + k, mask=k < width, other=0)
+        some = tl.load(row + block[None, :], mask=fits_rows[:, None] & (k < width)[None, :], other=0.0)
+    elif GROUP % STEP == 0:  # these columns are of one block
         some = tl.load(row + at // GROUP, mask=fits_rows[:, None], other=0.0)
     else:
         fits = fits_rows[:, None] & (k < width)[None, :]
@@ -24,9 +31,9 @@ def _by_block(grid, n, fits_rows, at, k, width, across, HEIGHT: tl.constexpr, GR
 
 @triton.jit
 def _numbers(
-    codes, scales, zeros, table, n, fits_rows, at, width, across,
-    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
-    MIDPOINT: tl.constexpr, STEP: tl.constexpr,
+    codes, scales, zeros, table, blocks, n, fits_rows, at, width, across,
+    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ORDER: tl.constexpr,
+    ZEROS: tl.constexpr, MIDPOINT: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Return the numbers of rows n and columns at .. at + STEP, float32 [rows, STEP]."""
     byte = at // PER_BYTE + tl.arange(0, STEP // PER_BYTE)
@@ -44,49 +51,69 @@ def _numbers(
         some = code.to(tl.float32)
     k = at + tl.arange(0, STEP)
     if ZEROS:
-        some -= _by_block(zeros, n, fits_rows, at, k, width, across, HEIGHT, GROUP, STEP)
+        some -= _by_block(zeros, blocks, n, fits_rows, at, k, width, across, HEIGHT, GROUP, ORDER, STEP)
     else:
         some -= MIDPOINT
-    return some * _by_block(scales, n, fits_rows, at, k, width, across, HEIGHT, GROUP, STEP)
+    return some * _by_block(scales, blocks, n, fits_rows, at, k, width, across, HEIGHT, GROUP, ORDER, STEP)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
-def multiply(
-    y, y_stride, x, x_stride, codes, scales, zeros, table, bias, num_tokens, rows, width, across,
-    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
-    MIDPOINT: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BIAS: tl.constexpr,
+@triton.jit
+def _product(
+    x, x_stride, codes, scales, zeros, table, blocks, n, fits_rows, t, is_token, width, across,
+    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ORDER: tl.constexpr,
+    ZEROS: tl.constexpr, MIDPOINT: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """y[token, row] = x W + bias. Grid: (tiles of ROWS rows of the weight, tiles of TOKENS tokens)."""
-    n, t = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    fits_rows, is_token = n < rows, t < num_tokens
+    """Return x W of tokens t and rows n of the weight, float32 [rows, tokens]."""
     total = tl.zeros((ROWS, TOKENS), tl.float32)
     tokens = x + t[None, :].to(tl.int64) * x_stride
     for at in range(0, width, STEP):
         weights = _numbers(
-            codes, scales, zeros, table, n, fits_rows, at, width, across,
-            KIND, PER_BYTE, HEIGHT, GROUP, ZEROS, MIDPOINT, STEP,
+            codes, scales, zeros, table, blocks, n, fits_rows, at, width, across,
+            KIND, PER_BYTE, HEIGHT, GROUP, ORDER, ZEROS, MIDPOINT, STEP,
         )  # fmt: skip
         k = at + tl.arange(0, STEP)
         some = tl.load(tokens + k[:, None], mask=is_token[None, :] & (k < width)[:, None], other=0.0)
         total = tl.dot(weights.to(some.dtype), some, total, input_precision="ieee")
-    if BIAS:
-        total += tl.load(bias + n, mask=fits_rows, other=0.0).to(tl.float32)[:, None]
+    return total
+
+
+@triton.jit
+def _store(y, y_stride, total, n, fits_rows, t, is_token):
     out = y + t[None, :].to(tl.int64) * y_stride + n[:, None]
     tl.store(out, total.to(y.dtype.element_ty), mask=fits_rows[:, None] & is_token[None, :])
 
 
+@triton.jit(do_not_specialize=["num_tokens"])
+def multiply(
+    y, y_stride, x, x_stride, codes, scales, zeros, table, blocks, bias, num_tokens, rows, width, across,
+    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ORDER: tl.constexpr,
+    ZEROS: tl.constexpr, MIDPOINT: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    BIAS: tl.constexpr,
+):  # fmt: skip
+    """y[token, row] = x W + bias. Grid: (tiles of ROWS rows of the weight, tiles of TOKENS tokens)."""
+    n, t = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    fits_rows, is_token = n < rows, t < num_tokens
+    total = _product(
+        x, x_stride, codes, scales, zeros, table, blocks, n, fits_rows, t, is_token, width, across,
+        KIND, PER_BYTE, HEIGHT, GROUP, ORDER, ZEROS, MIDPOINT, STEP, ROWS, TOKENS,
+    )  # fmt: skip
+    if BIAS:
+        total += tl.load(bias + n, mask=fits_rows, other=0.0).to(tl.float32)[:, None]
+    _store(y, y_stride, total, n, fits_rows, t, is_token)
+
+
 @triton.jit
 def bring_back(
-    out, codes, scales, zeros, table, rows, width, across,
-    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
-    MIDPOINT: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
+    out, codes, scales, zeros, table, blocks, rows, width, across,
+    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ORDER: tl.constexpr,
+    ZEROS: tl.constexpr, MIDPOINT: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """out [rows, width] = the numbers. Grid: (tiles of ROWS rows, tiles of STEP columns)."""
     n, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * STEP
     fits_rows = n < rows
     some = _numbers(
-        codes, scales, zeros, table, n, fits_rows, at, width, across,
-        KIND, PER_BYTE, HEIGHT, GROUP, ZEROS, MIDPOINT, STEP,
+        codes, scales, zeros, table, blocks, n, fits_rows, at, width, across,
+        KIND, PER_BYTE, HEIGHT, GROUP, ORDER, ZEROS, MIDPOINT, STEP,
     )  # fmt: skip
     k = at + tl.arange(0, STEP)
     place = out + n[:, None].to(tl.int64) * width + k[None, :]

@@ -12,6 +12,8 @@ from lorafleet_inference.kernels.triton.launch import launch
 
 MIN_TOKENS: Final = 16
 STEP: Final = 128
+ORDER_STEP: Final = 64
+"""Where the block of each column is looked up: registers hold a scale and a zero for each number."""
 ROWS: Final = 32
 EVERYTHING: Final = 1 << 30
 """A block that is as high or as wide as the matrix."""
@@ -39,26 +41,37 @@ class Matrix:
     zeros: torch.Tensor | None
     midpoint: int
     table: torch.Tensor | None
+    columns: torch.Tensor | None = None
+    """[width] int32: of each column, which one of x it is multiplied by; None: they lie as those of x."""
+    blocks: torch.Tensor | None = None
+    """[width] int32, ascending: of each column, which block of its row it belongs to; None: `group` says it."""
+
+    @property
+    def step(self) -> int:
+        """Columns whose numbers are brought back at once."""
+        return STEP if self.blocks is None else ORDER_STEP
 
     def arguments(self) -> tuple[torch.Tensor, ...]:
-        """Return codes, scales, zeros, table; what is not there is not read."""
-        zeros, table = (self.codes if one is None else one for one in (self.zeros, self.table))
-        return self.codes, self.scales, zeros, table
+        """Return codes, scales, zeros, table, blocks; what is not there is not read."""
+        others = (self.codes if one is None else one for one in (self.zeros, self.table, self.blocks))
+        return self.codes, self.scales, *others
 
     def constants(self) -> dict[str, int | bool]:
         """Return what the kernels are compiled for."""
         return {
             "KIND": self.kind, "PER_BYTE": self.per_byte, "HEIGHT": self.height or EVERYTHING,
-            "GROUP": self.group or EVERYTHING, "ZEROS": self.zeros is not None, "MIDPOINT": self.midpoint,
-            "STEP": STEP, "ROWS": ROWS, "num_warps": 4,
+            "GROUP": self.group or EVERYTHING, "ORDER": self.blocks is not None, "ZEROS": self.zeros is not None,
+            "MIDPOINT": self.midpoint, "STEP": self.step, "ROWS": ROWS, "num_warps": 4,
         }  # fmt: skip
 
 
 def multiply(x: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None) -> torch.Tensor:
     """Return x W + b [.., rows] of x [.., width]."""
     tokens = x.reshape(-1, matrix.width)
+    if matrix.columns is not None:
+        tokens = tokens.index_select(1, matrix.columns)
     if len(tokens) > MAX_TOKENS:
-        return F.linear(x, bring_back(matrix, x.dtype), bias)
+        return F.linear(tokens, _as_it_lies(matrix, x.dtype), bias).view(*x.shape[:-1], matrix.rows)
     if tokens.stride(1) != 1:
         tokens = tokens.contiguous()
     y = torch.empty((len(tokens), matrix.rows), dtype=x.dtype, device=x.device)
@@ -77,10 +90,16 @@ def multiply(x: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None) -> torc
 
 def bring_back(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
     """Return the weight [rows, width]."""
+    found = _as_it_lies(matrix, dtype)
+    return found if matrix.columns is None else torch.empty_like(found).index_copy_(1, matrix.columns.long(), found)
+
+
+def _as_it_lies(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
+    """Likewise, with its columns in the order of the codes."""
     out = torch.empty((matrix.rows, matrix.width), dtype=dtype, device=matrix.codes.device)
     launch(
         quantized.bring_back,
-        (-(-matrix.rows // ROWS), -(-matrix.width // STEP)),
+        (-(-matrix.rows // ROWS), -(-matrix.width // matrix.step)),
         (out, *matrix.arguments(), matrix.rows, matrix.width, matrix.across),
         matrix.constants(),
     )

@@ -1,4 +1,4 @@
-"""Products of the decoder whose weights are quantised: brought back into one matrix for each product."""
+"""Products of the decoder whose weights are quantised: of those that lie alike one, of the others one after the other."""
 
 from collections.abc import Iterator, Sequence
 
@@ -34,6 +34,8 @@ class QuantizedProduct(Linear):
             if len(modules) > 1 and module.bias is not None and bias is not None:
                 bias.detach()[columns] = module.bias.detach()
         self.pieces.extend(_pieces(modules))
+        self._columns = self.columns if len(self.pieces) > 1 else [slice(0, end)]
+        """Of each piece."""
         self.parts = []
         if len(modules) > 1:
             pairs = zip(self.columns, modules, strict=True)
@@ -42,10 +44,13 @@ class QuantizedProduct(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in]; returns [T, sum of the outputs]. A copy with a weight of its own (`extras.py`) computes with that."""
         weight = self._parameters["weight"]
-        first = self.pieces[0]
-        if weight is None and len(self.pieces) == 1 and isinstance(first, QuantizedWeight):
-            return first.product(x, self.bias, self.dtype)
-        return F.linear(x, self.plain_weight() if weight is None else weight, self.bias)
+        if weight is not None:
+            return F.linear(x, weight, self.bias)
+        made = []
+        for one, columns in zip(self.pieces, self._columns, strict=True):
+            assert isinstance(one, QuantizedWeight | _Plain)
+            made.append(one.product(x, None if self.bias is None else self.bias[columns], self.dtype))
+        return made[0] if len(made) == 1 else torch.cat(made, -1)
 
     def plain_weight(self) -> torch.Tensor:
         """Return the weight [sum of the outputs, in]; a copy."""
@@ -68,6 +73,10 @@ class _Plain(torch.nn.Module):
         """Return it; it is of this dtype."""
         assert self.weight.dtype == dtype
         return self.weight
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """Return x W + bias."""
+        return F.linear(x, self.dequantized(dtype), bias)
 
 
 def _pieces(modules: Sequence[torch.nn.Linear]) -> Iterator[torch.nn.Module]:

@@ -69,6 +69,7 @@ def part_of(weight: QuantizedWeight, module: str, cut: Cut) -> QuantizedWeight:
     Raises:
         CutError: as `layout_of_part`.
     """
+    assert weight.columns is None, "before kernels have sorted them"
     layout = layout_of_part(weight.layout, module, cut)
     per_byte = layout.codes.per_byte
     codes = weight.codes.view(cut.shape[0], -1)

@@ -113,7 +113,7 @@ def make_shapes(
         for pieces in stack.pieces:
             found = [one for one in (empty(name, stack.shape) for name in pieces) if one is not None]
             for one in found:
-                one.table = found[0].table  # alike, as files have them
+                one.table, one.order = found[0].table, found[0].order  # alike, as files have them
             filled.append(found, dtype)
 
 

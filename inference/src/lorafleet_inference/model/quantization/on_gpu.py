@@ -38,11 +38,12 @@ class Products:
 
 
 def matrix_of(weight: QuantizedWeight) -> Matrix | None:
-    """Return a weight as the kernels see it; None: they are not for it."""
+    """Return a weight as the kernels see it, which may sort its columns; None: they are not for it."""
     layout, (rows, width) = weight.layout, weight.shape
     group = layout.block_columns
     if not layout.has_kernels(weight.shape):
         return None
+    weight.sort_columns()
     return Matrix(
         rows,
         width,
@@ -50,10 +51,12 @@ def matrix_of(weight: QuantizedWeight) -> Matrix | None:
         layout.codes.per_byte,
         weight.codes,
         weight.scales,
-        across=-(-width // (group or width)),
+        across=width // group if layout.is_flat and group else layout.grid(weight.shape)[1],
         height=1 if layout.is_flat else layout.block_rows,
         group=group,
         zeros=weight.zeros,
         midpoint=layout.midpoint,
         table=weight.table,
+        columns=weight.columns,
+        blocks=weight.order,
     )

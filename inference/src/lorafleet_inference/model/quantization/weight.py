@@ -15,6 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from lorafleet_inference.kernels.few_tokens import ALIGN
 
+SORTED_ROWS = 1024
+"""So many rows have their columns sorted at once, which takes some copies of their codes."""
+
 
 class Codes(Enum):
     """What a code is."""
@@ -67,7 +70,7 @@ class Layout:
     def has_kernels(self, shape: tuple[int, int]) -> bool:
         """Whether the kernels of a GPU are for a matrix."""
         is_over_rows = self.is_flat and (self.block_columns is None or shape[1] % self.block_columns > 0)
-        return not (self.has_order or is_over_rows or shape[1] % ALIGN)
+        return not (is_over_rows or shape[1] % ALIGN)
 
 
 class Products(Protocol):
@@ -90,7 +93,9 @@ class QuantizedWeight(torch.nn.Module):
     zeros: torch.Tensor | None
     """Likewise, uint8."""
     order: torch.Tensor | None
-    """[in] int32: of each column, which block of its row it belongs to."""
+    """[in] int32: of each column, which block of its row it belongs to; None: the layout says it."""
+    columns: torch.Tensor | None
+    """[in] int32: of each column of codes and order, which one of the matrix it is; None: they lie as in the matrix."""
     table: torch.Tensor | None
     """[16] float32"""
 
@@ -115,6 +120,7 @@ class QuantizedWeight(torch.nn.Module):
         self.kernels: Products | None = None
         for name, tensor in {"codes": codes, "scales": scales, "zeros": zeros, "order": order, "table": table}.items():
             self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("columns", None, persistent=False)
 
     @classmethod
     def empty(cls, layout: Layout, shape: tuple[int, int]) -> "QuantizedWeight":
@@ -135,6 +141,21 @@ class QuantizedWeight(torch.nn.Module):
         """What it takes of memory."""
         return sum(one.numel() * one.element_size() for one in self.buffers())
 
+    @torch.inference_mode()
+    def sort_columns(self) -> None:
+        """Have the columns of a block follow each other, where a table says which these are. The device is waited for."""
+        if self.order is None or self.columns is not None:
+            return
+        order, places = torch.sort(self.order, stable=True)
+        is_packed = self.layout.codes.per_byte == 2
+        for some in self.codes.view(self.shape[0], -1).split(SORTED_ROWS):
+            codes = (_unpacked_pairs(some) if is_packed else some)[:, places]
+            some.copy_(packed_pairs(codes) if is_packed else codes)
+        self.columns = places.int()
+        usual = torch.arange(self.shape[1], device=order.device) // (self.layout.block_columns or self.shape[1])
+        # the layout says the same as a table of all blocks, each with all its columns
+        self.order = None if self.layout.across is None and bool((order == usual).all()) else order
+
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the numbers [out, in]."""
         return self._by_torch(dtype) if self.kernels is None else self.kernels.dequantized(dtype)
@@ -154,7 +175,10 @@ class QuantizedWeight(torch.nn.Module):
             numbers = self._by_block(numbers, self.zeros, torch.Tensor.sub_)
         elif self.layout.midpoint:
             numbers.sub_(self.layout.midpoint)
-        return self._by_block(numbers, self.scales, torch.Tensor.mul_).view(self.shape).to(dtype)
+        numbers = self._by_block(numbers, self.scales, torch.Tensor.mul_).view(self.shape).to(dtype)
+        if self.columns is None:
+            return numbers
+        return torch.empty_like(numbers).index_copy_(1, self.columns.long(), numbers)
 
     def _meanings(self) -> torch.Tensor:
         """Return float32 numbers, a fresh tensor."""
@@ -162,7 +186,7 @@ class QuantizedWeight(torch.nn.Module):
         if self.layout.codes is Codes.FP8:
             return codes.view(torch.float8_e4m3fn).float()
         if self.layout.codes.per_byte == 2:
-            codes = torch.stack((codes & 15, codes >> 4), -1)
+            codes = _unpacked_pairs(codes)
         return codes.float() if self.table is None else self.table[codes.int()]
 
     def _by_block(self, numbers: torch.Tensor, grid: torch.Tensor, change: object) -> torch.Tensor:
@@ -182,6 +206,11 @@ class QuantizedWeight(torch.nn.Module):
         return numbers
 
 
+def _unpacked_pairs(codes: torch.Tensor) -> torch.Tensor:
+    """Return the codes [rows, columns] of [rows, columns / 2] with two in a byte."""
+    return torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
+
+
 def packed_pairs(codes: torch.Tensor) -> torch.Tensor:
     """Return uint8 codes [rows, columns] below 16 as [rows, columns / 2], the first of two in the lower half of a byte."""
     pairs = codes.view(codes.shape[0], -1, 2)
@@ -191,10 +220,10 @@ def packed_pairs(codes: torch.Tensor) -> torch.Tensor:
 def merged(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     """Return the matrix of all rows of some; None where they do not lie alike, or blocks go over their ends."""
     first, layout = weights[0], weights[0].layout
-    if layout.has_order or any(one.layout != layout or one.shape[1] != first.shape[1] for one in weights):
+    assert all(one.columns is None for one in weights), "before kernels have sorted them"
+    if any(one.layout != layout or one.shape[1] != first.shape[1] for one in weights):
         return None
-    tables = [one.table for one in weights if one.table is not None]
-    if any(table is not tables[0] and not table.equal(tables[0]) for table in tables):
+    if not _are_alike([one.table for one in weights]) or not _are_alike([one.order for one in weights]):
         return None
     whole = layout.block_columns if layout.is_flat else layout.block_rows
     sizes = [one.shape[0] * (one.shape[1] if layout.is_flat else 1) for one in weights]
@@ -208,5 +237,13 @@ def merged(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
         codes=torch.cat([one.codes.reshape(-1) for one in weights]),
         scales=torch.cat([one.scales for one in weights], axis),
         zeros=torch.cat(zeros, axis) if zeros else None,
+        order=first.order,
         table=first.table,
     )
+
+
+def _are_alike(tensors: Sequence[torch.Tensor | None]) -> bool:
+    first, *others = tensors
+    if first is None or any(one is None for one in others):
+        return all(one is None for one in tensors)
+    return all(one is first or (one is not None and one.equal(first)) for one in others)
