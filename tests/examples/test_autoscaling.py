@@ -8,8 +8,8 @@ import pytest
 import yaml
 from support.fleet import NAMESPACE, Fleet
 
+from lorafleet_contract.base_spec import BaseModelSpec
 from lorafleet_contract.names import BASE_MODEL_KIND, GROUP, VERSION
-from lorafleet_contract.resources import BaseModelSpec
 from lorafleet_inference import metrics
 
 LLAMA = Path(__file__).resolve().parents[2] / "examples" / "llama"

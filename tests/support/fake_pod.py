@@ -24,8 +24,8 @@ from aiohttp import web
 from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
 from lorafleet_contract.names import ADMIN_PORT, PUBLIC_PORT, revision_of
+from lorafleet_contract.quantities import quantity_bytes
 from lorafleet_contract.reasons import RETRYABLE, Reason
-from lorafleet_contract.resources import quantity_bytes
 from lorafleet_contract.sources import AdapterFacts, ResolvedSource, SourceFile, SourceRef
 
 RANK_PAGE = 8

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Final
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_contract.resources import quantity_bytes
+from lorafleet_contract.quantities import quantity_bytes
 
 PREFIX: Final = "LORAFLEET_"
 FOR_OTHERS: Final = frozenset({"LORAFLEET_URL", "LORAFLEET_REGISTRY", "LORAFLEET_TAG"})

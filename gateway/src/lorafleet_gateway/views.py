@@ -8,11 +8,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from lorafleet_common.paths import Json
+from lorafleet_contract.adapter_spec import BaseModelRef
 from lorafleet_contract.autoscaling import AutoscalingSpec, ScaleToZero
 from lorafleet_contract.base import Observed
 from lorafleet_contract.names import LABEL_BASE, PUBLIC_PORT
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import BaseModelRef, Condition, ObjectMeta
+from lorafleet_contract.resources import Condition, ObjectMeta
 from lorafleet_gateway.reading import read
 from lorafleet_gateway.traffic import Traffic, named_revisions, read_traffic
 

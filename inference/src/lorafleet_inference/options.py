@@ -10,7 +10,7 @@ from lorafleet_common.logs import LogFormat
 from lorafleet_common.options import LOG_LEVELS, Option, any_seconds, boolean, integer, one_of
 from lorafleet_common.options import describe as described
 from lorafleet_contract.names import CACHE_DIR
-from lorafleet_contract.resources import quantity_bytes
+from lorafleet_contract.quantities import quantity_bytes
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_inference.config import (
     AdHocAdapters,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_contract.names import CREDENTIALS_DIR
-from lorafleet_contract.resources import quantity_bytes
+from lorafleet_contract.quantities import quantity_bytes
 from lorafleet_inference.cards import CARDS, Card
 from lorafleet_inference.config import GIB, MAX_RANK, DtypeChoice, EngineConfig, KvCacheDtype, Quantization
 from lorafleet_inference.fetch import model_folder

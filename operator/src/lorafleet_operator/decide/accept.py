@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
+from lorafleet_contract.adapter_spec import PlacementMode
 from lorafleet_contract.guests import GuestLimits
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import AdapterResource, BaseModelResource, PlacementMode
+from lorafleet_contract.resources import AdapterResource, BaseModelResource
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.decide.checks import Chain, Check, first_found
 from lorafleet_operator.decide.views import Snapshot

@@ -4,15 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from lorafleet_contract.adapter_spec import PlacementMode
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, Residency
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.resources import (
-    AdapterReplicas,
-    AdapterStatus,
-    ArtifactStatus,
-    PlacementMode,
-    PlacementStatus,
-)
+from lorafleet_contract.resources import AdapterReplicas, AdapterStatus, ArtifactStatus, PlacementStatus
 from lorafleet_contract.rollout import RolloutEvidence
 from lorafleet_operator.decide.adapter_ready import Standing, held_back, readiness_of
 from lorafleet_operator.decide.canary import traffic_of

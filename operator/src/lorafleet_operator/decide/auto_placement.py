@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from lorafleet_contract.resources import AdapterResource, BaseModelResource, PlacementMode
+from lorafleet_contract.adapter_spec import PlacementMode
+from lorafleet_contract.resources import AdapterResource, BaseModelResource
 from lorafleet_operator.decide.accept import refusal_of
 from lorafleet_operator.decide.catalogue import budgets_of
 from lorafleet_operator.decide.demand import Demand

@@ -4,10 +4,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lorafleet_contract.adapter_spec import PlacementMode, PlacementSpec
 from lorafleet_contract.admin import Budgets, CatalogueEntry, Owner, Residency
 from lorafleet_contract.guests import GuestLimits
 from lorafleet_contract.names import revision_of
-from lorafleet_contract.resources import ArtifactStatus, BaseModelResource, PlacementMode, PlacementSpec
+from lorafleet_contract.resources import ArtifactStatus, BaseModelResource
 from lorafleet_operator.decide.intent import Intent
 from lorafleet_operator.decide.paging import Paging, all_pages, pages_of
 from lorafleet_operator.decide.place import Placement, PodBudget, Want

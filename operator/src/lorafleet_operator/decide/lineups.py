@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from lorafleet_contract.resources import AdapterResource, BaseModelSpec
+from lorafleet_contract.base_spec import BaseModelSpec
+from lorafleet_contract.resources import AdapterResource
 from lorafleet_operator.decide.accept import guest_limits
 from lorafleet_operator.decide.catalogue import AdapterRevisions
 from lorafleet_operator.decide.intent import NO_VERDICTS, Resolutions, intent_of

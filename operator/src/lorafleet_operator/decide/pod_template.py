@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lorafleet_common.paths import Json
+from lorafleet_contract.base_spec import ModelCache
 from lorafleet_contract.names import (
     ADMIN_PORT,
     CACHE_DIR,
@@ -17,7 +18,8 @@ from lorafleet_contract.names import (
     RANKS_PORT,
     VOLUMES_DIR,
 )
-from lorafleet_contract.resources import BaseModelResource, ModelCache, quantity_bytes
+from lorafleet_contract.quantities import quantity_bytes
+from lorafleet_contract.resources import BaseModelResource
 from lorafleet_contract.sources import AdapterSource
 from lorafleet_operator.decide.strategic_merge import merge
 from lorafleet_operator.errors import InvalidSpec
