@@ -2,7 +2,7 @@
 
 import hmac
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
@@ -12,6 +12,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from hubserver.repositories import Commit, HubFile, Repositories
+
+PIECE_BYTES = 1 << 20
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Trouble:
     """What requests said of who asks."""
     halfway: threading.Event | None = None
     """Where weights wait in the middle of their way, until it is set."""
+    pace: Callable[[int], object] | None = None
+    """Called before each piece of weights goes out, with its bytes; takes the time that they take."""
 
     def take(self) -> bool:
         """Whether this request is one that goes wrong."""
@@ -90,6 +94,8 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
             return StreamingResponse(
                 _in_halves(file, trouble.halfway), headers=headers | {"content-length": str(file.size)}
             )
+        if request.method == "GET" and file.is_lfs and trouble.pace is not None:
+            return StreamingResponse(_paced(file, trouble.pace), headers=headers | {"content-length": str(file.size)})
         return FileResponse(file.path, headers=headers, media_type="application/octet-stream")
 
     return Starlette(
@@ -100,6 +106,13 @@ def hub_app(repositories: Repositories, *, token: str | None = None, trouble: Tr
             Route("/health", lambda _: Response("ok")),
         ]
     )
+
+
+def _paced(file: HubFile, pace: Callable[[int], object]) -> Iterator[bytes]:
+    with file.path.open("rb") as content:
+        while piece := content.read(PIECE_BYTES):
+            pace(len(piece))
+            yield piece
 
 
 def _in_halves(file: HubFile, halfway: threading.Event) -> Iterator[bytes]:

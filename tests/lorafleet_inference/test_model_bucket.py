@@ -12,7 +12,7 @@ from support.cache_filler import PATIENCE
 from support.servers import ACCESS_KEY, SECRET_KEY, ServedS3, serve_s3
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_inference.fetch import model_folder
+from lorafleet_inference.fetch import find_model, model_folder
 from lorafleet_inference.model_bucket import BucketModel
 from lorafleet_inference.model_cache import ModelCache
 
@@ -145,19 +145,18 @@ def test_options_of_buckets_go_with_one(
     tmp_path: Path, model: str, endpoint: str | None, region: str | None, named: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"{named}: goes with a model in a bucket"):
-        model_folder(
-            model, revision=None, cache_dir=tmp_path, credentials_dir=tmp_path, s3_endpoint=endpoint, s3_region=region
-        )
+        find_model(model, revision=None, credentials_dir=tmp_path, s3_endpoint=endpoint, s3_region=region)
 
 
 def test_serve_finds_the_pods_credentials(s3: ServedS3, credentials: Path, tmp_path: Path) -> None:
-    folder = model_folder(
-        URL,
-        revision=None,
-        cache_dir=tmp_path,
-        credentials_dir=credentials.parent,
-        s3_endpoint=s3.url,
-        s3_region="eu-central-1",
+    found = find_model(
+        URL, revision=None, credentials_dir=credentials.parent, s3_endpoint=s3.url, s3_region="eu-central-1"
     )
+    assert not isinstance(found, Path)
+    told: list[int] = []
+    folder = ModelCache(tmp_path / "models", patience=PATIENCE).get(found, tell=told.append)
     assert folder.is_relative_to(tmp_path / "models")
     assert names(folder) == WANTED
+    assert told == sorted(told)
+    assert all(0 <= percent <= 100 for percent in told)
+    assert told

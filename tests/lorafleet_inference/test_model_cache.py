@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -194,6 +195,41 @@ def test_what_a_killed_download_had_whole_is_kept_and_the_rest_cleaned(hub: Serv
     assert is_whole(Path(told.strip()))
     assert SECOND not in given(hub)
     assert {entry.name for entry in (root / "acme--llama").iterdir()} == {commit}
+
+
+def test_how_far_it_is_is_told_to_who_downloads_and_to_who_waits(hub: ServedHub, root: Path) -> None:
+    commit, permits = commit_of(hub), threading.Semaphore(0)
+    hub.trouble.pace = lambda _: permits.acquire()
+    told: dict[str, list[int]] = {"pod-a": [], "pod-b": []}
+
+    def bring(holder: str) -> Path:
+        cache = ModelCache(root, holder=holder, patience=cache_filler.PATIENCE)
+        return cache.get(HubModel("acme/llama", commit, endpoint=hub.url), tell=told[holder].append)
+
+    with ThreadPoolExecutor(2) as executor:
+        both = [executor.submit(bring, holder) for holder in told]
+        wait_for("no weights yet", lambda: all(now and now[-1] == 0 for now in told.values()))
+        permits.release()
+        wait_for("one of two files", lambda: all(now[-1] in (37, 62) for now in told.values()))
+        permits.release()
+        assert {one.result() for one in both} == {root / "acme--llama" / commit}
+    assert all(now == sorted(now) for now in told.values())
+
+
+def test_who_is_told_may_end_it_and_the_next_one_goes_on_at_once(hub: ServedHub, root: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def enough(_: int) -> None:
+        raise Enough
+
+    commit, hub.trouble.halfway = commit_of(hub), threading.Event()
+    model = HubModel("acme/llama", commit, endpoint=hub.url)
+    with pytest.raises(Enough):
+        ModelCache(root, holder="pod-a", patience=cache_filler.PATIENCE).get(model, tell=enough)
+    assert not list((root / "acme--llama").glob("*.lease.*")), "nobody waits for one who has ended"
+    hub.trouble.halfway.set()
+    assert is_whole(get(hub, root, commit))
 
 
 @may_mount

@@ -25,5 +25,12 @@ def test_not_each_per_cent_is_told(told: int | None, now: int, seconds: float, *
     assert is_worth_telling(None if told is None else at(told), at(now), seconds) is expected
 
 
+def test_the_next_step_is_told_wherever_it_begins() -> None:
+    downloaded = StartProgress(step=StartStep.DOWNLOADING, percent=100)
+    for percent in (0, 100):
+        assert is_worth_telling(downloaded, at(percent), MIN_SECONDS)
+
+
 def test_words() -> None:
     assert at(41).words == "Loading 41 %"
+    assert StartProgress(step=StartStep.DOWNLOADING, percent=12).words == "Downloading 12 %"

@@ -84,6 +84,7 @@ class _Server:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LORAFLEET_")}
         sources = [str(ROOT / part / "src") for part in ("contract", "common", "inference")]
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sources, str(ROOT / "tests")])}
+        own["HF_HUB_DOWNLOAD_TIMEOUT"] = "300"  # read at the import: a file that a test holds up is not asked for again
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(

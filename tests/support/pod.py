@@ -176,7 +176,7 @@ def serve(
         small = ["--kv-cache-memory=64Mi", "--host-cache=256Mi", "--num-threads=1", "--dtype=float32"]
         own = [f"--model={model}", "--host=127.0.0.1", "--port=0", "--admin-port=0", f"--cache-dir={cache}"]
         with start(*own, *small, "--drain-grace-seconds=0", *given, *options, env=env, forked=forked) as pod:
-            _wait_listening(pod)
+            wait_listening(pod)
             if wait_ready:
                 pod.wait_for("/ready", 200)
             yield pod
@@ -195,7 +195,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, status, *written)
 
 
-def _wait_listening(pod: ServedPod) -> None:
+def wait_listening(pod: ServedPod) -> None:
+    """Wait until its ports are open, and set its addresses."""
     deadline = time.monotonic() + START_SECONDS
     while (found := LISTENING.search(pod.logs)) is None:
         assert pod.process.poll() is None, f"the pod ended with {pod.process.returncode}\n{pod.logs}"

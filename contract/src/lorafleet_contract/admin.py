@@ -259,6 +259,8 @@ class ResolveAnswer(Observed):
 class StartStep(StrEnum):
     """What a pod does before it has an engine."""
 
+    DOWNLOADING = "Downloading"
+    """The files of the base come from a hub or a bucket, by this pod or another that shares its cache."""
     LOADING = "Loading"
     """Its engine reads the weights of the base."""
 
@@ -268,7 +270,7 @@ class StartProgress(Observed):
 
     step: StartStep
     percent: Annotated[int, Field(ge=0, le=100)]
-    """Of the bytes of the weights; of several ranks, of the slowest one's."""
+    """Of the bytes of the files, or of the weights; of several ranks, of the slowest one's."""
 
     @property
     def words(self) -> str:

@@ -17,7 +17,7 @@ from lorafleet_common.logs import set_up_logs
 from lorafleet_common.options import add_options, read_values
 from lorafleet_contract.names import CREDENTIALS_DIR, MAX_SERVED_NAME, SERVED_NAME, revision_of
 from lorafleet_inference import plan_command, ranks_command
-from lorafleet_inference.base_folder import engine_config
+from lorafleet_inference.base_folder import NamedBase, named_base
 from lorafleet_inference.config import DtypeChoice, EngineConfig, ServerConfig, UnknownFields
 from lorafleet_inference.engine.engine_program import RunEngine, run_program
 from lorafleet_inference.errors import AdapterError
@@ -87,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> ServerConfig:
-    """Return the configuration of `serve`, the base model downloaded if it was named by its repository.
+def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> tuple[ServerConfig, NamedBase]:
+    """Return the configuration of `serve`, and its base model, which may have to be downloaded yet.
 
     Raises:
         ConfigError: an option is missing, bad or unknown.
@@ -101,21 +101,21 @@ def serve_config(parsed: argparse.Namespace, environment: dict[str, str]) -> Ser
     model: str = own["model"]
     cache_dir: Path = own.get("cache_dir", default_cache_dir())
     server = values.of(ServerConfig)
-    engine = engine_config(values, cache_dir)
+    base = named_base(values, cache_dir)
     name = own.get("served_name") or Path(model).resolve().name
     if len(name) > MAX_SERVED_NAME or not re.fullmatch(SERVED_NAME, name):
         raise ConfigError("--served-name", f"{name!r} is no model name: letters, digits and ._-:/ make one")
-    return ServerConfig(engine=engine, served_name=name, cache_dir=cache_dir, **server)
+    return ServerConfig(engine=base.engine, served_name=name, cache_dir=cache_dir, **server), base
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    config = serve_config(parsed, dict(os.environ))
+    config, base = serve_config(parsed, dict(os.environ))
     from lorafleet_inference.server.allocator import give_back_large_blocks  # noqa: PLC0415
     from lorafleet_inference.server.app import serve  # noqa: PLC0415  --help and bad options answer at once
 
     give_back_large_blocks()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, parsed.run_engine))
+        return runner.run(serve(config, base, parsed.run_engine))
 
 
 def _validate(parsed: argparse.Namespace) -> int:

@@ -21,22 +21,40 @@ def model_folder(
     cache_dir: Path,
     credentials_dir: Path,
     weights: bool = True,
-    holder: str | None = None,
-    s3_endpoint: str | None = None,
-    s3_region: str | None = None,
     option: str = "--model",
 ) -> Path:
     """Return the folder of a base model: `model` itself, or where the hub repository or the files of a bucket that it names
     lie after a download.
 
-    `holder` names this process to others that want the same model in the same cache. `option`: that named the model.
+    `option`: that named the model.
 
     Raises:
         ConfigError: neither a folder nor something that can be had.
     """
+    found = find_model(model, revision=revision, credentials_dir=credentials_dir, option=option)
+    if isinstance(found, Path):
+        return found
+    return ModelCache(cache_dir / MODELS).get(found, weights=weights)
+
+
+def find_model(
+    model: str,
+    *,
+    revision: str | None,
+    credentials_dir: Path,
+    s3_endpoint: str | None = None,
+    s3_region: str | None = None,
+    option: str = "--model",
+) -> Path | Origin:
+    """Return the folder that is a base model, or where the hub repository or the bucket that it names is to be asked; nothing is asked.
+
+    `option`: that named the model.
+
+    Raises:
+        ConfigError: it names neither, or what goes with it is another's.
+    """
     folder = Path(model)
     credentials = credentials_dir / MODEL_MOUNT
-    origin: Origin
     if not model.startswith(SCHEME):
         for name, value in (("--model-s3-endpoint", s3_endpoint), ("--model-s3-region", s3_region)):
             if value is not None:
@@ -49,13 +67,11 @@ def model_folder(
         if revision is not None:
             raise ConfigError("--model-revision", f"goes with a hub repository, and {model} is in a bucket")
         try:
-            origin = BucketModel(model, endpoint=s3_endpoint, region=s3_region, credentials=credentials)
+            return BucketModel(model, endpoint=s3_endpoint, region=s3_region, credentials=credentials)
         except ValueError as error:
             raise ConfigError(option, str(error)) from error
-    elif not _HUB_ID.match(model) or model.startswith((".", "/")):
+    if not _HUB_ID.match(model) or model.startswith((".", "/")):
         raise ConfigError(option, f"{model} is no folder")
-    else:
-        token_file = credentials / "token"
-        token = token_file.read_text().strip() if token_file.is_file() else None
-        origin = HubModel(model, revision, endpoint=os.environ.get("HF_ENDPOINT"), token=token)
-    return ModelCache(cache_dir / MODELS, holder=holder).get(origin, weights=weights)
+    token_file = credentials / "token"
+    token = token_file.read_text().strip() if token_file.is_file() else None
+    return HubModel(model, revision, endpoint=os.environ.get("HF_ENDPOINT"), token=token)

@@ -102,6 +102,11 @@ DISK_USED = gauge("lorafleet_disk_cache_used_bytes", "Disk of the node that hold
 DISK_BYTES = gauge("lorafleet_disk_cache_limit_bytes", "Disk of the node that may hold adapters.")
 MERGES = gauge("lorafleet_merged_adapters", "Merges of adapters that requests asked for and that are kept.")
 KEYS = KeyMetrics(METRICS, "lorafleet_")
+DOWNLOAD_SECONDS = gauge(
+    "lorafleet_base_download_seconds",
+    "Until the files of the base model were here at the start: downloaded, by whichever pod, or found in the cache. Not there for "
+    "a base in a folder.",
+)
 READY = gauge("lorafleet_ready", "1 while /ready answers 200, else 0.")
 
 

@@ -15,13 +15,14 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from huggingface_hub.utils import filter_repo_objects
@@ -41,7 +42,7 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long one who waits for another's download waits between two looks, and what is said meanwhile."""
+    """How long one who downloads, or waits for another's download, waits between two looks, and what is said meanwhile."""
 
     look_seconds: float = 1.0
     say_seconds: float = 30.0
@@ -61,6 +62,10 @@ class _Wanted:
         return f"{self.model}@{self.commit[:12]}"
 
 
+def nobody(_: int) -> None:
+    """Tell nobody how far a download is."""
+
+
 class ModelCache:
     """The models below a folder.
 
@@ -72,9 +77,12 @@ class ModelCache:
         self._holder = holder or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self._patience = patience or Patience()
 
-    def get(self, model: Origin, *, weights: bool = True) -> Path:
+    def get(self, model: Origin, *, weights: bool = True, tell: Callable[[int], None] = nobody) -> Path:
         """Return the folder of a model, after a download where it is not here, or another process's, for which this one
         waits. Without `weights`: texts only.
+
+        `tell` is called with the per cent of its bytes that are here, about once a second while it is downloaded, by whomever;
+        what it raises ends the download, and what has come of it is for the next one.
 
         Raises:
             ConfigError: its origin does not give it, there is no room for it, or the folder cannot be written.
@@ -86,7 +94,7 @@ class ModelCache:
                 logger.info("%s@%s is in the cache %s", model, commit[:12], self._root)
                 return home / commit
             wanted = _Wanted(model, commit, (*TEXT_FILES, *(WEIGHT_FILES if weights else ())))
-            return self._bring(home, commit if weights else f"{commit}.texts", wanted)
+            return self._bring(home, commit if weights else f"{commit}.texts", wanted, tell)
 
     def _asked_commit(self, home: Path, model: Origin) -> str:
         """Where the origin does not answer, what it said last is taken."""
@@ -108,7 +116,7 @@ class ModelCache:
             new.replace(ref)
         return commit
 
-    def _bring(self, home: Path, name: str, wanted: _Wanted) -> Path:
+    def _bring(self, home: Path, name: str, wanted: _Wanted, tell: Callable[[int], None]) -> Path:
         """Download it, or wait until another has."""
         final, patience = home / name, self._patience
         home.mkdir(parents=True, exist_ok=True)
@@ -118,17 +126,21 @@ class ModelCache:
             beat_seconds=patience.beat_seconds,
             lost_seconds=patience.lost_seconds,
         )
-        fill = _Fill(home / f"{name}.partial", wanted, _Words(patience.say_seconds))
+        fill = _Fill(home / f"{name}.partial", wanted, patience, tell)
         words = _Words(patience.say_seconds)
         while not final.is_dir():
             other = lease.take()
             if other is not None:
+                told = lease.told()
                 if words.are_due():
-                    so_far = _so_far(lease.told())
-                    logger.info("waiting for %s, which gets %s from %s%s", other, wanted, wanted.model.place, so_far)
+                    logger.info(
+                        "waiting for %s, which gets %s from %s%s", other, wanted, wanted.model.place, _so_far(told)
+                    )
+                if (percent := _percent(told)) is not None:
+                    tell(percent)
                 time.sleep(patience.look_seconds)
                 continue
-            with lease.held(fill.tell):
+            with lease.held(fill.told):
                 if not final.is_dir():
                     fill.run(final)
         return final
@@ -151,10 +163,13 @@ class ModelCache:
 class _Fill:
     """One download into a folder that becomes `final`; what an earlier one left whole is kept."""
 
-    def __init__(self, partial: Path, wanted: _Wanted, words: "_Words") -> None:
+    def __init__(self, partial: Path, wanted: _Wanted, patience: Patience, tell: Callable[[int], None]) -> None:
         self._partial = partial
         self._wanted = wanted
-        self._words = words
+        self._look_seconds = patience.look_seconds
+        self._words = _Words(patience.say_seconds)
+        self._looks = _Words(patience.look_seconds)
+        self._tell = tell
         self._num_bytes = 0
 
     def run(self, final: Path) -> None:
@@ -187,25 +202,66 @@ class _Fill:
 
     def _download(self, names: list[str]) -> None:
         """Several at a time; files that are there are not asked for. The first error ends it, when what runs has ended."""
-        with ThreadPoolExecutor(NUM_FILES_AT_A_TIME) as executor:
-            futures = [executor.submit(self._download_one, name) for name in names]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            finally:
-                executor.shutdown(wait=False, cancel_futures=True)
+        waiting: SimpleQueue[str] = SimpleQueue()
+        ended: SimpleQueue[Exception | None] = SimpleQueue()
+        is_over = threading.Event()
+        for name in names:
+            waiting.put(name)
+
+        def work() -> None:
+            with suppress(Empty):
+                while not is_over.is_set():
+                    ended.put(self._error_of(waiting.get_nowait()))
+
+        # a process that is told to end does not wait for files that are on their way
+        threads = [threading.Thread(target=work, name="download", daemon=True) for _ in names[:NUM_FILES_AT_A_TIME]]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in names:
+                if (error := self._next(ended)) is not None:
+                    raise error
+        except (OSError, NotGiven):
+            is_over.set()
+            for thread in threads:
+                thread.join()
+            raise
+        finally:
+            is_over.set()
+
+    def _next(self, ended: "SimpleQueue[Exception | None]") -> Exception | None:
+        """Wait for the end of a file, telling how far all are."""
+        while True:
+            self._tell_percent()
+            with suppress(Empty):
+                return ended.get(timeout=self._look_seconds)
+
+    def _error_of(self, name: str) -> Exception | None:
+        try:
+            self._download_one(name)
+        except Exception as error:  # noqa: BLE001  it is raised where the others are waited for
+            return error
+        return None
 
     def _download_one(self, name: str) -> None:
         if (self._partial / name).is_file():
             return
         self._wanted.model.fetch(self._wanted.commit, name, self._partial)
 
-    def tell(self) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
         """Return how far it is, in bytes, and log it now and then."""
-        told = {"done_bytes": _size_of(self._partial), "all_bytes": self._num_bytes}
+        told = self._so_far()
         if self._words.are_due():
             logger.info("getting %s from %s%s", self._wanted, self._wanted.model.place, _so_far(told))
         return told
+
+    def _so_far(self) -> dict[str, Any]:
+        return {"done_bytes": _size_of(self._partial), "all_bytes": self._num_bytes}
+
+    def _tell_percent(self) -> None:
+        """Tell it where nothing was told for a look's time."""
+        if self._looks.are_due() and (percent := _percent(self._so_far())) is not None:
+            self._tell(percent)
 
     def _sizes(self) -> dict[str, int]:
         """Wanted files with their bytes, 0 where the origin does not say."""
@@ -259,6 +315,12 @@ class _Words:
 def _so_far(told: dict[str, Any]) -> str:
     done, of = told.get("done_bytes"), told.get("all_bytes")
     return f": {_shown(done)} of {_shown(of)}" if isinstance(done, int) and isinstance(of, int) and of else ""
+
+
+def _percent(told: dict[str, Any]) -> int | None:
+    """What is told, in per cent; None where it is not known of how much. A lease is written by others, of later versions too."""
+    done, of = told.get("done_bytes"), told.get("all_bytes")
+    return min(100, max(0, 100 * done // of)) if isinstance(done, int) and isinstance(of, int) and of > 0 else None
 
 
 def _shown(num_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""One pod's life: engine up, ports open, requests answered, drained, ended.
+"""One pod's life: ports open, the base model here, engine up, requests answered, drained, ended.
 
 The order at the end: not ready at once; for a grace time new requests are still answered, because whoever routes has
 not heard yet; then they are refused while running ones end; then the engine and the ports close.
@@ -8,21 +8,24 @@ import asyncio
 import hashlib
 import logging
 import os
-import socket
 import uuid
 from collections.abc import Coroutine
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.keys.file import following, open_guard
+from lorafleet_common.keys.guard import Guard
 from lorafleet_common.signals import StopSignals
-from lorafleet_common.sockets import bind, connections_with_files, url_of
-from lorafleet_common.tracing import open_tracing
+from lorafleet_common.sockets import bind, connections_with_files
+from lorafleet_common.tracing import Tracing, open_tracing
 from lorafleet_inference import metrics
 from lorafleet_inference.adapters.manager import AdapterManager
-from lorafleet_inference.config import ServerConfig
+from lorafleet_inference.base_folder import NamedBase
+from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.engine_program import RunEngine, run_program
 from lorafleet_inference.errors import RequestError
@@ -30,10 +33,11 @@ from lorafleet_inference.server.admin import admin_app
 from lorafleet_inference.server.admission import Admission
 from lorafleet_inference.server.answer_room import AnswerRoom
 from lorafleet_inference.server.connections import ConnectionLimits
-from lorafleet_inference.server.listening import HttpServer, http_server
 from lorafleet_inference.server.pod import Pod
+from lorafleet_inference.server.ports import Port, Ports
 from lorafleet_inference.server.public import public_app
 from lorafleet_inference.server.reading import Readers
+from lorafleet_inference.server.starting import Download, brought, early_admin, early_public
 from lorafleet_inference.server.state import Phase, PodState
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer import Text
@@ -43,18 +47,15 @@ LOST_ENGINE_GRACE_SECONDS = 1.0
 """Time for the last errors to reach clients, and for a probe to see /health 503, before the process ends."""
 
 
-async def serve(config: ServerConfig, run_engine: RunEngine = run_program) -> int:
-    """Run one pod until SIGTERM or SIGINT, or until its engine is lost; return the exit status.
+async def serve(config: ServerConfig, base: NamedBase, run_engine: RunEngine = run_program) -> int:
+    """Run one pod until SIGTERM or SIGINT, or until its engine is lost; return the exit status. Its ports are open before
+    the base model is here.
 
     `run_engine`: what starts the engine process.
 
     Raises:
-        ConfigError: an option turned out to be impossible.
+        ConfigError: an option turned out to be impossible, or the base model is not to be had.
     """
-    try:
-        text = Text.load(Path(config.engine.model))
-    except TextFileError as error:
-        raise ConfigError("--model", str(error)) from error
     token_hash = _token_hash(config)
     metrics.bind_base(config.served_name)
     guard, keys_file = open_guard(config.keys_file, metrics.KEYS, option="--keys-file")
@@ -64,9 +65,59 @@ async def serve(config: ServerConfig, run_engine: RunEngine = run_program) -> in
         bind(config.host, config.port, option="--port") as public_socket,
         bind(admin_host, config.admin_port, option="--admin-port") as admin_socket,
         closing(Readers()) as readers,
+        following(keys_file),
     ):
         stop = StopSignals()
-        engine = await EngineClient.start(config.engine, run_engine)
+        most = connections_with_files(config.max_connections)
+        limits = ConnectionLimits(most, config.client_timeout_seconds)
+        download = Download()
+        early = early_public(download, pod_name=config.pod_name, tracing=tracing)
+        ports = Ports(Port(public_socket, early, limits), Port(admin_socket, early_admin(download, token_hash), limits))
+        logger.info("listening on %s (admin %s)", ports.public.url, ports.admin.url)
+        try:
+            engine_config = await _bring(base, download, ports, stop)
+            if engine_config is None:
+                return 0 if stop.told.is_set() else 1
+            config = replace(config, engine=engine_config)
+            return await _serve(config, Surroundings(readers, guard, tracing, token_hash, run_engine), ports, stop)
+        finally:
+            await ports.close()
+            await asyncio.to_thread(tracing.close)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What there is before the base model."""
+
+    readers: Readers
+    guard: Guard
+    tracing: Tracing
+    token_hash: bytes | None
+    run_engine: RunEngine
+
+
+async def _bring(base: NamedBase, download: Download, ports: Ports, stop: StopSignals) -> EngineConfig | None:
+    """Return the configuration with the base model in a folder; None where the process was told to end first, or a port was lost."""
+    told = asyncio.ensure_future(stop.told.wait())
+    ends: list[asyncio.Future[Any]] = [told, *ports.lost]
+    stopping = asyncio.ensure_future(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
+    try:
+        return await brought(base, download, stopping)
+    finally:
+        ports.say_lost()
+        stopping.cancel()
+        told.cancel()
+        await asyncio.gather(stopping, told, return_exceptions=True)
+
+
+async def _serve(config: ServerConfig, around: Surroundings, ports: Ports, stop: StopSignals) -> int:
+    """Run the engine of a base that is in a folder."""
+    try:
+        text = Text.load(Path(config.engine.model))
+    except TextFileError as error:
+        raise ConfigError("--model", str(error)) from error
+    try:
+        engine = await EngineClient.start(config.engine, around.run_engine)
         try:
             manager = AdapterManager(engine, config, boot_id=uuid.uuid4().hex, judge=text.judge)
             state = PodState(manager.changes.bump)
@@ -78,40 +129,30 @@ async def serve(config: ServerConfig, run_engine: RunEngine = run_program) -> in
                 state,
                 Admission(config.max_waiting_requests),
                 AnswerRoom(config.answer_memory_bytes),
-                readers,
-                guard,
-                tracing,
+                around.readers,
+                around.guard,
+                around.tracing,
             )
-            most = connections_with_files(config.max_connections)
-            limits = ConnectionLimits(most, config.client_timeout_seconds)
-            servers = [
-                (http_server(public_app(pod), limits), public_socket),
-                (http_server(admin_app(pod, token_hash), limits), admin_socket),
-            ]
-            with following(keys_file):
-                return await _run(pod, servers, stop)
+            ports.public.app, ports.admin.app = public_app(pod), admin_app(pod, around.token_hash)
+            return await _run(pod, ports, stop)
         finally:
             await engine.close()
-            text.close()
-            await asyncio.to_thread(tracing.close)
+    finally:
+        text.close()
 
 
-async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: StopSignals) -> int:
+async def _run(pod: Pod, ports: Ports, stop: StopSignals) -> int:
     collector = metrics.EngineCollector(lambda: pod.engine.stats, lambda: pod.engine.facts, pod.manager.in_memory)
     metrics.REGISTRY.register(collector)
     pod.engine.subscribe(collector.observe)
-    serving = [asyncio.ensure_future(server.serve(sockets=[listener])) for server, listener in servers]
-    url, admin_url = (url_of(listener) for _, listener in servers)
-    life = asyncio.ensure_future(_live(pod, _start(pod, url, admin_url), stop))
+    life = asyncio.ensure_future(_live(pod, _start(pod, ports.public.url), stop))
     lost = asyncio.ensure_future(_lost(pod))
     try:
-        await asyncio.wait((life, lost, *serving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((life, lost, *ports.lost), return_when=asyncio.FIRST_COMPLETED)
         if life.done():
             life.result()
             return 0
-        for ended in serving:
-            if ended.done() and (error := ended.exception()) is not None:
-                logger.error("a port was lost: %s", error)
+        ports.say_lost()
         if lost.done() and pod.engine.config_error is not None:
             raise pod.engine.config_error
         if lost.done():
@@ -121,9 +162,9 @@ async def _run(pod: Pod, servers: list[tuple[HttpServer, socket.socket]], stop: 
     finally:
         life.cancel()
         lost.cancel()
-        for server, _ in servers:
-            server.should_exit = True
-        await asyncio.gather(life, lost, *serving, return_exceptions=True)
+        ports.public.close()
+        ports.admin.close()
+        await asyncio.gather(life, lost, *ports.lost, return_exceptions=True)
         await pod.manager.close()
         metrics.REGISTRY.unregister(collector)
 
@@ -144,9 +185,9 @@ async def _live(pod: Pod, start: Coroutine[None, None, None], stop: StopSignals)
         await asyncio.gather(starting, stopping, return_exceptions=True)
 
 
-async def _start(pod: Pod, url: str, admin_url: str) -> None:
+async def _start(pod: Pod, url: str) -> None:
     config = pod.config
-    logger.info("listening on %s (admin %s), loading %s", url, admin_url, config.served_name)
+    logger.info("loading %s", config.served_name)
     try:
         ready = await pod.engine.wait_ready()
     except RequestError:
