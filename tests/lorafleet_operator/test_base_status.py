@@ -115,6 +115,33 @@ def test_ready(case: Case) -> None:
     assert conditions["Available"].status == str(any(pod.is_ready for pod in case.pods))
 
 
+FIRST = v.pod("base-0", ready=False, stage="loads the base model")
+STUCK = v.pod("base-0-1", ready=False, problem="Unschedulable: 0/8 nodes are available")
+CREATED = v.pod("base-0-1", ready=False, stage="its containers are being created: volumes, image")
+
+
+@pytest.mark.parametrize(
+    ("first", "further", "expected"),
+    [
+        pytest.param(FIRST, (STUCK,), "; base-0-1: Unschedulable: 0/8 nodes are available", id="keeps the first"),
+        pytest.param(CRASHING, (STUCK,), "; p1: CrashLoopBackOff: back-off 10s", id="the first has its own problem"),
+        pytest.param(FIRST, (CREATED,), f"; base-0-1: {CREATED.stage}", id="the first waits for it"),
+        pytest.param(FIRST, (v.pod("base-0-1"),), "; base-0: loads the base model", id="only the first is not ready"),
+        pytest.param(
+            FIRST,
+            (v.pod("base-0-1", ready=False, leaving=True, has_failed=True, problem="Evicted: low on memory"), CREATED),
+            "; base-0-1: Evicted: low on memory",
+            id="ended",
+        ),
+        pytest.param(FIRST, (v.pod("base-0-1", ready=False),), "; base-0: loads the base model", id="says nothing"),
+    ],
+)
+def test_of_a_group_any_pod_may_be_what_keeps_it(first: Pod, further: tuple[Pod, ...], expected: str) -> None:
+    facts = BaseEvidence(UP, None, (first,), None, further=further)
+    assert facts.pod_problem == expected
+    assert facts.num_ready == 0, "only first pods count"
+
+
 @pytest.mark.parametrize(
     ("pods", "updated"),
     [

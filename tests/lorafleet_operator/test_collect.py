@@ -5,7 +5,15 @@ from datetime import timedelta
 from support.operator_views import KEY, NOW
 
 from lorafleet_common.kube.client import Listed
-from lorafleet_operator.cluster.collect import all_keys, base_key_of, claims_of, pod_of, rivals_of, snapshot_of
+from lorafleet_operator.cluster.collect import (
+    all_keys,
+    base_key_of,
+    claims_of,
+    further_pod_of,
+    pod_of,
+    rivals_of,
+    snapshot_of,
+)
 from lorafleet_operator.cluster.store import Kind, Store
 
 
@@ -153,6 +161,37 @@ def test_of_pods_of_a_group_the_first_is_one_of_the_base() -> None:
     pods = (pod("first"), pod("other", index="1"), pod("foreign", "evil"), pod("of another set", group="evil"))
     (found,) = snapshot_of(store_of(pods=pods), KEY, NOW).pods
     assert (found.name, found.template) == ("first", "abc")
+
+
+GROUPED = {"leaderworkerset.sigs.k8s.io/name": "base", "leaderworkerset.sigs.k8s.io/worker-index": "1"}
+
+
+def further_body(labels: dict = GROUPED, *, kind: str = "StatefulSet", owner: str = "base-0", **state: dict) -> dict:
+    made = pod_body(state=state or None)
+    owners = [{"apiVersion": "apps/v1", "kind": kind, "controller": True, "uid": "u", "name": owner}]
+    made["metadata"] |= {"name": f"{owner}-1", "labels": labels, "ownerReferences": owners}
+    return made
+
+
+def test_further_pod_of_a_group_tells_its_stage_until_it_runs() -> None:
+    created = further_pod_of(further_body(waiting={"reason": "ContainerCreating"}), "base", NOW)
+    assert created is not None
+    assert (created.name, created.stage) == ("base-0-1", "its containers are being created: volumes, image")
+    assert created.is_being_created
+    running = further_pod_of(further_body(), "base", NOW)
+    assert running is not None
+    assert (running.is_ready, running.stage) == (False, ""), "the first pod says how far all are"
+
+
+def test_what_only_carries_the_labels_of_a_group_is_none_of_its_pods() -> None:
+    others = (
+        further_body({**GROUPED, "leaderworkerset.sigs.k8s.io/worker-index": "0"}),
+        further_body({**GROUPED, "leaderworkerset.sigs.k8s.io/name": "other"}),
+        further_body({}),
+        further_body(kind="Job"),
+        further_body(owner="other-0"),
+    )
+    assert [further_pod_of(one, "base", NOW) for one in others] == [None] * len(others)
 
 
 def test_key_of_an_object_is_its_base() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest_asyncio
-from support.simulated_fleet import BASE, CONFIG, NAMESPACE, SETS, Fleet, settled, simulated_fleet, until
+from support.simulated_fleet import BASE, CONFIG, NAMESPACE, OF_SETS, SETS, Fleet, settled, simulated_fleet, until
 
 from lorafleet_contract.names import LABEL_RANKS_OF
 from lorafleet_operator.cluster.store import Kind
@@ -49,6 +49,29 @@ async def test_adapters_come_to_the_first_pod_of_each_group_and_these_are_counte
     await settled(fleet)
     writes = [write for write in fleet.kube.writes if SETS in write and "dryRun" not in write]
     assert len(writes) <= 4, "it is not applied in each pass"
+
+
+async def test_a_further_pod_that_keeps_its_group_is_named(fleet: Fleet) -> None:
+    fleet.base(engine=HOSTS)
+    await fleet.operate(QUICK)
+    await until("the set is there", lambda: the_set(fleet) is not None)
+    metadata = {
+        "name": f"{BASE}-0-1",
+        "namespace": NAMESPACE,
+        "uid": "further",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "labels": {LABEL_RANKS_OF: BASE, f"{OF_SETS}/name": BASE, f"{OF_SETS}/worker-index": "1"},
+        "ownerReferences": [{"kind": "StatefulSet", "name": f"{BASE}-0", "uid": "u", "controller": True}],
+    }
+    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+    fleet.kube.put(Kind.POD, {"metadata": metadata, "status": {"phase": "Pending", "conditions": [unplaced]}})
+    first = await fleet.pod()
+    first.hang()
+    expected = f"0 of 1 pods are up to date and ready; {BASE}-0-1: Unschedulable: 0/1 nodes"
+    await until("it is named", lambda: message(fleet) == expected)
+    fleet.kube.delete(Kind.POD, NAMESPACE, f"{BASE}-0-1")
+    first.wake()
+    await until("the base is ready", lambda: fleet.base_condition() == ("True", "PodsReady"))
 
 
 async def test_fewer_groups_are_asked_for_without_telling_which(fleet: Fleet) -> None:

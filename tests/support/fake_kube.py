@@ -350,9 +350,11 @@ def _parsed(path: str) -> tuple[str, str, str, str]:
 
 
 def _has_label(body: Json, term: str) -> bool:
-    """Whether an object has a label, or has it with a value."""
+    """Whether an object has a label, has it with a value, or has it not."""
     name, is_value, value = term.partition("=")
     labels = body["metadata"].get("labels", {})
+    if name.startswith("!"):
+        return name[1:] not in labels
     return name in labels and (not is_value or labels[name] == value)
 
 

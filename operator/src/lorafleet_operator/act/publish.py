@@ -190,9 +190,9 @@ class Publisher:
     ) -> None:
         """Make the status of a base, and write it if it changed."""
         snapshot = it.snapshot
-        known = await self._tools.pod_events.explained(snapshot.pods, it.key[0], snapshot.now)
-        known = self._tools.watches.with_starts(known)
-        evidence = BaseEvidence(applied.facts, applied.problem, known, snapshot.claims.get(base.served_name), is_asleep)
+        known, further = await self._tools.waiting_pods.explained(base, snapshot)
+        known, claim = self._tools.watches.with_starts(known), snapshot.claims.get(base.served_name)
+        evidence = BaseEvidence(applied.facts, applied.problem, known, claim, is_asleep, further)
         reserved = reservations_of(
             base, plan.intents, snapshot.now, unread=served_unread(snapshot.broken, snapshot.claims)
         )

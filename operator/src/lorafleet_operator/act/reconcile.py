@@ -94,7 +94,8 @@ class Reconciler:
 
     def _forget(self, key: BaseKey) -> None:
         """Free what is remembered of a base that is gone."""
-        for memory in (self._tools.applier, self._tools.executor, self._tools.fences, self._pusher, self._publisher):
+        tools = self._tools
+        for memory in (tools.applier, tools.executor, tools.fences, tools.waiting_pods, self._pusher, self._publisher):
             memory.forget(key)
         self._auto.forget(key)
         self._memories.pop(key, None)

@@ -10,11 +10,11 @@ from lorafleet_operator.act.fence import Fences
 from lorafleet_operator.act.judging import Gateways, Measures
 from lorafleet_operator.act.leaving import Leaving
 from lorafleet_operator.act.operators import Operators
-from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.resolve import Resolver
 from lorafleet_operator.act.status_writer import StatusWriter
 from lorafleet_operator.act.verify import Verifier
+from lorafleet_operator.act.waiting_pods import WaitingPods
 from lorafleet_operator.cluster.lease import Lease
 from lorafleet_operator.cluster.store import Store
 
@@ -36,7 +36,7 @@ class Tools:
     fences: Fences
     operators: Operators
     writer: StatusWriter
-    pod_events: PodEvents
+    waiting_pods: WaitingPods
     gateways: Gateways
     measures: Measures
     now: WallClock = utc_now

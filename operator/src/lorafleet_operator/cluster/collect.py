@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -16,7 +16,7 @@ from lorafleet_contract.resources import AdapterResource, BaseModelResource, Obj
 from lorafleet_operator.cluster.store import Kind, Store
 from lorafleet_operator.decide.kept_names import reserved_by
 from lorafleet_operator.decide.objects import ANNOTATION_TEMPLATE
-from lorafleet_operator.decide.pod_words import is_being_created, problem_of, stage_of
+from lorafleet_operator.decide.pod_words import has_begun, is_being_created, problem_of, stage_of
 from lorafleet_operator.decide.views import BaseKey, BrokenResource, Claim, Pod, Snapshot
 
 R = TypeVar("R", bound=BaseModel)
@@ -255,6 +255,22 @@ def _is_own(body: Json, base: str) -> bool:
         owner.get("controller") and (owner.get("kind"), owner.get("name")) in owners
         for owner in metadata.get("ownerReferences") or []
     )
+
+
+def further_pod_of(body: Json, base: str, now: datetime) -> Pod | None:
+    """Return what matters of a pod that is of a group of the base and not its first; None of any other.
+
+    Its stage is told until its engine runs: from then on the first pod speaks for all.
+    """
+    metadata = body["metadata"]
+    labels, group = metadata.get("labels") or {}, f"{base}-"
+    if labels.get(GROUPS_NAME) != base or labels.get(GROUPS_INDEX, "0") == "0":
+        return None
+    owners = [owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")]
+    if not any(owner.get("kind") == "StatefulSet" and owner.get("name", "").startswith(group) for owner in owners):
+        return None
+    pod = pod_of(body, now)
+    return replace(pod, stage="") if has_begun(body.get("status") or {}) else pod
 
 
 def _template_of(labels: Json) -> str:

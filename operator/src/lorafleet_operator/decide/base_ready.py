@@ -1,5 +1,6 @@
 """Whether a base model is Ready: a chain of checks over its spec, its Deployment and its pods. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,6 +71,8 @@ class BaseEvidence:
     """Who has its served name."""
     is_asleep: bool = False
     """No pod is expected to be ready: autoscaling asks for none, or the first is on its way."""
+    further: tuple[Pod, ...] = ()
+    """Where replicas are of several pods each, those beside the first; not counted, but what keeps them keeps the first."""
 
     @property
     def num_ready(self) -> int:
@@ -86,18 +89,31 @@ class BaseEvidence:
 
     @property
     def pod_problem(self) -> str:
-        """Why the first of the pods that do not come up does not, or what it is doing; empty when all are ready."""
-        waiting = [pod for pod in self.pods if not pod.is_ready and not pod.is_leaving]
+        """Why the first of the pods that do not come up does not, or what it is doing; empty when all are ready.
+
+        A first pod of a group that runs already waits for the others, so that what these are doing comes before.
+        """
+        firsts, further = _waiting(self.pods), _waiting(self.further)
         told = [
-            *((pod, pod.problem) for pod in waiting if pod.problem),
-            *((pod, pod.problem) for pod in self.pods if pod.has_failed and pod.problem),
-            *((pod, pod.stage) for pod in waiting if pod.stage),
+            *_problems(self.pods, firsts),
+            *_problems(self.further, further),
+            *((pod, pod.stage) for pod in (*further, *firsts) if pod.stage),
         ]
         return f"; {told[0][0].name}: {told[0][1][:MAX_PROBLEM]}" if told else ""
 
     def rival(self, base: BaseModelResource) -> Claim | None:
         """Who has the name instead of the base."""
         return self.claim if self.claim is not None and self.claim.uid != base.metadata.uid else None
+
+
+def _waiting(pods: Iterable[Pod]) -> list[Pod]:
+    return [pod for pod in pods if not pod.is_ready and not pod.is_leaving]
+
+
+def _problems(pods: Iterable[Pod], waiting: Iterable[Pod]) -> list[tuple[Pod, str]]:
+    """Of those that are to come up before those that have ended."""
+    named = [*waiting, *(pod for pod in pods if pod.has_failed)]
+    return [(pod, pod.problem) for pod in named if pod.problem]
 
 
 def workload_facts(body: dict[str, Any]) -> DeploymentFacts:

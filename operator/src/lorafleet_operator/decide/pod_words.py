@@ -28,10 +28,14 @@ def stage_of(status: Json) -> str:
         return ""
     if _condition(status, "PodScheduled").get("status") != "True":
         return "waits for a node"
-    engine = next((c for c in _containers(status) if c.get("name") == ENGINE_CONTAINER), {})
-    if "running" not in (engine.get("state") or {}):
+    if not has_begun(status):
         return "its containers are being created: volumes, image"
-    return "waits for its first adapters" if engine.get("started") else "loads the base model"
+    return "waits for its first adapters" if _engine(status).get("started") else "loads the base model"
+
+
+def has_begun(status: Json) -> bool:
+    """Whether the container of the engine runs."""
+    return "running" in (_engine(status).get("state") or {})
 
 
 def is_being_created(status: Json) -> bool:
@@ -50,6 +54,10 @@ def _containers(status: Json) -> list[Json]:
     """Init containers first: the engine waits for them."""
     statuses: list[Json] = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     return statuses
+
+
+def _engine(status: Json) -> Json:
+    return next((c for c in _containers(status) if c.get("name") == ENGINE_CONTAINER), {})
 
 
 def _container_problem(container: Json) -> str:

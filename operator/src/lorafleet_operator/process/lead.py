@@ -21,7 +21,6 @@ from lorafleet_operator.act.judging import Gateways, Measures
 from lorafleet_operator.act.kept_names import KeptNames
 from lorafleet_operator.act.leaving import Leaving
 from lorafleet_operator.act.operators import Operators
-from lorafleet_operator.act.pod_events import PodEvents
 from lorafleet_operator.act.pod_watch import PodWatches
 from lorafleet_operator.act.prometheus import Prometheus
 from lorafleet_operator.act.reconcile import Reconciler
@@ -30,6 +29,7 @@ from lorafleet_operator.act.status_writer import StatusWriter
 from lorafleet_operator.act.strays import Strays
 from lorafleet_operator.act.tools import Tools
 from lorafleet_operator.act.verify import Verifier
+from lorafleet_operator.act.waiting_pods import WaitingPods
 from lorafleet_operator.cluster.handlers import EventSink
 from lorafleet_operator.cluster.keys import admin_key
 from lorafleet_operator.cluster.lease import GROUP_VERSION as LEASE_VERSION
@@ -182,7 +182,7 @@ def _tools(parts: _Parts, key: bytes, store: Store, *, writes: Writes, wake: Wak
         resolver=Resolver(client, wake, watches.doubt_address),
         verifier=Verifier(client, wake),
         fences=Fences(lease),
-        pod_events=PodEvents(parts.api),
+        waiting_pods=WaitingPods(parts.api),
         gateways=parts.gateways,
         measures=parts.measures,
         operators=Operators(parts.api, writer, me=lease.name),
