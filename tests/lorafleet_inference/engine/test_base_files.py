@@ -18,7 +18,7 @@ from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.facts import facts_of_folder
 from lorafleet_inference.model.loader import load_model
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
 UP = "model.layers.1.mlp.up_proj.weight"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 123456\n"
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
@@ -135,6 +135,8 @@ def test_quantised_weights(base: Path, fields: object, named: str) -> None:
         ({"model_type": "never-heard-of"}, "never-heard-of"),
         ({"model_type": "never-heard-of", "auto_map": {"AutoModelForCausalLM": "a.B"}}, "auto_map"),
         ({"hidden_size": "many"}, "hidden_size"),
+        ({"hidden_act": "loud"}, "'loud' is nothing that transformers knows"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings is -5"),
     ],
 )
 def test_configs_of_something_else(base: Path, fields: dict[str, Any], named: str) -> None:
@@ -148,6 +150,25 @@ def test_configs_of_something_else(base: Path, fields: dict[str, Any], named: st
 def test_config_files_that_are_something_else(base: Path, content: bytes, named: str) -> None:
     (base / CONFIG).write_bytes(content)
     assert f"config.json is {named}" in refusal(base).replace("a Git", "Git").replace("a web", "web")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [(POINTER, "Git LFS pointer"), (b'{"eos_', "not JSON"), (b"[]", "no JSON object")]
+)
+def test_a_generation_config_that_cannot_be_read_is_not_done_without(base: Path, content: bytes, named: str) -> None:
+    """The end tokens of many models are in it alone: without them answers go on to the end of the context."""
+    (base / GENERATION).write_bytes(content)
+    message = refusal(base)
+    assert GENERATION in message
+    assert named in message
+
+
+def test_end_tokens_beyond_the_vocabulary_are_passed_over(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """To hold them back until `min_tokens` would be an error of each such request, and on CUDA the end of the engine."""
+    (base / GENERATION).write_text(json.dumps({"eos_token_id": [5, 1_000_000, -1]}))
+    loaded = load(base)
+    assert loaded.facts.eos_token_ids == facts_of_folder(base).eos_token_ids == (5,)
+    assert "end tokens that it has not: 1000000, -1" in caplog.text
 
 
 def test_the_folder_of_an_adapter() -> None:
@@ -172,11 +193,19 @@ def test_adapter_files_beside_a_base_are_not_of_the_base(base: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    "fields", [{"quantization_config": {"quant_method": "gptq"}}, {"model_type": "never-heard-of"}]
+    "fields",
+    [
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"model_type": "never-heard-of"},
+        {"hidden_act": "loud"},
+        {"hidden_size": -4},
+    ],
 )
-def test_validate_refuses_the_base_that_the_pod_refuses(
+def test_validate_and_plan_refuse_the_base_that_the_pod_refuses(
     base: Path, fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refusal(change_config(base, **fields))
     assert main(["validate", str(adapters_of("llama")["rank-7"]), "--model", str(base)]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["plan", "--model", str(base)]) == 2
     assert message in capsys.readouterr().err

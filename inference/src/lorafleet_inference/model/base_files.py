@@ -10,7 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.headers import read_header, what_it_is_instead
@@ -35,6 +44,8 @@ def refused(what: str, why: str) -> ConfigError:
 
 def first_sentence(error: BaseException) -> str:
     """Return the first line of what an error says, shortened."""
+    if isinstance(error, KeyError):
+        return f"{error} is nothing that transformers knows"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
@@ -57,10 +68,52 @@ def read_base_config(folder: Path) -> PreTrainedConfig:
         raise refused(name, first_sentence(error)) from error
     if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise refused(name, f"{config.model_type} is no decoder-only language model that transformers knows")
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and longest < 0:
+        raise refused(name, f"max_position_embeddings is {longest}")
     for part in (config, config.get_text_config()):
         if hasattr(part, FIELD):
             delattr(part, FIELD)
     return config
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """Return how a base model generates by its own files, which tokens end its answers above all; None: they do not say.
+
+    Raises:
+        ConfigError: the file cannot be understood.
+    """
+    if not (folder / GENERATION_CONFIG_NAME).is_file():
+        return None
+    _json(folder, GENERATION_CONFIG_NAME)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:
+        raise refused(architecture_of(folder), f"{GENERATION_CONFIG_NAME}: {first_sentence(error)}") from error
+
+
+@contextmanager
+def making_model(folder: Path) -> Iterator[None]:
+    """Around having transformers make a model of a base's config.
+
+    Raises:
+        ConfigError: there is no model of such a config.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise refused(architecture_of(folder), first_sentence(error)) from error
+
+
+def bare_model(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model of a base's config without its weights, on the meta device.
+
+    Raises:
+        ConfigError: there is no model of such a config.
+    """
+    with making_model(folder), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def read_quantization(folder: Path, at_load: Quantization | None = None) -> Method | None:

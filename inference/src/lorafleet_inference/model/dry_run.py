@@ -17,7 +17,7 @@ from lorafleet_inference.config import DtypeChoice, Quantization
 from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import LayerShape, Probe, attending, register
-from lorafleet_inference.model.base_files import read_base_config, read_quantization, refused
+from lorafleet_inference.model.base_files import making_model, read_base_config, read_quantization, refused
 from lorafleet_inference.model.checked import attention_of, shapes_of
 from lorafleet_inference.model.facts import model_facts
 from lorafleet_inference.model.quantization.cut import CutError
@@ -126,12 +126,13 @@ def model_size(
         config = config_of_rank(config, shard)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with FakeTensorMode(), torch.inference_mode():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config,
-            attn_implementation=attention_of(config),
-            experts_implementation=experts.NAME if method is None else experts.SIZED,
-            dtype=chosen,
-        ).eval()
+        with making_model(folder):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config,
+                attn_implementation=attention_of(config),
+                experts_implementation=experts.NAME if method is None else experts.SIZED,
+                dtype=chosen,
+            ).eval()
         if method is not None:
             try:
                 _quantise(model, method, whole, shard)

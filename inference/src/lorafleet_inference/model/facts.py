@@ -1,18 +1,23 @@
 """What validation and the API need to know of a model, read from its module tree; no weights are needed for it."""
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorafleet_inference.engine.messages import ExpertsFacts, ModelFacts, ModuleFacts, ModuleKind, WholeFacts
+from lorafleet_inference.engine.vocabulary import vocabulary_of
 from lorafleet_inference.model import experts, routers
-from lorafleet_inference.model.base_files import read_base_config
+from lorafleet_inference.model.base_files import bare_model, read_base_config, read_generation_config
 from lorafleet_inference.model.quantization.linear import QuantizedLinear
 from lorafleet_inference.model.rope import length_rope
+
+logger = logging.getLogger(__name__)
 
 
 def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> ModelFacts:
@@ -25,7 +30,7 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
     text = model.config.get_text_config()
     rope, longest = length_rope(model, int(getattr(text, "max_position_embeddings", None) or max_model_len or 2048))
     served = min(longest, max_model_len or longest)
-    return ModelFacts(
+    facts = ModelFacts(
         architecture=type(model).__name__,
         model_type=text.model_type,
         num_layers=text.num_hidden_layers,
@@ -42,6 +47,7 @@ def model_facts(model: PreTrainedModel, *, max_model_len: int | None = None) -> 
         embedding_size=_embedding_size(model),
         length_rope=rope if rope is not None and served > rope.limit else None,
     )
+    return msgspec.structs.replace(facts, eos_token_ids=_known(facts))
 
 
 def facts_of_folder(path: Path) -> ModelFacts:
@@ -50,11 +56,10 @@ def facts_of_folder(path: Path) -> ModelFacts:
     Raises:
         ConfigError: the folder holds no model that can be served.
     """
-    config = read_base_config(path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    if (path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    model = bare_model(path, read_base_config(path))
+    generation = read_generation_config(path)
+    if generation is not None:
+        model.generation_config = generation
     return model_facts(model)
 
 
@@ -120,6 +125,16 @@ def _experts(model: PreTrainedModel) -> list[ExpertsFacts]:
             parameters = tuple((key, shape[2], shape[1]) for key, shape in stacked.items())
             found.append(ExpertsFacts(name, stacked[experts.UP][0], parameters))
     return found
+
+
+def _known(facts: ModelFacts) -> tuple[int, ...]:
+    """Return the end tokens that the model can choose."""
+    num_tokens = vocabulary_of(facts).num_outputs
+    strange = [one for one in facts.eos_token_ids if not 0 <= one < num_tokens]
+    if strange:
+        named = ", ".join(map(str, strange))
+        logger.warning("%s names end tokens that it has not: %s; they are passed over", facts.architecture, named)
+    return tuple(one for one in facts.eos_token_ids if one not in strange)
 
 
 def _eos_token_ids(generation: GenerationConfig | None, config: Any) -> tuple[int, ...]:

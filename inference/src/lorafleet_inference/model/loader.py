@@ -13,11 +13,9 @@ from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from lorafleet_common.errors import ConfigError
@@ -30,9 +28,11 @@ from lorafleet_inference.model.attention import NAME, register
 from lorafleet_inference.model.base_files import (
     CONFIG,
     architecture_of,
+    bare_model,
     check_weights,
     first_sentence,
     read_base_config,
+    read_generation_config,
     read_quantization,
     refused,
     without_adapter,
@@ -90,8 +90,7 @@ def _quantized_files(
     method = read_quantization(folder, at_load)
     if method is None:
         return None
-    with torch.device("meta"):
-        bare = AutoModelForCausalLM.from_config(config)
+    bare = bare_model(folder, config)
     try:
         return quantized_files(bare, method, places)
     except QuantizationError as error:
@@ -133,6 +132,7 @@ def _read(
     Of `quantized` layers it reads none; of the others, a rank's part where there is a `shard`.
     """
     name = architecture_of(folder)
+    generation = read_generation_config(folder)
     taken = quantized.mark(config) if quantized is not None else frozenset()
     hidden = quantized.taken if quantized is not None and quantized.stacks else None
     try:
@@ -151,8 +151,6 @@ def _read(
                 output_loading_info=True,
                 device_map=None if device.type == "cpu" else {"": device},
             )
-            if "state_dict" in what and (view / GENERATION_CONFIG_NAME).is_file():
-                model.generation_config = GenerationConfig.from_pretrained(view)
     except Exception as error:
         logger.debug("loading %s", folder, exc_info=True)
         if isinstance(error, KeyError) and error.args == (NAME,):
@@ -169,6 +167,8 @@ def _read(
         raise refused(name, first_sentence(Exception(info["error_msgs"][0])))
     if unknown:
         logger.warning("%s: the files hold %s that the model does not have; they are not used", name, _some(unknown))
+    if generation is not None:  # transformers goes on without one that it cannot read
+        model.generation_config = generation
     return cast("PreTrainedModel", model)
 
 
