@@ -27,7 +27,8 @@ from measure.sizes import SIZES
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.core import Engine
-from lorafleet_inference.engine.messages import FromEngine, SamplingParams, Submit, ToEngine, TokenEvent, Tokens
+from lorafleet_inference.engine.messages import FromEngine, SamplingParams, Submit, ToEngine, Tokens
+from lorafleet_inference.engine.token_events import TokenEvent
 from lorafleet_inference.model.draft import load_runners
 
 PROMPT_TOKENS = 64

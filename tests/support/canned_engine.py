@@ -29,7 +29,6 @@ from lorafleet_inference.engine.messages import (
     Cancel,
     EngineBudgets,
     EngineReady,
-    FinishReason,
     Kernels,
     ModelFacts,
     Ping,
@@ -37,10 +36,9 @@ from lorafleet_inference.engine.messages import (
     Shutdown,
     Submit,
     ToEngine,
-    TokenEvent,
-    TokenLogprobs,
     Tokens,
 )
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent, TokenLogprobs
 
 BUDGETS = EngineBudgets(
     num_kv_blocks=1024,

@@ -23,9 +23,9 @@ from lorafleet_inference.engine.messages import (
     RegisterAdapter,
     SamplingParams,
     Submit,
-    TokenEvent,
     Tokens,
 )
+from lorafleet_inference.engine.token_events import TokenEvent
 from lorafleet_inference.model.draft import load_runners
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.runner import ModelRunner

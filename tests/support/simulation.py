@@ -8,18 +8,11 @@ from dataclasses import dataclass, field
 from support.rows import KnownRequests
 
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.messages import (
-    AdapterKey,
-    LengthRope,
-    RopeKind,
-    SamplingParams,
-    Submit,
-    TokenEvent,
-    TokenLogprobs,
-)
+from lorafleet_inference.engine.messages import AdapterKey, LengthRope, RopeKind, SamplingParams, Submit
 from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.token_events import TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
 EOS = 1

@@ -28,7 +28,6 @@ from lorafleet_inference.engine.core import Engine
 from lorafleet_inference.engine.messages import (
     AdapterKey,
     Cancel,
-    FinishReason,
     FromEngine,
     LengthRope,
     RegisterAdapter,
@@ -37,9 +36,9 @@ from lorafleet_inference.engine.messages import (
     SamplingParams,
     Submit,
     ToEngine,
-    TokenEvent,
     Tokens,
 )
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
 from lorafleet_inference.engine.turns import PATIENCE_SECONDS
 
 INVOCATION = (6, 7)

@@ -18,7 +18,6 @@ from lorafleet_inference.engine.messages import (
     EngineFailed,
     EngineReady,
     EngineStats,
-    FinishReason,
     FromEngine,
     Kernels,
     ModelFacts,
@@ -30,10 +29,9 @@ from lorafleet_inference.engine.messages import (
     Shutdown,
     Submit,
     ToEngine,
-    TokenEvent,
-    TokenLogprobs,
     Tokens,
 )
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent, TokenLogprobs
 
 SAMPLING = SamplingParams(
     max_tokens=3, temperature=0.5, top_p=0.9, top_k=4, seed=-(1 << 63), stop_token_ids=(7,), num_logprobs=2

@@ -21,15 +21,8 @@ from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.client import EngineClient
-from lorafleet_inference.engine.messages import (
-    AdapterKey,
-    DeviceTier,
-    EngineStats,
-    FinishReason,
-    SamplingParams,
-    Submit,
-    TokenEvent,
-)
+from lorafleet_inference.engine.messages import AdapterKey, DeviceTier, EngineStats, SamplingParams, Submit
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
 from lorafleet_inference.errors import EngineFailure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,8 @@ from support.tiny_device import TinyDevice, inspect, logits_after, ticking
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.core import Engine
-from lorafleet_inference.engine.messages import FromEngine, SamplingParams, Submit, ToEngine, TokenEvent, Tokens
+from lorafleet_inference.engine.messages import FromEngine, SamplingParams, Submit, ToEngine, Tokens
+from lorafleet_inference.engine.token_events import TokenEvent
 
 NUM_ANSWERS = 800
 AT_ONCE = 8

@@ -16,9 +16,10 @@ from support.simulation import Simulation, request
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import FinishReason, Pooling, PoolingKind, SamplingParams
+from lorafleet_inference.engine.messages import Pooling, PoolingKind, SamplingParams
 from lorafleet_inference.engine.plan import Sampled, StepResult
 from lorafleet_inference.engine.pooling import embedding_of
+from lorafleet_inference.engine.token_events import FinishReason
 from lorafleet_inference.model.pooling import pooling_of
 
 PROMPT = tuple(2 + 7 * number % 200 for number in range(47))

@@ -14,9 +14,10 @@ from support.models import adapters_of, model_folder
 from support.rows import KnownRequests
 
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import FinishReason, SamplingParams
+from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import InFlight, SamplingState, StepPlan, StepResult
 from lorafleet_inference.engine.steps import MAX_FAILED_STEPS, StepFailed
+from lorafleet_inference.engine.token_events import FinishReason
 
 TRAP = 3
 ADAPTERS = (None, "rank-7", "dora")

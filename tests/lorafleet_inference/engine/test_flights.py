@@ -9,9 +9,10 @@ from support.scenarios import play
 from support.simulation import BLOCK_TOKENS, EOS, Simulation, request
 
 from lorafleet_contract.openai import ErrorCode
-from lorafleet_inference.engine.messages import FinishReason, LengthRope, RopeKind, Submit, TokenEvent
+from lorafleet_inference.engine.messages import LengthRope, RopeKind, Submit
 from lorafleet_inference.engine.plan import Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
 
 A, B = key_of("a"), key_of("b")
 

@@ -7,11 +7,12 @@ from support.simulation import BLOCK_TOKENS, EOS, VOCAB_SIZE
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.form import FormDrafts
-from lorafleet_inference.engine.messages import SamplingParams, Submit, TokenEvent
+from lorafleet_inference.engine.messages import SamplingParams, Submit
 from lorafleet_inference.engine.pace import Pace, StepBound
 from lorafleet_inference.engine.plan import Drafted, Sampled, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.speculation import PATIENCE
+from lorafleet_inference.engine.token_events import TokenEvent
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
 CHEAP = StepBound(Pace(0.3, fixed=0.1, prompt_token=0.001, answer_token=0.001))

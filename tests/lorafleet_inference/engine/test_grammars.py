@@ -20,8 +20,9 @@ from tokenizers import Tokenizer
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.grammars import Constraint, Grammars, GrammarTokenizer
-from lorafleet_inference.engine.messages import Cancel, FinishReason, SamplingParams, TokenEvent
+from lorafleet_inference.engine.messages import Cancel, SamplingParams
 from lorafleet_inference.engine.plan import InFlight, StepPlan
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
 
 PERSON: dict[str, Any] = {
     "type": "object",

@@ -9,7 +9,8 @@ from support.engines import DrivenEngine
 from support.models import AdapterSpec, model_folder, save_adapter
 
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import FinishReason, SamplingParams
+from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.engine.token_events import FinishReason
 
 NUM_ADAPTERS, NUM_PLACES = 500, 32
 SHORT = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)

@@ -13,7 +13,8 @@ from support.wild import wild_adapter
 
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import FinishReason, SamplingParams
+from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.engine.token_events import FinishReason
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 PROMPT = tuple(range(5, 45))

@@ -8,7 +8,8 @@ from support.engines import DrivenEngine
 from support.models import VOCABULARY, AdapterSpec, Reference, model_folder, save_adapter
 
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
+from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.engine.token_events import TokenLogprobs
 
 PROMPT = tuple(2 + 7 * number % 200 for number in range(47))
 PLAIN = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)

@@ -2,7 +2,8 @@
 
 from support.simulation import Simulation, request
 
-from lorafleet_inference.engine.messages import FinishReason, LengthRope, RopeKind
+from lorafleet_inference.engine.messages import LengthRope, RopeKind
+from lorafleet_inference.engine.token_events import FinishReason
 
 LIMIT = 10
 LONGROPE, DYNAMIC = LengthRope(RopeKind.LONGROPE, LIMIT), LengthRope(RopeKind.DYNAMIC, LIMIT)

@@ -14,10 +14,11 @@ from support.simulation import EOS, VOCAB_SIZE, Simulation, compute, request
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, RopeKind, SamplingParams, Submit
+from lorafleet_inference.engine.messages import AdapterKey, LengthRope, RopeKind, SamplingParams, Submit
 from lorafleet_inference.engine.plan import Sampled, StepResult
 from lorafleet_inference.engine.planner import MAX_SCORED_TOKENS
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.token_events import FinishReason
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
 KEYS = (key_of("a"), key_of("b"), key_of("c"))

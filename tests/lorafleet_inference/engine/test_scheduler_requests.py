@@ -10,17 +10,11 @@ from support.simulation import compute
 from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash, BlockManager
-from lorafleet_inference.engine.messages import (
-    AdapterKey,
-    FinishReason,
-    SamplingParams,
-    Submit,
-    TokenEvent,
-    TokenLogprobs,
-)
+from lorafleet_inference.engine.messages import AdapterKey, SamplingParams, Submit
 from lorafleet_inference.engine.pace import MIN_PROMPT_TOKENS, Pace, StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent, TokenLogprobs
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
 EOS, STOP, PLAIN = 1, 8, 2

@@ -6,8 +6,8 @@ import pytest
 from support.engines import key_of
 from support.simulation import BLOCK_TOKENS, Simulation, compute, request
 
-from lorafleet_inference.engine.messages import FinishReason
 from lorafleet_inference.engine.plan import Sampled, StepResult
+from lorafleet_inference.engine.token_events import FinishReason
 
 A, B = key_of("a"), key_of("b")
 NUM_CHOICES = 8

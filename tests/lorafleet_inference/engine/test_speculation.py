@@ -10,11 +10,12 @@ from support.simulation import BLOCK_TOKENS, EOS, VOCAB_SIZE
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.block_manager import BlockManager
-from lorafleet_inference.engine.messages import FinishReason, SamplingParams, Submit, TokenEvent
+from lorafleet_inference.engine.messages import SamplingParams, Submit
 from lorafleet_inference.engine.pace import Pace, StepBound
 from lorafleet_inference.engine.plan import Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.speculation import FIRST_LENGTH, MAX_PAUSE, RightParts, Speculator, is_worthwhile
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
 from lorafleet_inference.engine.vocabulary import Vocabulary
 
 

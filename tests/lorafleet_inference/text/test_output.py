@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tokenizers_made import byte_level
 
-from lorafleet_inference.engine.messages import FinishReason, TokenEvent, TokenLogprobs
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent, TokenLogprobs
 from lorafleet_inference.text.detokenizer import Detokenizer
 from lorafleet_inference.text.output import Output, Shown
 from lorafleet_inference.text.pieces import PieceTable

@@ -25,7 +25,6 @@ from lorafleet_inference.engine.messages import (
     EngineFailed,
     EngineReady,
     EngineStats,
-    FinishReason,
     FromEngine,
     Loading,
     Ping,
@@ -34,10 +33,9 @@ from lorafleet_inference.engine.messages import (
     Shutdown,
     Submit,
     ToEngine,
-    TokenEvent,
     Tokens,
-    joined,
 )
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent, joined
 from lorafleet_inference.errors import EngineFailure
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,6 @@ from lorafleet_inference.engine.messages import (
     EngineBudgets,
     EngineReady,
     EngineStats,
-    FinishReason,
     FromEngine,
     ModelFacts,
     Ping,
@@ -36,7 +35,6 @@ from lorafleet_inference.engine.messages import (
     Shutdown,
     Submit,
     ToEngine,
-    TokenEvent,
     Tokens,
 )
 from lorafleet_inference.engine.pace import StepBound
@@ -45,6 +43,7 @@ from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
 from lorafleet_inference.engine.step_times import StepTimes
 from lorafleet_inference.engine.steps import Executor, StepFailed, Steps
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
 from lorafleet_inference.engine.vocabulary import vocabulary_of
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lorafleet_inference.engine.messages import AdapterKey, Pooling, SamplingParams, TokenLogprobs
+from lorafleet_inference.engine.messages import AdapterKey, Pooling, SamplingParams
+from lorafleet_inference.engine.token_events import TokenLogprobs
 
 Vector = npt.NDArray[np.float32]
 TokenMask = npt.NDArray[np.uint8]

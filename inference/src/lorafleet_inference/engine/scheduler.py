@@ -20,13 +20,14 @@ from lorafleet_inference.engine.activation import activation
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.fairness import ANSWER_WEIGHT, ServiceCounters
 from lorafleet_inference.engine.form import Form, FormDrafts
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, LengthRope, Submit, TokenEvent
+from lorafleet_inference.engine.messages import AdapterKey, LengthRope, Submit
 from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Drafted, DraftWanted, Sampled, StepItem, StepPlan, StepResult
 from lorafleet_inference.engine.planner import Planner
 from lorafleet_inference.engine.rope import must_restart, rope_length
 from lorafleet_inference.engine.sequence import Sequence
 from lorafleet_inference.engine.speculation import PATIENCE, DraftLength, RightParts, Speculator
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
 from lorafleet_inference.engine.vocabulary import Vocabulary, first_unknown
 
 _FlightItem = tuple[StepItem, Sequence, int, list[int]]

@@ -8,10 +8,11 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.engine.block_manager import BlockHash, activated, chain_seed, next_hash
 from lorafleet_inference.engine.form import Form, FormDrafts
-from lorafleet_inference.engine.messages import AdapterKey, FinishReason, PoolingKind, Submit, TokenEvent, TokenLogprobs
+from lorafleet_inference.engine.messages import AdapterKey, PoolingKind, Submit
 from lorafleet_inference.engine.plan import NewRequest, Sampled, StepItem, Vector
 from lorafleet_inference.engine.pooling import embedding_of
 from lorafleet_inference.engine.speculation import DraftLength
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent, TokenLogprobs
 
 
 @dataclass(slots=True, eq=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lorafleet_inference.engine.messages import TokenLogprobs
 from lorafleet_inference.engine.plan import InFlight, Sampled, SamplingState, StepItem, StepResult
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.model.batch import ChoiceInputs
 from lorafleet_inference.model.input_batch import InputBatch
 from lorafleet_inference.model.pooling import Pooled

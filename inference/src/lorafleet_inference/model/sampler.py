@@ -18,8 +18,9 @@ from typing import Protocol
 import msgspec
 import torch
 
-from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
+from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import Sampled, TokenMask
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.model.adjust import Changes
 from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.transfer import on_device

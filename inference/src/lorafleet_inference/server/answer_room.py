@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from lorafleet_inference.engine.messages import TokenEvent, TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenEvent, TokenLogprobs
 from lorafleet_inference.errors import Overloaded
 
 TOKEN_BYTES = 512

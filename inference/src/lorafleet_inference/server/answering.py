@@ -12,7 +12,7 @@ from typing import Any, Generic
 from starlette.responses import Response
 
 from lorafleet_contract.usage import HEADER_USAGE, usage_comment, usage_text
-from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.admission import Waiting
 from lorafleet_inference.server.answer_room import AnswerShare

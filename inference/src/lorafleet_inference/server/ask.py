@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from lorafleet_contract import admin
 from lorafleet_contract.names import REVISION_MARK
 from lorafleet_contract.reasons import Reason
-from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.errors import (
     AdapterFailed,
     AdapterLoading,

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from lorafleet_inference.config import ServerConfig
-from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.errors import InvalidValue, UnsupportedParameter
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta

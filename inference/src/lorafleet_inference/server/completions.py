@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from lorafleet_inference.engine.messages import SamplingParams, TokenLogprobs
+from lorafleet_inference.engine.messages import SamplingParams
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.errors import InvalidValue
 from lorafleet_inference.server.fields import FieldPolicy
 from lorafleet_inference.server.generation import ChoiceDelta

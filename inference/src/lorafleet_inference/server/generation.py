@@ -11,15 +11,8 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import RETRYABLE
 from lorafleet_inference import metrics
 from lorafleet_inference.engine.client import EngineClient
-from lorafleet_inference.engine.messages import (
-    AdapterKey,
-    FinishReason,
-    Pooling,
-    SamplingParams,
-    Submit,
-    TokenEvent,
-    TokenLogprobs,
-)
+from lorafleet_inference.engine.messages import AdapterKey, Pooling, SamplingParams, Submit
+from lorafleet_inference.engine.token_events import FinishReason, TokenEvent, TokenLogprobs
 from lorafleet_inference.errors import (
     AdapterFailed,
     AdapterLoading,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.server.wire import (
     ChatLogprobs,
     CompletionLogprobs,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from lorafleet_contract.lorax import COMPATIBLE, GENERATE, GENERATE_STREAM, lorax_answer
-from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.errors import RequestError
 from lorafleet_inference.server import lorax_wire as wire
 from lorafleet_inference.server.fields import FieldPolicy

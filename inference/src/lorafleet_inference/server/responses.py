@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorafleet_inference.engine.messages import TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.errors import RequestError, UnsupportedParameter
 from lorafleet_inference.server.chat import Chat
 from lorafleet_inference.server.fields import FieldPolicy

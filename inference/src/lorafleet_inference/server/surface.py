@@ -12,7 +12,8 @@ import msgspec
 from pydantic import BaseModel
 
 from lorafleet_inference.adapters.lease import Lease
-from lorafleet_inference.engine.messages import ModelFacts, TokenLogprobs
+from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.engine.token_events import TokenLogprobs
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.server.generation import ChoiceDelta, Timing
 from lorafleet_inference.server.logprobs import TokenNames

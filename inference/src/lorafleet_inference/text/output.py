@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorafleet_inference.engine.messages import TokenEvent, TokenLogprobs
+from lorafleet_inference.engine.token_events import TokenEvent, TokenLogprobs
 from lorafleet_inference.text.detokenizer import Detokenizer
 from lorafleet_inference.text.stopping import StopStrings
 
