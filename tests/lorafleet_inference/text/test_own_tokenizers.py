@@ -144,10 +144,25 @@ def test_tokens_beyond_the_embedding_are_refused_with_the_numbers(
     assert caught.value.reason is Reason.BASE_MODEL_MISMATCH
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 123456\n"
+
+
 @pytest.mark.parametrize(
     ("files", "why", "reason"),
     [
         ({"tokenizer.json": "{"}, "cannot be read", Reason.ARTIFACT_INVALID),
+        ({"tokenizer.json": POINTER}, "tokenizer.json is a Git LFS pointer", Reason.ARTIFACT_INVALID),
+        ({"tokenizer_config.json": POINTER}, ": tokenizer_config.json is a Git LFS", Reason.ARTIFACT_INVALID),
+        (
+            {"generation_config.json": "<!DOCTYPE html>"},
+            "generation_config.json is a web page",
+            Reason.ARTIFACT_INVALID,
+        ),
+        (
+            {"added_tokens.json": "\ufeff{}"},
+            "added_tokens.json is text that begins with a byte",
+            Reason.ARTIFACT_INVALID,
+        ),
         ({"added_tokens.json": '{"<tool>": "x"}'}, "added_tokens.json is malformed", Reason.ARTIFACT_INVALID),
         ({"added_tokens.json": '{"<tool>": 7}'}, "'<tool>' has the id 7, and 421", Reason.ARTIFACT_INVALID),
         ({"tokenizer.json": word_piece().to_str()}, "neither byte-level", Reason.UNSUPPORTED_ADAPTER),

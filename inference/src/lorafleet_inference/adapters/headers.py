@@ -18,7 +18,8 @@ from lorafleet_inference.errors import AdapterError
 
 MAX_HEADER_BYTES = 32 << 20
 """About 200,000 tensors: more than any adapter has."""
-_LOOK_BYTES = 256
+LOOK_BYTES = 256
+"""Of the beginning of a file, from which it is told what it is."""
 METADATA = "__metadata__"
 ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
              "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8}  # fmt: skip
@@ -46,7 +47,7 @@ def read_header(path: Path) -> Mapping[str, TensorFacts]:
                 _invalid(path, f"has {size} bytes: it is truncated")
             (length,) = struct.unpack("<Q", file.read(8))
             if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
-                instead = what_it_is_instead(struct.pack("<Q", length) + file.peek(_LOOK_BYTES))
+                instead = what_it_is_instead(struct.pack("<Q", length) + file.peek(LOOK_BYTES))
                 if instead is not None:
                     _invalid(path, f"is {instead}, not a safetensors file")
             if length > MAX_HEADER_BYTES:
@@ -61,7 +62,7 @@ def read_header(path: Path) -> Mapping[str, TensorFacts]:
 
 def what_it_is_instead(begin: bytes) -> str | None:
     """Return what a file that begins so is, where it is something that people have in the place of another; else None."""
-    text = begin[:_LOOK_BYTES].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    text = begin[:LOOK_BYTES].removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if text.startswith(b"version https://git-lfs.github.com/spec/"):
         return "a Git LFS pointer: the file itself was not fetched (git lfs pull)"
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from lorafleet_inference.adapters.headers import LOOK_BYTES, what_it_is_instead
+
 TOKENIZER = "tokenizer.json"
 ADDED_TOKENS = "added_tokens.json"
 MAX_FILE_BYTES = 32 << 20
@@ -102,13 +104,31 @@ def read_limited(path: Path) -> str | None:
         raise TextFileError(f"{path.name} is not UTF-8 text") from error
 
 
+def check_content(name: str, begin: bytes) -> None:
+    """Refuse a file of JSON that begins as something that people have in its place.
+
+    Raises:
+        TextFileError: it does; says what it is.
+    """
+    instead = what_it_is_instead(begin)
+    if instead is not None:
+        raise TextFileError(f"{name} is {instead}")
+
+
+def _read_json(path: Path) -> str | None:
+    text = read_limited(path)
+    if text is not None:
+        check_content(path.name, text[:LOOK_BYTES].encode(errors="replace"))
+    return text
+
+
 def read_generation_fields(directory: Path) -> GenerationFields:
     """Return what a folder's generation_config.json says; nothing where there is none.
 
     Raises:
         TextFileError: the file is malformed.
     """
-    text = read_limited(directory / "generation_config.json")
+    text = _read_json(directory / "generation_config.json")
     try:
         return GenerationFields() if text is None else GenerationFields.model_validate_json(text)
     except ValidationError as error:
@@ -121,12 +141,12 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig | None:
     Raises:
         TextFileError: a file is malformed.
     """
-    text = read_limited(directory / "tokenizer_config.json")
+    text = _read_json(directory / "tokenizer_config.json")
     if text is None:
         return None
     try:
         config = TokenizerConfig.model_validate_json(text)
-        named = json.loads(read_limited(directory / "special_tokens_map.json") or "{}")
+        named = json.loads(_read_json(directory / "special_tokens_map.json") or "{}")
         missing = {name: named[name] for name in SPECIAL_TOKEN_NAMES if name in named and getattr(config, name) is None}
         return TokenizerConfig.model_validate({**config.model_dump(), **missing}) if missing else config
     except (ValidationError, ValueError, TypeError, RecursionError) as error:
@@ -139,7 +159,7 @@ def read_added_tokens(directory: Path) -> dict[str, int]:
     Raises:
         TextFileError: the file is malformed.
     """
-    text = read_limited(directory / ADDED_TOKENS)
+    text = _read_json(directory / ADDED_TOKENS)
     try:
         return {} if text is None else _ADDED_TOKENS.validate_json(text)
     except ValidationError as error:

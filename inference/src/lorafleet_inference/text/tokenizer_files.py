@@ -4,7 +4,14 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from lorafleet_inference.text.files import TOKENIZER, TextFileError, TokenizerConfig, read_tokenizer_config
+from lorafleet_inference.adapters.headers import LOOK_BYTES
+from lorafleet_inference.text.files import (
+    TOKENIZER,
+    TextFileError,
+    TokenizerConfig,
+    check_content,
+    read_tokenizer_config,
+)
 
 
 def load_tokenizer(directory: Path) -> tuple[Tokenizer, TokenizerConfig]:
@@ -29,7 +36,11 @@ def read_tokenizer(path: Path) -> Tokenizer:
         TextFileError: it is malformed.
     """
     try:
+        with path.open("rb") as file:
+            check_content(path.name, file.read(LOOK_BYTES))
         tokenizer = Tokenizer.from_file(str(path))
+    except TextFileError:
+        raise
     except Exception as error:
         raise TextFileError(f"{path.name} cannot be read: {error}") from error
     tokenizer.no_truncation()
