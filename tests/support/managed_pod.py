@@ -45,7 +45,7 @@ class ManagedPod:
         )
 
     def seen(self, name: str, revision: str | None = None) -> ObservedAdapter | None:
-        found = (one for one in self.manager.observed() if one.name == name and revision in (None, one.revision))
+        found = (one for one in self.manager.shown.observed() if one.name == name and revision in (None, one.revision))
         return next(found, None)
 
     async def until(self, what: str, condition: Callable[[], object]) -> None:
@@ -55,7 +55,7 @@ class ManagedPod:
                 while not condition():
                     await self.manager.changes.wait(self.manager.changes.number, 0.2)
         except TimeoutError:
-            raise AssertionError(f"{what}: {self.manager.observed()}") from None
+            raise AssertionError(f"{what}: {self.manager.shown.observed()}") from None
 
     async def until_state(self, name: str, state: AdapterState) -> ObservedAdapter:
         def reached() -> bool:

@@ -90,8 +90,8 @@ async def test_an_adapter_is_brought_by_what_it_is(pod_of: MakePod, hub: ServedH
         assert blue.key != one.key
     assert downloads(hub, "acme/red") == 1
     assert len(pod.engine.registered) == 2
-    assert not pod.manager.observed()
-    assert not pod.manager.routes()
+    assert not pod.manager.shown.observed()
+    assert not pod.manager.shown.routes()
     assert [model.id for model in pod.manager.models()] == ["base"]
     assert not pod.manager.knows("acme/red")
 

@@ -106,10 +106,10 @@ NAMES = [f"a{number}" for number in range(5)]
 def documents(pod: ManagedPod) -> tuple[int, Shown, Shown]:
     """The generation, what the admin API shows without its counters, and what gateways are shown."""
     manager = pod.manager
-    manager.states_since(None)
-    manager.routes_since(None)
-    states = {(one.name, one.revision): one.model_copy(update=COUNTERS) for one in manager.observed()}
-    return manager.changes.number, states, {(one.name, one.revision): one for one in manager.routes()}  # type: ignore[return-value]
+    manager.shown.states_since(None)
+    manager.shown.routes_since(None)
+    states = {(one.name, one.revision): one.model_copy(update=COUNTERS) for one in manager.shown.observed()}
+    return manager.changes.number, states, {(one.name, one.revision): one for one in manager.shown.routes()}  # type: ignore[return-value]
 
 
 async def test_differences_of_a_pod_come_to_its_documents(make_pod: MakePod) -> None:
@@ -130,7 +130,7 @@ async def test_differences_of_a_pod_come_to_its_documents(make_pod: MakePod) -> 
         if draw.random() < 0.7:
             await asyncio.sleep(draw.choice([0.0, 0.0, 0.005]))
         manager = pod.manager
-        states, routes = manager.states_since(known[0]), manager.routes_since(known[0])
+        states, routes = manager.shown.states_since(known[0]), manager.shown.routes_since(known[0])
         now = documents(pod)
         for difference, then, whole in ((states, known[1], now[1]), (routes, known[2], now[2])):
             assert difference is not None
@@ -142,7 +142,7 @@ async def test_differences_of_a_pod_come_to_its_documents(make_pod: MakePod) -> 
                 key: whole[key] for key in changed
             }
             assert merged == whole
-        kinds |= {one.state for one in pod.manager.observed()}
+        kinds |= {one.state for one in pod.manager.shown.observed()}
         if draw.random() < 0.6:
             known = now
     assert len(kinds) >= 4, "more than one kind of life was seen"

@@ -103,7 +103,7 @@ async def test_what_was_refused_says_so_to_requests(make_pod: MakePod) -> None:
     assert isinstance(error, AdapterFailed)
     assert "DigestMismatch" in error.message
     assert "red" not in {model.id for model in pod.manager.models()}
-    assert not pod.manager.routes()
+    assert not pod.manager.shown.routes()
 
 
 async def test_what_is_retryable_is_tried_again_by_itself(make_pod: MakePod, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ async def test_without_loading_on_demand_only_what_is_there_answers(make_pod: Ma
     assert seen is not None
     assert (seen.state, seen.tier) == (AdapterState.PENDING, Tier.DISK)
     assert isinstance(await refused(pod.manager.lease("red", None)), AdapterLoading)
-    assert not pod.manager.routes()
+    assert not pod.manager.shown.routes()
     pod.write(await pod.entry("red", residency=Residency.RESIDENT))
     await pod.until_state("red", AdapterState.READY)
     assert await pod.manager.lease("red", None)
@@ -248,7 +248,7 @@ async def test_what_is_in_memory_is_told_by_the_name_that_requests_use(make_pod:
     for one in (stable, canary, other):
         await pod.until("ready", lambda one=one: told(pod, one) is AdapterState.READY)
     revision = revision_of(canary.source.digest)
-    held = {one.model: (one.is_on_device, one.is_pinned, one.rank) for one in pod.manager.in_memory()}
+    held = {one.model: (one.is_on_device, one.is_pinned, one.rank) for one in pod.manager.shown.in_memory()}
     assert held == {"red": (True, True, 4), f"red@{revision}": (True, False, 4)}
 
 
@@ -281,7 +281,7 @@ async def test_the_first_catalogue_makes_ready_once(make_pod: MakePod) -> None:
     )
     pod.write(red, bad)
     await pod.until("ready", lambda: pod.manager.ready)
-    assert {one.name: one.state for one in pod.manager.observed()} == {
+    assert {one.name: one.state for one in pod.manager.shown.observed()} == {
         "red": AdapterState.READY,
         "bad": AdapterState.FAILED,
     }
@@ -329,8 +329,8 @@ async def test_more_than_fits_is_resident_in_its_order(make_pod: MakePod, tmp_pa
     given = tuple((name, str(write_adapter(tmp_path / name, seed=index))) for index, name in enumerate(names))
     pod = await make_pod(adapters=given, max_resident=2)
     await pod.until("ready", lambda: pod.manager.ready)
-    assert {one.name for one in pod.manager.observed() if one.residency is Residency.RESIDENT} == {"a0", "a1"}
-    assert all(one.state is AdapterState.READY for one in pod.manager.observed())
+    assert {one.name for one in pod.manager.shown.observed() if one.residency is Residency.RESIDENT} == {"a0", "a1"}
+    assert all(one.state is AdapterState.READY for one in pod.manager.shown.observed())
 
 
 def size_of(folder: Path) -> int:
@@ -345,15 +345,15 @@ async def test_a_disk_for_two_serves_five(make_pod: MakePod) -> None:
     small = await make_pod(disk_cache_bytes=2 * max(sizes) + 100)
     entries = [await small.entry(f"a{number}", residency=Residency.ON_DEMAND) for number in range(5)]
     small.write(*entries)
-    await small.until("settled", lambda: all(one.state is AdapterState.READY for one in small.manager.observed()))
-    assert sum(one.tier is Tier.SOURCE for one in small.manager.observed()) == 3
+    await small.until("settled", lambda: all(one.state is AdapterState.READY for one in small.manager.shown.observed()))
+    assert sum(one.tier is Tier.SOURCE for one in small.manager.shown.observed()) == 3
     for _ in range(2):
         for entry in entries:
             async with await small.manager.lease(entry.name, None) as lease:
                 assert lease.key is not None
                 small.engine.ask(lease.key)
             assert small.manager.cache.used_bytes <= small.manager.cache.max_bytes
-    assert all(one.state is AdapterState.READY for one in small.manager.observed())
+    assert all(one.state is AdapterState.READY for one in small.manager.shown.observed())
 
 
 async def test_what_is_in_use_never_leaves_the_disk(make_pod: MakePod) -> None:
@@ -392,7 +392,7 @@ async def test_people_put_and_remove(make_pod: MakePod) -> None:
     await pod.until("the old one is gone", lambda: pod.seen("red", first.revision) is None)
     assert await pod.manager.remove_local("red", drain_seconds=1)
     assert not await pod.manager.remove_local("red", drain_seconds=1)
-    assert not pod.manager.observed()
+    assert not pod.manager.shown.observed()
     with pytest.raises(AdapterError):
         await pod.manager.put_local("red", SourceRef(name="elsewhere", path="red"), pinned=False)
 
@@ -441,7 +441,7 @@ async def test_what_a_person_puts_is_not_undone_by_the_start(make_pod: MakePod, 
     pod.adapter("red", seed=2)
     put = await pod.manager.put_local("red", SourceRef(name="volume", path="red"), pinned=False)
     assert not pod.manager.local_failures
-    assert [one.revision for one in pod.manager.observed()] == [put.revision]
+    assert [one.revision for one in pod.manager.shown.observed()] == [put.revision]
 
 
 async def test_a_burst_of_requests_brings_it_once(make_pod: MakePod) -> None:

@@ -77,8 +77,8 @@ async def test_a_merge_is_made_once_and_told_apart_by_what_it_is(make_pod: MakeP
     async with request(pod, "red", "blue", weights=(1, 0.5)) as another:
         assert another.key != one.key
     assert known(pod) == 2
-    assert {one.name for one in pod.manager.observed()} == set(NAMES)
-    assert {one.name for one in pod.manager.routes()} == set(NAMES)
+    assert {one.name for one in pod.manager.shown.observed()} == set(NAMES)
+    assert {one.name for one in pod.manager.shown.routes()} == set(NAMES)
 
 
 async def test_many_who_want_the_same_wait_for_one(make_pod: MakePod) -> None:

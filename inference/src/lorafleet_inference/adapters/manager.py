@@ -16,12 +16,8 @@ from lorafleet_contract.admin import (
     ObservedAdapter,
     Owner,
     Residency,
-    Tier,
 )
-from lorafleet_contract.lorax import AD_HOC
-from lorafleet_contract.names import REVISION_MARK
 from lorafleet_contract.reasons import Reason
-from lorafleet_contract.routes import RouteAdapter
 from lorafleet_contract.sources import AdapterFacts, Digest, ResolvedSource, SourceRef
 from lorafleet_inference.adapters.ad_hoc import AdHoc
 from lorafleet_inference.adapters.bringer import AdapterEngine, Bringer
@@ -29,11 +25,11 @@ from lorafleet_inference.adapters.cache import NodeCache
 from lorafleet_inference.adapters.catalogue import Artifact, Catalogue, Entry
 from lorafleet_inference.adapters.changes import Generation
 from lorafleet_inference.adapters.inspect import inspect_adapter
-from lorafleet_inference.adapters.journal import Difference, Journal
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.adapters.local import LocalAdapters
 from lorafleet_inference.adapters.merges import MergeEngine, Merges
 from lorafleet_inference.adapters.row_layout import RowLayout
+from lorafleet_inference.adapters.shown import Shown
 from lorafleet_inference.adapters.sources.registry import Refusing, Sources
 from lorafleet_inference.adapters.store import AdapterStore
 from lorafleet_inference.adapters.tracked import Phase, Tracked
@@ -48,7 +44,6 @@ from lorafleet_inference.errors import (
     RequestError,
     RevisionNotFound,
 )
-from lorafleet_inference.metrics import InMemory
 
 __all__ = ["AdapterManager", "Lease", "ListedModel"]
 logger = logging.getLogger(__name__)
@@ -86,7 +81,6 @@ class AdapterManager:
         self._judge = judge
         self.changes = Generation()
         """Grows with everything that the admin state or the routes show."""
-        self._states, self._routes = Journal(self.changes), Journal(self.changes)
         self.catalogue = Catalogue()
         self._engine = engine
         self._config = config
@@ -115,6 +109,8 @@ class AdapterManager:
             load_on_demand=config.engine.load_on_demand,
             on_let_go=self.merges.content_gone,
         )
+        self.shown = Shown(self._bringer.tracked, self.changes)
+        """Of all revisions."""
         self._local = LocalAdapters(
             self.catalogue, self._bringer, self._store, self.changes, base_name=config.served_name
         )
@@ -198,56 +194,14 @@ class AdapterManager:
         """Adapters of the command line that could not be resolved."""
         return list(self._local.failures.values())
 
-    def observed(self, difference: Difference | None = None) -> list[ObservedAdapter]:
-        """Return every revision as the admin API shows it, or those that a difference tells."""
-        return [one.observed() for one in self._shown() if difference is None or one.key in difference.changed]
-
-    def states_since(self, generation: int | None) -> Difference | None:
-        """Return what has become of `observed` since a generation; None: that is not known, or nobody asks.
-
-        To be called before `changes.number` is read for a document: the number may grow.
-        """
-        self._states.look({one.key: one.standing for one in self._shown()})
-        return None if generation is None else self._states.since(generation)
-
-    def routes_since(self, generation: int | None) -> Difference | None:
-        """As `states_since`, of `routes`."""
-        self._routes.look({one.key: one.standing for one in self._shown() if one.is_answering})
-        return None if generation is None else self._routes.since(generation)
-
     def sources(self, name: str) -> list[ResolvedSource]:
         """Return what the operator's revisions of a name are made of."""
         return [entry.resolved for entry in self.catalogue.revisions(name) if entry.resolved is not None]
-
-    def routes(self, difference: Difference | None = None) -> list[RouteAdapter]:
-        """Return the revisions that can be answered, or those that a difference tells."""
-        return [
-            one.route()
-            for one in self._shown()
-            if one.is_answering and (difference is None or one.key in difference.changed)
-        ]
-
-    def _shown(self) -> list[Tracked]:
-        """What requests have named is nobody else's to know."""
-        return [tracked for tracked in self._bringer.tracked.values() if tracked.entry.name != AD_HOC]
 
     def knows(self, model: str) -> bool:
         """Whether a name means the base, or an adapter that was declared, come or not."""
         names = (self._config.served_name, *(name for name, _ in self._config.adapters))
         return model in names or bool(self.catalogue.revisions(model))
-
-    def in_memory(self) -> list[InMemory]:
-        """Return the revisions that requests can be answered with out of device or host memory."""
-        return [
-            InMemory(
-                model=one.entry.name if one.entry.stable else f"{one.entry.name}{REVISION_MARK}{one.key.revision}",
-                is_on_device=one.tier is Tier.DEVICE,
-                is_pinned=one.entry.pinned,
-                rank=one.entry.artifact.facts.rank,
-            )
-            for one in self._shown()
-            if one.is_answering and one.tier in (Tier.DEVICE, Tier.HOST)
-        ]
 
     def models(self) -> list[ListedModel]:
         """Return the base and the adapters that can be asked by their names."""

@@ -51,7 +51,7 @@ def state_of(pod: Pod, since: int | None = None) -> admin.PodState:
     Raises:
         EngineNotReady: the base model is not loaded yet.
     """
-    difference = pod.manager.states_since(since)
+    difference = pod.manager.shown.states_since(since)
     state = _state_of(pod, difference)
     if difference is None:
         return state
@@ -89,7 +89,7 @@ def _state_of(pod: Pod, difference: Difference | None) -> admin.PodState:
             disk_cache_bytes=manager.cache.max_bytes,
             disk_used_bytes=manager.cache.used_bytes,
         ),
-        adapters=manager.observed(difference),
+        adapters=manager.shown.observed(difference),
         local_failures=manager.local_failures,
     )
 
@@ -145,7 +145,7 @@ def _add_names(app: FastAPI, pod: Pod) -> None:
 
     @app.get("/admin/v1/adapters/{name:path}")
     async def get(name: str) -> Response:
-        found = [one for one in pod.manager.observed() if one.name == name]
+        found = [one for one in pod.manager.shown.observed() if one.name == name]
         failures = [one for one in pod.manager.local_failures if one.name == name]
         if not found and not failures:
             raise _unknown(name)

@@ -142,7 +142,7 @@ async def _serve(config: ServerConfig, around: Surroundings, ports: Ports, stop:
 
 
 async def _run(pod: Pod, ports: Ports, stop: StopSignals) -> int:
-    collector = metrics.EngineCollector(lambda: pod.engine.stats, lambda: pod.engine.facts, pod.manager.in_memory)
+    collector = metrics.EngineCollector(lambda: pod.engine.stats, lambda: pod.engine.facts, pod.manager.shown.in_memory)
     metrics.REGISTRY.register(collector)
     pod.engine.subscribe(collector.observe)
     life = asyncio.ensure_future(_live(pod, _start(pod, ports.public.url), stop))

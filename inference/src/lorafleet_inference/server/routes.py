@@ -41,7 +41,7 @@ def routes_of(pod: Pod, *, with_adapters: bool = True, since: int | None = None)
         EngineNotReady: the base model is not loaded yet.
     """
     manager, stats = pod.manager, pod.engine.stats
-    difference = manager.routes_since(since) if with_adapters else None
+    difference = manager.shown.routes_since(since) if with_adapters else None
     gone = difference.gone if difference is not None else ()
     return Routes(
         boot_id=manager.boot_id,
@@ -50,7 +50,7 @@ def routes_of(pod: Pod, *, with_adapters: bool = True, since: int | None = None)
         ready=manager.ready and pod.state.phase is Phase.SERVING,
         draining=pod.state.is_leaving,
         max_model_len=pod.facts.max_model_len,
-        adapters=manager.routes(difference) if with_adapters else None,
+        adapters=manager.shown.routes(difference) if with_adapters else None,
         since=difference.since if difference is not None else None,
         removed=[RevisionRef(name=key.name, revision=key.revision) for key in gone],
         num_running=stats.num_running if stats is not None else 0,

@@ -77,7 +77,7 @@ def vllm_lora_router(pod: Pod) -> APIRouter:
 
 
 def _is_known(pod: Pod, name: str) -> bool:
-    return any(one.name == name for one in pod.manager.observed())
+    return any(one.name == name for one in pod.manager.shown.observed())
 
 
 def _refused(status: int, message: str) -> Response:
