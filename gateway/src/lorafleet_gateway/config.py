@@ -67,7 +67,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-body", "Largest request body.", num_bytes, "QUANTITY", C, "max_body_bytes"),
     Option("max-held-bodies", "Request bodies held in memory together; beyond that requests are answered 429.",
            num_bytes, "QUANTITY", C, "max_held_bytes"),
-    Option("max-in-flight", "Requests answered at the same time; more are answered 429.",
+    Option("max-in-flight", "Requests answered at the same time; more are answered 429, those of one model from four fifths of them on.",
            number(1, 1 << 20), "NUMBER", C, "max_in_flight"),
     Option("max-connections", "Connections of clients; one more closes the one that has waited for its client the longest.",
            number(1, 1 << 20), "NUMBER", C, "max_connections"),

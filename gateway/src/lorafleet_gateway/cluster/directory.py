@@ -46,6 +46,13 @@ class Target:
         """Served name of the adapter; None for the base itself."""
         return self.name if self.revision is not None else None
 
+    @property
+    def counts_as(self) -> str:
+        """Whose share of a gateway its requests take: merges of a base have one together, and so have adapters that nobody declared."""
+        if self.parts or self.is_ad_hoc:
+            return f"{'/'.join(self.base_key)}@{'merged' if self.parts else 'ad hoc'}"
+        return self.name
+
 
 def merge_of(parts: Sequence[Target]) -> Target:
     """Return what a merge of adapters means: pods of the base that they share.

@@ -52,7 +52,7 @@ class Route:
     held_seconds: float = 0.0
     """For how long it has waited for a pod of a base that had none."""
     is_without_pod: bool = False
-    """It has waited in vain: what it is answered says nothing of any revision."""
+    """It has waited in vain, or was not let in: what it is answered says nothing of any revision."""
 
     @property
     def is_of_stable(self) -> bool:

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from lorafleet_common.keys.guard import Caller
 from lorafleet_common.tracing import RequestTrace
+from lorafleet_gateway.errors import Overloaded
 from lorafleet_gateway.front.dispatch import Route
 from lorafleet_gateway.front.outcomes import Result
 from lorafleet_gateway.front.state import Room
@@ -39,6 +40,20 @@ class Exchange:
     bill: Bill | None = None
     """Its tokens, where they are counted."""
     trace: RequestTrace = field(default_factory=lambda: RequestTrace(None))
+
+    def take_share(self) -> None:
+        """Count it as one of its model's, which was found, in what this gateway may have in flight.
+
+        Raises:
+            Overloaded: there are too many of that model.
+        """
+        assert self.room is not None, "it is in flight"
+        assert self.route.target is not None, "it was found"
+        try:
+            self.room.count_for(self.route.target.counts_as)
+        except Overloaded:
+            self.route.is_without_pod = True
+            raise
 
     def let_go(self) -> None:
         """The request is not offered again: a long answer must not keep a large body in memory."""

@@ -92,6 +92,7 @@ class Proxy:
                     caller.check_model(split_model(model)[0])
             with self._billing(exchange, grant):
                 await self._find(exchange, asked)
+                exchange.take_share()
                 answer = await self._dispatcher.offer(
                     exchange.route, partial(self._ask, exchange), elapsed_seconds=lambda: exchange.elapsed_seconds
                 )
