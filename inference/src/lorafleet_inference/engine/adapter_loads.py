@@ -3,19 +3,17 @@
 The thread reads and copies; every decision is taken on the engine's own thread, between two steps.
 """
 
-import logging
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.merged import merged_plan
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import MAX_RANK
-from lorafleet_inference.engine.background import yield_cores
+from lorafleet_inference.engine.load_thread import AdapterDevice, LoadThread
 from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import NoRoomEver, NoRoomYet, Residency
@@ -23,36 +21,9 @@ from lorafleet_inference.engine.turns import Turns
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.errors import AdapterError
 
-logger = logging.getLogger(__name__)
 MAX_READ_AHEAD = 2
 """Slabs beyond the host cache that are read, or were and have no room on the device yet."""
-T = TypeVar("T")
 SlabT = TypeVar("SlabT")
-
-
-class AdapterDevice(Protocol[SlabT]):
-    """Where adapters are read and copied: the model runner, seen from here. A slab is an adapter in host memory."""
-
-    def settle(self, plan: AdapterPlan) -> AdapterPlan:
-        """Compare what an adapter repeats of the base with it; raises AdapterError."""
-
-    def load_slab(self, plan: AdapterPlan) -> SlabT:
-        """Read a settled adapter from disk; raises AdapterError."""
-
-    def drop_slab(self, slab: SlabT) -> None:
-        """Use the memory of a slab again, which nobody copies any more."""
-
-    def num_pages(self, plan: AdapterPlan) -> int:
-        """Rank pages that an adapter takes."""
-
-    def slab_bytes(self, plan: AdapterPlan) -> int:
-        """Size of its slab."""
-
-    def install(self, key: AdapterKey, pages: tuple[int, ...], slab: SlabT) -> None:
-        """Copy a slab to pages of the device."""
-
-    def remove(self, key: AdapterKey) -> None:
-        """Forget an adapter of the device."""
 
 
 @dataclass(slots=True)
@@ -88,6 +59,28 @@ class Outcome:
     """Adapters whose running requests have to be set back now, so that one that waits gets their room."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """One look for room, for all adapters that have none."""
+
+    in_use: set[AdapterKey]
+    just_came: set[AdapterKey]
+    """Those that came for a request that waits yet."""
+    stay: set[AdapterKey]
+    """Nobody of them leaves."""
+    urgent: set[AdapterKey]
+    """Requests wait for them, or whoever asked for them has waited for too long."""
+    service: Callable[[AdapterKey], float]
+    now: float
+    first: tuple[AdapterKey, tuple[AdapterKey, ...]] | None = None
+    """The first that found no room, and who has to end before it has."""
+    hopeless: set[int] = field(default_factory=set)
+    """Numbers of rank pages for which somebody before found no room: who needs as many finds none either."""
+    others_leave: dict[int, bool] = field(default_factory=dict)
+    """By number of rank pages, whether others would leave for so many; until somebody gets room."""
+    outcome: Outcome = field(default_factory=Outcome)
+
+
 class AdapterLoads(Generic[SlabT]):
     """Owns what is known of each adapter. `post` hands a finished job back to the engine's thread, to be called there."""
 
@@ -104,7 +97,6 @@ class AdapterLoads(Generic[SlabT]):
         self._device = device
         self._inspect = inspect
         self._max_merged_rank = max_merged_rank
-        self._post = post
         self._adapters: dict[AdapterKey, _Adapter[SlabT]] = {}
         self._to_come: dict[AdapterKey, None] = {}
         """Those that were asked to be resident and have no room yet, in the order of asking."""
@@ -113,7 +105,7 @@ class AdapterLoads(Generic[SlabT]):
         self._read: dict[AdapterKey, float] = {}
         """Seconds that reading took, of adapters that were read and have no room yet."""
         self._turns = Turns()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=yield_cores)
+        self._thread = LoadThread(post)
         self.held: set[AdapterKey] = set()
         """Adapters of which nothing new may start, so that a waiting one gets their room."""
 
@@ -139,7 +131,7 @@ class AdapterLoads(Generic[SlabT]):
         if known is None:
             content = message.merge or Path(message.directory)
             self._adapters[key] = _Adapter(content, message.resident, message.pinned, busy=True)
-            self._run(lambda: self._settled(content), lambda found: self._inspected(key, found))
+            self._thread.run(lambda: self._settled(content), lambda found: self._inspected(key, found))
             return Outcome()
         known.resident, known.pinned = message.resident, message.pinned
         if known.plan is None:
@@ -190,11 +182,6 @@ class AdapterLoads(Generic[SlabT]):
         that requests wait for, and before them when it is overdue, so that whoever asked has an answer. Nobody leaves
         for an adapter that cannot be read.
         """
-        outcome, first = Outcome(), None
-        hopeless: set[int] = set()
-        """Numbers of rank pages for which somebody before found no room: who needs as many finds none either."""
-        others_leave: dict[int, bool] = {}
-        """By number of rank pages, whether others would leave for so many; until somebody gets room."""
         self.held.clear()
         wanted = list(dict.fromkeys([*waiting, *self._to_come]))
         self._forget_read(wanted)
@@ -202,71 +189,77 @@ class AdapterLoads(Generic[SlabT]):
         self._turns.observe(roomless, computing, now)
         overdue = [key for key in roomless if key in self._to_come and self._turns.is_overdue(key, now)]
         just_came = set(self.residency.unused).intersection(waiting)
-        stay = in_use | just_came
+        search = _Search(
+            in_use=in_use,
+            just_came=just_came,
+            stay=in_use | just_came,
+            urgent={*waiting, *overdue},
+            service=service,
+            now=now,
+        )
         for key in dict.fromkeys([*overdue, *roomless]):
-            adapter = self._adapters[key]
-            num_pages = self.residency.pages_needed(key)
-            if adapter.busy or num_pages in hopeless:
-                continue
-            if first is not None and not self._may_overtake(key, *first, stay, now):
-                continue
-            if adapter.slab is None:
-                if num_pages not in others_leave:
-                    others_leave[num_pages] = bool(self.residency.leaving_for(key, stay))
-                if others_leave[num_pages]:
-                    self._read_ahead(key, adapter, outcome)
-                    continue
-            room = self.residency.make_room(key, stay, service=service)
-            match room:
-                case NoRoomEver(message):
-                    outcome.statuses.append(self._failed(key, Reason.OUT_OF_MEMORY, message))
-                    outcome.refused.append(Refused(key, Reason.OUT_OF_MEMORY, message))
-                case NoRoomYet(busy) if first is None:
-                    first = key, busy
-                    hopeless.add(num_pages)
-                    if key in waiting or key in overdue:
-                        self.held.update(set(busy) - just_came)
-                        self._make_way(key, in_use, stay, service=service, now=now, outcome=outcome)
-                case NoRoomYet():
-                    hopeless.add(num_pages)
-                case _:
-                    others_leave.clear()
-                    for other in room.evicted:
-                        self._device.remove(other)
-                        self._adapters[other].resident = False
-                        outcome.statuses.append(self._status(other))
-                    self._load(key, adapter, room.pages, outcome)
-        return outcome
+            if self._may_have_room(key, search):
+                self._find_room(key, search)
+        return search.outcome
+
+    def _may_have_room(self, key: AdapterKey, search: _Search) -> bool:
+        """Whether room is looked for now; one for which others would leave is read before."""
+        adapter, num_pages = self._adapters[key], self.residency.pages_needed(key)
+        if adapter.busy or num_pages in search.hopeless:
+            return False
+        if search.first is not None and not self._may_overtake(key, *search.first, search.stay, search.now):
+            return False
+        if adapter.slab is None:
+            if num_pages not in search.others_leave:
+                search.others_leave[num_pages] = bool(self.residency.leaving_for(key, search.stay))
+            if search.others_leave[num_pages]:
+                self._read_ahead(key, adapter, search.outcome)
+                return False
+        return True
+
+    def _find_room(self, key: AdapterKey, search: _Search) -> None:
+        """Load an adapter where it has room; the first that has none has others make way for it."""
+        room, outcome = self.residency.make_room(key, search.stay, service=search.service), search.outcome
+        match room:
+            case NoRoomEver(message):
+                outcome.statuses.append(self._failed(key, Reason.OUT_OF_MEMORY, message))
+                outcome.refused.append(Refused(key, Reason.OUT_OF_MEMORY, message))
+            case NoRoomYet(busy) if search.first is None:
+                search.first = key, busy
+                search.hopeless.add(self.residency.pages_needed(key))
+                if key in search.urgent:
+                    self.held.update(set(busy) - search.just_came)
+                    self._make_way(key, search)
+            case NoRoomYet():
+                search.hopeless.add(self.residency.pages_needed(key))
+            case _:
+                search.others_leave.clear()
+                for other in room.evicted:
+                    self._device.remove(other)
+                    self._adapters[other].resident = False
+                    outcome.statuses.append(self._status(other))
+                self._load(key, self._adapters[key], room.pages, outcome)
 
     def close(self) -> None:
         """Let the thread finish what it does."""
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.close()
 
     def _may_overtake(
         self, key: AdapterKey, first: AdapterKey, waited: Collection[AdapterKey], stay: set[AdapterKey], now: float
     ) -> bool:
         return not self._turns.is_overdue(first, now) or self.residency.fits_beside(key, first, waited, stay)
 
-    def _make_way(
-        self,
-        key: AdapterKey,
-        in_use: set[AdapterKey],
-        stay: set[AdapterKey],
-        *,
-        service: Callable[[AdapterKey], float],
-        now: float,
-        outcome: Outcome,
-    ) -> None:
+    def _make_way(self, key: AdapterKey, search: _Search) -> None:
         """Say who has to make way for an adapter whose requests have waited long enough; it is read first."""
-        if not self._turns.is_overdue(key, now):
+        if not self._turns.is_overdue(key, search.now):
             return
-        candidates = self._turns.preemptible(key, in_use, service, now)
-        leaving = self.residency.enough_of(candidates, key, stay)
+        candidates = self._turns.preemptible(key, search.in_use, search.service, search.now)
+        leaving = self.residency.enough_of(candidates, key, search.stay)
         adapter = self._adapters[key]
         if leaving and adapter.slab is None:
-            self._read_ahead(key, adapter, outcome)
+            self._read_ahead(key, adapter, search.outcome)
         else:
-            outcome.preempt = leaving
+            search.outcome.preempt = leaving
 
     def _read_ahead(self, key: AdapterKey, adapter: _Adapter[SlabT], outcome: Outcome) -> None:
         """Read an adapter that others will have to leave for; one that cannot be read drives nobody out."""
@@ -278,7 +271,7 @@ class AdapterLoads(Generic[SlabT]):
         self._make_host_room(key, outcome)
         plan, began = adapter.plan, time.monotonic()
         assert plan is not None
-        self._run(
+        self._thread.run(
             lambda: self._device.load_slab(plan), lambda done: self._was_read(key, done, time.monotonic() - began)
         )
 
@@ -376,7 +369,7 @@ class AdapterLoads(Generic[SlabT]):
         read_seconds = self._read.pop(key, None)
         source = DeviceTier.DISK if kept is None or read_seconds is not None else DeviceTier.HOST
         began -= read_seconds or 0.0
-        self._run(copy, lambda done: self._loaded(key, done, source, time.monotonic() - began))
+        self._thread.run(copy, lambda done: self._loaded(key, done, source, time.monotonic() - began))
 
     def _loaded(self, key: AdapterKey, done: SlabT | AdapterError, source: DeviceTier, seconds: float) -> Outcome:
         adapter = self._adapters[key]
@@ -410,19 +403,3 @@ class AdapterLoads(Generic[SlabT]):
             load_seconds=load_seconds,
             loaded_from=loaded_from,
         )
-
-    def _run(self, job: Callable[[], T], done: Callable[[T | AdapterError], Outcome]) -> None:
-        def run() -> None:
-            result: T | AdapterError
-            try:
-                result = job()
-            except AdapterError as error:
-                result = error
-            except MemoryError as error:
-                result = AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}")
-            except Exception as error:  # an adapter must never end the engine
-                logger.exception("an adapter could not be loaded")
-                result = AdapterError(Reason.LOAD_FAILED, f"{type(error).__name__}: {error}")
-            self._post(lambda: done(result))
-
-        self._thread.submit(run)
