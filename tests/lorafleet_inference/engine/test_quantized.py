@@ -409,7 +409,7 @@ def test_adapters_on_quantised_experts_equal_peft(family: str, name: str, tmp_pa
     quantised, plain = save_quantised(base, tmp_path, *FORMATS[name])
     check_experts(family, quantised, plain, tmp_path)
     model = load(quantised).model
-    assert wait_for_device(model), "so that its steps are not captured"
+    assert wait_for_device(model), "by torch, without the kernels of a GPU, so that its steps are not captured"
     assert not wait_for_device(load(plain).model)
     stored = model.get_submodule("model.layers.0.mlp.experts")
     numbers = load_file(plain / WEIGHTS)
@@ -421,6 +421,11 @@ def test_adapters_on_quantised_experts_equal_peft(family: str, name: str, tmp_pa
     size = weight_bytes(model)
     assert abs(planned.weights - size) < 0.02 * size
     assert planned.facts.experts == facts_of_folder(plain).experts
+    # on a GPU, layers are multiplied by as they are by steps of up to 64 tokens, experts by those of up to 512
+    layers, of_experts = planned.multiplied - planned.expert_multiplied, planned.expert_multiplied
+    assert of_experts > 0 or name != "gptq-4-order"
+    assert weights_read(planned, 65) - weights_read(planned, 64) == pytest.approx(2 * layers, abs=1)
+    assert weights_read(planned, 513) - weights_read(planned, 512) == pytest.approx(2 * of_experts, abs=1)
 
 
 @pytest.mark.parametrize("family", EXPERTS)

@@ -7,7 +7,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.cards import Card
 from lorafleet_inference.config import KV_BLOCK_TOKENS, KvCacheDtype
-from lorafleet_inference.kernels.few_tokens import MAX_TOKENS
+from lorafleet_inference.kernels.few_tokens import MAX_GROUPED_TOKENS, MAX_TOKENS
 from lorafleet_inference.model.dry_run import ModelSize
 from lorafleet_inference.model.graph_rooms import captured_bytes
 from lorafleet_inference.model.sizing import (
@@ -162,7 +162,8 @@ def weights_read(size: ModelSize, num_tokens: int) -> int:
     multiplies by, are then written as they are multiplied, and read again.
     """
     missed = (1 - size.experts_per_token / size.num_experts) ** num_tokens
-    is_few = num_tokens <= MAX_TOKENS
-    back: float = size.dequantised - (size.multiplied if is_few else 0)
-    back -= missed * (size.expert_dequantised - (size.expert_multiplied if is_few else 0))
+    of_experts = size.expert_dequantised - (size.expert_multiplied if num_tokens <= MAX_GROUPED_TOKENS else 0)
+    of_others = size.dequantised - size.expert_dequantised
+    of_others -= size.multiplied - size.expert_multiplied if num_tokens <= MAX_TOKENS else 0
+    back = of_others + (1 - missed) * of_experts
     return int(size.weights - size.unread_weights - size.expert_weights * missed + 2 * back)

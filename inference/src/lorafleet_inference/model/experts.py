@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear, grouped_mm_experts_forward
 
+from lorafleet_inference.kernels.few_tokens import MAX_GROUPED_TOKENS
+
 NAME = "lorafleet_experts"
 SIZED = "lorafleet_experts_sized"
 """`sized`, for quantised experts where only memory is asked for."""
@@ -52,11 +54,32 @@ class Pairs:
     """[T, K] int64, contiguous: where each lies among the sorted ones."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """Pairs by expert, as products of experts need them."""
+
+    experts: torch.Tensor
+    """[pairs] int64, ascending: the expert of each; E for none."""
+    ends: torch.Tensor
+    """[E] int32: where the pairs of each end."""
+    num_choices: int
+    """Pairs of a token."""
+
+
 class Stacked(torch.nn.Module):
-    """Weights [E, out, in] that are brought back for each product, in the place of a stacked weight."""
+    """Weights [E, out, in] in few bits, in the place of a stacked weight."""
 
     shape: tuple[int, int, int]
     ndim: int
+
+    @property
+    def waits(self) -> bool:
+        """Whether products of few tokens wait for the device too: there is no `grouped`."""
+        return True
+
+    def grouped(self, x: torch.Tensor, pairs: Sorted) -> torch.Tensor:
+        """Return the products [pairs, out] of rows x [pairs, in] of a step of few tokens."""
+        raise NotImplementedError
 
     def product(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         """Return x W of x [.., in] for one expert."""
@@ -89,8 +112,8 @@ def register() -> None:
 
 
 def wait_for_device(model: torch.nn.Module) -> bool:
-    """Whether experts of a model have each step wait for the device, so that none can be captured."""
-    return any(isinstance(module, Stacked) for module in model.modules())
+    """Whether experts of a model have also steps of few tokens wait for the device, so that none can be captured."""
+    return any(isinstance(module, Stacked) and module.waits for module in model.modules())
 
 
 def can_adapt(module: torch.nn.Module) -> bool:
@@ -135,7 +158,7 @@ def sized(
 ) -> torch.Tensor:
     """As `experts` in what it takes of memory, whoever the tokens choose."""
 
-    def of_first(x: torch.Tensor, weight: Any, _: torch.Tensor) -> torch.Tensor:
+    def of_first(x: torch.Tensor, weight: Any, _: Sorted) -> torch.Tensor:
         return _product(weight, 0, x)
 
     return _sorted(module, hidden_states, top_k_index, top_k_weights, None, product=of_first)
@@ -145,16 +168,19 @@ def _product(weight: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
     return weight.product(expert, x) if isinstance(weight, Stacked) else F.linear(x, weight[expert])
 
 
-def _grouped(x: torch.Tensor, weight: Any, ends: torch.Tensor) -> torch.Tensor:
-    """Return the products of rows x [pairs, in] that are sorted by expert; `ends` [E]: where the rows of each end.
+def _grouped(x: torch.Tensor, weight: Any, pairs: Sorted) -> torch.Tensor:
+    """Return the products of rows x [pairs, in] that are sorted by expert.
 
-    Quantised weights have the device waited for: those of experts that no token chose are not brought back.
+    Quantised weights that no kernel multiplies by, and those of a large step, have the device waited for: those of experts that no
+    token chose are not brought back.
     """
     if not isinstance(weight, Stacked):
-        return _grouped_linear(x, weight, ends)
+        return _grouped_linear(x, weight, pairs.ends)
+    if not weight.waits and len(x) <= MAX_GROUPED_TOKENS * pairs.num_choices:
+        return weight.grouped(x, pairs)
     out = x.new_zeros(len(x), weight.shape[1])
     begin = 0
-    for expert, end in enumerate(ends.tolist()):
+    for expert, end in enumerate(pairs.ends.tolist()):
         if begin < end:
             out[begin:end] = weight.product(expert, x[begin:end])
         begin = end
@@ -168,9 +194,9 @@ def _sorted(
     top_k_weights: torch.Tensor,
     lora: ExpertKernels | None,
     *,
-    product: Callable[[torch.Tensor, Any, torch.Tensor], torch.Tensor] = _grouped,
+    product: Callable[[torch.Tensor, Any, Sorted], torch.Tensor] = _grouped,
 ) -> torch.Tensor:
-    """As `experts`, all pairs of an expert at once; without anything that waits for the device but quantised weights."""
+    """As `experts`, all pairs of an expert at once; without anything that waits for the device but some quantised weights."""
     num_tokens, num_choices = top_k_index.shape
     of_pairs, order = torch.sort(top_k_index.reshape(-1))
     places = torch.empty_like(order)
@@ -178,13 +204,13 @@ def _sorted(
     pairs = Pairs(top_k_index.contiguous(), places.view(num_tokens, num_choices))
     counted = of_pairs.int() if of_pairs.is_cuda else of_pairs.float()  # what each device counts
     counts = torch.histc(counted, bins=module.num_experts, min=0, max=module.num_experts - 1)
-    ends = counts.cumsum(0, dtype=torch.int32)
+    by_expert = Sorted(of_pairs, counts.cumsum(0, dtype=torch.int32), num_choices)
     x = hidden_states[order // num_choices]
-    hidden = product(x, module.gate_up_proj, ends)
+    hidden = product(x, module.gate_up_proj, by_expert)
     if lora is not None:
         lora.add_up(x, hidden, pairs)
     hidden = module._apply_gate(hidden)  # noqa: SLF001  transformers' own hook
-    done = product(hidden, module.down_proj, ends)
+    done = product(hidden, module.down_proj, by_expert)
     if lora is not None:
         lora.add_down(hidden, done, pairs)
     done = done * top_k_weights.reshape(-1)[order, None].to(done.dtype)

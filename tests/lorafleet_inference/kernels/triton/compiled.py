@@ -23,7 +23,7 @@ from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep, Sit
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.sides import SideSite, SideStep
 from lorafleet_inference.kernels.triton.step import Given, StepBlock
-from lorafleet_inference.kernels.triton.weights import multiply
+from lorafleet_inference.kernels.triton.weights import multiply, multiply_grouped
 from lorafleet_inference.model.experts import Pairs
 from lorafleet_inference.model.quantization.on_gpu import matrix_of
 from lorafleet_inference.model.quantization.weight import Codes, Layout, QuantizedWeight
@@ -131,6 +131,19 @@ def quantised(_sizes: blocks.Blocks, dtype: torch.dtype, layout: Layout, tokens:
     )
 
 
+def quantised_experts(
+    _sizes: blocks.Blocks, dtype: torch.dtype, layout: Layout, pairs: int, *, in_order: bool = True
+) -> None:
+    """Maps of 8 experts as wide as those of Mixtral."""
+    each = matrix_of(QuantizedWeight.empty(layout, (HIDDEN, HIDDEN)).to(CUDA))
+    assert each is not None
+    if not in_order:  # as a rank has them
+        columns, of_block = (torch.empty(8, HIDDEN, dtype=torch.int32, device=CUDA) for _ in range(2))
+        each = replace(each, columns=columns, blocks=of_block)
+    experts, ends = torch.empty(pairs, dtype=torch.int64, device=CUDA), torch.empty(8, dtype=torch.int32, device=CUDA)
+    multiply_grouped(torch.empty(pairs, HIDDEN, dtype=dtype, device=CUDA), each, experts, ends)
+
+
 def main(arch: int) -> None:
     """Print [[case, kernel], ..]."""
     sizes = blocks.AMPERE if arch < 90 else blocks.HOPPER
@@ -177,6 +190,10 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("fp8, blocks", quantised, (BFLOAT16, Layout(Codes.FP8, 128, 128, scale_dtype=FLOAT32), 8), {}),
     ("int8", quantised, (BFLOAT16, Layout(Codes.UINT8, midpoint=128, scale_dtype=FLOAT32), 8), {}),
     ("nf4", quantised, (BFLOAT16, Layout(Codes.TABLE4, 1, 64, is_flat=True, scale_dtype=FLOAT32), 8), {}),
+    ("4 bit experts, few", quantised_experts, (BFLOAT16, FOUR_BITS, 2), {}),
+    ("4 bit experts", quantised_experts, (BFLOAT16, FOUR_BITS, 2 * NUM_TOKENS), {}),
+    ("4 bit experts, act order", quantised_experts, (BFLOAT16, FOUR_BITS, 2 * NUM_TOKENS), {"in_order": False}),
+    ("fp8 experts", quantised_experts, (BFLOAT16, Layout(Codes.FP8, 128, 128, scale_dtype=FLOAT32), 2), {}),
     ("choice", pick, (BFLOAT16,), {}),
     ("choice, float32", pick, (FLOAT32,), {}),
 )
@@ -200,6 +217,7 @@ EVERYWHERE = {
     "4 bit, many tokens",
     "4 bit, act order",
     "fp8, blocks",
+    "4 bit experts",
 }
 """Cases that are compiled for each architecture, the others for Hopper alone: each takes seconds."""
 

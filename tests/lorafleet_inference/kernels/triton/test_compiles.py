@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[4]
 FEW_ROWS = {"decode", "both", "shrink", "expand", "side_shrink", "side_expand", "embed"}
 """Kernels whose products have 16 rows, for which the large tensor cores are no gain."""
 PRODUCTS = {*FEW_ROWS, "prefill"}
-QUANTISED = {"multiply", "bring_back"}
+QUANTISED = {"multiply", "multiply_grouped", "bring_back"}
 BETWEEN = {"add_norm", "gate", "rotate_write"}
 LARGE = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def test_products_use_tensor_cores(arch: int) -> None:
         if built.name in PRODUCTS and "float32" not in case:
             large = built.name == "prefill" or "many tokens" in case
             assert built.tensor_cores == {LARGE[arch] if large else "mma"}, (case, built.name)
-        if built.name == "multiply":
+        if built.name in ("multiply", "multiply_grouped"):
             assert built.tensor_cores == {"mma"}, case
 
 

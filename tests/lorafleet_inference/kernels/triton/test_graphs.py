@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from support.engines import DrivenEngine, key_of
 from support.families import BOTH_EXPERT_MAPS, ROUTER, VOCABULARY, AdapterSpec
 from support.models import save_adapter, save_model
+from support.quantized import FORMATS, save_quantised
 from support.recorded_graphs import RecordedGraphs
 from support.triton_sizes import SMALL
 from transformers import LlamaConfig, MixtralConfig
@@ -34,7 +35,7 @@ ADAPTERS = {
     "dora": AdapterSpec(6, seed=3, options={"use_dora": True}),
 }
 MIXTURE = MixtralConfig(
-    vocab_size=VOCABULARY, initializer_range=0.2, hidden_size=32, intermediate_size=24, num_hidden_layers=1,
+    vocab_size=VOCABULARY, initializer_range=0.2, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
     num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, num_local_experts=4, num_experts_per_tok=2,
     sliding_window=None,
 )  # fmt: skip
@@ -116,15 +117,20 @@ def test_replayed_steps_answer_as_others_do(device: torch.device, tmp_path: Path
     assert set(graphs.captured) == of_rows | of_sides | of_prompts
 
 
-def test_lora_on_head_embedding_and_experts_is_replayed(device: torch.device, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantised", [None, "gptq-4-order"])
+def test_lora_on_head_embedding_and_experts_is_replayed(
+    device: torch.device, tmp_path: Path, quantised: str | None
+) -> None:
     """Beside adapters and requests without."""
     model = save_model(MIXTURE, tmp_path / "model")
     adapters = {one: save_adapter(model, tmp_path / one, spec) for one, spec in OF_SIDES.items()}
+    if quantised is not None:
+        model, _ = save_quantised(model, tmp_path, *FORMATS[quantised])
     engines = []
+    waves = [("sides", "experts"), ("experts", None), ("attention", "sides")][: 3 if quantised is None else 1]
     for triton, graphs in ((TritonKernels(device, SMALL), graphs_of(device)), (None, None)):
         engine = engine_of(model, device, triton, graphs, ahead=graphs is not None)
         engine.register(adapters)
-        waves = [("sides", "experts"), ("experts", None), ("attention", "sides")]
         for wave, names in enumerate(waves):
             for number, name in enumerate(names):
                 prompt = [(7 * number + 3 * wave + at) % (VOCABULARY - 2) + 2 for at in range(4 + 5 * number)]
@@ -132,10 +138,10 @@ def test_lora_on_head_embedding_and_experts_is_replayed(device: torch.device, tm
             engine.run_until_ended(f"{wave}-{number}" for number in range(len(names)))
         engines.append(engine)
     replayed, plain = engines
-    for wave in range(3):
+    for wave in range(len(waves)):
         for number in range(2):
             assert replayed.tokens(f"{wave}-{number}") == plain.tokens(f"{wave}-{number}"), (wave, number)
-    assert replayed.runner.num_replayed_steps >= 9, "all decode steps"
+    assert replayed.runner.num_replayed_steps >= 3 * len(waves), "all decode steps"
     assert replayed.runner._extras._resident == {}, "nothing is left outside of the pool"
 
 

@@ -8,6 +8,7 @@ import torch
 from support.engines import DrivenEngine
 from support.families import VOCABULARY, AdapterSpec
 from support.models import save_adapter, save_model
+from support.quantised_weights import COLUMN_ORDER, ROWS, part_of_columns, weight_of
 from support.triton_launches import launches
 from support.triton_sizes import SMALL
 from torch.nn import functional as F
@@ -17,7 +18,6 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.triton.backend import TritonKernels
 from lorafleet_inference.kernels.triton.weights import bring_back, multiply
-from lorafleet_inference.model.quantization.cut import Cut, part_of
 from lorafleet_inference.model.quantization.on_gpu import matrix_of
 from lorafleet_inference.model.quantization.weight import Codes, Layout, QuantizedWeight
 
@@ -31,23 +31,7 @@ LAYOUTS = {
     "nf4": Layout(Codes.TABLE4, block_columns=64, is_flat=True, scale_dtype=torch.float32),
 }
 WIDTHS = {"4 bit, groups narrower than a step": 160}
-ROWS = 40
 GREEDY = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True, num_logprobs=0)
-
-
-def weight_of(layout: Layout, width: int, device: torch.device) -> QuantizedWeight:
-    torch.manual_seed(0)
-    made = QuantizedWeight.empty(layout, (ROWS, width)).to(device)
-    codes = torch.randint(0, 256, made.codes.shape, dtype=torch.uint8)
-    if layout.codes is Codes.FP8:  # no NaN
-        codes = torch.where(codes & 127 == 127, codes - 1, codes)
-    made.codes.copy_(codes)
-    made.scales.copy_(torch.rand(made.scales.shape) / 8 + 0.01)
-    if made.zeros is not None:
-        made.zeros.copy_(torch.randint(0, 16, made.zeros.shape))
-    if made.table is not None:
-        made.table.copy_(torch.randn(16))
-    return made
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -76,7 +60,7 @@ def test_product_is_that_of_the_weight_of_torch(device: torch.device, name: str,
 
 
 ORDERED = {
-    "4 bit": Layout(Codes.UINT4, block_columns=32, has_zeros=True, has_order=True),
+    "4 bit": COLUMN_ORDER,
     "8 bit": Layout(Codes.UINT8, block_columns=128, midpoint=128, has_order=True, scale_dtype=torch.bfloat16),
 }
 
@@ -87,14 +71,9 @@ def test_columns_in_another_order_are_sorted_once(device: torch.device, name: st
     """Of a part as a rank has it, blocks have some of their columns and some blocks have none."""
     layout, width = ORDERED[name], 256
     weight = weight_of(layout, width, device)
-    group = layout.block_columns
-    assert group is not None
-    assert weight.order is not None
-    weight.order.copy_(torch.arange(width)[torch.randperm(width)] // group)
     if is_part:
-        weight.order[:160].clamp_(min=1)
-        weight = part_of(weight, "down_proj", Cut((ROWS, width), (slice(0, ROWS),), (slice(0, 160),)))
         width = 160
+        weight = part_of_columns(weight, width)
     numbers, num_bytes = weight.dequantized(torch.float32), weight.num_bytes
     assert weight.order is not None
     num_blocks = len(weight.order.unique())

@@ -103,6 +103,50 @@ def multiply(
 
 
 @triton.jit
+def multiply_grouped(
+    y, y_stride, x, x_stride, codes, scales, zeros, table, blocks, experts, ends, num_experts, codes_stride,
+    scales_stride, blocks_stride, rows, width, across,
+    KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ORDER: tl.constexpr,
+    ZEROS: tl.constexpr, MIDPOINT: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    BY_PAIR: tl.constexpr,
+):  # fmt: skip
+    """y[pair, row] = x W of the pair's expert, whose matrices lie one behind the other. Pairs are sorted by expert.
+
+    `experts` [pairs]: the expert of each, `num_experts` for none; `ends` [num_experts]: where the pairs of each end. Pairs without
+    an expert are not written. A program does all pairs of an expert, so that what nobody chose is not read.
+    Grid: (tiles of ROWS rows of the weights, experts), or with BY_PAIR, where pairs are fewer: (.., pairs), of which the
+    first of each expert does all of these.
+    """
+    one = tl.program_id(
+        1
+    )  # below, -1 and not 0 stands for what is masked: Triton's interpreter takes a scalar 0 for none
+    if BY_PAIR:
+        expert = tl.load(experts + one).to(tl.int32)
+        before = tl.load(experts + one - 1, mask=one > 0, other=-1).to(tl.int32)
+        is_first = (expert != before) & (expert < num_experts)
+        begin, end = one, tl.load(ends + expert, mask=is_first, other=-1)
+    else:
+        expert = one
+        begin, end = tl.maximum(tl.load(ends + one - 1, mask=one > 0, other=-1), 0), tl.load(ends + one)
+    if begin >= end:
+        return
+    codes += expert.to(tl.int64) * codes_stride
+    scales += expert.to(tl.int64) * scales_stride
+    zeros += expert.to(tl.int64) * scales_stride
+    blocks += expert * blocks_stride
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    fits_rows = n < rows
+    for at in range(begin, end, TOKENS):
+        t = at + tl.arange(0, TOKENS)
+        is_token = t < end
+        total = _product(
+            x, x_stride, codes, scales, zeros, table, blocks, n, fits_rows, t, is_token, width, across,
+            KIND, PER_BYTE, HEIGHT, GROUP, ORDER, ZEROS, MIDPOINT, STEP, ROWS, TOKENS,
+        )  # fmt: skip
+        _store(y, y_stride, total, n, fits_rows, t, is_token)
+
+
+@triton.jit
 def bring_back(
     out, codes, scales, zeros, table, blocks, rows, width, across,
     KIND: tl.constexpr, PER_BYTE: tl.constexpr, HEIGHT: tl.constexpr, GROUP: tl.constexpr, ORDER: tl.constexpr,

@@ -47,6 +47,11 @@ class Matrix:
     """[width] int32, ascending: of each column, which block of its row it belongs to; None: `group` says it."""
 
     @property
+    def num_blocks(self) -> int:
+        """Numbers of scales."""
+        return self.across * (1 if self.height is None else -(-self.rows // self.height))
+
+    @property
     def step(self) -> int:
         """Columns whose numbers are brought back at once."""
         return STEP if self.blocks is None else ORDER_STEP
@@ -86,6 +91,34 @@ def multiply(x: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None) -> torc
         {**matrix.constants(), "TOKENS": tile, "BIAS": bias is not None, "num_stages": 4},
     )  # fmt: skip
     return y.view(*x.shape[:-1], matrix.rows)
+
+
+def multiply_grouped(x: torch.Tensor, each: Matrix, experts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Return x W [pairs, rows] of x [pairs, width], whose pairs are sorted by expert; rows of pairs without one are left as they are.
+
+    `each`: the first of the experts' matrices, behind which lie those of the others. `experts` [pairs] int64: ascending, the number
+    of experts for none; `ends` [number of experts] int32: where the pairs of each end.
+    """
+    num_pairs, num_experts = len(x), len(ends)
+    if each.columns is not None:
+        columns = each.columns.view(num_experts, each.width)
+        x = x.gather(1, columns.index_select(0, experts.clamp(max=num_experts - 1)).long())
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    y = torch.empty((num_pairs, each.rows), dtype=x.dtype, device=x.device)
+    is_few = num_pairs < num_experts
+    pairs = 1 if is_few else 2 * num_pairs // num_experts
+    tile = min(MAX_TOKENS, max(MIN_TOKENS, 1 << (pairs - 1).bit_length()))
+    launch(
+        quantized.multiply_grouped,
+        (-(-each.rows // ROWS), min(num_pairs, num_experts)),
+        (
+            y, each.rows, x, x.stride(0), *each.arguments(), experts, ends, num_experts,
+            each.rows * each.width // each.per_byte, each.num_blocks, each.width, each.rows, each.width, each.across,
+        ),
+        {**each.constants(), "TOKENS": tile, "BY_PAIR": is_few, "num_stages": 4},
+    )  # fmt: skip
+    return y
 
 
 def bring_back(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:

@@ -1,9 +1,20 @@
 """Has the Triton kernels compute the products of a model's quantised layers."""
 
+from dataclasses import replace
+
 import torch
 
-from lorafleet_inference.kernels.triton.weights import E4M3, TABLE, WHOLE, Matrix, bring_back, multiply
-from lorafleet_inference.model.quantization.weight import Codes, QuantizedWeight
+from lorafleet_inference.kernels.triton.weights import (
+    E4M3,
+    TABLE,
+    WHOLE,
+    Matrix,
+    bring_back,
+    multiply,
+    multiply_grouped,
+)
+from lorafleet_inference.model.quantization.stacks import StackedWeight
+from lorafleet_inference.model.quantization.weight import Codes, QuantizedWeight, stacked
 
 _KINDS = {Codes.UINT4: WHOLE, Codes.UINT8: WHOLE, Codes.FP8: E4M3, Codes.TABLE4: TABLE}
 
@@ -11,7 +22,10 @@ _KINDS = {Codes.UINT4: WHOLE, Codes.UINT8: WHOLE, Codes.FP8: E4M3, Codes.TABLE4:
 def use_kernels(model: torch.nn.Module) -> tuple[int, int]:
     """Have the kernels compute what they can; return how many weights these are, and how many are left to torch."""
     done = left = 0
-    for module in model.modules():
+    for module in model.modules():  # a stack before its weights
+        if isinstance(module, StackedWeight):
+            each = _matrix_of_each(module)
+            module.kernels = None if each is None else Experts(each)
         if isinstance(module, QuantizedWeight):
             matrix = matrix_of(module)
             if matrix is None:
@@ -35,6 +49,34 @@ class Products:
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Return x W + b."""
         return multiply(x, self._matrix, bias)
+
+
+class Experts:
+    """What `StackedWeight` leaves to the kernels."""
+
+    def __init__(self, each: Matrix) -> None:
+        self._each = each
+
+    def grouped(self, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Return the products [pairs, out]."""
+        return multiply_grouped(x, self._each, experts, ends)
+
+
+def _matrix_of_each(stack: StackedWeight) -> Matrix | None:
+    """Return the first matrix of a stack, with the tensors of all for its own; None: the kernels are not for them, or they differ."""
+    weights = stack.one_of_each()
+    each = None if weights is None else matrix_of(weights[0])
+    whole = None if weights is None or each is None else stacked(weights)
+    if weights is None or each is None or whole is None:
+        return None
+    return replace(
+        each,
+        codes=whole["codes"],
+        scales=whole["scales"],
+        zeros=whole.get("zeros"),
+        columns=whole.get("columns"),
+        blocks=whole.get("order"),
+    )
 
 
 def matrix_of(weight: QuantizedWeight) -> Matrix | None:

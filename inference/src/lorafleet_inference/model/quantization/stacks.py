@@ -5,6 +5,7 @@ Files hold the maps of each expert apart, as they were before transformers stack
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -38,6 +39,13 @@ class Stack:
         return (name for of_expert in self.pieces for name in of_expert)
 
 
+class GroupedProducts(Protocol):
+    """What multiplies by the experts that rows chose."""
+
+    def grouped(self, x: torch.Tensor, experts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Return [pairs, out] of x [pairs, in]; `experts` and `ends` as `experts.Sorted` has them."""
+
+
 class StackedWeight(experts.Stacked):
     """Quantised weights [experts, out, in]. Without them until it is filled."""
 
@@ -48,6 +56,7 @@ class StackedWeight(experts.Stacked):
         """By expert: of weights whose outputs follow each other."""
         self.dtype = torch.float32
         """Of the numbers that it computes with."""
+        self.kernels: GroupedProducts | None = None
 
     def append(self, pieces: Sequence[QuantizedWeight], dtype: torch.dtype) -> None:
         """Add the next expert: the weights that follow each other, as one where they lie alike."""
@@ -59,6 +68,21 @@ class StackedWeight(experts.Stacked):
     def __getitem__(self, expert: int) -> torch.Tensor:
         """Return the weight [out, in] of an expert; a copy."""
         return torch.cat([one.dequantized(self.dtype) for one in self._of(expert)])
+
+    @property
+    def waits(self) -> bool:
+        """See `experts.Stacked`."""
+        return self.kernels is None
+
+    def grouped(self, x: torch.Tensor, pairs: experts.Sorted) -> torch.Tensor:
+        """See `experts.Stacked`."""
+        assert self.kernels is not None, "else it waits"
+        return self.kernels.grouped(x, pairs.experts, pairs.ends)
+
+    def one_of_each(self) -> Sequence[QuantizedWeight] | None:
+        """Return the matrix of each expert; None where some have several."""
+        weights = [one for expert in range(len(self.pieces)) for one in self._of(expert)]
+        return weights if len(weights) == len(self.pieces) else None
 
     def product(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         """Return x W of x [.., in]."""

@@ -5,7 +5,7 @@ one block of the matrix. number = (meaning of the code - zero of the block) * sc
 once, so that it is the same number on every device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -240,6 +240,29 @@ def merged(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
         order=first.order,
         table=first.table,
     )
+
+
+def stacked(weights: Sequence[QuantizedWeight]) -> Mapping[str, torch.Tensor] | None:
+    """Lay the tensors of some matrices one behind the other, their columns sorted: return by name what holds those of all.
+
+    The matrices keep parts of it. None where they do not lie alike.
+    """
+    first = weights[0]
+    if any((one.layout, one.shape) != (first.layout, first.shape) for one in weights):
+        return None
+    if not _are_alike([one.table for one in weights]):
+        return None
+    for one in weights:
+        one.sort_columns()
+    if len({one.order is None for one in weights}) > 1:
+        return None
+    made = {}
+    for name in ("codes", "scales", "zeros", "order", "columns"):
+        if getattr(first, name) is not None:
+            made[name] = torch.stack([getattr(one, name) for one in weights])
+            for one, part in zip(weights, made[name], strict=True):
+                setattr(one, name, part)
+    return made
 
 
 def _are_alike(tensors: Sequence[torch.Tensor | None]) -> bool:
