@@ -22,7 +22,7 @@ from lorafleet_inference.model.base_files import check_weights
 from lorafleet_inference.model.quantization.at_load import AtLoad
 from lorafleet_inference.model.quantization.loading import quantized_files
 from lorafleet_inference.model.quantization.method import QuantizationError
-from lorafleet_inference.model.ranks.split import check_splits
+from lorafleet_inference.model.ranks.checks import check_splits
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reference" / "what-was-shown.md"

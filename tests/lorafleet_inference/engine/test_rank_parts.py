@@ -21,8 +21,10 @@ from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.attention import Probe, attending
 from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.loader import check_split, load_model
+from lorafleet_inference.model.ranks.axes import Along, Split
+from lorafleet_inference.model.ranks.checks import check_splits, shard_of
 from lorafleet_inference.model.ranks.shards import parts_of
-from lorafleet_inference.model.ranks.split import Along, Shard, Split, check_splits, shard_of
+from lorafleet_inference.model.ranks.split import Shard
 
 
 def load_part(family: str, rank: int, size: int, **options: Any) -> LoadedModel:

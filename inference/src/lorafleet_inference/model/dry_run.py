@@ -25,7 +25,8 @@ from lorafleet_inference.model.quantization.loading import make_shapes
 from lorafleet_inference.model.quantization.method import Method, QuantizationError
 from lorafleet_inference.model.quantization.stacks import StackedWeight
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
-from lorafleet_inference.model.ranks.split import Shard, config_of_rank, shard_of, unsplit
+from lorafleet_inference.model.ranks.checks import config_of_rank, shard_of, unsplit
+from lorafleet_inference.model.ranks.split import Shard
 from lorafleet_inference.model.sizing import weight_bytes
 
 SAMPLER_BYTES = 8

@@ -44,8 +44,9 @@ from lorafleet_inference.model.pooling import pooling_of
 from lorafleet_inference.model.quantization.cut import CutError
 from lorafleet_inference.model.quantization.loading import QuantizedFiles, quantized_files
 from lorafleet_inference.model.quantization.method import QuantizationError
+from lorafleet_inference.model.ranks.checks import OPTION, config_of_rank, shard_of, unsplit
 from lorafleet_inference.model.ranks.shards import parts_of
-from lorafleet_inference.model.ranks.split import EVERYTHING, OPTION, Shard, config_of_rank, shard_of, unsplit
+from lorafleet_inference.model.ranks.split import EVERYTHING, Shard
 from lorafleet_inference.model.reading import Reading, Tell, counting, nobody, sizes_of
 
 logger = logging.getLogger(__name__)

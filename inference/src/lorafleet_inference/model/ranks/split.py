@@ -7,65 +7,14 @@ same work whatever experts the tokens choose. Embedding and head are split by th
 of them is whole. All else is whole on every rank: norms and routers.
 """
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
-from lorafleet_common.errors import ConfigError
-from lorafleet_inference.model.decoder.spec import SPECS, width_of_head
 from lorafleet_inference.model.decoder.words import Words
 from lorafleet_inference.model.quantization.cut import Cut
-
-OPTION = "--tensor-parallel-size"
-
-
-class Along(Enum):
-    """What a layer is split by."""
-
-    OUTPUTS = "outputs"
-    INPUTS = "inputs"
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """How an axis is split among ranks: it is made of groups of equal units, and each rank has a share of each group."""
-
-    along: Along
-    num_units: tuple[int, ...]
-    """Of each group: heads, or as many as there are ranks where the elements are alike."""
-    rank: int
-    size: int
-
-    def slices(self, length: int) -> tuple[slice, ...]:
-        """Return the rank's part of an axis of so many elements. A group of fewer units than ranks is repeated.
-
-        Raises:
-            ValueError: the axis is not made of such units.
-        """
-        unit, rest = divmod(length, sum(self.num_units))
-        if rest:
-            raise ValueError(f"{length} elements are not {sum(self.num_units)} equal units")
-        found, begin = [], 0
-        for number in self.num_units:
-            parts = min(number, self.size)
-            width = number // parts * unit
-            at = begin + self.rank * parts // self.size * width
-            found.append(slice(at, at + width))
-            begin += number * unit
-        return tuple(found)
-
-    def take(self, tensor: Any, axis: int) -> torch.Tensor:
-        """Return the rank's part of a tensor, or of a slice of a safetensors file, along an axis from the end (-1, -2)."""
-        shape = list(tensor.get_shape()) if hasattr(tensor, "get_shape") else list(tensor.shape)
-        before = (slice(None),) * (len(shape) + axis)
-        after = (slice(None),) * (-1 - axis)
-        parts = [tensor[(*before, some, *after)] for some in self.slices(shape[axis])]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+from lorafleet_inference.model.ranks.axes import Along, Split, Splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +110,7 @@ class Shard:
 EVERYTHING = Shard(0, 1, 0, 0)
 """What the only rank holds."""
 _COLUMN, _ROW = Along.OUTPUTS, Along.INPUTS
-_SPLITS: Mapping[str, tuple[Along, tuple[str, ...]]] = {
+_SPLITS: Splits = {
     "q_proj": (_COLUMN, ("heads",)),
     "k_proj": (_COLUMN, ("kv_heads",)),
     "v_proj": (_COLUMN, ("kv_heads",)),
@@ -176,63 +125,5 @@ _SPLITS: Mapping[str, tuple[Along, tuple[str, ...]]] = {
     "w3": (_COLUMN, ("elements",)),
     "w2": (_ROW, ("elements",)),
 }
-"""By the last name of a module: what its weight is split by, and the groups of that axis. Of the families of `SPECS`."""
+"""Of the families of `SPECS`."""
 _OF_WORDS = ("embed_tokens", "lm_head")
-_WIDTHS = ("intermediate_size", "moe_intermediate_size")
-
-
-def shard_of(config: PreTrainedConfig, rank: int, size: int) -> Shard:
-    """Return what a rank holds of a model with this config.
-
-    Raises:
-        ConfigError: its family, or a model of its sizes, cannot be split among so many ranks.
-    """
-    check_splits(config, size)
-    return Shard(rank, size, config.num_attention_heads, config.num_key_value_heads, config.vocab_size)
-
-
-def check_splits(config: PreTrainedConfig, size: int) -> None:
-    """See whether a model can be split among so many ranks.
-
-    Raises:
-        ConfigError: it cannot; names the architecture and the cause.
-    """
-    name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
-    why = _why_not(config, name, size)
-    if why is not None:
-        raise unsplit(config, size, why)
-
-
-def unsplit(config: PreTrainedConfig, size: int, why: str) -> ConfigError:
-    """Return the refusal of a model that cannot be split among so many ranks."""
-    name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
-    return ConfigError(OPTION, f"{name} cannot be split among {size} ranks: {why}")
-
-
-def _why_not(config: PreTrainedConfig, name: str, size: int) -> str | None:
-    if name not in SPECS:
-        return "only families of the decoder of our own can, and this is none of them"
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if heads % size:
-        return f"it has {heads} attention heads"
-    if kv_heads % size and size % kv_heads:
-        return f"it has {kv_heads} key-value heads, which can be neither shared out nor repeated evenly"
-    for field in _WIDTHS:
-        width = getattr(config, field, None)
-        if width is not None and width % size:
-            return f"its {field} is {width}"
-    return None
-
-
-def config_of_rank(config: PreTrainedConfig, shard: Shard) -> PreTrainedConfig:
-    """Return the config of the smaller model that a rank holds."""
-    made = copy.deepcopy(config)
-    made.head_dim = width_of_head(config)
-    made.vocab_size, made.pad_token_id = shard.words.num_held, None  # a token that may be another rank's
-    made.num_attention_heads = shard.num_heads // shard.size
-    made.num_key_value_heads = max(1, shard.num_kv_heads // shard.size)
-    for field in _WIDTHS:
-        width = getattr(config, field, None)
-        if width is not None:
-            setattr(made, field, width // shard.size)
-    return made
