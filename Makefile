@@ -34,7 +34,7 @@ check: env lint ## the fast part: lint, and the tests without a cluster
 test-gpu: env ## on a machine with a GPU: the kernels on it, and the exactness suite in float32 and bfloat16 (ONLY="llama or mixtral" for some families)
 	@LORAFLEET_TEST_DEVICE=cuda $(PYTEST) tests/lorafleet_inference/kernels tests/lorafleet_inference/engine/test_exactness.py tests/lorafleet_inference/engine/test_exactness_bfloat16.py $(if $(ONLY),-k "$(ONLY) or kernels")
 
-soak: env ## what looks for rare orders of events, for an hour, then hostile traffic for an hour (SECONDS=600 for less)
+soak: env ## families on two ranks, what looks for rare orders of events, for an hour, then hostile traffic for an hour (SECONDS=600 for less)
 	@LORAFLEET_TEST_SOAK_SECONDS=$(or $(SECONDS),3600) $(VENV)/python -m pytest tests/soak -m soak
 	@$(MAKE) --no-print-directory soak-pod
 

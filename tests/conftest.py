@@ -52,6 +52,7 @@ STARTING_PROGRAMS = [
         "lorafleet_inference/engine/test_hosts.py",
         "lorafleet_inference/engine/test_rank_adapters.py",
         "lorafleet_inference/engine/test_rank_lost.py",
+        "lorafleet_inference/engine/test_rank_plans.py",
         "lorafleet_inference/engine/test_rank_processes.py",
         "lorafleet_inference/engine/test_rank_quantized.py",
         "lorafleet_inference/engine/test_ranks.py",

@@ -3,7 +3,7 @@
 import itertools
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,8 @@ from lorafleet_inference.model.ranks.messages import Pipes
 NUM_TOKENS = 4
 SAMPLING = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True, num_logprobs=MORE)
 LENGTHS = (33, 1, 47, 17)
+MAX_DIFFERENCE = 1e-3
+"""Of log-probabilities: sums of several ranks are rounded in another order."""
 
 
 class ForkedRank:
@@ -92,3 +94,14 @@ def answers(engine: DrivenEngine, adapters: dict[str, Path]) -> dict[str, tuple[
         scores = [[value for _, value in sorted(event.logprobs[0].top)] for event in events if event.logprobs]
         found[name] = engine.tokens(name), torch.tensor(scores)
     return found
+
+
+def check_answers_as_one(config: EngineConfig, size: int, adapters: Mapping[str, Path]) -> None:
+    """See that so many ranks answer as one."""
+    wanted = answers(DrivenEngine(config), dict(adapters))
+    with ranked(config, size) as engine:
+        found = answers(engine, dict(adapters))
+        assert not engine.lost
+    for name, (tokens, scores) in wanted.items():
+        assert found[name][0] == tokens, name
+        assert (found[name][1] - scores).abs().max() < MAX_DIFFERENCE, name

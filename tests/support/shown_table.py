@@ -14,6 +14,7 @@ import torch
 from support.adapter_table import BEGIN, END
 from support.families import FAMILIES
 from support.models import model_folder
+from support.plan_families import PLAN_FAMILIES
 from support.quantized import FORMATS
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +23,7 @@ from lorafleet_inference.model.base_files import check_weights
 from lorafleet_inference.model.quantization.at_load import AtLoad
 from lorafleet_inference.model.quantization.loading import quantized_files
 from lorafleet_inference.model.quantization.method import QuantizationError
-from lorafleet_inference.model.ranks.checks import check_splits
+from lorafleet_inference.model.ranks.checks import shard_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reference" / "what-was-shown.md"
@@ -48,19 +49,31 @@ def _cases(file: str, test: str, at: int = 0) -> list[Any]:
 
 def ranks_table() -> str:
     """A row for each family, a column for each number of ranks."""
-    run = {tuple(case) for case in _cases("test_ranks", "test_several_ranks_answer_as_one")}
+    test = "test_several_ranks_answer_as_one"
+    run = {tuple(case) for case in (*_cases("test_ranks", test), *_cases("test_rank_plans", test))}
     lines = []
     for name, family in FAMILIES.items():
         cells = []
         for size in RANKS:
             try:
-                check_splits(family.config, size)
+                shard_of(family.config, 0, size)
                 cells.append("**run**" if (name, size) in run else TAKEN)
             except ConfigError as error:
                 assert (name, size) not in run
                 cells.append(f"refused: {error.problem.partition(' ranks: ')[2]}")
         lines.append([name, "**run**", *cells])
     return _table(["family", "1 rank", *(f"{size} ranks" for size in RANKS)], lines)
+
+
+def plans_table() -> str:
+    """A row for each family that is tested on several ranks alone."""
+    quick = _cases("test_rank_plans", "test_two_ranks_of_other_families_answer_as_one")
+    lines = []
+    for name, family in PLAN_FAMILIES.items():
+        for size in RANKS:
+            assert shard_of(family.config, 0, size).by_plan
+        lines.append([name, "**run**" if name in quick else "run by `make soak`", TAKEN])
+    return _table(["family", *(f"{size} ranks" for size in RANKS)], lines)
 
 
 def quantisation_table() -> str:
@@ -122,7 +135,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def rendered() -> str:
     """Return the page with its tables as they should be."""
     text = PAGE.read_text()
-    for name, made in (("ranks", ranks_table), ("quantisation", quantisation_table), ("formats", formats_table)):
+    for name, made in (
+        ("ranks", ranks_table),
+        ("plans", plans_table),
+        ("quantisation", quantisation_table),
+        ("formats", formats_table),
+    ):
         head, rest = text.split(BEGIN.format(name), 1)
         _, tail = rest.split(END, 1)
         text = f"{head}{BEGIN.format(name)}\n{made()}\n{END}{tail}"

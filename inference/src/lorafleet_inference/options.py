@@ -99,7 +99,7 @@ OPTIONS: tuple[Option, ...] = (
            "our own where there is one for the model and it was measured to be faster, on a CPU in float32.",
            one_of(*get_args(DecoderChoice)), "WHOSE", E, "decoder"),
     Option("tensor-parallel-size", "Ranks that the model is split among: processes, each with a GPU of its own (or on a CPU "
-           "with its share of --num-threads). Memory that other options give is of each rank. Needs a family of our own decoder.", integer,
+           "with its share of --num-threads). Memory that other options give is of each rank. Not for every model.", integer,
            "NUMBER", E, "tensor_parallel_size"),
     Option("hosts", "Hosts that the ranks are divided among, evenly. This one has the first ranks; on the others runs "
            "`lorafleet-inference ranks` with the same options.", integer, "NUMBER", E, "hosts"),

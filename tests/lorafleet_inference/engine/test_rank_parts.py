@@ -1,15 +1,14 @@
 """What each rank holds of a model, and which models cannot be split."""
 
-import json
 import socket
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import FAMILIES
-from support.models import model_folder, save_model
+from support.families import FAMILIES, OWN
+from support.models import model_folder
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 
@@ -20,9 +19,11 @@ from lorafleet_inference.engine.process import running
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.attention import Probe, attending
 from lorafleet_inference.model.checked import LoadedModel
+from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.loader import check_split, load_model
 from lorafleet_inference.model.ranks.axes import Along, Split
-from lorafleet_inference.model.ranks.checks import check_splits, shard_of
+from lorafleet_inference.model.ranks.checks import shard_of
+from lorafleet_inference.model.ranks.narrow import work_in
 from lorafleet_inference.model.ranks.shards import parts_of
 from lorafleet_inference.model.ranks.split import Shard
 
@@ -114,7 +115,11 @@ def test_biases_of_partial_sums_are_added_once() -> None:
 @pytest.mark.parametrize(
     ("config", "size", "why"),
     [
-        (FAMILIES["gpt2"].config, 2, "GPT2LMHeadModel cannot be split among 2 ranks: only families of the decoder"),
+        (
+            FAMILIES["gpt2"].config,
+            2,
+            "GPT2LMHeadModel cannot be split among 2 ranks: it is of no family of our decoder, and transformers has no plan",
+        ),
         (LlamaConfig(num_attention_heads=6, num_key_value_heads=6, hidden_size=48), 4, "it has 6 attention heads"),
         (LlamaConfig(num_attention_heads=12, num_key_value_heads=3, hidden_size=48), 2, "3 key-value heads"),
         (
@@ -131,7 +136,7 @@ def test_biases_of_partial_sums_are_added_once() -> None:
 )
 def test_what_cannot_be_split_is_refused_by_name(config: Any, size: int, why: str) -> None:
     with pytest.raises(ConfigError, match=why) as caught:
-        check_splits(config, size)
+        shard_of(config, 0, size)
     assert caught.value.option == "--tensor-parallel-size"
 
 
@@ -143,22 +148,11 @@ def test_an_engine_refuses_it_before_it_starts_ranks() -> None:
             pass
 
 
-def test_transformers_code_is_not_split() -> None:
-    config = EngineConfig(
-        model=str(model_folder("llama")), device="cpu", decoder="transformers", tensor_parallel_size=2
-    )
-    with pytest.raises(ConfigError, match="not split among ranks") as caught:
+def test_what_has_no_decoder_of_ours_is_not_split_by_it() -> None:
+    config = EngineConfig(model=str(model_folder("phi")), device="cpu", decoder="own", tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="PhiForCausalLM has no decoder of our own") as caught:
         check_split(config)
     assert caught.value.option == "--decoder"
-
-
-def test_a_gate_that_our_decoder_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
-    folder = save_model(FAMILIES["llama"].config, tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    with pytest.raises(ConfigError, match="hidden_act is relu") as caught:
-        load_model(EngineConfig(model=str(folder), device="cpu", num_threads=1, tensor_parallel_size=2))
-    assert caught.value.option == "--tensor-parallel-size"
 
 
 class Collectives(TorchDispatchMode):
@@ -174,11 +168,22 @@ class Collectives(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "mixtral", "qwen3-moe"])
-def test_a_step_sums_twice_a_layer_and_once_for_the_embedding_and_gathers_the_logits_once(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        *((family, {}) for family in ("llama", "gemma2", "phi3", "mixtral", "qwen3-moe")),
+        *((family, {}) for family in ("phi", "cohere", "gpt-neox", "starcoder2")),
+        *((family, {"decoder": "transformers"}) for family in ("llama", "mixtral")),
+    ],
+)
+def test_a_step_sums_twice_a_layer_and_once_for_the_embedding_and_gathers_the_logits_once(
+    family: str, options: Mapping[str, Any]
+) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    loaded = load_part(family, 0, 2)
+    loaded = load_part(family, 0, 2, **options)
+    assert isinstance(loaded.model, Decoder) == (family in OWN and not options)
+    assert loaded.shard is not None
     torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
 
@@ -191,9 +196,9 @@ def test_a_step_sums_twice_a_layer_and_once_for_the_embedding_and_gathers_the_lo
             torch.distributed.gather(part, parts, dst=0)
             return parts
 
-        loaded.model.work_in(total, gather)
+        work_in(loaded.model, loaded.shard, total, gather)
         with torch.inference_mode(), attending(Probe()), Collectives() as collectives:
-            loaded.model(torch.tensor([[5, 6, 7]]), torch.arange(3)[None])
+            loaded.model(input_ids=torch.tensor([[5, 6, 7]]), position_ids=torch.arange(3)[None], use_cache=False)
     finally:
         torch.distributed.destroy_process_group()
     assert collectives.seen == ["allreduce_"] * (1 + 2 * loaded.facts.num_layers) + ["gather_"]

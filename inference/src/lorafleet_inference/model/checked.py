@@ -107,7 +107,8 @@ def _probe(model: PreTrainedModel | Decoder, facts: ModelFacts) -> tuple[LayerSh
 
         hooks.append(model.get_submodule(module.name).register_forward_pre_hook(count))
     probe = Probe()
-    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % facts.vocab_size
+    num_tokens = getattr(model.get_input_embeddings(), "num_embeddings", facts.vocab_size)  # those of a rank's part
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % num_tokens
     positions = torch.arange(PROBE_TOKENS, device=model.device)[None]
     with attending(probe):
         model(input_ids=ids, position_ids=positions, use_cache=False)

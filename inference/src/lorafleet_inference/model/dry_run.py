@@ -26,6 +26,7 @@ from lorafleet_inference.model.quantization.method import Method, QuantizationEr
 from lorafleet_inference.model.quantization.stacks import StackedWeight
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
 from lorafleet_inference.model.ranks.checks import config_of_rank, shard_of, unsplit
+from lorafleet_inference.model.ranks.narrow import narrow
 from lorafleet_inference.model.ranks.split import Shard
 from lorafleet_inference.model.sizing import weight_bytes
 
@@ -134,6 +135,8 @@ def model_size(
                 experts_implementation=experts.NAME if method is None else experts.SIZED,
                 dtype=chosen,
             ).eval()
+        if shard is not None and shard.by_plan:
+            narrow(model, shard)
         if method is not None:
             try:
                 _quantise(model, method, whole, shard)

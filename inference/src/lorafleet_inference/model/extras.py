@@ -208,6 +208,7 @@ def _twin(module: torch.nn.Module, extra: Extra) -> torch.nn.Module | None:
     twin._forward_hooks = OrderedDict()  # noqa: SLF001
     twin._forward_pre_hooks = OrderedDict()  # noqa: SLF001
     vars(twin).pop("forward", None)  # a faster one, made for the base's weight
+    vars(twin).pop("total", None)  # it is the module's output that is summed over ranks, with this in it
     for name, tensor in (
         ("weight", plain_weight(module) if extra.weight is None else extra.weight),
         ("bias", extra.bias),

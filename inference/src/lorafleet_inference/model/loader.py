@@ -1,7 +1,7 @@
 """Loads a base model and refuses, by name, what would be computed wrongly."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +45,9 @@ from lorafleet_inference.model.quantization.cut import CutError
 from lorafleet_inference.model.quantization.loading import QuantizedFiles, quantized_files
 from lorafleet_inference.model.quantization.method import QuantizationError
 from lorafleet_inference.model.ranks.checks import OPTION, config_of_rank, shard_of, unsplit
+from lorafleet_inference.model.ranks.narrow import part_of_kind, split_words
 from lorafleet_inference.model.ranks.shards import parts_of
-from lorafleet_inference.model.ranks.split import EVERYTHING, Shard
+from lorafleet_inference.model.ranks.split import EMBEDDINGS, EVERYTHING, HEADS, Shard
 from lorafleet_inference.model.reading import Reading, Tell, counting, nobody, sizes_of
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def load_model(config: EngineConfig, rank: int = 0, tell: Tell = nobody) -> Load
         _fill(files, model, device, base, shard, reading=reading)
     reading.end()
     _check_finite(model)
-    own = _is_own(config, model) if shard is None else _can_be_part(model)
+    own = _is_own(config, model) if shard is None else not shard.by_plan
     loaded = check_model(model.eval(), max_model_len=config.max_model_len, own_decoder=own)
     if shard is not None:
         _split_words(loaded.model, shard, places, files)
@@ -176,9 +177,7 @@ def _read(
 def _shard(config: EngineConfig, base: PreTrainedConfig, rank: int) -> Shard | None:
     if config.tensor_parallel_size == 1:
         return None
-    if config.decoder == "transformers":
-        raise ConfigError("--decoder", "transformers' code is not split among ranks, only the decoder of our own is")
-    return shard_of(base, rank, config.tensor_parallel_size)
+    return shard_of(base, rank, config.tensor_parallel_size, config.decoder)
 
 
 def check_split(config: EngineConfig) -> None:
@@ -200,14 +199,6 @@ def check_split(config: EngineConfig) -> None:
         raise unsplit(base, shard.size, str(error)) from error
 
 
-def _can_be_part(model: PreTrainedModel) -> bool:
-    """Return True; raises ConfigError for a model that the decoder of our own cannot compute."""
-    why = why_not(model)
-    if why is not None:
-        raise ConfigError(OPTION, f"{type(model).__name__} cannot be split: there is no decoder of our own, as {why}")
-    return True
-
-
 @contextmanager
 def _source(
     folder: Path, config: PreTrainedConfig, shard: Shard | None, taken: Collection[str] | None
@@ -220,6 +211,8 @@ def _source(
         yield AutoModelForCausalLM.from_pretrained, {"pretrained_model_name_or_path": folder, "config": config}
         return
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if shard is not None and shard.by_plan:
+        kind = part_of_kind(kind, shard)
     with parts_of(folder, shard or EVERYTHING, taken or ()) as parts:
         what = {"config": config if shard is None else config_of_rank(config, shard), "state_dict": parts}
         yield kind.from_pretrained, {"pretrained_model_name_or_path": None, **what}
@@ -246,22 +239,27 @@ def _split_words(
     model: PreTrainedModel | Decoder, shard: Shard, places: Mapping[str, Path], files: QuantizedFiles | None
 ) -> None:
     """Have embedding and head know that they are a rank's, and where the whole ones are."""
-    assert isinstance(model, Decoder), "no other model is split"
     dtype = model.dtype
 
-    def stored(name: str) -> torch.Tensor:
-        key = next(key for key in places if key.endswith(name))
+    def stored(modules: Sequence[str], parameter: str) -> torch.Tensor:
+        key = next(key for key in places if key.endswith(tuple(f"{one}.{parameter}" for one in modules)))
         with safe_open(places[key], framework="pt") as file:
             return cast("torch.Tensor", file.get_tensor(key).to(dtype))
 
     def embedding() -> torch.Tensor:
-        return stored("embed_tokens.weight")
+        return stored(EMBEDDINGS, "weight")
 
     def head() -> torch.Tensor:
-        return stored("lm_head.weight") if files is None or files.head is None else files.read_head(dtype)
+        return stored(HEADS, "weight") if files is None or files.head is None else files.read_head(dtype)
 
-    is_tied = model.lm_head.weight is model.model.embed_tokens.weight
-    model.split_words(shard.words, embedding, embedding if is_tied else head)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(inputs, torch.nn.Embedding)
+    assert isinstance(outputs, torch.nn.Linear)
+    heads = embedding if outputs.weight is inputs.weight else head
+    if isinstance(model, Decoder):
+        model.split_words(shard.words, embedding, heads)
+    else:
+        split_words(model, shard, embedding, heads, lambda: stored(HEADS, "bias"))
 
 
 def _some(names: list[str]) -> str:

@@ -41,6 +41,7 @@ from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.paged_step import LayerKV, PagedStep
 from lorafleet_inference.model.pooling import HiddenStates, pool
 from lorafleet_inference.model.ranks.group import Group
+from lorafleet_inference.model.ranks.narrow import work_in
 from lorafleet_inference.model.readers import MAX_READERS
 from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.sizing import (
@@ -100,8 +101,8 @@ class ModelRunner:
     ) -> None:
         self._model = loaded.model
         if group is not None:
-            assert isinstance(loaded.model, Decoder), "no other model is split"
-            loaded.model.work_in(group.sum, group.gather)
+            assert loaded.shard is not None, "it is a part"
+            work_in(loaded.model, loaded.shard, group.sum, group.gather)
         self._device, self._max_readers = loaded.device, min(MAX_READERS, torch.get_num_threads())
         self.ahead = self._device.type != "cpu" if ahead is None else ahead
         self.facts: ModelFacts = loaded.facts

@@ -37,10 +37,11 @@ class Words:
         return self.rank * self.num_held
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the rank's rows of [vocabulary, hidden], or of such a slice of a safetensors file, with zeros where there are none."""
+        """Return the rank's rows of [vocabulary, ..], or of such a slice of a safetensors file, with zeros where there are none."""
         end = min(self.first + self.num_held, self.num_tokens)
         found = tensor[min(self.first, end) : end]
-        return found if len(found) == self.num_held else F.pad(found, (0, 0, 0, self.num_held - len(found)))
+        lacking = self.num_held - len(found)
+        return found if not lacking else torch.cat((found, found.new_zeros(lacking, *found.shape[1:])))
 
 
 class WordEmbedding(torch.nn.Embedding):
@@ -79,12 +80,12 @@ class WordEmbedding(torch.nn.Embedding):
 class WordHead(torch.nn.Linear):
     """A head of which a rank has some outputs. The first rank gives all of them, others none that mean anything."""
 
-    def __init__(self, source: torch.nn.Linear, words: Words, whole: Whole) -> None:
-        """Takes the weight over, as `WordEmbedding`."""
+    def __init__(self, source: torch.nn.Linear, words: Words, whole: Whole, bias: torch.Tensor | None = None) -> None:
+        """Takes the weight over, as `WordEmbedding`. `bias` [vocabulary]: of all outputs."""
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = source.in_features, words.num_tokens
         self.register_parameter("weight", None)
-        self.register_parameter("bias", None)
+        self.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias, requires_grad=False))
         self.part = source.weight
         self.plain_weight = whole
         self.gather: Gather | None = None
@@ -98,4 +99,5 @@ class WordHead(torch.nn.Linear):
         parts = None if self.gather is None or not local.numel() else self.gather(local)
         if parts is None:
             return local.new_zeros(*local.shape[:-1], self.out_features)
-        return torch.cat(tuple(parts), -1)[..., : self.out_features]
+        logits = torch.cat(tuple(parts), -1)[..., : self.out_features]
+        return logits if self.bias is None else logits + self.bias

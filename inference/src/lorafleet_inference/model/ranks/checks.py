@@ -1,49 +1,62 @@
 """Which models can be split among ranks, and what each rank holds of one."""
 
 import copy
+from dataclasses import replace
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from lorafleet_common.errors import ConfigError
-from lorafleet_inference.model.decoder.spec import SPECS, width_of_head
+from lorafleet_inference.config import DecoderChoice
+from lorafleet_inference.model.decoder.spec import SPECS, activation_of, width_of_head
+from lorafleet_inference.model.ranks.narrow import why_not_narrow
+from lorafleet_inference.model.ranks.plans import PlanError, splits_of_plan
 from lorafleet_inference.model.ranks.split import Shard
 
 OPTION = "--tensor-parallel-size"
 _WIDTHS = ("intermediate_size", "moe_intermediate_size")
 
 
-def shard_of(config: PreTrainedConfig, rank: int, size: int) -> Shard:
-    """Return what a rank holds of a model with this config.
+def shard_of(config: PreTrainedConfig, rank: int, size: int, decoder: DecoderChoice = "auto") -> Shard:
+    """Return what a rank holds of a model with this config. `decoder`: whose code computes it, as `EngineConfig` has it.
 
     Raises:
-        ConfigError: its family, or a model of its sizes, cannot be split among so many ranks.
+        ConfigError: its family, or a model of its sizes, cannot be split among so many ranks; names the architecture and the cause.
     """
-    check_splits(config, size)
-    return Shard(rank, size, config.num_attention_heads, config.num_key_value_heads, config.vocab_size)
-
-
-def check_splits(config: PreTrainedConfig, size: int) -> None:
-    """See whether a model can be split among so many ranks.
-
-    Raises:
-        ConfigError: it cannot; names the architecture and the cause.
-    """
-    name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
-    why = _why_not(config, name, size)
+    is_own = decoder != "transformers" and _has_decoder(config)
+    if decoder == "own" and not is_own:
+        raise ConfigError("--decoder", f"{_name(config)} has no decoder of our own")
+    try:
+        splits = None if is_own else splits_of_plan(config)
+    except PlanError as error:
+        raise unsplit(config, size, str(error)) from error
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    shard = Shard(rank, size, heads, kv_heads, config.vocab_size)
+    if splits is not None:
+        shard = replace(shard, splits=splits, by_plan=True)
+    why = _why_not(config, shard) or (why_not_narrow(config, shard) if shard.by_plan else None)
     if why is not None:
         raise unsplit(config, size, why)
+    return shard
 
 
 def unsplit(config: PreTrainedConfig, size: int, why: str) -> ConfigError:
     """Return the refusal of a model that cannot be split among so many ranks."""
-    name = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
-    return ConfigError(OPTION, f"{name} cannot be split among {size} ranks: {why}")
+    return ConfigError(OPTION, f"{_name(config)} cannot be split among {size} ranks: {why}")
 
 
-def _why_not(config: PreTrainedConfig, name: str, size: int) -> str | None:
-    if name not in SPECS:
-        return "only families of the decoder of our own can, and this is none of them"
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+def _name(config: PreTrainedConfig) -> str:
+    name: str = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    return name
+
+
+def _has_decoder(config: PreTrainedConfig) -> bool:
+    spec = SPECS.get(_name(config))
+    return spec is not None and activation_of(config, spec) is not None
+
+
+def _why_not(config: PreTrainedConfig, shard: Shard) -> str | None:
+    size, heads, kv_heads = shard.size, shard.num_heads, shard.num_kv_heads
     if heads % size:
         return f"it has {heads} attention heads"
     if kv_heads % size and size % kv_heads:
@@ -56,7 +69,9 @@ def _why_not(config: PreTrainedConfig, name: str, size: int) -> str | None:
 
 
 def config_of_rank(config: PreTrainedConfig, shard: Shard) -> PreTrainedConfig:
-    """Return the config of the smaller model that a rank holds."""
+    """Return the config of the smaller model that a rank holds; of one that is split by a plan, the same (`narrow.py`)."""
+    if shard.by_plan:
+        return copy.deepcopy(config)
     made = copy.deepcopy(config)
     made.head_dim = width_of_head(config)
     made.vocab_size, made.pad_token_id = shard.words.num_held, None  # a token that may be another rank's

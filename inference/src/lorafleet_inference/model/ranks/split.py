@@ -4,10 +4,11 @@ Column-parallel layers (queries, keys, values, gate, up) are split by their outp
 Row-parallel layers (the output of attention, down) are split by their inputs: A is split with them and B is whole, so what LoRA
 adds to a rank's partial sum is summed with it. Experts are split inside, each like a gated layer, so that every rank has the
 same work whatever experts the tokens choose. Embedding and head are split by the vocabulary (`decoder/words.py`), and what adapters hold
-of them is whole. All else is whole on every rank: norms and routers.
+of them is whole. All else is whole on every rank: norms and routers. Families that transformers computes are split likewise, by its own
+plans (`plans.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ class Shard:
     """Of the whole model, as the heads before."""
     num_tokens: int = 0
     """Of its vocabulary."""
+    splits: Splits = field(default_factory=lambda: _SPLITS, hash=False)
+    by_plan: bool = False
+    """Whether transformers' code computes it, split by its plan (`narrow.py`); else the decoder of our own does."""
 
     @property
     def words(self) -> Words:
@@ -36,12 +40,12 @@ class Shard:
 
     def stored(self, module: str, name: str, tensor: Any) -> torch.Tensor:
         """Return the rank's part of a parameter of the base, in a file."""
-        is_of_words = name == "weight" and module.rsplit(".", 1)[-1] in _OF_WORDS
+        is_of_words = module.rsplit(".", 1)[-1] in _OF_WORDS
         return self.words.rows(tensor) if is_of_words and self.size > 1 else self.parameter(module, name, tensor)
 
     def split_of(self, module: str) -> Split | None:
         """Return how a module's weight is split; None: it is whole on every rank. `module`: any name that ends with the module's."""
-        along, groups = _SPLITS.get(module.rsplit(".", 1)[-1], (None, ()))
+        along, groups = self.splits.get(module.rsplit(".", 1)[-1], (None, ()))
         if along is None or self.size == 1:
             return None
         units = {"heads": self.num_heads, "kv_heads": self.num_kv_heads, "elements": self.size}
@@ -107,8 +111,6 @@ class Shard:
         return (*rest, out * self.size, inner) if split.along is Along.OUTPUTS else (*rest, out, inner * self.size)
 
 
-EVERYTHING = Shard(0, 1, 0, 0)
-"""What the only rank holds."""
 _COLUMN, _ROW = Along.OUTPUTS, Along.INPUTS
 _SPLITS: Splits = {
     "q_proj": (_COLUMN, ("heads",)),
@@ -126,4 +128,8 @@ _SPLITS: Splits = {
     "w2": (_ROW, ("elements",)),
 }
 """Of the families of `SPECS`."""
-_OF_WORDS = ("embed_tokens", "lm_head")
+EMBEDDINGS, HEADS = ("embed_tokens", "embed_in"), ("lm_head", "embed_out")
+"""What files call embeddings and output heads."""
+_OF_WORDS = (*EMBEDDINGS, *HEADS)
+EVERYTHING = Shard(0, 1, 0, 0)
+"""What the only rank holds."""

@@ -1,0 +1,12 @@
+"""Every family of transformers' own plans that there is a tiny model of: two ranks answer as one."""
+
+from pathlib import Path
+
+import pytest
+from support.plan_families import PLAN_FAMILIES, check_two_ranks
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("family", PLAN_FAMILIES)
+def test_two_ranks_answer_as_one(family: str, tmp_path: Path) -> None:
+    check_two_ranks(family, tmp_path)
