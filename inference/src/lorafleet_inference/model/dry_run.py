@@ -27,6 +27,7 @@ from lorafleet_inference.model.quantization.stacks import StackedWeight
 from lorafleet_inference.model.quantization.weight import QuantizedWeight
 from lorafleet_inference.model.ranks.checks import config_of_rank, shard_of, unsplit
 from lorafleet_inference.model.ranks.narrow import narrow
+from lorafleet_inference.model.ranks.rehearsal import check_part
 from lorafleet_inference.model.ranks.split import Shard
 from lorafleet_inference.model.sizing import weight_bytes
 
@@ -125,6 +126,8 @@ def model_size(
     method = read_quantization(folder, quantization)
     whole, shard = config, None if num_ranks == 1 else shard_of(config, 0, num_ranks)
     if shard is not None:
+        if shard.by_plan:
+            check_part(whole, shard)
         config = config_of_rank(config, shard)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with FakeTensorMode(), torch.inference_mode():

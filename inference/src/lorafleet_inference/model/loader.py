@@ -46,6 +46,7 @@ from lorafleet_inference.model.quantization.loading import QuantizedFiles, quant
 from lorafleet_inference.model.quantization.method import QuantizationError
 from lorafleet_inference.model.ranks.checks import OPTION, config_of_rank, shard_of, unsplit
 from lorafleet_inference.model.ranks.narrow import part_of_kind, split_words
+from lorafleet_inference.model.ranks.rehearsal import check_part
 from lorafleet_inference.model.ranks.shards import parts_of
 from lorafleet_inference.model.ranks.split import EMBEDDINGS, EVERYTHING, HEADS, Shard
 from lorafleet_inference.model.reading import Reading, Tell, counting, nobody, sizes_of
@@ -189,6 +190,8 @@ def check_split(config: EngineConfig) -> None:
     folder = Path(config.model)
     base = read_base_config(folder)
     shard = _shard(config, base, 0)
+    if shard is not None and shard.by_plan:
+        check_part(base, shard)
     if shard is None or read_quantization(folder, config.quantization) is None:
         return
     files = _quantized_files(folder, base, check_weights(folder), config.quantization)

@@ -3,10 +3,12 @@
 import copy
 from dataclasses import replace
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import DecoderChoice
+from lorafleet_inference.model.base_files import first_sentence, refused
 from lorafleet_inference.model.decoder.spec import SPECS, activation_of, width_of_head
 from lorafleet_inference.model.ranks.narrow import why_not_narrow
 from lorafleet_inference.model.ranks.plans import PlanError, splits_of_plan
@@ -20,7 +22,8 @@ def shard_of(config: PreTrainedConfig, rank: int, size: int, decoder: DecoderCho
     """Return what a rank holds of a model with this config. `decoder`: whose code computes it, as `EngineConfig` has it.
 
     Raises:
-        ConfigError: its family, or a model of its sizes, cannot be split among so many ranks; names the architecture and the cause.
+        ConfigError: its family, or a model of its sizes, cannot be split among so many ranks, or there is none of its config;
+            names the architecture and the cause.
     """
     is_own = decoder != "transformers" and _has_decoder(config)
     if decoder == "own" and not is_own:
@@ -34,7 +37,7 @@ def shard_of(config: PreTrainedConfig, rank: int, size: int, decoder: DecoderCho
     shard = Shard(rank, size, heads, kv_heads, config.vocab_size)
     if splits is not None:
         shard = replace(shard, splits=splits, by_plan=True)
-    why = _why_not(config, shard) or (why_not_narrow(config, shard) if shard.by_plan else None)
+    why = _why_not(config, shard) or (why_not_narrow(_bare(config), shard) if shard.by_plan else None)
     if why is not None:
         raise unsplit(config, size, why)
     return shard
@@ -50,6 +53,16 @@ def _name(config: PreTrainedConfig) -> str:
     return name
 
 
+def _bare(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model without its weights."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise refused(_name(config), first_sentence(error)) from error
+    return model
+
+
 def _has_decoder(config: PreTrainedConfig) -> bool:
     spec = SPECS.get(_name(config))
     return spec is not None and activation_of(config, spec) is not None
@@ -62,9 +75,10 @@ def _why_not(config: PreTrainedConfig, shard: Shard) -> str | None:
     if kv_heads % size and size % kv_heads:
         return f"it has {kv_heads} key-value heads, which can be neither shared out nor repeated evenly"
     for field in _WIDTHS:
-        width = getattr(config, field, None)
-        if width is not None and width % size:
-            return f"its {field} is {width}"
+        widths = getattr(config, field, None)
+        for width in widths if isinstance(widths, list | tuple) else (widths,):  # of all layers, or of each
+            if width is not None and width % size:
+                return f"its {field} is {width}"
     return None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.decoder import Decoder
@@ -21,13 +21,11 @@ _NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 _ATTENTION = ("self_attn", "attention")
 
 
-def why_not_narrow(config: PreTrainedConfig, shard: Shard) -> str | None:
-    """Return why transformers' code cannot compute a rank's part of a model; None: it can."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+def why_not_narrow(model: PreTrainedModel, shard: Shard) -> str | None:
+    """Return why no rank's part can be made of a whole model, by its modules; None: it can."""
     width = next((one.out_features // shard.num_heads for name, one in _linears(model) if _own(name) == "q_proj"), None)
     for name, module in model.named_modules():
-        why = _why_not(name, module, shard, width)
+        why = _why_not(name, module, shard, width) or _why_not_together(name, module, shard)
         if why is not None:
             return why
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -54,6 +52,16 @@ def _why_not(name: str, module: torch.nn.Module, shard: Shard, head_width: int |
             shard.cut(f"{name}.{key}", getattr(module, key).shape[1:])
     except ValueError as error:
         return f"{name} has other widths than its heads or ranks: {error}"
+    return None
+
+
+def _why_not_together(name: str, module: torch.nn.Module, shard: Shard) -> str | None:
+    """Return why the linear layers of a module cannot be split: outputs that are a part need inputs that are, there."""
+    splits = {key: shard.split_of(key) for key, child in module.named_children() if type(child) is torch.nn.Linear}
+    found = {split.along for split in splits.values() if split is not None}
+    if len(found) == 1:
+        keys = ", ".join(key for key, split in splits.items() if split is not None)
+        return f"of the layers in {name}, only the {found.pop().value} of {keys} would be split"
     return None
 
 
