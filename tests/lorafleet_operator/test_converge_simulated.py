@@ -491,6 +491,7 @@ async def test_api_server_may_be_away(fleet: Fleet) -> None:
     fleet.restart("base-0")
     await until("restart is noticed", lambda: fleet.pods["base-0"].fence == 0)
     await asyncio.sleep(0.3)
+    assert not fleet.is_ready("german")
     fleet.kube.is_away = False
     await until("ready", lambda: fleet.is_ready("french", "german") and fleet.pods["base-0"].is_ready)
 

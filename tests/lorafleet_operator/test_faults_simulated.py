@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -145,31 +146,48 @@ async def test_revision_that_status_has_lost_reaches_new_pods(
     assert fleet.condition("french", "Available") == ("True", "Serving")
 
 
+def grace_seconds(fleet: Fleet) -> int:
+    """What the Deployment gives its pods to end."""
+    template = fleet.kube.get("deployments", NAMESPACE, "base")["spec"]["template"]
+    seconds: int = template["spec"]["terminationGracePeriodSeconds"]
+    return seconds
+
+
 async def test_object_that_cannot_be_applied_stops_no_adapter(fleet: Fleet) -> None:
+    refused: list[str] = []
+
     def refuse(verb: str, path: str) -> None:
-        if verb == "PATCH" and "poddisruptionbudgets" in path:
+        if verb == "PATCH" and "/deployments/" in path:
+            refused.append(path)
             raise Refused(429, "TooManyRequests")
 
     await serving(fleet, "french")
+    before = grace_seconds(fleet)
     fleet.kube.before = refuse
     fleet.base(replicas=2, drain={"timeoutSeconds": 9})
     fleet.adapter("german")
     await until("ready", lambda: fleet.is_ready("german"))
+    assert refused
     fleet.kube.before = None
+    await until("applied", lambda: grace_seconds(fleet) != before)
     fleet.roll_out("base")
-    await until("applied", lambda: fleet.base_condition()[0] == "True")
+    await until("ready again", lambda: fleet.base_condition()[0] == "True")
 
 
 async def test_conflict_on_a_live_object_is_tried_again(fleet: Fleet) -> None:
-    def conflict() -> None:
+    refused: list[str] = []
+
+    def conflict(name: str) -> None:
+        refused.append(name)
         raise Refused(409, "Conflict")
 
     await serving(fleet, "german")
     for number, sub in enumerate(("", "/status", "/status")):
         path_of = f"/loraadapters/a{number}{sub}"
-        fleet.kube.before = once(lambda verb, path, path_of=path_of: path.endswith(path_of), conflict)
+        fleet.kube.before = once(lambda verb, path, path_of=path_of: path.endswith(path_of), partial(conflict, path_of))
         fleet.adapter(f"a{number}")
         await until("ready", lambda number=number: fleet.is_ready(f"a{number}"))
+        assert refused[number:] == [path_of]
 
 
 async def test_half_a_resync_wakes_what_it_took_in(fleet: Fleet) -> None:
@@ -207,8 +225,10 @@ async def test_same_fence_of_another_leader_is_risen_above(fleet: Fleet) -> None
     for pod in fleet.pods.values():
         pod.catalogue_generation = 5000
         pod._bump()
+    seen = {name: (pod.fence, pod.catalogue_generation) for name, pod in fleet.pods.items()}
     fleet.adapter("german")
     await until("ready", lambda: fleet.is_ready("german"))
+    assert any((pod.fence, pod.catalogue_generation) > seen[name] for name, pod in fleet.pods.items())
 
 
 async def test_leader_that_has_not_renewed_writes_nothing(fleet: Fleet) -> None:

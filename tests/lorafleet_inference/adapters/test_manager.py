@@ -293,6 +293,7 @@ async def test_the_first_catalogue_makes_ready_once(make_pod: MakePod) -> None:
 
 async def test_an_empty_catalogue_makes_ready(make_pod: MakePod) -> None:
     pod = await make_pod(wait_for_catalogue=True)
+    assert not pod.manager.ready
     pod.write()
     await pod.until("ready", lambda: pod.manager.ready)
 
@@ -300,6 +301,7 @@ async def test_an_empty_catalogue_makes_ready(make_pod: MakePod) -> None:
 async def test_time_makes_ready_too(make_pod: MakePod) -> None:
     pod = await make_pod(wait_for_catalogue=True, ready_timeout_seconds=0.05)
     await pod.until("ready", lambda: pod.manager.ready)
+    assert pod.manager.ready_reason == "the operator's first catalogue has not come"
 
 
 async def test_adapters_of_the_command_line(make_pod: MakePod, tmp_path: Path) -> None:
