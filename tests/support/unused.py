@@ -4,6 +4,7 @@ import torch
 from support.engines import DrivenEngine
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
+from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.model.runner import ModelRunner
 
 
@@ -18,11 +19,21 @@ def fill_unused(driven: DrivenEngine) -> None:
     for layer in driven.runner._layers:
         for pages in (layer.keys, layer.values):
             for block in range(len(pages)):
-                pages[block, :, kept.get(block, 0) :] = float("nan")
+                _fill_tail(pages[block], kept.get(block, 0))
     if not any(
         adapter.busy for adapter in engine._loads._adapters.values()
     ):  # else the loader writes to pages of its own
         _fill_pool(driven.runner)
+
+
+def _fill_tail(page: torch.Tensor, num_kept: int) -> None:
+    """page [G, P, width]; in 8 bits as `fp8_pages.py` says, where 255 is NaN both as a code and as an exponent."""
+    if not fp8_pages.is_fp8(page):
+        page[:, num_kept:] = float("nan")
+        return
+    codes, exponents = page.flatten(1).split((page.shape[1] * (page.shape[2] - 1), page.shape[1]), dim=1)
+    codes.view(len(page), page.shape[1], -1)[:, num_kept:] = fp8_pages.POISON
+    exponents[:, num_kept:] = fp8_pages.POISON
 
 
 def _fill_pool(runner: ModelRunner) -> None:

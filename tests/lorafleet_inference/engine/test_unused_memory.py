@@ -36,8 +36,8 @@ def adapters(family: str, root: Path) -> Mapping[str, Path]:
 
 
 @cache
-def block_bytes(family: str, dtype: str) -> int:
-    budgets = DrivenEngine(config(family, dtype)).runner.budgets
+def block_bytes(family: str, dtype: str, kv_dtype: object) -> int:
+    budgets = DrivenEngine(config(family, dtype, kv_cache_dtype=kv_dtype)).runner.budgets
     return budgets.kv_cache_bytes // budgets.num_kv_blocks
 
 
@@ -74,6 +74,8 @@ CASES = {
     "llama, torch": ("llama", "float32", {"cpu_kernels": False}),
     "llama, torch, no prefix caching": ("llama", "float32", {"cpu_kernels": False, "prefix_caching": False}),
     "llama, kernels, no prefix caching": ("llama", "float32", {"prefix_caching": False}),
+    "llama, 8 bits, kernels": ("llama", "float32", {"kv_cache_dtype": "fp8"}),
+    "windows and softcap, 8 bits, torch": ("gemma2", "float32", {"kv_cache_dtype": "fp8", "cpu_kernels": False}),
     "windows and softcap, kernels": ("gemma2", "float32", {}),
     "windows and softcap, torch": ("gemma2", "float32", {"cpu_kernels": False}),
     "alibi, kernels": ("falcon-alibi", "float32", {}),
@@ -87,7 +89,8 @@ CASES = {
 def test_nan_in_all_unused_memory_changes_no_answer(case: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     family, dtype, options = CASES[case]
     folders = adapters(family, tmp_path_factory.getbasetemp())
-    options = {"kv_cache_memory_bytes": NUM_BLOCKS * block_bytes(family, dtype), "max_resident_adapters": 3, **options}
+    size = block_bytes(family, dtype, options.get("kv_cache_dtype", "auto"))
+    options = {"kv_cache_memory_bytes": NUM_BLOCKS * size, "max_resident_adapters": 3, **options}
     found = []
     for fill in (False, True):
         engine = DrivenEngine(config(family, dtype, **options))
