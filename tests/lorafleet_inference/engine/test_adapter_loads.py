@@ -52,6 +52,8 @@ class Memory:
         self.on_host.remove(slab)
 
     def num_pages(self, plan: AdapterPlan) -> int:
+        if plan.directory.name == "bad-shape":
+            raise KeyError("a module that nobody has")
         return self.sizes.get(plan.directory.name, 1)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
@@ -320,6 +322,15 @@ def test_nothing_new_starts_on_what_an_adapter_asked_to_be_resident_waits_for_to
     bench.turn()
     bench.turn(finished_jobs=1)
     assert ("d", DeviceTier.DEVICE) in tiers(bench.turn(finished_jobs=1))
+
+
+def test_an_adapter_that_cannot_be_measured_fails_alone(bench: Bench) -> None:
+    """It is measured where it is read: what raises on the engine's thread ends the engine for all."""
+    bench.register("bad-shape", resident=True)
+    (status,) = bench.turn(finished_jobs=1).statuses
+    assert (status.tier, status.reason) == (None, Reason.LOAD_FAILED)
+    assert "a module that nobody has" in (status.message or "")
+    assert not bench.loads.accepts(key_of("bad-shape"))
 
 
 def test_an_adapter_that_inspection_refuses_is_forgotten(bench: Bench) -> None:

@@ -41,6 +41,16 @@ class _Adapter(Generic[SlabT]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Measured:
+    """An adapter that was inspected."""
+
+    plan: AdapterPlan
+    num_pages: int
+    num_bytes: int
+    """Of its slab."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The waiting requests of an adapter have to end."""
 
@@ -131,7 +141,7 @@ class AdapterLoads(Generic[SlabT]):
         if known is None:
             content = message.merge or Path(message.directory)
             self._adapters[key] = _Adapter(content, message.resident, message.pinned, busy=True)
-            self._thread.run(lambda: self._settled(content), lambda found: self._inspected(key, found))
+            self._thread.run(lambda: self._measured(content), lambda found: self._inspected(key, found))
             return Outcome()
         known.resident, known.pinned = message.resident, message.pinned
         if known.plan is None:
@@ -321,24 +331,24 @@ class AdapterLoads(Generic[SlabT]):
         self._to_come.pop(key, None)
         return Outcome([self._status(key)])
 
+    def _measured(self, content: Path | Merge) -> _Measured:
+        """Runs in the thread."""
+        plan = self._settled(content)
+        return _Measured(plan, self._device.num_pages(plan), self._device.slab_bytes(plan))
+
     def _settled(self, content: Path | Merge) -> AdapterPlan:
         if isinstance(content, Path):
             return self._device.settle(self._inspect(content))
         parts = [self._device.settle(self._inspect(Path(part.directory))) for part in content.parts]
         return merged_plan(content, parts, max_rank=self._max_merged_rank)
 
-    def _inspected(self, key: AdapterKey, found: AdapterPlan | AdapterError) -> Outcome:
+    def _inspected(self, key: AdapterKey, found: _Measured | AdapterError) -> Outcome:
         adapter = self._adapters[key]
         adapter.busy = False
         if isinstance(found, AdapterError):
             return self._refuse(key, found)
-        adapter.plan = found
-        self.residency.register(
-            key,
-            num_pages=self._device.num_pages(found),
-            num_bytes=self._device.slab_bytes(found),
-            pinned=adapter.pinned,
-        )
+        adapter.plan = found.plan
+        self.residency.register(key, num_pages=found.num_pages, num_bytes=found.num_bytes, pinned=adapter.pinned)
         return self._settle(key)
 
     def _refuse(self, key: AdapterKey, error: AdapterError) -> Outcome:
