@@ -105,6 +105,8 @@ class SimulatedCuda(AbsentCuda):
         self._lock = threading.RLock()
         self._real: dict[int, torch.UntypedStorage] = {}
         """By the storage of a tensor of the device, where its contents are."""
+        self.peak_bytes = 0
+        """The most that `num_bytes` was."""
         self._streams: list[SimulatedStream] = []
         self._capturing: list[Callable[[], None]] | None = None
         self._fake = FakeTensorMode()
@@ -145,6 +147,11 @@ class SimulatedCuda(AbsentCuda):
     def check(self) -> None:
         """Do all that is queued."""
         self.run_until(lambda: False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its memory that tensors have."""
+        return sum(one.nbytes() for one in self._real.values())
 
     def contents(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what a tensor of the device has now, on the host."""
@@ -205,6 +212,7 @@ class SimulatedCuda(AbsentCuda):
             if key not in self._real:
                 real = torch.UntypedStorage(storage.nbytes())
                 self._real[key] = real
+                self.peak_bytes = max(self.peak_bytes, self.num_bytes)
                 is_float = one.is_floating_point()
                 self._spoil(real, one.dtype, is_float=is_float)
                 weakref.finalize(

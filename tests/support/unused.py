@@ -1,15 +1,19 @@
 """Fills with NaN all memory of an engine that holds nothing which a step may read."""
 
+from collections.abc import Iterator
+from dataclasses import fields
+
 import torch
 from support.engines import DrivenEngine
 
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.kernels import fp8_pages
+from lorafleet_inference.model.laid_tensor import LaidTensor
 from lorafleet_inference.model.runner import ModelRunner
 
 
 def fill_unused(driven: DrivenEngine) -> None:
-    """Between two steps: free KV blocks, page tails, and all of the adapter pool that is no A or B of a resident adapter."""
+    """Between two steps: free KV blocks, page tails, and all of the adapter pool that is no number of a resident adapter's."""
     engine = driven.engine
     kept = dict.fromkeys(engine._blocks._cached, KV_BLOCK_TOKENS)
     for sequence in engine._scheduler._planner.running:
@@ -44,4 +48,17 @@ def _fill_pool(runner: ModelRunner) -> None:
             begins = resident.offsets[resident.begins[module] : resident.begins[module + 1]]
             for begin in begins.tolist():
                 unused.view(-1)[begin : begin + place.in_width + place.out_width] = False
+    for laid in _laid_tensors(runner):
+        for _, _, block in laid._blocks:
+            items = block.itemsize // bank._pool.itemsize
+            begin, size = items * block.storage_offset(), items * block.numel()
+            unused.view(-1)[begin : begin + size] = False
     bank._pool.masked_fill_(unused, float("nan"))
+
+
+def _laid_tensors(runner: ModelRunner) -> Iterator[LaidTensor]:
+    for extras in runner._extras._resident.values():
+        for extra in extras.values():
+            for holder in (extra, extra.experts):
+                parts = () if holder is None else (getattr(holder, one.name) for one in fields(holder))
+                yield from (one for one in parts if isinstance(one, LaidTensor))

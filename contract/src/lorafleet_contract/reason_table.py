@@ -61,7 +61,7 @@ REFUSED: Final = {
     ),
     Reason.OUT_OF_MEMORY: About(
         "No device memory: pinned adapters hold it, or the allocation failed.",
-        "Pin less, or raise `maxResidentAdapters`; `lorafleet_rank_pages_used`.",
+        "Pin less, or raise `adapterMemory` or `maxResidentAdapters`; `lorafleet_rank_pages_used`.",
     ),
     Reason.LOAD_FAILED: About(
         "Loading failed in a way that nobody foresaw; the pod's log has the trace.", "Report it."

@@ -160,7 +160,7 @@ class AdapterFacts(Observed):
     invocation_tokens: list[int] | None = None
     """Token ids from whose last occurrence in a prompt on it is computed (aLoRA); None: from the first token on."""
     memory_pages: int | None = None
-    """Pages of adapter memory that its A and B fill on pods of this base; None where a pod did not say."""
+    """Pages of adapter memory that all that it holds fills on pods of this base, about; None where a pod did not say."""
 
 
 class ResolvedSource(Observed):

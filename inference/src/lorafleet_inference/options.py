@@ -123,7 +123,8 @@ OPTIONS: tuple[Option, ...] = (
            one_of(*get_args(KvCacheDtype)), "KIND", E, "kv_cache_dtype"),
     Option("kv-cache-memory", "Memory of the KV cache.", quantity_bytes, "QUANTITY", E, "kv_cache_memory_bytes",
            "1Gi on CPU; on CUDA what is free"),
-    Option("adapter-memory", "Device memory of adapters, which share it by their own ranks. An adapter of --max-rank has to fit.",
+    Option("adapter-memory", "Device memory of adapters, which share it by their own ranks and modules; all that they hold lies in it. An "
+           "adapter of --max-rank has to fit.",
            quantity_bytes, "QUANTITY", E, "adapter_memory_bytes",
            "what --max-resident-adapters of --max-rank take; on CUDA at most a quarter of what the weights leave"),
     Option("host-cache", "Host memory that may hold adapters.", quantity_bytes, "QUANTITY", E, "host_cache_bytes"),

@@ -24,6 +24,7 @@ from lorafleet_inference.adapters.bringer import AdapterEngine, Bringer
 from lorafleet_inference.adapters.cache import NodeCache
 from lorafleet_inference.adapters.catalogue import Artifact, Catalogue, Entry
 from lorafleet_inference.adapters.changes import Generation
+from lorafleet_inference.adapters.extra_tensors import pages_of_files
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.lease import Lease
 from lorafleet_inference.adapters.local import LocalAdapters
@@ -358,8 +359,9 @@ class AdapterManager:
         )
 
     def _facts(self, folder: Path) -> AdapterFacts:
-        plan = self._inspect(folder)
-        return plan.facts.model_copy(update={"memory_pages": self.row_layout.of_plan(plan).num_pages})
+        plan, ready = self._inspect(folder), self.engine_ready
+        num_pages = pages_of_files(plan, self.row_layout, ready.budgets.held or ready.facts)
+        return plan.facts.model_copy(update={"memory_pages": num_pages})
 
     def _inspect(self, folder: Path) -> AdapterPlan:
         ready = self.engine_ready

@@ -113,7 +113,7 @@ def _page_of(places: Sequence[Place], least: int) -> int:
     for place in places:
         by_width[place.row_width] = by_width.get(place.row_width, 0) + place.row_width
     if not by_width:
-        return max(least, ALIGN)
+        return -(-max(least, ALIGN) // ALIGN) * ALIGN
     begin = max(least, *by_width, -(-sum(by_width.values()) // PARTS))
     sizes = {number * width for width in by_width for number in range(-(-begin // width), -(-2 * begin // width))}
 

@@ -1,6 +1,6 @@
 """Which adapters lie in device memory and on the host, and who goes when there is no room. Pure: it counts, others copy.
 
-Device memory is pages, of which an adapter takes as many as its A and B fill.
+Device memory is pages, of which an adapter takes as many as all that it holds fills.
 An adapter leaves the device only when it is neither pinned nor in use, the least recently used first, and only after it
 is certain that the newcomer fits.
 """
@@ -133,7 +133,8 @@ class Residency:
             return NoRoomEver(
                 f"adapter {key.name} needs {entry.num_pages} of {self.num_pages} rank pages and one of "
                 f"{self._max_resident} places, and pinned adapters hold "
-                f"{sum(len(self._entries[other].pages) for other in pinned)} pages and {len(pinned)} places"
+                f"{sum(len(self._entries[other].pages) for other in pinned)} pages and {len(pinned)} places; --adapter-memory "
+                "gives more pages, --max-resident-adapters more places"
             )
         idle = self._idle(in_use)
         leaving = self._fewest(entry, idle)

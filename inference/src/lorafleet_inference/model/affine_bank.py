@@ -4,6 +4,7 @@ So steps with them are captured too. Where a module has weights of an adapter's 
 `extras.py` computes them.
 """
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,15 +49,9 @@ class AffineLayout:
         found |= {one.module for one in plan.own if one.parameter == "bias"}
         return tuple(name for name in self.index if name in found - whole)
 
-    def num_elements(self, plan: AdapterPlan) -> int:
-        """Return how many of an adapter's extra elements are those of these modules."""
-        names = set(self.modules_of(plan))
-        total = 0
-        for site in plan.sites:
-            if site.module in names:
-                vectors = 2 * (site.magnitude_key is not None) + (site.b_bias_key is not None)
-                total += vectors * self.widths[site.module]
-        return total + sum(self.widths[one.module] for one in plan.own if one.module in names)
+    def taken(self, plan: AdapterPlan) -> set[tuple[str, str]]:
+        """Return which tensors beside rows lie here, of an adapter: their modules and parts."""
+        return set(itertools.product(self.modules_of(plan), ("scale", "offset")))
 
     def laid(self, names: Collection[str]) -> tuple[Int32s, int]:
         """Return the entries of an adapter [modules], as the kernel reads them, and how many pages it takes.
@@ -120,7 +115,7 @@ class AffineBank:
         left = dict(extras)
         for name in names:
             extra, width = left[name], self.layout.widths[name]
-            made = self._pool.new_zeros(NUM_VECTORS, width)
+            made = torch.zeros(NUM_VECTORS, width, dtype=self._pool.dtype)  # on the host
             made[0] = 1.0 if extra.scale is None else extra.scale
             if extra.offset is not None:
                 made[1] = extra.offset

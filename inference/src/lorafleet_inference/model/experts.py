@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear, grouped_mm_experts_forward
 
 from lorafleet_inference.kernels.few_tokens import MAX_GROUPED_TOKENS
+from lorafleet_inference.model.laid_tensor import LaidTensor
 
 NAME = "lorafleet_experts"
 SIZED = "lorafleet_experts_sized"
@@ -21,17 +22,21 @@ UP: Final = "gate_up_proj"
 DOWN: Final = "down_proj"
 
 
+ByExpert = torch.Tensor | LaidTensor
+"""What has a matrix for each expert."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertLora:
     """One adapter's A and B of the two stacked weights of an experts module; None where it does not change one."""
 
-    up_a: torch.Tensor | None
+    up_a: ByExpert | None
     """[E, r, hidden], of gate_up_proj."""
-    up_b: torch.Tensor | None
+    up_b: ByExpert | None
     """[E, r, 2 * intermediate], times the scale."""
-    down_a: torch.Tensor | None
+    down_a: ByExpert | None
     """[E, r, intermediate]"""
-    down_b: torch.Tensor | None
+    down_b: ByExpert | None
     """[E, r, hidden], times the scale."""
 
 
@@ -226,6 +231,6 @@ def _parts(tokens: torch.Tensor, own: Sequence[ExpertChange]) -> list[tuple[int,
     return [(begin, end, one.lora) for (begin, end), one in zip(places, own, strict=True) if begin < end]
 
 
-def _add(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor | None, b: torch.Tensor | None, expert: int) -> None:
+def _add(y: torch.Tensor, x: torch.Tensor, a: ByExpert | None, b: ByExpert | None, expert: int) -> None:
     if a is not None and b is not None:
         y += (x @ a[expert].t()) @ b[expert]

@@ -1,8 +1,8 @@
 """What some adapters hold beside rows of A and B: DoRA's norms, biases, the head, the embedding, copies of whole modules.
 
 All of it comes to the output y of one module, after LoRA's rows were added: `y = own module's output`, then
-`y += B A x` for head and embedding, then `y = scale * y + offset`. Few adapters have any of it, so it lies beside the
-pool of rows, in tensors of its own, and costs nothing where it is not used.
+`y += B A x` for head and embedding, then `y = scale * y + offset`. Few adapters have any of it, so it lies behind their rows in
+pages of their own (`adapters/extra_tensors.py`), and costs nothing where it is not used.
 
 An adapter's embedding and head may have other rows than the base's, and more or fewer: the base's embedding then sees ids
 that it knows, the adapter's own the true ones, and the logits get as many columns as the widest adapter of the step has. What
@@ -19,18 +19,20 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from lorafleet_inference.adapters.extra_tensors import ExtraTensor, lay
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.vocabulary import Vocabulary
-from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.batch import Segment
+from lorafleet_inference.model.decoder.linear import Part
 from lorafleet_inference.model.experts import ExpertChange, ExpertLora
+from lorafleet_inference.model.laid_tensor import LaidTensor, runs_in
 from lorafleet_inference.model.transfer import on_device
 
 
 @dataclass(slots=True)
 class Extra:
-    """What an adapter changes in one module beside rows of A and B. On the host or on the device."""
+    """What an adapter changes in one module beside rows of A and B, on the host."""
 
     a: torch.Tensor | None = None
     """[r, in] of the head; [vocabulary, r] of the embedding."""
@@ -58,6 +60,12 @@ class Extra:
         """Whether it changes nothing."""
         return all(getattr(self, one.name) is None for one in fields(self))
 
+    @property
+    def num_tensors(self) -> int:
+        """How many it has that are not empty."""
+        values = (getattr(self, one.name) for one in fields(self))
+        return sum(one is not None and one.numel() > 0 for one in values)
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Extra":
         """Return what comes of its tensors."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -68,21 +76,38 @@ Extras = Mapping[str, Extra]
 """By module name."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Laid:
+    """The same on the device."""
+
+    a: LaidTensor | None = None
+    b: LaidTensor | None = None
+    scale: LaidTensor | None = None
+    offset: LaidTensor | None = None
+    weight: LaidTensor | None = None
+    token_ids: LaidTensor | None = None
+    token_rows: LaidTensor | None = None
+    bias: LaidTensor | None = None
+    experts: ExpertLora | None = None
+    twin: torch.nn.Module | None = None
+    """The module with its own weight and bias, where they lie in one piece each."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Change:
     begin: int
     end: int
-    extra: Extra
-    twin: torch.nn.Module | None
+    extra: _Laid
 
 
 class ExtrasBank:
-    """Extras on the device, and the hooks that apply them; a module has one from the first adapter that changes it on."""
+    """Extras in the pool, and the hooks that apply them; a module has one from the first adapter that changes it on."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, pool: torch.Tensor) -> None:
+        """pool [pages, elements of a page], contiguous, in the model's dtype."""
         self._modules: dict[str, torch.nn.Module] = dict(model.named_modules())
-        self._device = next(model.parameters()).device
-        self._resident: dict[AdapterKey, dict[str, tuple[Extra, torch.nn.Module | None]]] = {}
+        self._pool = pool
+        self._resident: dict[AdapterKey, dict[str, _Laid]] = {}
         self._hooked: set[str] = set()
         self._changes: dict[str, list[_Change]] = {}
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -95,13 +120,32 @@ class ExtrasBank:
         self._widths: list[tuple[Segment, int]] = []
         """Rows of the logits with another width than the base's."""
 
-    def install(self, key: AdapterKey, extras: Extras, vocabulary: Vocabulary | None = None) -> None:
-        """Copy an adapter's extras to the device; safe beside a running step. `vocabulary`: where it is not the base's."""
+    def install(
+        self,
+        key: AdapterKey,
+        pages: Sequence[int],
+        tensors: Sequence[ExtraTensor],
+        extras: Extras,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """Copy an adapter's extras to pages that no step reads. `vocabulary`: where it is not the base's.
+
+        `tensors`: those that were reckoned with when the pages were counted; there may be fewer.
+        """
         if vocabulary is not None:
             self._vocabularies[key] = vocabulary
-        if extras:
-            here = {name: extra.map(lambda tensor: tensor.to(self._device)) for name, extra in extras.items()}
-            self._resident[key] = {name: (extra, _twin(self._modules[name], extra)) for name, extra in here.items()}
+        if not extras:
+            return
+        page = self._pool.shape[1]
+        laid: dict[str, dict[str, LaidTensor]] = {name: {} for name in extras}
+        num_left = sum(extra.num_tensors for extra in extras.values())
+        for one, spans in zip(tensors, lay(tensors, page, runs_in(pages, page)), strict=True):
+            tensor = getattr(extras[one.module], one.part) if one.module in extras else None
+            if tensor is not None:
+                laid[one.module][one.part] = LaidTensor(self._pool, one, spans, tensor)
+                num_left -= 1
+        assert not num_left, "an adapter has more than was reckoned with"
+        self._resident[key] = {name: _laid(self._modules[name], parts) for name, parts in laid.items()}
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter."""
@@ -157,15 +201,13 @@ class ExtrasBank:
         return logits.masked_fill(beyond, float("-inf"))
 
     def _add(self, segment: Segment, wanted: Callable[[str], bool]) -> None:
-        for name, (extra, twin) in self._resident.get(segment.adapter, {}).items():
-            if extra.up_a is not None or extra.down_a is not None:
+        for name, extra in self._resident.get(segment.adapter, {}).items():
+            if extra.experts is not None:
                 if wanted(name):
-                    lora = ExpertLora(extra.up_a, extra.up_b, extra.down_a, extra.down_b)
-                    change_of_experts = ExpertChange(segment.begin, segment.end, lora)
+                    change_of_experts = ExpertChange(segment.begin, segment.end, extra.experts)
                     experts.changes.setdefault(self._modules[name], []).append(change_of_experts)
             elif wanted(name):
-                change = _Change(segment.begin, segment.end, extra, twin)
-                self._changes.setdefault(name, []).append(change)
+                self._changes.setdefault(name, []).append(_Change(segment.begin, segment.end, extra))
                 self._hook(name)
 
     def _hook(self, name: str) -> None:
@@ -199,20 +241,35 @@ class ExtrasBank:
             module.register_forward_hook(lambda _, args, output: apply(args[0], output))
 
 
-def _twin(module: torch.nn.Module, extra: Extra) -> torch.nn.Module | None:
+def _laid(module: torch.nn.Module, parts: Mapping[str, LaidTensor]) -> _Laid:
+    of_experts = [parts.get(name) for name in ("up_a", "up_b", "down_a", "down_b")]
+    if any(one is not None for one in of_experts):
+        return _Laid(experts=ExpertLora(*of_experts))
+    weight, bias, twin = parts.get("weight"), parts.get("bias"), None
+    if weight is not None and weight.is_in_one_piece and (bias is None or bias.is_in_one_piece):
+        twin = _twin(module, weight.whole(), None if bias is None else bias.whole())
+    return _Laid(
+        a=parts.get("a"),
+        b=parts.get("b"),
+        scale=parts.get("scale"),
+        offset=parts.get("offset"),
+        weight=weight,
+        token_ids=parts.get("token_ids"),
+        token_rows=parts.get("token_rows"),
+        bias=bias,
+        twin=twin,
+    )
+
+
+def _twin(module: torch.nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Module:
     """Return the module with the adapter's own parameters in place of the base's, and without hooks."""
-    if extra.weight is None and extra.bias is None:
-        return None
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)  # noqa: SLF001  a copy shares them with the base's
     twin._forward_hooks = OrderedDict()  # noqa: SLF001
     twin._forward_pre_hooks = OrderedDict()  # noqa: SLF001
     vars(twin).pop("forward", None)  # a faster one, made for the base's weight
     vars(twin).pop("total", None)  # it is the module's output that is summed over ranks, with this in it
-    for name, tensor in (
-        ("weight", plain_weight(module) if extra.weight is None else extra.weight),
-        ("bias", extra.bias),
-    ):
+    for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
             twin._parameters[name] = torch.nn.Parameter(tensor, requires_grad=False)  # noqa: SLF001
     return twin
@@ -224,32 +281,53 @@ def _apply(module: torch.nn.Module, change: _Change, x: torch.Tensor, y: torch.T
     length = change.end - change.begin
     x, out = x.narrow(axis, change.begin, length), y.narrow(axis, change.begin, length)
     extra = change.extra
-    if change.twin is not None:
-        own = change.twin(x)
+    if extra.twin is not None:
+        own = extra.twin(x)
         out[..., : own.shape[-1]] = own
+    elif extra.weight is not None:
+        _compute_in_pieces(module, extra.weight, extra.bias, x, out)
     if extra.token_ids is not None and extra.token_rows is not None:
-        _replace_rows(module, extra.token_ids, extra.token_rows, x, out)
+        _replace_rows(module, extra.token_ids.whole(), extra.token_rows, x, out)
     if extra.a is not None and extra.b is not None:
         if isinstance(module, torch.nn.Embedding):
-            out += _scaled(module, F.embedding(x, extra.a) @ extra.b)
+            out += _scaled(module, extra.b.times(extra.a.embedding(x)))
         else:
-            out[..., : extra.b.shape[-1]] += (x @ extra.a.t()) @ extra.b
+            added = extra.b.times(extra.a.linear(x))
+            out[..., : added.shape[-1]] += added
     if extra.scale is not None:
-        out[..., : len(extra.scale)] *= extra.scale
+        out[..., : len(extra.scale)] *= extra.scale.whole()
     if extra.offset is not None:
-        out[..., : len(extra.offset)] += extra.offset
+        out[..., : len(extra.offset)] += extra.offset.whole()
+
+
+def _compute_in_pieces(
+    module: torch.nn.Module, weight: LaidTensor, own_bias: LaidTensor | None, x: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Compute a module with the adapter's own weight, which lies in several pieces, and its own bias, else the base's."""
+    bias = None if own_bias is None else own_bias.whole()
+    # what transformers makes of such a module may be more than its product
+    is_plain = hasattr(module, "embed_scale") or not type(module).__module__.startswith("transformers.")
+    if is_plain and isinstance(module, torch.nn.Embedding):
+        out.copy_(_scaled(module, weight.embedding(x)))
+        return
+    if is_plain and isinstance(module, torch.nn.Linear | Part):
+        base = module.bias
+        weight.linear(x, out[..., : len(weight)], base if bias is None and isinstance(base, torch.Tensor) else bias)
+        return
+    own = _twin(module, weight.whole(), bias)(x)
+    out[..., : own.shape[-1]] = own
 
 
 def _replace_rows(
-    module: torch.nn.Module, token_ids: torch.Tensor, rows: torch.Tensor, x: torch.Tensor, out: torch.Tensor
+    module: torch.nn.Module, token_ids: torch.Tensor, rows: LaidTensor, x: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Put own rows in the place of the base's: of an embedding for the tokens x, of a head in the columns of out."""
     if isinstance(module, torch.nn.Embedding):
         place = torch.searchsorted(token_ids, x).clamp_(max=len(token_ids) - 1)
         is_own = (token_ids[place] == x)[..., None]
-        torch.where(is_own, _scaled(module, F.embedding(place, rows)), out, out=out)
+        torch.where(is_own, _scaled(module, rows.embedding(place)), out, out=out)
         return
-    columns = x @ rows.t()
+    columns = rows.linear(x)
     bias = module.bias
     if isinstance(bias, torch.Tensor):
         known = (token_ids < len(bias)).to(bias.dtype)

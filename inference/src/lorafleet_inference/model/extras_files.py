@@ -7,9 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers.pytorch_utils import Conv1D
 
-from lorafleet_inference.adapters.rows import resized
 from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite
-from lorafleet_inference.engine.messages import ModelFacts
 from lorafleet_inference.kernels.packed import plain_weight
 from lorafleet_inference.model.extras import Extra, Extras
 from lorafleet_inference.model.finite import applied, check_finite
@@ -53,30 +51,6 @@ class _Place:
         if self.shard is None or not self.shard.is_partial(self.name):
             return torch.linalg.vector_norm(weight, dim=1)
         return self.total(weight.square().sum(1)).sqrt()
-
-
-def num_extra_elements(plan: AdapterPlan, base: ModelFacts) -> int:
-    """Return how many elements an adapter's extras have, without reading them."""
-    facts = base if plan.num_rows is None else resized(base, plan.num_rows)
-    widths = {one.name: (one.in_features, one.out_features) for one in (*facts.modules, *facts.side_modules)}
-    whole = {(one.name, name): shape for one in facts.whole_modules for name, shape in one.parameters}
-    total = 0
-    for site in plan.side_sites:
-        total += site.rank * sum(widths[site.module])
-    for site in (*plan.sites, *plan.side_sites):
-        vectors = 2 * (site.magnitude_key is not None) + (site.b_bias_key is not None)
-        total += vectors * widths[site.module][1]
-    stacks = {one.name: one for one in facts.experts}
-    for expert_site in plan.experts:
-        one = stacks[expert_site.module]
-        width = next(sum(rest) for name, *rest in one.parameters if name == expert_site.parameter)
-        total += one.num_experts * expert_site.rank * width
-    for own in plan.own:
-        total += torch.Size(whole[own.module, own.parameter]).numel()
-    for module in {one.module for one in plan.own_rows}:
-        token_ids = {token_id for one in plan.own_rows if one.module == module for token_id in one.token_ids}
-        total += len(token_ids) * torch.Size(whole[module, "weight"][1:]).numel()
-    return total
 
 
 def load_extras(
@@ -226,12 +200,14 @@ def _add_site(
     if site.magnitude_key is not None:
         norm = place.row_norms(_as_linear(module, extra, a, b) + site.scale * (b @ a))
         extra.scale = place.factor(read(site.magnitude_key).flatten()) / norm
-    kept = 1.0 if extra.scale is None else extra.scale
-    base = _bias(module)
-    if isinstance(base, torch.Tensor):
-        num_out = len(b)  # an adapter may have another number of rows
-        base = F.pad(base, (0, num_out - len(base))) if len(base) < num_out else base[:num_out]
-    offset = (base if bias is None else bias) - kept * base
+    offset: torch.Tensor | float = 0.0
+    if bias is not None or extra.scale is not None:
+        kept = 1.0 if extra.scale is None else extra.scale
+        base = _bias(module)
+        if isinstance(base, torch.Tensor):
+            num_out = len(b)  # an adapter may have another number of rows
+            base = F.pad(base, (0, num_out - len(base))) if len(base) < num_out else base[:num_out]
+        offset = (base if bias is None else bias) - kept * base
     if site.b_bias_key is not None:
         offset = offset + site.scale * place.bias(read(site.b_bias_key))
     if isinstance(offset, torch.Tensor):
@@ -274,12 +250,12 @@ def _of_whole_experts(site: ExpertSite, shape: tuple[int, ...], read: Read) -> t
 
 def _bias(module: torch.nn.Module) -> torch.Tensor | float:
     bias = getattr(module, "bias", None)
-    return bias.detach().float().cpu() if isinstance(bias, torch.Tensor) else 0.0
+    return bias.detach().cpu().float() if isinstance(bias, torch.Tensor) else 0.0
 
 
 def _as_linear(module: torch.nn.Module, extra: Extra, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The weight under A and B, the adapter's own where it has one, as [out, in], float32, on the CPU."""
-    weight = plain_weight(module).detach().float().cpu() if extra.weight is None else extra.weight
+    weight = plain_weight(module).detach().cpu().float() if extra.weight is None else extra.weight
     if isinstance(module, torch.nn.Embedding | torch.nn.Linear):
         num_rows = a.shape[1] if isinstance(module, torch.nn.Embedding) else b.shape[0]
         weight = F.pad(weight, (0, 0, 0, num_rows - len(weight)))  # cuts, where there are fewer

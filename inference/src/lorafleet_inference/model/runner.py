@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from lorafleet_common.errors import ConfigError
+from lorafleet_inference.adapters.extra_tensors import ExtraTensor
 from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import GIB, KV_BLOCK_TOKENS, EngineConfig, KvCacheDtype
@@ -25,6 +26,7 @@ from lorafleet_inference.kernels.cpu import load_kernels
 from lorafleet_inference.kernels.layer import CpuLayerOps
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model import warm_up
+from lorafleet_inference.model.adapter_sizes import AdapterSizes
 from lorafleet_inference.model.arena import Arena
 from lorafleet_inference.model.attention import attending
 from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch
@@ -32,7 +34,7 @@ from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.experts import wait_for_device
 from lorafleet_inference.model.extras import Extras, ExtrasBank
-from lorafleet_inference.model.extras_files import Total, alone, load_extras, num_extra_elements
+from lorafleet_inference.model.extras_files import Total, alone, load_extras
 from lorafleet_inference.model.graph_rooms import captured_bytes
 from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
 from lorafleet_inference.model.lora import LoraBank
@@ -77,6 +79,8 @@ class HostAdapter:
     """Of what goes from the extras to pages of the pool, as `SideLayout.ranks_of` says; empty where nothing does."""
     affine: tuple[str, ...] = ()
     """Modules whose scale and offset go there, too."""
+    apart: tuple[ExtraTensor, ...] = ()
+    """What else there may be among the extras."""
 
 
 class ModelRunner:
@@ -108,7 +112,7 @@ class ModelRunner:
         self.facts: ModelFacts = loaded.facts
         self._on = device_at(loaded.device)
         self._loads = self._on.stream()  # what loads ask of the device: nothing of it comes between steps
-        self._held, self._shard, self._group = loaded.held, loaded.shard, group
+        self._shard, self._group = loaded.shard, group
         layout, itemsize = RowLayout.of(loaded.held), loaded.dtype.itemsize
         num_pages = self._least(pool_pages(config, layout, itemsize, _free_bytes(self._device)))
         self._kernels = load_kernels(config.kernel_cache) if config.cpu_kernels and self._device.type == "cpu" else None
@@ -136,19 +140,24 @@ class ModelRunner:
         """Of a whole model, too, and where the kernels of LoRA compute every module: what it changes comes after LoRA."""
         if self._triton is not None and group is None and self._bank.can_be_captured:
             self._affine = _affine_of(loaded, self._bank, self._triton)
+        self._sizes = AdapterSizes(
+            self._bank.layout,
+            loaded.held,
+            None if self._sides is None else self._sides.layout,
+            None if self._affine is None else self._affine.layout,
+        )
         self.arena = Arena(
             config.host_cache_bytes // config.ranks_per_host,  # this rank's part of the host tier
             self._bank.layout.page,
             loaded.dtype,
             self._on,
         )
-        self._extras, self._hidden = ExtrasBank(loaded.model), HiddenStates(loaded.model)
-        self._ropes = loaded.ropes
+        self._extras, self._hidden = ExtrasBank(loaded.model, self._bank.pool), HiddenStates(loaded.model)
+        self._ropes, self._dtype = loaded.ropes, loaded.dtype
         self._num_outputs = next(
             (one.out_features for one in loaded.facts.side_modules if one.kind is ModuleKind.LINEAR), None
         )
         """Columns of the logits of the base; None where its head is no plain layer."""
-        self._dtype = loaded.dtype
         self._layers: list[LayerKV] = []
         self.graphs: StepGraphs | None = None
         has_chooser = self._triton is not None
@@ -333,7 +342,7 @@ class ModelRunner:
             raise
         side_ranks = () if self._sides is None else self._sides.layout.ranks_of(plan)
         affine = () if self._affine is None else self._affine.layout.modules_of(plan)
-        return HostAdapter(slab, extras, vocabulary, side_ranks, affine)
+        return HostAdapter(slab, extras, vocabulary, side_ranks, affine, self._sizes.apart(plan))
 
     def drop_slab(self, slab: HostAdapter) -> None:
         """Have the memory of an adapter on the host used again; nobody copies it any more."""
@@ -347,28 +356,12 @@ class ModelRunner:
             return settled(plan, self._model, self._shard)
 
     def num_pages(self, plan: AdapterPlan) -> int:
-        """Return the rank pages that an adapter takes.
-
-        What it holds beside rows lies in pages of its own where kernels compute it. The rest lies outside of the pool and is charged
-        in pages, so that memory stays bounded.
-        """
-        num_pages, num_outside = self._num_row_pages(plan), num_extra_elements(plan, self._held)
-        if self._sides is not None:
-            ranks = self._sides.layout.ranks_of(plan)
-            num_pages += self._sides.layout.laid(ranks)[1]
-            num_outside -= self._sides.layout.num_elements(ranks)
-        if self._affine is not None:
-            num_pages += self._affine.layout.laid(self._affine.layout.modules_of(plan))[1]
-            num_outside -= self._affine.layout.num_elements(plan)
-        return max(1, num_pages + -(-num_outside // self._bank.layout.page))
+        """Return the rank pages that an adapter takes: nothing of it lies outside of the pool."""
+        return self._sizes.num_pages(plan)
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
         """Return the size of an adapter in host memory."""
-        num_elements = self._num_row_pages(plan) * self._bank.layout.page + num_extra_elements(plan, self._held)
-        return num_elements * self._dtype.itemsize
-
-    def _num_row_pages(self, plan: AdapterPlan) -> int:
-        return self._bank.layout.of_plan(plan).num_pages
+        return self._sizes.host_elements(plan) * self._dtype.itemsize
 
     @torch.inference_mode()
     @on_one_thread()
@@ -388,15 +381,16 @@ class ModelRunner:
                 self._loads.mark().wait(Order.ADAPTER_COPIED)
 
     def _install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
-        num_row_pages = len(slab.slab.pages)
-        self._bank.install(key, pages[:num_row_pages], slab.slab)
+        at = len(slab.slab.pages)
+        self._bank.install(key, pages[:at], slab.slab)
         extras = slab.extras
         if self._sides is not None and any(slab.side_ranks):
-            extras = self._sides.install(key, pages[num_row_pages:], slab.side_ranks, extras)
-            num_row_pages += self._sides.layout.laid(slab.side_ranks)[1]
+            extras = self._sides.install(key, pages[at:], slab.side_ranks, extras)
+            at += self._sides.layout.laid(slab.side_ranks)[1]
         if self._affine is not None:
-            extras = self._affine.install(key, pages[num_row_pages:], slab.affine, extras)
-        self._extras.install(key, extras, slab.vocabulary)
+            extras = self._affine.install(key, pages[at:], slab.affine, extras)
+            at += self._affine.layout.laid(slab.affine)[1]
+        self._extras.install(key, pages[at:], slab.apart, extras, slab.vocabulary)
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter of the device; steps that were submitted are computed with it."""

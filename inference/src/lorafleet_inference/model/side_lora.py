@@ -46,15 +46,21 @@ class _Place:
         a = (self.num_ids, rank) if self.num_ids else (number, self.site.in_width)
         return a, (number, self.site.out_width)
 
-    def taken(self, extra: Extra) -> tuple[torch.Tensor, torch.Tensor, Extra]:
-        """Return A and B of the site, and what is left."""
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Names of A and B among what an adapter has beside its rows."""
         match self.parameter:
             case None:
-                a, b, left = extra.a, extra.b, replace(extra, a=None, b=None)
+                return "a", "b"
             case experts.DOWN:
-                a, b, left = extra.down_a, extra.down_b, replace(extra, down_a=None, down_b=None)
+                return "down_a", "down_b"
             case _:
-                a, b, left = extra.up_a, extra.up_b, replace(extra, up_a=None, up_b=None)
+                return "up_a", "up_b"
+
+    def taken(self, extra: Extra) -> tuple[torch.Tensor, torch.Tensor, Extra]:
+        """Return A and B of the site, and what is left."""
+        a, b = (getattr(extra, part) for part in self.parts)
+        left = replace(extra, **dict.fromkeys(self.parts))
         assert a is not None
         assert b is not None
         return _flat(a), _flat(b), left
@@ -93,10 +99,10 @@ class SideLayout:
             found |= {(one.module, None): one.rank for one in plan.side_sites if one.module not in others}
         return tuple(found.get((place.module, place.parameter), 0) for place in self.places)
 
-    def num_elements(self, ranks: Sequence[int]) -> int:
-        """Return how many elements A and B of these ranks have."""
+    def taken(self, ranks: Sequence[int]) -> set[tuple[str, str]]:
+        """Return which tensors beside rows lie here, of an adapter of these ranks: their modules and parts."""
         pairs = zip(self.places, ranks, strict=True)
-        return sum(number * width for place, rank in pairs if rank for number, width in place.rows(rank))
+        return {(place.module, part) for place, rank in pairs if rank for part in place.parts}
 
     def laid(self, ranks: Sequence[int]) -> tuple[Int32s, int]:
         """Return the entries of an adapter [sites, NUM_ENTRY], as the kernels read them, and how many pages it takes."""
@@ -249,7 +255,7 @@ class SideBank:
             page, slot = divmod(first + at, fit)
             count = min(fit - slot, len(rows) - at)
             some = rows[at : at + count].reshape(-1)
-            self._pool[pages[page], slot * width : slot * width + len(some)] = some.to(self._pool.device)
+            self._pool[pages[page], slot * width : slot * width + len(some)] = some
             at += count
 
     def _hook(self, module: torch.nn.Module, place: _Place) -> None:

@@ -40,7 +40,8 @@ def kv_block_bytes(shapes: Sequence[LayerShape], itemsize: int, kv_dtype: KvCach
 def pool_pages(config: EngineConfig, layout: RowLayout, itemsize: int, free_bytes: int | None) -> int:
     """Return how many pages adapters get on a device.
 
-    free_bytes: of the device beside the weights, None where it is not known.
+    free_bytes: of the device beside the weights, None where it is not known. As many as were asked for are not bounded by
+    what adapters of the largest rank take: some have whole modules of their own.
 
     Raises:
         ConfigError: an adapter of the largest rank does not fit.
@@ -48,19 +49,17 @@ def pool_pages(config: EngineConfig, layout: RowLayout, itemsize: int, free_byte
     page_bytes = layout.page * itemsize
     largest = layout.num_pages(config.max_rank)
     pages = config.max_resident_adapters * largest
-    if config.adapter_memory_bytes is not None:
-        room = config.adapter_memory_bytes
-    elif free_bytes is not None:
-        room = max(int(free_bytes * ADAPTER_PART), largest * page_bytes)
-    else:
-        return pages
+    if config.adapter_memory_bytes is None:
+        room = pages * page_bytes if free_bytes is None else max(int(free_bytes * ADAPTER_PART), largest * page_bytes)
+        return min(pages, room // page_bytes)
+    room = config.adapter_memory_bytes
     if room < largest * page_bytes:
         raise ConfigError(
             "--adapter-memory",
             f"{room} bytes hold no adapter of rank {config.max_rank}, which takes {largest * page_bytes}; "
             "--max-rank makes that smaller",
         )
-    return min(pages, room // page_bytes)
+    return room // page_bytes
 
 
 def num_blocks_for(num_tokens: int) -> int:

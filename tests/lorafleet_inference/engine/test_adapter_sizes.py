@@ -1,0 +1,44 @@
+"""What an adapter takes is known from its plan: all that is loaded was counted, by the engine and by who asks it."""
+
+from itertools import pairwise
+
+import pytest
+from support.models import adapters_of, model_folder
+
+from lorafleet_inference.adapters.extra_tensors import extra_tensors, num_pages_of, pages_of_files
+from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.adapters.row_layout import RowLayout
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.model.adapter_sizes import AdapterSizes
+from lorafleet_inference.model.affine_bank import AffineLayout
+from lorafleet_inference.model.extras_files import load_extras
+from lorafleet_inference.model.loader import load_model
+from lorafleet_inference.model.own_rows import settled
+from lorafleet_inference.model.side_lora import SideLayout
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3-moe"])
+def test_all_that_is_loaded_was_counted(family: str) -> None:
+    loaded = load_model(EngineConfig(model=str(model_folder(family)), device="cpu", dtype="float32", cpu_kernels=False))
+    facts, layout = loaded.facts, RowLayout.of(loaded.facts)
+    sides, affine = SideLayout(facts, layout.page), AffineLayout(facts, layout.page)
+    plain, by_kernels = AdapterSizes(layout, facts, None, None), AdapterSizes(layout, facts, sides, affine)
+    for kind, folder in adapters_of(family).items():
+        plan = settled(inspect_adapter(folder, facts, max_rank=256), loaded.model)
+        counted = {(one.module, one.part): one for one in extra_tensors(plan, facts)}
+        for module, extra in load_extras(plan, loaded.model, loaded.dtype).items():
+            for part in extra.__slots__:
+                tensor = getattr(extra, part)
+                if tensor is not None:
+                    one = counted.pop((module, part))
+                    assert tensor.nbytes == one.num_elements * 4, (kind, one)
+        assert {one.part for one in counted.values()} <= {"offset", "bias"}, (
+            "what is there only where the base has biases"
+        )
+        assert (
+            num_pages_of(extra_tensors(plan, facts), layout.page)
+            == plain.num_pages(plan) - layout.of_plan(plan).num_pages
+        )
+        assert all(one.module <= other.module for one, other in pairwise(extra_tensors(plan, facts)))
+        assert abs(plain.num_pages(plan) - by_kernels.num_pages(plan)) <= 3, kind
+        assert pages_of_files(plan, layout, facts) == plain.num_pages(plan)

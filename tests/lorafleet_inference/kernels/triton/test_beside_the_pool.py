@@ -1,0 +1,53 @@
+"""All of an adapter lies in the pool, which KV leaves room for: its own weights, norms, biases and rows of the vocabulary too."""
+
+from pathlib import Path
+
+from support.absent_cuda import CUDA
+from support.engines import key_of
+from support.families import VOCABULARY, AdapterSpec
+from support.models import save_adapter, save_model
+from support.simulated_cuda import SimulatedCuda
+from support.simulated_engine import SimulatedRunner, on_cuda
+from support.triton_sizes import SMALL
+from transformers import LlamaConfig
+
+from lorafleet_inference.adapters.inspect import inspect_adapter
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.kernels.triton.backend import TritonKernels
+
+MODEL = LlamaConfig(
+    vocab_size=VOCABULARY, initializer_range=0.2, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=16,
+)  # fmt: skip
+SPECS = {
+    "rows": AdapterSpec(8, seed=1),
+    "dora": AdapterSpec(4, seed=2, options={"use_dora": True}),
+    "words": AdapterSpec(4, ("q_proj", "embed_tokens", "lm_head"), seed=3),
+    "own": AdapterSpec(4, ("q_proj",), seed=4, options={"modules_to_save": ["lm_head", "norm"]}),
+    "more": AdapterSpec(
+        4, ("q_proj",), seed=5, options={"modules_to_save": ["embed_tokens", "lm_head"]}, num_rows=VOCABULARY + 8
+    ),
+    "tokens": AdapterSpec(4, ("q_proj",), seed=6, options={"trainable_token_indices": {"embed_tokens": [3, 7]}}),
+    "biases": AdapterSpec(4, ("q_proj",), seed=7, options={"lora_bias": True}),
+}
+
+
+def test_adapters_take_no_memory_of_the_device_beside_the_pool_not_even_while_they_come(tmp_path: Path) -> None:
+    model = save_model(MODEL, tmp_path / "model")
+    config = EngineConfig(
+        model=str(model), device="cuda", dtype="float32", num_threads=1, max_batch_tokens=4, max_rank=8,
+        max_resident_adapters=32, max_batch_requests=1, kv_cache_memory_bytes=1 << 14, host_cache_bytes=1 << 20,
+        cpu_kernels=False, gpu_kernels=False, cuda_graphs=False, decoder="own",
+    )  # fmt: skip
+    simulated, grown = SimulatedCuda(1, haste=1.0), dict[str, tuple[int, int]]()
+    with simulated.there():
+        runner = SimulatedRunner(simulated, on_cuda(config), config, TritonKernels(CUDA, SMALL))
+        simulated.check()
+        first = 0
+        for name, spec in SPECS.items():
+            plan = runner.settle(inspect_adapter(save_adapter(model, tmp_path / name, spec), runner.facts, max_rank=8))
+            before = simulated.peak_bytes = simulated.num_bytes
+            runner.install(key_of(name), range(first, first := first + runner.num_pages(plan)), runner.load_slab(plan))
+            simulated.check()
+            grown[name] = simulated.num_bytes - before, simulated.peak_bytes - before
+    assert grown == dict.fromkeys(SPECS, (0, 0))
