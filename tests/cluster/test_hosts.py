@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from numerals.truth import truth
 from support.charts import Helm, nested
 from support.fleet import NAMESPACE, SYSTEM, Fleet
 from support.waiting import wait_for
+
+from lorafleet_operator.cluster.collect import further_pod_of
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +133,10 @@ def test_a_base_on_two_pods_answers_and_comes_back_as_a_group(installed: Fleet) 
     fleet.wait_condition("roman-hosts", "Ready", "True", timeout_seconds=60)
     first = pods(kube)
     assert set(first) == {f"{BASE}-0", f"{BASE}-0-1"}
+    (second,) = kube.get("pods", "-n", NAMESPACE, "-l", f"lorafleet.io/ranks-of={BASE},!lorafleet.io/base")["items"]
+    known = further_pod_of(second, BASE, datetime.now(UTC))
+    assert known is not None, "the operator knows it by what its controller gives to it"
+    assert (known.name, known.is_ready, known.problem) == (f"{BASE}-0-1", True, "")
     status = kube.get(f"bmd/{BASE}", "-n", NAMESPACE)["status"]
     assert (status["replicas"], status["readyReplicas"]) == (1, 1)
     placed = kube.get("lora/roman-hosts", "-n", NAMESPACE)["status"]["placements"]

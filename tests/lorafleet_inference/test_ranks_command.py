@@ -20,7 +20,7 @@ def config_of(tmp_path: Path, *options: str, **environment: str) -> RanksConfig:
 def test_a_pod_of_a_leader_worker_set_needs_to_be_told_nothing_more(tmp_path: Path) -> None:
     config = config_of(tmp_path, **LWS, LORAFLEET_POD_NAME="base-0-2")
     assert (config.leader, config.leader_port, config.index, config.name) == ("base-0.base-0.ns", 8004, 2, "base-0-2")
-    assert (config.engine.hosts, config.engine.ranks_per_host, config.engine.ranks_secret) == (3, 2, "s")
+    assert (config.base.engine.hosts, config.base.engine.ranks_per_host, config.base.engine.ranks_secret) == (3, 2, "s")
 
 
 def test_options_of_the_api_may_stand_there_as_they_do_for_the_one_that_serves(tmp_path: Path) -> None:

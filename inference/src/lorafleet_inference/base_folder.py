@@ -66,15 +66,6 @@ def named_base(values: Values, cache_dir: Path, *, drafts: bool = True) -> Named
     return NamedBase(engine, model, None if draft is None else _draft(draft, credentials_dir, buckets), cache)
 
 
-def engine_config(values: Values, cache_dir: Path, *, drafts: bool = True) -> EngineConfig:
-    """As `named_base`, with the models in folders, downloaded if they were named by their repository.
-
-    Raises:
-        ConfigError: the model cannot be had, or a value is out of range.
-    """
-    return named_base(values, cache_dir, drafts=drafts).brought()
-
-
 def _draft(model: str, credentials_dir: Path, buckets: dict[str, Any]) -> Path | Origin:
     """The draft model, with the credentials of the base if it is named by its repository."""
     in_bucket, revision = model.startswith(SCHEME), None

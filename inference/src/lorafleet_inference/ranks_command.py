@@ -12,8 +12,8 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_common.logs import set_up_logs
 from lorafleet_common.options import add_options, read_values
 from lorafleet_contract.names import PUBLIC_PORT
-from lorafleet_inference.base_folder import engine_config
-from lorafleet_inference.config import EngineConfig, ServerConfig
+from lorafleet_inference.base_folder import NamedBase, named_base
+from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.options import RANKS_OPTIONS, default_cache_dir
 
 LWS_LEADER: Final = "LWS_LEADER_ADDRESS"
@@ -27,7 +27,8 @@ EVERYWHERE: Final = "0.0.0.0"
 class RanksConfig:
     """What `ranks` runs with."""
 
-    engine: EngineConfig
+    base: NamedBase
+    """May have to be downloaded yet."""
     leader: str
     leader_port: int
     index: int
@@ -50,7 +51,7 @@ def add_parser(commands: Any) -> None:
 
 
 def ranks_config(parsed: argparse.Namespace, environment: Mapping[str, str]) -> RanksConfig:
-    """Return the configuration of `ranks`, the base model downloaded if it was named by its repository.
+    """Return the configuration of `ranks`.
 
     Raises:
         ConfigError: an option is missing, bad or unknown.
@@ -66,14 +67,15 @@ def ranks_config(parsed: argparse.Namespace, environment: Mapping[str, str]) -> 
     index = own.get("host_index", environment.get(LWS_INDEX))
     if index is None:
         raise ConfigError("--host-index", "is required")
-    engine = engine_config(values, own.get("cache_dir", default_cache_dir()), drafts=False)
+    base = named_base(values, own.get("cache_dir", default_cache_dir()), drafts=False)
+    engine = base.engine
     if not (str(index).isdecimal() and 0 < int(index) < engine.hosts):
         raise ConfigError(
             "--host-index", f"{index} is none of 1 to {engine.hosts - 1}: there are {engine.hosts} --hosts"
         )
     address, port = _address(leader, engine.ranks_port)
     return RanksConfig(
-        engine=engine,
+        base=base,
         leader=address,
         leader_port=port,
         index=int(index),

@@ -14,7 +14,7 @@ from support.tiny_device import FIRST_PLAIN, MAX_MODEL_LEN, TRAP, VOCAB_SIZE, Ti
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.options import add_options, read_values
-from lorafleet_inference.base_folder import engine_config
+from lorafleet_inference.base_folder import named_base
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.drafting import MAX_CATCH_UP_TOKENS, Drafter
 from lorafleet_inference.engine.messages import SamplingParams
@@ -272,7 +272,7 @@ def test_options_name_a_draft_model(tmp_path: Path) -> None:
         parser = argparse.ArgumentParser()
         add_options(parser, OPTIONS)
         values = read_values(OPTIONS, parser.parse_args([f"--model={tmp_path}", *options]), {})
-        return engine_config(values, tmp_path / "cache", drafts=drafts)
+        return named_base(values, tmp_path / "cache", drafts=drafts).brought()
 
     named = ("--speculative-tokens=4", f"--speculative-model={folder}")
     assert config(*named).speculative_model == str(folder)

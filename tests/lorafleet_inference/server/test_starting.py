@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response
+from support.waiting import wait_for
 
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.sockets import bind
@@ -23,9 +25,11 @@ from lorafleet_contract.admin import AdminError, StartProgress, StartStep
 from lorafleet_inference.base_folder import NamedBase
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.metrics import REGISTRY
+from lorafleet_inference.ranks_command import RanksConfig
 from lorafleet_inference.server.app import serve
 from lorafleet_inference.server.connections import ConnectionLimits
 from lorafleet_inference.server.ports import Port
+from lorafleet_inference.server.ranks import serve_ranks
 from lorafleet_inference.server.starting import Download, brought, early_admin, early_public
 
 
@@ -137,6 +141,53 @@ async def test_a_pod_that_is_told_to_end_does_not_wait_for_its_download(
     assert await serve(config(base, tmp_path), base) == 0
     assert cache.ended.is_set(), "the lease is given back"
     assert "not waited for any longer" in caplog.text
+
+
+def ranks(base: NamedBase) -> RanksConfig:
+    return RanksConfig(base=base, leader="127.0.0.1", leader_port=1, index=1, name="base-0-1", host="127.0.0.1", port=0)
+
+
+async def test_a_further_host_has_its_port_before_its_base_and_ends_when_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_go_on = threading.Event()
+
+    def get_folder(tell: Callable[[int], None]) -> Path:
+        tell(12)
+        assert may_go_on.wait(60)
+        return tmp_path
+
+    base = named(Cache(get_folder))
+    caplog.set_level("INFO", "lorafleet_inference")
+    serving = asyncio.ensure_future(serve_ranks(ranks(base)))
+
+    def says(expected: str) -> bool:
+        found = re.search(r"health at (http://\S+),", caplog.text)
+        if found is None:
+            return False
+        answers = [httpx.get(f"{found[1]}{path}", trust_env=False, timeout=20) for path in ("/health", "/ready")]
+        return [(one.status_code, one.json()["status"]) for one in answers] == [(200, expected), (503, expected)]
+
+    for expected in ("Downloading 12 %", "waiting for the engine"):
+        await asyncio.to_thread(wait_for, expected, partial(says, expected))
+        may_go_on.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await serving == 0
+
+
+async def test_a_further_host_that_is_told_to_end_does_not_wait_for_its_download() -> None:
+    told = threading.Event()
+
+    def get_folder(tell: Callable[[int], None]) -> Path:
+        while True:
+            tell(3)
+            if not told.is_set():
+                told.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    base = named(cache := Cache(get_folder))
+    assert await serve_ranks(ranks(base)) == 0
+    assert cache.ended.is_set(), "the lease is given back"
 
 
 async def test_a_port_answers_by_what_was_set_last() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Coroutine
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lorafleet_common.collector import pass_over_what_is_there
 from lorafleet_common.errors import ConfigError
@@ -25,7 +24,7 @@ from lorafleet_common.tracing import Tracing, open_tracing
 from lorafleet_inference import metrics
 from lorafleet_inference.adapters.manager import AdapterManager
 from lorafleet_inference.base_folder import NamedBase
-from lorafleet_inference.config import EngineConfig, ServerConfig
+from lorafleet_inference.config import ServerConfig
 from lorafleet_inference.engine.client import EngineClient
 from lorafleet_inference.engine.engine_program import RunEngine, run_program
 from lorafleet_inference.errors import RequestError
@@ -37,7 +36,7 @@ from lorafleet_inference.server.pod import Pod
 from lorafleet_inference.server.ports import Port, Ports
 from lorafleet_inference.server.public import public_app
 from lorafleet_inference.server.reading import Readers
-from lorafleet_inference.server.starting import Download, brought, early_admin, early_public
+from lorafleet_inference.server.starting import Download, bring, early_admin, early_public
 from lorafleet_inference.server.state import Phase, PodState
 from lorafleet_inference.text.files import TextFileError
 from lorafleet_inference.text.tokenizer import Text
@@ -75,8 +74,9 @@ async def serve(config: ServerConfig, base: NamedBase, run_engine: RunEngine = r
         ports = Ports(Port(public_socket, early, limits), Port(admin_socket, early_admin(download, token_hash), limits))
         logger.info("listening on %s (admin %s)", ports.public.url, ports.admin.url)
         try:
-            engine_config = await _bring(base, download, ports, stop)
+            engine_config = await bring(base, download, stop, ports.lost)
             if engine_config is None:
+                ports.say_lost()
                 return 0 if stop.told.is_set() else 1
             config = replace(config, engine=engine_config)
             return await _serve(config, Surroundings(readers, guard, tracing, token_hash, run_engine), ports, stop)
@@ -94,20 +94,6 @@ class Surroundings:
     tracing: Tracing
     token_hash: bytes | None
     run_engine: RunEngine
-
-
-async def _bring(base: NamedBase, download: Download, ports: Ports, stop: StopSignals) -> EngineConfig | None:
-    """Return the configuration with the base model in a folder; None where the process was told to end first, or a port was lost."""
-    told = asyncio.ensure_future(stop.told.wait())
-    ends: list[asyncio.Future[Any]] = [told, *ports.lost]
-    stopping = asyncio.ensure_future(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
-    try:
-        return await brought(base, download, stopping)
-    finally:
-        ports.say_lost()
-        stopping.cancel()
-        told.cancel()
-        await asyncio.gather(stopping, told, return_exceptions=True)
 
 
 async def _serve(config: ServerConfig, around: Surroundings, ports: Ports, stop: StopSignals) -> int:

@@ -9,40 +9,53 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from lorafleet_common.signals import StopSignals
-from lorafleet_common.sockets import bind, url_of
+from lorafleet_common.sockets import bind
 from lorafleet_inference.engine.joining import HostProgram, Leader, Phase
 from lorafleet_inference.ranks_command import RanksConfig
-from lorafleet_inference.server.listening import http_server
+from lorafleet_inference.server.connections import ConnectionLimits
+from lorafleet_inference.server.ports import Port
+from lorafleet_inference.server.starting import Download, bring, early_host
 
 logger = logging.getLogger(__name__)
 
 
 async def serve_ranks(config: RanksConfig) -> int:
-    """Run the ranks of this host until the engine ends; return the exit status.
+    """Run the ranks of this host until the engine ends; return the exit status. Its port is open before the base model is here.
 
-    SIGTERM does not end it while the engine goes on, which may have requests to answer yet; a second signal does.
+    SIGTERM ends it while its base comes. Later it does not while the engine goes on, which may have requests to answer yet; a second
+    signal does.
 
     Raises:
-        ConfigError: the engine does not let this host in, or is not there in time.
+        ConfigError: the base model is not to be had; the engine does not let this host in, or is not there in time.
     """
-    host = HostProgram(config.index, config.name, Leader(config.leader, config.leader_port), config.engine)
+    leader, download = Leader(config.leader, config.leader_port), Download()
     with bind(config.host, config.port, option="--port") as listener:
         stop = StopSignals()
-        server = http_server(host_app(host))
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-        running = asyncio.ensure_future(asyncio.to_thread(host.run))
-        stopping = asyncio.ensure_future(_stop(host, stop))
-        logger.info("host %d: health at %s, engine at %s", config.index, url_of(listener), host.leader)
+        port = Port(listener, early_host(download), ConnectionLimits())
+        logger.info("host %d: health at %s, engine at %s", config.index, port.url, leader)
         try:
-            await asyncio.wait((running, serving), return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                logger.error("the port was lost")
-                host.abort()
-            return await running
+            engine = await bring(config.base, download, stop, (port.lost,))
+            if engine is None:
+                return 0 if stop.told.is_set() else 1
+            return await _run(HostProgram(config.index, config.name, leader, engine), port, stop)
         finally:
-            stopping.cancel()
-            server.should_exit = True
-            await asyncio.gather(serving, stopping, return_exceptions=True)
+            port.close()
+            await asyncio.gather(port.lost, return_exceptions=True)
+
+
+async def _run(host: HostProgram, port: Port, stop: StopSignals) -> int:
+    port.app = host_app(host)
+    running = asyncio.ensure_future(asyncio.to_thread(host.run))
+    stopping = asyncio.ensure_future(_stop(host, stop))
+    try:
+        await asyncio.wait((running, port.lost), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            logger.error("the port was lost")
+            host.abort()
+        return await running
+    finally:
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
 
 
 def host_app(host: HostProgram) -> Starlette:

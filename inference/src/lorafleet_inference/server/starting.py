@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lorafleet_common.signals import StopSignals
 from lorafleet_common.tracing import Tracing
 from lorafleet_contract.admin import AdminError, StartProgress, StartStep
 from lorafleet_contract.lorax import ADAPTER_PATHS, INFO
@@ -67,6 +68,25 @@ class Download:
     def give_up(self) -> None:
         """Have the next `tell` end it."""
         self._is_given_up = True
+
+
+async def bring(
+    base: NamedBase, download: Download, stop: StopSignals, lost: Iterable["asyncio.Future[None]"]
+) -> EngineConfig | None:
+    """As `brought`; None where the process was told to end first, or one of the ports was lost.
+
+    Raises:
+        ConfigError: the model cannot be had.
+    """
+    told = asyncio.ensure_future(stop.told.wait())
+    ends: list[asyncio.Future[Any]] = [told, *lost]
+    stopping = asyncio.ensure_future(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
+    try:
+        return await brought(base, download, stopping)
+    finally:
+        stopping.cancel()
+        told.cancel()
+        await asyncio.gather(stopping, told, return_exceptions=True)
 
 
 async def brought(base: NamedBase, download: Download, stopping: "asyncio.Future[Any]") -> EngineConfig | None:
@@ -141,6 +161,21 @@ def early_admin(download: Download, token_hash: bytes | None) -> ASGIApp:
         await answer(scope, receive, send)
 
     return app if token_hash is None else TokenGate(app, token_hash=token_hash)
+
+
+def early_host(download: Download) -> ASGIApp:
+    """Return what the port of a further host answers meanwhile."""
+
+    def said() -> str:
+        return start.words if (start := download.progress) is not None else NOT_HERE
+
+    async def health(_: Request) -> Response:
+        return json_response(Health(said()))
+
+    async def ready(_: Request) -> Response:
+        return json_response(Health(said()), status=503)
+
+    return Starlette(routes=[Route("/health", health), Route("/ready", ready)])
 
 
 def _in_daemon(call: Callable[[], T]) -> "asyncio.Future[T]":
