@@ -35,6 +35,9 @@ TABLE: dict[str, tuple[dict[str, Any], Judgement, str]] = {
     "too few, and all fail": ({"canary": counts(49, faults=49)}, UNCLEAR, "49 requests of 50"),
     "too few of the stable one": ({"stable": counts(49)}, UNCLEAR, "the stable revision to compare with has 49"),
     "it fails, and the stable one has too few": ({"canary": counts(faults=60), "stable": counts(1)}, BAD, "6.0 %"),
+    "just enough, and all fail": ({"canary": counts(50, faults=50)}, BAD, "100.0 % of 50 requests failed"),
+    "lost, with just enough of the stable one": ({"canary": counts(lost=500), "stable": counts(50)}, BAD, "50.0 %"),
+    "lost, as many more than of the stable one as are no more errors": ({"canary": counts(lost=30)}, BAD, "3.0 %"),
     "a gateway is silent": ({"num_silent": 1}, UNCLEAR, "1 of 2 gateways do not answer"),
     "all are silent": ({"num_silent": 2, "canary": counts(0), "stable": counts(0)}, UNCLEAR, "2 of 2 gateways"),
     "there is none": ({"num_gateways": 0}, UNCLEAR, "no gateway is known"),
@@ -105,6 +108,38 @@ def test_a_difference_that_is_there_is_found_with_enough_requests() -> None:
     analysis = replace_limits(max_error_percent_over_stable=1)
     assert judged(analysis, counts(50, faults=2), counts(faults=10)) is GOOD
     assert judged(analysis, counts(2000, faults=80), counts(10000, faults=100)) is BAD
+
+
+@pytest.mark.parametrize(
+    ("requests", "most", "before"),
+    [
+        (100, 66, (400, 200)),
+        (400, 234, (100, 42)),
+        (72, 45, (72, 27)),  # to the last bit three standard errors
+    ],
+)
+def test_a_difference_counts_from_three_standard_errors_on(requests: int, most: int, before: tuple[int, int]) -> None:
+    analysis, stable = replace_limits(max_error_percent_over_stable=0), counts(*before)
+    assert judged(analysis, counts(requests, faults=most), stable) is GOOD
+    assert judged(analysis, counts(requests, faults=most + 1), stable) is BAD
+
+
+def test_limits_are_parts_of_a_hundred() -> None:
+    """With so many requests chance explains next to nothing."""
+    analysis, many = replace_limits(max_error_percent_over_stable=1), 10**6
+    assert judged(analysis, counts(many, lost=9_950), counts(many)) is GOOD
+    assert judged(analysis, counts(many, lost=10_050), counts(many)) is BAD
+    # 95 % of the stable one's come within 150 ms; of the new one's 9.9 % lie between 200 and 400 ms, evenly
+    stable = counts(many * 100, first_byte={0.1: 90 * many, 0.2: 10 * many})
+    canary = counts(many * 100, first_byte={0.1: 0, 0.2: 90_099_000, 0.4: 9_901_000})
+    assert canary.p95_seconds == pytest.approx(0.299, abs=1e-5)
+    assert judged(replace_limits(max_latency_percent_over_stable=100), canary, stable) is GOOD
+    assert judged(replace_limits(max_latency_percent_over_stable=98), canary, stable) is BAD
+
+
+def test_what_comes_after_the_last_bound_is_not_told_apart() -> None:
+    stable, canary = counts(first_byte={0.1: 900, math.inf: 100}), counts(first_byte={0.1: 500, math.inf: 500})
+    assert judged(replace_limits(max_latency_percent_over_stable=0), canary, stable) is GOOD
 
 
 def replace_limits(**limits: int) -> Analysis:

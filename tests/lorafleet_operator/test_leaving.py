@@ -34,14 +34,13 @@ def test_what_is_on_demand_or_on_a_leaving_pod_does_not_count() -> None:
 
 
 def test_who_does_not_say_what_it_runs_goes_last() -> None:
-    assert costs(v.seen(pod=P0), v.silent(P1), p0=10**9) == {
-        "uid-p0": MAX_SEQUENCES * (MAX_ALONE + 1),
-        "uid-p1": UNKNOWN,
-    }
+    pods, expected = (v.seen(pod=P0), v.silent(P1)), {"uid-p0": MAX_SEQUENCES * (MAX_ALONE + 1), "uid-p1": UNKNOWN}
+    assert costs(*pods, p0=10**9) == costs(*reversed(pods), p0=10**9) == expected
 
 
 def test_a_pod_that_is_not_ready_goes_first_in_any_case() -> None:
-    assert costs(v.seen(pod=P0), v.seen(pod=v.pod("p1", ready=False)), p0=3) == {"uid-p0": 3 * (MAX_ALONE + 1)}
+    pods = (v.seen(pod=P0), v.seen(pod=v.pod("p1", ready=False)))
+    assert costs(*pods, p0=3) == costs(*reversed(pods), p0=3) == {"uid-p0": 3 * (MAX_ALONE + 1)}
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 5)), min_size=1, max_size=4))

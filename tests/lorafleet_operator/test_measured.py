@@ -41,6 +41,8 @@ def sample(value: str) -> dict[str, Any]:
         (answer("scalar", [1.5, 7]), None, "its answer is no Prometheus's"),
         (answer("scalar", [1.5, 10**400]), None, "its answer is no Prometheus's"),
         (answer("vector", ["x"]), None, "its answer is no Prometheus's"),
+        (answer("scalar", "12"), None, "its answer is no Prometheus's"),
+        (answer("scalar", None), None, "its answer is no Prometheus's"),
         (answer("vector", None), None, "a number is needed, not a vector"),
         ({"status": "error", "error": "parse error"}, None, "Prometheus refuses it: parse error"),
         ({"status": "success"}, None, "its answer is no Prometheus's"),

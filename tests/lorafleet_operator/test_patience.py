@@ -137,3 +137,18 @@ def test_pods_of_another_leader_do_not_wait() -> None:
     for _ in range(3):
         found = rounds.due(KEY, changes, fence=2, now=0)
     assert [uid for uid, _ in names_told(found)] == ["uid-p0", "uid-p1"]
+
+
+def test_a_change_that_is_all_to_be_kept_takes_no_round() -> None:
+    rounds, change = Rounds(), told("p0", catalogued("a", is_kept=True))
+    for _ in range(4):
+        assert rounds.due(KEY, [change], fence=1, now=0) == Paced((change,))
+    waiting = told("p1", catalogued("a", is_kept=False))
+    assert rounds.due(KEY, [waiting], fence=1, now=0).wait_seconds is None
+    assert rounds.due(KEY, [waiting], fence=1, now=0).wait_seconds is None
+
+
+def test_a_base_that_had_no_round_may_go() -> None:
+    rounds = Rounds()
+    rounds.forget(KEY)
+    assert rounds.due(KEY, [], fence=1, now=0) == Paced(())
