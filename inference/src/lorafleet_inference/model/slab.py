@@ -103,6 +103,13 @@ def _readable(name: str) -> Iterator[None]:
         raise AdapterError(Reason.ARTIFACT_INVALID, f"{name} cannot be read: {error}") from error
 
 
+def _scaled(tensor: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor times a scale, rounded once; itself, where that is what it is."""
+    if tensor.dtype != dtype:
+        return (tensor.float() * scale).to(dtype)
+    return tensor if scale == 1.0 else tensor * scale  # torch multiplies 16 bits in float32, without a copy in it
+
+
 def _part(site: LoraSite, key: str, tensor: torch.Tensor, shard: Shard | None) -> torch.Tensor:
     if shard is None:
         return tensor
@@ -124,7 +131,7 @@ class _Rows:
         width, scale = (place.in_width, 1.0) if is_a else (place.out_width, site.scale)
         if tensor.shape != ((site.rank, width) if is_a else (width, site.rank)):
             raise AdapterError(Reason.ARTIFACT_INVALID, f"tensor {key} has shape {list(tensor.shape)}")
-        scaled = (tensor.float() * scale).to(self.dtype)
+        scaled = _scaled(tensor, scale, self.dtype)
         check_finite(scaled, f"tensor {key}", applied(scale, self.dtype))
         scaled = scaled if is_a else scaled.t()
         begin = 0 if is_a else place.in_width
