@@ -280,6 +280,7 @@ def test_refusal_counts_what_pinned_adapters_hold() -> None:
     room = residency.make_room(c, (), service=no_service)
     assert isinstance(room, NoRoomEver)
     assert "needs 2 of 4 rank pages and one of 9 places, and pinned adapters hold 3 pages and 2 places" in room.message
+    assert "--adapter-memory gives more pages" in room.message
 
 
 def test_adapter_registered_as_pinned_is_not_evicted() -> None:
