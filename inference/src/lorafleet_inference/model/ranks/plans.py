@@ -40,6 +40,9 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
     "mlp.c_proj": ("elements",),
     "mlp.dense_4h_to_h": ("elements",),
 }
+_PLACES_OF_EXPERTS = ("mlp.experts", "block_sparse_moe.experts")
+_PLACES_OF_SHARED_ONES = ("mlp.shared_expert", "mlp.shared_experts")
+"""Of a layer: where a module with three weights like those of a gated layer is."""
 _FILES_OF_EXPERTS: Splits = {
     "gate_proj": (Along.OUTPUTS, ("elements",)),
     "up_proj": (Along.OUTPUTS, ("elements",)),
@@ -47,8 +50,11 @@ _FILES_OF_EXPERTS: Splits = {
     "w1": (Along.OUTPUTS, ("elements",)),
     "w3": (Along.OUTPUTS, ("elements",)),
     "w2": (Along.INPUTS, ("elements",)),
+    "input_linear": (Along.OUTPUTS, ("elements", "elements")),
+    "output_linear": (Along.INPUTS, ("elements",)),
 }
-"""What files call parts of experts that transformers stacks."""
+"""What files call experts that transformers stacks, one by one or (`input_linear`) together. A shared expert whose layers have
+such names is split like them."""
 
 
 class PlanError(Exception):
@@ -69,7 +75,7 @@ def splits_of_plan(config: PreTrainedConfig) -> Splits:
         place = name.removeprefix(_LAYERS)
         if name.startswith(_LAYERS) and style in _WHOLE:
             continue
-        if name.startswith(_LAYERS) and style == _EXPERTS and place == "mlp.experts":
+        if name.startswith(_LAYERS) and style == _EXPERTS and place in _PLACES_OF_EXPERTS:
             found |= {key: one for key, one in _FILES_OF_EXPERTS.items() if key not in found}
             continue
         split = _split(place, style) if name.startswith(_LAYERS) else None
@@ -84,7 +90,7 @@ def splits_of_plan(config: PreTrainedConfig) -> Splits:
 def _split(place: str, style: str) -> tuple[Along, tuple[str, ...]] | None:
     """Return how the module at a place in its layer is split; None: nothing is known of it."""
     parts = place.split(".")
-    if parts[0] == "mlp" and len(parts) == 3 and parts[1] in ("experts", "shared_expert", "shared_experts"):
+    if ".".join(parts[:2]) in (*_PLACES_OF_EXPERTS, *_PLACES_OF_SHARED_ONES) and len(parts) == 3:
         place = f"mlp.{parts[2]}"
     if style in _COLUMN and place in _OUTPUTS and (style != "colwise" or len(_OUTPUTS[place]) == 1):
         return Along.OUTPUTS, _OUTPUTS[place]
