@@ -69,8 +69,8 @@ def _load(base: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **sdpa).eval()
 
 
-def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path:
-    """Save a random model of this config, without a tokenizer, and return the folder."""
+def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0, norms: bool = False) -> Path:
+    """Save a random model of this config, without a tokenizer, and return the folder. `norms`: whose weights are no ones."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
@@ -78,6 +78,8 @@ def save_model(config: PreTrainedConfig, folder: Path, *, seed: int = 0) -> Path
         for name, parameter in sorted(model.named_parameters()):
             if name.endswith("bias"):  # they start as zeros, which would hide what is done to them
                 parameter.normal_(std=0.1, generator=generator)
+            elif norms and "norm" in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
     return folder
 

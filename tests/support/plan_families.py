@@ -10,15 +10,24 @@ from transformers import (
     ApertusConfig,
     ArceeConfig,
     Cohere2Config,
+    CohereConfig,
+    DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
+    FlexOlmoConfig,
     Glm4Config,
     GlmConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    GraniteMoeSharedConfig,
     HeliumConfig,
     LlamaConfig,
+    MiniMaxM2Config,
     NemotronConfig,
+    Olmo3Config,
     OlmoConfig,
+    OlmoeConfig,
+    PhimoeConfig,
     Qwen2MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
@@ -55,6 +64,40 @@ PLAN_FAMILIES: Mapping[str, Family] = {
     "helium": Family(HeliumConfig(**_COMMON, head_dim=8)),
     "smollm3": Family(SmolLM3Config(**_COMMON)),
     "cohere2": Family(Cohere2Config(**_COMMON, sliding_window=24, logit_scale=1.0)),
+    "cohere-norms": Family(CohereConfig(**_COMMON, use_qk_norm=True, logit_scale=1.0)),
+    "olmo3": Family(Olmo3Config(**_COMMON, sliding_window=24)),
+    "olmoe": Family(
+        OlmoeConfig(**_COMMON, num_experts=4, num_experts_per_tok=2),
+        linear=_LINEAR[:4],
+        experts=("gate_proj", "up_proj", "down_proj"),
+    ),
+    "flex-olmo": Family(FlexOlmoConfig(**_COMMON, num_experts=4, num_experts_per_tok=2), linear=_LINEAR[:4]),
+    "minimax-m2": Family(
+        MiniMaxM2Config(**_COMMON, head_dim=8, num_local_experts=4, num_experts_per_tok=2), linear=_LINEAR[:4]
+    ),
+    "granitemoe": Family(GraniteMoeConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2), linear=_LINEAR[:4]),
+    "granitemoe-shared": Family(
+        GraniteMoeSharedConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16),
+        linear=(*_LINEAR[:4], "input_linear", "output_linear"),
+    ),
+    "phimoe": Family(PhimoeConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2), linear=_LINEAR[:4]),
+    "deepseek-v3": Family(
+        DeepseekV3Config(
+            **{**_COMMON, "num_key_value_heads": 4},
+            moe_intermediate_size=24,
+            n_routed_experts=4,
+            n_group=1,
+            topk_group=1,
+            num_experts_per_tok=2,
+            first_k_dense_replace=1,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=16,
+        ),
+        linear=("q_a_proj", "q_b_proj", "o_proj"),
+    ),
     "exaone4": Family(Exaone4Config(**_COMMON, sliding_window=24)),
     "ernie4.5": Family(Ernie4_5Config(**_COMMON, head_dim=8)),
     "seed-oss": Family(SeedOssConfig(**_COMMON, head_dim=8)),
@@ -72,7 +115,7 @@ PLAN_FAMILIES: Mapping[str, Family] = {
         experts=("gate_proj", "up_proj", "down_proj"),
     ),
 }
-QUICK = ("glm", "granite")
+QUICK = ("cohere-norms", "glm")
 """Run on each change; the others by `make soak`."""
 
 
@@ -93,6 +136,6 @@ def check_two_ranks(family: str, folder: Path) -> None:
     """See that a family of PLAN_FAMILIES answers on two ranks as on one, with adapters. `folder`: where its files may be."""
     made = PLAN_FAMILIES[family]
     specs = adapter_specs(made)
-    base = save_model(made.config, folder / "base")
+    base = save_model(made.config, folder / "base", norms=True)
     kinds = ("rank-7", "experts") if made.experts else ("rank-7", "dora")
     check_answers_as_one(config_of(base), 2, {kind: save_adapter(base, folder / kind, specs[kind]) for kind in kinds})

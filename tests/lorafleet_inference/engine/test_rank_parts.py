@@ -179,6 +179,17 @@ class Collectives(TorchDispatchMode):
 def test_a_step_sums_twice_a_layer_and_once_for_the_embedding_and_gathers_the_logits_once(
     family: str, options: Mapping[str, Any]
 ) -> None:
+    seen, num_layers = _collectives_of(family, options)
+    assert seen == ["allreduce_"] * (1 + 2 * num_layers) + ["gather_"]
+
+
+def test_norms_of_all_heads_sum_once_each_beside_that() -> None:
+    seen, num_layers = _collectives_of("olmo2", {})
+    assert seen == ["allreduce_"] * (1 + (2 + 2) * num_layers) + ["gather_"]
+
+
+def _collectives_of(family: str, options: Mapping[str, Any]) -> tuple[list[str], int]:
+    """Return what the first of two ranks does together with the other in a step, and its number of layers."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     loaded = load_part(family, 0, 2, **options)
@@ -201,4 +212,4 @@ def test_a_step_sums_twice_a_layer_and_once_for_the_embedding_and_gathers_the_lo
             loaded.model(input_ids=torch.tensor([[5, 6, 7]]), position_ids=torch.arange(3)[None], use_cache=False)
     finally:
         torch.distributed.destroy_process_group()
-    assert collectives.seen == ["allreduce_"] * (1 + 2 * loaded.facts.num_layers) + ["gather_"]
+    return collectives.seen, loaded.facts.num_layers

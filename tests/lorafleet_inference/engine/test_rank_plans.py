@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 from support.families import FAMILIES, adapter_specs
-from support.models import adapter_of, model_folder, served_as
+from support.models import AdapterSpec, adapter_of, model_folder, save_adapter, served_as
 from support.plan_families import PLAN_FAMILIES, QUICK, check_two_ranks, config_of
 from support.ranks import check_answers_as_one
 from transformers import (
     AfmoeConfig,
-    CohereConfig,
     DogeConfig,
     Gemma3nTextConfig,
     GraniteConfig,
     MambaConfig,
-    OlmoeConfig,
+    NanoChatConfig,
     PreTrainedConfig,
 )
 
@@ -31,9 +30,10 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "gpt-neox": ("rank-7", "dora", "lora-bias"),
     "starcoder2": ("rank-7", "bias", "more-tokens"),
     "cohere": ("rank-7", "dora", "token-rows"),
+    "olmo2": ("rank-7", "dora"),
     "mixtral": ("rank-7", "experts", "router-and-experts-apart"),
 }
-RUN = (("phi", 2), ("gpt-neox", 2), ("starcoder2", 2), ("cohere", 4))
+RUN = (("phi", 2), ("gpt-neox", 2), ("starcoder2", 2), ("cohere", 4), ("olmo2", 4))
 BY_TRANSFORMERS = ("mixtral",)
 """Which the decoder of our own computes, too."""
 
@@ -43,6 +43,14 @@ def test_several_ranks_answer_as_one(family: str, size: int) -> None:
     specs = adapter_specs(FAMILIES[family])
     adapters = {kind: served_as(adapter_of(family, kind), specs[kind].rewrite) for kind in KINDS[family]}
     check_answers_as_one(config_of(model_folder(family)), size, adapters)
+
+
+def test_norms_of_all_heads_may_be_of_an_adapter(tmp_path: Path) -> None:
+    linear = FAMILIES["olmo2"].linear
+    saved = AdapterSpec(4, linear, options={"modules_to_save": ["q_norm", "k_norm"]})
+    folder = model_folder("olmo2")
+    adapter = save_adapter(folder, tmp_path, saved)
+    check_answers_as_one(config_of(folder), 2, {"saved-norms": adapter})
 
 
 @pytest.mark.parametrize("family", BY_TRANSFORMERS)
@@ -96,8 +104,7 @@ def test_half_of_a_model_is_counted_for_each_of_two_ranks(name: str, tmp_path: P
         (AfmoeConfig(num_hidden_layers=1, num_dense_layers=0), 2, "0.self_attn, only the outputs of gate_proj would be split"),
         (Gemma3nTextConfig(num_hidden_layers=2, intermediate_size=[48, 49]), 2, "its intermediate_size is 49"),
         (DogeConfig(), 2, "transformers' plan has layers.*.self_attn.dt_proj as rowwise, which is not known here"),
-        (CohereConfig(use_qk_norm=True, num_hidden_layers=1), 2, "layers.0.self_attn.q_norm is a norm of all heads together"),
-        (OlmoeConfig(num_hidden_layers=1), 2, "layers.0.self_attn.q_norm is a norm of all heads together"),
+        (NanoChatConfig(num_hidden_layers=1), 2, "layers.0.self_attn.q_norm is a NanoChatRMSNorm of all heads together"),
         (GraniteConfig(num_attention_heads=6, num_key_value_heads=6, hidden_size=48), 4, "it has 6 attention heads"),
         (GraniteConfig(num_attention_heads=4, num_key_value_heads=4, hidden_size=32, intermediate_size=49), 2, "intermediate_size is 49"),
     ],

@@ -45,7 +45,7 @@ class Split:
 
     def take(self, tensor: Any, axis: int) -> torch.Tensor:
         """Return the rank's part of a tensor, or of a slice of a safetensors file, along an axis from the end (-1, -2)."""
-        shape = list(tensor.get_shape()) if hasattr(tensor, "get_shape") else list(tensor.shape)
+        shape = shape_of(tensor)
         before = (slice(None),) * (len(shape) + axis)
         after = (slice(None),) * (-1 - axis)
         parts = [tensor[(*before, some, *after)] for some in self.slices(shape[axis])]
@@ -54,3 +54,8 @@ class Split:
 
 Splits = Mapping[str, tuple[Along, tuple[str, ...]]]
 """By the last name of a module: what its weight is split by, and the groups of that axis (`heads`, `kv_heads`, `elements`)."""
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor, or of a slice of a safetensors file."""
+    return tuple(tensor.get_shape()) if hasattr(tensor, "get_shape") else tuple(tensor.shape)

@@ -10,7 +10,8 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import DecoderChoice
 from lorafleet_inference.model.base_files import first_sentence, refused
 from lorafleet_inference.model.decoder.spec import SPECS, activation_of, width_of_head
-from lorafleet_inference.model.ranks.narrow import why_not_narrow
+from lorafleet_inference.model.ranks.narrow import head_width, why_not_narrow
+from lorafleet_inference.model.ranks.norms import norm_splits
 from lorafleet_inference.model.ranks.plans import PlanError, splits_of_plan
 from lorafleet_inference.model.ranks.split import Shard
 
@@ -37,7 +38,11 @@ def shard_of(config: PreTrainedConfig, rank: int, size: int, decoder: DecoderCho
     shard = Shard(rank, size, heads, kv_heads, config.vocab_size)
     if splits is not None:
         shard = replace(shard, splits=splits, by_plan=True)
-    why = _why_not(config, shard) or (why_not_narrow(_bare(config), shard) if shard.by_plan else None)
+    why = _why_not(config, shard)
+    if why is None and shard.by_plan:
+        model = _bare(config)
+        shard = replace(shard, splits={**shard.splits, **norm_splits(model, shard, head_width(model, shard))})
+        why = why_not_narrow(model, shard)
     if why is not None:
         raise unsplit(config, size, why)
     return shard

@@ -14,16 +14,20 @@ from lorafleet_inference.model import experts
 from lorafleet_inference.model.decoder import Decoder
 from lorafleet_inference.model.decoder.linear import Total
 from lorafleet_inference.model.decoder.words import Gather, Whole, WordEmbedding, WordHead
+from lorafleet_inference.model.ranks.norms import is_norm_of_heads, join_means, why_not_norm
 from lorafleet_inference.model.ranks.split import Shard
 
-_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
-"""Of queries and keys; what of each head by itself is whole on every rank."""
 _ATTENTION = ("self_attn", "attention")
+
+
+def head_width(model: PreTrainedModel, shard: Shard) -> int | None:
+    """Return how wide a head of the queries of a whole model is; None: they have no layer of their own."""
+    return next((one.out_features // shard.num_heads for name, one in _linears(model) if _own(name) == "q_proj"), None)
 
 
 def why_not_narrow(model: PreTrainedModel, shard: Shard) -> str | None:
     """Return why no rank's part can be made of a whole model, by its modules; None: it can."""
-    width = next((one.out_features // shard.num_heads for name, one in _linears(model) if _own(name) == "q_proj"), None)
+    width = head_width(model, shard)
     for name, module in model.named_modules():
         why = _why_not(name, module, shard, width) or _why_not_together(name, module, shard)
         if why is not None:
@@ -34,15 +38,15 @@ def why_not_narrow(model: PreTrainedModel, shard: Shard) -> str | None:
     return None
 
 
-def _why_not(name: str, module: torch.nn.Module, shard: Shard, head_width: int | None) -> str | None:
+def _why_not(name: str, module: torch.nn.Module, shard: Shard, width: int | None) -> str | None:
     own, split = _own(name), shard.split_of(name)
     is_experts = experts.can_adapt(module)
     if own == "experts" and not is_experts:
         return f"the experts of {name} are not stacked as others are"
-    if split is not None and own in shard.splits and type(module) is not torch.nn.Linear:
+    if is_norm_of_heads(name):
+        return why_not_norm(name, module, shard, width) if shard.splits_heads else None
+    if split is not None and type(module) is not torch.nn.Linear:
         return f"{name} is a {type(module).__name__}, and no plain linear layer"
-    if own in _NORMS and sum(one.numel() for key, one in module.named_parameters() if key == "weight") != head_width:
-        return f"{name} is a norm of all heads together"
     if own in _ATTENTION and next(module.parameters(recurse=False), None) is not None:
         return f"{name} has parameters of its own"
     try:
@@ -73,6 +77,8 @@ def narrow(model: PreTrainedModel, shard: Shard) -> None:
             module.out_features, module.in_features = kept
             _reshape(module, "weight", kept)
             _reshape(module, "bias", kept[:1])
+        elif is_norm_of_heads(name) and shard.split_of(name) is not None:
+            _reshape(module, "weight", tuple(shard.weight(name, module.weight).shape))
         elif experts.can_adapt(module):
             for key in (experts.UP, experts.DOWN):
                 count, *shape = getattr(module, key).shape
@@ -135,6 +141,8 @@ def work_in(model: PreTrainedModel | Decoder, shard: Shard, total: Total, gather
         is_row = isinstance(module, torch.nn.Linear) and shard.is_partial(name)
         if is_row or (experts.can_adapt(module) and shard.is_partial(f"{name}.{experts.DOWN}")):
             _sum(module, total)
+        elif is_norm_of_heads(name) and shard.split_of(name) is not None:
+            join_means(module, total, shard.size)
 
 
 class _Summed(torch.nn.Module):

@@ -15,7 +15,7 @@ import torch
 
 from lorafleet_inference.model.decoder.words import Words
 from lorafleet_inference.model.quantization.cut import Cut
-from lorafleet_inference.model.ranks.axes import Along, Split, Splits
+from lorafleet_inference.model.ranks.axes import Along, Split, Splits, shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class Shard:
     splits: Splits = field(default_factory=lambda: _SPLITS, hash=False)
     by_plan: bool = False
     """Whether transformers' code computes it, split by its plan (`narrow.py`); else the decoder of our own does."""
+
+    @property
+    def splits_heads(self) -> bool:
+        """Whether each rank has a part of the heads, and not all of them."""
+        return any("heads" in groups for _, groups in self.splits.values())
 
     @property
     def words(self) -> Words:
@@ -52,11 +57,11 @@ class Shard:
         return Split(along, tuple(units[one] for one in groups), self.rank, self.size)
 
     def weight(self, module: str, tensor: Any) -> torch.Tensor:
-        """Return the rank's part of a weight [.., out, in]."""
+        """Return the rank's part of a weight [.., out, in], or of a norm's [out]."""
         split = self.split_of(module)
         if split is None:
             return tensor[...]
-        return split.take(tensor, -2 if split.along is Along.OUTPUTS else -1)
+        return split.take(tensor, -2 if split.along is Along.OUTPUTS and len(shape_of(tensor)) > 1 else -1)
 
     def cut(self, module: str, shape: tuple[int, int]) -> Cut:
         """Return the rank's part of a weight of this shape (out, in)."""
