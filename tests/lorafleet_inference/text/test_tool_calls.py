@@ -1,6 +1,7 @@
 """Calls of tools are found in what models write, however the text is cut, and grammars force what the parsers read."""
 
 import json
+import time
 from typing import Any
 
 import llguidance
@@ -127,6 +128,41 @@ def test_any_text_is_read_to_its_end_whatever_the_cuts(notation: str, pieces: li
     assert parse(notation, [text[:cut], text[cut:]]) == whole
     if not whole[1]:
         assert whole[0].strip() == text.strip(), "what is no call is text"
+
+
+LONG = "x" * 500_000
+
+
+@pytest.mark.parametrize(
+    ("notation", "text"),
+    [
+        ("hermes", f'<tool_call>{{"name": "a", "arguments": {{"b": "{LONG}"}}}}</tool_call>'),
+        ("hermes", f'<tool_call>{{"arguments": "{LONG}", "name": "a"}}</tool_call>'),
+        ("hermes", f'<tool_call>{{"{LONG}": 1'),
+        ("llama", f'{{"name": "a", "parameters": {{"b": [{"[1, ]," * 80_000}]}}}}'),
+        ("llama", '{"name": "a", "parameters": ' + "1" * 500_000),
+        ("mistral", f'[TOOL_CALLS]a[ARGS]{{"b": "{LONG}"}}'),
+        ("mistral", f"[TOOL_CALLS]a{' ' * 20_000}"),
+        ("mistral", f"[TOOL_CALLS]{LONG}"),
+    ],
+    ids=lambda value: value[:34],
+)
+def test_no_answer_is_too_long_to_be_read_at_once(notation: str, text: str) -> None:
+    """It is read on the event loop: what took time as its square stopped everybody's streams for half a minute."""
+
+    def cpu_seconds() -> float:
+        began = time.process_time()
+        parse(notation, [text])
+        return time.process_time() - began
+
+    assert any(cpu_seconds() < 0.5 for _ in range(3))
+
+
+def test_a_head_of_a_call_that_never_ends_is_not_looked_through_with_each_token() -> None:
+    began = time.process_time()
+    said, calls = parse("mistral", ["[TOOL_CALLS]a", *[" " * 16] * 2000, "b"])
+    assert time.process_time() - began < 2.0
+    assert (said.split(), calls) == (["[TOOL_CALLS]a", "b"], [])
 
 
 def test_notations_are_found_from_templates() -> None:

@@ -12,7 +12,9 @@ from lorafleet_inference.text.tool_calls.parts import Argued, Called, CallReader
 
 MARKER, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _ID_CHARS = string.ascii_letters + string.digits
-_HEAD = re.compile(r"\s*(?P<name>[\w.-]+)\s*(\[CALL_ID\]\w*)?(\[ARGS\])?\s*(?=\{)")
+_HEAD = re.compile(r"(?P<name>[\w.-]++)\s*+(\[CALL_ID\]\w*+)?+(\[ARGS\])?+\s*+(?=\{)")
+MAX_HEAD_CHARS = 512
+"""Of what stands before the arguments of a call. More is none, and is not looked through again with each token."""
 
 
 class Mistral(Notation):
@@ -102,11 +104,11 @@ class _MistralParser(CallParser):
             self._pass_over(len(self._text) - len(bare) + 1)
             self._in_list = True
             return True
-        head = _HEAD.match(self._text)
+        head = _HEAD.match(bare, 0, MAX_HEAD_CHARS)
         if head is None:
             return False
         self._called = Called(self._num_calls, head["name"])
-        self._pass_over(head.end())
+        self._pass_over(len(self._text) - len(bare) + head.end())
         self._arguments = ValueReader()
         return True
 
@@ -126,12 +128,9 @@ class _MistralParser(CallParser):
         return bool(self._text)
 
     def _read_arguments(self, parts: list[Part], value: ValueReader) -> bool:
-        if not value.text:
+        if not value.first:
             parts.append(self._called)
-        taken = 0
-        while taken < len(self._text) and not value.done:
-            value.push(self._text[taken])
-            taken += 1
+        taken = value.push(self._text)
         parts.append(Argued(self._num_calls, self._text[:taken]))
         self._text = self._text[taken:]
         if value.done:

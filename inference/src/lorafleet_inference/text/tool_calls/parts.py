@@ -1,10 +1,14 @@
 """Parts of an answer in which tools may be called, and what the parsers of all notations share."""
 
 import json
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
 ARGUMENTS = ("arguments", "parameters")
+_IN_STRING = re.compile(r'["\\]')
+_BARE_END = re.compile(r'["{}\[\],\s]')
+_STRUCTURE = re.compile(r'["{}\[\]]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +47,53 @@ class _At(Enum):
 
 
 class ValueReader:
-    """Reads one JSON value character by character, as far as finding its end needs."""
+    """Reads one JSON value, as far as finding its end needs. Each character costs the same, however long the value is."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self._pieces: list[str] = []
+        self.first = ""
+        """Its first character; empty before it has begun."""
         self.done = False
         self._depth = 0
         self._in_string = False
         self._escaped = False
 
-    def push(self, char: str) -> bool:
-        """Take in a character; return False where the value ended before it."""
-        if self._in_string:
-            self.text += char
-            if self._escaped:
-                self._escaped = False
-            elif char == "\\":
-                self._escaped = True
-            elif char == '"':
-                self._in_string = False
-                self.done = self._depth == 0
-            return True
-        if self._depth == 0 and self.text and (char in ",}]" or char.isspace()):
-            self.done = True
-            return False
-        self.text += char
+    @property
+    def text(self) -> str:
+        """What was taken so far."""
+        return "".join(self._pieces)
+
+    def push(self, text: str, begin: int = 0) -> int:
+        """Take in a text from `begin` on, up to the value's end; return where that is, or the text's end."""
+        at = begin
+        while at < len(text) and not self.done:
+            if self._in_string:
+                at = self._through_string(text, at)
+            elif self._depth == 0 and (self.first or at > begin) and (text[at] in ",}]" or text[at].isspace()):
+                self.done = True
+            else:
+                at = self._through_structure(text, at)
+        if at > begin:
+            self.first = self.first or text[begin]
+            self._pieces.append(text[begin:at])
+        return at
+
+    def _through_string(self, text: str, at: int) -> int:
+        if self._escaped:
+            self._escaped = False
+            return at + 1
+        found = _IN_STRING.search(text, at)
+        if found is None:
+            return len(text)
+        if found[0] == "\\":
+            self._escaped = True
+        else:
+            self._in_string = False
+            self.done = self._depth == 0
+        return found.end()
+
+    def _through_structure(self, text: str, at: int) -> int:
+        char = text[at]
         if char == '"':
             self._in_string = True
         elif char in "{[":
@@ -75,7 +101,10 @@ class ValueReader:
         elif char in "}]":
             self._depth -= 1
             self.done = self._depth <= 0
-        return True
+        else:
+            found = (_STRUCTURE if self._depth else _BARE_END).search(text, at + 1)
+            return len(text) if found is None else found.start()
+        return at + 1
 
 
 class CallReader:
@@ -85,14 +114,20 @@ class CallReader:
         self._index = index
         self._at = _At.OPEN
         self._key = ValueReader()
+        self._key_name: str | None = None
         self._value = ValueReader()
         self._name: str | None = None
-        self._held = ""
+        self._held: list[str] = []
         """Arguments that came before the name, or are a text whose end is not there yet."""
-        self.raw = ""
+        self._pieces: list[str] = []
         self.done = False
         self.failed = False
         """It is no call. What is in `raw` was meant as text, unless a part was returned."""
+
+    @property
+    def raw(self) -> str:
+        """What was taken so far."""
+        return "".join(self._pieces)
 
     @property
     def has_begun(self) -> bool:
@@ -102,14 +137,15 @@ class CallReader:
     def push(self, text: str) -> tuple[list[Part], int]:
         """Take in text up to the call's end; return parts, and how many characters were taken."""
         parts: list[Part] = []
-        for number, char in enumerate(text):
-            self.raw += char
-            self._push(char, parts)
-            if self.done or self.failed:
-                return _joined(parts), number + 1
-        return _joined(parts), len(text)
+        at = 0
+        while at < len(text) and not (self.done or self.failed):
+            at = self._push(text, at, parts)
+        self._pieces.append(text[:at])
+        return _joined(parts), at
 
-    def _push(self, char: str, parts: list[Part]) -> None:
+    def _push(self, text: str, at: int, parts: list[Part]) -> int:
+        """Take in some characters from `at` on; return where they end."""
+        char = text[at]
         match self._at:
             case _At.OPEN:
                 if char == "{":
@@ -125,9 +161,10 @@ class CallReader:
                 else:
                     self.failed = not (char.isspace() or char == ",")
             case _At.IN_KEY:
-                self._key.push(char)
+                at = self._key.push(text, at)
                 if self._key.done:
-                    self._at = _At.COLON
+                    self._at, self._key_name = _At.COLON, _text_of(self._key.text)
+                return at
             case _At.COLON:
                 if char == ":":
                     self._at, self._value = _At.VALUE, ValueReader()
@@ -137,33 +174,34 @@ class CallReader:
                 pass
             case _At.VALUE | _At.IN_VALUE:
                 self._at = _At.IN_VALUE
-                self._push_value(char, parts)
+                return self._push_value(text, at, parts)
+        return at + 1
 
-    def _push_value(self, char: str, parts: list[Part]) -> None:
-        taken = self._value.push(char)
-        key = _text_of(self._key.text)
-        if taken and key in ARGUMENTS:
-            if self._name is None or self._value.text[0] == '"':
-                self._held += char
+    def _push_value(self, text: str, at: int, parts: list[Part]) -> int:
+        end = self._value.push(text, at)
+        key, is_text = self._key_name, self._value.first == '"'
+        if end > at and key in ARGUMENTS:
+            if self._name is None or is_text:
+                self._held.append(text[at:end])
             else:
-                parts.append(Argued(self._index, char))
+                parts.append(Argued(self._index, text[at:end]))
         if not self._value.done:
-            return
+            return end
         self._at = _At.KEY
         if key == "name":
             name = _text_of(self._value.text)
             if name is None or self._name is not None:
                 self.failed = True
-                return
+                return end
             self._name = name
             parts.append(Called(self._index, name))
-        if self._held and self._name is not None and (key == "name" or self._value.text[0] == '"'):
+        if self._held and self._name is not None and (key == "name" or is_text):
+            held = "".join(self._held)
             # some models write the arguments as a text that holds JSON
-            inner = _text_of(self._held) if self._held[0] == '"' else None
-            parts.append(Argued(self._index, self._held if inner is None else inner))
-            self._held = ""
-        if not taken:
-            self._push(char, parts)
+            inner = _text_of(held) if held[0] == '"' else None
+            parts.append(Argued(self._index, held if inner is None else inner))
+            self._held = []
+        return end
 
     def _end(self) -> None:
         self.done = self._name is not None
