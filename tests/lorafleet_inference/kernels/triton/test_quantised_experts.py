@@ -17,9 +17,11 @@ from lorafleet_inference.model.quantization.stacks import StackedWeight
 from lorafleet_inference.model.quantization.weight import Codes, Layout, QuantizedWeight
 
 WIDTH, NUM_EXPERTS = 160, 5
+ONE_SCALE = Layout(Codes.FP8, block_rows=None, scale_dtype=torch.float32)
 LAYOUTS = {
     "4 bit": Layout(Codes.UINT4, block_columns=32, has_zeros=True),
     "fp8, blocks": Layout(Codes.FP8, block_rows=24, block_columns=128, scale_dtype=torch.float32),
+    "fp8, one scale": ONE_SCALE,
     "nf4": Layout(Codes.TABLE4, block_columns=32, is_flat=True, scale_dtype=torch.float32),
     "act order": COLUMN_ORDER,
     "act order, of a rank": COLUMN_ORDER,
@@ -71,13 +73,25 @@ def test_product_is_that_of_each_experts_weight(device: torch.device, name: str,
 
 
 def test_experts_that_do_not_lie_alike_wait_for_the_device(device: torch.device) -> None:
-    four_bits = LAYOUTS["4 bit"]
+    four_bits, blocks = LAYOUTS["4 bit"], LAYOUTS["fp8, blocks"]
     without_zeros = replace(four_bits, has_zeros=False, midpoint=8)
-    one_scale = Layout(Codes.FP8, block_rows=None, scale_dtype=torch.float32)
-    for layouts in ([[four_bits], [without_zeros]], [[one_scale, one_scale]] * 2):
+    over_ends = [[blocks, blocks]] * 2  # blocks of 24 rows of maps that have 40
+    for layouts in ([[four_bits], [without_zeros]], over_ends):
         stack = stack_of([[weight_of(one, WIDTH, device) for one in of_expert] for of_expert in layouts])
         assert use_kernels(stack)[1] == 0
         assert stack.waits
+
+
+def test_maps_that_have_a_scale_each_are_multiplied_by_at_once(device: torch.device) -> None:
+    maps = [[weight_of(ONE_SCALE, WIDTH, device, seed) for seed in (2 * expert, 2 * expert + 1)] for expert in range(2)]
+    numbers = [torch.cat([one.dequantized(torch.float32) for one in of_expert]) for of_expert in maps]
+    stack = stack_of(maps)
+    assert use_kernels(stack) == (2, 0)
+    assert not stack.waits
+    x = torch.randn(3, WIDTH).to(device)
+    y = stack.grouped(x, Sorted(torch.tensor([0, 1, 1]).to(device), torch.tensor([1, 3]).int().to(device), 1))
+    wanted = torch.stack([F.linear(row, numbers[expert]) for row, expert in zip(x, (0, 1, 1), strict=True)])
+    torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_steps_that_are_captured_are_small_enough() -> None:

@@ -6,7 +6,7 @@ once, so that it is the same number on every device.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -218,28 +218,41 @@ def packed_pairs(codes: torch.Tensor) -> torch.Tensor:
 
 
 def merged(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """Return the matrix of all rows of some; None where they do not lie alike, or blocks go over their ends."""
+    """Return the matrix of all rows of some; None where they do not lie alike, or blocks go over their ends.
+
+    Where each has one block for all its rows, each row of the whole has its own.
+    """
     first, layout = weights[0], weights[0].layout
     assert all(one.columns is None for one in weights), "before kernels have sorted them"
     if any(one.layout != layout or one.shape[1] != first.shape[1] for one in weights):
         return None
     if not _are_alike([one.table for one in weights]) or not _are_alike([one.order for one in weights]):
         return None
+    scales = [one.scales for one in weights]
+    zeros = [one.zeros for one in weights if one.zeros is not None]
+    if layout.block_rows is None and not layout.is_flat:
+        layout = replace(layout, block_rows=1)
+        scales = _of_each_row(scales, weights)
+        zeros = _of_each_row(zeros, weights) if zeros else zeros
     whole = layout.block_columns if layout.is_flat else layout.block_rows
     sizes = [one.shape[0] * (one.shape[1] if layout.is_flat else 1) for one in weights]
     if whole is None or any(size % whole for size in sizes):
         return None
     axis = 1 if layout.is_flat else 0
-    zeros = [one.zeros for one in weights if one.zeros is not None]
     return QuantizedWeight(
         layout,
         (sum(one.shape[0] for one in weights), first.shape[1]),
         codes=torch.cat([one.codes.reshape(-1) for one in weights]),
-        scales=torch.cat([one.scales for one in weights], axis),
+        scales=torch.cat(scales, axis),
         zeros=torch.cat(zeros, axis) if zeros else None,
         order=first.order,
         table=first.table,
     )
+
+
+def _of_each_row(grids: Sequence[torch.Tensor], weights: Sequence[QuantizedWeight]) -> list[torch.Tensor]:
+    """Return [rows, blocks across] of what all rows of a matrix share."""
+    return [grid.expand(one.shape[0], -1) for grid, one in zip(grids, weights, strict=True)]
 
 
 def stacked(weights: Sequence[QuantizedWeight]) -> Mapping[str, torch.Tensor] | None:
