@@ -51,6 +51,9 @@ CASES: list[tuple[str, str, str, Calls]] = [
         [("weather", ARGS), ("time", "{}")],
     ),
     ("mistral", "[TOOL_CALLS]nothing", "[TOOL_CALLS]nothing", []),
+    ("mistral", f"[TOOL_CALLS][]{TIME}", f"[TOOL_CALLS][]{TIME}", []),
+    ("mistral", f"[TOOL_CALLS][{TIME}] {TIME}", "", [("time", "{}")]),
+    ("hermes", f'<tool_call>{{"arguments": "a": 1}}{TIME}', f'<tool_call>{{"arguments": "a": 1}}{TIME}', []),
     ("llama", "The answer {is} 3", "The answer {is} 3", []),
     ("llama", '{"name": "time", "parameters": {"a": 1}}', "", [("time", '{"a": 1}')]),
     (

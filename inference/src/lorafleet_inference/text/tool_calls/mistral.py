@@ -49,6 +49,7 @@ class _MistralParser(CallParser):
         """What was passed over behind the text and before the first call: if none follows, it was text too."""
         self._in_calls = False
         self._in_list = False
+        self._is_list_over = False
         self._reader: CallReader | None = None
         self._arguments: ValueReader | None = None
         self._num_calls = 0
@@ -88,12 +89,14 @@ class _MistralParser(CallParser):
         """Find where the next call begins."""
         bare = self._text.lstrip(", \n\t" if self._in_list else None)
         if self._in_list:
+            self._is_list_over = self._is_list_over or bare.startswith("]")
+            if self._is_list_over:
+                self._pass_over(len(self._text))
+                return False
             if bare.startswith("{"):
                 self._pass_over(len(self._text) - len(bare))
                 self._reader = CallReader(self._num_calls)
                 return True
-            if bare.startswith("]"):
-                self._pass_over(len(self._text))
             return False
         if bare.startswith(MARKER):
             self._pass_over(len(self._text) - len(bare) + len(MARKER))
