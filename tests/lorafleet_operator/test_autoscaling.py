@@ -1,6 +1,7 @@
 """How many pods a base should have."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 from support import operator_views as v
 from support.simulated_fleet import NAMESPACE, Fleet, settled, simulated_fleet, until
 
-from lorafleet_contract.autoscaling import AutoscalingSpec
+from lorafleet_contract.autoscaling import AutoscalingSpec, AutoscalingStatus
 from lorafleet_contract.names import ANNOTATION_DELETION_COST
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.resources import AdapterStatus
 from lorafleet_operator.act import autoscaling
 from lorafleet_operator.cluster.store import Kind
-from lorafleet_operator.decide.autoscaling import Load, Memory, Scale, begin, bounded, decide, needs_pod
+from lorafleet_operator.decide.autoscaling import Load, Memory, Scale, Scaled, begin, bounded, decide, needs_pod
 
 
 def spec(**more: Any) -> AutoscalingSpec:
@@ -47,14 +48,29 @@ def test_more_at_once_and_as_many_as_have_their_target() -> None:
 
 def test_a_tenth_above_the_target_is_no_reason_for_one_more() -> None:
     assert numbers(course(spec(), 2, (1, 21), (2, 22), (3, 23))) == [2, 2, 3]
+    assert numbers(course(spec(), 1, (1, 11), (2, 12))) == [1, 2]
 
 
 def test_fewer_only_after_they_were_enough_without_a_break() -> None:
     quiet = course(spec(), 4, (1, 0), (99, 0), (101, 0))
     assert numbers(quiet) == [4, 4, 1]
-    assert quiet[-1].reason is Reason.LOAD_BELOW_TARGET
+    assert [scale.reason for scale in quiet] == [None, None, Reason.LOAD_BELOW_TARGET]
+    assert [scale.message for scale in quiet][:2] == ["", ""]
+    assert numbers(course(spec(), 4, (99, 0), (100, 0))) == [4, 1]
+    (from_all,) = course(spec(max_replicas=4, scale_down_after_seconds=0), 4, (1, 0))
+    assert from_all.reason is Reason.LOAD_BELOW_TARGET
     broken = course(spec(), 4, (1, 0), (60, 30), (101, 0), (159, 0), (161, 0))
     assert numbers(broken) == [4, 4, 3, 3, 1]
+
+
+def test_what_is_remembered_of_a_window_is_what_may_count_yet() -> None:
+    scales = course(spec(), 4, (1, 35), (2, 11), (3, 11), (4, 25))
+    assert [scale.memory.peaks for scale in scales] == [
+        ((1, 4),),
+        ((1, 4), (2, 2)),
+        ((1, 4), (3, 2)),
+        ((1, 4), (4, 3)),
+    ]
 
 
 def test_without_patience_fewer_at_once() -> None:
@@ -138,6 +154,7 @@ def test_the_last_pod_goes_when_nothing_was_asked_for_long_enough() -> None:
 
 def test_several_pods_go_no_sooner_than_otherwise() -> None:
     assert numbers(course(sleepy(), 3, (61, 0), (99, 0), (101, 0))) == [3, 3, 0]
+    assert numbers(course(sleepy(), 2, (61, 0), (99, 0), (101, 0))) == [2, 2, 0]
 
 
 def test_with_a_lower_bound_the_last_pod_stays() -> None:
@@ -151,7 +168,8 @@ def test_the_first_pod_comes_for_whatever_wants_one_and_for_nothing_else() -> No
         assert scale.message.startswith("from 0 to 1: ")
     assert numbers(course(sleepy(), 0, (1, Load(35)))) == [4]
     assert numbers(course(sleepy(), 0, (1, Load(0, num_silent=1)))) == [0], "it is on its way out"
-    assert numbers(course(sleepy(), 0, (1, 0), (10**6, Load(0, is_blind="gateways are not listed")))) == [0, 0]
+    without = course(sleepy(), 0, (1, 0), (10**6, Load(0, is_blind="gateways are not listed")))
+    assert [(scale.desired, scale.limit) for scale in without] == [(0, None), (0, None)]
 
 
 def test_while_a_request_could_come_unnoticed_the_last_pod_stays_and_it_is_said() -> None:
@@ -186,6 +204,18 @@ def test_no_pod_is_right_only_after_a_minute_without_a_need(loads: list[Load]) -
             assert number - needs[-1] >= 6
             assert not load.is_blind
         before = scale.desired
+
+
+@pytest.mark.parametrize(
+    ("desired", "awake_for", "is_asleep"),
+    [(0, None, True), (1, None, False), (1, 1, True), (1, 0, False), (1, -1, False), (0, -1, True)],
+)
+def test_a_base_is_asleep_until_its_first_pod_may_be_expected(
+    desired: int, awake_for: int | None, is_asleep: bool
+) -> None:
+    status = AutoscalingStatus(desired_replicas=desired, reason=Reason.WOKEN, last_scale_time=v.NOW)
+    until = v.NOW + timedelta(seconds=awake_for) if awake_for is not None else None
+    assert Scaled(status, awake_until=until).is_asleep(v.NOW) is is_asleep
 
 
 @pytest.mark.parametrize(

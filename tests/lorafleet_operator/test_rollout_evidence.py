@@ -77,6 +77,20 @@ def test_a_gateway_that_restarts_counts_from_zero_and_is_told_of() -> None:
     assert (tally.total(KEY).requests, tally.num_restarts) == (7, 1)
     tally.take("g0", told(row(3), boot="b"), is_whole=False)
     assert (tally.total(KEY).requests, tally.num_restarts) == (8, 1)
+    tally.take("g0", told(boot="c"), is_whole=False)
+    assert tally.num_restarts == 2
+
+
+def test_rows_that_nobody_follows_hide_none_after_them() -> None:
+    tally = following()
+    tally.take("g0", told(), is_whole=False)
+    tally.take("g0", told(row(9, of="c" * 12), row(5)), is_whole=False)
+    assert tally.total(KEY).requests == 5
+
+
+def test_a_gateway_without_latencies_counts_all_the_same() -> None:
+    counts = Counts.of(row(3, buckets=()), BOUNDS)
+    assert (counts.requests, counts.num_timed, counts.p95_seconds) == (3, 0, None)
 
 
 def test_a_row_that_made_room_and_came_back_counts_from_zero() -> None:

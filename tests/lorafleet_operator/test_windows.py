@@ -46,7 +46,7 @@ class Watched:
         self.count()
 
     def count(self, new: int = 0, old: int = 0, **errors: int) -> None:
-        """Requests that a gateway has seen the end of; errors are of the new revision."""
+        """Requests that a gateway has seen the end of, all begun to be answered within 2 s; errors are of the new revision."""
         for revision, number, kinds in ((NEW, new, errors), (OLD, old, {})):
             row = self.counted.setdefault(revision, {"requests": 0})
             row["requests"] += number
@@ -61,12 +61,13 @@ class Watched:
                 began=1,
                 num_requests=row["requests"],
                 errors={kind: number for kind, number in row.items() if kind != "requests"},
-                first_byte=Latency(sum_seconds=0.0, buckets=[]),
+                first_byte=Latency(sum_seconds=0.0, buckets=[row["requests"], 0]),
                 whole=Latency(sum_seconds=0.0, buckets=[]),
             )
             for revision, row in self.counted.items()
         ]
-        self.tally.take("g0", Evidence(boot_id=self.boot, sequence=1, bounds_seconds=[], revisions=rows), is_whole=True)
+        told = Evidence(boot_id=self.boot, sequence=1, bounds_seconds=[2.0], revisions=rows)
+        self.tally.take("g0", told, is_whole=True)
 
     def restart(self) -> None:
         self.boot += "'"
@@ -119,7 +120,7 @@ def test_a_window_waits_for_the_answers_to_its_queries(it: Watched) -> None:
 
 
 def test_a_window_begins_with_the_first_look(it: Watched) -> None:
-    it.count(new=500, server_error=500)
+    it.count(new=500, old=50, server_error=500)
     assert it.look(100) is None
     it.count(new=20, old=100, server_error=1)
     assert it.look(159.9) is None
@@ -127,6 +128,7 @@ def test_a_window_begins_with_the_first_look(it: Watched) -> None:
     found = it.look(160.5)
     assert found is not None
     assert (found.canary.requests, found.canary.faults, found.stable.requests) == (20, 1, 100)
+    assert (found.canary.p95_milliseconds, found.stable.p95_milliseconds) == (1900, 1900)
     assert (found.since, found.until) == (NOW + timedelta(seconds=100), NOW + timedelta(seconds=160))
     assert (found.gateways, found.silent_gateways, found.judgement) == (1, 0, GOOD)
 
@@ -153,6 +155,14 @@ def test_another_step_begins_anew(it: Watched) -> None:
     assert it.look(61) is None
     assert it.look(120) is None
     assert it.judgement(121) is UNCLEAR
+
+
+def test_a_step_that_is_left_before_its_window_is_over_begins_anew(it: Watched) -> None:
+    it.look(0)
+    it.count(new=20)
+    it.rollout = it.rollout.model_copy(update={"step_index": 1})
+    assert it.look(60) is None
+    assert it.judgement(120) is UNCLEAR
 
 
 def test_another_stable_revision_begins_anew(it: Watched) -> None:
@@ -203,7 +213,9 @@ def test_a_gateway_that_is_silent_is_never_good_and_nothing_is_lost_when_it_spea
     it.look(0)
     it.count(new=20)
     it.silent = 1
-    assert it.judgement(60) is UNCLEAR
+    found = it.look(60)
+    assert found is not None
+    assert (found.judgement, found.gateways, found.silent_gateways) == (UNCLEAR, 1, 1)
     assert it.judgement(5000) is UNCLEAR
     it.silent = 0
     it.count(new=20)
@@ -226,12 +238,22 @@ def test_a_window_that_began_with_a_silent_gateway_begins_anew_when_all_are_hear
     assert it.judgement(121) is GOOD
 
 
+def test_gateways_that_are_all_gone_are_not_heard(it: Watched) -> None:
+    it.silent = 1
+    it.look(0)
+    it.count(new=20)
+    it.silent = it.gateways = 0
+    found = it.look(60)
+    assert found is not None
+    assert (found.judgement, found.message) == (UNCLEAR, "no gateway is known")
+
+
 def test_one_window_of_lost_requests_may_be_a_pod_that_died(it: Watched) -> None:
     it.look(0)
     it.count(new=40, old=40, pod_lost=20)
     found = it.look(60)
     assert found is not None
-    assert found.judgement is UNCLEAR
+    assert (found.judgement, found.canary.requests, found.canary.lost) == (UNCLEAR, 40, 20)
     assert "as when a pod dies" in found.message
     it.count(new=40, old=40)
     assert it.look(119) == found
