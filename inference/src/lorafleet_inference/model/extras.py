@@ -231,6 +231,12 @@ class ExtrasBank:
             apply(args[0], output)
             return output
 
+        def of_other(_: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            x = args[0]
+            if isinstance(module, torch.nn.Linear) and x.dim() > 3:  # latents of attention, [1, 1, T, width]
+                x, output = x.reshape(-1, x.shape[-1]), output.view(-1, output.shape[-1])
+            apply(x, output)
+
         if routers.can_adapt(module):
             routers.adapt(module, apply, lambda: name in self._changes)
         elif name == self._embedding:
@@ -238,7 +244,7 @@ class ExtrasBank:
         elif name == self._head:
             module.register_forward_hook(of_head)
         else:
-            module.register_forward_hook(lambda _, args, output: apply(args[0], output))
+            module.register_forward_hook(of_other)
 
 
 def _laid(module: torch.nn.Module, parts: Mapping[str, LaidTensor]) -> _Laid:
