@@ -45,6 +45,8 @@ def tables(document: Mapping[str, Any]) -> str:
         parts.append(_structured(forms))
     if found := document.get("registered"):
         parts.append(_registered(found))
+    if starts := document.get("second_start"):
+        parts.append(_second_start(starts))
     if rows := document.get("before_after"):
         parts.append(_before_after(rows))
     if gpu := document.get("gpu"):
@@ -134,6 +136,22 @@ def _registered(found: Mapping[str, Any]) -> str:
     return (
         f"Zipf over {found['few']} adapters, all resident: {few:.1f} s of CPU time a run; over {found['many']}, {found['few']} resident: "
         f"{many:.1f} s. The second had {found['ratio']:.2f} times the tokens of a CPU second (rounds: {len(found['few_seconds'])}).\n"
+    )
+
+
+def _second_start(starts: Mapping[str, Any]) -> str:
+    """Seconds of starts as medians, and the ratio of the rounds."""
+    rounds = starts["rounds"]
+    body = ""
+    for which in ("first", "second"):
+        columns = ("seconds", "download_seconds", "kernel_seconds")
+        found = ([one[which][name] for one in rounds if one[which][name] is not None] for name in columns)
+        body += f"| {which} | {' | '.join(f'{median(values):.1f}' if values else '' for values in found)} |\n"
+    ratios = [one["second"]["seconds"] / one["first"]["seconds"] for one in rounds]
+    return (
+        "| start on a node | until ready s | of these until the base is here | of these for kernels |\n|---|---:|---:|---:|\n"
+        f"{body}\nThe second start took {starts['ratio']:.2f} of the first (median of {len(rounds)} rounds, {min(ratios):.2f} to "
+        f"{max(ratios):.2f}).\n"
     )
 
 
