@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 DEVICE: DeviceChoice = "cuda" if os.environ.get("LORAFLEET_TEST_DEVICE") == "cuda" else "cpu"
 """Where the exactness suite runs its engines; the reference is always on the CPU."""
+SMALL: Mapping[str, int] = (
+    {"kv_cache_memory_bytes": 256 << 20, "host_cache_bytes": 64 << 20, "max_batch_requests": 64}
+    if DEVICE == "cuda"
+    else {}
+)
+"""What an engine may take where many of them share a device: its host cache is pinned there, and each size of a step captured."""
 
 
 def key_of(name: str) -> AdapterKey:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import support.families
 import torch
-from support.engines import DEVICE, DrivenEngine
+from support.engines import DEVICE, SMALL, DrivenEngine
 from support.families import FAMILIES, FEWER, INVOCATION, MORE, OWN, adapter_specs
 from support.models import Reference, adapters_of, model_folder, num_rows_of, served_as
 
@@ -115,7 +115,7 @@ def serve_all(engine: DrivenEngine, family: Family, *, resident: bool = True) ->
 
 
 def engine_of(family: Family, *, ahead: bool | None = None, **options: object) -> DrivenEngine:
-    settings = {"max_rank": 256, "max_batch_tokens": 40, **options}
+    settings = {"max_rank": 256, "max_batch_tokens": 40, **SMALL, **options}
     config = EngineConfig(model=str(family.base), device=DEVICE, num_threads=1, **settings)  # type: ignore[arg-type]
     return DrivenEngine(config, ahead=ahead)
 

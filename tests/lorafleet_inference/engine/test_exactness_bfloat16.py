@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engines import DEVICE, DrivenEngine
+from support.engines import DEVICE, SMALL, DrivenEngine
 from support.families import FAMILIES as MADE
 from support.families import FEWER, VOCABULARY, adapter_specs
 from support.models import Reference, model_folder, save_adapter
@@ -78,6 +78,7 @@ def test_it_is_as_near_as_peft(served: Served, decoder: Any) -> None:
         num_threads=1,
         max_rank=256,
         max_batch_tokens=40,
+        **SMALL,  # type: ignore[arg-type]
     )
     engine = DrivenEngine(config)
     assert isinstance(engine.runner._model, Decoder) == (decoder == "own")

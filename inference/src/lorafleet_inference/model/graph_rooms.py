@@ -13,7 +13,7 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Sequences of a captured decode step; more are computed without one."""
 NUM_ITEMS = (4, 16, 64, 256)
 """Items of LoRA, where the step has so many rows."""
-PROMPT_SIZES = (64, 128, 192, 256, 384, 512)
+PROMPT_SIZES = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 """Tokens of a captured step with prompts. With more the device has so much to do that it does not wait for Python."""
 NUM_ALONE = 8
 """Sequences of a step without any that decodes."""

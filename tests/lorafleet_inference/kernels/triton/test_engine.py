@@ -55,6 +55,7 @@ def answers(model: Path, adapters: dict[str, Path], device: torch.device, triton
             max_rank=80,
             max_resident_adapters=4,
             kv_cache_memory_bytes=1 << 20,
+            host_cache_bytes=1 << 26,
             cpu_kernels=False,
             gpu_kernels=False,
             decoder="own" if triton is not None and "llama" in model.name else "transformers",
@@ -74,7 +75,8 @@ def test_with_keys_and_values_in_8_bits_the_same_tokens_as_by_torch(device: torc
     model = save_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 1}), tmp_path / "llama")
     config = EngineConfig(
         model=str(model), device=device.type, dtype="float32", num_threads=1, max_batch_tokens=16, max_rank=8,
-        max_resident_adapters=1, kv_cache_memory_bytes=1 << 18, kv_cache_dtype="fp8", cpu_kernels=False, gpu_kernels=False,
+        max_resident_adapters=1, kv_cache_memory_bytes=1 << 18, host_cache_bytes=1 << 26, kv_cache_dtype="fp8",
+        cpu_kernels=False, gpu_kernels=False,
     )  # fmt: skip
     told, launched = [], set()
 

@@ -23,9 +23,15 @@ class LoraBlocks:
     tokens: int
     step: int
     """Elements of x and A in one round of `shrink`."""
+    split: int
+    """`shrink` cuts its sum into parts of about so many elements."""
+    shrink_warps: int
     width: int
-    """Columns of one program of `expand`."""
+    """Columns in one round of `expand`."""
+    columns: int
+    """Columns of one of its programs, at most."""
     expand_warps: int
+    expand_stages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +69,15 @@ class Blocks:
         return keys
 
 
-_FEW = LoraBlocks(tokens=16, step=128, width=128, expand_warps=4)
-_MANY = LoraBlocks(tokens=64, step=64, width=128, expand_warps=8)
+_FEW = LoraBlocks(
+    tokens=16, step=128, split=1024, shrink_warps=4, width=128, columns=512, expand_warps=4, expand_stages=3
+)
+_FEW_HOPPER = LoraBlocks(
+    tokens=16, step=256, split=1024, shrink_warps=2, width=128, columns=512, expand_warps=4, expand_stages=3
+)
+_MANY = LoraBlocks(
+    tokens=64, step=64, split=1024, shrink_warps=4, width=128, columns=512, expand_warps=8, expand_stages=2
+)
 _FLOAT32 = PrefillBlocks(width=256, rows=16, keys=16, warps=4)
 AMPERE = Blocks(
     few=_FEW,
@@ -77,7 +90,7 @@ AMPERE = Blocks(
     programs=5 * 108,
 )
 HOPPER = Blocks(
-    few=_FEW,
+    few=_FEW_HOPPER,
     many=_MANY,
     decode_keys=64,
     decode_keys_float32=16,

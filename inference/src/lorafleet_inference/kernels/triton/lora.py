@@ -23,18 +23,23 @@ def _aligned(table, at):
 
 
 @triton.jit
-def _entry_of(entries, entries_stride, adapter, slices, slice):
-    """Return rank and first row of an adapter at the module of a slice."""
-    entry = entries + adapter * entries_stride + tl.load(slices + slice * 8).to(tl.int32) * 2
+def _item_of(items, item):
+    """Return adapter, first row and rows of an item, asked for at once: what waits for one then waits for all."""
+    return tl.load(items + item * 3), tl.load(items + item * 3 + 1), tl.load(items + item * 3 + 2)
+
+
+@triton.jit
+def _entry_of(entries, entries_stride, adapter, module):
+    """Return rank and first row of an adapter at a module."""
+    entry = entries + adapter * entries_stride + module * 2
     return tl.load(entry), tl.load(entry + 1)
 
 
 @triton.jit
-def _rows_of(pages, pages_stride, page, adapter, rows, slices, slice):
+def _rows_of(pages, pages_stride, page, adapter, rows, fit, row_width):
     """Return where in the pool some rows of an adapter begin."""
-    fit = tl.load(slices + slice * 8 + 5).to(tl.int32)
     own = tl.load(pages + adapter * pages_stride + rows // fit).to(tl.int64)
-    return own * page + (rows % fit) * _aligned(slices, slice * 8 + 1)
+    return own * page + (rows % fit) * row_width
 
 
 @triton.jit(do_not_specialize=["pages_stride", "entries_stride", "num_tokens"])
@@ -46,16 +51,18 @@ def shrink(
     """low[split, slice, token, rank] = a part of A x, in float32. Grid: (items, tiles of RANKS, SLICES * SPLITS)."""
     item, tile = tl.program_id(0), tl.program_id(1)
     slice, split = tl.program_id(2) // SPLITS, tl.program_id(2) % SPLITS
-    count = tl.load(items + item * 3 + 2)
+    adapter, first, count = _item_of(items, item)
+    module, fit = tl.load(slices + slice * 8).to(tl.int32), tl.load(slices + slice * 8 + 5).to(tl.int32)
+    row_width = _aligned(slices, slice * 8 + 1)
     if count == 0:
         return
-    adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
-    rank, first_row = _entry_of(entries, entries_stride, adapter, slices, slice)
+    rank, first_row = _entry_of(entries, entries_stride, adapter, module)
     if tile * RANKS >= rank:
         return
     lane, r, k = tl.arange(0, TOKENS), tile * RANKS + tl.arange(0, RANKS), tl.arange(0, STEP)
     is_token, is_rank = (lane < count)[:, None], r < rank
-    a = pool + _rows_of(pages, pages_stride, page, adapter, first_row + tl.where(is_rank, r, 0), slices, slice)[None, :]
+    own = first_row + tl.where(is_rank, r, 0)
+    a = pool + _rows_of(pages, pages_stride, page, adapter, own, fit, row_width)[None, :]
     tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
     total = tl.zeros((TOKENS, RANKS), tl.float32)
     span = tl.cdiv(tl.cdiv(in_width, SPLITS), STEP) * STEP
@@ -72,34 +79,43 @@ def shrink(
 def expand(
     y, y_stride, low, pool, page, items, pages, pages_stride, entries, entries_stride, slices, num_tokens, low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """y[token, column] += B low. Grid: (items, tiles of WIDTH columns of the widest slice, SLICES)."""
-    item, slice = tl.program_id(0), tl.program_id(2)
-    count = tl.load(items + item * 3 + 2)
-    if count == 0:
+    """y[token, column] += B low. Grid: (items, tiles of COLUMNS columns of the widest slice, SLICES).
+
+    A program looks up once where its rows lie and then streams through its columns, WIDTH at a time; COLUMNS is a multiple of WIDTH.
+    Of an adapter with more than RANKS ranks it comes through them again for each further RANKS.
+    """
+    item, begin, slice = tl.program_id(0), tl.program_id(1) * COLUMNS, tl.program_id(2)
+    adapter, first, count = _item_of(items, item)
+    module, fit = tl.load(slices + slice * 8).to(tl.int32), tl.load(slices + slice * 8 + 5).to(tl.int32)
+    row_width, width = _aligned(slices, slice * 8 + 1), _aligned(slices, slice * 8 + 4)
+    if (count == 0) | (begin >= width):
         return
-    adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
-    rank, first_row = _entry_of(entries, entries_stride, adapter, slices, slice)
-    n, width = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), _aligned(slices, slice * 8 + 4)
-    if (rank == 0) | (tl.program_id(1) * WIDTH >= width):
-        return
-    lane = tl.arange(0, TOKENS)
-    is_token, is_column = (lane < count)[:, None], (n < width)[None, :]
-    b = pool + _aligned(slices, slice * 8 + 2) + n[None, :]
-    total = tl.zeros((TOKENS, WIDTH), tl.float32)
+    rank, first_row = _entry_of(entries, entries_stride, adapter, module)
+    lane, n = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
+    is_token = (lane < count)[:, None]
+    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + _aligned(slices, slice * 8 + 3)
+    behind = pool + _aligned(slices, slice * 8 + 2)
+    end = tl.minimum(begin + COLUMNS, width.to(tl.int32))
     for at in range(0, rank, RANKS):
+        if at > 0:
+            tl.debug_barrier()  # what was stored to y is read again, perhaps by other threads
         r = at + tl.arange(0, RANKS)
         is_rank = r < rank
-        rows = _rows_of(pages, pages_stride, page, adapter, first_row + tl.where(is_rank, r, 0), slices, slice)
-        weights = tl.load(b + rows[:, None], mask=is_rank[:, None] & is_column, other=0.0)
+        own = first_row + tl.where(is_rank, r, 0)
+        b = behind + _rows_of(pages, pages_stride, page, adapter, own, fit, row_width)[:, None]
         small = tl.zeros((TOKENS, RANKS), tl.float32)
         for split in tl.static_range(SPLITS):
             token = ((split * SLICES + slice) * num_tokens + first + lane)[:, None].to(tl.int64)
             small += tl.load(low + token * low_rank + r[None, :], mask=is_token & is_rank[None, :], other=0.0)
-        total = tl.dot(small.to(weights.dtype), weights, total, input_precision="ieee")
-    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + _aligned(slices, slice * 8 + 3) + n[None, :]
-    fits = is_token & is_column
-    tl.store(out, (tl.load(out, mask=fits, other=0.0).to(tl.float32) + total).to(y.dtype.element_ty), mask=fits)
+        for column in range(begin, end, WIDTH):
+            here = (column + n)[None, :]
+            weights = tl.load(b + here, mask=is_rank[:, None] & (here < width), other=0.0)
+            fits = is_token & (here < width)
+            old = tl.load(out + here, mask=fits, other=0.0).to(tl.float32)
+            done = tl.dot(small.to(weights.dtype), weights, old, input_precision="ieee")
+            tl.store(out + here, done.to(y.dtype.element_ty), mask=fits)
 
 
 @triton.jit(do_not_specialize=["pages_stride", "entries_stride"])
@@ -112,17 +128,18 @@ def both(
     Grid: (items, tiles of COLUMNS columns of the widest slice, slices). COLUMNS is a multiple of WIDTH.
     """
     item, begin, slice = tl.program_id(0), tl.program_id(1) * COLUMNS, tl.program_id(2)
-    count = tl.load(items + item * 3 + 2)
-    if count == 0:
+    adapter, first, count = _item_of(items, item)
+    module, fit = tl.load(slices + slice * 8).to(tl.int32), tl.load(slices + slice * 8 + 5).to(tl.int32)
+    row_width, width = _aligned(slices, slice * 8 + 1), _aligned(slices, slice * 8 + 4)
+    if (count == 0) | (begin >= width):
         return
-    adapter, first = tl.load(items + item * 3), tl.load(items + item * 3 + 1)
-    rank, first_row = _entry_of(entries, entries_stride, adapter, slices, slice)
-    width = _aligned(slices, slice * 8 + 4)
-    if (rank == 0) | (begin >= width):
+    rank, first_row = _entry_of(entries, entries_stride, adapter, module)
+    if rank == 0:
         return
     lane, r, k, n = tl.arange(0, TOKENS), tl.arange(0, RANKS), tl.arange(0, STEP), tl.arange(0, WIDTH)
     is_token, is_rank = (lane < count)[:, None], r < rank
-    rows = pool + _rows_of(pages, pages_stride, page, adapter, first_row + tl.where(is_rank, r, 0), slices, slice)
+    own = first_row + tl.where(is_rank, r, 0)
+    rows = pool + _rows_of(pages, pages_stride, page, adapter, own, fit, row_width)
     a = rows[None, :]
     tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
     low = tl.zeros((TOKENS, RANKS), tl.float32)

@@ -19,9 +19,10 @@ BOTH_RANK = 64
 BOTH_IN_WIDTH = 8192
 """Up to this width of x: each program computes A x alone, so wider ones are split among programs by `shrink`."""
 BOTH_COLUMNS = 1024
-SPLIT_WIDTH = 512
-"""`shrink` splits its sum into parts of about this many elements, at most MAX_SPLITS."""
 MAX_SPLITS = 8
+"""Parts of the sum of `shrink`, at most."""
+EXPAND_RANKS = 64
+"""`expand` takes up to so many ranks at once; MIN_DOT of float32, whose products take registers for each of their terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +137,29 @@ class LoraStep:
         sizes, slices, tokens = self._blocks, len(site.modules), x.shape[0]
         splits = 1
         if sizes.tokens == MIN_DOT:  # else there are programs enough
-            splits = max(1, min(MAX_SPLITS, site.in_width // SPLIT_WIDTH))
+            splits = max(1, min(MAX_SPLITS, site.in_width // sizes.split))
         width = -(-rank // MIN_DOT) * MIN_DOT
         num_floats = splits * slices * tokens * width
         if self._low.numel() < num_floats:
             self._low = torch.empty(num_floats, dtype=torch.float32, device=x.device)
-        common = {"SLICES": slices, "SPLITS": splits, "TOKENS": sizes.tokens, "RANKS": MIN_DOT}
+        common = {"SLICES": slices, "SPLITS": splits, "TOKENS": sizes.tokens}
+        at_once = MIN_DOT if x.dtype == torch.float32 else EXPAND_RANKS
         launch(
             lora.shrink,
             (self._num_items, width // MIN_DOT, slices * splits),
             (self._low, x, x.stride(0), *tables, tokens, site.in_width, width),
-            {**common, "STEP": sizes.step, "num_warps": 4, "num_stages": 3},
+            {**common, "RANKS": MIN_DOT, "STEP": sizes.step, "num_warps": sizes.shrink_warps, "num_stages": 3},
         )
         launch(
             lora.expand,
-            (self._num_items, -(-site.widest // sizes.width), slices),
+            (self._num_items, -(-site.widest // sizes.columns), slices),
             (y, y.stride(0), self._low, *tables, tokens, width),
-            {**common, "WIDTH": sizes.width, "num_warps": sizes.expand_warps, "num_stages": 2},
+            {
+                **common,
+                "RANKS": min(at_once, max(MIN_DOT, 1 << (rank - 1).bit_length())),
+                "WIDTH": sizes.width,
+                "COLUMNS": sizes.columns,
+                "num_warps": sizes.expand_warps,
+                "num_stages": sizes.expand_stages,
+            },
         )

@@ -10,11 +10,13 @@ import torch
 from lorafleet_inference.kernels.triton import side
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, LoraBlocks
 from lorafleet_inference.kernels.triton.launch import launch
-from lorafleet_inference.kernels.triton.rows import MAX_SPLITS, SPLIT_WIDTH
+from lorafleet_inference.kernels.triton.rows import MAX_SPLITS
 from lorafleet_inference.kernels.triton.step import Int32s, StepBlock, Table, table_of
 
 FLOAT32_WIDTH = 64
 """Columns of one program at most, where products of float32 take registers for each of their terms."""
+SPLIT_WIDTH = 512
+"""`side_shrink` splits its sum into parts of about this many elements, at most MAX_SPLITS."""
 NUM_ENTRY = 4
 """Numbers of an adapter at a site, as `side.py` says."""
 
