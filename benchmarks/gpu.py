@@ -6,6 +6,7 @@ script; its times say nothing of a GPU.
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -19,16 +20,19 @@ from measure.sizes import SIZES
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "benchmarks"
 RESULTS = Path(__file__).resolve().parent / "results"
-PARTS = ("transformers", "decode", "ranks", "prefill", "cold")
+PARTS = ("transformers", "decode", "ranks", "prefill", "cold", "kernels")
 MIXED_RANKS = (8, 16, 32, 64, 128)
 RANK = 16
 """Of adapters where not said otherwise."""
+NUM_KERNELS = 30
+"""That take longest are kept."""
 NO_GPU = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what was asked for; returns the exit status."""
     chosen = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # how long kernels and graphs take at the start
     import torch  # noqa: PLC0415  --help and bad options answer at once
 
     if chosen.device == "cuda" and not torch.cuda.is_available():
@@ -139,6 +143,16 @@ class _Run:
             "beside": _rounded(asdict(beside)),
         }
 
+    def _kernels(self) -> None:
+        """What the device runs in a decode step, kernel by kernel."""
+        batch, most = max(self._chosen.batches), max(self._chosen.adapters)
+        rows = self._found["kernels"] = []
+        for number in sorted({0, most}):
+            keys = self._runner.install([RANK] * number)
+            plan = self._runner.decode(batch, self._chosen.context, keys)
+            found = self._runner.kernels(plan, max(2, self._chosen.rounds // 4))
+            rows.append({"batch": batch, "adapters": number, "kernels": found[:NUM_KERNELS]})
+
     @property
     def _runner(self) -> Any:
         """The runner, made once it is needed: its KV takes the memory that transformers' part had."""
@@ -171,7 +185,9 @@ class _Run:
         from measure.floors import decode_seconds  # noqa: PLC0415
 
         context = self._chosen.context
-        times = self._runner.times(self._runner.decode(batch, context, keys), self._chosen.rounds)
+        plan = self._runner.decode(batch, context, keys)
+        times = self._runner.times(plan, self._chosen.rounds)
+        ahead = self._runner.ahead_ms(plan, 2 * self._chosen.rounds)
         floor = decode_seconds(self._size, self._itemsize, self._ceilings, batch=batch, context=context, ranks=ranks)
         row = {
             "batch": batch,
@@ -179,7 +195,8 @@ class _Run:
             "sum_of_ranks": sum(ranks),
             **_cost(times.median_ms, floor * 1e3),
         }
-        row["tokens_per_second"] = round(batch / times.median_ms * 1e3, 1)
+        row["ahead_ms"] = round(ahead, 3)
+        row["tokens_per_second"] = round(batch / ahead * 1e3, 1)
         self._tell(f"{row}")
         return row
 

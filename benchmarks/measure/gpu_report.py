@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+NUM_KERNELS = 8
+"""That are shown."""
+
 
 def gpu_tables(found: Mapping[str, Any]) -> str:
     """Return what was measured, in Markdown; of a part that failed or was left out, that."""
@@ -22,6 +25,7 @@ def gpu_tables(found: Mapping[str, Any]) -> str:
         parts.append(_prefill(rows))
     if cold := found.get("cold"):
         parts.append(_cold(cold))
+    parts.extend(_kernels(part) for part in found.get("kernels", ()))
     for part, why in found.get("failed", {}).items():
         parts.append(f"Not measured: {part} ({why}).\n")
     if skipped := found.get("skipped"):
@@ -30,25 +34,31 @@ def gpu_tables(found: Mapping[str, Any]) -> str:
 
 
 def _decode(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Over base: against the step of the same batch without adapters."""
-    base = {row["batch"]: row["step_ms"] for row in rows if not row["adapters"]}
-    body = "| batch | adapters | step ms | floor ms | of floor | over base | tokens/s |\n|---:|---:|---:|---:|---:|---:|---:|\n"
+    """Over base: against the step of the same batch without adapters. Where steps were submitted ahead, these are what is told."""
+    took = {id(row): row.get("ahead_ms", row["step_ms"]) for row in rows}
+    base = {row["batch"]: took[id(row)] for row in rows if not row["adapters"]}
+    body = (
+        "| batch | adapters | step ms, waited for | step ms | floor ms | of floor | over base | tokens/s |\n"
+        "|---:|---:|---:|---:|---:|---:|---:|---:|\n"
+    )
     for row in sorted(rows, key=lambda row: (row["batch"], row["adapters"])):
-        over = f"{100 * (row['step_ms'] / base[row['batch']] - 1):.1f} %" if row["batch"] in base else ""
+        ms = took[id(row)]
+        over = f"{100 * (ms / base[row['batch']] - 1):.1f} %" if row["batch"] in base else ""
         body += (
-            f"| {row['batch']} | {row['adapters']} | {row['step_ms']:.2f} | {row['floor_ms']:.2f} | {row['of_floor']:.2f} "
-            f"| {over} | {row['tokens_per_second']:,.0f} |\n"
+            f"| {row['batch']} | {row['adapters']} | {row['step_ms']:.2f} | {ms:.2f} | {row['floor_ms']:.2f} "
+            f"| {ms / row['floor_ms']:.2f} | {over} | {row['tokens_per_second']:,.0f} |\n"
         )
     return body
 
 
 def _ranks(rows: Sequence[Mapping[str, Any]]) -> str:
     mixed, padded = rows
-    more = 100 * (padded["step_ms"] / mixed["step_ms"] - 1)
+    took = [row.get("ahead_ms", row["step_ms"]) for row in rows]
+    more = 100 * (took[1] / took[0] - 1)
     return (
         f"{mixed['adapters']} adapters of mixed ranks (sum {mixed['sum_of_ranks']}) at batch {mixed['batch']}: "
-        f"{mixed['step_ms']:.2f} ms, {mixed['tokens_per_second']:,.0f} tokens/s; the same number, each of the largest rank "
-        f"(sum {padded['sum_of_ranks']}): {padded['step_ms']:.2f} ms. Mixed ranks give {more:.0f} % more tokens/s.\n"
+        f"{took[0]:.2f} ms, {mixed['tokens_per_second']:,.0f} tokens/s; the same number, each of the largest rank "
+        f"(sum {padded['sum_of_ranks']}): {took[1]:.2f} ms. Mixed ranks give {more:.0f} % more tokens/s.\n"
     )
 
 
@@ -56,6 +66,17 @@ def _prefill(rows: Sequence[Mapping[str, Any]]) -> str:
     body = "| tokens of the prompt | adapters | step ms | floor ms | of floor |\n|---:|---:|---:|---:|---:|\n"
     for row in rows:
         body += f"| {row['tokens']} | {row['adapters']} | {row['step_ms']:.1f} | {row['floor_ms']:.1f} | {row['of_floor']:.2f} |\n"
+    return body
+
+
+def _kernels(part: Mapping[str, Any]) -> str:
+    """What a decode step is made of, longest first."""
+    total = sum(one["us"] for one in part["kernels"])
+    body = f"Kernels of a decode step of batch {part['batch']} with {part['adapters']} adapters ({total / 1e3:.2f} ms together):\n\n"
+    body += "| kernel | launches | ms together | us each |\n|---|---:|---:|---:|\n"
+    for one in part["kernels"][:NUM_KERNELS]:
+        name = one["name"].partition("<")[0].partition("(")[0]
+        body += f"| `{name}` | {one['calls']:.0f} | {one['us'] / 1e3:.2f} | {one['us'] / one['calls']:.1f} |\n"
     return body
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
@@ -16,10 +17,11 @@ from lorafleet_inference.adapters.row_layout import RowLayout
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import KV_BLOCK_TOKENS, EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey, SamplingParams
-from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan
+from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unconstrained
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, register
 from lorafleet_inference.model.checked import check_model
+from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.runner import HostAdapter, ModelRunner
 from measure.floors import Ceilings
 from measure.sizes import Size
@@ -183,6 +185,42 @@ class Bench:
             self._run(again)
         found = [self._run(again) for _ in range(rounds)]
         return Times(statistics.median(found), max(found))
+
+    def ahead_ms(self, plan: StepPlan, rounds: int) -> float:
+        """Return what a step takes where the next is submitted before its tokens are read, as the engine does: the mean of many.
+
+        The plan is that of the last `times`.
+        """
+        again = StepPlan(plan.items, adapters=plan.adapters)
+        before = self._submitted(again)
+        _wait(self.device)
+        began = time.perf_counter()
+        for _ in range(rounds):
+            computing = self._submitted(again)
+            before.collect()
+            before = computing
+        before.collect()
+        _wait(self.device)
+        return (time.perf_counter() - began) * 1e3 / rounds
+
+    def _submitted(self, plan: StepPlan) -> Computing:
+        computing = self.runner.submit(plan)
+        computing.choose(Unconstrained())
+        return computing
+
+    def kernels(self, plan: StepPlan, rounds: int) -> list[dict[str, Any]]:
+        """Return what the device runs in a step: name, launches, microseconds together; longest first."""
+        self.times(plan, 2)
+        again = StepPlan(plan.items, adapters=plan.adapters)
+        activity = ProfilerActivity.CUDA if self.device == "cuda" else ProfilerActivity.CPU
+        with profile(activities=[activity]) as found:
+            for _ in range(rounds):
+                self._run(again)
+        rows = []
+        for one in found.key_averages():
+            total = one.device_time_total if self.device == "cuda" else one.self_cpu_time_total
+            rows.append({"name": one.key[:120], "calls": one.count / rounds, "us": round(total / rounds, 1)})
+        return sorted(rows, key=lambda row: -row["us"])
 
     def load_ms(self, rank: int) -> tuple[float, float]:
         """Load an adapter behind one of its rank that is there, its files read before; returns reading and installing."""

@@ -67,8 +67,11 @@ def test_every_part_runs_on_a_model_of_a_moment(tmp_path: Path) -> None:
     assert [row["batch"] for row in found["transformers"]] == [1, 3]
     assert 0 < found["cold"]["beside"]["median_ms"] <= found["cold"]["beside"]["worst_ms"]
     for row in found["decode"]:
-        assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["step_ms"], rel=0.01)
-    assert "| batch | adapters | step ms |" in done.stdout
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["ahead_ms"], rel=0.01)
+    assert "| batch | adapters | step ms, waited for | step ms |" in done.stdout
+    assert [part["adapters"] for part in found["kernels"]] == [0, 2]
+    assert all(part["kernels"] for part in found["kernels"])
+    assert "Kernels of a decode step of batch 3 with 2 adapters" in done.stdout
 
 
 def test_a_part_that_fails_is_told_and_leaves_the_others(tmp_path: Path) -> None:
@@ -133,12 +136,12 @@ def test_tables_compare_with_the_base_at_the_same_batch() -> None:
 
     row = {"batch": 32, "sum_of_ranks": 0, "floor_ms": 5.0, "tokens_per_second": 1000.0}
     rows = [
-        row | {"adapters": 0, "step_ms": 6.0, "of_floor": 1.2},
-        row | {"adapters": 8, "step_ms": 7.5, "of_floor": 1.5},
+        row | {"adapters": 0, "step_ms": 8.0, "ahead_ms": 6.0, "of_floor": 1.6},
+        row | {"adapters": 8, "step_ms": 9.0, "ahead_ms": 7.5, "of_floor": 1.8},
     ]
     text = gpu_tables(
         {"ceilings": {"bytes_per_second": 4e12, "flops_per_second": 8e14}, "decode": rows, "skipped": ["cold"]}
     )
     assert "4.00 TB/s of a copy, 800 TFLOP/s" in text
-    assert "| 32 | 8 | 7.50 | 5.00 | 1.50 | 25.0 % | 1,000 |" in text
+    assert "| 32 | 8 | 9.00 | 7.50 | 5.00 | 1.50 | 25.0 % | 1,000 |" in text
     assert "out of time: cold" in text
