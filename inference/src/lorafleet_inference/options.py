@@ -96,7 +96,7 @@ OPTIONS: tuple[Option, ...] = (
            "fp8 or nf4. A base that is quantised already is served as it is, without this.", one_of(*get_args(Quantization)),
            "KIND", E, "quantization", "not at all"),
     Option("decoder", "Whose code computes the layers of the model: transformers, own (refused for a model that has none), or auto: "
-           "our own where there is one for the model and it was measured to be faster, on a CPU in float32.",
+           "our own where there is one for the model and it was measured to be faster: on GPUs, and on a CPU in float32.",
            one_of(*get_args(DecoderChoice)), "WHOSE", E, "decoder"),
     Option("tensor-parallel-size", "Ranks that the model is split among: processes, each with a GPU of its own (or on a CPU "
            "with its share of --num-threads). Memory that other options give is of each rank. Not for every model.", integer,

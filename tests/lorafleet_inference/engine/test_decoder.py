@@ -4,6 +4,7 @@ That its numbers are transformers' is shown by `test_exactness.py`; here it is w
 """
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.kernels.packed import can_pack, pack_linears, plain_weight
+from lorafleet_inference.model import loader
 from lorafleet_inference.model.attention import Probe, attending
 from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.decoder import Decoder
@@ -100,6 +102,13 @@ def test_without_being_asked_for_it_is_there_where_it_was_measured() -> None:
     assert not isinstance(load(model_folder("llama"), "transformers").model, Decoder)
     assert not isinstance(load(model_folder("llama"), "auto", dtype="bfloat16").model, Decoder)
     assert not isinstance(load(model_folder("llama"), "auto", cpu_kernels=False).model, Decoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_on_a_gpu_it_is_there_without_being_asked_for_with_our_kernels(dtype: torch.dtype) -> None:
+    config = EngineConfig(model="some", decoder="auto")
+    assert loader._is_faster(config, torch.device("cuda"), dtype)
+    assert not loader._is_faster(replace(config, gpu_kernels=False), torch.device("cuda"), dtype)
 
 
 def test_a_gate_that_it_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
