@@ -68,7 +68,7 @@ class SimulatedEngine(DrivenEngine):
     def step(self) -> None:
         """As `DrivenEngine`."""
         self.engine.drain(wait=False)
-        self.engine._loads._thread.submit(lambda: None).result()
+        self.engine._loads._thread._thread.submit(lambda: None).result()
         self.turn()
 
 

@@ -93,7 +93,7 @@ class Run:
 
     def step(self) -> bool:
         """One turn of the loop, after what is being loaded; returns whether there was anything to do."""
-        self.engine._loads._thread.submit(lambda: None).result()
+        self.engine._loads._thread._thread.submit(lambda: None).result()
         self.engine.drain(wait=False)
         collects = self.engine._steps.num_in_flight > 0
         plan = self.engine.step()
