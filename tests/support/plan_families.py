@@ -1,6 +1,7 @@
 """Families that transformers computes and has a plan for, beside those of `families.py`: tiny, and tested on several ranks alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from support.families import MAX_MODEL_LEN, VOCABULARY, Family, adapter_specs
@@ -33,7 +34,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from lorafleet_inference.config import DecoderChoice, EngineConfig
+from lorafleet_inference.config import DecoderChoice, EngineConfig, Quantization
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -132,10 +133,17 @@ def config_of(folder: Path, decoder: DecoderChoice = "auto") -> EngineConfig:
     )
 
 
-def check_two_ranks(family: str, folder: Path) -> None:
-    """See that a family of PLAN_FAMILIES answers on two ranks as on one, with adapters. `folder`: where its files may be."""
+def check_two_ranks(family: str, folder: Path, quantization: Quantization | None = None) -> None:
+    """See that a family of PLAN_FAMILIES answers on two ranks as on one, with adapters. `folder`: where its files may be.
+
+    `quantization`: made when the base is read.
+    """
     made = PLAN_FAMILIES[family]
     specs = adapter_specs(made)
     base = save_model(made.config, folder / "base", norms=True)
     kinds = ("rank-7", "experts") if made.experts else ("rank-7", "dora")
-    check_answers_as_one(config_of(base), 2, {kind: save_adapter(base, folder / kind, specs[kind]) for kind in kinds})
+    check_answers_as_one(
+        replace(config_of(base), quantization=quantization),
+        2,
+        {kind: save_adapter(base, folder / kind, specs[kind]) for kind in kinds},
+    )
