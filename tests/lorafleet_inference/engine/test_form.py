@@ -99,6 +99,7 @@ def test_tokens_that_the_model_does_not_have_are_not_drafted() -> None:
     one = scheduler(Said(None, 10, 11, VOCAB_SIZE, 12))
     answered(one, one.plan(()), 7)
     assert drafted(one) == (10, 11)
+    assert FormDrafts(8, Said(0, VOCAB_SIZE - 1, VOCAB_SIZE), VOCAB_SIZE).draft([5], 8) == [0, VOCAB_SIZE - 1]
 
 
 def test_a_model_that_writes_the_text_of_a_form_in_other_tokens_is_drafted_less_and_less() -> None:
@@ -169,3 +170,4 @@ def test_who_hoped_in_vain_for_what_a_form_says_lets_tokens_go_by() -> None:
 def test_one_token_that_a_form_says_is_not_waited_for() -> None:
     assert not FormDrafts(8, Said(10, None), VOCAB_SIZE).is_likely([5])
     assert FormDrafts(8, Said(10, None), VOCAB_SIZE).has_some([5])
+    assert FormDrafts(8, Said(10, 11, None), VOCAB_SIZE).is_likely([5])
