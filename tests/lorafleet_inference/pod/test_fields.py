@@ -56,6 +56,41 @@ def test_drafts_are_as_a_request_wants_them_and_answers_as_without(client: OpenA
         assert (too_many.value.code, too_many.value.param) == ("invalid_value", "num_speculative_tokens")
 
 
+def test_right_draft_tokens_are_counted_by_adapter(declared: DeclaredPod) -> None:
+    declared.adapter(declared.volume, "drafted")
+    declared.admin.put("drafted", "volume", "drafted")
+    drafts, right = (
+        f'lorafleet_draft_tokens_{kind}{{adapter="{{adapter}}",base="tiny"}}' for kind in ("total", "accepted_total")
+    )
+
+    def counted() -> list[float]:
+        of_base = [declared.pod.metric(series.replace("{adapter}", "")) for series in (drafts, right)]
+        return [declared.pod.metric_of_adapter(series, "drafted") for series in (drafts, right)] + of_base
+
+    before = counted()
+    with declared.pod.openai() as client:
+        completed(client, model="drafted", max_tokens=32, logit_bias={"9": 100}, ignore_eos=True)
+    drafted, accepted, *of_base = (now - then for now, then in zip(counted(), before, strict=True))
+    assert 16 <= accepted <= drafted, "each token is the one before it"
+    assert of_base == [0, 0]
+
+
+@pytest.mark.parametrize("shown", [False, True], ids=["cut", "shown"])
+def test_a_stop_string_that_ends_within_a_draft_ends_the_answer_there(declared: DeclaredPod, shown: bool) -> None:
+    asked: dict[str, Any] = {"max_tokens": 24, "logit_bias": {"9": 100}, "ignore_eos": True, "return_token_ids": True}
+    with declared.pod.openai() as client:
+        one = completed(client, num_speculative_tokens=0, **asked | {"max_tokens": 1}).choices[0].text
+        for number in range(2, 13):  # drafts have four tokens: some of these end in the middle of one
+            fields = asked | {"stop": [one * number], "include_stop_str_in_output": shown}
+            plain, drafted = (completed(client, num_speculative_tokens=most, **fields) for most in (0, 4))
+            assert plain.choices[0].text == (one * number if shown else "")
+            assert drafted.choices == plain.choices
+            assert drafted.usage.completion_tokens == plain.usage.completion_tokens == number
+            events = list(completed(client, stream=True, stream_options={"include_usage": True}, **fields))
+            assert "".join(event.choices[0].text for event in events if event.choices) == plain.choices[0].text
+            assert events[-1].usage.completion_tokens == number
+
+
 def test_token_ids_come_with_answers_and_streams(client: OpenAI, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode(PROMPT).ids
     whole = completed(client, return_token_ids=True).choices[0]
