@@ -124,19 +124,18 @@ async def test_a_download_that_fails_ends_the_pod_with_its_reason(tmp_path: Path
         await serve(config(base, tmp_path), base)
 
 
+def told_to_end(tell: Callable[[int], None]) -> Path:
+    """A download without an end, whose process is told to end when it begins."""
+    tell(3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        tell(3)
+
+
 async def test_a_pod_that_is_told_to_end_does_not_wait_for_its_download(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = threading.Event()
-
-    def get_folder(tell: Callable[[int], None]) -> Path:
-        while True:
-            tell(3)
-            if not told.is_set():
-                told.set()
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    base = named(cache := Cache(get_folder))
+    base = named(cache := Cache(told_to_end))
     caplog.set_level("INFO", "lorafleet_inference")
     assert await serve(config(base, tmp_path), base) == 0
     assert cache.ended.is_set(), "the lease is given back"
@@ -176,16 +175,7 @@ async def test_a_further_host_has_its_port_before_its_base_and_ends_when_told(
 
 
 async def test_a_further_host_that_is_told_to_end_does_not_wait_for_its_download() -> None:
-    told = threading.Event()
-
-    def get_folder(tell: Callable[[int], None]) -> Path:
-        while True:
-            tell(3)
-            if not told.is_set():
-                told.set()
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    base = named(cache := Cache(get_folder))
+    base = named(cache := Cache(told_to_end))
     assert await serve_ranks(ranks(base)) == 0
     assert cache.ended.is_set(), "the lease is given back"
 

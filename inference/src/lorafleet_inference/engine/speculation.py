@@ -5,6 +5,7 @@ token after the last of them, so that one step gives several tokens; each is cho
 without a draft. What a wrong draft costs is its computation.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from lorafleet_inference.engine.messages import AdapterKey
@@ -109,7 +110,7 @@ class RightParts:
             del self._parts[next(iter(self._parts))]
 
 
-class DraftSource(DraftLength):
+class DraftSource(DraftLength, ABC):
     """Has the draft tokens of one sequence, too."""
 
     _is_announced = False
@@ -136,13 +137,13 @@ class DraftSource(DraftLength):
             self._rest(len(token_ids))
         return draft
 
+    @abstractmethod
     def _announces(self, token_ids: Sequence[int]) -> bool:
         """Whether there would be a draft if the tokens that are not known yet were as drafts have them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _next(self, token_ids: Sequence[int], number: int) -> list[int]:
         """Return what may follow these tokens, at most `number`, of which there is at least one."""
-        raise NotImplementedError
 
 
 class Speculator(DraftSource):

@@ -3,6 +3,7 @@
 Axes: T tokens of the step, K experts of a token, E experts, r ranks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -71,24 +72,24 @@ class Sorted:
     """Pairs of a token."""
 
 
-class Stacked(torch.nn.Module):
+class Stacked(torch.nn.Module, ABC):
     """Weights [E, out, in] in few bits, in the place of a stacked weight."""
 
     shape: tuple[int, int, int]
     ndim: int
 
     @property
+    @abstractmethod
     def waits(self) -> bool:
-        """Whether products of few tokens wait for the device too: there is no `grouped`."""
-        return True
+        """Whether products of few tokens wait for the device too: `grouped` cannot be asked then."""
 
+    @abstractmethod
     def grouped(self, x: torch.Tensor, pairs: Sorted) -> torch.Tensor:
         """Return the products [pairs, out] of rows x [pairs, in] of a step of few tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         """Return x W of x [.., in] for one expert."""
-        raise NotImplementedError
 
 
 class ExpertKernels(Protocol):
