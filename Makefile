@@ -3,9 +3,10 @@ NAME ?= demo
 CLUSTER ?= local
 PYTHON ?= python3
 VENV := .venv/bin
-# Test files run side by side in this many processes, each with one thread of torch's; 0 runs them one after the other.
-WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder
+# Test files run side by side in this many processes, each with one thread of torch's: one mostly waits while the others
+# compute, so one more than there are cores. 0 runs them one after the other.
+WORKERS ?= 3
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest --numprocesses $(WORKERS)
 # Byte code is kept, as importing torch without it takes 15 s, but not beside the sources.
 export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.local/pycache
@@ -25,7 +26,7 @@ demo-down: ## take the demo away; only the cache stays
 env: ## the Python environment in .venv
 	@$(PYTHON) tools/bootstrap.py
 
-test: env ## every test, in a cluster of its own, two files at a time (WORKERS=0 for one)
+test: env ## every test, in a cluster of its own, three files at a time (WORKERS=0 for one)
 	@$(PYTEST)
 
 check: env lint ## the fast part: lint, and the tests without a cluster

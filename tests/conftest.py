@@ -7,16 +7,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 from demo.fleet import diagnose
 from demo.profiles import load_profile
 from hypothesis import HealthCheck, settings
+from support.file_turns import ByFile
 from support.fleet import Fleet
 from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 
 if os.environ.get("LORAFLEET_TEST_DEVICE") != "cuda" and not Path("/dev/nvidiactl").exists():
     # without a GPU kernels run in Triton's interpreter, and Triton binds itself to it or to the compiler when it is imported
@@ -36,9 +35,8 @@ CLUSTER = os.environ.get("LORAFLEET_TEST_CLUSTER", "test")
 """A cluster of its own beside the demo's; set LORAFLEET_TEST_KEEP to leave it running for the next run."""
 
 
-TESTS = Path(__file__).resolve().parent
-STARTING_PROGRAMS = [
-    TESTS / name
+STARTING_PROGRAMS = tuple(
+    f"tests/{name}"
     for name in (
         "benchmarks/test_api_process.py",
         "lorafleet_common/test_early_signals.py",
@@ -56,7 +54,7 @@ STARTING_PROGRAMS = [
         "lorafleet_inference/engine/test_rank_processes.py",
         "lorafleet_inference/engine/test_rank_quantized.py",
         "lorafleet_inference/engine/test_ranks.py",
-        "lorafleet_inference/pod",
+        "lorafleet_inference/pod/",
         "lorafleet_inference/server/test_logs.py",
         "lorafleet_inference/test_model_bucket.py",
         "lorafleet_inference/test_model_cache.py",
@@ -64,24 +62,8 @@ STARTING_PROGRAMS = [
         "lorafleet_operator/test_removal.py",
         "numerals/test_served.py",
     )
-]
+)
 """Their tests, and those of the cluster, fail when they have failed twice; the first time is in the summary."""
-IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
-"""Other processes run other tests of this run meanwhile."""
-
-
-class ByFile(LoadFileScheduling):
-    """Tests of a file go to one process, as they share what it has started; so do those of all files that use the cluster."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return "cluster" if uses_cluster(path) else path
-
-
-@cache
-def uses_cluster(path: str) -> bool:
-    """Whether a file, by its path from the root, has tests of the cluster."""
-    return "pytest.mark.cluster" in (ROOT / path).read_text()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -92,11 +74,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cluster tests last: what is cheap fails first. One of several processes begins with them, as they mostly wait."""
+    """Cluster tests last: what is cheap fails first. Of several processes one begins with them."""
     for item in items:
-        if item.get_closest_marker("cluster") or any(item.path.is_relative_to(path) for path in STARTING_PROGRAMS):
+        if item.get_closest_marker("cluster") or item.nodeid.startswith(STARTING_PROGRAMS):
             item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=lambda item: (item.get_closest_marker("cluster") is not None) != IS_WORKER)
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
