@@ -16,7 +16,7 @@ class View:
 
 
 def body(uid: str, version: int, namespace: str = "team") -> dict[str, Any]:
-    return {"metadata": {"uid": uid, "resourceVersion": str(version), "namespace": namespace}}
+    return {"metadata": {"uid": uid, "name": uid, "resourceVersion": str(version), "namespace": namespace}}
 
 
 def view(body: dict[str, Any]) -> View:
@@ -105,12 +105,17 @@ def test_of_an_object_that_cannot_be_read_any_more_the_last_view_stays() -> None
     for uid, version in (("a", 2), ("b", 3)):
         cache.put({**body(uid, version), "spec": "of later"}, "")
     assert told == [(None, View("a", 1))]
+    assert [(one.where, one.view) for one in cache.unread] == [("team/a", View("a", 1)), ("team/b", None)]
     cache.put(body("a", 1), "")  # older than what cannot be read
+    assert len(cache.unread) == 2
     cache.put(body("a", 4), "")
+    assert [one.where for one in cache.unread] == ["team/b"]
     assert told[1:] == [(View("a", 1), View("a", 4))]
     leaving = {**body("a", 5), "spec": "of later"}
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     cache.put(leaving, "")
+    assert [(one.where, one.view) for one in cache.unread] == [("team/a", None), ("team/b", None)]
     cache.remove(body("a", 6), "")
     cache.put(body("b", 7), "")
+    assert cache.unread == []
     assert told[2:] == [(View("a", 4), None), (None, View("b", 7))]

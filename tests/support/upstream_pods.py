@@ -27,6 +27,8 @@ class PodDouble:
     name: str
     port: int = 0
     tiers: dict[tuple[str, str], str] = field(default_factory=dict)
+    passing: set[tuple[str, str]] = field(default_factory=set)
+    """What of these is not stable here."""
     ready: bool = True
     draining: bool = False
     num_running: int = 0
@@ -71,7 +73,7 @@ class PodDouble:
         self.changed()
 
     def document(self) -> dict[str, Any]:
-        adapters = [{"name": n, "revision": r, "stable": True, "tier": tier} for (n, r), tier in self.tiers.items()]
+        adapters = [self._entry(n, r, tier) for (n, r), tier in self.tiers.items()]
         return {
             "bootId": self.boot,
             "generation": self.generation,
@@ -106,9 +108,12 @@ class PodDouble:
         changed = [(n, r, tier) for (n, r), tier in self.tiers.items() if then.get((n, r)) != tier]
         return {
             "since": since,
-            "adapters": [{"name": n, "revision": r, "stable": True, "tier": tier} for n, r, tier in changed],
+            "adapters": [self._entry(n, r, tier) for n, r, tier in changed],
             "removed": [{"name": n, "revision": r} for n, r in then.keys() - self.tiers.keys()],
         }
+
+    def _entry(self, name: str, revision: str, tier: str) -> dict[str, Any]:
+        return {"name": name, "revision": revision, "stable": (name, revision) not in self.passing, "tier": tier}
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -21,6 +21,7 @@ GatewayError
     ├── PodLost                 502  internal_error        a pod took the request and was lost
     ├── AdapterLoading          503  adapter_loading       Retry-After
     ├── NoReadyPod              503  not_ready             Retry-After
+    │   ├── ModelUnreadable     503  not_ready             Retry-After; whose name it may be cannot be read
     │   └── NoPodInTime         503  not_ready             Retry-After; no pod came while the request was held
     ├── TooManyConnections      503  overloaded            Retry-After
     ├── Draining                503  draining              Retry-After
@@ -186,6 +187,12 @@ class NoReadyPod(RequestError):
     status = 503
     code = ErrorCode.NOT_READY
     retry_after_seconds = 2
+
+
+class ModelUnreadable(NoReadyPod):
+    """The resource that may have the name cannot be read: another version wrote it."""
+
+    retry_after_seconds = 10
 
 
 class NoPodInTime(NoReadyPod):

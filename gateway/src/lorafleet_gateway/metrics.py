@@ -133,6 +133,16 @@ NAMESPACE_REFUSED = METRICS.read(
     "1 for a namespace that is to be followed and that the API server does not show: it is gone, or rights are missing.",
     "namespace",
 )
+UNREADABLE = METRICS.read(
+    "lorafleet_gateway_unreadable_objects",
+    "gauge",
+    "Objects that this gateway cannot read, as another version wrote them, by kind, namespace and name (50 of them, those first that "
+    "are not served; the others are `_other`), and whether what they stand for is answered all the same, by what it knows "
+    "from before and what pods say: true, false.",
+    "kind",
+    "object",
+    "served",
+)
 REVISION_REQUESTS = METRICS.read(
     "lorafleet_gateway_revision_requests_total",
     "counter",
@@ -177,7 +187,9 @@ class ClusterCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families for one scrape."""
         families: dict[str, GaugeMetricFamily] = {}
-        for line in map(METRICS.line, (ENDPOINTS, ADAPTERS, SCALED_TO_ZERO, WATCH_HEARD, NAMESPACE_REFUSED)):
+        for line in map(
+            METRICS.line, (ENDPOINTS, ADAPTERS, SCALED_TO_ZERO, WATCH_HEARD, NAMESPACE_REFUSED, UNREADABLE)
+        ):
             families[line.name] = GaugeMetricFamily(line.name, line.meaning, labels=line.labels)
         for reading in self._read():
             families[reading.name].add_metric(reading.labels, reading.value)

@@ -28,15 +28,26 @@ def read(model: type[ModelT], body: Json, spared: Collection[Place] = ()) -> Mod
         problem = error
     meta = body.get("metadata", {})
     said = f"{body.get('kind')} {meta.get('namespace')}/{meta.get('name')}: {problem}"
-    left_out = set()
+    left_out, fields = set(), []
     for each in problem.errors(include_input=False, include_url=False):
         part = _spared_part(each["loc"], spared)
         if part is None:
-            raise Unreadable(said) from problem
-        left_out.add(part)
+            fields.append(".".join(map(str, each["loc"])))
+        else:
+            left_out.add(part)
+    if fields:
+        raise Unreadable(said, fields=tuple(fields), hints=_names_of(body)) from problem
     found = model.model_validate(_without(body, left_out))
     logger.warning("the rest of it is used, what cannot be read is left out of %s", said)
     return found
+
+
+def _names_of(body: Json) -> frozenset[str]:
+    """Return the served names that an object may have: the one that its status gives it, else the one that it asks for."""
+    parts = [body.get(part) for part in ("status", "spec")]
+    said = [part.get("servedName") if isinstance(part, dict) else None for part in parts]
+    given = next((name for name in said if isinstance(name, str)), body.get("metadata", {}).get("name"))
+    return frozenset({given} if isinstance(given, str) else ())
 
 
 def _spared_part(place: Place, spared: Collection[Place]) -> Place | None:

@@ -1,12 +1,13 @@
 """What the gateway knows of the cluster, as frozen pictures, and how API objects become them."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from lorafleet_common.kube.cache import Unreadable
 from lorafleet_common.paths import Json
 from lorafleet_contract.adapter_spec import BaseModelRef
 from lorafleet_contract.autoscaling import AutoscalingSpec, ScaleToZero
@@ -32,6 +33,8 @@ SPARED_OF_ADAPTERS: Final = (
     ("status", "conditions"),
 )
 """What tells of an adapter and does not decide whether and where it answers; so are the others."""
+STABLE_REVISION: Final = ("status", "stableRevision")
+SERVED_NAME: Final = ("status", "servedName")
 SPARED_OF_BASES: Final = (("spec", "model"), ("spec", "lora"), ("status", "autoscaling"))
 SPARED_OF_SLICES: Final = (("endpoints",),)
 
@@ -79,6 +82,8 @@ class AdapterView:
     problem: str
     """Why it is not Ready, `Reason: message`; empty when it is."""
     is_leaving: bool
+    asks_pods: bool = False
+    """Its stable revision cannot be read: it is the one that pods of the base call stable, else `revision`, which was the last one."""
 
 
 Named = BaseView | AdapterView
@@ -223,7 +228,23 @@ def adapter_view(body: Json) -> AdapterView:
     Raises:
         Unreadable: who answers for it cannot be read.
     """
-    adapter = read(_Adapter, body, SPARED_OF_ADAPTERS)
+    return _adapter_view(read(_Adapter, body, SPARED_OF_ADAPTERS))
+
+
+def salvaged_adapter(body: Json, last: AdapterView | None) -> AdapterView | None:
+    """Return what goes on of a LoraAdapter that cannot be read, beside its last view; None: nothing.
+
+    Its name and its base are the API server's to say: a pod runs its owner's image, and says of whichever name it likes that it
+    has it. Which revision of a name that is its own is the stable one, pods say as well.
+    """
+    try:
+        rest = _adapter_view(read(_Adapter, body, (*SPARED_OF_ADAPTERS, STABLE_REVISION)))
+    except Unreadable:
+        return last
+    return replace(rest, revision=None if last is None else last.revision, asks_pods=True)
+
+
+def _adapter_view(adapter: _Adapter) -> AdapterView:
     ref, status, meta = adapter.spec.base_model_ref, adapter.status, adapter.metadata
     ready = next((c for c in status.conditions if c.type == READY), None)
     problem = "" if ready is None or ready.status == "True" else f"{ready.reason}: {ready.message}"
@@ -256,7 +277,22 @@ def base_view(body: Json) -> BaseView:
     Raises:
         Unreadable: what answers for it cannot be read.
     """
-    base = read(_Base, body, SPARED_OF_BASES)
+    return _base_view(read(_Base, body, SPARED_OF_BASES))
+
+
+def salvaged_base(body: Json, last: BaseView | None) -> BaseView | None:
+    """Return what goes on of a BaseModelDeployment that cannot be read, beside its last view; None: nothing.
+
+    A name that cannot be read is the one that it had last, or none: its adapters are served all the same.
+    """
+    try:
+        rest = _base_view(read(_Base, body, (*SPARED_OF_BASES, SERVED_NAME)))
+    except Unreadable:
+        return last
+    return replace(rest, name=None if last is None else last.name)
+
+
+def _base_view(base: _Base) -> BaseView:
     meta, model = base.metadata, base.spec.model
     volume = model.volume or _Volume()
     return BaseView(

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from lorafleet_common.kube.cache import Cache
 from lorafleet_common.kube.client import KubeApi, Listed
 from lorafleet_common.kube.errors import KubeError, KubeNotFound, KubeRefused
 from lorafleet_common.kube.reflector import Reflector, Scope
+from lorafleet_common.metrics import OTHER
 from lorafleet_common.paths import collection
 from lorafleet_contract.names import (
     ADAPTER_PLURAL,
@@ -23,7 +25,14 @@ from lorafleet_contract.names import (
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.directory import Directory, Target
 from lorafleet_gateway.cluster.lookup import Lookups
-from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, ModelNotFound, NoReadyPod, WatchEnded
+from lorafleet_gateway.errors import (
+    AdapterFailed,
+    AdapterLoading,
+    ModelNotFound,
+    ModelUnreadable,
+    NoReadyPod,
+    WatchEnded,
+)
 from lorafleet_gateway.fleet.pods import Fleet, Pod
 from lorafleet_gateway.metrics import Reading
 from lorafleet_gateway.views import BaseKey
@@ -33,6 +42,8 @@ SLICES: Final = "endpointslices"
 _LEGAL_NAME: Final = re.compile(SERVED_NAME)
 """Of served names; no other can be found."""
 LOOKUP_SECONDS: Final = 2.0
+MAX_NAMED: Final = 50
+"""Objects that a metric names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class Cluster:
     def __init__(self, api: KubeApi, fleet: Fleet, namespaces: tuple[str, ...]) -> None:
         self._api = api
         self.fleet = fleet
-        self.directory = Directory(self._endpoints_changed)
+        self.directory = Directory(self._endpoints_changed, fleet.stable_of)
         self.lookups = Lookups(self._find)
         self._was_settled = False
         self._reflectors: list[Reflector] = []
@@ -93,11 +104,12 @@ class Cluster:
             ModelNotFound: nothing has the name.
             AdapterFailed: the adapter was refused.
             AdapterLoading: the adapter is not answerable yet.
+            ModelUnreadable: who may have the name cannot be read.
             NoReadyPod: the name is unknown and the API server cannot be asked.
         """
         try:
             return self.directory.target(name)
-        except (ModelNotFound, AdapterFailed, AdapterLoading):
+        except (ModelNotFound, ModelUnreadable, AdapterFailed, AdapterLoading):
             if len(name) > MAX_SERVED_NAME or not _LEGAL_NAME.fullmatch(name):
                 raise
             answered = await self.lookups.look_up(name)
@@ -153,7 +165,17 @@ class Cluster:
             *(Reading(metrics.SCALED_TO_ZERO, (label,), number) for label, number in at_zero.items()),
             *(Reading(metrics.WATCH_HEARD, (kind,), at) for kind, at in heard.items()),
             *(Reading(metrics.NAMESPACE_REFUSED, (namespace,), 1) for namespace in sorted(self._refused())),
+            *self._not_read(),
         ]
+
+    def _not_read(self) -> list[Reading]:
+        """Return who cannot be read: those by name that are not served, as far as there is room, then the others."""
+        found = sorted(self.directory.not_read(), key=lambda one: one.is_served)
+        counts = Counter(
+            (one.kind, one.where if index < MAX_NAMED else OTHER, str(one.is_served).lower())
+            for index, one in enumerate(found)
+        )
+        return [Reading(metrics.UNREADABLE, labels, number) for labels, number in counts.items()]
 
     def label_of(self, key: BaseKey) -> str:
         """Return the value of the label `base` for a base."""

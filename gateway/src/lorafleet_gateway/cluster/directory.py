@@ -1,12 +1,13 @@
 """Names, bases and endpoints of the cluster, kept current by caches; answers what a name means."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from lorafleet_common.kube.cache import Cache
-from lorafleet_contract.names import MAX_SERVED_NAME
-from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, InvalidRequest, ModelNotFound
+from lorafleet_common.kube.cache import Cache, Unread
+from lorafleet_contract.names import ADAPTER_KIND, BASE_MODEL_KIND, MAX_SERVED_NAME
+from lorafleet_gateway.errors import AdapterFailed, AdapterLoading, InvalidRequest, ModelNotFound, ModelUnreadable
 from lorafleet_gateway.traffic import Traffic
 from lorafleet_gateway.views import (
     AdapterView,
@@ -17,8 +18,12 @@ from lorafleet_gateway.views import (
     SliceView,
     adapter_view,
     base_view,
+    salvaged_adapter,
+    salvaged_base,
     slice_view,
 )
+
+SLICE_KIND: Final = "EndpointSlice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +81,35 @@ def merge_of(parts: Sequence[Target]) -> Target:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class NotRead:
+    """An object that this gateway cannot read."""
+
+    kind: str
+    where: str
+    """`namespace/name`."""
+    fields: tuple[str, ...]
+    """What of it cannot be read."""
+    is_served: bool
+    """Whether what it stands for is answered all the same."""
+
+
 class Directory:
     """Everything the API server says that matters for a request."""
 
-    def __init__(self, endpoints_changed: Callable[[BaseKey], None]) -> None:
+    def __init__(
+        self,
+        endpoints_changed: Callable[[BaseKey], None],
+        stable_of: Callable[[BaseKey, str], str | None] = lambda *_: None,
+    ) -> None:
+        """`stable_of`: which revision of an adapter pods of a base call stable."""
         self._endpoints_changed = endpoints_changed
+        self._stable_of = stable_of
         self._names: dict[str, dict[str, Named]] = {}
         self._bases: dict[BaseKey, BaseView] = {}
         self._slices: dict[BaseKey, dict[str, SliceView]] = {}
-        self.adapters = Cache(adapter_view, self._name_changed)
-        self.bases = Cache(base_view, self._base_changed)
+        self.adapters = Cache(adapter_view, self._name_changed, salvaged_adapter)
+        self.bases = Cache(base_view, self._base_changed, salvaged_base)
         self.slices = Cache(slice_view, self._slice_changed)
 
     def target(self, name: str) -> Target:
@@ -95,16 +119,20 @@ class Directory:
             ModelNotFound: nothing has the name.
             AdapterFailed: an adapter has it that was refused, and no revision of it is answerable.
             AdapterLoading: an adapter has it, and no revision of it is answerable yet.
+            ModelUnreadable: nothing has it, but for a resource that may and cannot be read.
         """
         named = self._find(name)
         if named is None:
+            self._check_unread(name)
             raise ModelNotFound(f"the model {name!r} does not exist", param="model")
         if isinstance(named, BaseView):
             return Target(name, named.key, name)
         base = self._bases.get(named.base_key)
         if named.revision is None:
             problem = named.problem or "Pending"
-            if named.is_refused:
+            if named.asks_pods:
+                problem = "its stable revision cannot be read, and no pod says which one it is"
+            elif named.is_refused:
                 raise AdapterFailed(f"the adapter {name!r} was refused: {problem}", param="model")
             raise AdapterLoading(f"the adapter {name!r} is not answerable yet: {problem}", param="model")
         return Target(
@@ -155,6 +183,18 @@ class Directory:
         named = self._find(name)
         return None if isinstance(named, AdapterView) and named.revision is None else named
 
+    def not_read(self) -> list[NotRead]:
+        """Return the objects that cannot be read, by kind and name."""
+        found = []
+        for kind, one in self._unread():
+            view = one.view
+            if isinstance(view, BaseView | AdapterView):
+                is_served = view.name is not None and self.model(view.name) is not None
+            else:
+                is_served = view is not None
+            found.append(NotRead(kind, one.where, one.error.fields, is_served))
+        return found
+
     def base(self, key: BaseKey) -> BaseView | None:
         """Return a base."""
         return self._bases.get(key)
@@ -183,7 +223,33 @@ class Directory:
     def _find(self, name: str) -> Named | None:
         """The operator gives a name to one resource; while it moves two may show it: the oldest, then by uid."""
         holders = [named for named in self._names.get(name, {}).values() if not named.is_leaving]
-        return min(holders, key=lambda named: (named.created, named.uid), default=None)
+        found = min(holders, key=lambda named: (named.created, named.uid), default=None)
+        if not isinstance(found, AdapterView) or not found.asks_pods:
+            return found
+        revision = self._stable_of(found.base_key, name) or found.revision
+        return replace(found, revision=revision, pinnable=found.pinnable | ({revision} if revision else set()))
+
+    def _unread(self) -> Iterator[tuple[str, Unread[Any]]]:
+        kinds: tuple[tuple[str, Cache[Any]], ...] = (
+            (BASE_MODEL_KIND, self.bases),
+            (ADAPTER_KIND, self.adapters),
+            (SLICE_KIND, self.slices),
+        )
+        for kind, cache in kinds:
+            yield from ((kind, one) for one in cache.unread)
+
+    def _check_unread(self, name: str) -> None:
+        """Check that nobody has a name who cannot be read.
+
+        Raises:
+            ModelUnreadable: a resource may have it.
+        """
+        for kind, one in self._unread():
+            if name in one.error.hints and kind != SLICE_KIND:
+                raise ModelUnreadable(
+                    f"{kind} {one.where} may have the name {name!r}, and this gateway cannot read its {', '.join(one.error.fields)}",
+                    param="model",
+                )
 
     def _name_changed(self, old: Named | None, new: Named | None) -> None:
         if old is not None and old.name is not None:

@@ -62,6 +62,10 @@ class Pod:
     """None before its first answer."""
     tiers: dict[tuple[str, str], Tier] = field(default_factory=dict)
     """(adapter, revision) -> where it holds it."""
+    passing: set[tuple[str, str]] = field(default_factory=set)
+    """Of these the ones that are not stable there: canaries, and what leaves."""
+    stable: dict[str, str] | None = None
+    """Adapter -> its stable revision there; None until somebody asks, as few do."""
     is_reachable: bool = False
     was_asked: bool = False
     num_in_flight: int = 0
@@ -77,6 +81,14 @@ class Pod:
     def is_ready(self) -> bool:
         """Whether Kubernetes says so and the pod does not deny it."""
         return self.endpoint.is_ready and (self.head is None or (self.head.ready and not self.head.draining))
+
+    def stable_of(self, name: str) -> str | None:
+        """Return the revision that a bare name means here; None: it lists none."""
+        if self.stable is None:
+            self.stable = {
+                adapter: revision for adapter, revision in self.tiers if (adapter, revision) not in self.passing
+            }
+        return self.stable.get(name)
 
     def candidate(self, name: str, revision: str | None) -> Candidate:
         """Return it as it concerns one request."""
@@ -135,8 +147,9 @@ class Pod:
                 raise _NotWhole(f"generation {head.generation} came without adapters")
             # all pods of a base name the same adapters: one string for all of them
             told = {(sys.intern(a.name), sys.intern(a.revision)): a.tier for a in routes.adapters}
+            passing = {(sys.intern(a.name), sys.intern(a.revision)) for a in routes.adapters if not a.stable}
             if routes.since is None:
-                self.tiers = told
+                self.tiers, self.passing = told, passing
             else:
                 if last is None or (last.boot_id, last.generation) != (head.boot_id, routes.since):
                     raise _NotWhole(f"generation {head.generation} came as a difference to {routes.since}")
@@ -145,6 +158,8 @@ class Pod:
                 for ref in routes.removed:
                     self.tiers.pop((ref.name, ref.revision), None)
                 self.tiers.update(told)
+                self.passing = ((self.passing - told.keys()) | passing) & self.tiers.keys()
+            self.stable = None
         self.head = head
         self.num_others = max(0, head.num_running + head.num_waiting - self.num_in_flight)
         self.is_reachable = True
@@ -202,6 +217,11 @@ class Fleet:
     def of(self, base: BaseKey) -> list[Pod]:
         """Return the pods of a base."""
         return list(self._pods.get(base, {}).values())
+
+    def stable_of(self, base: BaseKey, name: str) -> str | None:
+        """Return which revision of an adapter pods of a base call stable: the first one that says so, those first that get requests."""
+        pods = sorted(self.of(base), key=lambda pod: (not pod.is_ready, not pod.is_reachable, pod.endpoint.uid))
+        return next((revision for pod in pods if (revision := pod.stable_of(name)) is not None), None)
 
     def answered(self, pod: Pod, *, failed: bool) -> None:
         """Take note of how a pod answered; one that fails again and again is ejected for a while."""
