@@ -16,8 +16,9 @@ from lorafleet_inference.kernels.triton.blocks import HOPPER
 from lorafleet_inference.model import attention
 from lorafleet_inference.model.arena import HostPages
 from lorafleet_inference.model.checked import check_model
+from lorafleet_inference.model.device_adapters import HostAdapter
 from lorafleet_inference.model.graph_rooms import DecodeRoom, PromptRoom
-from lorafleet_inference.model.runner import HostAdapter, ModelRunner
+from lorafleet_inference.model.runner import ModelRunner
 from lorafleet_inference.model.slab import Slab
 
 NUM_ROWS, NUM_ADAPTERS, RANK, CONTEXT = 128, 32, 16, 256
@@ -85,7 +86,7 @@ class CountedRunner:
             triton=TritonKernels(CUDA, HOPPER),
             graphs=self._graphs,
         )  # fmt: skip
-        bank = self.runner._bank
+        bank = self.runner._adapters.bank
         num_pages = bank.layout.num_pages(RANK)
         pages = torch.zeros(1, 1, dtype=torch.bfloat16).expand(num_pages, bank.layout.page)
         slab = HostAdapter(Slab(HostPages((pages,)), (RANK,) * len(bank.layout.places)), {}, None)

@@ -13,8 +13,9 @@ from support.simulated_cuda import SimulatedCuda
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.model.device_adapters import HostAdapter
 from lorafleet_inference.model.loader import LoadedModel, load_model
-from lorafleet_inference.model.runner import HostAdapter, ModelRunner
+from lorafleet_inference.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     from lorafleet_inference.kernels.triton.backend import TritonKernels

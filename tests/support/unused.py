@@ -41,7 +41,7 @@ def _fill_tail(page: torch.Tensor, num_kept: int) -> None:
 
 
 def _fill_pool(runner: ModelRunner) -> None:
-    bank = runner._bank
+    bank = runner._adapters.bank
     unused = torch.ones_like(bank._pool, dtype=torch.bool)
     for resident in bank._resident.values():
         for module, place in enumerate(bank.layout.places):
@@ -57,7 +57,7 @@ def _fill_pool(runner: ModelRunner) -> None:
 
 
 def _laid_tensors(runner: ModelRunner) -> Iterator[LaidTensor]:
-    for extras in runner._extras._resident.values():
+    for extras in runner._adapters.extras._resident.values():
         for extra in extras.values():
             for holder in (extra, extra.experts):
                 parts = () if holder is None else (getattr(holder, one.name) for one in fields(holder))

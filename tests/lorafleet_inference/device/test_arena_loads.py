@@ -41,18 +41,18 @@ def test_loads_pin_nothing_and_copy_what_the_files_have(tmp_path: Path) -> None:
         work = simulated.begin()
         for number in range(4):
             held = [runner.load_slab(plans[name]) for name in ("large", "small", "middle")[number % 2 :]]
-            assert runner.arena.used_bytes == sum(one.slab.num_bytes for one in held) <= HOST_BYTES
+            assert runner._adapters.arena.used_bytes == sum(one.slab.num_bytes for one in held) <= HOST_BYTES
             at = 0
             for name, slab in zip(("large", "small", "middle")[number % 2 :], held, strict=True):
                 pages = range(at, at + len(slab.slab.pages))
                 runner.install(key_of(name), pages, slab)
-                there = simulated.contents(runner._bank.pool)[at : pages.stop]
+                there = simulated.contents(runner._adapters.bank.pool)[at : pages.stop]
                 assert all(there[row].tolist() == page.tolist() for row, page in enumerate(slab.slab.pages.pages))
                 assert bool(there.any())
                 at = pages.stop
             for slab in held[:: 1 if number % 2 else -1]:
                 runner.drop_slab(slab)
-            assert runner.arena.used_bytes == 0
+            assert runner._adapters.arena.used_bytes == 0
         assert (work.pinned, work.unpinned) == ([], [])
         slabs = [runner.load_slab(plans["large"])]
         while slabs[-1].slab.pages.numbers:

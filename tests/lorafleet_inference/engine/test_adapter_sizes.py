@@ -59,7 +59,7 @@ def test_whole_modules_need_memory_that_can_be_asked_for() -> None:
         engine.step()
     assert told[0].reason is Reason.OUT_OF_MEMORY
     assert "--adapter-memory gives more pages" in told[0].message
-    page_bytes = engine.runner._bank.layout.page * 4
+    page_bytes = engine.runner._adapters.bank.layout.page * 4
     num_pages = engine.runner.num_pages(inspect_adapter(folder, engine.runner.facts, max_rank=4))
     assert num_pages > engine.runner.budgets.total_rank_pages
     DrivenEngine(replace(config, adapter_memory_bytes=num_pages * page_bytes)).register({"saved": folder})

@@ -84,7 +84,7 @@ def test_an_adapter_answers_alike_wherever_it_lies(family: str, kinds: tuple[str
         answers.append([engine.tokens(kind) for kind in kinds])
         pieces = [
             one.is_in_one_piece
-            for extras in engine.runner._extras._resident.values()
+            for extras in engine.runner._adapters.extras._resident.values()
             for extra in extras.values()
             for one in (extra.a, extra.b, extra.weight, extra.token_rows)
             if one is not None

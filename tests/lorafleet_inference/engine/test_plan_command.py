@@ -116,8 +116,8 @@ def test_pod_takes_what_was_planned(kv_dtype: KvCacheDtype) -> None:
     runner = ModelRunner(load_model(config), config)
     wish = Wish(num_adapters=3, rank=12, context=40, max_requests=8, kv_dtype=kv_dtype)
     planned = budget(size_of(folder), Card(GIB, 1e12), wish)
-    assert planned.num_rank_pages == runner.budgets.total_rank_pages == 3 * runner._bank.layout.num_pages(12)
-    assert planned.memory.adapters == runner._bank.num_bytes
+    assert planned.num_rank_pages == runner.budgets.total_rank_pages == 3 * runner._adapters.bank.layout.num_pages(12)
+    assert planned.memory.adapters == runner._adapters.bank.num_bytes
     blocks = runner.budgets.num_kv_blocks
     assert planned.kv_token_bytes * blocks * runner.budgets.kv_block_tokens == runner.budgets.kv_cache_bytes
 
@@ -313,4 +313,4 @@ def test_pod_has_the_pool_that_was_asked_for() -> None:
     )  # type: ignore[arg-type]
     runner = ModelRunner(loaded, config)
     assert runner.budgets.total_rank_pages == 401
-    assert runner._bank.num_bytes == 401 * page
+    assert runner._adapters.bank.num_bytes == 401 * page

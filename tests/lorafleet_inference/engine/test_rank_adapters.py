@@ -125,7 +125,7 @@ def test_an_adapter_that_one_rank_cannot_copy_is_on_no_device(shared: RankedEngi
     key = key_of("not-copied")
     with pytest.raises(AdapterError, match="rank 1: KeyError"):
         shared.runner.install(key, tuple(range(shared.runner.num_pages(plan))), replace(slab, number=-1))
-    assert key not in shared.runner._runner._bank._resident
+    assert key not in shared.runner._runner._adapters.bank._resident
 
 
 def test_what_nobody_needs_any_more_is_dropped_by_all_ranks(shared: RankedEngine) -> None:

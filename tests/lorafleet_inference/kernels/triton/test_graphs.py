@@ -143,7 +143,7 @@ def test_lora_on_head_embedding_and_experts_is_replayed(
             assert replayed.tokens(f"{wave}-{number}") == plain.tokens(f"{wave}-{number}"), (wave, number)
     if device.type == "cpu" or quantised is not None:  # on CUDA torch's grouped product of float32 waits for the device
         assert replayed.runner.num_replayed_steps >= 3 * len(waves), "all decode steps"
-    assert replayed.runner._extras._resident == {}, "nothing is left outside of the pool"
+    assert replayed.runner._adapters.extras._resident == {}, "nothing is left outside of the pool"
 
 
 def test_what_cannot_be_captured_is_computed_without(

@@ -17,6 +17,7 @@ from lorafleet_inference.engine.messages import AdapterKey, Backend
 from lorafleet_inference.engine.plan import InFlight, SamplingState, StepPlan, StepResult
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import AdapterError
+from lorafleet_inference.model.device_adapters import HostAdapter
 from lorafleet_inference.model.input_batch import ChosenToken
 from lorafleet_inference.model.ranks.messages import (
     Abandon,
@@ -31,7 +32,7 @@ from lorafleet_inference.model.ranks.messages import (
     Step,
     Whole,
 )
-from lorafleet_inference.model.runner import HostAdapter, ModelRunner
+from lorafleet_inference.model.runner import ModelRunner
 
 LOAD_SECONDS = 120.0
 """A rank that takes longer than this for its part of an adapter fails it."""

@@ -1,0 +1,204 @@
+"""The adapters of a device: what computes them, the pages in which they lie, and the way there from disk through the host's memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorafleet_inference.adapters.extra_tensors import ExtraTensor
+from lorafleet_inference.adapters.types import AdapterPlan
+from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.device.interface import Device, Order
+from lorafleet_inference.engine.messages import AdapterKey
+from lorafleet_inference.engine.vocabulary import Vocabulary
+from lorafleet_inference.kernels.team import on_one_thread
+from lorafleet_inference.model.adapter_sizes import AdapterSizes
+from lorafleet_inference.model.arena import Arena
+from lorafleet_inference.model.batch import HostBatch
+from lorafleet_inference.model.checked import LoadedModel
+from lorafleet_inference.model.extras import Extras, ExtrasBank
+from lorafleet_inference.model.extras_files import Total, alone, load_extras
+from lorafleet_inference.model.lora import LoraBank
+from lorafleet_inference.model.own_rows import settled
+from lorafleet_inference.model.readers import MAX_READERS
+from lorafleet_inference.model.slab import Slab, load_slab
+from lorafleet_inference.model.step_kernels import StepKernels
+
+if TYPE_CHECKING:  # Triton is there on Linux alone
+    from lorafleet_inference.kernels.triton.backend import TritonKernels
+    from lorafleet_inference.model.affine_bank import AffineBank
+    from lorafleet_inference.model.side_lora import SideBank
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """An adapter in host memory."""
+
+    slab: Slab
+    extras: Extras
+    vocabulary: Vocabulary | None
+    """Where it is not the base's."""
+    side_ranks: tuple[int, ...] = ()
+    """Of what goes from the extras to pages of the pool, as `SideLayout.ranks_of` says; empty where nothing does."""
+    affine: tuple[str, ...] = ()
+    """Modules whose scale and offset go there, too."""
+    apart: tuple[ExtraTensor, ...] = ()
+    """What else there may be among the extras."""
+
+
+class DeviceAdapters:
+    """Owns the pool of a device, its banks, and the host tier of this rank.
+
+    Loads run beside steps, in a thread and a stream of their own. `is_whole`: the model is not a part of one.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig,
+        kernels: StepKernels,
+        on: Device,
+        *,
+        num_pages: int,
+        is_whole: bool,
+    ) -> None:
+        self._model, self._shard, self._dtype, self._on = loaded.model, loaded.shard, loaded.dtype, on
+        self._max_readers = min(MAX_READERS, torch.get_num_threads())
+        self._loads = on.stream()  # what loads ask of the device: nothing of it comes between steps
+        self.bank = LoraBank(
+            loaded.model,
+            loaded.held,
+            num_pages=num_pages,
+            num_adapters=config.max_resident_adapters,
+            max_rank=config.max_rank,
+            kernels=kernels.cpu,
+            triton=kernels.triton,
+        )
+        self.sides: SideBank | None = None
+        """Of a whole model: ranks of one have parts of what adapters hold there, and leave it to plain torch."""
+        if kernels.triton is not None and is_whole:
+            self.sides = _sides_of(loaded, self.bank, kernels.triton)
+        self.affine: AffineBank | None = None
+        """Of a whole model, too, and where the kernels of LoRA compute every module: what it changes comes after LoRA."""
+        if kernels.triton is not None and is_whole and self.bank.can_be_captured:
+            self.affine = _affine_of(loaded, self.bank, kernels.triton)
+        self._sizes = AdapterSizes(
+            self.bank.layout,
+            loaded.held,
+            None if self.sides is None else self.sides.layout,
+            None if self.affine is None else self.affine.layout,
+        )
+        self.arena = Arena(
+            config.host_cache_bytes // config.ranks_per_host,  # this rank's part of the host tier
+            self.bank.layout.page,
+            loaded.dtype,
+            on,
+        )
+        self.extras = ExtrasBank(loaded.model, self.bank.pool)
+        # behind the zeros of the pool, and later the steps that may read what was removed
+        self._left = on.current().mark()
+
+    def begin_step(self, host: HostBatch) -> None:
+        """Say which tokens of the coming forward pass use which adapter; not to the extras, which change its token ids too."""
+        num_tokens = len(host.token_ids)
+        self.bank.begin_step(host.segments, num_tokens)
+        if self.sides is not None:
+            self.sides.begin_step(host.segments, host.head_segments, num_tokens, len(host.logit_rows))
+        if self.affine is not None:
+            self.affine.begin_step(host.segments)
+
+    def num_pages(self, plan: AdapterPlan) -> int:
+        """Return the rank pages that an adapter takes: nothing of it lies outside of the pool."""
+        return self._sizes.num_pages(plan)
+
+    def slab_bytes(self, plan: AdapterPlan) -> int:
+        """Return the size of an adapter in host memory."""
+        return self._sizes.host_elements(plan) * self._dtype.itemsize
+
+    @torch.inference_mode()
+    @on_one_thread()
+    def settle(self, plan: AdapterPlan) -> AdapterPlan:
+        """Return the plan of an adapter as it is loaded: of weights that it repeats, only what is not the base's."""
+        with self._on.on(self._loads):
+            return settled(plan, self._model, self._shard)
+
+    @torch.inference_mode()
+    @on_one_thread()
+    def load_slab(self, plan: AdapterPlan, total: Total = alone) -> HostAdapter:
+        """Read an adapter from disk; runs beside steps. `total`: as `load_extras` says."""
+        with self._on.on(self._loads):
+            return self._load_slab(plan, total)
+
+    def _load_slab(self, plan: AdapterPlan, total: Total) -> HostAdapter:
+        slab = load_slab(
+            plan, self.bank.layout, self._dtype, self.arena, shard=self._shard, max_readers=self._max_readers
+        )
+        vocabulary = None if plan.num_rows is None else plan.vocabulary
+        try:
+            extras = load_extras(plan, self._model, self._dtype, self._shard, total)
+        except BaseException:
+            self.arena.give(slab.pages)
+            raise
+        side_ranks = () if self.sides is None else self.sides.layout.ranks_of(plan)
+        affine = () if self.affine is None else self.affine.layout.modules_of(plan)
+        return HostAdapter(slab, extras, vocabulary, side_ranks, affine, self._sizes.apart(plan))
+
+    def drop_slab(self, slab: HostAdapter) -> None:
+        """Have the memory of an adapter on the host used again; nobody copies it any more."""
+        self.arena.give(slab.slab.pages)
+
+    @torch.inference_mode()
+    @on_one_thread()
+    def install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
+        """Copy an adapter to the device; runs beside steps, on pages that none reads that comes after this.
+
+        It is done by a stream of loads, when the steps that may read these pages are.
+        """
+        with self._on.on(self._loads):
+            self._loads.wait(self._left, Order.PAGES_LEFT)
+            try:
+                self._install(key, pages, slab)
+            except BaseException:
+                self._forget(key)  # else it kept a place that its room does not count any more
+                raise
+            finally:
+                self._loads.mark().wait(Order.ADAPTER_COPIED)
+
+    def _install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
+        at = len(slab.slab.pages)
+        self.bank.install(key, pages[:at], slab.slab)
+        extras = slab.extras
+        if self.sides is not None and any(slab.side_ranks):
+            extras = self.sides.install(key, pages[at:], slab.side_ranks, extras)
+            at += self.sides.layout.laid(slab.side_ranks)[1]
+        if self.affine is not None:
+            extras = self.affine.install(key, pages[at:], slab.affine, extras)
+            at += self.affine.layout.laid(slab.affine)[1]
+        self.extras.install(key, pages[at:], slab.apart, extras, slab.vocabulary)
+
+    def remove(self, key: AdapterKey) -> None:
+        """Forget an adapter of the device; steps that were submitted are computed with it."""
+        self._left = self._on.current().mark()
+        self._forget(key)
+
+    def _forget(self, key: AdapterKey) -> None:
+        self.bank.remove(key)
+        self.extras.remove(key)
+        if self.sides is not None:
+            self.sides.remove(key)
+        if self.affine is not None:
+            self.affine.remove(key)
+
+
+def _sides_of(loaded: LoadedModel, bank: LoraBank, triton: "TritonKernels") -> "SideBank":
+    from lorafleet_inference.model.side_lora import SideBank  # noqa: PLC0415  there on Linux alone
+
+    return SideBank(loaded.model, loaded.facts, bank.pool, triton)
+
+
+def _affine_of(loaded: LoadedModel, bank: LoraBank, triton: "TritonKernels") -> "AffineBank | None":
+    from lorafleet_inference.model.affine_bank import AffineBank  # noqa: PLC0415  there on Linux alone
+
+    made = AffineBank(loaded.model, loaded.facts, bank.pool, triton)
+    return made if made.layout.index else None
