@@ -7,6 +7,7 @@ import pytest
 from support.upstream_pods import REVISION, PodDouble, breaking, refusing, streaming
 
 from lorafleet_contract.evidence import ErrorClass, Evidence, RevisionEvidence
+from lorafleet_gateway.config import GatewayConfig
 from lorafleet_gateway.front.evidence import Ledger, RevisionKey
 
 from .conftest import BASE, NAMESPACE, World, eventually
@@ -188,6 +189,7 @@ def test_rows_are_bounded_and_one_that_comes_back_says_that_it_began_anew() -> N
 def test_latencies_fall_into_their_buckets() -> None:
     ledger = Ledger()
     bounds = ledger.read().bounds_seconds
+    assert bounds[-1] > GatewayConfig().idle_timeout_seconds
     for seconds in (0.0, bounds[0], bounds[0] + 0.0001, bounds[-1] + 1):
         ledger.add(FRENCH, None, first_byte_seconds=seconds, seconds=seconds)
     latency = ledger.read().revisions[0].whole

@@ -397,6 +397,8 @@ async def _redirects(_: web.Request) -> web.StreamResponse:
         pytest.param(_said(boundsSeconds=[2.0, 1.0]), "boundsSeconds", id="bounds that fall"),
         pytest.param(_row_said(firstByte={"sumSeconds": 1, "buckets": [1, 2, 3]}), "buckets", id="buckets"),
         pytest.param(_row_said(numRequests=-1), "do not fit", id="negative"),
+        pytest.param(_row_said(firstByte={"sumSeconds": -1, "buckets": [1, 0]}), "do not fit", id="negative sum"),
+        pytest.param(_row_said(firstByte={"sumSeconds": 1e300, "buckets": [1, 0]}), "do not fit", id="sum"),
         pytest.param(_row_said(errors={"server_error": 9}), "do not fit", id="more errors than requests"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -137,9 +138,60 @@ def test_limits_are_parts_of_a_hundred() -> None:
     assert judged(replace_limits(max_latency_percent_over_stable=98), canary, stable) is BAD
 
 
-def test_what_comes_after_the_last_bound_is_not_told_apart() -> None:
-    stable, canary = counts(first_byte={0.1: 900, math.inf: 100}), counts(first_byte={0.1: 500, math.inf: 500})
-    assert judged(replace_limits(max_latency_percent_over_stable=0), canary, stable) is GOOD
+def beyond(number: int, mean_seconds: float, *, of: int = 1000) -> Counts:
+    """Answers of which so many took longer than the last bound, and so long in the mean; all others took next to no time."""
+    first_byte = {0.001: of - number, 160.0: 0, math.inf: number}
+    return Counts(of, 0, 0, first_byte, sum_seconds=number * mean_seconds)
+
+
+def coarse(fast: int, slow: int, slowest: int, seconds: float = 0.0) -> Counts:
+    """Answers within 40 s, within 80 s and beyond, and the sum of all."""
+    return Counts(fast + slow + slowest, 0, 0, {40.0: fast, 80.0: slow, math.inf: slowest}, seconds)
+
+
+ALL = 1000
+BEYOND: dict[str, tuple[int, Counts, Counts, Judgement]] = {
+    "ten times slower": (100, beyond(ALL, 2000), beyond(ALL, 200), BAD),
+    "ten times slower, and that is allowed": (2000, beyond(ALL, 2000), beyond(ALL, 200), GOOD),
+    "as slow": (0, beyond(ALL, 200), beyond(ALL, 200), GOOD),
+    "faster": (0, beyond(ALL, 200), beyond(ALL, 2000), GOOD),
+    "a little slower, within chance": (0, beyond(50, 230, of=50), beyond(500, 200, of=500), GOOD),
+    "ten times slower, of few": (20, beyond(50, 2000, of=50), beyond(500, 200, of=500), BAD),
+    "more of them": (0, beyond(500, 200), beyond(100, 200), BAD),
+    "fewer of them": (0, beyond(100, 200), beyond(500, 200), GOOD),
+    "only the canary": (20, beyond(100, 200), beyond(0, 0), BAD),
+    "only the stable one": (0, beyond(0, 0), beyond(100, 200), GOOD),
+    "as few as one in twenty": (20, beyond(50, 2000), beyond(0, 0), GOOD),
+    "as far as the limit takes it": (500, coarse(0, 2, ALL, 200.0 * ALL), coarse(0, ALL, 0), GOOD),
+    "beyond the limit": (500, coarse(0, 2, ALL, 2000.0 * ALL), coarse(0, ALL, 0), BAD),
+    "exactly at the last bound": (0, coarse(0, 0, ALL), coarse(0, 950, 50), BAD),
+    "nothing is known of how far": (0, beyond(ALL, 0), beyond(ALL, 0), GOOD),
+    "as far as others' buckets explain": (0, coarse(0, 900, 100, 89_000.0), coarse(0, 900, 100, 53_000.0), GOOD),
+    "farther than others' buckets explain": (0, coarse(0, 900, 100, 140_000.0), coarse(0, 900, 100, 53_000.0), BAD),
+}
+
+
+@pytest.mark.parametrize(("limit", "canary", "stable", "judgement"), BEYOND.values(), ids=BEYOND.keys())
+def test_what_comes_after_the_last_bound_is_told_by_its_mean(
+    limit: int, canary: Counts, stable: Counts, judgement: Judgement
+) -> None:
+    assert judged(Analysis(min_requests=20, max_latency_percent_over_stable=limit), canary, stable) is judgement
+
+
+@pytest.mark.parametrize(
+    "draw_one", [lambda draw: draw.expovariate(1 / 100), lambda draw: draw.uniform(0, 400), lambda draw: 30.0]
+)
+def test_chance_alone_is_seldom_bad_beyond_the_last_bound(draw_one: Callable[[random.Random], float]) -> None:
+    draw = random.Random(11)
+
+    def sample(number: int) -> Counts:
+        share = sum(draw.random() < 0.3 for _ in range(number))
+        return beyond(share, 160 + sum(draw_one(draw) for _ in range(share)) / share, of=number)
+
+    bad = sum(
+        judged(replace_limits(max_latency_percent_over_stable=0), sample(50), sample(500)) is BAD for _ in range(400)
+    )
+    assert bad <= 4, bad
 
 
 def replace_limits(**limits: int) -> Analysis:

@@ -17,7 +17,13 @@ KEY = RowKey("team", "base", "french", NEW)
 
 
 def row(
-    requests: int, *, began: int = 1, buckets: tuple[int, ...] = (0, 0, 0, 0), of: str = NEW, **errors: int
+    requests: int,
+    *,
+    began: int = 1,
+    buckets: tuple[int, ...] = (0, 0, 0, 0),
+    seconds: float = 0.0,
+    of: str = NEW,
+    **errors: int,
 ) -> RevisionEvidence:
     return RevisionEvidence(
         namespace="team",
@@ -27,7 +33,7 @@ def row(
         began=began,
         num_requests=requests,
         errors=errors,
-        first_byte=Latency(sum_seconds=1.0, buckets=list(buckets)),
+        first_byte=Latency(sum_seconds=seconds, buckets=list(buckets)),
         whole=Latency(sum_seconds=1.0, buckets=list(buckets)),
     )
 
@@ -267,8 +273,8 @@ def test_what_is_the_clients_fault_is_no_request_of_the_revision() -> None:
     assert (counted.requests, counted.faults, counted.lost) == (93, 11, 24)
 
 
-def timed(*buckets: int) -> Counts:
-    return Counts.of(row(sum(buckets), buckets=buckets), BOUNDS)
+def timed(*buckets: int, seconds: float = 0.0) -> Counts:
+    return Counts.of(row(sum(buckets), buckets=buckets, seconds=seconds), BOUNDS)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +284,7 @@ def timed(*buckets: int) -> Counts:
         ((100, 0, 0, 0), 0.095),
         ((90, 10, 0, 0), 0.15),
         ((0, 95, 5, 0), 0.2),
-        ((0, 0, 0, 9), 0.4),
+        ((0, 0, 0, 9), 0.4 + 0.0005 * math.log(20)),
         ((50, 0, 50, 0), 0.38),
     ],
 )
@@ -287,19 +293,53 @@ def test_percentile_is_on_a_line_within_its_bucket(buckets: tuple[int, ...], p95
 
 
 @pytest.mark.parametrize(
-    ("seconds", "slower"), [(0.0, 20), (0.05, 15), (0.1, 10), (0.3, 8), (0.4, 6), (0.5, 6), (99.0, 6)]
+    ("counts", "excess"),
+    [
+        (timed(10, 0, 0, 0, seconds=1.0), (0, 0.0, 0.0)),
+        (timed(0, 0, 0, 4, seconds=4.0), (4, 0.6, 0.6)),
+        (timed(0, 0, 0, 4), (4, 0.0, 0.001)),  # a gateway whose sum says nothing
+        (timed(0, 10, 0, 4, seconds=4.0), (4, 0.1, 0.35)),  # ten between 1 and 2 s together
+        (timed(4, 2, 2, 2, seconds=3.0), (2, 0.3, 0.8)),
+        (timed(0, 10, 0, 4, seconds=2.8), (4, 0.0, 0.05)),
+        (timed(0, 0, 0, 4, seconds=4.0) + timed(0, 10, 0, 0, seconds=1.5), (4, 0.475, 0.725)),
+        (timed(0, 10, 0, 4, seconds=5.5) - timed(0, 10, 0, 0, seconds=1.5), (4, 0.6, 0.6)),
+    ],
+)
+def test_the_sum_of_all_says_how_far_those_beyond_the_last_bound_are(
+    counts: Counts, excess: tuple[int, float, float]
+) -> None:
+    """In the mean, between what the buckets of the others allow."""
+    found = counts.excess
+    assert (found.number, found.least_seconds, found.most_seconds) == pytest.approx(excess)
+    assert found.middle_seconds == pytest.approx((excess[1] + excess[2]) / 2)
+
+
+def test_a_percentile_beyond_the_last_bound_is_that_of_waiting_times() -> None:
+    """Half the answers are one second beyond it in the mean: of those one in ten is slower than 0.4 s + ln 10."""
+    counts = timed(0, 50, 0, 50, seconds=50 * 0.15 + 50 * 1.4)
+    assert counts.p95_seconds == pytest.approx(0.4 + math.log(10))
+    assert counts.percentile_seconds(0.0) == 0.4
+    assert counts.percentile_seconds(2.0) == pytest.approx(0.4 + 2 * math.log(10))
+    assert counts.num_slower(0.4, 1.0) == counts.num_slower(0.4, 0.0) == 50
+    assert counts.num_slower(1.4, 1.0) == pytest.approx(50 / math.e)
+    assert counts.num_slower(1.4, 0.0) == 0
+    assert timed(0, 95, 0, 5, seconds=90.0).p95_seconds == 0.2  # the one in twenty is beyond, and the others are not
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slower"), [(0.0, 20), (0.05, 15), (0.1, 10), (0.3, 8), (0.4, 6), (0.5, 6 * math.exp(-0.1)), (99.0, 0)]
 )
 def test_answers_slower_than_a_time(seconds: float, slower: float) -> None:
-    assert timed(10, 0, 4, 6).num_slower(seconds) == pytest.approx(slower)
-    assert timed(0, 0, 0, 0).num_slower(seconds) == 0
+    assert timed(10, 0, 4, 6).num_slower(seconds, 1.0) == pytest.approx(slower)
+    assert timed(0, 0, 0, 0).num_slower(seconds, 1.0) == 0
 
 
-@given(st.lists(st.integers(0, 50), min_size=4, max_size=4))
-def test_one_in_twenty_is_slower_than_the_percentile(buckets: list[int]) -> None:
+@given(st.lists(st.integers(0, 50), min_size=4, max_size=4), st.floats(0.01, 1000))
+def test_one_in_twenty_is_slower_than_the_percentile(buckets: list[int], excess: float) -> None:
     counted = timed(*buckets)
-    p95 = counted.p95_seconds
-    if p95 is not None and p95 < BOUNDS[-1]:
-        assert counted.num_slower(p95) == pytest.approx(sum(buckets) / 20)
+    p95 = counted.percentile_seconds(excess)
+    if p95 is not None:
+        assert counted.num_slower(p95, excess) == pytest.approx(sum(buckets) / 20)
 
 
 def test_buckets_of_gateways_with_other_bounds_are_added_by_bound() -> None:

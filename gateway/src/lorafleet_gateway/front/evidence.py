@@ -16,6 +16,8 @@ from lorafleet_gateway.views import BaseKey
 
 MAX_REVISIONS: Final = 2000
 """Rows of the document; what is not used for ten minutes makes room."""
+BOUNDS_SECONDS: Final = (*LATENCY_BUCKETS, 320.0, 640.0)
+"""Of the histograms: up to what a pod may be silent (`--idle-timeout-seconds`), and a little more."""
 GATHER_SECONDS: Final = 1.0
 """A poll that waits is answered so long after the first change: a busy gateway answers once a second, not once a request."""
 
@@ -37,11 +39,11 @@ class RevisionKey:
 @dataclass(slots=True)
 class _Histogram:
     sum_seconds: float = 0.0
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS) + 1))
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_SECONDS) + 1))
 
     def observe(self, seconds: float) -> None:
         self.sum_seconds += seconds
-        self.buckets[bisect_left(LATENCY_BUCKETS, seconds)] += 1
+        self.buckets[bisect_left(BOUNDS_SECONDS, seconds)] += 1
 
     def read(self) -> Latency:
         return Latency(sum_seconds=round(self.sum_seconds, 6), buckets=list(self.buckets))
@@ -146,7 +148,7 @@ class Ledger:
         return Evidence(
             boot_id=self.boot_id,
             sequence=self._sequence,
-            bounds_seconds=list(LATENCY_BUCKETS),
+            bounds_seconds=list(BOUNDS_SECONDS),
             revisions=[row.read() for row in self._rows.values() if row.changed > since],
             held=self.held(),
             num_untracked=self._num_untracked,

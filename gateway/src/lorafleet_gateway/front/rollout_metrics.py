@@ -7,11 +7,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from lorafleet_common.metrics import LATENCY_BUCKETS
 from lorafleet_contract.evidence import Latency
 from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.directory import Directory
-from lorafleet_gateway.front.evidence import Ledger, RevisionKey
+from lorafleet_gateway.front.evidence import BOUNDS_SECONDS, Ledger, RevisionKey
 
 MAX_ROLLOUTS: Final = 50
 """Adapters that have such metrics at a time; of more, the first by name."""
@@ -54,7 +53,7 @@ class RolloutCollector(Collector):
 def buckets_of(latency: Latency) -> list[tuple[str, float]]:
     """Return a histogram as Prometheus has it: bound and how many were at most so long, the last of them without a bound."""
     total, found = 0, []
-    for bound, number in zip((*LATENCY_BUCKETS, float("inf")), latency.buckets, strict=True):
+    for bound, number in zip((*BOUNDS_SECONDS, float("inf")), latency.buckets, strict=True):
         total += number
         text: str = floatToGoString(bound)  # type: ignore[no-untyped-call]
         found.append((text, float(total)))

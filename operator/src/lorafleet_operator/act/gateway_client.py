@@ -20,6 +20,8 @@ MAX_ANSWER_BYTES: Final = 8 * 2**20
 MAX_ROWS: Final = 4_000
 """Twice as many as a gateway counts apart."""
 MAX_BOUNDS: Final = 100
+MAX_SUM_SECONDS: Final = 1e12
+"""Of all answers of a revision: ten thousand at a time for three years."""
 NUM_CHUNK_BYTES: Final = 64 * 2**10
 
 
@@ -102,6 +104,7 @@ def _document(raw: bytes) -> Evidence:
                 f"its answer is no evidence: revisions.{index}.firstByte.buckets: not one a bound and one more"
             )
         counters = (row.num_requests, row.num_fallbacks, *row.errors.values(), *row.first_byte.buckets)
-        if min(counters) < 0 or sum(row.errors.values()) > row.num_requests:
+        has_sum = 0 <= row.first_byte.sum_seconds <= MAX_SUM_SECONDS
+        if min(counters) < 0 or sum(row.errors.values()) > row.num_requests or not has_sum:
             raise GatewaySilent(f"its answer is no evidence: revisions.{index}: counters that do not fit together")
     return document

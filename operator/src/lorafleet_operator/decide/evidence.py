@@ -15,6 +15,8 @@ from lorafleet_contract.evidence import NO_FAULT, ErrorClass, Evidence, Revision
 POD_CLASSES: Final = frozenset({ErrorClass.POD_LOST, ErrorClass.STREAM_BROKEN, ErrorClass.UNAVAILABLE})
 """What requests meet when their pod dies, whatever revision they are for."""
 PERCENTILE: Final = 0.95
+MIN_EXCESS_SECONDS: Final = 0.001
+"""What is beyond a bound is so far beyond it at least, whatever a sum says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,23 @@ class RowKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Excess:
+    """How much longer than the last bound answers took that are beyond it, in the mean."""
+
+    number: int
+    """Those answers."""
+    least_seconds: float
+    """If all others took as long as their buckets allow."""
+    most_seconds: float
+    """If all others took as short as their buckets allow."""
+
+    @property
+    def middle_seconds(self) -> float:
+        """If the others lie evenly in their buckets."""
+        return (self.least_seconds + self.most_seconds) / 2
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Requests that say something of a revision."""
 
@@ -43,6 +62,8 @@ class Counts:
     """Requests that were lost with their pod, or found none."""
     first_byte: Mapping[float, int] = field(default_factory=dict)
     """Upper bound in seconds -> answers up to it and above the bound before."""
+    sum_seconds: float = 0.0
+    """Of all of these."""
 
     @classmethod
     def of(cls, row: RevisionEvidence, bounds_seconds: list[float]) -> "Counts":
@@ -51,7 +72,7 @@ class Counts:
         lost = sum(number for name, number in row.errors.items() if name in POD_CLASSES)
         bounds = (*bounds_seconds, math.inf)
         first_byte = dict(zip(bounds, row.first_byte.buckets, strict=False))
-        return cls(row.num_requests - harmless, row.num_faults - lost, lost, first_byte)
+        return cls(row.num_requests - harmless, row.num_faults - lost, lost, first_byte, row.first_byte.sum_seconds)
 
     def __add__(self, other: "Counts") -> "Counts":
         return self._combined(other, 1)
@@ -68,13 +89,18 @@ class Counts:
             self.faults + sign * other.faults,
             self.lost + sign * other.lost,
             first_byte,
+            self.sum_seconds + sign * other.sum_seconds,
         )
 
     @property
     def p95_seconds(self) -> float | None:
-        """The 95th percentile of the time to the first byte, on a straight line within its bucket; None without answers.
+        """The 95th percentile of the time to the first byte; None without answers."""
+        return self.percentile_seconds(self.excess.middle_seconds)
 
-        Beyond the last bound it is that bound.
+    def percentile_seconds(self, excess_seconds: float) -> float | None:
+        """Return the 95th percentile of the time to the first byte, on a straight line within its bucket; None without answers.
+
+        Beyond the last bound answers thin out as waiting times do that exceed it by `excess_seconds` in the mean.
         """
         total = self.num_timed
         if total <= 0:
@@ -82,25 +108,42 @@ class Counts:
         rank, seen, lower = PERCENTILE * total, 0, 0.0
         for bound, number in sorted(self.first_byte.items()):
             if number > 0 and seen + number >= rank:
-                return lower if math.isinf(bound) else lower + (bound - lower) * (rank - seen) / number
+                if math.isinf(bound):
+                    return lower + excess_seconds * math.log(number / (total - rank))
+                return lower + (bound - lower) * (rank - seen) / number
             seen += number
             lower = bound
         return lower
+
+    @property
+    def excess(self) -> "Excess":
+        """How far the answers beyond the last bound are beyond it, by the sum of all times: what buckets do not tell."""
+        number, last = self.first_byte.get(math.inf, 0), 0.0
+        least = most = 0.0
+        for bound, counted in sorted(self.first_byte.items()):
+            if math.isfinite(bound):
+                least, most, last = least + counted * last, most + counted * bound, bound
+        if number <= 0:
+            return Excess(0, 0.0, 0.0)
+        highest, lowest = ((self.sum_seconds - others) / number - last for others in (least, most))
+        return Excess(number, max(0.0, lowest), max(MIN_EXCESS_SECONDS, highest))
 
     @property
     def num_timed(self) -> int:
         """Answers of which the time to the first byte is known."""
         return sum(self.first_byte.values())
 
-    def num_slower(self, seconds: float) -> float:
+    def num_slower(self, seconds: float, excess_seconds: float) -> float:
         """Return how many answers took longer to their first byte, those of a bucket on a straight line.
 
-        Beyond the last bound nothing is known but that it is beyond: those are slower than whatever lies below it.
+        Beyond the last bound they thin out as in `percentile_seconds`.
         """
         slower, lower = 0.0, 0.0
         for bound, number in sorted(self.first_byte.items()):
-            if lower >= seconds or math.isinf(bound):
+            if lower >= seconds:
                 slower += number
+            elif math.isinf(bound):
+                slower += number * math.exp((lower - seconds) / excess_seconds) if excess_seconds > 0 else 0.0
             elif bound > seconds:
                 slower += number * (bound - seconds) / (bound - lower)
             lower = bound

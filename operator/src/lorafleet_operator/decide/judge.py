@@ -99,14 +99,27 @@ def _exceeds(hits: float, total: int, hits_before: float, total_before: int, all
     return excess > allowed and excess > SIGNIFICANT * error
 
 
+def _error_of_mean(number: int) -> float:
+    """Return by which part of it the mean of so many waiting times may be off by chance; of two means that differ, each by its part."""
+    return min(1.0, SIGNIFICANT / math.sqrt(2 * number)) if number else 0.0
+
+
 def _slowness(analysis: Analysis, canary: Counts, stable: Counts) -> Finding | None:
-    """Whether more answers than the one in twenty of the stable revision come later than its 95th percentile allows."""
+    """Whether more answers than the one in twenty of the stable revision come later than its 95th percentile allows.
+
+    Of answers beyond the last bound of the buckets only the mean is known, and that not exactly: the canary's is taken as short, and
+    the stable revision's as long, as the buckets and chance allow.
+    """
     limit, slow, before = analysis.max_latency_percent_over_stable, canary.p95_seconds, stable.p95_seconds
     if limit is None or slow is None or before is None:
         return None
-    seconds = before * (1 + limit / 100)
-    late, late_before = canary.num_slower(seconds), (1 - PERCENTILE) * stable.num_timed
-    if slow <= seconds or not _exceeds(late, canary.num_timed, late_before, stable.num_timed, 0.0):
+    shortest, longest = canary.excess, stable.excess
+    highest = stable.percentile_seconds(longest.most_seconds * (1 + _error_of_mean(longest.number)))
+    assert highest is not None, "it has a percentile"
+    late = canary.num_slower(
+        highest * (1 + limit / 100), shortest.least_seconds * (1 - _error_of_mean(shortest.number))
+    )
+    if not _exceeds(late, canary.num_timed, (1 - PERCENTILE) * stable.num_timed, stable.num_timed, 0.0):
         return None
     return _bad(
         f"95 % of first bytes came within {1000 * slow:.0f} ms, {1000 * before:.0f} ms of the stable revision's"
