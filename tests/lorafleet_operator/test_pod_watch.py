@@ -120,16 +120,35 @@ async def test_a_pod_that_loads_says_so_and_not_each_per_cent() -> None:
     assert it.watches.with_starts([POD]) == (POD,), "one that is ready does not start"
     it.pods.tell(said(1))
     await until("seen", lambda: it.seen is not None)
-    assert it.watches.with_starts([waiting]) == (waiting,)
+    assert [pod.stage for pod in it.watches.with_starts([waiting])] != ["Loading 10 %"]
     await it.watches.close()
 
 
-async def test_a_pod_of_an_earlier_version_does_not_say_how_far_it_is() -> None:
-    waiting = replace(POD, is_ready=False, stage="loads the base model")
-    it = Watched(PodRefused(503, "Pending", "the base model is still being loaded", retryable=True))
-    await until("taken", lambda: it.pods.num_asked == 2)
-    assert it.watches.with_starts([waiting]) == (waiting,)
-    assert it.woken == []
+async def test_what_a_pod_waits_for_it_says_itself() -> None:
+    """Its ports are open before its base is loaded, so that Kubernetes knows no more than that it runs."""
+    running = replace(POD, is_ready=False, stage="loads the base model, or waits for its first adapters")
+    it = Watched(PodUnreachable("no answer"))
+
+    def stage() -> str:
+        return it.watches.with_starts([running])[0].stage
+
+    await until("asked", lambda: it.pods.num_asked == 2)
+    assert stage() == running.stage
+    loads = PodRefused(503, "Pending", "the base model is still being loaded", retryable=True)
+    it.pods.tell(loads, loads)
+    await until("heard", lambda: it.pods.num_asked == 4)
+    assert stage() == "loads the base model"
+    assert len(it.woken) == 1
+    it.pods.tell(said(1).model_copy(update={"ready": False}))
+    await until("seen", lambda: it.seen is not None)
+    assert stage() == "waits for its first adapters"
+    it.pods.tell(said(2))
+    await until("news", lambda: it.seen == said(2))
+    assert stage() == "is ready, which its readiness probe has not seen yet"
+    it.pods.tell(said(3).model_copy(update={"draining": True}))
+    await until("it drains", lambda: it.seen is not None and it.seen.draining)
+    assert stage() == "answers what it has begun, and takes nothing new"
+    assert it.watches.with_starts([POD]) == (POD,)
     await it.watches.close()
 
 

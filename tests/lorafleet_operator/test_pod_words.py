@@ -71,7 +71,10 @@ def test_problem(given: dict, expected: str) -> None:
         ({}, "waits for a node"),
         (status(waiting("ContainerCreating")), "its containers are being created: volumes, image"),
         (status({"name": "engine", "state": {"running": {}}}), "loads the base model"),
-        (status({"name": "engine", "started": True, "state": {"running": {}}}), "waits for its first adapters"),
+        (
+            status({"name": "engine", "started": True, "state": {"running": {}}}),
+            "loads the base model, or waits for its first adapters",
+        ),
         (status(conditions=(SCHEDULED, {"type": "Ready", "status": "True"})), ""),
     ],
 )

@@ -24,6 +24,8 @@ NAMESPACE = "numerals"
 SYSTEM = "lorafleet-system"
 TELL_SECONDS = 10.0
 """How often what is not Ready is said again, if it has changed."""
+READY_SECONDS = 900.0
+"""What is wrong is told meanwhile, and pods that end again and again end it; two engines that start on a busy machine may take minutes."""
 MAX_RESTARTS = 2
 """A container that ended so often while we waited does not come."""
 
@@ -100,7 +102,7 @@ def install_charts(profile: Profile) -> None:
     )
 
 
-def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seconds: float = 300) -> None:
+def wait_ready(kube: Kube, progress: Progress, names: list[str], *, timeout_seconds: float = READY_SECONDS) -> None:
     """Wait until every adapter says Ready, telling how many do.
 
     Raises:

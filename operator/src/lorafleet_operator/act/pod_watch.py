@@ -14,8 +14,10 @@ from typing import Any, Final
 from lorafleet_common.clock import monotonic
 from lorafleet_common.supervise import end, supervise
 from lorafleet_contract.admin import AdapterState, ObservedAdapter, PodState, Residency, StartProgress
+from lorafleet_contract.reasons import Reason
 from lorafleet_operator.act.admin_client import AdminClient
 from lorafleet_operator.decide.paging import all_pages
+from lorafleet_operator.decide.pod_words import LOADS, stage_by
 from lorafleet_operator.decide.start import is_worth_telling
 from lorafleet_operator.decide.views import BaseKey, ObservedPod, Pod
 from lorafleet_operator.errors import AdminError, PodRefused
@@ -70,6 +72,8 @@ class _Watched:
     """How far its start is, as its base says."""
     start_at: float = 0.0
     """On the loop's clock, when that was taken in."""
+    is_loading: bool = False
+    """Whether it says that its base is not there yet."""
 
 
 class PodWatches:
@@ -127,7 +131,7 @@ class PodWatches:
         return tuple(self._observed(pod) for pod in pods)
 
     def with_starts(self, pods: Iterable[Pod]) -> tuple[Pod, ...]:
-        """Return pods; of one that says how far its start is, with that as its stage."""
+        """Return pods; of those that are not ready yet, with what they say themselves as their stage."""
         return tuple(map(self._with_start, pods))
 
     def unseen_seconds(self, uid: str) -> float:
@@ -172,9 +176,13 @@ class PodWatches:
 
     def _with_start(self, pod: Pod) -> Pod:
         watched = self._watched.get(pod.uid)
-        if watched is None or watched.start is None or pod.is_ready:
+        if watched is None or pod.is_ready:
             return pod
-        return replace(pod, stage=watched.start.words)
+        if watched.state is not None:
+            return replace(pod, stage=stage_by(watched.state))
+        if watched.start is not None:
+            return replace(pod, stage=watched.start.words)
+        return replace(pod, stage=LOADS) if watched.is_loading else pod
 
     def _of(self, pods: Iterable[Pod]) -> list[_Watched]:
         return [watched for pod in pods if (watched := self._watched.get(pod.uid)) is not None]
@@ -246,7 +254,7 @@ class PodWatches:
             return False
         if before is None and watched.was_asked.is_set():
             logger.info("pod %s is seen again", watched.name)
-        watched.state, watched.start = state, None
+        watched.state, watched.start, watched.is_loading = state, None, False
         if is_whole or not is_boot:
             watched.counted = state
         watched.missed_since = None
@@ -270,11 +278,14 @@ class PodWatches:
         self._wake(watched.address.base)
 
     def _hear_start(self, watched: _Watched, error: AdminError) -> None:
-        start = error.start if isinstance(error, PodRefused) else None
-        if start is None or not is_worth_telling(watched.start, start, monotonic() - watched.start_at):
+        if not isinstance(error, PodRefused) or error.reason != Reason.PENDING:
             return
-        watched.start, watched.start_at = start, monotonic()
-        self._wake(watched.address.base)
+        is_new, watched.is_loading = not watched.is_loading, True
+        start = error.start
+        if start is not None and is_worth_telling(watched.start, start, monotonic() - watched.start_at):
+            watched.start, watched.start_at, is_new = start, monotonic(), True
+        if is_new:
+            self._wake(watched.address.base)
 
 
 def _is_judged_alike(one: PodState, other: PodState) -> bool:

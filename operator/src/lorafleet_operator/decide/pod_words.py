@@ -3,11 +3,14 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
+from lorafleet_contract.admin import PodState
 from lorafleet_contract.names import ENGINE_CONTAINER
 
 Json = dict[str, Any]
 MAX_LAST_WORDS: Final = 240
 MAX_PROBLEM: Final = 600
+LOADS: Final = "loads the base model"
+WAITS: Final = "waits for its first adapters"
 ON_THE_WAY: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """What a waiting container says of one that is coming up, and of one that never will."""
 
@@ -23,14 +26,24 @@ def problem_of(status: Json) -> str:
 
 
 def stage_of(status: Json) -> str:
-    """Return what a pod that is not ready is doing, where nothing is known to be wrong with it; empty when it is ready."""
+    """Return what a pod that is not ready is doing, where nothing is known to be wrong with it; empty when it is ready.
+
+    Its ports are open while it loads, so that only the pod itself can say what it does then.
+    """
     if _condition(status, "Ready").get("status") == "True":
         return ""
     if _condition(status, "PodScheduled").get("status") != "True":
         return "waits for a node"
     if not has_begun(status):
         return "its containers are being created: volumes, image"
-    return "waits for its first adapters" if _engine(status).get("started") else "loads the base model"
+    return f"{LOADS}, or {WAITS}" if _engine(status).get("started") else LOADS
+
+
+def stage_by(state: PodState) -> str:
+    """Return what a pod that is not ready for Kubernetes is doing, by what it says of itself with its base loaded."""
+    if state.draining:
+        return "answers what it has begun, and takes nothing new"
+    return "is ready, which its readiness probe has not seen yet" if state.ready else WAITS
 
 
 def has_begun(status: Json) -> bool:
