@@ -43,7 +43,7 @@ async def peak_of(work: Callable[[], Coroutine[Any, Any, Any]]) -> tuple[Any, in
 async def test_a_large_body_is_in_memory_once() -> None:
     state = State(max_in_flight=1, max_held_bytes=NUM_BYTES)
     with state.request() as room:
-        body, peak = await peak_of(lambda: _read(Arriving(), NUM_BYTES, room))
+        body, peak = await peak_of(lambda: _read(Arriving(), None, NUM_BYTES, room))
         assert len(body) == state.num_held_bytes == NUM_BYTES
         assert peak < 1.3 * NUM_BYTES
         writer = Writer()

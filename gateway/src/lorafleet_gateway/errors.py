@@ -29,9 +29,21 @@ GatewayError
 """
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import ClassVar
 
 from lorafleet_contract.openai import ErrorCode
+
+
+class Full(StrEnum):
+    """What there is too much of where a gateway takes no request."""
+
+    REQUESTS = "requests"
+    MODEL_REQUESTS = "model_requests"
+    """The model has its share of them."""
+    BODIES = "bodies"
+    MODEL_BODIES = "model_bodies"
+    """The model has its share of the memory for them."""
 
 
 class GatewayError(Exception):
@@ -153,11 +165,15 @@ class AdapterFailed(RequestError):
 
 
 class Overloaded(RequestError):
-    """Too many requests are in flight in this gateway."""
+    """Too many requests are in flight in this gateway, or their bodies hold too much of its memory."""
 
     status = 429
     code = ErrorCode.OVERLOADED
     retry_after_seconds = 1
+
+    def __init__(self, message: str, *, why: Full) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class RateLimited(RequestError):

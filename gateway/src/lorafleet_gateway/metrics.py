@@ -38,7 +38,18 @@ CONNECTIONS_ENDED = METRICS.counter(
     "lorafleet_gateway_connections_ended_total", f"Connections that the gateway ended, by why: {WHY_ENDED}.", "reason"
 )
 IN_FLIGHT = METRICS.gauge("lorafleet_gateway_requests_in_flight", "Requests being answered.").of()
-HELD_BYTES = METRICS.gauge("lorafleet_gateway_held_body_bytes", "Bodies of requests whose answers have not begun.").of()
+HELD_BYTES = METRICS.gauge(
+    "lorafleet_gateway_held_body_bytes",
+    "Bodies of requests whose answers have not begun, and what is promised to large ones that arrive.",
+).of()
+OVERLOADED = METRICS.counter(
+    "lorafleet_gateway_overloaded_total",
+    "Requests that this gateway itself answered 429 for lack of room, by what there was too much of: requests, model_requests (the "
+    "model had its share of them), bodies, model_bodies (the model had its share of the memory for them).",
+    "base",
+    "adapter",
+    "reason",
+)
 HELD_REQUESTS = METRICS.gauge(
     "lorafleet_gateway_held_requests",
     "Requests that wait for a pod of a base that autoscaling lets go to zero.",

@@ -1,18 +1,28 @@
 """A request's body: read with a limit, kept as it came; only `model` is looked at."""
 
 import asyncio
+from contextlib import AsyncExitStack
+from enum import Enum, auto
 from typing import Annotated, Final, TypeVar
 
 import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorafleet_common.clock import monotonic
 from lorafleet_common.json_values import TooManyValues, check_num_values
-from lorafleet_gateway.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedEncoding
+from lorafleet_gateway.errors import BodyTimeout, BodyTooLarge, Full, InvalidRequest, Overloaded, UnsupportedEncoding
+from lorafleet_gateway.front.bodies import LARGE_BYTES
 from lorafleet_gateway.front.state import Room
 
 BODY_SECONDS: Final = 60.0
 """How long a body may take to arrive."""
+
+
+class _Arrival(Enum):
+    SMALL = auto()
+    WAITS = auto()
+    HAS_TURN = auto()
 
 
 class _Wanted(BaseModel):
@@ -30,7 +40,7 @@ async def read_body(request: web.BaseRequest, max_bytes: int, room: Room) -> byt
         UnsupportedEncoding: it is compressed.
         BodyTooLarge: more than `max_bytes`; the rest is not read.
         Overloaded: there is no room for it.
-        BodyTimeout: it took too long.
+        BodyTimeout: it took too long, or was slow while others waited for their turn.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -44,20 +54,34 @@ async def read_body(request: web.BaseRequest, max_bytes: int, room: Room) -> byt
     if request.content.is_eof() and declared is not None:
         room.take(declared)
         return request.content.read_nowait()  # it came with the head, as most do
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await _read(request.content, max_bytes, room)
-    except TimeoutError:
-        raise BodyTimeout(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+    return await _read(request.content, declared, max_bytes, room)
 
 
-async def _read(content: aiohttp.StreamReader, max_bytes: int, room: Room) -> bytearray:
+async def _read(content: aiohttp.StreamReader, declared: int | None, max_bytes: int, room: Room) -> bytearray:
     body = bytearray()  # one buffer: pieces that are joined at the end exist twice for a moment
-    async for chunk in content.iter_any():
-        if len(body) + len(chunk) > max_bytes:
-            raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
-        room.take(len(chunk))
-        body += chunk
+    began, state = monotonic(), _Arrival.SMALL
+    try:
+        async with AsyncExitStack() as stack, asyncio.timeout(BODY_SECONDS) as limit:
+
+            async def wait_for_turn(num_bytes: int, least_bytes: int) -> None:
+                nonlocal state
+                state = _Arrival.WAITS
+                (await stack.enter_async_context(room.turn(num_bytes, least_bytes))).limit = limit
+                state = _Arrival.HAS_TURN
+
+            if declared is not None and declared > LARGE_BYTES:
+                await wait_for_turn(declared, declared)
+            async for chunk in content.iter_any():
+                if len(body) + len(chunk) > max_bytes:
+                    raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
+                if state is _Arrival.SMALL and len(body) + len(chunk) > LARGE_BYTES:
+                    await wait_for_turn(max_bytes - len(body), LARGE_BYTES)
+                room.take(len(chunk))
+                body += chunk
+    except TimeoutError:
+        if state is _Arrival.WAITS:
+            raise Overloaded("other bodies arrive, and there is no room beside them", why=Full.BODIES) from None
+        raise BodyTimeout(f"the body did not arrive within {monotonic() - began:.0f} s") from None
     return body
 
 

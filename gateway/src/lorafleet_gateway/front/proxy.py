@@ -12,9 +12,10 @@ from yarl import URL
 from lorafleet_common.keys.guard import Caller, Grant
 from lorafleet_common.tracing import OFF, Tracing
 from lorafleet_contract.names import HEADER_REVISION, split_model
+from lorafleet_gateway import metrics
 from lorafleet_gateway.cluster.cluster import Cluster
 from lorafleet_gateway.config import GatewayConfig
-from lorafleet_gateway.errors import InvalidRequest, ModelNotFound, RequestError
+from lorafleet_gateway.errors import InvalidRequest, ModelNotFound, Overloaded, RequestError
 from lorafleet_gateway.fleet.pods import Pod
 from lorafleet_gateway.front import headers, lorax
 from lorafleet_gateway.front.accounts import UNJUDGED_PATHS, account, count, end_trace
@@ -71,6 +72,8 @@ class Proxy:
                 error_response(error, request_id=exchange.request_id, is_lorax=exchange.is_lorax)
             )
             exchange.status = error.status
+            if isinstance(error, Overloaded):
+                metrics.OVERLOADED.of(route.base, route.adapter, error.why).inc()
         except (asyncio.CancelledError, ConnectionError):
             exchange.status, exchange.result = CLIENT_LEFT, Result.CLIENT_LEFT
             raise

@@ -2,17 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
-from typing import Final
 
-from lorafleet_gateway.errors import Draining, Overloaded
-from lorafleet_gateway.metrics import HELD_BYTES, IN_FLIGHT
-
-SHARE: Final = 4
-"""A model may have so many times the requests in flight that are left for all: alone four fifths of what there may be, two that
-want as many as they can get four ninths each, and one that has none always gets some."""
+from lorafleet_gateway.errors import Draining, Full, Overloaded
+from lorafleet_gateway.front.bodies import SHARE, Bodies, Turn
+from lorafleet_gateway.metrics import IN_FLIGHT
 
 
 class Phase(StrEnum):
@@ -31,6 +27,7 @@ class Room:
     def __init__(self, state: "State") -> None:
         self._state = state
         self._num_bytes = 0
+        self._num_promised = 0
         self.model: str | None = None
         """Which it counts for; None: that is not known yet."""
 
@@ -38,9 +35,9 @@ class Room:
         """Count the request as one of a model.
 
         Raises:
-            Overloaded: the model has its share of the requests in flight.
+            Overloaded: the model has its share of the requests in flight, or of the memory for bodies.
         """
-        self._state.count_for(model)
+        self._state.count_for(model, self._num_bytes)
         self.model = model
 
     def take(self, num_bytes: int) -> None:
@@ -49,13 +46,30 @@ class Room:
         Raises:
             Overloaded: all bodies together would be too large.
         """
-        self._state.hold(num_bytes)
+        num_promised = min(num_bytes, self._num_promised)
+        self._state.bodies.take(num_bytes - num_promised)
+        self._num_promised -= num_promised
         self._num_bytes += num_bytes
+
+    @asynccontextmanager
+    async def turn(self, num_bytes: int, least_bytes: int) -> AsyncIterator[Turn]:
+        """Wait for the turn of a large body, and have room for so many bytes of it that arrive before the end, if there is so much.
+
+        Raises:
+            Overloaded: there is no room.
+        """
+        turn = await self._state.bodies.turn(num_bytes, least_bytes)
+        self._num_promised = turn.num_bytes
+        try:
+            yield turn
+        finally:
+            num_unused, self._num_promised = self._num_promised, 0
+            self._state.bodies.end(turn, num_unused)
 
     def give_back(self) -> None:
         """The body is let go."""
-        self._state.hold(-self._num_bytes)
-        self._num_bytes = 0
+        num_bytes, self._num_bytes = self._num_bytes, 0
+        self._state.bodies.give_back(num_bytes, self.model)
 
 
 class State:
@@ -64,9 +78,8 @@ class State:
     def __init__(self, *, max_in_flight: int, max_held_bytes: int) -> None:
         self.phase = Phase.SERVING
         self.num_in_flight = 0
-        self.num_held_bytes = 0
+        self.bodies = Bodies(max_held_bytes)
         self._max_in_flight = max_in_flight
-        self._max_held_bytes = max_held_bytes
         self._num_of: Counter[str] = Counter()
         """Requests in flight by model, of those whose model is known."""
         self._idle = asyncio.Event()
@@ -83,7 +96,7 @@ class State:
         if self.phase is Phase.DRAINING:
             raise Draining("this gateway is going away")
         if self.num_in_flight >= self._max_in_flight:
-            raise Overloaded(f"{self._max_in_flight} requests are in flight in this gateway already")
+            raise Overloaded(f"{self._max_in_flight} requests are in flight in this gateway already", why=Full.REQUESTS)
         self._count(1)
         room = Room(self)
         try:
@@ -96,8 +109,13 @@ class State:
                     del self._num_of[room.model]
             self._count(-1)
 
-    def count_for(self, model: str) -> None:
-        """Count a request that is in flight as one of a model.
+    @property
+    def num_held_bytes(self) -> int:
+        """What bodies hold, and what is promised to those that arrive."""
+        return self.bodies.num_bytes
+
+    def count_for(self, model: str, num_bytes: int = 0) -> None:
+        """Count a request that is in flight, with a body of so many bytes, as one of a model.
 
         A burst of one adapter fills up its own share, and leaves room for the others.
 
@@ -108,20 +126,11 @@ class State:
         if num_own >= SHARE * num_left:
             raise Overloaded(
                 f"{num_own} requests for this model are in flight in this gateway already, and {self.num_in_flight - 1} of all "
-                f"models, of which there may be {self._max_in_flight}"
+                f"models, of which there may be {self._max_in_flight}",
+                why=Full.MODEL_REQUESTS,
             )
+        self.bodies.count_for(model, num_bytes)
         self._num_of[model] += 1
-
-    def hold(self, num_bytes: int) -> None:
-        """Count bytes of bodies as held; negative ones as let go.
-
-        Raises:
-            Overloaded: there would be too many.
-        """
-        if num_bytes > 0 and self.num_held_bytes + num_bytes > self._max_held_bytes:
-            raise Overloaded(f"this gateway holds {self.num_held_bytes} bytes of request bodies already")
-        self.num_held_bytes += num_bytes
-        HELD_BYTES.set(self.num_held_bytes)
 
     async def wait_idle(self) -> None:
         """Wait until nothing is in flight."""
