@@ -65,7 +65,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("watch-namespaces", "Namespaces to serve, separated by commas.",
            object_names, "NAMES", C, "watch_namespaces", "all"),
     Option("max-body", "Largest request body.", num_bytes, "QUANTITY", C, "max_body_bytes"),
-    Option("max-held-bodies", "Request bodies held in memory together; beyond that requests are answered 429, those of one model from four fifths of it on.",
+    Option("max-held-bodies", "Request bodies held in memory; more are answered 429, those of one model from four fifths of it on.",
            num_bytes, "QUANTITY", C, "max_held_bytes"),
     Option("max-in-flight", "Requests answered at the same time; more are answered 429, those of one model from four fifths of them on.",
            number(1, 1 << 20), "NUMBER", C, "max_in_flight"),
