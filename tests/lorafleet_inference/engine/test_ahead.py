@@ -317,7 +317,7 @@ def test_an_adapter_makes_way_for_another_when_no_step_in_flight_uses_it() -> No
             run.move(PATIENCE_SECONDS)
             run.step()  # has it read first
             run.step()
-            assert run.engine._counts["preempted"] == 1
+            assert run.engine._counts.preempted == 1
             assert (ADAPTERS[0] in run.device.holds) == ahead, "the step in flight computes with it"
             run.run()
             answers.append([[event.token_ids for event in run.events(name)] for name in ("r0", "r1", "r2")])
@@ -341,7 +341,7 @@ def test_a_repetitive_answer_takes_fewer_steps_with_drafts(*, ahead: bool) -> No
             run.inbox.put(Submit("r", tuple(range(FIRST_PLAIN, FIRST_PLAIN + 12)), None, asked))
             run.run()
             answers.append([token for event in run.events("r") for token in event.token_ids])
-            steps.append(run.engine._counts["steps"])
+            steps.append(run.engine._counts.steps)
             told = [event.num_accepted_tokens for event in run.events("r")]
             assert sum(told) == 100 - steps[-1]
     assert answers[0] == answers[1]

@@ -86,7 +86,7 @@ def test_no_block_of_it_enters_the_prefix_cache(folders: dict[str, Path]) -> Non
     assert engine.num_cached_blocks("wild", long) == 0
     (event,) = [event for event in engine.events() if event.request_id == "wild"]
     assert event.code is ErrorCode.NOT_FINITE
-    assert engine.engine._counts["prefill"] == 16 + len(long), "it was computed to its end"
+    assert engine.engine._counts.prefill == 16 + len(long), "it was computed to its end"
 
 
 def test_an_overflow_of_half_precision_ends_its_request_only(tmp_path: Path) -> None:

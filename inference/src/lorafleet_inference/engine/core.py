@@ -40,8 +40,10 @@ from lorafleet_inference.engine.messages import (
 )
 from lorafleet_inference.engine.pace import StepBound
 from lorafleet_inference.engine.plan import Drafted, SamplingState, StepPlan, TokenMask
+from lorafleet_inference.engine.request_clocks import RequestClocks
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.scheduler import Scheduler
+from lorafleet_inference.engine.step_counts import StepCounts
 from lorafleet_inference.engine.step_times import StepTimes
 from lorafleet_inference.engine.steps import Executor, StepFailed, Steps
 from lorafleet_inference.engine.token_events import FinishReason, TokenEvent
@@ -67,27 +69,6 @@ class Runner(AdapterDevice[Any], Executor, Protocol):
     @property
     def num_replayed_steps(self) -> int:
         """Steps so far that were computed by a graph."""
-
-
-class _Clocks:
-    """When requests came, and how long they waited, until it is told in their first event."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._submitted: dict[str, float] = {}
-        self._waited: dict[str, float] = {}
-
-    def submitted(self, request_id: str) -> None:
-        self._submitted[request_id] = self._now()
-
-    def scheduled(self, request_id: str) -> None:
-        self._waited[request_id] = self._now() - self._submitted.pop(request_id)
-
-    def stamp(self, event: TokenEvent) -> TokenEvent:
-        if event.finish is not None:
-            self._submitted.pop(event.request_id, None)
-        waited = self._waited.pop(event.request_id, None)
-        return event if waited is None else msgspec.structs.replace(event, queue_seconds=waited)
 
 
 class _Choices(SamplingState):
@@ -160,10 +141,10 @@ class Engine:
             )
         self._events: list[TokenEvent] = []
         self._statuses: list[AdapterStatus] = []
-        self._clocks = _Clocks(now)
+        self._clocks = RequestClocks(now)
         self._choices = _Choices(Grammars(grammar_tokenizer, self._post))
         self._steps = Steps(runner, self._blocks, self._choices)
-        self._counts = dict.fromkeys(("steps", "preempted", "prefill", "decode", "queried", "hit"), 0)
+        self._counts = StepCounts()
         self._times = StepTimes(1e-3 * config.target_step_ms, now)
         self._last_stats: EngineStats | None = None
         self._last_stats_time = 0.0
@@ -194,7 +175,9 @@ class Engine:
         bound = self._times.bound(self._scheduler.num_requests)
         drafted = self._drafts(bound)
         plan = self._scheduler.plan(self._residency.on_device, self._loads.held, bound, drafted)
-        self._count(plan)
+        for request_id in plan.first_scheduled:
+            self._clocks.scheduled(request_id)
+        self._counts.add(plan)
         if plan.items:
             self._submit_step(plan)
         self._collect(but=1 if plan.items else 0)
@@ -240,7 +223,7 @@ class Engine:
                 now=self._now(),
             )
             self._settle(outcome)
-            self._counts["preempted"] += sum(map(scheduler.set_back, outcome.preempt))
+            self._counts.preempted += sum(map(scheduler.set_back, outcome.preempt))
             preempt = bool(outcome.preempt)
 
     def publish(self) -> None:
@@ -373,32 +356,20 @@ class Engine:
             self.publish()
             raise
 
-    def _count(self, plan: StepPlan) -> None:
-        for request_id in plan.first_scheduled:
-            self._clocks.scheduled(request_id)
-        decode = plan.num_answer_tokens
-        counts = self._counts
-        counts["steps"] += bool(plan.items)
-        counts["preempted"] += len(plan.preempted)
-        counts["decode"] += decode
-        counts["prefill"] += plan.num_tokens - decode
-        counts["queried"] += plan.num_queried_tokens
-        counts["hit"] += plan.num_hit_tokens
-
     def _stats(self) -> EngineStats:
         counts = self._counts
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting + self._choices.grammars.num_waiting,
             num_kv_blocks_used=self._blocks.num_used,
-            num_preemptions=counts["preempted"],
-            num_steps=counts["steps"],
+            num_preemptions=counts.preempted,
+            num_steps=counts.steps,
             num_late_steps=self._times.num_late,
             max_step_tokens=self._times.max_tokens,
-            num_prefill_tokens=counts["prefill"],
-            num_decode_tokens=counts["decode"],
-            num_prefix_queried_tokens=counts["queried"],
-            num_prefix_hit_tokens=counts["hit"],
+            num_prefill_tokens=counts.prefill,
+            num_decode_tokens=counts.decode,
+            num_prefix_queried_tokens=counts.queried,
+            num_prefix_hit_tokens=counts.hit,
             num_adapter_evictions=self._residency.num_evictions,
             used_rank_pages=self._residency.num_used_pages,
             host_used_bytes=self._residency.host_used_bytes,
