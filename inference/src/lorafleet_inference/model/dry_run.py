@@ -131,20 +131,7 @@ def model_size(
         config = config_of_rank(config, shard)
     chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with FakeTensorMode(), torch.inference_mode():
-        with making_model(folder):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config,
-                attn_implementation=attention_of(config),
-                experts_implementation=experts.NAME if method is None else experts.SIZED,
-                dtype=chosen,
-            ).eval()
-        if shard is not None and shard.by_plan:
-            narrow(model, shard)
-        if method is not None:
-            try:
-                _quantise(model, method, whole, shard)
-            except QuantizationError as error:
-                raise refused(type(model).__name__, str(error)) from error
+        model = _without_weights(folder, config, method, chosen, whole=whole, shard=shard)
         facts = model_facts(model)
         shapes = shapes_of(model, facts)
         layers = _peak_of(model, min(max_batch_tokens, facts.max_model_len))
@@ -164,6 +151,8 @@ def model_size(
         for weight in module.modules()
         if isinstance(weight, QuantizedWeight)
     ]
+    dequantised, multiplied = _dequantised(quantised, chosen.itemsize)
+    expert_dequantised, expert_multiplied = _dequantised(in_experts, chosen.itemsize)
     return ModelSize(
         facts,
         shapes,
@@ -173,16 +162,48 @@ def model_size(
         num_experts=num_experts,
         experts_per_token=int(getattr(text, "num_experts_per_tok", None) or num_experts),
         unread_weights=0 if facts.tied_head else weight_bytes(embedding),
-        dequantised=chosen.itemsize * sum(map(_numel, quantised)),
-        multiplied=chosen.itemsize * sum(map(_numel, filter(_has_kernels, quantised))),
-        expert_dequantised=chosen.itemsize * sum(map(_numel, in_experts)),
-        expert_multiplied=chosen.itemsize * sum(map(_numel, filter(_has_kernels, in_experts))),
+        dequantised=dequantised,
+        multiplied=multiplied,
+        expert_dequantised=expert_dequantised,
+        expert_multiplied=expert_multiplied,
         quantization=None if method is None else method.name,
         activations=max(layers, logits),
         layer_activations=layers,
         max_batch_tokens=min(max_batch_tokens, facts.max_model_len),
         num_ranks=num_ranks,
     )
+
+
+def _without_weights(
+    folder: Path,
+    config: PreTrainedConfig,
+    method: Method | None,
+    dtype: torch.dtype,
+    *,
+    whole: PreTrainedConfig,
+    shard: Shard | None,
+) -> PreTrainedModel:
+    """Make the model of a config, or a rank's part of the `whole` one, with the quantised layers of a method."""
+    with making_model(folder):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config,
+            attn_implementation=attention_of(config),
+            experts_implementation=experts.NAME if method is None else experts.SIZED,
+            dtype=dtype,
+        ).eval()
+    if shard is not None and shard.by_plan:
+        narrow(model, shard)
+    if method is not None:
+        try:
+            _quantise(model, method, whole, shard)
+        except QuantizationError as error:
+            raise refused(type(model).__name__, str(error)) from error
+    return model
+
+
+def _dequantised(weights: Sequence[QuantizedWeight], itemsize: int) -> tuple[int, int]:
+    """Return the bytes that weights take when they are brought back, and of these those that a kernel multiplies by as they are."""
+    return itemsize * sum(map(_numel, weights)), itemsize * sum(map(_numel, filter(_has_kernels, weights)))
 
 
 def _has_kernels(weight: QuantizedWeight) -> bool:
