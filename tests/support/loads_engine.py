@@ -10,7 +10,8 @@ from support.adapter_files import base_facts
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.inspect import inspect_adapter
 from lorafleet_inference.adapters.types import AdapterPlan
-from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
+from lorafleet_inference.engine.adapter_loads import AdapterLoads
+from lorafleet_inference.engine.load_outcome import Outcome
 from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import (
     AdapterKey,

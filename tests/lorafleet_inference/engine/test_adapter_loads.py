@@ -11,7 +11,8 @@ from support.engines import key_of
 from lorafleet_contract.reasons import Reason
 from lorafleet_contract.sources import AdapterFacts
 from lorafleet_inference.adapters.types import AdapterPlan, LoraSite
-from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
+from lorafleet_inference.engine.adapter_loads import AdapterLoads
+from lorafleet_inference.engine.load_outcome import Outcome
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
 from lorafleet_inference.engine.residency import Residency
 from lorafleet_inference.engine.turns import PATIENCE_SECONDS

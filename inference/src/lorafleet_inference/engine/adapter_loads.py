@@ -13,6 +13,7 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.merged import merged_plan
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import MAX_RANK
+from lorafleet_inference.engine.load_outcome import Outcome, Refused
 from lorafleet_inference.engine.load_thread import AdapterDevice, LoadThread
 from lorafleet_inference.engine.merging import Merge
 from lorafleet_inference.engine.messages import AdapterKey, AdapterStatus, DeviceTier, RegisterAdapter
@@ -48,25 +49,6 @@ class _Measured:
     num_pages: int
     num_bytes: int
     """Of its slab."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The waiting requests of an adapter have to end."""
-
-    key: AdapterKey
-    reason: Reason
-    message: str
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What changed, and what has to."""
-
-    statuses: list[AdapterStatus] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    preempt: tuple[AdapterKey, ...] = ()
-    """Adapters whose running requests have to be set back now, so that one that waits gets their room."""
 
 
 @dataclass(slots=True, kw_only=True)

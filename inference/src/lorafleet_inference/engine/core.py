@@ -15,10 +15,11 @@ from lorafleet_contract.openai import ErrorCode
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import EngineConfig
-from lorafleet_inference.engine.adapter_loads import AdapterLoads, Outcome
+from lorafleet_inference.engine.adapter_loads import AdapterLoads
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.drafting import Drafter, DraftRunner
 from lorafleet_inference.engine.grammars import Grammars, GrammarTokenizer
+from lorafleet_inference.engine.load_outcome import Outcome
 from lorafleet_inference.engine.load_thread import AdapterDevice
 from lorafleet_inference.engine.messages import (
     AdapterStatus,
