@@ -229,6 +229,22 @@ class TestTurns:
         }
         assert follow(plan, before, 10, window=bad) == before.model_copy(update=expected)
 
+    @pytest.mark.parametrize("on_failure", OnFailure)
+    def test_it_is_judged_bad_while_a_person_is_waited_for(self, on_failure: OnFailure) -> None:
+        plan = RolloutPlan((Step(pause=Pause(duration_seconds=None)),), Analysis(), on_failure)
+        it = follow(plan, follow(plan, loading(plan)), 10, window=window(Judgement.BAD, "12 % failed"))
+        assert it.reason == Reason.ANALYSIS_FAILED
+        assert (it.message or "").endswith(": 12 % failed")
+
+    def test_a_window_that_is_not_over_changes_nothing(self) -> None:
+        plan = replace(JUDGED, analysis=Analysis(failure_limit=1))
+        it = follow(plan, follow(plan, loading(plan)), 10, window=window(Judgement.BAD))
+        assert follow(plan, it, 20) == it
+
+    def test_without_an_analysis_no_window_is_judged(self) -> None:
+        it = follow(PLAN, loading())
+        assert follow(PLAN, it, 10, window=window(Judgement.BAD)) == it
+
     def test_it_is_suspended(self) -> None:
         before = follow(PLAN, loading())
         expected = {
@@ -368,6 +384,7 @@ def test_what_was_rolled_back_tells_of_the_steps_of_now() -> None:
     assert current(other, OTHER, rolled_back) is None
     assert current(other, NEW, rolled_back.model_copy(update={"steps_hash": None})) is None
     assert current(replace(other, retry="1"), NEW, rolled_back) is None
+    assert current(other, NEW, rolled_back.model_copy(update={"steps_hash": PLAN.hash.partition("-")[2]})) is None
     assert current(other, NEW, None) is None
 
 
