@@ -270,7 +270,7 @@ PINNING = {aten.is_pinned.default, aten.pin_memory.default, aten._pin_memory.def
 COPIES = {aten._to_copy.default, aten.copy_.default}
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul"}
 PHASES = {
-    "both": "LoRA", "shrink": "LoRA", "expand": "LoRA", "decode": "attention", "merge": "attention",
+    "record": "tables", "both": "LoRA", "shrink": "LoRA", "expand": "LoRA", "decode": "attention", "merge": "attention",
     "prefill": "attention", "write": "attention", "choose": "sampling", "add_norm": "norms", "rotate_write": "rotary",
     "rotate": "rotary", "gate": "MLP", "affine": "LoRA", "embed": "LoRA", "side_shrink": "LoRA", "side_expand": "LoRA",
 }  # fmt: skip

@@ -3,11 +3,13 @@
 Beside what Triton 3.9 does: products and rounding of bfloat16 as the hardware does them, an error where anything else is
 computed in bfloat16 (the interpreter would compute with the bits), products of float32 that are rounded where a kernel
 allows it, numbers that overflow without a warning, poison in masked lanes without `other`, hints of alignment that are
-looked at. While `watching`, bounds of every access, bytes by tensor, races between programs, and programs in any order.
+looked at. While `watching`, bounds of every access, bytes by tensor, races between programs, programs in any order, and how many
+loads a program waits for one after the other.
 
 Import this before a module with kernels, in a process that had TRITON_INTERPRET when it imported Triton.
 """
 
+import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,6 +115,10 @@ class Watch:
     tensors: dict[str, Traffic] = field(default_factory=dict)
     num_programs: int = 0
     order: int | None = None
+    rounds: int = 0
+    """Loads that a program waits for one after the other, at most: each needs what the one before it said, as its place or whether it is done."""
+    decided: int = 0
+    """Of the program: the round that it had to wait for before it could go on where it branched last."""
 
     def load(self, pointers: np.ndarray, mask: np.ndarray, width: int) -> None:
         for one, at in self._split(pointers, mask, width):
@@ -148,6 +154,32 @@ class Watch:
 _watch: list[Watch] = []
 
 
+def _round_of(*values: Any) -> int:
+    """The round after which the last of some values is known."""
+    return max((_round_of(*one) if isinstance(one, list | tuple) else getattr(one, "round", 0) for one in values), default=0)
+
+
+def _tracing(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Operations say of what they return when it is known."""
+
+    def operation(builder: Any, *args: Any, **options: Any) -> Any:
+        made = plain(builder, *args, **options)
+        if _watch:
+            known = _round_of(args)
+            for one in made if isinstance(made, list | tuple) else (made,):
+                if isinstance(one, interpreter.TensorHandle):
+                    one.round = max(known, getattr(one, "round", 0))
+        return made
+
+    return operation
+
+
+def _decide(value: Any) -> None:
+    """Note that a program goes on by what a value says."""
+    if _watch:
+        _watch[0].decided = max(_watch[0].decided, _round_of(value.handle))
+
+
 def _load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
     kind = pointers.get_element_ty()
     dtype = interpreter._get_np_dtype(kind)
@@ -157,7 +189,11 @@ def _load(builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any
         other = interpreter.TensorHandle(poison, kind)
     if _watch:
         _watch[0].load(pointers.data, mask.data, dtype.itemsize)
-    return _plain["create_masked_load"](builder, pointers, mask, other, *rest)
+    made = _plain["create_masked_load"](builder, pointers, mask, other, *rest)
+    if _watch:
+        made.round = max(_watch[0].decided, _round_of(pointers, mask)) + 1
+        _watch[0].rounds = max(_watch[0].rounds, made.round)
+    return made
 
 
 def _store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
@@ -169,6 +205,7 @@ def _store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> An
 def _next_program(builder: Any, x: int, y: int, z: int) -> None:
     if _watch:
         _watch[0].num_programs += 1
+        _watch[0].decided = 0
         if _watch[0].order is not None:
             _, height, depth = builder.grid_dim
             place = _order(tuple(builder.grid_dim), _watch[0].order)[(x * height + y) * depth + z]
@@ -205,6 +242,41 @@ for _name in ("binary_op", "ternary_op", "unary_op"):
     setattr(_Builder, _name, _refusing_bfloat16(_name))
 _Builder.create_masked_load, _Builder.create_masked_store = _load, _store
 _Builder.set_grid_idx = _next_program
+for _name, _operation in inspect.getmembers(_Builder, inspect.isfunction):
+    if _name.startswith("create_") and _name not in {"create_masked_store", "create_store", "create_print"}:
+        setattr(_Builder, _name, _tracing(_operation))
+_plain_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_tensor(tensor: Any, scope: Any) -> None:
+    _plain_patch_tensor(tensor, scope)
+    for name in ("__bool__", "__index__"):
+        scope.set_attr(tensor, name, _deciding(getattr(tensor, name)))
+
+
+def _deciding(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decide(value: Any) -> Any:
+        _decide(value)
+        return plain(value)
+
+    return decide
+
+
+_plain_reduced = interpreter.ReduceScanOpInterface.apply
+
+
+def _reduced(operation: Any, values: Any) -> Any:
+    """Triton's own reductions are no operations of the builder."""
+    made = _plain_reduced(operation, values)
+    if _watch:
+        known = max(_round_of(one.handle) for one in (values if isinstance(values, tuple) else (values,)))
+        for one in made if isinstance(made, tuple) else (made,):
+            one.handle.round = known
+    return made
+
+
+interpreter._patch_lang_tensor = _patch_tensor
+interpreter.ReduceScanOpInterface.apply = _reduced
 _plain_numpy_type = interpreter._get_np_dtype
 _numpy_types: dict[str, np.dtype[Any]] = {}
 

@@ -20,6 +20,10 @@ class Launches:
     kernels: list[str] = field(default_factory=list)
     read: dict[tuple[str, str], int] = field(default_factory=dict)
     written: dict[tuple[str, str], int] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
+    """By kernel, loads that a program waits for one after the other, at most."""
+    programs: dict[str, int] = field(default_factory=dict)
+    """By kernel, how many were launched."""
     order: int | None = None
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: Mapping[str, Any]) -> None:
@@ -34,6 +38,9 @@ class Launches:
         on_gpu = any(one.is_cuda for one in watched.values())
         with nullcontext() if on_gpu else checked_triton.watching(self.order, **watched) as watch:
             kernel[grid](*args, **constants)
+        if watch is not None:
+            self.rounds[name] = max(self.rounds.get(name, 0), watch.rounds)
+            self.programs[name] = self.programs.get(name, 0) + watch.num_programs
         for argument, traffic in () if watch is None else watch.tensors.items():
             key = name, argument
             self.read[key] = self.read.get(key, 0) + traffic.read

@@ -66,8 +66,6 @@ class LoraBank:
         self.tables: AdapterTables | None = None
         """Where the rows of adapters lie, for the Triton kernels."""
         if triton is not None:
-            most = min(self.layout.num_pages(max_rank), num_pages)
-            self.tables = triton.adapter_tables(num_adapters, most, len(self.layout.places))
             places = enumerate(self.layout.places)
             self._sites = [triton.site([module], [place], self.layout.page) for module, place in places]
         self._launched: LoraStep | None = None
@@ -78,9 +76,12 @@ class LoraBank:
         self._fused: set[int] = set()
         """Modules that the Triton kernels add to with the others of their product, at one site."""
         if triton is not None:
-            self._fuse(model, triton)
+            most = min(self.layout.num_pages(max_rank), num_pages)
+            self.tables = triton.adapter_tables(num_adapters, most, self.layout, self._fuse(model, triton))
 
-    def _fuse(self, model: torch.nn.Module, triton: "TritonKernels") -> None:
+    def _fuse(self, model: torch.nn.Module, triton: "TritonKernels") -> list[list[int]]:
+        """Have modules of one product added to at one site; returns those of each site."""
+        sites = []
         names = {module: name for name, module in model.named_modules()}
         for product in names:
             if not isinstance(product, Linear) or not product.parts:
@@ -90,7 +91,9 @@ class LoraBank:
             site = triton.site(modules, places, self.layout.page)
             if site is not None:
                 self._fused.update(modules)
+                sites.append(modules)
                 product.register_forward_hook(_SiteAdder(self, site))
+        return sites
 
     @property
     def pool(self) -> torch.Tensor:

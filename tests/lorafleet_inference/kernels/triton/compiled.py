@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from support.triton_compiled import compiling
 
+from lorafleet_inference.adapters.row_layout import Place, RowLayout
 from lorafleet_inference.kernels import fp8_pages
 from lorafleet_inference.kernels.layer_ops import Activation, HeadSpec
 from lorafleet_inference.kernels.triton import blocks
@@ -19,7 +20,7 @@ from lorafleet_inference.kernels.triton.affines import AffineStep, affine_site
 from lorafleet_inference.kernels.triton.choice import choose_tokens
 from lorafleet_inference.kernels.triton.layer_ops import TritonLayerOps, rotate_write
 from lorafleet_inference.kernels.triton.paged import AttentionStep
-from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep, Site
+from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep, site_of
 from lorafleet_inference.kernels.triton.sampling import NUM_WANTED
 from lorafleet_inference.kernels.triton.sides import SideSite, SideStep
 from lorafleet_inference.kernels.triton.step import Given, StepBlock
@@ -63,11 +64,13 @@ def attend(
 
 def adapt(sizes: blocks.Blocks, dtype: torch.dtype, rank: int, tokens: int) -> None:
     """A site with tokens of one adapter."""
-    site = Site((0,), HIDDEN, HIDDEN, torch.empty(1, 8, dtype=torch.int64, device=CUDA))
-    tables = AdapterTables(1, 100, 1, CUDA)
+    layout = RowLayout({"module": Place(HIDDEN, HIDDEN, 2 * HIDDEN)}, 90 * HIDDEN)
+    site = site_of((0,), layout.places, layout.page, CUDA)
+    assert site is not None
+    tables = AdapterTables(1, 100, layout, CUDA)
     step = LoraStep(sizes, StepBlock(CUDA), [(0, tokens)], [0], [np.array([rank], dtype=np.int32)], tables)
     x, y = torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA), torch.empty(tokens, HIDDEN, dtype=dtype, device=CUDA)
-    step.add(site, torch.empty(256, 90 * HIDDEN, dtype=dtype, device=CUDA), x, y)
+    step.add(site, torch.empty(256, layout.page, dtype=dtype, device=CUDA), x, y)
 
 
 def adapt_sides(sizes: blocks.Blocks, dtype: torch.dtype, tokens: int) -> None:

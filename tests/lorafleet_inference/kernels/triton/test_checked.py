@@ -53,6 +53,20 @@ def read_the_next(out):
     tl.store(out + program, some + 1.0)
 
 
+@triton.jit
+def chase(out, table, STEPS: tl.constexpr, BRANCH: tl.constexpr):
+    at = tl.program_id(0)
+    beside = tl.load(table + at)
+    for _ in tl.static_range(STEPS):
+        at = tl.load(table + at)
+    if BRANCH:
+        if tl.sum(at + tl.zeros((2,), tl.int32), 0) > 0:
+            beside = tl.load(table + 1)
+        for _ in range(beside):
+            at += tl.load(table + 2)
+    tl.store(out + tl.program_id(0), at + beside)
+
+
 def test_products_of_bfloat16_are_those_of_its_values() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(SIZE, SIZE).bfloat16(), torch.randn(SIZE, SIZE).bfloat16()
@@ -123,3 +137,12 @@ def test_another_order_finds_who_relies_on_the_order() -> None:
         read_the_next[(8,)](out)
     with watching(order=1, out=out), pytest.raises(InterpreterError, match="race"):
         read_the_next[(8,)](out)
+
+
+def test_loads_that_wait_for_one_another_are_counted() -> None:
+    """By what they read, and by what has to be known before a program comes to them."""
+    out, table = torch.zeros(4, dtype=torch.int32), torch.tensor([3, 1, 0, 2], dtype=torch.int32)
+    for steps, branches, rounds in ((0, False, 1), (1, False, 1), (3, False, 3), (1, True, 3), (2, True, 4)):
+        with watching(out=out, table=table) as seen:
+            chase[(1,)](out, table, STEPS=steps, BRANCH=branches)
+        assert seen.rounds == rounds, (steps, branches)

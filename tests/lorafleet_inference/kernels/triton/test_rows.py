@@ -11,9 +11,8 @@ from support.triton_launches import Launches, launches
 from support.triton_sizes import SMALL
 
 from lorafleet_inference.adapters.row_layout import Place, RowLayout
-from lorafleet_inference.kernels.triton.launch import launching
-from lorafleet_inference.kernels.triton.rows import AdapterTables, LoraStep, site_of
-from lorafleet_inference.kernels.triton.step import StepBlock
+from lorafleet_inference.kernels.triton.rows import ALIGN, EXPAND_RANKS, AdapterTables, LoraStep, site_of
+from lorafleet_inference.kernels.triton.step import Given, StepBlock
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,9 @@ DTYPES = [(name, torch.bfloat16) for name in CASES] + [(name, torch.float32) for
 class Setup:
     """A pool with a NaN wherever nothing of an adapter lies, and what torch answers."""
 
-    def __init__(self, case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, case: Case, dtype: torch.dtype, device: torch.device, sites: Sequence[Sequence[int]] = ()
+    ) -> None:
         torch.manual_seed(0)
         self.layout = RowLayout(
             {str(n): Place(case.in_width, width, case.in_width + width) for n, width in enumerate(case.out_widths)},
@@ -62,7 +63,7 @@ class Setup:
         # numbers of adapters are not their places in the step
         self.numbers = list(reversed(range(1, len(laid) + 1)))
         longest = max(one.num_pages for one in laid)
-        self.tables = AdapterTables(len(laid) + 1, longest, len(case.out_widths), device)
+        self.tables = AdapterTables(len(laid) + 1, longest, self.layout, device, sites)
         num_tokens = sum(case.counts) + 2 * case.num_base
         x, y = torch.randn(num_tokens, case.in_width).to(dtype), torch.randn(num_tokens, sum(case.out_widths)).to(dtype)
         right, begin = y.double(), case.num_base
@@ -87,23 +88,35 @@ class Setup:
         self.ranks = [np.array(ranks, dtype=np.int32) for ranks in case.ranks]
         self.x, self.y, self.pool, self.right = x.to(device), y.to(device), pool.to(device), right
 
+        self.steps: list[LoraStep] = []
+
     def run(self, *, fused: bool = True, order: int | None = None) -> Launches:
         """Add to y, all modules at one site or each at its own, and return what was launched."""
         with launches(order) as seen:
             self.add(fused=fused)
         return seen
 
-    def add(self, *, fused: bool = True) -> None:
-        """Add to y."""
+    def step(self, *, num_padding: int = 0) -> LoraStep:
+        """Return a step; `num_padding`: items that it does not have."""
         step = LoraStep(SMALL, StepBlock(self.x.device), self.segments, self.numbers, self.ranks, self.tables)
-        modules = range(len(self.layout.places))
+        if num_padding:
+            behind = torch.tensor([(2**30, 2**30, 0)] * num_padding, dtype=torch.int32, device=self.x.device)
+            step._items = Given(torch.cat([step._items.tensor, behind]))
+            step._num_items += num_padding
+        self.steps.append(step)
+        return step
+
+    def add(self, *, fused: bool = True, num_padding: int = 0) -> None:
+        """Add to y."""
+        step, modules = self.step(num_padding=num_padding), range(len(self.layout.places))
         if fused:
-            self._add(step, modules, self.y)
+            self.add_at(step, modules, self.y)
             return
         for module, part in zip(modules, self.y.split(self._widths(), 1), strict=True):
-            self._add(step, [module], part)
+            self.add_at(step, [module], part)
 
-    def _add(self, step: LoraStep, modules: Sequence[int], y: torch.Tensor) -> None:
+    def add_at(self, step: LoraStep, modules: Sequence[int], y: torch.Tensor) -> None:
+        """Add to y what some modules add."""
         places = [self.layout.places[module] for module in modules]
         site = site_of(modules, places, self.layout.page, self.x.device)
         assert site is not None
@@ -167,31 +180,80 @@ def test_reads_true_ranks_and_touched_rows_alone(device: torch.device, name: str
     assert seen.read[last, "y"] == seen.written[last, "y"] == touched
 
 
+@pytest.mark.parametrize(
+    ("name", "rounds"),
+    [
+        ("distinct", {"record": 3, "both": 2}),
+        ("long segments", {"record": 3, "shrink": 2, "expand": 2}),
+        ("an x that is split", {"record": 3, "shrink": 2, "expand": 3}),
+    ],
+)
+def test_a_program_waits_twice_for_memory(device: torch.device, name: str, rounds: dict[str, int]) -> None:
+    """For its record, and for what that says. Beyond EXPAND_RANKS ranks it asks for where the others begin."""
+    if device.type == "cuda":
+        pytest.skip("rounds are counted by the interpreter")
+    assert Setup(CASES[name], torch.bfloat16, device).run().rounds == rounds
+    assert (max(map(max, CASES[name].ranks)) > EXPAND_RANKS) == (rounds.get("expand") == 3)
+
+
 def test_one_launch_for_few_tokens_and_two_for_many(device: torch.device) -> None:
-    assert Setup(CASES["distinct"], torch.float32, device).run().kernels == ["both"]
-    assert Setup(CASES["long segments"], torch.float32, device).run().kernels == ["shrink", "expand"]
-    assert Setup(CASES["largest ranks"], torch.float32, device).run().kernels == ["shrink", "expand"]
+    assert Setup(CASES["distinct"], torch.float32, device).run().kernels == ["record", "both"]
+    assert Setup(CASES["long segments"], torch.float32, device).run().kernels == ["record", "shrink", "expand"]
+    assert Setup(CASES["largest ranks"], torch.float32, device).run().kernels == ["record", "shrink", "expand"]
 
 
 def test_a_module_that_no_adapter_of_the_step_changes_costs_nothing(device: torch.device) -> None:
     case = Case(((4, 0, 16), (2, 0, 3)), (3, 1))
     setup = Setup(case, torch.float32, device)
-    assert setup.run(fused=False).kernels == ["both", "both"]
+    assert setup.run(fused=False).kernels == ["record", "both", "both"]
     setup.check()
 
 
 @pytest.mark.parametrize("name", ["skewed", "long segments"])
 def test_padding_of_the_items_does_nothing(device: torch.device, name: str) -> None:
-    def padded(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: Mapping[str, Any]) -> None:
-        at = kernel.arg_names.index("items")
-        behind = torch.tensor([(2**30, 2**30, 0)] * 2, dtype=torch.int32, device=device)
-        items = torch.cat([args[at], behind])
-        kernel[(grid[0] + 2, *grid[1:])](*args[:at], items, *args[at + 1 :], **constants)
-
     setup = Setup(CASES[name], torch.float32, device)
-    with launching(padded):
-        setup.add()
+    with launches():
+        setup.add(num_padding=2)
     setup.check()
+
+
+def test_records_are_made_once_for_all_sites_of_a_step(device: torch.device) -> None:
+    setup = Setup(CASES["skewed"], torch.float32, device)
+    seen = setup.run(fused=False)
+    assert seen.kernels == ["record", *["both"] * 3]
+    setup.check()
+
+
+def test_records_say_where_the_rows_of_true_ranks_begin(device: torch.device) -> None:
+    """Of each item at each place; nothing else is looked up, and nothing behind a rank is written."""
+    case = CASES["modules that some lack"]
+    setup = Setup(case, torch.bfloat16, device)
+    seen = setup.run()
+    records = setup.steps[0]._records
+    assert records.shape == (3, 3, 4 + 32)
+    for item, (ranks, (begin, end)) in enumerate(zip(case.ranks, setup.segments, strict=True)):
+        for place, rank in enumerate(ranks):
+            assert records[place, item, :3].tolist() == [rank, begin, end - begin]
+            rows = setup.pool.view(-1)[records[place, item, 4 : 4 + rank].long() * ALIGN]
+            assert not rows.isnan().any()
+    if device.type == "cpu":
+        assert seen.written["record", "records"] == 4 * (9 * 3 + sum(map(sum, case.ranks)))
+
+
+def test_modules_of_a_site_are_neighbours_in_whatever_order_they_come(device: torch.device) -> None:
+    case = Case(((16, 8, 5), (0, 3, 2)), (3, 2))
+    setup = Setup(case, torch.float32, device, sites=[(2, 0)])
+    first, second, third = setup.y.split(case.out_widths, 1)
+    together, alone = torch.cat([third, first], 1), second.contiguous()
+    with launches() as seen:
+        step = setup.step()
+        setup.add_at(step, (2, 0), together)
+        setup.add_at(step, (1,), alone)
+    assert seen.kernels == ["record", "both", "both"]
+    setup.y = torch.cat([together[:, case.out_widths[2] :], alone, together[:, : case.out_widths[2]]], 1)
+    setup.check()
+    with pytest.raises(AssertionError):
+        setup.add_at(step, (1, 2), setup.y)
 
 
 def test_widths_that_are_no_multiple_of_16_are_left_to_torch(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from triton import knobs
 
-from lorafleet_inference.adapters.row_layout import Place
+from lorafleet_inference.adapters.row_layout import Place, RowLayout
 from lorafleet_inference.config import KV_BLOCK_TOKENS
 from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.kernels.triton.affines import AffineStep
@@ -37,9 +37,11 @@ class TritonKernels:
         """Return the site of some modules, `page` the elements of one; None for one that is left to torch."""
         return site_of(modules, places, page, self._device)
 
-    def adapter_tables(self, num_adapters: int, num_pages: int, num_modules: int) -> AdapterTables:
-        """Return tables for so many adapters, each of at most so many pages."""
-        return AdapterTables(num_adapters, num_pages, num_modules, self._device)
+    def adapter_tables(
+        self, num_adapters: int, num_pages: int, layout: RowLayout, sites: Sequence[Sequence[int]]
+    ) -> AdapterTables:
+        """Return tables for so many adapters, each of at most so many pages. `sites`: modules that are launched together."""
+        return AdapterTables(num_adapters, num_pages, layout, self._device, sites)
 
     def begin_step(self) -> Block:
         """Begin the tables of the next step; those of the last one stay as they are until its kernels have run.

@@ -134,7 +134,7 @@ class FixedLora(LoraStep):
         self._num_items = tables.room.num_items
         self._max_ranks = np.full(adapters.entries.shape[1], max_rank, dtype=np.int32)
         self._items, self._adapters = Given(tables.tensor("items")), adapters
-        self._low = torch.empty(0)
+        self._records, self._low = torch.empty(0), torch.empty(0)
 
 
 class FixedSides(SideStep):

@@ -2,19 +2,27 @@
 
 A site is some modules that read one x (query, key and value; gate and up) and write neighbouring columns of one y; here
 its modules are called slices. `items` [items, 3] cuts the batch, sorted by adapter, into (adapter, first row, rows), at
-most TOKENS rows of one adapter each; rows of 0 is padding. `slices` [slices, 8] says of each slice: module, width of a row of
-the pool, where in a row B begins, column of y, width of y, rows that a page holds, then nothing.
+most TOKENS rows of one adapter each; rows of 0 is padding.
 
 A row of an adapter is, for one module, row r of A and behind it column r of B times the scale. Its rows lie in pages of `page`
 elements: `pages` [adapters, ..], of which each holds as many whole rows of a width as fit. `entries` [adapters, modules, 2] say
-of each module the rank and the number of the first row; no other rows are read.
-Widths and `page` are multiples of ALIGN elements: without that being known, each weight is loaded by itself.
+of each module the rank and the number of the first row; no other rows are read. Modules have places, in which those of a site
+are neighbours: `places` [modules, 4] says which module has one, how many of its rows a page holds, and the width of a row.
+
+That is looked up once a step, by `record`: a record says of an item at a place its rank, its first row of x and y, its rows, and
+where in the pool each row of the adapter begins. So the other kernels, whose programs know their place and item, wait twice for
+memory: for a record, and for all that it says. `slices` [slices, 2] says of each slice: column of y, width of y.
+
+Widths, and where a row begins in the pool, are multiples of ALIGN elements; records and `places` count in ALIGNs. Without that being
+known, each weight is loaded by itself.
 """
 
 import triton
 import triton.language as tl
 
 ALIGN = tl.constexpr(16)
+HEAD = tl.constexpr(4)
+"""Numbers of a record before those of its rows."""
 
 
 @triton.jit
@@ -22,47 +30,62 @@ def _aligned(table, at):
     return tl.multiple_of(tl.load(table + at), ALIGN)
 
 
-@triton.jit
-def _item_of(items, item):
-    """Return adapter, first row and rows of an item, asked for at once: what waits for one then waits for all."""
-    return tl.load(items + item * 3), tl.load(items + item * 3 + 1), tl.load(items + item * 3 + 2)
+@triton.jit(do_not_specialize=["num_places", "num_items", "stride", "pages_stride", "entries_stride"])
+def record(
+    records, stride, items, num_items, places, num_places, pages, pages_stride, page, entries, entries_stride,
+    PLACES: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """records[place, item] = rank, first row of x and y, rows, nothing, where its rows begin. Grid: (items, tiles of PLACES).
+
+    records [modules, items, stride], of which what is behind the rank of an item is left as it is. `page`: in ALIGNs.
+    """
+    item, place = tl.program_id(0), tl.program_id(1) * PLACES + tl.arange(0, PLACES)
+    is_place = place < num_places
+    adapter, first, count = tl.load(items + item * 3), tl.load(items + item * 3 + 1), tl.load(items + item * 3 + 2)
+    module = tl.load(places + place * 4, mask=is_place, other=0)
+    fit = tl.load(places + place * 4 + 1, mask=is_place, other=1)
+    width = tl.load(places + place * 4 + 2, mask=is_place, other=0)
+    entry, is_there = entries + adapter * entries_stride + module * 2, tl.where(is_place, count, 0) > 0
+    rank, first_row = tl.load(entry, mask=is_there, other=0), tl.load(entry + 1, mask=is_there, other=0)
+    out = records + (place.to(tl.int64) * num_items + item) * stride
+    tl.store(out, rank, mask=is_place)
+    tl.store(out + 1, first + tl.zeros_like(rank), mask=is_place)
+    tl.store(out + 2, count + tl.zeros_like(rank), mask=is_place)
+    own_pages = pages + adapter * pages_stride
+    for at in range(0, tl.max(rank, 0), RANKS):
+        r = (at + tl.arange(0, RANKS))[None, :]
+        is_rank, row = r < rank[:, None], first_row[:, None] + r
+        number = tl.load(own_pages + row // fit[:, None], mask=is_rank, other=0)
+        tl.store(out[:, None] + HEAD + r, number * page + row % fit[:, None] * width[:, None], mask=is_rank)
 
 
 @triton.jit
-def _entry_of(entries, entries_stride, adapter, module):
-    """Return rank and first row of an adapter at a module."""
-    entry = entries + adapter * entries_stride + module * 2
-    return tl.load(entry), tl.load(entry + 1)
+def _record_of(records, stride, num_items, place, item):
+    """Return a record, and rank, first row of x and y, and rows: asked for at once, what waits for one waits for all."""
+    own = records + (place.to(tl.int64) * num_items + item) * stride
+    return own, tl.load(own), tl.load(own + 1), tl.load(own + 2)
 
 
 @triton.jit
-def _rows_of(pages, pages_stride, page, adapter, rows, fit, row_width):
-    """Return where in the pool some rows of an adapter begin."""
-    own = tl.load(pages + adapter * pages_stride + rows // fit).to(tl.int64)
-    return own * page + (rows % fit) * row_width
+def _begins(pool, own, r):
+    """Return where some rows of an adapter begin. Behind its rank that is anywhere: it may be asked for before the rank is known."""
+    return pool + tl.load(own + HEAD + r).to(tl.int64) * ALIGN
 
 
-@triton.jit(do_not_specialize=["pages_stride", "entries_stride", "num_tokens"])
+@triton.jit(do_not_specialize=["stride", "num_items", "place", "num_tokens"])
 def shrink(
-    low, x, x_stride, pool, page, items, pages, pages_stride, entries, entries_stride, slices, num_tokens, in_width,
-    low_rank,
+    low, x, x_stride, pool, records, stride, num_items, place, num_tokens, in_width, low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """low[split, slice, token, rank] = a part of A x, in float32. Grid: (items, tiles of RANKS, SLICES * SPLITS)."""
     item, tile = tl.program_id(0), tl.program_id(1)
     slice, split = tl.program_id(2) // SPLITS, tl.program_id(2) % SPLITS
-    adapter, first, count = _item_of(items, item)
-    module, fit = tl.load(slices + slice * 8).to(tl.int32), tl.load(slices + slice * 8 + 5).to(tl.int32)
-    row_width = _aligned(slices, slice * 8 + 1)
-    if count == 0:
-        return
-    rank, first_row = _entry_of(entries, entries_stride, adapter, module)
+    lane, r, k = tl.arange(0, TOKENS), tile * RANKS + tl.arange(0, RANKS), tl.arange(0, STEP)
+    own, rank, first, count = _record_of(records, stride, num_items, place + slice, item)
+    a = _begins(pool, own, r)[None, :]
     if tile * RANKS >= rank:
         return
-    lane, r, k = tl.arange(0, TOKENS), tile * RANKS + tl.arange(0, RANKS), tl.arange(0, STEP)
     is_token, is_rank = (lane < count)[:, None], r < rank
-    own = first_row + tl.where(is_rank, r, 0)
-    a = pool + _rows_of(pages, pages_stride, page, adapter, own, fit, row_width)[None, :]
     tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
     total = tl.zeros((TOKENS, RANKS), tl.float32)
     span = tl.cdiv(tl.cdiv(in_width, SPLITS), STEP) * STEP
@@ -75,9 +98,9 @@ def shrink(
     tl.store(out, total, mask=is_token & is_rank[None, :])
 
 
-@triton.jit(do_not_specialize=["pages_stride", "entries_stride", "num_tokens"])
+@triton.jit(do_not_specialize=["stride", "num_items", "place", "num_tokens"])
 def expand(
-    y, y_stride, low, pool, page, items, pages, pages_stride, entries, entries_stride, slices, num_tokens, low_rank,
+    y, y_stride, low, pool, records, stride, num_items, place, slices, num_tokens, in_width, low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -87,40 +110,37 @@ def expand(
     Of an adapter with more than RANKS ranks it comes through them again for each further RANKS.
     """
     item, begin, slice = tl.program_id(0), tl.program_id(1) * COLUMNS, tl.program_id(2)
-    adapter, first, count = _item_of(items, item)
-    module, fit = tl.load(slices + slice * 8).to(tl.int32), tl.load(slices + slice * 8 + 5).to(tl.int32)
-    row_width, width = _aligned(slices, slice * 8 + 1), _aligned(slices, slice * 8 + 4)
-    if (count == 0) | (begin >= width):
-        return
-    rank, first_row = _entry_of(entries, entries_stride, adapter, module)
     lane, n = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
+    own, rank, first, count = _record_of(records, stride, num_items, place + slice, item)
+    column_of_y, width = _aligned(slices, slice * 2), _aligned(slices, slice * 2 + 1)
+    b = _begins(pool, own, tl.arange(0, RANKS))
+    if (rank == 0) | (begin >= width):
+        return
     is_token = (lane < count)[:, None]
-    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + _aligned(slices, slice * 8 + 3)
-    behind = pool + _aligned(slices, slice * 8 + 2)
-    end = tl.minimum(begin + COLUMNS, width.to(tl.int32))
+    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + column_of_y
+    end = tl.minimum(begin + COLUMNS, width)
     for at in range(0, rank, RANKS):
         if at > 0:
             tl.debug_barrier()  # what was stored to y is read again, perhaps by other threads
+            b = _begins(pool, own, at + tl.arange(0, RANKS))
         r = at + tl.arange(0, RANKS)
         is_rank = r < rank
-        own = first_row + tl.where(is_rank, r, 0)
-        b = behind + _rows_of(pages, pages_stride, page, adapter, own, fit, row_width)[:, None]
         small = tl.zeros((TOKENS, RANKS), tl.float32)
         for split in tl.static_range(SPLITS):
             token = ((split * SLICES + slice) * num_tokens + first + lane)[:, None].to(tl.int64)
             small += tl.load(low + token * low_rank + r[None, :], mask=is_token & is_rank[None, :], other=0.0)
         for column in range(begin, end, WIDTH):
             here = (column + n)[None, :]
-            weights = tl.load(b + here, mask=is_rank[:, None] & (here < width), other=0.0)
+            weights = tl.load(b[:, None] + in_width + here, mask=is_rank[:, None] & (here < width), other=0.0)
             fits = is_token & (here < width)
             old = tl.load(out + here, mask=fits, other=0.0).to(tl.float32)
             done = tl.dot(small.to(weights.dtype), weights, old, input_precision="ieee")
             tl.store(out + here, done.to(y.dtype.element_ty), mask=fits)
 
 
-@triton.jit(do_not_specialize=["pages_stride", "entries_stride"])
+@triton.jit(do_not_specialize=["stride", "num_items", "place"])
 def both(
-    y, y_stride, x, x_stride, pool, page, items, pages, pages_stride, entries, entries_stride, slices, in_width,
+    y, y_stride, x, x_stride, pool, records, stride, num_items, place, slices, in_width,
     TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Shrink and expand in one launch; each program computes A x anew. RANKS: no rank of the site is larger.
@@ -128,18 +148,13 @@ def both(
     Grid: (items, tiles of COLUMNS columns of the widest slice, slices). COLUMNS is a multiple of WIDTH.
     """
     item, begin, slice = tl.program_id(0), tl.program_id(1) * COLUMNS, tl.program_id(2)
-    adapter, first, count = _item_of(items, item)
-    module, fit = tl.load(slices + slice * 8).to(tl.int32), tl.load(slices + slice * 8 + 5).to(tl.int32)
-    row_width, width = _aligned(slices, slice * 8 + 1), _aligned(slices, slice * 8 + 4)
-    if (count == 0) | (begin >= width):
-        return
-    rank, first_row = _entry_of(entries, entries_stride, adapter, module)
-    if rank == 0:
-        return
     lane, r, k, n = tl.arange(0, TOKENS), tl.arange(0, RANKS), tl.arange(0, STEP), tl.arange(0, WIDTH)
+    own, rank, first, count = _record_of(records, stride, num_items, place + slice, item)
+    column_of_y, width = _aligned(slices, slice * 2), _aligned(slices, slice * 2 + 1)
+    rows = _begins(pool, own, r)
+    if (rank == 0) | (begin >= width):
+        return
     is_token, is_rank = (lane < count)[:, None], r < rank
-    own = first_row + tl.where(is_rank, r, 0)
-    rows = pool + _rows_of(pages, pages_stride, page, adapter, own, fit, row_width)
     a = rows[None, :]
     tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
     low = tl.zeros((TOKENS, RANKS), tl.float32)
@@ -148,9 +163,9 @@ def both(
         some = tl.load(tokens + (at + k)[None, :], mask=is_token & fits[None, :], other=0.0)
         weights = tl.load(a + (at + k)[:, None], mask=is_rank[None, :] & fits[:, None], other=0.0)
         low = tl.dot(some, weights, low, input_precision="ieee")
-    b = rows[:, None] + _aligned(slices, slice * 8 + 2)
-    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + _aligned(slices, slice * 8 + 3)
-    for at in range(begin, tl.minimum(begin + COLUMNS, width.to(tl.int32)), WIDTH):
+    b = rows[:, None] + in_width
+    out = y + (first + lane)[:, None].to(tl.int64) * y_stride + column_of_y
+    for at in range(begin, tl.minimum(begin + COLUMNS, width), WIDTH):
         here = (at + n)[None, :]
         weights = tl.load(b + here, mask=is_rank[:, None] & (here < width), other=0.0)
         fits = is_token & (here < width)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lorafleet_inference.adapters.row_layout import Place
+from lorafleet_inference.adapters.row_layout import Place, RowLayout
 from lorafleet_inference.kernels.triton import lora
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, LoraBlocks
 from lorafleet_inference.kernels.triton.launch import launch
@@ -21,6 +21,10 @@ BOTH_IN_WIDTH = 8192
 BOTH_COLUMNS = 1024
 MAX_SPLITS = 8
 """Parts of the sum of `shrink`, at most."""
+HEAD = lora.HEAD.value
+"""Numbers of a record before those of its rows."""
+RECORD_PLACES = 16
+"""Modules of one program of `record`."""
 EXPAND_RANKS = 64
 """`expand` takes up to so many ranks at once; MIN_DOT of float32, whose products take registers for each of their terms."""
 
@@ -34,7 +38,7 @@ class Site:
     widest: int
     """Columns of y of the widest module."""
     slices: torch.Tensor
-    """[modules, 8] int64, on the device, as `lora.py` says."""
+    """[modules, 2] int32, on the device, as `lora.py` says."""
 
 
 def site_of(modules: Sequence[int], places: Sequence[Place], page: int, device: torch.device) -> Site | None:
@@ -42,22 +46,42 @@ def site_of(modules: Sequence[int], places: Sequence[Place], page: int, device: 
     in_width, widths = places[0].in_width, [place.out_width for place in places]
     if any(number % ALIGN for number in (in_width, *widths, page)):
         return None
-    table = np.zeros((len(modules), 8), dtype=np.int64)
-    for at, (module, place) in enumerate(zip(modules, places, strict=True)):
-        assert place.in_width == in_width
-        assert place.row_width % ALIGN == 0
-        table[at, :6] = module, place.row_width, in_width, sum(widths[:at]), place.out_width, page // place.row_width
+    assert all(place.in_width == in_width and place.row_width % ALIGN == 0 for place in places)
+    table = np.array([(sum(widths[:at]), width) for at, width in enumerate(widths)], dtype=np.int32)
     return Site(tuple(modules), in_width, max(widths), torch.from_numpy(table).to(device))
 
 
 class AdapterTables:
     """Where the rows of the adapters in the pool lie, on the device: written when one comes, read by every step."""
 
-    def __init__(self, num_adapters: int, num_pages: int, num_modules: int, device: torch.device) -> None:
-        """`num_pages`: of one adapter, at most."""
+    def __init__(
+        self,
+        num_adapters: int,
+        num_pages: int,
+        layout: RowLayout,
+        device: torch.device,
+        sites: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """`num_pages`: of one adapter, at most; `sites`: modules of sites of more than one, each in one of them at most."""
+        num_modules = len(layout.places)
         self.pages = torch.zeros(num_adapters, max(1, num_pages), dtype=torch.int32, device=device)
         self.entries = torch.zeros(num_adapters, num_modules, 2, dtype=torch.int32, device=device)
         """Rank, and the number of the first row."""
+        together = [module for site in sites for module in site]
+        order = [*together, *sorted(set(range(num_modules)) - set(together))]
+        assert len(order) == num_modules
+        self._place_of = {module: place for place, module in enumerate(order)}
+        table = np.zeros((num_modules, 4), dtype=np.int32)
+        for place, module in enumerate(order):
+            table[place, :3] = module, layout.fits[module], layout.places[module].row_width // ALIGN
+        self.places = torch.from_numpy(table).to(device)
+        """[modules, 4], as `lora.py` says."""
+
+    def place_of(self, site: Site) -> int:
+        """Return the place of its first module, behind which are the others."""
+        first = self._place_of[site.modules[0]]
+        assert [self._place_of[module] - first for module in site.modules] == list(range(len(site.modules)))
+        return first
 
     def write(self, number: int, pages: Sequence[int], ranks: Int32s, firsts: Int32s) -> None:
         """Write what no step reads: of an adapter that comes."""
@@ -96,7 +120,7 @@ class LoraStep:
         self._max_ranks = np.stack(ranks).max(axis=0)
         self._items: Table = block.add(np.array(items, dtype=np.int32))
         self._adapters = tables
-        self._low = torch.empty(0)
+        self._records, self._low = torch.empty(0), torch.empty(0)
 
     def add(self, site: Site, pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to y [T, out] each token's B A x, for x [T, in]; pool [pages, elements of a page], all in one dtype."""
@@ -106,22 +130,37 @@ class LoraStep:
         if x.stride(1) != 1:
             x = x.contiguous()
         assert y.stride(1) == 1
-        pages, entries = self._adapters.pages, self._adapters.entries
-        tables = (
-            pool, pool.stride(0), self._items.tensor, pages, pages.stride(0), entries, entries.stride(0), site.slices,
-        )  # fmt: skip
+        if not self._records.numel():
+            self._records = self._recorded(pool)
+        records = self._records
+        tables = (pool, records, records.stride(1), self._num_items, self._adapters.place_of(site))
         few = self._blocks.tokens == MIN_DOT and self.at_once
         if few and rank <= BOTH_RANK and site.in_width <= BOTH_IN_WIDTH:
             self._add_at_once(site, tables, rank, x, y)
         else:
             self._add_in_two(site, tables, rank, x, y)
 
+    def _recorded(self, pool: torch.Tensor) -> torch.Tensor:
+        """Return the records of the step [modules, items, ..], as `lora.py` says: made once, for the first site."""
+        adapters, rank = self._adapters, max(MIN_DOT, 1 << (int(self._max_ranks.max()) - 1).bit_length())
+        assert pool.numel() // ALIGN < 1 << 31, "records count in ALIGNs, by int32"
+        num_places, pages, entries = len(adapters.places), adapters.pages, adapters.entries
+        records = torch.empty(num_places, self._num_items, HEAD + rank, dtype=torch.int32, device=pool.device)
+        launch(
+            lora.record,
+            (self._num_items, -(-num_places // RECORD_PLACES)),
+            (records, records.stride(1), self._items.tensor, self._num_items, adapters.places, num_places, pages, pages.stride(0),
+             pool.stride(0) // ALIGN, entries, entries.stride(0)),
+            {"PLACES": RECORD_PLACES, "RANKS": MIN_DOT, "num_warps": 1, "num_stages": 1},
+        )  # fmt: skip
+        return records
+
     def _add_at_once(self, site: Site, tables: tuple, rank: int, x: torch.Tensor, y: torch.Tensor) -> None:
         sizes = self._blocks
         launch(
             lora.both,
             (self._num_items, -(-site.widest // BOTH_COLUMNS), len(site.modules)),
-            (y, y.stride(0), x, x.stride(0), *tables, site.in_width),
+            (y, y.stride(0), x, x.stride(0), *tables, site.slices, site.in_width),
             {
                 "TOKENS": sizes.tokens,
                 "RANKS": max(MIN_DOT, 1 << (rank - 1).bit_length()),
@@ -153,7 +192,7 @@ class LoraStep:
         launch(
             lora.expand,
             (self._num_items, -(-site.widest // sizes.columns), slices),
-            (y, y.stride(0), self._low, *tables, tokens, width),
+            (y, y.stride(0), self._low, *tables, site.slices, tokens, site.in_width, width),
             {
                 **common,
                 "RANKS": min(at_once, max(MIN_DOT, 1 << (rank - 1).bit_length())),
