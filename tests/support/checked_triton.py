@@ -116,7 +116,7 @@ class Watch:
     num_programs: int = 0
     order: int | None = None
     rounds: int = 0
-    """Loads that a program waits for one after the other, at most: each needs what the one before it said, as its place or whether it is done."""
+    """Loads that a program waits for one after the other, at most: each needs what the one before it said."""
     decided: int = 0
     """Of the program: the round that it had to wait for before it could go on where it branched last."""
 
@@ -156,7 +156,9 @@ _watch: list[Watch] = []
 
 def _round_of(*values: Any) -> int:
     """The round after which the last of some values is known."""
-    return max((_round_of(*one) if isinstance(one, list | tuple) else getattr(one, "round", 0) for one in values), default=0)
+    return max(
+        (_round_of(*one) if isinstance(one, list | tuple) else getattr(one, "round", 0) for one in values), default=0
+    )
 
 
 def _tracing(plain: Callable[..., Any]) -> Callable[..., Any]:

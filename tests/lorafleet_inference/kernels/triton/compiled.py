@@ -176,6 +176,7 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("rank 64", adapt, (BFLOAT16, 64, 8), {}),
     ("rank 256", adapt, (BFLOAT16, 256, 8), {}),
     ("many tokens", adapt, (BFLOAT16, 64, NUM_TOKENS), {}),
+    ("many tokens, rank 256", adapt, (BFLOAT16, 256, 16 * NUM_TOKENS), {}),
     ("float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
     ("scales", scale, (BFLOAT16,), {}),
     ("sides", adapt_sides, (BFLOAT16, 8), {}),

@@ -34,7 +34,16 @@ def compiled(arch: int) -> list[tuple[str, Built]]:
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_it_fits_without_spilled_registers(arch: int) -> None:
     told = compiled(arch)
-    assert {built.name for _, built in told} == {*PRODUCTS, *BETWEEN, *QUANTISED, "affine", "write", "merge", "choose", "record"}
+    assert {built.name for _, built in told} == {
+        *PRODUCTS,
+        *BETWEEN,
+        *QUANTISED,
+        "affine",
+        "write",
+        "merge",
+        "choose",
+        "record",
+    }
     assert {(case, built.name): built.stack_bytes for case, built in told if built.stack_bytes} == {}
     assert max(built.shared_bytes for _, built in told) <= SHARED_LIMIT[arch]
 

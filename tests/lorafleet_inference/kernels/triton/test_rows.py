@@ -1,8 +1,7 @@
 """LoRA by kernels equals two products a token, and reads the rows of the true ranks alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,17 @@ from support.triton_launches import Launches, launches
 from support.triton_sizes import SMALL
 
 from lorafleet_inference.adapters.row_layout import Place, RowLayout
-from lorafleet_inference.kernels.triton.rows import ALIGN, EXPAND_RANKS, AdapterTables, LoraStep, site_of
+from lorafleet_inference.kernels.triton import rows
+from lorafleet_inference.kernels.triton.blocks import MIN_DOT
+from lorafleet_inference.kernels.triton.rows import (
+    ALIGN,
+    EXPAND_RANKS,
+    SHRINK_TILES,
+    AdapterTables,
+    LoraStep,
+    _num_tiles,
+    site_of,
+)
 from lorafleet_inference.kernels.triton.step import Given, StepBlock
 
 
@@ -89,6 +98,8 @@ class Setup:
         self.x, self.y, self.pool, self.right = x.to(device), y.to(device), pool.to(device), right
 
         self.steps: list[LoraStep] = []
+        self.max_rank = 0
+        """Where it is more: the rank that the step has room for, as captured ones have."""
 
     def run(self, *, fused: bool = True, order: int | None = None) -> Launches:
         """Add to y, all modules at one site or each at its own, and return what was launched."""
@@ -99,6 +110,7 @@ class Setup:
     def step(self, *, num_padding: int = 0) -> LoraStep:
         """Return a step; `num_padding`: items that it does not have."""
         step = LoraStep(SMALL, StepBlock(self.x.device), self.segments, self.numbers, self.ranks, self.tables)
+        step._max_ranks = np.maximum(step._max_ranks, self.max_rank)
         if num_padding:
             behind = torch.tensor([(2**30, 2**30, 0)] * num_padding, dtype=torch.int32, device=self.x.device)
             step._items = Given(torch.cat([step._items.tensor, behind]))
@@ -215,6 +227,32 @@ def test_padding_of_the_items_does_nothing(device: torch.device, name: str) -> N
     with launches():
         setup.add(num_padding=2)
     setup.check()
+
+
+@pytest.mark.parametrize("order", [None, 1])
+def test_ranks_that_no_adapter_has_are_no_programs(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, order: int | None
+) -> None:
+    """Of a grid that would be larger than a GPU takes at once: a program goes on with the ranks behind its own, where there are any."""
+    monkeypatch.setattr(rows, "SHRINK_PROGRAMS", 1)
+    case, most = CASES["largest ranks"], 256
+    setup = Setup(case, torch.bfloat16, device)
+    setup.max_rank = most
+    seen = setup.run(order=order)
+    setup.check()
+    if device.type == "cpu":
+        num_items = sum(-(-count // SMALL.few.tokens) for count in case.counts)
+        assert seen.programs["shrink"] == num_items * SHRINK_TILES < num_items * most // MIN_DOT
+        assert seen.read["shrink", "pool"] == sum(map(sum, case.ranks)) * case.in_width * 2
+        assert seen.rounds["shrink"] == 3, "further tiles are asked for when the rank is known"
+
+
+def test_programs_of_a_pod_for_rank_128() -> None:
+    """Of A x in a layer of Llama-3-8B, 64 items: query, key and value; output; gate and up; down, by slices and parts of the sum."""
+    parts, tiles, num_items = (3 * 4, 1 * 4, 2 * 4, 1 * 8), 128 // MIN_DOT, 64
+    assert sum(num_items * part * tiles for part in parts) == 16384
+    assert sum(num_items * part * _num_tiles(tiles, num_items * part) for part in parts) == 4608
+    assert [_num_tiles(tiles, part) for part in parts] == [tiles] * 4, "one item: all tiles are at work at once"
 
 
 def test_records_are_made_once_for_all_sites_of_a_step(device: torch.device) -> None:

@@ -72,30 +72,48 @@ def _begins(pool, own, r):
     return pool + tl.load(own + HEAD + r).to(tl.int64) * ALIGN
 
 
+@triton.jit
+def _shrink_tile(
+    out, tokens, is_token, a, ranks, rank, begin, end, TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr
+):  # fmt: skip
+    """out[token, rank] = a part of A x, of some ranks and of x from `begin` to `end`."""
+    r, k = ranks + tl.arange(0, RANKS), tl.arange(0, STEP)
+    total = tl.zeros((TOKENS, RANKS), tl.float32)
+    for at in range(begin, end, STEP):
+        fits = at + k < end
+        some = tl.load(tokens[:, None] + (at + k)[None, :], mask=is_token[:, None] & fits[None, :], other=0.0)
+        weights = tl.load(a[None, :] + (at + k)[:, None], mask=(r < rank)[None, :] & fits[:, None], other=0.0)
+        total = tl.dot(some, weights, total, input_precision="ieee")
+    tl.store(out[:, None] + r[None, :], total, mask=is_token[:, None] & (r < rank)[None, :])
+
+
 @triton.jit(do_not_specialize=["stride", "num_items", "place", "num_tokens"])
 def shrink(
     low, x, x_stride, pool, records, stride, num_items, place, num_tokens, in_width, low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    LOOP: tl.constexpr,
 ):  # fmt: skip
-    """low[split, slice, token, rank] = a part of A x, in float32. Grid: (items, tiles of RANKS, SLICES * SPLITS)."""
-    item, tile = tl.program_id(0), tl.program_id(1)
+    """low[split, slice, token, rank] = a part of A x, in float32. Grid: (items, tiles of RANKS, SLICES * SPLITS).
+
+    LOOP: the grid may have fewer tiles than an adapter, and a program goes on with the ones behind those.
+    """
+    item, tile = tl.program_id(0), tl.program_id(1) * RANKS
     slice, split = tl.program_id(2) // SPLITS, tl.program_id(2) % SPLITS
-    lane, r, k = tl.arange(0, TOKENS), tile * RANKS + tl.arange(0, RANKS), tl.arange(0, STEP)
+    lane = tl.arange(0, TOKENS)
     own, rank, first, count = _record_of(records, stride, num_items, place + slice, item)
-    a = _begins(pool, own, r)[None, :]
-    if tile * RANKS >= rank:
-        return
-    is_token, is_rank = (lane < count)[:, None], r < rank
-    tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
-    total = tl.zeros((TOKENS, RANKS), tl.float32)
+    a = _begins(pool, own, tile + tl.arange(0, RANKS))
+    is_token = lane < count
+    tokens = x + (first + lane).to(tl.int64) * x_stride
+    out = low + ((split * SLICES + slice) * num_tokens + first + lane).to(tl.int64) * low_rank
     span = tl.cdiv(tl.cdiv(in_width, SPLITS), STEP) * STEP
-    for at in range(split * span, min(split * span + span, in_width), STEP):
-        fits = at + k < in_width
-        some = tl.load(tokens + (at + k)[None, :], mask=is_token & fits[None, :], other=0.0)
-        weights = tl.load(a + (at + k)[:, None], mask=is_rank[None, :] & fits[:, None], other=0.0)
-        total = tl.dot(some, weights, total, input_precision="ieee")
-    out = low + ((split * SLICES + slice) * num_tokens + first + lane)[:, None].to(tl.int64) * low_rank + r[None, :]
-    tl.store(out, total, mask=is_token & is_rank[None, :])
+    begin, end = split * span, min(split * span + span, in_width)
+    if LOOP:
+        for ranks in range(tile, rank, tl.num_programs(1) * RANKS):
+            if ranks > tile:
+                a = _begins(pool, own, ranks + tl.arange(0, RANKS))
+            _shrink_tile(out, tokens, is_token, a, ranks, rank, begin, end, TOKENS, RANKS, STEP)
+    elif tile < rank:
+        _shrink_tile(out, tokens, is_token, a, tile, rank, begin, end, TOKENS, RANKS, STEP)
 
 
 @triton.jit(do_not_specialize=["stride", "num_items", "place", "num_tokens"])

@@ -25,6 +25,10 @@ HEAD = lora.HEAD.value
 """Numbers of a record before those of its rows."""
 RECORD_PLACES = 16
 """Modules of one program of `record`."""
+SHRINK_TILES = 2
+"""Tiles of ranks in the grid of `shrink`, at most, where there are more than SHRINK_PROGRAMS programs."""
+SHRINK_PROGRAMS = 1024
+"""So many at least are at work at once on a GPU. More for ranks that no adapter of the step has would take their turns and end."""
 EXPAND_RANKS = 64
 """`expand` takes up to so many ranks at once; MIN_DOT of float32, whose products take registers for each of their terms."""
 
@@ -178,6 +182,7 @@ class LoraStep:
         if sizes.tokens == MIN_DOT:  # else there are programs enough
             splits = max(1, min(MAX_SPLITS, site.in_width // sizes.split))
         width = -(-rank // MIN_DOT) * MIN_DOT
+        tiles = _num_tiles(width // MIN_DOT, self._num_items * slices * splits)
         num_floats = splits * slices * tokens * width
         if self._low.numel() < num_floats:
             self._low = torch.empty(num_floats, dtype=torch.float32, device=x.device)
@@ -185,9 +190,16 @@ class LoraStep:
         at_once = MIN_DOT if x.dtype == torch.float32 else EXPAND_RANKS
         launch(
             lora.shrink,
-            (self._num_items, width // MIN_DOT, slices * splits),
+            (self._num_items, tiles, slices * splits),
             (self._low, x, x.stride(0), *tables, tokens, site.in_width, width),
-            {**common, "RANKS": MIN_DOT, "STEP": sizes.step, "num_warps": sizes.shrink_warps, "num_stages": 3},
+            {
+                **common,
+                "RANKS": MIN_DOT,
+                "STEP": sizes.step,
+                "LOOP": tiles < width // MIN_DOT,
+                "num_warps": sizes.shrink_warps,
+                "num_stages": 3,
+            },
         )
         launch(
             lora.expand,
@@ -202,3 +214,8 @@ class LoraStep:
                 "num_stages": sizes.expand_stages,
             },
         )
+
+
+def _num_tiles(most: int, num_others: int) -> int:
+    """Return the tiles of ranks in a grid of `num_others` programs for each."""
+    return min(most, max(SHRINK_TILES, SHRINK_PROGRAMS // num_others))
