@@ -76,8 +76,8 @@ def test_replays_in_any_order_give_the_same_tokens(
     }
 
 
-@pytest.mark.parametrize("order", [Order.RESULTS, Order.ADAPTER_COPIED], ids=str)
-def test_replays_need_each_wait(order: Order, model: Path, right: list[tuple[int, ...]]) -> None:
-    simulated = SimulatedCuda(1, order, haste=0.0)
+@pytest.mark.parametrize(("order", "seed"), [(Order.RESULTS, 1), (Order.ADAPTER_COPIED, 2)], ids=str)
+def test_replays_need_each_wait(order: Order, seed: int, model: Path, right: list[tuple[int, ...]]) -> None:
+    simulated = SimulatedCuda(seed, order, haste=0.0)
     with engine_on(simulated, config_of(model, "cuda"), TritonKernels(CUDA, SMALL)) as engine:
         assert answers(engine, model) != right
