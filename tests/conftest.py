@@ -13,7 +13,7 @@ import pytest
 from demo.fleet import diagnose
 from demo.profiles import load_profile
 from hypothesis import HealthCheck, settings
-from support.file_turns import ByFile
+from support.file_turns import TABLE, ByFile, read_table
 from support.fleet import Fleet
 from xdist.remote import Producer
 
@@ -69,7 +69,7 @@ STARTING_PROGRAMS = tuple(
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     """How tests are given out to processes, whatever `--dist` says."""
-    return ByFile(config, log)
+    return ByFile(config, log, read_table(TABLE.read_text()))
 
 
 @pytest.hookimpl(tryfirst=True)

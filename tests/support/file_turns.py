@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
+from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
@@ -78,9 +80,9 @@ def next_unit(left: Iterable[str], others: Iterable[str], table: Mapping[str, Se
 class ByFile(LoadFileScheduling):
     """Tests of a file go to one process, as they share what it has started; so do those of all files that use the cluster."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self._seconds = {**read_table(TABLE.read_text()), CLUSTER: FIRST}
+    def __init__(self, config: pytest.Config, log: Producer, seconds: Mapping[str, Seconds]) -> None:
+        super().__init__(config, log)
+        self._seconds = {**seconds, CLUSTER: FIRST}
         self._last: dict[WorkerController, str] = {}
 
     def _split_scope(self, nodeid: str) -> str:

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from support.file_turns import CLUSTER, FIRST, ROOT, ByFile, Seconds, next_unit, read_table, unit_of, write_table
+from xdist.remote import Producer
 
 COMPUTES, MORE, WAITS, WAITS_MORE = Seconds(10, 11), Seconds(20, 21), Seconds(1, 12), Seconds(2, 30)
 KNOWN = {"computes": COMPUTES, "more": MORE, "waits": WAITS, "waits-more": WAITS_MORE, CLUSTER: FIRST}
+LONGEST, LONG = "tests/numerals/test_truth.py", "tests/charts/test_values.py"
+TABLE = {LONG: COMPUTES, LONGEST: MORE}
 OF_THE_CLUSTER = ("tests/cluster/test_demo.py", "tests/charts/test_on_cluster.py")
 
 
@@ -43,6 +46,8 @@ class Process:
 
     name: str
     collection: list[str]
+    begun: list[str]
+    """Files in the order in which any process was given them."""
     run: list[str] = field(default_factory=list)
     shutting_down: bool = False
 
@@ -51,7 +56,9 @@ class Process:
         return SimpleNamespace(id=self.name)
 
     def send_runtest_some(self, indices: Iterable[int]) -> None:
-        self.run += [self.collection[index] for index in indices]
+        given = [self.collection[index] for index in indices]
+        self.run += given
+        self.begun += _files(given)
 
     def shutdown(self) -> None:
         self.shutting_down = True
@@ -59,10 +66,11 @@ class Process:
 
 def scheduled(collection: list[str], number: int) -> tuple[ByFile, list[Process]]:
     """Processes that have found the tests, and have been given their first ones."""
-    option = SimpleNamespace(loadscopereorder=True)
+    option = SimpleNamespace(loadscopereorder=False)
     config: Any = SimpleNamespace(option=option, getvalue=lambda _: ["popen"] * number)
-    scheduler = ByFile(config, None)
-    processes: list[Any] = [Process(f"gw{index}", collection) for index in range(number)]
+    scheduler = ByFile(config, Producer("test"), TABLE)
+    begun: list[str] = []
+    processes: list[Any] = [Process(f"gw{index}", collection, begun) for index in range(number)]
     for process in processes:
         scheduler.add_node(process)
         scheduler.add_node_collection(process, collection)
@@ -70,8 +78,8 @@ def scheduled(collection: list[str], number: int) -> tuple[ByFile, list[Process]
     return scheduler, processes
 
 
-def files_of(process: Process) -> list[str]:
-    return list(dict.fromkeys(test.partition("::")[0] for test in process.run))
+def _files(tests: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(test.partition("::")[0] for test in tests))
 
 
 def some_tests(num_each: int = 4) -> list[str]:
@@ -96,9 +104,10 @@ def test_each_test_runs_once_and_those_of_a_file_and_of_the_cluster_run_in_one_p
     scheduler, processes = scheduled(collection, 3)
     finish(scheduler, processes)
     assert sorted(test for process in processes for test in process.run) == sorted(collection)
-    files = [{unit_of(file) for file in files_of(process)} for process in processes]
+    files = [{unit_of(file) for file in _files(process.run)} for process in processes]
     assert sum(map(len, files)) == len(set.union(*files))
-    assert unit_of(files_of(processes[0])[0]) == CLUSTER
+    assert unit_of(processes[0].begun[0]) == CLUSTER
+    assert processes[0].begun[-2:] == [LONGEST, LONG]
     assert all(process.shutting_down for process in processes)
 
 
