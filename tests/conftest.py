@@ -1,5 +1,6 @@
 """Fixtures that more than one package's tests share."""
 
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 from demo.fleet import diagnose
 from demo.profiles import load_profile
 from hypothesis import HealthCheck, settings
+from support.cpu_kernels import KERNELS, compile_meanwhile
 from support.file_turns import TABLE, ByFile, read_table
 from support.fleet import Fleet
 from xdist.remote import Producer
@@ -21,6 +23,7 @@ if os.environ.get("LORAFLEET_TEST_DEVICE") != "cuda" and not Path("/dev/nvidiact
     # without a GPU kernels run in Triton's interpreter, and Triton binds itself to it or to the compiler when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
+os.environ["NUMBA_CACHE_DIR"] = str(KERNELS)  # of what tests start, too
 ROOT = Path(__file__).resolve().parent.parent
 # a shared machine may be slow: time says nothing about an example; what CI has passed, it passes again
 settings.register_profile(
@@ -64,6 +67,29 @@ STARTING_PROGRAMS = tuple(
     )
 )
 """Their tests, and those of the cluster, fail when they have failed twice; the first time is in the summary."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What starts the processes of a run also compiles, meanwhile, what they will need when they have found their tests."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        compiling = compile_meanwhile()
+        session.config.add_cleanup(lambda: compiling.wait() and None)
+
+
+def pytest_collectstart() -> None:
+    """While tests are read, nearly nothing becomes garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported never does: it is looked through no more."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """At the end of the process it does, or libraries in C say what has leaked."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.cpu_kernels import with_kernels
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "registered.py"
 
 
@@ -12,7 +14,8 @@ def test_a_small_run_measures_both_engines(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     options = ("--size=tiny", "--registered=5", "--resident=2", "--requests=6", "--prompt-tokens=20")
     options += ("--answer-tokens=6", "--rounds=1", f"--cache={tmp_path}", f"--output={output}")
-    done = subprocess.run([sys.executable, str(BENCHMARK), *options], check=False, capture_output=True, text=True)
+    command = [sys.executable, str(BENCHMARK), *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=with_kernels(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())["registered"]
     assert (found["few"], found["many"]) == (2, 5)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from support.cpu_kernels import with_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "benchmarks" / "serving.py"
@@ -16,9 +17,8 @@ SMALL = ("--size=tiny", "--requests=6", "--prompt-tokens=20", "--answer-tokens=6
 def test_a_small_run_from_end_to_end(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     options = ("--figures=throughput", "--adapters=2", "--baselines=", f"--cache={tmp_path}", f"--output={output}")
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARK), *SMALL, *options], check=False, capture_output=True, text=True
-    )
+    command = [sys.executable, str(BENCHMARK), *SMALL, *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=with_kernels(tmp_path))
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text())
     (row,) = document["rows"]

@@ -1,14 +1,12 @@
 """Which tests take how many seconds of a core, with the programs that they started, and how long they wait.
 
-`pytest -p support.cpu_seconds`, with PYTHONPATH=tests. A program counts for the test at whose end it has ended. What a
-test waits is its time less its seconds of a core, and says something on a quiet machine alone: on a busy one it also
-waits for a core. With LORAFLEET_TEST_SECONDS=write what the files took becomes their lines of `tests/file_seconds.txt`,
+`pytest -p support.cpu_seconds`, with PYTHONPATH=tests. What a program of several tests takes counts for the one that runs
+meanwhile. What a test waits is its time less its seconds of a core, and says something on a quiet machine alone: on a busy one
+it also waits for a core. With LORAFLEET_TEST_SECONDS=write what the files took becomes their lines of `tests/file_seconds.txt`,
 which `support.file_turns` goes by.
 """
 
 import os
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.file_turns import TABLE, Seconds, read_table, write_table
+from support.processes import core_seconds, descendants
 
 MAX_TESTS, MIN_SECONDS = 25, 0.5
 _SENT = "seconds of tests"
@@ -40,27 +39,26 @@ class _Seconds:
 _seconds = _Seconds()
 
 
-def core_seconds() -> float:
-    """Seconds of a core that this process took so far, and the programs it started that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    forked = sys.modules.get("support.forked")  # it imports what an engine needs; who forks has imported it
-    return sum(one.ru_utime + one.ru_stime for one in used) + (forked.spent_seconds() if forked else 0)
+def _core_seconds() -> float:
+    """Of this process, of the programs that it started and of theirs, those that run and those that have ended."""
+    own = os.getpid()
+    return core_seconds([own, *descendants(own)])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    core, start = core_seconds(), time.monotonic()
+    core, start = _core_seconds(), time.monotonic()
     try:
         return (yield)
     finally:
-        _seconds.core[item.nodeid] += core_seconds() - core
+        _seconds.core[item.nodeid] += _core_seconds() - core
         _seconds.all[item.nodeid] += time.monotonic() - start
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     sent = getattr(session.config, "workeroutput", None)
     if sent is not None:
-        sent[_SENT] = [dict(_seconds.core), dict(_seconds.all), core_seconds()]
+        sent[_SENT] = [dict(_seconds.core), dict(_seconds.all), _core_seconds()]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -82,7 +80,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         waited = max(everything[name] - seconds, 0.0)
         if seconds + waited >= MIN_SECONDS:
             terminalreporter.write_line(f"{seconds:8.1f} {waited:8.1f}  {name}")
-    own = time.process_time() if _seconds.with_imports else core_seconds()
+    own = time.process_time() if _seconds.with_imports else _core_seconds()
     terminalreporter.write_line(f"{_seconds.with_imports + own:8.1f}           all, with imports")
     if os.environ.get("LORAFLEET_TEST_SECONDS") == "write":
         taken = {file: Seconds(files[file], seconds) for file, seconds in _by_file(_seconds.all).items()}

@@ -22,7 +22,6 @@ from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.engine_program import EngineProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class ForkedProcess:
@@ -101,11 +100,6 @@ class _Server:
         with self._asking:
             socket.send_fds(self._connection, [msgspec.json.encode(request)], files)
 
-    def seconds(self) -> float:
-        """Seconds of a core that it and those of its processes that have ended took."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / _TICKS
-
     def _end(self) -> None:
         self._connection.close()
         self._process.wait()
@@ -114,11 +108,6 @@ class _Server:
 @cache
 def _server() -> _Server:
     return _Server()
-
-
-def spent_seconds() -> float:
-    """Seconds of a core that forked processes took, and the server; those that have ended."""
-    return _server().seconds() if _server.cache_info().currsize else 0.0
 
 
 def fork(

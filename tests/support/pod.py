@@ -15,14 +15,15 @@ from pathlib import Path
 
 import httpx
 from openai import AsyncOpenAI, OpenAI
+from support.cpu_kernels import compiled
 from support.forked import ForkedProcess, fork
 from support.forked_programs import ENGINE_NAME
+from support.processes import descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [str(ROOT / part / "src") for part in ("contract", "common", "inference")]
 START_SECONDS = 300.0
 END_SECONDS = 120.0
-KERNELS = Path(tempfile.gettempdir()) / f"lorafleet-test-kernels-{os.getuid()}"
 """Compiled once for all pods of all runs."""
 LISTENING = re.compile(r"listening on (http://\S+) \(admin (http://\S+)\)")
 NUMERALS = ROOT / "models" / "numerals"
@@ -100,16 +101,6 @@ class ServedPod:
         return self.process.wait(timeout_seconds)
 
 
-def descendants(process_id: int) -> list[int]:
-    """Processes that a process has started, and theirs."""
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in Path(f"/proc/{process_id}/task").iterdir():
-            for child in map(int, (thread / "children").read_text().split()):
-                found += [child, *descendants(child)]
-    return found
-
-
 def command_of(process_id: int) -> bytes:
     """Command line of a process; nothing of one that is gone."""
     with suppress(OSError):
@@ -169,9 +160,8 @@ def serve(
     forked: bool = True,
 ) -> Iterator[ServedPod]:
     """Serve a model with adapters, small budgets and no grace at the end; yields when it listens, or is ready."""
-    KERNELS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="lorafleet-cache-") as cache:
-        (Path(cache) / "kernels").symlink_to(KERNELS)
+        (Path(cache) / "kernels").symlink_to(compiled())
         given = [f"--adapter={name}={source}" for name, source in (adapters or {}).items()]
         small = ["--kv-cache-memory=64Mi", "--host-cache=256Mi", "--num-threads=1", "--dtype=float32"]
         own = [f"--model={model}", "--host=127.0.0.1", "--port=0", "--admin-port=0", f"--cache-dir={cache}"]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from support.engines import key_of
 from support.models import AdapterSpec, Reference, model_folder, save_adapter
-from support.pod import command_of, descendants
+from support.pod import command_of
+from support.processes import descendants
 
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.client import EngineClient

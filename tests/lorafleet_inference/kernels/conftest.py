@@ -1,9 +1,14 @@
+"""Kernels of the CPU are compiled, by one process for all, before a file of these tests imports them."""
+
 from collections.abc import Iterator
 
 import pytest
 import torch
+from support.cpu_kernels import compiled
 
 from lorafleet_inference.kernels.cpu import CpuKernels, load_kernels
+
+compiled()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.pod import KERNELS, ServedPod, start, wait_listening
+from support.cpu_kernels import compiled
+from support.pod import ServedPod, start, wait_listening
 from support.servers import ServedHub, serve_hub
 from support.waiting import wait_for
 
@@ -60,9 +61,8 @@ def grown(told: Callable[[], list[int]], before: list[int]) -> bool:
 
 
 def test_downloading_is_told_until_the_base_is_here(hub: ServedHub, tmp_path: Path) -> None:
-    KERNELS.mkdir(parents=True, exist_ok=True)
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "kernels").symlink_to(KERNELS)
+    (tmp_path / "cache" / "kernels").symlink_to(compiled())
     permits = threading.Semaphore(0)
     hub.trouble.pace = lambda _: permits.acquire()
     try:

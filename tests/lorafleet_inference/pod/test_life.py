@@ -15,7 +15,8 @@ import httpx
 import openai
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.pod import SOURCES, START_SECONDS, ServedPod, command, descendants, is_engine, serve, start
+from support.pod import SOURCES, START_SECONDS, ServedPod, command, is_engine, serve, start
+from support.processes import descendants
 
 from lorafleet_inference.engine.background import ENGINE_NICENESS
 
