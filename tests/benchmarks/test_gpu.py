@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.forked import run_forked
 
 from lorafleet_inference.cards import Card
 from lorafleet_inference.model.budget import Wish, budget
@@ -56,7 +57,7 @@ def test_a_batch_of_no_sequence_is_refused() -> None:
 def test_every_part_runs_on_a_model_of_a_moment(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     options = ("--batches=1,3", "--adapters=0,2", "--mixed=3", "--commit=abc", f"--cache={tmp_path}")
-    done = run(*TINY, *options, f"--output={output}")
+    done = run_forked("support.forked_programs:script", str(BENCHMARK), *TINY, *options, f"--output={output}")
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text())
     found = document["gpu"]
@@ -78,7 +79,7 @@ def test_a_part_that_fails_is_told_and_leaves_the_others(tmp_path: Path) -> None
     output = tmp_path / "gpu.json"
     too_many = "--batches=600"  # sequences: each has a token id of its own, and the tiny vocabulary has 512
     options = ("--parts=decode,prefill", too_many, "--adapters=0", f"--cache={tmp_path}")
-    done = run(*TINY, *options, f"--output={output}")
+    done = run_forked("support.forked_programs:script", str(BENCHMARK), *TINY, *options, f"--output={output}")
     assert done.returncode == 1, done.stdout
     found = json.loads(output.read_text())["gpu"]
     assert list(found["failed"]) == ["decode"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.cpu_kernels import with_kernels
+from support.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "benchmarks" / "serving.py"
@@ -17,8 +18,8 @@ SMALL = ("--size=tiny", "--requests=6", "--prompt-tokens=20", "--answer-tokens=6
 def test_a_small_run_from_end_to_end(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     options = ("--figures=throughput", "--adapters=2", "--baselines=", f"--cache={tmp_path}", f"--output={output}")
-    command = [sys.executable, str(BENCHMARK), *SMALL, *options]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=with_kernels(tmp_path))
+    script = ("support.forked_programs:script", str(BENCHMARK))
+    done = run_forked(*script, *SMALL, *options, environment=with_kernels(tmp_path))
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text())
     (row,) = document["rows"]

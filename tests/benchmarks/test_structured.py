@@ -1,9 +1,9 @@
-"""The benchmark of structured output runs from end to end."""
+"""The benchmark of structured output runs from end to end, forked from a server that has imported what it needs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from support.forked import run_forked
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "structured.py"
 
@@ -11,7 +11,7 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "structured.py"
 def test_a_small_run_answers_both_kinds(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     options = ("--size=tiny", "--requests=2", "--answer-tokens=8", "--repeats=2", f"--output={output}")
-    done = subprocess.run([sys.executable, str(BENCHMARK), *options], check=False, capture_output=True, text=True)
+    done = run_forked("support.forked_programs:script", str(BENCHMARK), *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())["structured"]
     assert {kind: len(runs) for kind, runs in found["tokens_per_second"].items()} == {"free": 2, "JSON schema": 2}

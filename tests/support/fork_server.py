@@ -149,7 +149,9 @@ def main() -> NoReturn:
     try:
         status = call_of(request, files)
     except SystemExit as error:  # as the interpreter does
-        status = error.code if isinstance(error.code, int) else 1
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
         status = 1

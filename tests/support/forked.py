@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,6 +23,8 @@ from lorafleet_inference.engine import allocator
 from lorafleet_inference.engine.engine_program import EngineProcess
 
 ROOT = Path(__file__).resolve().parents[2]
+MAX_SECONDS = 600.0
+"""That a process may take that is run to its end."""
 
 
 class ForkedProcess:
@@ -127,6 +130,20 @@ def fork(
         )
         _server().ask(request, [theirs.fileno(), output, errors, *files])
     return ForkedProcess([call, *arguments], ours)
+
+
+def run_forked(
+    call: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a process that calls module:function with the arguments to its end."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = fork(call, arguments, output=output.fileno(), errors=errors.fileno(), environment=environment)
+        status = process.wait(MAX_SECONDS)
+        written = []
+        for file in (output, errors):
+            file.seek(0)
+            written.append(file.read().decode())
+    return subprocess.CompletedProcess(process.args, status, *written)
 
 
 async def forked_engine(_: EngineConfig, start: bytes, number: int) -> EngineProcess:

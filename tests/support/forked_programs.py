@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import runpy
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 from support.awaited import AwaitedProcess
@@ -58,6 +60,14 @@ def rank(_: Sequence[str], files: Sequence[int]) -> int:
 
     pipes = Pipes(*(pipe(socket.socket(fileno=file)) for file in files))
     return run_rank(pipes.steps.recv(), pipes)
+
+
+def script(arguments: Sequence[str], _: Sequence[int]) -> int:
+    """`python SCRIPT ARGUMENTS`."""
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+    return 0
 
 
 def _wait_and_run(connection: socket.socket) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 from openai import AsyncOpenAI, OpenAI
 from support.cpu_kernels import compiled
-from support.forked import ForkedProcess, fork
+from support.forked import ForkedProcess, fork, run_forked
 from support.forked_programs import ENGINE_NAME
 from support.processes import descendants
 
@@ -174,15 +174,7 @@ def serve(
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `lorafleet-inference ARGUMENTS` in a forked process to its end."""
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        call = "support.forked_programs:pod"
-        process = fork(call, arguments, output=output.fileno(), errors=errors.fileno())
-        status = process.wait(START_SECONDS)
-        written = []
-        for file in (output, errors):
-            file.seek(0)
-            written.append(file.read().decode())
-    return subprocess.CompletedProcess(process.args, status, *written)
+    return run_forked("support.forked_programs:pod", *arguments)
 
 
 def wait_listening(pod: ServedPod) -> None:
