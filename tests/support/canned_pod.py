@@ -66,6 +66,7 @@ async def canned_pod(
     model: Path,
     *options: str,
     answer_memory_bytes: int = 1 << 30,
+    tool_call_parser: str = "auto",
     guard: Guard | None = None,
     tracing: Tracing = OFF,
 ) -> AsyncIterator[CannedPod]:
@@ -76,6 +77,7 @@ async def canned_pod(
             served_name="base",
             cache_dir=Path(folder),
             answer_memory_bytes=answer_memory_bytes,
+            tool_call_parser=tool_call_parser,
         )
         text, readers = Text.load(model), Readers()
         engine = await EngineClient.start(config.engine, canned_engine.program(*options))

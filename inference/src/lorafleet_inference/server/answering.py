@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,8 @@ from lorafleet_inference.text.output import Output
 
 THREAD_LOG_PROBABILITIES = 512
 """Answers with those of more positions are written in a thread."""
+THREAD_CHARS = 4096
+"""So are texts of more characters in which calls of tools or reasoning are looked for: some 5 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,14 @@ class Answering(Generic[RequestT]):
         shows_special = any(prompt.shows_special for prompt in prompts)
         outputs = [self._output(request, leased, shows_special=shows_special) for _ in plans]
         num_ranked = request.n if request.is_ranked else None
-        run = _Run(generation, plans, outputs, surface.formatter(answer), num_ranked=num_ranked)
+        run = _Run(
+            generation,
+            plans,
+            outputs,
+            surface.formatter(answer),
+            num_ranked=num_ranked,
+            has_parts=any(prompt.parts for prompt in prompts),
+        )
         grant = grant_of(exchange.scope)
         with as_errors():
             grant.reserve(run.num_prompt_tokens + len(plans) * (request.max_new_tokens or 0))
@@ -167,13 +176,19 @@ class _Run:
         formatter: Formatter,
         *,
         num_ranked: int | None,
+        has_parts: bool,
     ) -> None:
-        """`num_ranked`: so many choices of each prompt are shown, the best ones first; None: all, as they were asked."""
+        """What is to be run.
+
+        `num_ranked`: so many choices of each prompt are shown, the best ones first; None: all, as they were asked.
+        `has_parts`: the formatter looks for calls of tools, or reasoning, in the text.
+        """
         self._generation = generation
         self._plans = plans
         self._outputs = outputs
         self._formatter = formatter
         self._num_ranked = num_ranked
+        self._has_parts = has_parts
         self.num_prompt_tokens = sum(len(plan.prompt_token_ids) for plan in plans if plan.new_prompt)
 
     async def whole(self, exchange: Exchange) -> None:
@@ -186,7 +201,8 @@ class _Run:
         usage = self._generation.usage(self.num_prompt_tokens)
         if exchange.asks_usage:
             exchange.headers[HEADER_USAGE] = usage_text(usage.prompt_tokens, usage.completion_tokens)
-        if self._num_log_probabilities(parts) > THREAD_LOG_PROBABILITIES:
+        is_long = self._num_log_probabilities(parts) > THREAD_LOG_PROBABILITIES
+        if is_long or self._is_long_to_read(delta for shown in parts for delta in shown):
             response = await asyncio.to_thread(self._response, parts, usage, exchange.headers)
         else:
             response = self._response(parts, usage, exchange.headers)
@@ -196,6 +212,10 @@ class _Run:
         """Positions of which log-probabilities are written."""
         of_prompts = sum(map(len, self._generation.prompt_logprobs.values()))
         return of_prompts + sum(len(delta.tokens) for shown in parts for delta in shown)
+
+    def _is_long_to_read(self, deltas: Iterable[ChoiceDelta]) -> bool:
+        """Whether to find the parts in what choices add takes so long that others' streams would wait for it."""
+        return self._has_parts and sum(len(delta.text) for delta in deltas) > THREAD_CHARS
 
     def _response(self, parts: Sequence[Sequence[ChoiceDelta]], usage: Usage, headers: Headers) -> Response:
         choices: list[Choice] = []
@@ -241,8 +261,9 @@ class _Run:
                 bodies = (event for delta in deltas for event in self._formatter.events(delta, scored.get(delta.index)))
                 first = {delta.index for delta in deltas} - opened
                 opened |= first
-                if sum(len(scored.get(index, ())) for index in first) > THREAD_LOG_PROBABILITIES:
-                    await events.send(await asyncio.to_thread(list, bodies))
+                is_long = sum(len(scored.get(index, ())) for index in first) > THREAD_LOG_PROBABILITIES
+                if is_long or self._is_long_to_read(deltas):
+                    await events.raw(await asyncio.to_thread(events.written, bodies))
                 else:
                     await events.send(bodies)
                 self._generation.sent(deltas)

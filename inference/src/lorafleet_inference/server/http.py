@@ -129,15 +129,19 @@ class EventStream:
 
     async def send(self, bodies: Iterable[msgspec.Struct]) -> None:
         """Send events in one piece."""
-        if not self.started:
-            await self.start()
-        await self.raw(b"".join(self._name(body) + b"data: " + _encoder.encode(body) + b"\n\n" for body in bodies))
+        await self.raw(self.written(bodies))
+
+    def written(self, bodies: Iterable[msgspec.Struct]) -> bytes:
+        """Return events as they are sent."""
+        return b"".join(self._name(body) + b"data: " + _encoder.encode(body) + b"\n\n" for body in bodies)
 
     def _name(self, body: msgspec.Struct) -> bytes:
         return f"event: {getattr(body, 'type', 'message')}\n".encode() if self._names_events else b""
 
     async def raw(self, data: bytes) -> None:
         """Send bytes as they are."""
+        if not self.started:
+            await self.start()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, last: bytes | None = None) -> None:

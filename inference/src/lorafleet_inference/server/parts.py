@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -18,6 +18,9 @@ from lorafleet_inference.server.wire import (
 from lorafleet_inference.text.reasoning import ReasoningSplitter, Tags, Thought
 from lorafleet_inference.text.tool_calls import Notation
 from lorafleet_inference.text.tool_calls.parts import Argued, Called, Part, Said
+
+PIECE_CHARS: Final = 1024
+"""Read at a time: parsers copy what they have not read yet, once a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +49,21 @@ class Parts:
         if not self:
             return ChatMessage(text), finish
         reader = self.reader()
-        said, thought, calls = "", "", list[tuple[str, str, str]]()
+        said, thought, calls = list[str](), list[str](), list[tuple[str, str, list[str]]]()
         for part in (*reader.push(text), *reader.finish()):
             match part:
                 case Said(some):
-                    said += some
+                    said.append(some)
                 case Thought(some):
-                    thought += some
+                    thought.append(some)
                 case Called(_, name):
-                    calls.append((reader.call_id(len(calls)), name, ""))
+                    calls.append((reader.call_id(len(calls)), name, []))
                 case Argued(index, some):
-                    call_id, name, arguments = calls[index]
-                    calls[index] = (call_id, name, arguments + some)
+                    calls[index][2].append(some)
         message = ChatMessage(
-            said or (None if calls else ""),
-            reasoning_content=thought or msgspec.UNSET,
-            tool_calls=[MessageCall(call_id, FunctionCall(name, arguments)) for call_id, name, arguments in calls]
+            "".join(said) or (None if calls else ""),
+            reasoning_content="".join(thought) or msgspec.UNSET,
+            tool_calls=[MessageCall(call_id, FunctionCall(name, "".join(pieces))) for call_id, name, pieces in calls]
             or msgspec.UNSET,
         )
         return message, reader.finish_of(finish)
@@ -78,6 +80,12 @@ class PartReader:
 
     def push(self, text: str) -> list[Thought | Part]:
         """Take in more text; return what it completes."""
+        parts: list[Thought | Part] = []
+        for begin in range(0, len(text), PIECE_CHARS):
+            parts += self._push(text[begin : begin + PIECE_CHARS])
+        return parts
+
+    def _push(self, text: str) -> list[Thought | Part]:
         first: Sequence[Thought | Part] = self._reasoning.push(text) if self._reasoning else [Said(text)]
         return self._through_calls(first)
 
