@@ -359,7 +359,7 @@ def test_only_the_operator_reaches_admin_ports(helm: Helm) -> None:
         assert set(by_port) == {"admin", "http"}
         assert [_component(peer) for peer in by_port["admin"]] == ["operator"]
         assert [_component(peer) for peer in by_port["http"]] == ["gateway", None]
-    for component, ports in (("operator", [ADMIN_PORT, 8002]), ("gateway", [PUBLIC_PORT])):
+    for component, ports in (("operator", [ADMIN_PORT, PUBLIC_PORT, 8002]), ("gateway", [PUBLIC_PORT])):
         egress = rendered.one("NetworkPolicy", f"lorafleet-{component}")["spec"]["egress"]
         assert [entry["ports"] for entry in egress if "to" in entry] == [
             [{"port": p, "protocol": "TCP"}] for p in ports
@@ -480,7 +480,12 @@ def test_ranks_are_reached_by_ranks_alone(helm: Helm) -> None:
     spec = helm.render(given).one("NetworkPolicy", "lorafleet-ranks")["spec"]
     ranks = {"podSelector": {"matchExpressions": [{"key": LABEL_RANKS_OF, "operator": "Exists"}]}}
     assert spec["podSelector"] == ranks["podSelector"]
-    assert spec["ingress"] == [{"from": [ranks]}]
+    of_ranks, of_operator = spec["ingress"]
+    assert of_ranks == {"from": [ranks]}
+    (operator,) = of_operator["from"]
+    assert operator["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
+    assert operator["namespaceSelector"]["matchLabels"]
+    assert of_operator["ports"] == [{"port": "http"}]
     assert spec["egress"][1:] == [{"to": [ranks]}]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
 

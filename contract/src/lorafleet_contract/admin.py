@@ -278,6 +278,15 @@ class StartProgress(Observed):
         return f"{self.step} {self.percent} %"
 
 
+class HostReady(Observed):
+    """Answer of `/ready` on the port of a pod that is one of several of a replica and not the first."""
+
+    status: str
+    """In words."""
+    start: StartProgress | None = None
+    """While its base model is on its way and it is known how far; pods of earlier versions do not say."""
+
+
 class AdminError(Observed):
     """Body of every admin answer that is not 2xx."""
 

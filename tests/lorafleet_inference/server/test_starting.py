@@ -21,7 +21,7 @@ from support.waiting import wait_for
 from lorafleet_common.errors import ConfigError
 from lorafleet_common.sockets import bind
 from lorafleet_common.tracing import OFF
-from lorafleet_contract.admin import AdminError, StartProgress, StartStep
+from lorafleet_contract.admin import AdminError, HostReady, StartProgress, StartStep
 from lorafleet_inference.base_folder import NamedBase
 from lorafleet_inference.config import EngineConfig, ServerConfig
 from lorafleet_inference.metrics import REGISTRY
@@ -30,7 +30,7 @@ from lorafleet_inference.server.app import serve
 from lorafleet_inference.server.connections import ConnectionLimits
 from lorafleet_inference.server.ports import Port
 from lorafleet_inference.server.ranks import serve_ranks
-from lorafleet_inference.server.starting import Download, brought, early_admin, early_public
+from lorafleet_inference.server.starting import Download, brought, early_admin, early_host, early_public
 
 
 def client(app: Any) -> httpx.AsyncClient:
@@ -172,6 +172,20 @@ async def test_a_further_host_has_its_port_before_its_base_and_ends_when_told(
         may_go_on.set()
     os.kill(os.getpid(), signal.SIGTERM)
     assert await serving == 0
+
+
+@pytest.mark.parametrize("percent", [None, 0, 12])
+async def test_a_further_host_says_how_far_it_is_as_operators_read_it(percent: int | None) -> None:
+    download = Download()
+    if percent is not None:
+        download.tell(percent)
+    async with client(early_host(download)) as http:
+        answer = await http.get("/ready")
+    said = HostReady.model_validate_json(answer.content)
+    assert answer.status_code == 503
+    assert (said.start is None) is (percent is None)
+    if said.start is not None:
+        assert said.status == said.start.words == f"Downloading {percent} %"
 
 
 async def test_a_further_host_that_is_told_to_end_does_not_wait_for_its_download() -> None:

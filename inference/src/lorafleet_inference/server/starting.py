@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lorafleet_common.signals import StopSignals
 from lorafleet_common.tracing import Tracing
-from lorafleet_contract.admin import AdminError, StartProgress, StartStep
+from lorafleet_contract.admin import AdminError, HostReady, StartProgress, StartStep
 from lorafleet_contract.lorax import ADAPTER_PATHS, INFO
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference import metrics
@@ -173,7 +173,8 @@ def early_host(download: Download) -> ASGIApp:
         return json_response(Health(said()))
 
     async def ready(_: Request) -> Response:
-        return json_response(Health(said()), status=503)
+        answer = HostReady(status=said(), start=download.progress)
+        return Response(answer.model_dump_json(by_alias=True, exclude_none=True), 503, media_type="application/json")
 
     return Starlette(routes=[Route("/health", health), Route("/ready", ready)])
 

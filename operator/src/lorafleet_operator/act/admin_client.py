@@ -1,5 +1,6 @@
 """The admin API of pods over HTTP: what a pod answers becomes a typed document or a typed error, nothing else."""
 
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -11,16 +12,19 @@ from pydantic import BaseModel, ValidationError
 
 from lorafleet_contract import admin
 from lorafleet_contract.base import Wire
-from lorafleet_contract.names import ADMIN_PORT
+from lorafleet_contract.names import ADMIN_PORT, PUBLIC_PORT
 from lorafleet_operator import metrics
 from lorafleet_operator.act.pod_states import PodStates
 from lorafleet_operator.errors import AdminError, PodRefused, PodUnreachable
 
+logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 CONNECT_SECONDS: Final = 3.0
 STATE_SECONDS: Final = 3.0
 WRITE_SECONDS: Final = 5.0
 LOAD_SECONDS: Final = 2.0
+HOST_SECONDS: Final = 1.0
+MAX_HOST_BYTES: Final = 64 << 10
 RESOLVE_SECONDS: Final = 1800.0
 """A pod may have to download an adapter to know its digest."""
 POLL_SECONDS: Final = 5.0
@@ -35,7 +39,8 @@ DEAD_PEER_MILLISECONDS: Final = 10_000
 class AdminClient:
     """Requests to the admin API of pods; owns its connections. All methods raise AdminError and nothing else."""
 
-    def __init__(self, *, port: int = ADMIN_PORT) -> None:
+    def __init__(self, *, port: int = ADMIN_PORT, hosts_port: int = PUBLIC_PORT) -> None:
+        """`hosts_port`: of pods that are one of several of a replica and not the first."""
         connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket_that_notices_death)
         # pods set no cookies; with a jar each request would look through it twice. And they send what it is: what unpacks to
         # more than it weighs is nothing that a pod of ours sends, and would be all of the memory before its length is seen
@@ -43,6 +48,7 @@ class AdminClient:
             connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
         )
         self._port = port
+        self._hosts_port = hosts_port
         self._states = PodStates()
 
     async def close(self) -> None:
@@ -85,6 +91,24 @@ class AdminClient:
         """Return what a pod has of a served name, and what it is made of."""
         path = f"/admin/v1/adapters/{quote(name, safe='')}"
         return _parsed(admin.AdapterAnswer, await self._request("GET", ip, path, token, STATE_SECONDS))
+
+    async def host_start(self, ip: str) -> admin.StartProgress | None:
+        """Return how far a further pod of a replica is with its download, as it tells anybody; None: it does not say.
+
+        It has no admin API, and no token goes there.
+        """
+        host = f"[{ip}]" if ":" in ip else ip
+        try:
+            async with self._session.get(
+                f"http://{host}:{self._hosts_port}/ready",
+                headers={"accept-encoding": "identity"},
+                timeout=aiohttp.ClientTimeout(total=HOST_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                return _parsed(admin.HostReady, await _bounded(response, MAX_HOST_BYTES)).start
+        except (aiohttp.ClientError, TimeoutError, OSError, PodUnreachable) as error:
+            logger.debug("further pod %s does not say how far it is: %s", ip, str(error) or type(error).__name__)
+            return None
 
     async def resolve(self, ip: str, token: str, request: admin.ResolveRequest) -> admin.ResolveAnswer:
         """Let a pod pin a reference to content."""
@@ -145,12 +169,12 @@ class AdminClient:
             metrics.ADMIN_SECONDS.labels(verb=verb, code=code).observe(time.monotonic() - began)
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+async def _bounded(response: aiohttp.ClientResponse, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
     raw = bytearray()
     async for chunk in response.content.iter_any():
         raw += chunk
-        if len(raw) > MAX_ANSWER_BYTES:
-            raise PodUnreachable(f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+        if len(raw) > max_bytes:
+            raise PodUnreachable(f"its answer is longer than {max_bytes} bytes")
     return bytes(raw)
 
 

@@ -182,7 +182,7 @@ def _tools(parts: _Parts, key: bytes, store: Store, *, writes: Writes, wake: Wak
         resolver=Resolver(client, wake, watches.doubt_address),
         verifier=Verifier(client, wake),
         fences=Fences(lease),
-        waiting_pods=WaitingPods(parts.api),
+        waiting_pods=WaitingPods(parts.api, client),
         gateways=parts.gateways,
         measures=parts.measures,
         operators=Operators(parts.api, writer, me=lease.name),
