@@ -172,3 +172,10 @@ class DrivenEngine:
     def tokens(self, request_id: str) -> tuple[int, ...]:
         """The answer of a request."""
         return tuple(token for event in self.events() if event.request_id == request_id for token in event.token_ids)
+
+    def answers(self) -> dict[str, tuple[int, ...]]:
+        """The answers of all requests, read once: for many, where `tokens` would look through all events for each."""
+        found: dict[str, list[int]] = {}
+        for event in self.events():
+            found.setdefault(event.request_id, []).extend(event.token_ids)
+        return {request_id: tuple(tokens) for request_id, tokens in found.items()}
