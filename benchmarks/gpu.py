@@ -20,10 +20,13 @@ from measure.sizes import SIZES
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "benchmarks"
 RESULTS = Path(__file__).resolve().parent / "results"
-PARTS = ("transformers", "decode", "ranks", "prefill", "cold", "kernels")
+PARTS = ("transformers", "decode", "early", "ranks", "prefill", "cold", "kernels")
 MIXED_RANKS = (8, 16, 32, 64, 128)
 RANK = 16
 """Of adapters where not said otherwise."""
+EARLY_ADAPTERS = (1, 8, 32)
+"""Of the steps that are timed with launches in turn and with some that begin early."""
+EARLY_BATCH = 128
 NUM_KERNELS = 30
 """That take longest are kept."""
 NO_GPU = 2
@@ -110,6 +113,21 @@ class _Run:
             keys = self._runner.install([RANK] * num_adapters)
             batches = [batch for batch in self._chosen.batches if batch >= num_adapters]
             rows.extend(self._decoded(batch, [RANK] * num_adapters, keys) for batch in batches)
+
+    def _early(self) -> None:
+        """`--dependent-launch` on and off; of the most adapters also in a pod for no larger rank than theirs."""
+        batch = max((one for one in self._chosen.batches if one <= EARLY_BATCH), default=min(self._chosen.batches))
+        numbers = [one for one in EARLY_ADAPTERS if one in self._chosen.adapters and one <= batch]
+        rows = self._found["early"] = []
+        for number in numbers or [min(batch, max(*self._chosen.adapters, 1))]:
+            keys = self._runner.install([RANK] * number)
+            plan = self._runner.decode(batch, self._chosen.context, keys)
+            bounds = sorted({max(self._folders), *([RANK] if number == max(numbers, default=number) else [])})
+            times = self._runner.early_ms(
+                plan, self._chosen.rounds, batch=batch, num_adapters=number, rank_bounds=bounds
+            )
+            rows.extend({"batch": batch, "adapters": number, **asdict(one)} for one in times)
+            self._tell(f"{rows[-1]}")
 
     def _ranks(self) -> None:
         """Mixed ranks beside the same adapters if each took the largest rank: what padded slots would read."""

@@ -5,6 +5,8 @@ from typing import Any
 
 NUM_KERNELS = 8
 """That are shown."""
+ALWAYS_SHOWN = ("record",)
+"""However little they take."""
 
 
 def gpu_tables(found: Mapping[str, Any]) -> str:
@@ -19,6 +21,8 @@ def gpu_tables(found: Mapping[str, Any]) -> str:
     if rows := found.get("transformers"):
         words = ", ".join(f"{row['step_ms']:.2f} at batch {row['batch']}" for row in rows)
         parts.append(f"transformers' own decode step of the base, ms: {words}.\n")
+    if rows := found.get("early"):
+        parts.append(_early(rows))
     if rows := found.get("ranks"):
         parts.append(_ranks(rows))
     if rows := found.get("prefill"):
@@ -51,6 +55,21 @@ def _decode(rows: Sequence[Mapping[str, Any]]) -> str:
     return body
 
 
+def _early(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The option's two sides, and pods for two ranks."""
+    body = (
+        "| batch | adapters | pod for rank | step ms, launches in turn | with --dependent-launch | change |\n"
+        "|---:|---:|---:|---:|---:|---:|\n"
+    )
+    for row in rows:
+        change = f"{100 * (row['early_ms'] / row['in_turn_ms'] - 1):+.1f} %" if row["is_captured"] else "not captured"
+        body += (
+            f"| {row['batch']} | {row['adapters']} | {row['rank_bound']} | {row['in_turn_ms']:.2f} | {row['early_ms']:.2f} "
+            f"| {change} |\n"
+        )
+    return body
+
+
 def _ranks(rows: Sequence[Mapping[str, Any]]) -> str:
     mixed, padded = rows
     took = [row.get("ahead_ms", row["step_ms"]) for row in rows]
@@ -74,7 +93,8 @@ def _kernels(part: Mapping[str, Any]) -> str:
     total = sum(one["us"] for one in part["kernels"])
     body = f"Kernels of a decode step of batch {part['batch']} with {part['adapters']} adapters ({total / 1e3:.2f} ms together):\n\n"
     body += "| kernel | launches | ms together | us each |\n|---|---:|---:|---:|\n"
-    for one in part["kernels"][:NUM_KERNELS]:
+    ours = [one for one in part["kernels"][NUM_KERNELS:] if one["name"] in ALWAYS_SHOWN]
+    for one in [*part["kernels"][:NUM_KERNELS], *ours]:
         name = one["name"].partition("<")[0].partition("(")[0]
         body += f"| `{name}` | {one['calls']:.0f} | {one['us'] / 1e3:.2f} | {one['us'] / one['calls']:.1f} |\n"
     return body

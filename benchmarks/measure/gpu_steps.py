@@ -22,6 +22,7 @@ from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, register
 from lorafleet_inference.model.checked import check_model
 from lorafleet_inference.model.device_adapters import HostAdapter
+from lorafleet_inference.model.graph_rooms import ITEM_TOKENS, DecodeRoom
 from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.runner import ModelRunner
 from measure.floors import Ceilings
@@ -38,6 +39,17 @@ class Times:
 
     median_ms: float
     worst_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyTimes:
+    """Of decode steps of one kind, the better of two runs of each way, in milliseconds a step."""
+
+    rank_bound: int
+    is_captured: bool
+    """Else both ways are the same."""
+    in_turn_ms: float
+    early_ms: float
 
 
 def config_of(size: Size, max_model_len: int) -> LlamaConfig:
@@ -203,6 +215,36 @@ class Bench:
         before.collect()
         _wait(self.device)
         return (time.perf_counter() - began) * 1e3 / rounds
+
+    def early_ms(
+        self, plan: StepPlan, rounds: int, *, batch: int, num_adapters: int, rank_bounds: Sequence[int]
+    ) -> list[EarlyTimes]:
+        """Return what a decode step takes where launches follow one another, and where some begin before the one ahead is done.
+
+        Both ways in turn, by `ahead_ms`, captured for adapters of up to each of `rank_bounds`. None where nothing is captured.
+        """
+        graphs, found = self.runner.graphs, []
+        room = self._room(batch, num_adapters)
+        for bound in rank_bounds:
+            times: dict[bool, list[float]] = {False: [], True: []}
+            for begins_early in (False, True) * 2:
+                if graphs is not None and room is not None:
+                    graphs.capture_anew(room, dependent_launch=begins_early, max_rank=bound)
+                self.times(plan, 2)
+                times[begins_early].append(self.ahead_ms(plan, rounds))
+            found.append(EarlyTimes(bound, room is not None, min(times[False]), min(times[True])))
+        if graphs is not None and room is not None:
+            graphs.capture(room)
+        return found
+
+    def _room(self, batch: int, num_adapters: int) -> DecodeRoom | None:
+        """Return the smallest that was captured for so many sequences which go around so many adapters."""
+        graphs = self.runner.graphs
+        num_items = sum(-(-len(range(at, batch, num_adapters)) // ITEM_TOKENS) for at in range(num_adapters))
+        captured = () if graphs is None else graphs.captured
+        rooms = [one for one in captured if isinstance(one, DecodeRoom)]
+        plain = [one for one in rooms if not one.has_sides and not one.has_affine]
+        return min((one for one in plain if one.num_rows >= batch and one.num_items >= num_items), default=None)
 
     def _submitted(self, plan: StepPlan) -> Computing:
         computing = self.runner.submit(plan)

@@ -63,6 +63,10 @@ def test_every_part_runs_on_a_model_of_a_moment(tmp_path: Path) -> None:
     found = document["gpu"]
     assert document["environment"]["commit"] == "abc"
     assert [(row["batch"], row["adapters"]) for row in found["decode"]] == [(1, 0), (3, 0), (3, 2)]
+    early = [(row["batch"], row["adapters"], row["rank_bound"], row["is_captured"]) for row in found["early"]]
+    assert early == [(3, 2, 16, False), (3, 2, 128, False)]
+    assert all(row["in_turn_ms"] > 0 < row["early_ms"] for row in found["early"])
+    assert "| 3 | 2 | 128 |" in done.stdout
     assert [row["sum_of_ranks"] for row in found["ranks"]] == [8 + 16 + 32, 3 * 128]
     assert [(row["tokens"], row["adapters"]) for row in found["prefill"]] == [(33, 0), (33, 1)]
     assert [row["batch"] for row in found["transformers"]] == [1, 3]
@@ -143,6 +147,15 @@ def test_tables_compare_with_the_base_at_the_same_batch() -> None:
     text = gpu_tables(
         {"ceilings": {"bytes_per_second": 4e12, "flops_per_second": 8e14}, "decode": rows, "skipped": ["cold"]}
     )
+    early = {"batch": 128, "adapters": 8, "rank_bound": 16, "is_captured": True, "in_turn_ms": 10.0, "early_ms": 9.5}
+    told = gpu_tables({"ceilings": {"bytes_per_second": 4e12, "flops_per_second": 8e14}, "early": [early]})
+    assert "| 128 | 8 | 16 | 10.00 | 9.50 | -5.0 % |" in told
+    kernels = [{"name": f"k{number}", "calls": 1, "us": 99.0 - number} for number in range(12)]
+    kernels.append({"name": "record", "calls": 1, "us": 3.0})
+    part = {"batch": 1, "adapters": 1, "kernels": kernels}
+    told = gpu_tables({"ceilings": {"bytes_per_second": 4e12, "flops_per_second": 8e14}, "kernels": [part]})
+    assert "| `record` | 1 | 0.00 | 3.0 |" in told
+    assert "k9" not in told
     assert "4.00 TB/s of a copy, 800 TFLOP/s" in text
     assert "| 32 | 8 | 9.00 | 7.50 | 5.00 | 1.50 | 25.0 % | 1,000 |" in text
     assert "out of time: cold" in text

@@ -4,14 +4,15 @@ Beside what Triton 3.9 does: products and rounding of bfloat16 as the hardware d
 computed in bfloat16 (the interpreter would compute with the bits), products of float32 that are rounded where a kernel
 allows it, numbers that overflow without a warning, poison in masked lanes without `other`, hints of alignment that are
 looked at. While `watching`, bounds of every access, bytes by tensor, races between programs, programs in any order, and how many
-loads a program waits for one after the other.
+loads a program waits for one after the other. Of launches that begin before the one ahead of them is done: that each program waits, and
+before it does stores nothing and reads nothing that others may still write.
 
 Import this before a module with kernels, in a process that had TRITON_INTERPRET when it imported Triton.
 """
 
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton import knobs
+from triton.language.extra import cuda
 from triton.runtime import interpreter
 
 assert knobs.runtime.interpret, "TRITON_INTERPRET=1 must be set before Triton is imported"
@@ -117,20 +119,53 @@ class Watch:
     order: int | None = None
     rounds: int = 0
     """Loads that a program waits for one after the other, at most: each needs what the one before it said."""
+    begins_early: bool = False
+    """Whether the launch may begin before the one ahead of it is done."""
+    unfinished: Mapping[int, int] = field(default_factory=dict)
+    """Ends by beginnings of memory that launches may still write when this one begins."""
+    has_waited: bool = True
+    """The program, for what was launched before."""
     decided: int = 0
     """Of the program: the round that it had to wait for before it could go on where it branched last."""
 
     def load(self, pointers: np.ndarray, mask: np.ndarray, width: int) -> None:
         for one, at in self._split(pointers, mask, width):
             self._check_writers(one, at, "reads what another program writes")
+            if not self.has_waited:
+                self._check_unfinished(one, at)
             one.seen[at] = True
 
     def store(self, pointers: np.ndarray, mask: np.ndarray, width: int) -> None:
+        if not self.has_waited:
+            raise RuntimeError("a program stores before it has waited")
         for one, at in self._split(pointers, mask, width):
             if len(np.unique(at)) != len(at):
                 raise RuntimeError(f"race: a program writes an element of {one.name} twice")
             self._check_writers(one, at, "writes what another program writes")
             one.writer[at] = self.num_programs
+
+    def begin_program(self) -> None:
+        """See the next program begin."""
+        self.end_program()
+        self.num_programs += 1
+        self.decided, self.has_waited = 0, not self.begins_early
+
+    def end_program(self) -> None:
+        """See the last one end: a launch that is done has to say that all before it are."""
+        if not self.has_waited:
+            raise RuntimeError("a program ends that has not waited")
+
+    def launch_dependents(self) -> None:
+        """See a program let the next launch begin."""
+        if not self.has_waited:
+            raise RuntimeError("a program lets others begin before it has waited")
+
+    def _check_unfinished(self, one: Traffic, at: np.ndarray) -> None:
+        if at.size:
+            begins = one.begin + at * one.width
+            for begin, end in self.unfinished.items():
+                if ((begins >= begin) & (begins < end)).any():
+                    raise RuntimeError(f"a program reads {one.name}, which may be written still, before it has waited")
 
     def _check_writers(self, one: Traffic, at: np.ndarray, what: str) -> None:
         others = one.writer[at]
@@ -206,8 +241,7 @@ def _store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> An
 
 def _next_program(builder: Any, x: int, y: int, z: int) -> None:
     if _watch:
-        _watch[0].num_programs += 1
-        _watch[0].decided = 0
+        _watch[0].begin_program()
         if _watch[0].order is not None:
             _, height, depth = builder.grid_dim
             place = _order(tuple(builder.grid_dim), _watch[0].order)[(x * height + y) * depth + z]
@@ -327,6 +361,19 @@ def _patch_for_good(function: Any) -> interpreter._LangPatchScope:
 _plain_call = interpreter.GridExecutor.__call__
 
 
+def _wait() -> None:
+    if _watch:
+        _watch[0].has_waited = True
+
+
+def _launch_dependents() -> None:
+    if _watch:
+        _watch[0].launch_dependents()
+
+
+cuda.gdc_wait, cuda.gdc_launch_dependents = _wait, _launch_dependents
+
+
 def _call(executor: Any, *args: Any, **options: Any) -> None:
     with np.errstate(over="ignore", invalid="ignore"):  # rows of padding hold anything, of which hardware says nothing
         _plain_call(executor, *args, **options)
@@ -340,9 +387,14 @@ tl.block_type.__init__ = _init_block
 
 
 @contextmanager
-def watching(order: int | None = None, **tensors: torch.Tensor) -> Iterator[Watch]:
-    """Check and count the accesses of one launch, which may touch these tensors alone."""
-    watch = Watch(order=order)
+def watching(
+    order: int | None = None, *, unfinished: Mapping[int, int] | None = None, **tensors: torch.Tensor
+) -> Iterator[Watch]:
+    """Check and count the accesses of one launch, which may touch these tensors alone.
+
+    `unfinished`: ends by beginnings of what may still be written when it begins; None: it begins when all before it is done.
+    """
+    watch = Watch(order=order, begins_early=unfinished is not None, unfinished=unfinished or {})
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
         size = storage.nbytes() // tensor.element_size()
@@ -352,5 +404,6 @@ def watching(order: int | None = None, **tensors: torch.Tensor) -> Iterator[Watc
     _watch.append(watch)
     try:
         yield watch
+        watch.end_program()
     finally:
         _watch.clear()

@@ -76,6 +76,8 @@ class EngineConfig:
     """Whether the Triton kernels are used on CUDA."""
     cuda_graphs: bool = True
     """Whether steps are captured there."""
+    dependent_launch: bool = False
+    """Whether some of these kernels begin before the launch ahead of them is done, on GPUs that have it."""
     kernel_cache: str | None = None
     """Folder that keeps the compiled code; None: where Numba and Triton keep it by themselves."""
     speculative_tokens: int = 0

@@ -140,6 +140,9 @@ OPTIONS: tuple[Option, ...] = (
            boolean, "", E, "gpu_kernels", is_flag=True),
     Option("cuda-graphs", "Capture steps at the start where the Triton kernels compute them.", boolean, "", E, "cuda_graphs",
            is_flag=True),
+    Option("dependent-launch", "On NVIDIA GPUs of compute capability 9.0 and newer, kernels of LoRA, norms and the gate begin before the "
+           "launch ahead of them is done, and load the first weights till then (programmatic dependent launch). The answers are the "
+           "same. No GPU has measured it yet.", boolean, "", E, "dependent_launch", is_flag=True),
     Option("speculative-tokens", "Tokens that a step may draft of each answer: what is right of them stands, and the answer is the same as "
            "without. They are looked up in what the answer and its prompt have had before (n-gram speculation), unless there is a "
            "--speculative-model. 0: none.", integer, "NUMBER", E, "speculative_tokens"),

@@ -129,6 +129,18 @@ class StepGraphs:
                 return
             logger.info("captured %d %s in %.1f s", len(rooms), name, time.monotonic() - began)
 
+    @torch.inference_mode()
+    def capture_anew(self, room: DecodeRoom, *, dependent_launch: bool, max_rank: int) -> None:
+        """Capture one room again, to compare: as the option says, and for adapters of at most this rank."""
+        blocks, most = self._triton.blocks, self._max_rank
+        self._triton.begin_early(dependent_launch)
+        self._max_rank = max_rank
+        try:
+            self.capture(room)
+        finally:
+            self._triton.begin_early(blocks.dependent_launch)
+            self._max_rank = most
+
     def _room(self, batch: HostBatch) -> DecodeRoom | PromptRoom | None:
         """Return the room of a step, if there is one."""
         segments, num_rows = batch.segments, len(batch.items)

@@ -45,7 +45,7 @@ def _triton_of(device: torch.device, config: EngineConfig) -> "TritonKernels | N
         return None
     from lorafleet_inference.kernels.triton.backend import load_triton  # noqa: PLC0415  there on Linux alone
 
-    return load_triton(device, config.kernel_cache)
+    return load_triton(device, config.kernel_cache, dependent_launch=config.dependent_launch)
 
 
 def _quantised_by_kernels(model: torch.nn.Module) -> None:

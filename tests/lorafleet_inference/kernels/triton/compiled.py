@@ -101,10 +101,10 @@ def pick(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
     choose_tokens(logits, torch.empty(128, NUM_WANTED, dtype=torch.float64, device=CUDA))
 
 
-def between(_sizes: blocks.Blocks, dtype: torch.dtype) -> None:
+def between(sizes: blocks.Blocks, dtype: torch.dtype) -> None:
     """What is computed between products, with rows as wide as those of Llama's 8B."""
     new: dict[str, Any] = {"dtype": dtype, "device": CUDA}
-    ops = TritonLayerOps()
+    ops = TritonLayerOps(is_dependent=sizes.dependent_launch)
     x, weight = torch.empty(NUM_TOKENS, HIDDEN, **new), torch.empty(HIDDEN, **new)
     ops.norm(x, weight, 1e-5, residual=torch.empty_like(x))
     ops.norm(x, weight, 1e-5)
@@ -150,12 +150,13 @@ def quantised_experts(
 def main(arch: int) -> None:
     """Print [[case, kernel], ..]."""
     sizes = blocks.AMPERE if arch < 90 else blocks.HOPPER
+    early = replace(sizes, dependent_launch=arch >= 10 * blocks.DEPENDENT_LAUNCH)
     told: list[tuple[str, dict[str, Any]]] = []
     for case, function, arguments, options in CASES:
         if arch != HOPPER and case not in EVERYWHERE:
             continue
         with compiling(arch) as built:
-            function(sizes, *arguments, **options)
+            function(early if case.startswith(EARLY) else sizes, *arguments, **options)
         told += [(case, asdict(one)) for one in built]
     json.dump(told, sys.stdout)
 
@@ -179,6 +180,11 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("many tokens, rank 256", adapt, (BFLOAT16, 256, 16 * NUM_TOKENS), {}),
     ("float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
     ("scales", scale, (BFLOAT16,), {}),
+    *((f"begins early, rank {rank}", adapt, (BFLOAT16, rank, 8), {}) for rank in (16, 64, 256)),
+    ("begins early, many tokens", adapt, (BFLOAT16, 64, NUM_TOKENS), {}),
+    ("begins early, many tokens, rank 256", adapt, (BFLOAT16, 256, 16 * NUM_TOKENS), {}),
+    ("begins early, float32", adapt, (FLOAT32, 64, NUM_TOKENS), {}),
+    ("begins early, between products", between, (BFLOAT16,), {}),
     ("sides", adapt_sides, (BFLOAT16, 8), {}),
     ("sides, many tokens", adapt_sides, (BFLOAT16, NUM_TOKENS), {}),
     ("sides, float32", adapt_sides, (FLOAT32, NUM_TOKENS), {}),
@@ -202,6 +208,8 @@ CASES: tuple[tuple[str, Any, tuple[Any, ...], dict[str, Any]], ...] = (
     ("choice, float32", pick, (FLOAT32,), {}),
 )
 
+EARLY = "begins early"
+"""Of cases whose kernels begin before the launch ahead of them is done, where the architecture has it."""
 HOPPER = 90
 EVERYWHERE = {
     "heads of 128",
@@ -215,6 +223,10 @@ EVERYWHERE = {
     "sides",
     "sides, many tokens",
     "choice",
+    "begins early, rank 16",
+    "begins early, rank 256",
+    "begins early, many tokens",
+    "begins early, between products",
     "between products",
     "rotary",
     "4 bit",

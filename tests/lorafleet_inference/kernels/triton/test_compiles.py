@@ -82,3 +82,17 @@ def test_no_weight_and_no_key_is_loaded_by_itself(arch: int) -> None:
         if built.name != "embed" and "alibi" not in case and "sinks" not in case and "norms" not in case:
             assert not built.instructions.get("LDG.U16"), (case, built.name)
             assert built.name == "merge" or not built.instructions.get("STG.U16"), (case, built.name)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_what_begins_early_waits_and_lets_the_next_begin(arch: int) -> None:
+    """As griddepcontrol is called in machine code; older architectures, float32, and kernels that nobody asks it of, have none of it."""
+    seen = set()
+    for case, built in compiled(arch):
+        begins_early = (
+            case.startswith("begins early") and arch >= 90 and built.name != "record" and "float32" not in case
+        )
+        found = tuple(bool(built.instructions.get(name)) for name in ("ACQBULK", "PREEXIT"))
+        assert found == (begins_early, begins_early), (case, built.name)
+        seen |= {built.name} if begins_early else set()
+    assert seen == ({"shrink", "expand", "both", "add_norm", "gate"} if arch >= 90 else set())

@@ -11,7 +11,7 @@ from support.triton_sizes import SMALL
 
 from lorafleet_inference.adapters.row_layout import Place, RowLayout
 from lorafleet_inference.kernels.triton import rows
-from lorafleet_inference.kernels.triton.blocks import MIN_DOT
+from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks
 from lorafleet_inference.kernels.triton.rows import (
     ALIGN,
     EXPAND_RANKS,
@@ -58,7 +58,12 @@ class Setup:
     """A pool with a NaN wherever nothing of an adapter lies, and what torch answers."""
 
     def __init__(
-        self, case: Case, dtype: torch.dtype, device: torch.device, sites: Sequence[Sequence[int]] = ()
+        self,
+        case: Case,
+        dtype: torch.dtype,
+        device: torch.device,
+        sites: Sequence[Sequence[int]] = (),
+        sizes: Blocks = SMALL,
     ) -> None:
         torch.manual_seed(0)
         self.layout = RowLayout(
@@ -97,6 +102,7 @@ class Setup:
         self.ranks = [np.array(ranks, dtype=np.int32) for ranks in case.ranks]
         self.x, self.y, self.pool, self.right = x.to(device), y.to(device), pool.to(device), right
 
+        self._sizes = sizes
         self.steps: list[LoraStep] = []
         self.max_rank = 0
         """Where it is more: the rank that the step has room for, as captured ones have."""
@@ -109,7 +115,7 @@ class Setup:
 
     def step(self, *, num_padding: int = 0) -> LoraStep:
         """Return a step; `num_padding`: items that it does not have."""
-        step = LoraStep(SMALL, StepBlock(self.x.device), self.segments, self.numbers, self.ranks, self.tables)
+        step = LoraStep(self._sizes, StepBlock(self.x.device), self.segments, self.numbers, self.ranks, self.tables)
         step._max_ranks = np.maximum(step._max_ranks, self.max_rank)
         if num_padding:
             behind = torch.tensor([(2**30, 2**30, 0)] * num_padding, dtype=torch.int32, device=self.x.device)

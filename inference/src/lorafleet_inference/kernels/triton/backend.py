@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,12 @@ class TritonKernels:
     def __init__(self, device: torch.device, blocks: Blocks) -> None:
         self._device, self.blocks = device, blocks
         self._block = StepBlock(device)
-        self.layer_ops = TritonLayerOps()
+        self.layer_ops = TritonLayerOps(is_dependent=blocks.dependent_launch)
+
+    def begin_early(self, dependent_launch: bool) -> None:
+        """Say whether kernels that can begin before the launch ahead of them is done, from now on."""
+        self.blocks = replace(self.blocks, dependent_launch=dependent_launch)
+        self.layer_ops.begin_early(dependent_launch)
 
     def site(self, modules: Sequence[int], places: Sequence[Place], page: int) -> Site | None:
         """Return the site of some modules, `page` the elements of one; None for one that is left to torch."""
@@ -86,17 +92,19 @@ class TritonKernels:
         return SideStep(self.blocks, self._block, segments, pages, entries, num_rows)
 
 
-def load_triton(device: torch.device, cache_dir: str | None) -> TritonKernels | None:
+def load_triton(device: torch.device, cache_dir: str | None, *, dependent_launch: bool = False) -> TritonKernels | None:
     """Return the kernels for a CUDA device, after one of them has run there.
 
     None, with one warning, where that fails: on a device that is too old, or where Triton's module for the driver
     is neither built beforehand nor can be compiled.
-    `cache_dir`: folder that keeps the compiled code; None: where Triton keeps it by itself.
+    `cache_dir`: folder that keeps the compiled code; None: where Triton keeps it by itself. `dependent_launch`: as the option.
     """
-    blocks = blocks_of(device)
+    blocks = blocks_of(device, dependent_launch=dependent_launch)
     if blocks is None:
         logger.warning("no Triton kernels on a GPU older than Ampere, plain torch computes instead")
         return None
+    if dependent_launch and not blocks.dependent_launch:
+        logger.warning("--dependent-launch needs a GPU of compute capability 9.0, so launches follow one another")
     if cache_dir is not None and "TRITON_CACHE_DIR" not in os.environ:
         knobs.cache.dir = str(Path(cache_dir) / "triton")
     began = time.monotonic()

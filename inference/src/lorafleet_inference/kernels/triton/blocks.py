@@ -4,7 +4,7 @@ The sizes keep each kernel without spilled registers and within the shared memor
 tests check.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -61,6 +61,8 @@ class Blocks:
     """Shared memory that one program may take."""
     programs: int
     """So many programs of `decode` keep the memory busy."""
+    dependent_launch: bool = False
+    """Whether kernels that can begin before the launch ahead of them is done (`dependent.py`)."""
 
     def keys_of(self, keys: int, key_bytes: int) -> int:
         """Return the keys of a round, at most `keys`, that fit into shared memory at `key_bytes` a key and its value."""
@@ -101,9 +103,17 @@ HOPPER = Blocks(
 )
 
 
-def blocks_of(device: torch.device) -> Blocks | None:
-    """Return the sizes for a CUDA device; None for one older than Ampere."""
+DEPENDENT_LAUNCH = 9
+"""Compute capability from which on a launch may depend on another one by program."""
+
+
+def blocks_of(device: torch.device, *, dependent_launch: bool = False) -> Blocks | None:
+    """Return the sizes for a CUDA device; None for one older than Ampere.
+
+    `dependent_launch`: where the device has it.
+    """
     major, _minor = cuda.capability(device)
     if major < 8:
         return None
-    return HOPPER if major in {9, 10, 11} else AMPERE
+    sizes = HOPPER if major in {9, 10, 11} else AMPERE
+    return replace(sizes, dependent_launch=dependent_launch and major >= DEPENDENT_LAUNCH)

@@ -130,7 +130,7 @@ class FixedLora(LoraStep):
     at_once = False  # launches cost nothing in a graph
 
     def __init__(self, blocks: Blocks, tables: FixedTables, adapters: AdapterTables, max_rank: int) -> None:
-        self._blocks = blocks.few
+        self._blocks, self._is_dependent = blocks.few, blocks.dependent_launch
         self._num_items = tables.room.num_items
         self._max_ranks = np.full(adapters.entries.shape[1], max_rank, dtype=np.int32)
         self._items, self._adapters = Given(tables.tensor("items")), adapters

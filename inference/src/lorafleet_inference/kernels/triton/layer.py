@@ -6,13 +6,13 @@ Sums are float32, and each result is rounded once. Rows lie one behind the other
 import triton
 import triton.language as tl
 
-from lorafleet_inference.kernels.triton import fp8
+from lorafleet_inference.kernels.triton import dependent, fp8
 
 
 @triton.jit
 def add_norm(
     out, x, x_stride, residual, weight, width, eps,
-    ADD: tl.constexpr, UNIT: tl.constexpr, PAD: tl.constexpr,
+    ADD: tl.constexpr, UNIT: tl.constexpr, PAD: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """residual += x, where ADD; out = row / rms(row) * weight, the row being residual's or else x's. Grid: (rows,).
 
@@ -20,13 +20,17 @@ def add_norm(
     """
     row, n = tl.program_id(0).to(tl.int64), tl.arange(0, PAD)
     fits = n < width
+    if DEPENDENT:  # the weights are the model's
+        factor = tl.load(weight + n, mask=fits, other=0.0).to(tl.float32)
+        dependent.begin()
     some = tl.load(x + row * x_stride + n, mask=fits, other=0.0).to(tl.float32)
     if ADD:
         at = residual + row * width + n
         sum = (some + tl.load(at, mask=fits, other=0.0).to(tl.float32)).to(residual.dtype.element_ty)
         tl.store(at, sum, mask=fits)
         some = sum.to(tl.float32)
-    factor = tl.load(weight + n, mask=fits, other=0.0).to(tl.float32)
+    if not DEPENDENT:
+        factor = tl.load(weight + n, mask=fits, other=0.0).to(tl.float32)
     if UNIT:
         factor += 1.0
     some = some * tl.rsqrt(tl.sum(some * some, 0) / width + eps)
@@ -41,10 +45,12 @@ def _sigmoid(x):
 
 
 @triton.jit
-def gate(out, gate_up, stride, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def gate(out, gate_up, stride, width, GELU: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """out = act(gate) * up, of rows [gate | up]. Grid: (rows, tiles of BLOCK columns). GELU: its form by tanh, else SiLU."""
     row, n = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     fits = n < width
+    if DEPENDENT:
+        dependent.begin()
     some = tl.load(gate_up + row * stride + n, mask=fits, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * stride + width + n, mask=fits, other=0.0).to(tl.float32)
     if GELU:  # 0.5 (1 + tanh(z)) is sigmoid(2 z)

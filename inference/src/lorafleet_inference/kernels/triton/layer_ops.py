@@ -6,7 +6,7 @@ import torch
 
 from lorafleet_inference.kernels.fp8_pages import is_fp8
 from lorafleet_inference.kernels.layer_ops import Activation, HeadSpec, TorchLayerOps
-from lorafleet_inference.kernels.triton import layer
+from lorafleet_inference.kernels.triton import dependent, layer
 from lorafleet_inference.kernels.triton.launch import launch
 
 ELEMENTS_A_WARP: Final = 512
@@ -20,6 +20,14 @@ HEADS_A_PROGRAM: Final = 8
 
 class TritonLayerOps(TorchLayerOps):
     """One launch each. Where KV is written, `rotate_write` takes the place of `rotate`."""
+
+    def __init__(self, *, is_dependent: bool = False) -> None:
+        """`is_dependent`: norm and gate begin before the launch ahead of them is done."""
+        self._constants = dependent.constants(is_dependent=is_dependent)
+
+    def begin_early(self, is_dependent: bool) -> None:
+        """Say it from now on."""
+        self._constants = dependent.constants(is_dependent=is_dependent)
 
     def norm(
         self,
@@ -45,7 +53,7 @@ class TritonLayerOps(TorchLayerOps):
             (out, x, x.stride(0), x if residual is None else residual, weight, width, eps),
             {
                 "ADD": residual is not None, "UNIT": unit_offset, "PAD": pad,
-                "num_warps": min(MAX_WARPS, max(1, pad // ELEMENTS_A_WARP)),
+                "num_warps": min(MAX_WARPS, max(1, pad // ELEMENTS_A_WARP)), **self._constants,
             },
         )  # fmt: skip
         return out
@@ -60,7 +68,7 @@ class TritonLayerOps(TorchLayerOps):
             layer.gate,
             (rows, -(-width // GATE_BLOCK)),
             (out, gate_up, gate_up.stride(0), width),
-            {"GELU": activation is Activation.GELU_TANH, "BLOCK": GATE_BLOCK, "num_warps": 4},
+            {"GELU": activation is Activation.GELU_TANH, "BLOCK": GATE_BLOCK, "num_warps": 4, **self._constants},
         )
         return out
 

@@ -13,12 +13,17 @@ That is looked up once a step, by `record`: a record says of an item at a place 
 where in the pool each row of the adapter begins. So the other kernels, whose programs know their place and item, wait twice for
 memory: for a record, and for all that it says. `slices` [slices, 2] says of each slice: column of y, width of y.
 
+DEPENDENT kernels ask for records, and `shrink` and `expand` for their first weights, before they wait for the launches ahead of
+them: no launch but `record` writes what they read till then.
+
 Widths, and where a row begins in the pool, are multiples of ALIGN elements; records and `places` count in ALIGNs. Without that being
 known, each weight is loaded by itself.
 """
 
 import triton
 import triton.language as tl
+
+from lorafleet_inference.kernels.triton import dependent
 
 ALIGN = tl.constexpr(16)
 HEAD = tl.constexpr(4)
@@ -74,11 +79,10 @@ def _begins(pool, own, r):
 
 @triton.jit
 def _shrink_tile(
-    out, tokens, is_token, a, ranks, rank, begin, end, TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr
+    out, tokens, is_token, a, ranks, rank, total, begin, end, RANKS: tl.constexpr, STEP: tl.constexpr
 ):  # fmt: skip
-    """out[token, rank] = a part of A x, of some ranks and of x from `begin` to `end`."""
+    """out[token, rank] = total + a part of A x, of some ranks and of x from `begin` to `end`."""
     r, k = ranks + tl.arange(0, RANKS), tl.arange(0, STEP)
-    total = tl.zeros((TOKENS, RANKS), tl.float32)
     for at in range(begin, end, STEP):
         fits = at + k < end
         some = tl.load(tokens[:, None] + (at + k)[None, :], mask=is_token[:, None] & fits[None, :], other=0.0)
@@ -91,7 +95,7 @@ def _shrink_tile(
 def shrink(
     low, x, x_stride, pool, records, stride, num_items, place, num_tokens, in_width, low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
-    LOOP: tl.constexpr,
+    LOOP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """low[split, slice, token, rank] = a part of A x, in float32. Grid: (items, tiles of RANKS, SLICES * SPLITS).
 
@@ -107,20 +111,51 @@ def shrink(
     out = low + ((split * SLICES + slice) * num_tokens + first + lane).to(tl.int64) * low_rank
     span = tl.cdiv(tl.cdiv(in_width, SPLITS), STEP) * STEP
     begin, end = split * span, min(split * span + span, in_width)
+    total, start = tl.zeros((TOKENS, RANKS), tl.float32), begin
+    if DEPENDENT:
+        here, is_rank = begin + tl.arange(0, STEP), tile + tl.arange(0, RANKS) < rank
+        weights = tl.load(a[None, :] + here[:, None], mask=is_rank[None, :] & (here < end)[:, None], other=0.0)
+        dependent.begin()
+        fits = (lane < tl.where(tile < rank, count, 0))[:, None] & (here < end)[None, :]
+        total = tl.dot(
+            tl.load(tokens[:, None] + here[None, :], mask=fits, other=0.0), weights, total, input_precision="ieee"
+        )
+        start = begin + STEP
     if LOOP:
         for ranks in range(tile, rank, tl.num_programs(1) * RANKS):
             if ranks > tile:
                 a = _begins(pool, own, ranks + tl.arange(0, RANKS))
-            _shrink_tile(out, tokens, is_token, a, ranks, rank, begin, end, TOKENS, RANKS, STEP)
+                if DEPENDENT:
+                    total, start = tl.zeros((TOKENS, RANKS), tl.float32), begin
+            _shrink_tile(out, tokens, is_token, a, ranks, rank, total, start, end, RANKS, STEP)
     elif tile < rank:
-        _shrink_tile(out, tokens, is_token, a, tile, rank, begin, end, TOKENS, RANKS, STEP)
+        _shrink_tile(out, tokens, is_token, a, tile, rank, total, start, end, RANKS, STEP)
+
+
+@triton.jit
+def _sum_of_parts(low, token, low_rank, parts, is_token, r, rank, SPLITS: tl.constexpr):
+    """Return A x of some ranks."""
+    fits = is_token & (r < rank)[None, :]
+    total = tl.load(low + token[:, None] * low_rank + r[None, :], mask=fits, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(low + (token + split * parts)[:, None] * low_rank + r[None, :], mask=fits, other=0.0)
+    return total
+
+
+@triton.jit
+def _add_columns(y, out, is_token, small, weights, is_column):
+    """Add B A x to some columns of y."""
+    fits = is_token & is_column
+    old = tl.load(out, mask=fits, other=0.0).to(tl.float32)
+    done = tl.dot(small.to(weights.dtype), weights, old, input_precision="ieee")
+    tl.store(out, done.to(y.dtype.element_ty), mask=fits)
 
 
 @triton.jit(do_not_specialize=["stride", "num_items", "place", "num_tokens"])
 def expand(
     y, y_stride, low, pool, records, stride, num_items, place, slices, num_tokens, in_width, low_rank,
     SLICES: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """y[token, column] += B low. Grid: (items, tiles of COLUMNS columns of the widest slice, SLICES).
 
@@ -132,34 +167,40 @@ def expand(
     own, rank, first, count = _record_of(records, stride, num_items, place + slice, item)
     column_of_y, width = _aligned(slices, slice * 2), _aligned(slices, slice * 2 + 1)
     b = _begins(pool, own, tl.arange(0, RANKS))
-    if (rank == 0) | (begin >= width):
-        return
+    end = tl.minimum(begin + COLUMNS, width)
     is_token = (lane < count)[:, None]
     out = y + (first + lane)[:, None].to(tl.int64) * y_stride + column_of_y
-    end = tl.minimum(begin + COLUMNS, width)
+    token, parts = (slice * num_tokens + first + lane).to(tl.int64), (num_tokens * SLICES).to(tl.int64)
+    if DEPENDENT:
+        r, here = tl.arange(0, RANKS), (begin + n)[None, :]
+        early = tl.load(b[:, None] + in_width + here, mask=(r < rank)[:, None] & (here < width), other=0.0)
+        dependent.begin()
+    if (rank == 0) | (begin >= width):
+        return
+    start = begin
+    if DEPENDENT:
+        small = _sum_of_parts(low, token, low_rank, parts, is_token, r, rank, SPLITS)
+        _add_columns(y, out + here, is_token, small, early, here < width)
+        start = begin + WIDTH
     for at in range(0, rank, RANKS):
+        r = at + tl.arange(0, RANKS)
         if at > 0:
             tl.debug_barrier()  # what was stored to y is read again, perhaps by other threads
-            b = _begins(pool, own, at + tl.arange(0, RANKS))
-        r = at + tl.arange(0, RANKS)
-        is_rank = r < rank
-        small = tl.zeros((TOKENS, RANKS), tl.float32)
-        for split in tl.static_range(SPLITS):
-            token = ((split * SLICES + slice) * num_tokens + first + lane)[:, None].to(tl.int64)
-            small += tl.load(low + token * low_rank + r[None, :], mask=is_token & is_rank[None, :], other=0.0)
-        for column in range(begin, end, WIDTH):
+            b = _begins(pool, own, r)
+            if DEPENDENT:
+                start = begin
+        small = _sum_of_parts(low, token, low_rank, parts, is_token, r, rank, SPLITS)
+        for column in range(start, end, WIDTH):
             here = (column + n)[None, :]
-            weights = tl.load(b[:, None] + in_width + here, mask=is_rank[:, None] & (here < width), other=0.0)
-            fits = is_token & (here < width)
-            old = tl.load(out + here, mask=fits, other=0.0).to(tl.float32)
-            done = tl.dot(small.to(weights.dtype), weights, old, input_precision="ieee")
-            tl.store(out + here, done.to(y.dtype.element_ty), mask=fits)
+            weights = tl.load(b[:, None] + in_width + here, mask=(r < rank)[:, None] & (here < width), other=0.0)
+            _add_columns(y, out + here, is_token, small, weights, here < width)
 
 
 @triton.jit(do_not_specialize=["stride", "num_items", "place"])
 def both(
     y, y_stride, x, x_stride, pool, records, stride, num_items, place, slices, in_width,
     TOKENS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Shrink and expand in one launch; each program computes A x anew. RANKS: no rank of the site is larger.
 
@@ -170,10 +211,12 @@ def both(
     own, rank, first, count = _record_of(records, stride, num_items, place + slice, item)
     column_of_y, width = _aligned(slices, slice * 2), _aligned(slices, slice * 2 + 1)
     rows = _begins(pool, own, r)
-    if (rank == 0) | (begin >= width):
-        return
     is_token, is_rank = (lane < count)[:, None], r < rank
     a = rows[None, :]
+    if DEPENDENT:  # a first tile of A until then would take more registers than there are
+        dependent.begin()
+    if (rank == 0) | (begin >= width):
+        return
     tokens = x + (first + lane)[:, None].to(tl.int64) * x_stride
     low = tl.zeros((TOKENS, RANKS), tl.float32)
     for at in range(0, in_width, STEP):
@@ -186,7 +229,4 @@ def both(
     for at in range(begin, tl.minimum(begin + COLUMNS, width), WIDTH):
         here = (at + n)[None, :]
         weights = tl.load(b + here, mask=is_rank[:, None] & (here < width), other=0.0)
-        fits = is_token & (here < width)
-        old = tl.load(out + here, mask=fits, other=0.0).to(tl.float32)
-        done = tl.dot(low.to(weights.dtype), weights, old, input_precision="ieee")
-        tl.store(out + here, done.to(y.dtype.element_ty), mask=fits)
+        _add_columns(y, out + here, is_token, low, weights, here < width)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lorafleet_inference.adapters.row_layout import Place, RowLayout
-from lorafleet_inference.kernels.triton import lora
+from lorafleet_inference.kernels.triton import dependent, lora
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, LoraBlocks
 from lorafleet_inference.kernels.triton.launch import launch
 from lorafleet_inference.kernels.triton.step import Int32s, StepBlock, Table
@@ -123,7 +123,7 @@ class LoraStep:
         self._num_items = len(items)
         self._max_ranks = np.stack(ranks).max(axis=0)
         self._items: Table = block.add(np.array(items, dtype=np.int32))
-        self._adapters = tables
+        self._adapters, self._is_dependent = tables, blocks.dependent_launch
         self._records, self._low = torch.empty(0), torch.empty(0)
 
     def add(self, site: Site, pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -134,15 +134,20 @@ class LoraStep:
         if x.stride(1) != 1:
             x = x.contiguous()
         assert y.stride(1) == 1
-        if not self._records.numel():
+        is_first = not self._records.numel()
+        if is_first:
             self._records = self._recorded(pool)
         records = self._records
         tables = (pool, records, records.stride(1), self._num_items, self._adapters.place_of(site))
         few = self._blocks.tokens == MIN_DOT and self.at_once
         if few and rank <= BOTH_RANK and site.in_width <= BOTH_IN_WIDTH:
-            self._add_at_once(site, tables, rank, x, y)
+            self._add_at_once(site, tables, rank, x, y, is_first=is_first)
         else:
-            self._add_in_two(site, tables, rank, x, y)
+            self._add_in_two(site, tables, rank, x, y, is_first=is_first)
+
+    def _begins_early(self, x: torch.Tensor) -> bool:
+        """Whether kernels may begin before the launch ahead of them is done: in float32 a tile more takes more registers than there are."""
+        return self._is_dependent and x.dtype != torch.float32
 
     def _recorded(self, pool: torch.Tensor) -> torch.Tensor:
         """Return the records of the step [modules, items, ..], as `lora.py` says: made once, for the first site."""
@@ -159,7 +164,9 @@ class LoraStep:
         )  # fmt: skip
         return records
 
-    def _add_at_once(self, site: Site, tables: tuple, rank: int, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add_at_once(
+        self, site: Site, tables: tuple, rank: int, x: torch.Tensor, y: torch.Tensor, *, is_first: bool
+    ) -> None:
         sizes = self._blocks
         launch(
             lora.both,
@@ -171,12 +178,16 @@ class LoraStep:
                 "STEP": sizes.step,
                 "WIDTH": sizes.width,
                 "COLUMNS": BOTH_COLUMNS,
+                **dependent.constants(is_dependent=self._begins_early(x), begins_early=not is_first),
                 "num_warps": 4,
                 "num_stages": 3,
             },
         )
 
-    def _add_in_two(self, site: Site, tables: tuple, rank: int, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add_in_two(
+        self, site: Site, tables: tuple, rank: int, x: torch.Tensor, y: torch.Tensor, *, is_first: bool
+    ) -> None:
+        """`is_first`: behind `record`, which has to be done before others read before they wait what it wrote."""
         sizes, slices, tokens = self._blocks, len(site.modules), x.shape[0]
         splits = 1
         if sizes.tokens == MIN_DOT:  # else there are programs enough
@@ -197,6 +208,7 @@ class LoraStep:
                 "RANKS": MIN_DOT,
                 "STEP": sizes.step,
                 "LOOP": tiles < width // MIN_DOT,
+                **dependent.constants(is_dependent=self._begins_early(x), begins_early=not is_first),
                 "num_warps": sizes.shrink_warps,
                 "num_stages": 3,
             },
@@ -210,6 +222,7 @@ class LoraStep:
                 "RANKS": min(at_once, max(MIN_DOT, 1 << (rank - 1).bit_length())),
                 "WIDTH": sizes.width,
                 "COLUMNS": sizes.columns,
+                **dependent.constants(is_dependent=self._begins_early(x)),
                 "num_warps": sizes.expand_warps,
                 "num_stages": sizes.expand_stages,
             },
