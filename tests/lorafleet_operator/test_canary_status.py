@@ -463,6 +463,12 @@ class TestOddStatus:
         assert f"promotes {NEW}:0 or" in (failed.message or "")
         assert failed.failures == 1
 
+    @pytest.mark.parametrize("index", [0, 3])
+    def test_a_step_that_has_no_time_of_its_own_is_over_at_once(self, index: int) -> None:
+        odd = status(RolloutPhase.PROGRESSING, step_index=index, step_start_time=NOW)
+        assert follow(PLAN, odd).step_index == index + 1
+        assert look_again_at(PLAN, odd, NOW) == after(600)
+
     @pytest.mark.parametrize("odd", [{"step_index": 4}, {"step_index": -1}, {"step_start_time": None}])
     def test_a_step_that_cannot_be_begins_anew(self, odd: dict[str, Any]) -> None:
         before = status(RolloutPhase.PROGRESSING, JUDGED, **{"step_start_time": NOW, **odd})
