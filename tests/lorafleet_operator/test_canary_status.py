@@ -281,6 +281,11 @@ def test_more_ready_pods_than_ever_are_progress() -> None:
     ]  # fmt: skip
 
 
+def test_what_begins_and_goes_no_further_tells_its_ready_pods_too() -> None:
+    for more in ({"abort": NEW}, {"is_suspended": True}, {"is_idle": True}):
+        assert follow(PLAN, None, num_ready=2, **more).ready_pods == 2, more
+
+
 @pytest.mark.parametrize("asked", ["promote", "nothing"])
 def test_a_revision_that_fails_its_owners_questions_is_given_up(asked: str) -> None:
     more = {"promote": NEW} if asked == "promote" else {}
