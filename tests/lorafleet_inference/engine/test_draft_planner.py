@@ -295,6 +295,22 @@ class TestMayDraft:
         assert not self.may(step, TIGHT)
         assert self.may(step, None)
 
+    def test_where_not_even_right_ones_pay_nothing_is_learned_of_how_many_are_right(self) -> None:
+        step = Step()
+        step.add(drafts=(drafts := half_right()))
+        for bound in (DEAR, StepBound(Pace(0.3, fixed=0.004, prompt_token=0.006, answer_token=0.001))):
+            assert not self.may(step, bound)
+            assert drafts.right_part == 0.5
+
+    def test_what_the_form_says_has_to_pay(self) -> None:
+        step = Step()
+        said = Said(20, 21, None)
+        form_drafts = FormDrafts(8, said, VOCAB_SIZE)
+        form_drafts.right_part = 0.5
+        step.add(form=said, form_drafts=form_drafts, drafts=half_right())
+        step.add("other")
+        assert not self.may(step, TIGHT)
+
     def test_what_the_form_says(self) -> None:
         step = Step()
         said = Said(20, 21, None)
@@ -370,3 +386,12 @@ class TestWanted:
         said.left.clear()
         one.form_drafts.right_part = 1.0
         assert self.names(step) == {"r": 4}
+
+    def test_who_is_asked_for_nothing_keeps_nobody_else_from_it(self) -> None:
+        step = Step()
+        said = Said(20, 21, None)
+        step.add("form", form=said, form_drafts=FormDrafts(8, said, VOCAB_SIZE), drafts=model())
+        step.add("wrong", drafts=half_right())
+        step.add("right", drafts=model())
+        pace = Pace(0.3, fixed=0.012, prompt_token=0.004, answer_token=0.001)
+        assert self.names(step, StepBound(pace)) == {"right": 4}
