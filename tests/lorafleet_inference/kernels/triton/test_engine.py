@@ -113,4 +113,4 @@ def test_the_same_tokens_as_by_torch(device: torch.device, name: str, tmp_path: 
         assert len(told[0][number]) == 3
     own = {"rotate_write", "add_norm", "gate"} if name == "llama" else {"write", "affine"}
     sides = {"embed", "side_shrink", "side_expand"}
-    assert {"decode", "prefill", "both", "shrink", "expand", "choose", *own, *sides} == set(seen.kernels)
+    assert {"decode", "prefill", "record", "both", "shrink", "expand", "choose", *own, *sides} == set(seen.kernels)
