@@ -48,7 +48,7 @@ def test_equals_two_products_a_token(kernels: CpuKernels, ranks: str, segments: 
         RowTable.of(rows * width, np.array([before_it, rank], dtype=np.int32))
         for rows, rank in zip(own, RANKS[ranks], strict=True)
     ]
-    LoraRows(kernels, bounds, tables).add(1, pool, x, y)
+    LoraRows(kernels, bounds, tables).add([1], pool, x, y)
     assert torch.allclose(y.double(), right, rtol=1e-4, atol=1e-3)
     assert torch.equal(whole[:, :3], before[:, :3])
     assert torch.equal(whole[:, 3 + out_width :], before[:, 3 + out_width :])

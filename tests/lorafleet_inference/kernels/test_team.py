@@ -26,5 +26,5 @@ def test_kernels_bring_no_threads_of_their_own(kernels: CpuKernels) -> None:
     assert (weight @ weight).isfinite().all()  # torch's team is there from now on
     before = system_threads()
     table = RowTable.of(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int32))
-    LoraRows(kernels, [(0, 2)], [table]).add(0, torch.ones(1, 8), torch.ones(2, 4), torch.zeros(2, 4))
+    LoraRows(kernels, [(0, 2)], [table]).add([0], torch.ones(1, 8), torch.ones(2, 4), torch.zeros(2, 4))
     assert system_threads() == before

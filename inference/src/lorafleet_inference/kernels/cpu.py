@@ -24,6 +24,8 @@ Int64s = np.ndarray[Any, np.dtype[np.int64]]
 TASKS_PER_THREAD = 4
 """So many, at least, that no thread waits long for the last one."""
 NO_WINDOW = 1 << 62
+RANKS_TOGETHER, TOKENS_TOGETHER = 4, 3
+"""That the kernel of LoRA takes as one, at best: `vectors.py` has why."""
 
 
 def load_kernels(cache_dir: str | None) -> "CpuKernels | None":
@@ -209,37 +211,57 @@ class LoraRows:
     """
 
     def __init__(self, kernels: CpuKernels, segments: Sequence[tuple[int, int]], adapters: Sequence[RowTable]) -> None:
-        from lorafleet_inference.kernels.lora_rows import BLOCK_TOKENS  # noqa: PLC0415  there since load_kernels
-
         self._kernels = kernels
-        blocks = [
-            (at, min(BLOCK_TOKENS, end - at), adapter)
-            for adapter, (begin, end) in enumerate(segments)
-            for at in range(begin, end, BLOCK_TOKENS)
-        ]
-        self._blocks = np.array(blocks, dtype=np.int64).reshape(-1, 3).T.copy()
-        """First rows, numbers of tokens, adapters."""
+        self._tasks_wanted = TASKS_PER_THREAD * torch.get_num_threads()
+        self._blocks = _blocks_of(segments, self._tasks_wanted)
         self._adapters = adapters  # the kernel reads what they hold
-        self._rows = np.stack([one.addresses for one in adapters], axis=1)
-        self._ranks = np.stack([one.ranks for one in adapters], axis=1).astype(np.int64)
+        rows = np.stack([one.addresses for one in adapters], axis=1)
+        ranks = np.stack([one.ranks for one in adapters], axis=1).astype(np.int64)
+        self._tables = (ranks, rows)
         """Both [modules, adapters]."""
-        self._touched = set(np.flatnonzero(self._ranks.any(axis=1)).tolist())
+        self._most_ranks: list[int] = ranks.max(axis=1).tolist()
+        """By module."""
+        low_width = -(-max(self._most_ranks) // RANKS_TOGETHER) * RANKS_TOGETHER
+        self._low = np.empty((max(end for _, end in segments), low_width), dtype=np.float32)
+        begins, counts, numbers = (one.ctypes.data for one in self._blocks)
+        self._common = (self._blocks.shape[1], begins, counts, numbers, self._low.ctypes.data, low_width)
+        self._row_bytes = len(adapters) * ranks.itemsize
+        self._addresses = (ranks.ctypes.data, rows.ctypes.data)
 
-    def add(self, module: int, pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add to y [T, out], rows of any stride, the deltas for x [T, in]."""
-        if module not in self._touched:
+    def add(self, modules: Sequence[int], pool: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *columns: int) -> None:
+        """Add to y [T, out], rows of any stride, the deltas of modules that have the same x [T, in].
+
+        `columns`: where the columns of each module begin, and where those of the last one end; all of y without them.
+        """
+        columns = columns or (0, y.shape[1])
+        touched = [at for at, module in enumerate(modules) if self._most_ranks[module]]
+        if not touched:
             return
         x = x.contiguous()
         assert pool.is_contiguous()
         assert y.stride(1) == 1 or y.shape[1] == 1
+        per_task = len(touched) if self._common[0] >= self._tasks_wanted else 1
+        ranks, rows = self._addresses
         task = np.zeros(1, dtype=np.int64)
-        begins, counts, adapters = self._blocks
-        numbers = np.array(
-            [
-                task.ctypes.data, len(begins), x.shape[1], y.shape[1], pool.data_ptr(), x.data_ptr(), y.data_ptr(),
-                begins.ctypes.data, counts.ctypes.data, adapters.ctypes.data, self._ranks[module].ctypes.data,
-                self._rows[module].ctypes.data, y.stride(0),
-            ],
-            dtype=np.int64,
-        )  # fmt: skip
-        self._kernels.run(self._kernels.lora_rows[pool.dtype], numbers)
+        numbers = [
+            task.ctypes.data, *self._common, pool.data_ptr(), x.data_ptr(), x.shape[1], y.data_ptr(), y.stride(0),
+            len(touched), per_task,
+        ]  # fmt: skip
+        for at in touched:
+            offset = modules[at] * self._row_bytes
+            numbers += (columns[at + 1] - columns[at], columns[at], ranks + offset, rows + offset)
+        self._kernels.run(self._kernels.lora_rows[pool.dtype], np.array(numbers, dtype=np.int64))
+
+
+def _blocks_of(segments: Sequence[tuple[int, int]], wanted: int) -> Int64s:
+    """Return neighbouring tokens of an adapter that a thread takes at once, about alike: first rows, numbers of tokens, adapters."""
+    from lorafleet_inference.kernels.lora_rows import LEAST_TOKENS, MOST_TOKENS  # noqa: PLC0415  there since load_kernels
+
+    num_tokens = sum(end - begin for begin, end in segments)
+    most = min(max(num_tokens // wanted, LEAST_TOKENS), MOST_TOKENS)
+    blocks = []
+    for adapter, (begin, end) in enumerate(segments):
+        number = -(-(end - begin) // most)
+        each = -(-(end - begin) // (number * TOKENS_TOGETHER)) * TOKENS_TOGETHER
+        blocks += [(at, min(each, end - at), adapter) for at in range(begin, end, each)]
+    return np.array(blocks, dtype=np.int64).reshape(-1, 3).T.copy()

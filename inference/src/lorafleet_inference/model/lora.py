@@ -74,12 +74,14 @@ class LoraBank:
         for module in facts.modules:
             model.get_submodule(module.name).register_forward_hook(_Adder(self, module.name))
         self._fused: set[int] = set()
-        """Modules that the Triton kernels add to with the others of their product, at one site."""
+        """Modules to which kernels add with the others of their product, at one site."""
         if triton is not None:
             most = min(self.layout.num_pages(max_rank), num_pages)
-            self.tables = triton.adapter_tables(num_adapters, most, self.layout, self._fuse(model, triton))
+            self.tables = triton.adapter_tables(num_adapters, most, self.layout, self._fuse(model))
+        elif self._kernels is not None:
+            self._fuse(model)
 
-    def _fuse(self, model: torch.nn.Module, triton: "TritonKernels") -> list[list[int]]:
+    def _fuse(self, model: torch.nn.Module) -> list[list[int]]:
         """Have modules of one product added to at one site; returns those of each site."""
         sites = []
         names = {module: name for name, module in model.named_modules()}
@@ -87,12 +89,17 @@ class LoraBank:
             if not isinstance(product, Linear) or not product.parts:
                 continue
             modules = [self.layout.index[names[part]] for part in product.parts]
-            places = [self.layout.places[module] for module in modules]
-            site = triton.site(modules, places, self.layout.page)
-            if site is not None:
+            hook: _SiteAdder | _ColumnsAdder | None = None
+            if self._triton is not None:
+                places = [self.layout.places[module] for module in modules]
+                site = self._triton.site(modules, places, self.layout.page)
+                hook = None if site is None else _SiteAdder(self, site)
+            else:
+                hook = _ColumnsAdder(self, modules, [0, *(columns.stop for columns in product.columns)])
+            if hook is not None:
                 self._fused.update(modules)
                 sites.append(modules)
-                product.register_forward_hook(_SiteAdder(self, site))
+                product.register_forward_hook(hook)
         return sites
 
     @property
@@ -168,14 +175,14 @@ class LoraBank:
         place = self.layout.places[module]
         if not self._parts and self._launched is None:
             return
-        if self._launched is not None and module in self._fused:
-            return  # `add_site` has
+        if module in self._fused and (self._launched is not None or self._compiled is not None):
+            return  # `add_site` or `add_columns` has
         rows = _rows(x, self._num_tokens)
         site = self._sites[module] if self._launched is not None else None
         if self._launched is not None and site is not None:
             self._launched.add(site, self._pool, rows, y.view(-1, y.shape[-1]))
         elif self._compiled is not None:
-            self._compiled.add(module, self._pool, rows, y.view(-1, y.shape[-1]))
+            self._compiled.add((module,), self._pool, rows, y.view(-1, y.shape[-1]))
         else:
             add_by_segment(self._pool, place, module, self._parts, x=rows, y=y)
 
@@ -183,6 +190,11 @@ class LoraBank:
         """Add to y [T, out of all modules of the site] what `add` adds for each, where the Triton kernels do."""
         if self._launched is not None:
             self._launched.add(site, self._pool, _rows(x, self._num_tokens), y)
+
+    def add_columns(self, modules: Sequence[int], columns: Sequence[int], x: torch.Tensor, y: torch.Tensor) -> None:
+        """Likewise of modules whose columns of y begin, and the last one's end, at `columns`, where the CPU's kernels do."""
+        if self._compiled is not None:
+            self._compiled.add(modules, self._pool, _rows(x, self._num_tokens), y, *columns)
 
 
 class _Adder:
@@ -204,6 +216,16 @@ class _SiteAdder:
 
     def __call__(self, _: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         self._bank.add_site(self._site, args[0], output)
+
+
+class _ColumnsAdder:
+    """Likewise for the CPU's kernels."""
+
+    def __init__(self, bank: LoraBank, modules: Sequence[int], columns: Sequence[int]) -> None:
+        self._bank, self._modules, self._columns = bank, modules, columns
+
+    def __call__(self, _: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self._bank.add_columns(self._modules, self._columns, args[0], output)
 
 
 def _rows(x: torch.Tensor, num_tokens: int) -> torch.Tensor:
