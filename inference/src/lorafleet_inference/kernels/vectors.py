@@ -25,6 +25,7 @@ TILE = 32
 """Columns of a tile of y."""
 _WORD, _FLOAT = ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
+_FOUR = ir.VectorType(_FLOAT, ROWS)
 _VECTOR_BYTES = 4 * LANES
 _PER_LINE = LINE // _VECTOR_BYTES
 _FUSE = ("contract",)
@@ -57,10 +58,22 @@ def _spread(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def _sum(builder: Any, vector: Any) -> Any:
-    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-    return builder.call(function, [ir.Constant(_FLOAT, 0.0), vector], fastmath=("reassoc",))
+def _picked(builder: Any, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes)))
+
+
+def _pairs(builder: Any, a: Any, b: Any) -> Any:
+    """Return the sums of neighbouring lanes, of a and b in turn by halves."""
+    even, odd = (0, 2, 8, 10, 4, 6, 12, 14), (1, 3, 9, 11, 5, 7, 13, 15)
+    return builder.fadd(_picked(builder, a, b, even), _picked(builder, a, b, odd))
+
+
+def _four_sums(builder: Any, vectors: Sequence[Any]) -> Any:
+    """Return the sums over the lanes of four vectors, as a vector of four."""
+    a, b, c, d = vectors
+    halves = _pairs(builder, _pairs(builder, a, b), _pairs(builder, c, d))
+    low, high = (_picked(builder, halves, halves, range(begin, begin + ROWS)) for begin in (0, LANES - ROWS))
+    return builder.fadd(low, high)
 
 
 def _prefetch(builder: Any, address: Any) -> None:
@@ -121,12 +134,14 @@ def dot_rows(_typing: Any, _x: Any, _rows: Any, _ahead: Any, _lines: Any) -> Any
 
         zeros = [ir.Constant(_VECTOR, [0.0] * LANES)] * (ROWS * _PER_LINE)
         sums = _loop(builder, lines, zeros, body)
-        found = []
+        wholes = []
         for r in range(ROWS):
             whole = sums[_PER_LINE * r]
             for part in range(1, _PER_LINE):
                 whole = builder.fadd(whole, sums[_PER_LINE * r + part])
-            found.append(_sum(builder, whole))
+            wholes.append(whole)
+        four = _four_sums(builder, wholes)
+        found = [builder.extract_element(four, ir.IntType(32)(r)) for r in range(ROWS)]
         return context.make_tuple(builder, signature.return_type, found)
 
     return signature, generate
@@ -191,8 +206,8 @@ def _dots(num_tokens: int) -> Any:
 
             sums = _loop(builder, vectors, [ir.Constant(_VECTOR, [0.0] * LANES)] * (ROWS * num_tokens), body)
             for t in range(num_tokens):
-                for r in range(ROWS):
-                    builder.store(_sum(builder, sums[ROWS * t + r]), _at(builder, low, 4 * r, _FLOAT), align=4)
+                found = _four_sums(builder, sums[ROWS * t : ROWS * (t + 1)])
+                builder.store(found, _at(builder, low, 0, _FOUR), align=4)
                 low = builder.add(low, low_bytes)
             return context.get_dummy_value()
 
