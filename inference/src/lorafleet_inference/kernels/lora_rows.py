@@ -5,7 +5,8 @@ A row holds, for one module, row r of A and behind it column r of B. A token's d
 
 Where an adapter has few tokens, reading is what it costs: each row is read once, from its beginning to its end, and while four are
 computed the next four are asked for, at the end of a block those of the thread's next one. With more tokens A x is
-computed first, then B (A x) by tiles that stay in registers, so that y is read and written once.
+computed first, then B (A x) by tiles that stay in registers, so that y is read and written once; meanwhile x and y of the next tokens
+are asked for.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import cfunc, njit
 
-from lorafleet_inference.kernels.pointers import float32_at, int64_at, take_next
+from lorafleet_inference.kernels.pointers import float32_at, int64_at, prefetch, take_next
 from lorafleet_inference.kernels.vectors import (
     LANES,
     LINE,
@@ -114,16 +115,18 @@ def _lows(x: int, count: int, rank: int, base: int, rows: Any, in_width: int, lo
         four = _rows_at(base, rows, r, rank)
         at = low + 4 * r
         for t in range(0, threes, TOKENS):
-            dots_of_three(x + t * x_bytes, x_bytes, four, in_width // LANES, at + t * low_bytes, low_bytes)
+            own, ahead = x + t * x_bytes, TOKENS * x_bytes if r == 0 and t + TOKENS < threes else 0
+            dots_of_three(own, x_bytes, own + ahead, four, in_width // LANES, at + t * low_bytes, low_bytes)
         for t in range(threes, count):
-            dots_of_one(x + t * x_bytes, x_bytes, four, in_width // LANES, at + t * low_bytes, low_bytes)
+            own = x + t * x_bytes
+            dots_of_one(own, x_bytes, own, four, in_width // LANES, at + t * low_bytes, low_bytes)
         if begin < in_width:
             for t in range(count):
-                own, sums = float32_at(x + t * x_bytes), float32_at(at + t * low_bytes)
+                values, sums = float32_at(x + t * x_bytes), float32_at(at + t * low_bytes)
                 for k in range(ROWS):
                     row = float32_at(four[k])
                     for i in range(begin, in_width):
-                        sums[k] += own[i] * row[i]
+                        sums[k] += values[i] * row[i]
 
 
 @njit(fastmath=FAST)
@@ -135,6 +138,9 @@ def _tiles(y: int, count: int, rank: int, base: int, rows: int, widths: Any, low
     for t in range(0, threes, TOKENS):
         for column in range(0, end, TILE):
             at, b = y + t * y_bytes + 4 * column, base + 4 * (in_width + column)
+            for ahead in range(TOKENS, 2 * TOKENS):
+                prefetch(at + ahead * y_bytes)
+                prefetch(at + ahead * y_bytes + LINE)
             add_tile_of_three(at, y_bytes, b, rows, rank, low + t * low_bytes, low_bytes)
     for t in range(threes, count):
         for column in range(0, end, TILE):

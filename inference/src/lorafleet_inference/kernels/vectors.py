@@ -184,21 +184,28 @@ def add_rows(_typing: Any, _y: Any, _rows: Any, _ahead: Any, _factors: Any, _lin
 
 def _dots(num_tokens: int) -> Any:
     @intrinsic
-    def dots(_typing: Any, _x: Any, _x_bytes: Any, _rows: Any, _vectors: Any, _low: Any, _low_bytes: Any) -> Any:
-        """Write to low [tokens, ROWS] the sums x . row of some tokens and ROWS rows, over so many vectors."""
-        signature = types.void(types.int64, types.int64, _ROWS_TYPE, types.int64, types.int64, types.int64)
+    def dots(
+        _typing: Any, _x: Any, _x_bytes: Any, _ahead: Any, _rows: Any, _vectors: Any, _low: Any, _low_bytes: Any
+    ) -> Any:
+        """Write to low [tokens, ROWS] the sums x . row of some tokens, over so many vectors.
+
+        Meanwhile as many tokens at `ahead` are asked for.
+        """
+        signature = types.void(types.int64, types.int64, types.int64, _ROWS_TYPE, types.int64, types.int64, types.int64)
 
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            x, x_bytes, rows, vectors, low, low_bytes = arguments
+            x, x_bytes, ahead, rows, vectors, low, low_bytes = arguments
             each = [builder.extract_value(rows, r) for r in range(ROWS)]
-            tokens = [x]
+            tokens, following = [x], [ahead]
             for _ in range(1, num_tokens):
                 tokens.append(builder.add(tokens[-1], x_bytes))
+                following.append(builder.add(following[-1], x_bytes))
 
             def body(index: Any, sums: list[Any]) -> list[Any]:
                 offset = builder.mul(index, _WORD(_VECTOR_BYTES))
                 values = [_vector(builder, builder.add(row, offset)) for row in each]
                 for t, token in enumerate(tokens):
+                    _prefetch(builder, builder.add(following[t], offset))
                     own = _vector(builder, builder.add(token, offset))
                     for r in range(ROWS):
                         sums[ROWS * t + r] = _fused(builder, own, values[r], sums[ROWS * t + r])
