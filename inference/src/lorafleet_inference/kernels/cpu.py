@@ -221,10 +221,11 @@ class LoraRows:
         """Both [modules, adapters]."""
         self._most_ranks: list[int] = ranks.max(axis=1).tolist()
         """By module."""
-        low_width = -(-max(self._most_ranks) // RANKS_TOGETHER) * RANKS_TOGETHER
-        self._low = np.empty((max(end for _, end in segments), low_width), dtype=np.float32)
+        self._low_width = -(-max(self._most_ranks) // RANKS_TOGETHER) * RANKS_TOGETHER
+        self._num_tokens = max(end for _, end in segments)
+        self._low = np.empty(self._num_tokens * self._low_width, dtype=np.float32)
         begins, counts, numbers = (one.ctypes.data for one in self._blocks)
-        self._common = (self._blocks.shape[1], begins, counts, numbers, self._low.ctypes.data, low_width)
+        self._common = (self._blocks.shape[1], begins, counts, numbers)
         self._row_bytes = len(adapters) * ranks.itemsize
         self._addresses = (ranks.ctypes.data, rows.ctypes.data)
 
@@ -241,11 +242,14 @@ class LoraRows:
         assert pool.is_contiguous()
         assert y.stride(1) == 1 or y.shape[1] == 1
         per_task = len(touched) if self._common[0] >= self._tasks_wanted else 1
+        floats = self._num_tokens * self._low_width * len(touched) // per_task
+        if self._low.size < floats:
+            self._low = np.empty(floats, dtype=np.float32)
         ranks, rows = self._addresses
         task = np.zeros(1, dtype=np.int64)
         numbers = [
-            task.ctypes.data, *self._common, pool.data_ptr(), x.data_ptr(), x.shape[1], y.data_ptr(), y.stride(0),
-            len(touched), per_task,
+            task.ctypes.data, *self._common, self._low.ctypes.data, self._low_width, pool.data_ptr(), x.data_ptr(),
+            x.shape[1], y.data_ptr(), y.stride(0), len(touched), per_task,
         ]  # fmt: skip
         for at in touched:
             offset = modules[at] * self._row_bytes

@@ -36,7 +36,8 @@ FLOATS = LINE // 4
 MOST_TOKENS, LEAST_TOKENS = 48, 12
 """Of a block."""
 # What a call is given, in order. Block i: BEGINS[i] is the row in x and y of its first token, then its number of tokens and
-# their adapter. A task is a block and PER_TASK of the modules. A row of y has Y_WIDTH elements; LOW has LOW_WIDTH for each.
+# their adapter. A task is a block and PER_TASK of the modules. A row of y has Y_WIDTH elements; LOW has
+# LOW_WIDTH for each and each task of a block.
 (TASK, NUM_BLOCKS, BEGINS, COUNTS, ADAPTERS, LOW, LOW_WIDTH, POOL, X, IN_WIDTH, Y, Y_WIDTH, NUM_MODULES, PER_TASK) = (
     range(14)
 )
@@ -190,9 +191,10 @@ def _compute(p: Any, task: int, after: int) -> None:
                 following = _rows_at(base, own, 0, int64_at(p[at + PER_MODULE + RANKS])[adapter])
             _few(x, to, count, rank, base, int64_at(rows), following, widths)
         else:
-            low = p[LOW] + 4 * begin * p[LOW_WIDTH]
-            _lows(x, count, rank, base, int64_at(rows), p[IN_WIDTH], low, p[LOW_WIDTH])
-            _tiles(to, count, rank, base, rows, widths, low, p[LOW_WIDTH])
+            low_width = parts * p[LOW_WIDTH]  # other modules of the same block may be computed meanwhile
+            low = p[LOW] + 4 * (begin * low_width + task % parts * p[LOW_WIDTH])
+            _lows(x, count, rank, base, int64_at(rows), p[IN_WIDTH], low, low_width)
+            _tiles(to, count, rank, base, rows, widths, low, low_width)
 
 
 @cfunc("void(CPointer(int64))", cache=True)
