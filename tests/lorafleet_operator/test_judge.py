@@ -167,6 +167,10 @@ BEYOND: dict[str, tuple[int, Counts, Counts, Judgement]] = {
     "exactly at the last bound": (0, coarse(0, 0, ALL), coarse(0, 950, 50), BAD),
     "nothing is known of how far": (0, beyond(ALL, 0), beyond(ALL, 0), GOOD),
     "as far as others' buckets explain": (0, coarse(0, 900, 100, 89_000.0), coarse(0, 900, 100, 53_000.0), GOOD),
+    "as far as the few of the stable one explain": (0, beyond(200, 230.6), beyond(20, 200, of=200), GOOD),
+    "farther than they explain": (0, beyond(200, 290), beyond(20, 200, of=200), BAD),
+    "as far as its own few explain": (0, beyond(50, 230, of=50), beyond(5000, 200, of=5000), GOOD),
+    "farther than its own few explain": (0, beyond(50, 320, of=50), beyond(5000, 200, of=5000), BAD),
     "farther than others' buckets explain": (0, coarse(0, 900, 100, 140_000.0), coarse(0, 900, 100, 53_000.0), BAD),
 }
 
