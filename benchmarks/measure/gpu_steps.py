@@ -21,8 +21,8 @@ from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unco
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import NAME, register
 from lorafleet_inference.model.checked import check_model
-from lorafleet_inference.model.device_adapters import HostAdapter
 from lorafleet_inference.model.graph_rooms import ITEM_TOKENS, DecodeRoom
+from lorafleet_inference.model.host_adapter import HostAdapter
 from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.runner import ModelRunner
 from measure.floors import Ceilings

@@ -16,8 +16,8 @@ from lorafleet_inference.kernels.triton.blocks import HOPPER
 from lorafleet_inference.model import attention
 from lorafleet_inference.model.arena import HostPages
 from lorafleet_inference.model.checked import check_model
-from lorafleet_inference.model.device_adapters import HostAdapter
 from lorafleet_inference.model.graph_rooms import DecodeRoom, PromptRoom
+from lorafleet_inference.model.host_adapter import HostAdapter
 from lorafleet_inference.model.runner import ModelRunner
 from lorafleet_inference.model.slab import Slab
 
@@ -89,7 +89,7 @@ class CountedRunner:
         bank = self.runner._adapters.bank
         num_pages = bank.layout.num_pages(RANK)
         pages = torch.zeros(1, 1, dtype=torch.bfloat16).expand(num_pages, bank.layout.page)
-        slab = HostAdapter(Slab(HostPages((pages,)), (RANK,) * len(bank.layout.places)), {}, None)
+        slab = HostAdapter(Slab(HostPages((pages,)), (RANK,) * len(bank.layout.places)))
         for number in range(NUM_ADAPTERS):
             self.runner.install(_key(number), range(number * num_pages, (number + 1) * num_pages), slab)
         self.captured = {room: self._capture(room) for room in (*DECODE, PROMPT, WITH_PROMPT)}

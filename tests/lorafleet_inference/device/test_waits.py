@@ -20,7 +20,7 @@ from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.device.interface import Order
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unconstrained
-from lorafleet_inference.model.device_adapters import HostAdapter
+from lorafleet_inference.model.host_adapter import HostAdapter
 
 MODEL = LlamaConfig(
     vocab_size=VOCABULARY, initializer_range=0.3, hidden_size=16, intermediate_size=16, num_hidden_layers=1,

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 
 import pytest
+import torch
 from support.engines import DrivenEngine, key_of
 from support.models import adapter_of, adapters_of, model_folder
 
@@ -15,7 +17,10 @@ from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.engine.messages import RegisterAdapter
 from lorafleet_inference.model.adapter_sizes import AdapterSizes
 from lorafleet_inference.model.affine_bank import AffineLayout
+from lorafleet_inference.model.arena import HostPages
+from lorafleet_inference.model.base_rows import of_host
 from lorafleet_inference.model.extras_files import load_extras
+from lorafleet_inference.model.host_adapter import HostExtras
 from lorafleet_inference.model.loader import load_model
 from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.side_lora import SideLayout
@@ -28,14 +33,15 @@ def test_all_that_is_loaded_was_counted(family: str) -> None:
     sides, affine = SideLayout(facts, layout.page), AffineLayout(facts, layout.page)
     plain, by_kernels = AdapterSizes(layout, facts, None, None), AdapterSizes(layout, facts, sides, affine)
     for kind, folder in adapters_of(family).items():
-        plan = settled(inspect_adapter(folder, facts, max_rank=256), loaded.model)
+        plan = settled(inspect_adapter(folder, facts, max_rank=256), loaded.model, of_host(loaded.dtype))
         counted = {(one.module, one.part): one for one in extra_tensors(plan, facts)}
-        for module, extra in load_extras(plan, loaded.model, loaded.dtype).items():
-            for part in extra.__slots__:
-                tensor = getattr(extra, part)
-                if tensor is not None:
-                    one = counted.pop((module, part))
-                    assert tensor.nbytes == one.num_elements * 4, (kind, one)
+        parts = plain.parts(plan)
+        pages = HostPages((torch.zeros(parts.num_pages, layout.page),))
+        host = HostExtras(pages, plain.places(parts, pages)[0], loaded.dtype)
+        load_extras(plan, loaded.model, of_host(loaded.dtype), host)
+        for where, (shape, dtype) in host.found.items():
+            one = counted.pop(where)
+            assert prod(shape) * dtype.itemsize == one.num_elements * 4, (kind, one)
         assert {one.part for one in counted.values()} <= {"offset", "bias"}, (
             "what is there only where the base has biases"
         )

@@ -22,7 +22,11 @@ def laid(tensor: torch.Tensor, one: ExtraTensor, pages: list[int]) -> LaidTensor
     pool = torch.full((80, PAGE), torch.nan)
     assert num_pages_of([one], PAGE) <= len(pages)
     (spans,) = lay([one], PAGE, runs_in(pages, PAGE))
-    return LaidTensor(pool, one, spans, tensor)
+    found = LaidTensor(pool, one, spans, tuple(tensor.shape), tensor.dtype)
+    number, _ = one.rows(PAGE)
+    for begin, end, block in found._blocks:
+        block.copy_(tensor.reshape(number, -1)[begin:end])
+    return found
 
 
 @pytest.mark.parametrize("kind", PAGES)

@@ -25,6 +25,8 @@ class Order(StrEnum):
     """An adapter is copied to pages when their zeros are there, and the steps that were submitted before the last one left."""
     ADAPTER_COPIED = "adapter-copied"
     """Requests of an adapter are computed, and its memory on the host is used again, when it was copied."""
+    BASE_READ = "base-read"
+    """Adapters are compared with rows of the base, and measured against them, when these were copied to the host."""
     TABLES_SENT = "tables-sent"
     """A step is run in order to be captured when the tables that it reads were copied."""
     WARMED_UP = "warmed-up"

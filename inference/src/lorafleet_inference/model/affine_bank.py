@@ -7,27 +7,28 @@ So steps with them are captured too. Where a module has weights of an adapter's 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorafleet_inference.adapters.extra_tensors import Span
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.engine.messages import AdapterKey, ModelFacts
 from lorafleet_inference.kernels.triton.affines import ALIGN, AffineSite, affine_site
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.decoder.linear import Linear
-from lorafleet_inference.model.extras import Extras
+from lorafleet_inference.model.host_adapter import Where, spans_of_rows
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.affines import AffineStep
     from lorafleet_inference.kernels.triton.backend import TritonKernels
 
 Int32s = npt.NDArray[np.int32]
-NUM_VECTORS = 2
-"""Of a module: its scale and its offset."""
+VECTORS = ("scale", "offset")
+"""Of a module, in their order; one that an adapter does not have is all ones, or zeros."""
 
 
 class AffineLayout:
@@ -51,7 +52,17 @@ class AffineLayout:
 
     def taken(self, plan: AdapterPlan) -> set[tuple[str, str]]:
         """Return which tensors beside rows lie here, of an adapter: their modules and parts."""
-        return set(itertools.product(self.modules_of(plan), ("scale", "offset")))
+        return set(itertools.product(self.modules_of(plan), VECTORS))
+
+    def spans(self, names: Collection[str]) -> dict[Where, list[Span]]:
+        """Return where the scale and the offset of each of these modules lie in the pages of an adapter, by module and part."""
+        entries, _ = self.laid(names)
+        found = {}
+        for name in names:
+            first = int(entries[self.index[name]])
+            for number, part in enumerate(VECTORS):
+                found[name, part] = spans_of_rows(self.page, self.widths[name], first + number, 1)
+        return found
 
     def laid(self, names: Collection[str]) -> tuple[Int32s, int]:
         """Return the entries of an adapter [modules], as the kernel reads them, and how many pages it takes.
@@ -67,7 +78,7 @@ class AffineLayout:
             slot = -(-at // width)
             first = page * fit + slot if slot < fit else (page + 1) * fit
             entries[self.index[name]] = first
-            last_page, last_slot = divmod(first + NUM_VECTORS - 1, fit)
+            last_page, last_slot = divmod(first + len(VECTORS) - 1, fit)
             end = last_page * self.page + (last_slot + 1) * width
         return entries, -(-end // self.page)
 
@@ -107,25 +118,11 @@ class AffineBank:
         """Whether one of their adapters has anything here."""
         return any(one.adapter in self._resident for one in segments)
 
-    def install(self, key: AdapterKey, pages: Sequence[int], names: Sequence[str], extras: Extras) -> Extras:
-        """Copy the scales and offsets of these modules to pages that no step reads, and return what is left of the extras."""
+    def install(self, key: AdapterKey, pages: Sequence[int], names: Sequence[str]) -> None:
+        """Have the scales and offsets of these modules here, which are copied to pages that no step reads."""
         entries, num_pages = self.layout.laid(names)
-        if not num_pages:
-            return extras
-        left = dict(extras)
-        for name in names:
-            extra, width = left[name], self.layout.widths[name]
-            made = torch.zeros(NUM_VECTORS, width, dtype=self._pool.dtype)  # on the host
-            made[0] = 1.0 if extra.scale is None else extra.scale
-            if extra.offset is not None:
-                made[1] = extra.offset
-            fit, first = self.layout.page // width, int(entries[self.layout.index[name]])
-            for number, vector in enumerate(made, first):
-                page, slot = divmod(number, fit)
-                self._pool[pages[page], slot * width : (slot + 1) * width] = vector
-            left[name] = replace(extra, scale=None, offset=None)
-        self._resident[key] = _Resident(tuple(pages[:num_pages]), entries)
-        return {name: extra for name, extra in left.items() if not extra.is_empty}
+        if num_pages:
+            self._resident[key] = _Resident(tuple(pages), entries)
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter."""

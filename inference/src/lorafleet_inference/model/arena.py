@@ -36,15 +36,47 @@ class HostPages:
         """Their size."""
         return sum(run.numel() * run.element_size() for run in self.runs)
 
-    def copies(self, pages: Sequence[int]) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Yield what has to be copied to `pages` of a device, as many as there are here: from which one to before which, and what."""
+    def copies(self, pages: Sequence[int], first: int = 0) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield what has to be copied to `pages` of a device from as many here, from number `first` on.
+
+        From which page one copy goes to before which, and what it is.
+        """
+        at, last = 0, first + len(pages)
+        for run in self.runs:
+            done, end_here = max(first - at, 0), min(last - at, len(run))
+            if done < end_here:
+                for begin, end in runs_of(pages[at + done - first : at + end_here - first]):
+                    yield begin, end, run[done : done + end - begin]
+                    done += end - begin
+            at += len(run)
+
+    def elements(self, begin: int, end: int) -> torch.Tensor:
+        """Return elements of all pages, one after the other, from one to before another: a view [elements] of one run."""
         at = 0
         for run in self.runs:
-            done = 0
-            for begin, end in runs_of(pages[at : at + len(run)]):
-                yield begin, end, run[done : done + end - begin]
-                done += end - begin
-            at += len(run)
+            if begin < at + run.numel():
+                assert end <= at + run.numel(), "no piece lies in two runs"
+                return run.view(-1)[begin - at : end - at]
+            at += run.numel()
+        raise AssertionError("behind the last page")
+
+    def are_neighbours(self, begin: int, end: int) -> bool:
+        """Whether these elements lie in one run."""
+        at = 0
+        for run in self.runs:
+            if begin < at + run.numel():
+                return end <= at + run.numel()
+            at += run.numel()
+        return False
+
+    def runs_of_elements(self, first: int) -> Iterator[tuple[int, int]]:
+        """Yield where runs begin and end, in elements of all pages; of them what is not before page number `first`."""
+        at = 0
+        for run in self.runs:
+            begin, end = max(at, first * run.shape[1]), at + run.numel()
+            if begin < end:
+                yield begin, end
+            at = end
 
 
 class Arena:
@@ -63,6 +95,11 @@ class Arena:
             ConfigError: so much memory cannot be pinned.
         """
         self._page, self._dtype, self._device = page, dtype, device
+        self.staging: torch.Tensor | None = None
+        """uint8, as large as a page: what comes from the device goes through it. None where that is the CPU."""
+        if device.works_beside:
+            self.staging = self._pinned(page * dtype.itemsize, segment_bytes)[0].view(-1).view(torch.uint8)
+            num_bytes = max(0, num_bytes - len(self.staging))
         self._segments = self._pinned(num_bytes, segment_bytes) if device.works_beside else []
         self._per_segment = len(self._segments[0]) if self._segments else 1
         self.num_pages = sum(map(len, self._segments))
@@ -81,6 +118,11 @@ class Arena:
                 raise ConfigError("--host-cache", f"{num_bytes} bytes of memory cannot be pinned: {error}") from error
             num_left -= count
         return segments
+
+    @property
+    def staging_bytes(self) -> int:
+        """Of `staging`: they are none of the pages."""
+        return 0 if self.staging is None else len(self.staging)
 
     @property
     def used_bytes(self) -> int:

@@ -1,50 +1,33 @@
 """The adapters of a device: what computes them, the pages in which they lie, and the way there from disk through the host's memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from lorafleet_inference.adapters.extra_tensors import ExtraTensor
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.config import EngineConfig
 from lorafleet_inference.device.interface import Device, Order
 from lorafleet_inference.engine.messages import AdapterKey
-from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.kernels.team import on_one_thread
 from lorafleet_inference.model.adapter_sizes import AdapterSizes
 from lorafleet_inference.model.arena import Arena
+from lorafleet_inference.model.base_rows import BaseRows
 from lorafleet_inference.model.batch import HostBatch
 from lorafleet_inference.model.checked import LoadedModel
-from lorafleet_inference.model.extras import Extras, ExtrasBank
+from lorafleet_inference.model.extras import ExtrasBank
 from lorafleet_inference.model.extras_files import Total, alone, load_extras
+from lorafleet_inference.model.host_adapter import HostAdapter, HostExtras, copy_pages
 from lorafleet_inference.model.lora import LoraBank
 from lorafleet_inference.model.own_rows import settled
 from lorafleet_inference.model.readers import MAX_READERS
-from lorafleet_inference.model.slab import Slab, load_slab
+from lorafleet_inference.model.slab import load_slab
 from lorafleet_inference.model.step_kernels import StepKernels
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
     from lorafleet_inference.model.affine_bank import AffineBank
     from lorafleet_inference.model.side_lora import SideBank
-
-
-@dataclass(frozen=True, slots=True)
-class HostAdapter:
-    """An adapter in host memory."""
-
-    slab: Slab
-    extras: Extras
-    vocabulary: Vocabulary | None
-    """Where it is not the base's."""
-    side_ranks: tuple[int, ...] = ()
-    """Of what goes from the extras to pages of the pool, as `SideLayout.ranks_of` says; empty where nothing does."""
-    affine: tuple[str, ...] = ()
-    """Modules whose scale and offset go there, too."""
-    apart: tuple[ExtraTensor, ...] = ()
-    """What else there may be among the extras."""
 
 
 class DeviceAdapters:
@@ -95,6 +78,7 @@ class DeviceAdapters:
             loaded.dtype,
             on,
         )
+        self._base = BaseRows(on, self._loads, self.arena.staging, loaded.dtype)
         self.extras = ExtrasBank(loaded.model, self.bank.pool)
         # behind the zeros of the pool, and later the steps that may read what was removed
         self._left = on.current().mark()
@@ -114,14 +98,14 @@ class DeviceAdapters:
 
     def slab_bytes(self, plan: AdapterPlan) -> int:
         """Return the size of an adapter in host memory."""
-        return self._sizes.host_elements(plan) * self._dtype.itemsize
+        return self._sizes.num_pages(plan) * self.bank.layout.page * self._dtype.itemsize
 
     @torch.inference_mode()
     @on_one_thread()
     def settle(self, plan: AdapterPlan) -> AdapterPlan:
         """Return the plan of an adapter as it is loaded: of weights that it repeats, only what is not the base's."""
         with self._on.on(self._loads):
-            return settled(plan, self._model, self._shard)
+            return settled(plan, self._model, self._base, self._shard)
 
     @torch.inference_mode()
     @on_one_thread()
@@ -131,18 +115,23 @@ class DeviceAdapters:
             return self._load_slab(plan, total)
 
     def _load_slab(self, plan: AdapterPlan, total: Total) -> HostAdapter:
-        slab = load_slab(
-            plan, self.bank.layout, self._dtype, self.arena, shard=self._shard, max_readers=self._max_readers
-        )
-        vocabulary = None if plan.num_rows is None else plan.vocabulary
+        parts = self._sizes.parts(plan)
+        num_more = parts.num_pages - parts.num_row_pages
+        shard, max_readers = self._shard, self._max_readers
+        layout, dtype = self.bank.layout, self._dtype
+        slab = load_slab(plan, layout, dtype, self.arena, num_more=num_more, shard=shard, max_readers=max_readers)
         try:
-            extras = load_extras(plan, self._model, self._dtype, self._shard, total)
+            places, spans = self._sizes.places(parts, slab.pages)
+            host = HostExtras(slab.pages, places, dtype)
+            for name in parts.affine:
+                host.write(name, "scale", torch.ones(host.num_elements(name, "scale")))
+            load_extras(plan, self._model, self._base, host, shard=shard, total=total, max_readers=max_readers)
         except BaseException:
             self.arena.give(slab.pages)
             raise
-        side_ranks = () if self.sides is None else self.sides.layout.ranks_of(plan)
-        affine = () if self.affine is None else self.affine.layout.modules_of(plan)
-        return HostAdapter(slab, extras, vocabulary, side_ranks, affine, self._sizes.apart(plan))
+        vocabulary = None if plan.num_rows is None else plan.vocabulary
+        apart = tuple(host.laid(one, there) for one, there in zip(parts.apart, spans, strict=True))
+        return HostAdapter(slab, vocabulary, parts.side_ranks, parts.affine, apart)
 
     def drop_slab(self, slab: HostAdapter) -> None:
         """Have the memory of an adapter on the host used again; nobody copies it any more."""
@@ -166,16 +155,20 @@ class DeviceAdapters:
                 self._loads.mark().wait(Order.ADAPTER_COPIED)
 
     def _install(self, key: AdapterKey, pages: Sequence[int], slab: HostAdapter) -> None:
-        at = len(slab.slab.pages)
+        host = slab.slab.pages
+        at = self.bank.layout.laid(slab.slab.ranks).num_pages
         self.bank.install(key, pages[:at], slab.slab)
-        extras = slab.extras
         if self.sides is not None and any(slab.side_ranks):
-            extras = self.sides.install(key, pages[at:], slab.side_ranks, extras)
-            at += self.sides.layout.laid(slab.side_ranks)[1]
+            end = at + self.sides.layout.laid(slab.side_ranks)[1]
+            copy_pages(self._on, self.bank.pool, pages[at:end], host, at)
+            self.sides.install(key, pages[at:end], slab.side_ranks)
+            at = end
         if self.affine is not None:
-            extras = self.affine.install(key, pages[at:], slab.affine, extras)
-            at += self.affine.layout.laid(slab.affine)[1]
-        self.extras.install(key, pages[at:], slab.apart, extras, slab.vocabulary)
+            end = at + self.affine.layout.laid(slab.affine)[1]
+            copy_pages(self._on, self.bank.pool, pages[at:end], host, at)
+            self.affine.install(key, pages[at:end], slab.affine)
+            at = end
+        self.extras.install(key, pages[at:], slab.apart, host, slab.vocabulary)
 
     def remove(self, key: AdapterKey) -> None:
         """Forget an adapter of the device; steps that were submitted are computed with it."""

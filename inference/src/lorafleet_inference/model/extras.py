@@ -13,72 +13,29 @@ Axes: T tokens of the step, r ranks, k own rows.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-from lorafleet_inference.adapters.extra_tensors import ExtraTensor, lay
+from lorafleet_inference.adapters.extra_tensors import lay
+from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.engine.messages import AdapterKey
 from lorafleet_inference.engine.vocabulary import Vocabulary
 from lorafleet_inference.model import experts, routers
+from lorafleet_inference.model.arena import HostPages
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.decoder.linear import Part
 from lorafleet_inference.model.experts import ExpertChange, ExpertLora
+from lorafleet_inference.model.host_adapter import HostTensor, copies
 from lorafleet_inference.model.laid_tensor import LaidTensor, runs_in
 from lorafleet_inference.model.transfer import on_device
 
 
-@dataclass(slots=True)
-class Extra:
-    """What an adapter changes in one module beside rows of A and B, on the host."""
-
-    a: torch.Tensor | None = None
-    """[r, in] of the head; [vocabulary, r] of the embedding."""
-    b: torch.Tensor | None = None
-    """[r, out], times the site's scale."""
-    scale: torch.Tensor | None = None
-    """[out]"""
-    offset: torch.Tensor | None = None
-    """[out]"""
-    weight: torch.Tensor | None = None
-    """Of the module's own copy; of embedding and head with any number of rows."""
-    token_ids: torch.Tensor | None = None
-    """[k] int64, growing: tokens of which embedding or head has a row of its own."""
-    token_rows: torch.Tensor | None = None
-    """[k, hidden]"""
-    bias: torch.Tensor | None = None
-    up_a: torch.Tensor | None = None
-    """Of fused experts, as in `ExpertLora`."""
-    up_b: torch.Tensor | None = None
-    down_a: torch.Tensor | None = None
-    down_b: torch.Tensor | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it changes nothing."""
-        return all(getattr(self, one.name) is None for one in fields(self))
-
-    @property
-    def num_tensors(self) -> int:
-        """How many it has that are not empty."""
-        values = (getattr(self, one.name) for one in fields(self))
-        return sum(one is not None and one.numel() > 0 for one in values)
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Extra":
-        """Return what comes of its tensors."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Extra(**{name: change(tensor) for name, tensor in values.items() if tensor is not None})
-
-
-Extras = Mapping[str, Extra]
-"""By module name."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Laid:
-    """The same on the device."""
+    """What an adapter changes in one module, on the device; on the host it is an `Extra` of `extras_files.py`."""
 
     a: LaidTensor | None = None
     b: LaidTensor | None = None
@@ -124,27 +81,29 @@ class ExtrasBank:
         self,
         key: AdapterKey,
         pages: Sequence[int],
-        tensors: Sequence[ExtraTensor],
-        extras: Extras,
+        tensors: Sequence[HostTensor],
+        host: HostPages,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        """Copy an adapter's extras to pages that no step reads. `vocabulary`: where it is not the base's.
+        """Copy an adapter's extras from the host to pages that no step reads. `vocabulary`: where it is not the base's.
 
-        `tensors`: those that were reckoned with when the pages were counted; there may be fewer.
+        `tensors`: those that were reckoned with when the pages were counted; it need not have all of them.
         """
         if vocabulary is not None:
             self._vocabularies[key] = vocabulary
-        if not extras:
+        page, device = self._pool.shape[1], device_at(self._pool.device)
+        spans = list(lay([one.one for one in tensors], page, runs_in(pages, page)))
+        own = [(one, here) for one, here in zip(tensors, spans, strict=True) if one.shape is not None]
+        if not own:
             return
-        page = self._pool.shape[1]
-        laid: dict[str, dict[str, LaidTensor]] = {name: {} for name in extras}
-        num_left = sum(extra.num_tensors for extra in extras.values())
-        for one, spans in zip(tensors, lay(tensors, page, runs_in(pages, page)), strict=True):
-            tensor = getattr(extras[one.module], one.part) if one.module in extras else None
-            if tensor is not None:
-                laid[one.module][one.part] = LaidTensor(self._pool, one, spans, tensor)
-                num_left -= 1
-        assert not num_left, "an adapter has more than was reckoned with"
+        flat = self._pool.view(-1)
+        for at, some in copies(host, [(one.one, one.spans, here) for one, here in own], page):
+            device.copy(flat[at : at + len(some)], some)
+        laid: dict[str, dict[str, LaidTensor]] = {}
+        for one, here in own:
+            assert one.shape is not None
+            made = LaidTensor(self._pool, one.one, here, one.shape, one.dtype)
+            laid.setdefault(one.one.module, {})[one.one.part] = made
         self._resident[key] = {name: _laid(self._modules[name], parts) for name, parts in laid.items()}
 
     def remove(self, key: AdapterKey) -> None:

@@ -1,7 +1,8 @@
-"""Reads what adapters hold beside rows of A and B, and brings it into the form of `extras.py`."""
+"""Reads what adapters hold beside rows of A and B to their pages of the host, in the form that `extras.py` computes with."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -9,12 +10,14 @@ from transformers.pytorch_utils import Conv1D
 
 from lorafleet_inference.adapters.types import AdapterPlan, ExpertSite, LoraSite
 from lorafleet_inference.kernels.packed import plain_weight
-from lorafleet_inference.model.extras import Extra, Extras
+from lorafleet_inference.model.base_rows import BaseRows, in_pieces
 from lorafleet_inference.model.finite import applied, check_finite
+from lorafleet_inference.model.host_adapter import HostExtras
 from lorafleet_inference.model.merge_tensors import Read
 from lorafleet_inference.model.own_rows import read_rows
 from lorafleet_inference.model.ranks.split import Shard
-from lorafleet_inference.model.tensor_files import reader_of
+from lorafleet_inference.model.readers import each_by, num_readers
+from lorafleet_inference.model.tensor_files import pieces_of, reader_of
 
 Total = Callable[[torch.Tensor], torch.Tensor]
 """Sums a tensor over the ranks of a model."""
@@ -25,6 +28,31 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+@dataclass(slots=True)
+class Extra:
+    """What an adapter changes in one module beside rows of A and B and a weight of its own, while it is read."""
+
+    a: torch.Tensor | None = None
+    """[r, in] of the head; [vocabulary, r] of the embedding."""
+    b: torch.Tensor | None = None
+    """[r, out], times the site's scale."""
+    scale: torch.Tensor | None = None
+    """[out]"""
+    offset: torch.Tensor | None = None
+    """[out]"""
+    token_ids: torch.Tensor | None = None
+    """[k] int64, growing: tokens of which embedding or head has a row of its own."""
+    token_rows: torch.Tensor | None = None
+    """[k, hidden]"""
+    bias: torch.Tensor | None = None
+    """Beside a weight of its own."""
+    up_a: torch.Tensor | None = None
+    """Of fused experts, as in `ExpertLora`."""
+    up_b: torch.Tensor | None = None
+    down_a: torch.Tensor | None = None
+    down_b: torch.Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a site is, and what of its tensors this rank holds."""
@@ -33,6 +61,7 @@ class _Place:
     module: torch.nn.Module
     shard: Shard | None
     total: Total
+    base: BaseRows
 
     def a(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self.shard is None else self.shard.lora_a(self.name, tensor)
@@ -46,85 +75,169 @@ class _Place:
     def factor(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self.shard is None else self.shard.factor(self.name, tensor)
 
-    def row_norms(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the norm of each whole row of a weight [out, in] of which this rank has columns, or all."""
-        if self.shard is None or not self.shard.is_partial(self.name):
-            return torch.linalg.vector_norm(weight, dim=1)
-        return self.total(weight.square().sum(1)).sqrt()
+    def norms(self, squares: torch.Tensor) -> torch.Tensor:
+        """Return the norm [out] of each whole row of a weight, of which this rank's columns, or all, have these sums of squares."""
+        if self.shard is not None and self.shard.is_partial(self.name):
+            squares = self.total(squares)
+        return squares.sqrt()
 
 
 def load_extras(
-    plan: AdapterPlan, model: torch.nn.Module, dtype: torch.dtype, shard: Shard | None = None, total: Total = alone
-) -> Extras:
-    """Read the extras of a validated adapter that was settled (`own_rows.py`).
+    plan: AdapterPlan,
+    model: torch.nn.Module,
+    base: BaseRows,
+    host: HostExtras,
+    *,
+    shard: Shard | None = None,
+    total: Total = alone,
+    max_readers: int = 1,
+) -> None:
+    """Read the extras of a validated adapter that was settled (`own_rows.py`) to its pages of the host.
 
-    `shard`: what of them this rank holds of a model on several; `total` sums over all, in the same order on each.
+    `base`: reads the model's weights. `shard`: what of the extras this rank holds of a model on several; `total` sums over all,
+    in the same order on each. `max_readers`: threads that read at the same time.
 
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw.
     """
     sites = [site for site in plan.sites if site.magnitude_key is not None or site.b_bias_key is not None]
     if not (sites or plan.side_sites or plan.own or plan.own_rows or plan.experts):
-        return {}
-    read = reader_of(plan)
-    extras, biases = _own(plan, model, read, shard)
-    for site in (*sites, *plan.side_sites):
-        module = model.get_submodule(site.module)
-        extra = extras.setdefault(site.module, Extra())
-        place = _Place(site.module, module, shard, total)
-        _add_site(extra, site, place, read, biases.get(site.module), is_side=site in plan.side_sites)
-    for name in biases.keys() - {site.module for site in (*sites, *plan.side_sites)}:
-        extras.setdefault(name, Extra()).offset = _minus(biases[name], _bias(model.get_submodule(name)))
-    for expert_site in plan.experts:
-        extra = extras.setdefault(expert_site.module, Extra())
-        a, b = _of_experts(expert_site, model.get_submodule(expert_site.module), read, shard)
-        if expert_site.parameter == "down_proj":
-            extra.down_a, extra.down_b = a, b
-        else:
-            extra.up_a, extra.up_b = a, b
-    cast = {name: extra.map(lambda tensor: _cast(tensor, dtype)) for name, extra in extras.items()}
-    _check_made(cast, plan, applied(1.0, dtype))
-    return cast
+        return
+    reader = _Reader(plan, model, base, host, shard=shard, total=total)
+    num_threads = 1  # sums over ranks have an order, and a merge makes A and B of a module at once
+    if shard is None and plan.merged is None:
+        measured = any(one.magnitude_key is not None for one in (*sites, *plan.side_sites))
+        num_threads = max_readers if measured else num_readers(plan.facts.size_bytes, max_readers)
+    each_by(num_threads, reader.load, reader.modules)
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+class _Reader:
+    """Reads what an adapter has at one module after the other."""
 
-
-def _own(
-    plan: AdapterPlan, model: torch.nn.Module, read: Read, shard: Shard | None
-) -> tuple[dict[str, Extra], dict[str, torch.Tensor]]:
-    """Return the adapter's own weights and rows, and beside them biases that come as offsets.
-
-    A bias alone is an offset, so that it can stand beside LoRA on the same module.
-    """
-    own: dict[str, dict[str, torch.Tensor]] = {}
-    for one in plan.own:
-        tensor = read(one.key)
-        own.setdefault(one.module, {})[one.parameter] = (
-            tensor if shard is None else shard.parameter(one.module, one.parameter, tensor)
+    def __init__(
+        self,
+        plan: AdapterPlan,
+        model: torch.nn.Module,
+        base: BaseRows,
+        host: HostExtras,
+        *,
+        shard: Shard | None,
+        total: Total,
+    ) -> None:
+        self._plan, self._model, self._base, self._host, self._shard, self._total = (
+            plan,
+            model,
+            base,
+            host,
+            shard,
+            total,
         )
-    with_lora = {site.module for site in (*plan.sites, *plan.side_sites)}
-    apart = {name for name, tensors in own.items() if "weight" not in tensors or name in with_lora}
-    biases = {name: own[name].pop("bias") for name in apart if "bias" in own[name]}
-    extras = {name: Extra(**tensors) for name, tensors in own.items() if tensors}
-    for name in sorted({one.module for one in plan.own_rows}):
-        module = model.get_submodule(name)
-        found = read_rows(plan, name, _width(module))
-        assert found is not None
-        extra = extras.setdefault(name, Extra())
-        if extra.weight is not None:
-            extra.weight[found[0]] = found[1]
-        else:
-            extra.token_ids, extra.token_rows = found
-    for name, extra in extras.items():
-        module = model.get_submodule(name)
-        bias = _bias(module)
-        if extra.weight is not None and extra.bias is None and isinstance(bias, torch.Tensor):
-            extra.bias = bias[: len(extra.weight)] if len(bias) > len(extra.weight) else None
-            if len(bias) < len(extra.weight):
-                extra.bias = F.pad(bias, (0, len(extra.weight) - len(bias)))
-    return extras, biases
+        self._read = reader_of(plan)
+        self._own: dict[str, dict[str, str]] = {}
+        """Keys of own parameters, by module and name."""
+        for one in plan.own:
+            self._own.setdefault(one.module, {})[one.parameter] = one.key
+        self._sites = {site.module: (site, False) for site in plan.sites if site.magnitude_key or site.b_bias_key}
+        self._sites |= {site.module: (site, True) for site in plan.side_sites}
+        self._with_lora = {site.module for site in (*plan.sites, *plan.side_sites)}
+        self._experts: dict[str, list[ExpertSite]] = {}
+        for stack in plan.experts:
+            self._experts.setdefault(stack.module, []).append(stack)
+        rows = dict.fromkeys(one.module for one in plan.own_rows)
+        self.modules = list(dict.fromkeys((*self._own, *rows, *self._sites, *self._experts)))
+        self._keys: dict[str, list[str]] = {}
+        for module, key, _ in _read_keys(plan):
+            self._keys.setdefault(module, []).append(key)
+
+    def load(self, name: str) -> None:
+        """Read all of a module."""
+        module = self._model.get_submodule(name)
+        own, extra = dict(self._own.get(name, {})), Extra()
+        rows = (
+            read_rows(self._plan, name, _width(module))
+            if any(one.module == name for one in self._plan.own_rows)
+            else None
+        )
+        weight: _Pieces | None = None
+        if "weight" in own:
+            weight = partial(self._own_weight, name, own["weight"], rows)
+        elif rows is not None:
+            extra.token_ids, extra.token_rows = rows
+        bias = None
+        if "bias" in own:
+            bias = self._parameter(name, "bias", own["bias"])
+            if weight is not None and name not in self._with_lora:
+                extra.bias, bias = bias, None
+        if weight is not None:
+            num_rows = self._write_weight(name, weight)
+            self._fit_bias(extra, module, num_rows)
+        if name in self._sites:
+            site, is_side = self._sites[name]
+            place = _Place(name, module, self._shard, self._total, self._base)
+            _add_site(extra, site, place, self._read, bias=bias, weight=weight, is_side=is_side)
+        elif bias is not None:
+            extra.offset = _minus(bias, self._base.bias(module))
+        for stack in self._experts.get(name, ()):
+            a, b = _of_experts(stack, module, self._read, self._shard)
+            if stack.parameter == "down_proj":
+                extra.down_a, extra.down_b = a, b
+            else:
+                extra.up_a, extra.up_b = a, b
+        for part in fields(extra):
+            tensor = getattr(extra, part.name)
+            if tensor is not None:
+                made = tensor.to(self._host.dtype) if tensor.is_floating_point() else tensor
+                self._check_made(name, part.name, made)
+                self._host.write(name, part.name, made)
+
+    def _parameter(self, name: str, parameter: str, key: str) -> torch.Tensor:
+        tensor = self._read(key)
+        return tensor if self._shard is None else self._shard.parameter(name, parameter, tensor)
+
+    def _own_weight(self, name: str, key: str, rows: "_Rows | None") -> Iterator[tuple[int, torch.Tensor]]:
+        is_whole = self._plan.merged is None and self._shard is None
+        return _replaced(
+            pieces_of(self._plan, key) if is_whole else in_pieces(self._parameter(name, "weight", key)), rows
+        )
+
+    def _write_weight(self, name: str, weight: "_Pieces") -> int:
+        """Write an own weight, and return how many rows it has."""
+        num_rows, shape = 0, torch.Size()
+        for begin, rows in weight():
+            made = rows.to(self._host.dtype)
+            self._check_made(name, "weight", made, begin)
+            self._host.write_from(name, "weight", begin * made[0].numel(), made)
+            num_rows, shape = begin + len(rows), made.shape[1:]
+        self._host.note(name, "weight", (num_rows, *shape))
+        return num_rows
+
+    def _fit_bias(self, extra: "Extra", module: torch.nn.Module, num_rows: int) -> None:
+        """Have the base's bias beside an own weight with another number of rows."""
+        bias = self._base.bias(module)
+        if extra.bias is None and isinstance(bias, torch.Tensor):
+            extra.bias = bias[:num_rows] if len(bias) > num_rows else None
+            if len(bias) < num_rows:
+                extra.bias = F.pad(bias, (0, num_rows - len(bias)))
+
+    def _check_made(self, name: str, part: str, made: torch.Tensor, first: int = 0) -> None:
+        what = f"{part} of {name}, made of {', '.join(self._keys[name])},"
+        check_finite(made, what, applied(1.0, self._host.dtype), first)
+
+
+_Pieces = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+"""Reads the first row and rows of pieces of an adapter's own weight, float32."""
+_Rows = tuple[torch.Tensor, torch.Tensor]
+"""Ids [k] int64, growing, and rows [k, ..] float32."""
+
+
+def _replaced(pieces: Iterator[tuple[int, torch.Tensor]], rows: "_Rows | None") -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield pieces with some rows in the place of their own. Changes them."""
+    for begin, some in pieces:
+        if rows is not None:
+            ids, own = rows
+            first, last = torch.searchsorted(ids, torch.tensor([begin, begin + len(some)])).tolist()
+            some[ids[first:last] - begin] = own[first:last]
+        yield begin, some
 
 
 def _width(words: torch.nn.Module) -> int:
@@ -139,17 +252,6 @@ def _minus(ours: torch.Tensor, base: torch.Tensor | float) -> torch.Tensor:
     if isinstance(base, float):
         return ours - base
     return ours - (F.pad(base, (0, len(ours) - len(base))) if len(base) < len(ours) else base[: len(ours)])
-
-
-def _check_made(extras: Extras, plan: AdapterPlan, how: str) -> None:
-    keys: dict[str, list[str]] = {}
-    for module, key, _ in _read_keys(plan):
-        keys.setdefault(module, []).append(key)
-    for name, extra in extras.items():
-        for part in fields(extra):
-            tensor = getattr(extra, part.name)
-            if tensor is not None:
-                check_finite(tensor, f"{part.name} of {name}, made of {', '.join(keys[name])},", how)
 
 
 def check_extras(plan: AdapterPlan, dtype: torch.dtype) -> None:
@@ -185,9 +287,16 @@ def _read_keys(plan: AdapterPlan) -> Iterator[tuple[str, str, float]]:
 
 
 def _add_site(
-    extra: Extra, site: LoraSite, place: _Place, read: Read, bias: torch.Tensor | None, *, is_side: bool
+    extra: Extra,
+    site: LoraSite,
+    place: _Place,
+    read: Read,
+    *,
+    bias: torch.Tensor | None,
+    weight: "_Pieces | None",
+    is_side: bool,
 ) -> None:
-    """Add what a site needs beside rows; `bias`: the adapter's own.
+    """Add what a site needs beside rows; `bias` and `weight`: the adapter's own.
 
     y = W x + b + s B A x is what LoRA gives. With DoRA, PEFT gives b + m (W x + s B A x), m = magnitude / norm of the rows
     of W + s B A.
@@ -198,16 +307,19 @@ def _add_site(
         extra.a = a.t() if isinstance(module, torch.nn.Embedding) else a
         extra.b = b.t() * site.scale
     if site.magnitude_key is not None:
-        norm = place.row_norms(_as_linear(module, extra, a, b) + site.scale * (b @ a))
-        extra.scale = place.factor(read(site.magnitude_key).flatten()) / norm
+        is_embedding, is_by_inputs = isinstance(module, torch.nn.Embedding), isinstance(module, Conv1D)
+        num_rows = None if is_by_inputs else a.shape[1] if is_embedding else len(b)
+        rows = _rows_under(place, extra, weight, num_rows)
+        squares = _squares(rows, a, b, site.scale, is_stored_by_inputs=is_embedding or is_by_inputs)
+        extra.scale = place.factor(read(site.magnitude_key).flatten()) / place.norms(squares)
     offset: torch.Tensor | float = 0.0
     if bias is not None or extra.scale is not None:
         kept = 1.0 if extra.scale is None else extra.scale
-        base = _bias(module)
-        if isinstance(base, torch.Tensor):
+        own = place.base.bias(module)
+        if isinstance(own, torch.Tensor):
             num_out = len(b)  # an adapter may have another number of rows
-            base = F.pad(base, (0, num_out - len(base))) if len(base) < num_out else base[:num_out]
-        offset = (base if bias is None else bias) - kept * base
+            own = F.pad(own, (0, num_out - len(own))) if len(own) < num_out else own[:num_out]
+        offset = (own if bias is None else bias) - kept * own
     if site.b_bias_key is not None:
         offset = offset + site.scale * place.bias(read(site.b_bias_key))
     if isinstance(offset, torch.Tensor):
@@ -248,18 +360,53 @@ def _of_whole_experts(site: ExpertSite, shape: tuple[int, ...], read: Read) -> t
     return a, b
 
 
-def _bias(module: torch.nn.Module) -> torch.Tensor | float:
-    bias = getattr(module, "bias", None)
-    return bias.detach().cpu().float() if isinstance(bias, torch.Tensor) else 0.0
+def _squares(
+    rows: Iterator[tuple[int, torch.Tensor]],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+    *,
+    is_stored_by_inputs: bool,
+) -> torch.Tensor:
+    """Return [out] float32: of each row of W + scale B A the sum of its squares. Changes the rows of W that it gets.
+
+    `is_stored_by_inputs`: the rows are columns of W.
+    """
+    if is_stored_by_inputs:
+        total = torch.zeros(len(b), dtype=torch.float64)
+        for begin, some in rows:
+            total += some.addmm_(a[:, begin : begin + len(some)].t(), b.t(), alpha=scale).square_().sum(0)
+        return total.float()
+    squares = torch.empty(len(b))
+    for begin, some in rows:
+        end = begin + len(some)
+        squares[begin:end] = some.addmm_(b[begin:end], a, alpha=scale).square_().sum(1)
+    return squares
 
 
-def _as_linear(module: torch.nn.Module, extra: Extra, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The weight under A and B, the adapter's own where it has one, as [out, in], float32, on the CPU."""
-    weight = plain_weight(module).detach().cpu().float() if extra.weight is None else extra.weight
-    if isinstance(module, torch.nn.Embedding | torch.nn.Linear):
-        num_rows = a.shape[1] if isinstance(module, torch.nn.Embedding) else b.shape[0]
-        weight = F.pad(weight, (0, 0, 0, num_rows - len(weight)))  # cuts, where there are fewer
-    if extra.token_ids is not None and extra.token_rows is not None:
-        weight = weight.clone()
-        weight[extra.token_ids] = extra.token_rows
-    return weight.t() if isinstance(module, Conv1D | torch.nn.Embedding) else weight
+def _rows_under(
+    place: _Place, extra: Extra, weight: "_Pieces | None", num_rows: int | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the first row, and rows in float32, which may be changed, of the weight under A and B: the adapter's own where it has one.
+
+    `num_rows`: of the adapter, where that may be another number than the base's.
+    """
+    if weight is not None:
+        yield from _of_length(weight(), num_rows)
+        return
+    pieces = ((begin, rows.to(torch.float32, copy=True)) for begin, rows in place.base.pieces(place.module))
+    rows = None if extra.token_ids is None or extra.token_rows is None else (extra.token_ids, extra.token_rows)
+    yield from _replaced(_of_length(pieces, num_rows), rows)
+
+
+def _of_length(pieces: Iterator[tuple[int, torch.Tensor]], num_rows: int | None) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield pieces of as many rows, where a number is given: of some too many are left out, of too few the rest is zeros."""
+    end = width = 0
+    for begin, rows in pieces:
+        some = rows if num_rows is None else rows[: max(0, num_rows - begin)]
+        if len(some):
+            yield begin, some
+        end, width = begin + len(rows), rows.shape[1]
+    if num_rows is not None and end < num_rows:
+        lacking = torch.zeros(1, 1).expand(num_rows - end, width)
+        yield from ((end + begin, rows.clone()) for begin, rows in in_pieces(lacking))

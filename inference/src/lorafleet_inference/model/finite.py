@@ -6,8 +6,8 @@ from lorafleet_contract.reasons import Reason
 from lorafleet_inference.errors import AdapterError
 
 
-def check_finite(tensor: torch.Tensor, what: str, how: str) -> None:
-    """Raise unless each value is finite. `what` names the tensor, `how` says what was done to it.
+def check_finite(tensor: torch.Tensor, what: str, how: str, first: int = 0) -> None:
+    """Raise unless each value is finite. `what` names the tensor, of which this may be rows from the `first` on, `how` says what was done.
 
     Raises:
         AdapterError: ARTIFACT_INVALID; names the tensor, and the place of the first value that is not finite.
@@ -19,6 +19,8 @@ def check_finite(tensor: torch.Tensor, what: str, how: str) -> None:
         return
     place = (~tensor.isfinite()).nonzero()[0].tolist()
     value = tensor[tuple(place)].item()
+    if place:
+        place[0] += first
     raise AdapterError(Reason.ARTIFACT_INVALID, f"{what} is not finite: {value} at {place} {how}")
 
 

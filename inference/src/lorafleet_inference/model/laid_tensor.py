@@ -1,5 +1,6 @@
 """A tensor in pages of adapter memory, which need not be neighbours: computed with where it lies; in one piece it is a view."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,23 +17,23 @@ def runs_in(pages: Sequence[int], page: int) -> Iterator[tuple[int, int]]:
 
 
 class LaidTensor:
-    """A tensor that was copied to where its spans say. Rows are those along its first axis, or along the first two of three."""
+    """A tensor that lies where its spans say. Rows are those along its first axis, or along the first two of three."""
 
-    def __init__(self, pool: torch.Tensor, one: ExtraTensor, spans: Sequence[Span], tensor: torch.Tensor) -> None:
-        """Copy a tensor of the host, contiguous, to `pool` [pages, elements of a page], and make no other copy on the device."""
-        page = pool.shape[1]
-        number, width = one.rows(page)
-        items = tensor.dtype.itemsize // pool.dtype.itemsize  # elements of the pool for each of the tensor's
-        assert tensor.numel() * items == one.num_elements, f"{one} was reckoned with, and there is {list(tensor.shape)}"
-        self.shape = tensor.shape
+    def __init__(
+        self, pool: torch.Tensor, one: ExtraTensor, spans: Sequence[Span], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        """In `pool` [pages, elements of a page], where somebody copies it to; no other copy is made on the device."""
+        number, width = one.rows(pool.shape[1])
+        items = dtype.itemsize // pool.dtype.itemsize  # elements of the pool for each of the tensor's
+        assert math.prod(shape) * items == one.num_elements, f"{one} was reckoned with, and there is {list(shape)}"
+        self.shape = shape
         self._is_by_rows = number == one.num_rows
-        flat, source = pool.view(-1), tensor.view(number, width // items)
+        flat = pool.view(-1)
         self._blocks = []
         """[rows, elements] each, and which rows they are."""
         for span in spans:
             size = (span.end - span.begin) * width
-            block = flat[span.at : span.at + size].view(tensor.dtype).view(span.end - span.begin, width // items)
-            block.copy_(source[span.begin : span.end])
+            block = flat[span.at : span.at + size].view(dtype).view(span.end - span.begin, width // items)
             self._blocks.append((span.begin, span.end, block))
 
     @property

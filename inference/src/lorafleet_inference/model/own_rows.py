@@ -12,26 +12,26 @@ from safetensors import SafetensorError, safe_open
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.adapters.types import AdapterPlan, OwnParameter, OwnRows
 from lorafleet_inference.errors import AdapterError
-from lorafleet_inference.kernels.packed import plain_weight
+from lorafleet_inference.model.base_rows import BaseRows
 from lorafleet_inference.model.finite import applied, check_finite
 from lorafleet_inference.model.ranks.split import Shard
 
-CHUNK_ROWS = 4096
 MAX_KEPT_APART = 0.25
 """Of all rows; with more that differ, the whole matrix is kept."""
 
 
-def settled(plan: AdapterPlan, model: torch.nn.Module, shard: Shard | None = None) -> AdapterPlan:
+def settled(plan: AdapterPlan, model: torch.nn.Module, base: BaseRows, shard: Shard | None = None) -> AdapterPlan:
     """Return the plan with own weights of embedding and head as the rows that differ; reads them once.
 
-    `shard`: what this rank holds of a model on several; of the weights that have to be the base's, it compares that.
+    `base`: reads the model's. `shard`: what this rank holds of a model on several; of the weights that have to be the base's, it
+    compares that.
 
     Raises:
         AdapterError: ARTIFACT_INVALID the file cannot be read; UNSUPPORTED_ADAPTER a repeated weight of another module
             is not the base's.
     """
     for copied in plan.base_copies:
-        differing = _differing(plan.directory / plan.files[0], copied, model, shard)
+        differing = _differing(plan.directory / plan.files[0], copied, model, base, shard)
         if differing:
             raise AdapterError(
                 Reason.UNSUPPORTED_ADAPTER,
@@ -44,7 +44,7 @@ def settled(plan: AdapterPlan, model: torch.nn.Module, shard: Shard | None = Non
         if one.parameter != "weight" or one.module not in words:
             own.append(one)
             continue
-        differing = _differing(plan.directory / plan.files[0], one, model, shard)
+        differing = _differing(plan.directory / plan.files[0], one, model, base, shard)
         if len(differing) > MAX_KEPT_APART * _num_rows(model.get_submodule(one.module)):
             own.append(one)
         elif differing:
@@ -64,10 +64,10 @@ def _name_of(model: torch.nn.Module, getter: str) -> str | None:
     return next((name for name, module in model.named_modules() if module is wanted), None)
 
 
-def _differing(path: Path, own: OwnParameter, model: torch.nn.Module, shard: Shard | None) -> list[int]:
+def _differing(path: Path, own: OwnParameter, model: torch.nn.Module, base: BaseRows, shard: Shard | None) -> list[int]:
     """Return the rows of a weight that are not the base's. One that is a copy may be rounded to the dtype of the other."""
-    base = plain_weight(model.get_submodule(own.module))
     found: list[int] = []
+    common = 0
     try:
         with safe_open(path, framework="pt") as file:
             rows = file.get_slice(own.key)
@@ -75,10 +75,11 @@ def _differing(path: Path, own: OwnParameter, model: torch.nn.Module, shard: Sha
             if shard is not None and shard.split_of(own.module) is not None:
                 rows = shard.parameter(own.module, own.parameter, rows)
                 num_rows = len(rows)
-            common = min(num_rows, len(base))
-            for at in range(0, common, CHUNK_ROWS):
-                end = min(at + CHUNK_ROWS, common)
-                ours, theirs = base[at:end].cpu(), rows[at:end]
+            for at, piece in base.pieces(model.get_submodule(own.module)):
+                common = min(at + len(piece), num_rows)
+                if common <= at:
+                    break
+                ours, theirs = piece[: common - at], rows[at:common]
                 differs = ours != theirs.to(ours.dtype)
                 if own.is_copy:
                     differs &= ours.to(theirs.dtype) != theirs

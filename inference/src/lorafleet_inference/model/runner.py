@@ -20,10 +20,11 @@ from lorafleet_inference.model import warm_up
 from lorafleet_inference.model.attention import attending
 from lorafleet_inference.model.batch import ChoiceInputs, FlatBatch, HostBatch
 from lorafleet_inference.model.checked import LoadedModel
-from lorafleet_inference.model.device_adapters import DeviceAdapters, HostAdapter
+from lorafleet_inference.model.device_adapters import DeviceAdapters
 from lorafleet_inference.model.experts import wait_for_device
 from lorafleet_inference.model.extras_files import Total, alone
 from lorafleet_inference.model.graph_rooms import captured_bytes
+from lorafleet_inference.model.host_adapter import HostAdapter
 from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
 from lorafleet_inference.model.kv_memory import CPU_KV_BYTES, cut_to, kv_layers, left_for_kv, num_kv_blocks
 from lorafleet_inference.model.paged_step import LayerKV, PagedStep
@@ -112,7 +113,9 @@ class ModelRunner:
             max_resident_adapters=config.max_resident_adapters,
             max_rank=config.max_rank,
             total_rank_pages=num_pages,
-            host_cache_bytes=config.host_cache_bytes,
+            host_cache_bytes=max(
+                0, config.host_cache_bytes - config.ranks_per_host * self._adapters.arena.staging_bytes
+            ),
             held=loaded.rank_facts,
         )
         if self._kernels.triton is not None:

@@ -6,20 +6,21 @@ biases, which belong between product and choice), it is computed as `extras.py` 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorafleet_inference.adapters.extra_tensors import Span
 from lorafleet_inference.adapters.types import AdapterPlan
 from lorafleet_inference.engine.messages import AdapterKey, ModelFacts, ModuleKind
 from lorafleet_inference.kernels.triton.sides import NUM_ENTRY, SideSite
 from lorafleet_inference.model import experts, routers
 from lorafleet_inference.model.batch import Segment
 from lorafleet_inference.model.experts import ExpertKernels, Pairs
-from lorafleet_inference.model.extras import Extra, Extras
+from lorafleet_inference.model.host_adapter import Where, spans_of_rows
 
 if TYPE_CHECKING:  # Triton is there on Linux alone
     from lorafleet_inference.kernels.triton.backend import TritonKernels
@@ -56,14 +57,6 @@ class _Place:
                 return "down_a", "down_b"
             case _:
                 return "up_a", "up_b"
-
-    def taken(self, extra: Extra) -> tuple[torch.Tensor, torch.Tensor, Extra]:
-        """Return A and B of the site, and what is left."""
-        a, b = (getattr(extra, part) for part in self.parts)
-        left = replace(extra, **dict.fromkeys(self.parts))
-        assert a is not None
-        assert b is not None
-        return _flat(a), _flat(b), left
 
 
 class SideLayout:
@@ -116,6 +109,17 @@ class SideLayout:
                 entries[place.site.number, :3] = rank, first_a, first_b
         return entries, -(-end // self._page)
 
+    def spans(self, ranks: Sequence[int]) -> dict[Where, list[Span]]:
+        """Return where the elements of A and B lie in the pages of an adapter of these ranks, by module and part."""
+        entries, _ = self.laid(ranks)
+        found = {}
+        for place, rank in zip(self.places, ranks, strict=True):
+            if rank:
+                firsts = entries[place.site.number, 1:3].tolist()
+                for part, first, (number, width) in zip(place.parts, firsts, place.rows(rank), strict=True):
+                    found[place.module, part] = spans_of_rows(self._page, width, first, number)
+        return found
+
     def _behind(self, end: int, number: int, width: int) -> tuple[int, int]:
         """Return the number, among rows of this width, of the first one behind `end` elements, and where the last one ends."""
         fit = self._page // width
@@ -161,19 +165,11 @@ class SideBank:
         """Whether one of their adapters has anything here."""
         return any(one.adapter in self._resident for one in segments)
 
-    def install(self, key: AdapterKey, pages: Sequence[int], ranks: Sequence[int], extras: Extras) -> Extras:
-        """Copy A and B of these ranks to pages that no step reads, and return what is left of the extras."""
+    def install(self, key: AdapterKey, pages: Sequence[int], ranks: Sequence[int]) -> None:
+        """Have an adapter of these ranks here, which is copied to pages that no step reads."""
         entries, num_pages = self.layout.laid(ranks)
-        if not num_pages:
-            return extras
-        left = dict(extras)
-        for place, rank in zip(self.layout.places, ranks, strict=True):
-            if rank:
-                a, b, left[place.module] = place.taken(left[place.module])
-                self._lay(pages, int(entries[place.site.number, 1]), a)
-                self._lay(pages, int(entries[place.site.number, 2]), b)
-        self._resident[key] = _Resident(tuple(pages[:num_pages]), entries)
-        return {name: extra for name, extra in left.items() if not extra.is_empty}
+        if num_pages:
+            self._resident[key] = _Resident(tuple(pages), entries)
 
     def stand_in(self, key: AdapterKey) -> None:
         """Have an adapter of rank 1 at all sites, if there is room, whatever lies in the pages: for kernels to be compiled."""
@@ -246,17 +242,6 @@ class SideBank:
             [resident.entries for _, resident in own],
             num_rows,
         )
-
-    def _lay(self, pages: Sequence[int], first: int, rows: torch.Tensor) -> None:
-        """Copy rows [number, width] to where `_behind` says."""
-        width = rows.shape[1]
-        fit, at = self._pool.shape[1] // width, 0
-        while at < len(rows):
-            page, slot = divmod(first + at, fit)
-            count = min(fit - slot, len(rows) - at)
-            some = rows[at : at + count].reshape(-1)
-            self._pool[pages[page], slot * width : slot * width + len(some)] = some
-            at += count
 
     def _hook(self, module: torch.nn.Module, place: _Place) -> None:
         scale = getattr(module, "embed_scale", 1.0)

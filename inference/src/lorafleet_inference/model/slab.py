@@ -21,10 +21,10 @@ from lorafleet_inference.model.tensor_files import reader_of
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """An adapter on the host, laid out as on the device."""
+    """The rows of an adapter on the host, laid out as on the device."""
 
     pages: HostPages
-    """In the model's dtype; pinned where the device is CUDA."""
+    """In the model's dtype; pinned where the device is CUDA. Behind the rows there may be pages of what else an adapter has."""
     ranks: tuple[int, ...]
     """True rank of each module, in the layout's order; 0 where the adapter has none."""
 
@@ -40,12 +40,14 @@ def load_slab(
     dtype: torch.dtype,
     arena: Arena,
     *,
+    num_more: int = 0,
     shard: Shard | None = None,
     max_readers: int = 1,
 ) -> Slab:
     """Read the tensors of a validated adapter to pages of an arena; of them a rank's part, where the model is on several.
 
-    `max_readers`: threads that read at the same time.
+    `num_more`: pages of zeros behind them, of the same run where there is one; of all there is one at least. `max_readers`: threads that
+    read at the same time.
 
     Raises:
         AdapterError: ARTIFACT_INVALID when a value is not finite, or the files are not what validation saw; OUT_OF_MEMORY.
@@ -53,7 +55,7 @@ def load_slab(
     ranks = layout.ranks_of(plan)
     laid = layout.laid(ranks)
     try:
-        pages = arena.take(laid.num_pages)
+        pages = arena.take(max(1, laid.num_pages + num_more))
     except RuntimeError as error:  # what torch raises without memory
         raise AdapterError(Reason.OUT_OF_MEMORY, f"no memory for the adapter: {error}") from error
     try:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from support.absent_cuda import CUDA
 from support.engines import key_of
 from support.families import VOCABULARY, AdapterSpec
@@ -12,7 +13,7 @@ from support.triton_sizes import SMALL
 from transformers import LlamaConfig
 
 from lorafleet_inference.adapters.inspect import inspect_adapter
-from lorafleet_inference.config import EngineConfig
+from lorafleet_inference.config import EngineConfig, Quantization
 from lorafleet_inference.kernels.triton.backend import TritonKernels
 
 MODEL = LlamaConfig(
@@ -32,22 +33,29 @@ SPECS = {
 }
 
 
-def test_adapters_take_no_memory_of_the_device_beside_the_pool_not_even_while_they_come(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("quantization", "has_kernels"), [(None, True), ("nf4", True), ("int8", True), ("nf4", False)])
+def test_adapters_take_no_memory_of_the_device_beside_the_pool_not_even_while_they_come(
+    quantization: Quantization | None, has_kernels: bool, tmp_path: Path
+) -> None:
+    """Also not where a norm is measured of weights that are quantised, by kernels or not: these are brought back on the host."""
     model = save_model(MODEL, tmp_path / "model")
     config = EngineConfig(
         model=str(model), device="cuda", dtype="float32", num_threads=1, max_batch_tokens=4, max_rank=8,
         max_resident_adapters=32, max_batch_requests=1, kv_cache_memory_bytes=1 << 14, host_cache_bytes=1 << 20,
-        cpu_kernels=False, gpu_kernels=False, cuda_graphs=False, decoder="own",
+        cpu_kernels=False, gpu_kernels=False, cuda_graphs=False, decoder="own", quantization=quantization,
     )  # fmt: skip
+    specs = SPECS if quantization is None else {"dora": SPECS["dora"]}
     simulated, grown = SimulatedCuda(1, haste=1.0), dict[str, tuple[int, int]]()
     with simulated.there():
-        runner = SimulatedRunner(simulated, on_cuda(config), config, TritonKernels(CUDA, SMALL))
+        kernels = TritonKernels(CUDA, SMALL) if has_kernels else None
+        runner = SimulatedRunner(simulated, on_cuda(config), config, kernels)
         simulated.check()
         first = 0
-        for name, spec in SPECS.items():
-            plan = runner.settle(inspect_adapter(save_adapter(model, tmp_path / name, spec), runner.facts, max_rank=8))
+        for name, spec in specs.items():
+            plan = inspect_adapter(save_adapter(model, tmp_path / name, spec), runner.facts, max_rank=8)
             before = simulated.peak_bytes = simulated.num_bytes
+            plan = runner.settle(plan)
             runner.install(key_of(name), range(first, first := first + runner.num_pages(plan)), runner.load_slab(plan))
             simulated.check()
             grown[name] = simulated.num_bytes - before, simulated.peak_bytes - before
-    assert grown == dict.fromkeys(SPECS, (0, 0))
+    assert grown == dict.fromkeys(specs, (0, 0))

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from lorafleet_inference.kernels.packed import plain_weight
+from lorafleet_inference.model.base_rows import Stored, StoresRows
 
 Total = Callable[[torch.Tensor], torch.Tensor]
 """Sums over the ranks of a model."""
@@ -82,3 +83,18 @@ class Part(torch.nn.Module):
     def plain_weight(self) -> torch.Tensor:
         """Return its weight [out, in]; a copy where that of the whole is packed."""
         return plain_weight(self._whole[0])[self._columns]
+
+    def stored(self) -> list[tuple[Stored, slice]]:
+        """As `StoresRows`."""
+        whole = self._whole[0]
+        all_rows = (
+            whole.stored() if isinstance(whole, StoresRows) else [(plain_weight(whole), slice(0, whole.out_features))]
+        )
+        found, first = [], 0
+        for one, rows in all_rows:
+            begin = max(rows.start, rows.start + self._columns.start - first)
+            end = min(rows.stop, rows.start + self._columns.stop - first)
+            if begin < end:
+                found.append((one, slice(begin, end)))
+            first += rows.stop - rows.start
+        return found

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from lorafleet_inference.model.base_rows import Stored
 from lorafleet_inference.model.decoder.linear import Linear, Part
 from lorafleet_inference.model.quantization.linear import QuantizedLinear
 from lorafleet_inference.model.quantization.weight import QuantizedWeight, merged
@@ -59,6 +60,15 @@ class QuantizedProduct(Linear):
             assert isinstance(one, QuantizedWeight | _Plain)
             made.append(one.dequantized(self.dtype))
         return made[0] if len(made) == 1 else torch.cat(made)
+
+    def stored(self) -> list[tuple[Stored, slice]]:
+        """As `StoresRows`."""
+        found: list[tuple[Stored, slice]] = []
+        for one, columns in zip(self.pieces, self._columns, strict=True):
+            assert isinstance(one, QuantizedWeight | _Plain)
+            stored = one.weight if isinstance(one, _Plain) else one
+            found.append((stored, slice(0, columns.stop - columns.start)))
+        return found
 
 
 class _Plain(torch.nn.Module):

@@ -36,3 +36,8 @@ class QuantizedLinear(torch.nn.Linear):
         """Return its weight [out, in]; a copy."""
         assert self.quantized is not None, "it was filled at load"
         return self.quantized.dequantized(self.dtype)
+
+    def stored(self) -> list[tuple[QuantizedWeight, slice]]:
+        """As `StoresRows` of `base_rows.py`."""
+        assert self.quantized is not None, "it was filled at load"
+        return [(self.quantized, slice(0, self.out_features))]

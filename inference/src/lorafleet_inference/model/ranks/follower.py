@@ -12,7 +12,7 @@ from lorafleet_common.errors import ConfigError
 from lorafleet_contract.reasons import Reason
 from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.errors import AdapterError
-from lorafleet_inference.model.device_adapters import HostAdapter
+from lorafleet_inference.model.host_adapter import HostAdapter
 from lorafleet_inference.model.loader import device_of, load_model
 from lorafleet_inference.model.ranks.group import Group, process_group, store_of
 from lorafleet_inference.model.ranks.messages import (

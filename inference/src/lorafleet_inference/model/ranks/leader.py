@@ -17,7 +17,7 @@ from lorafleet_inference.engine.messages import AdapterKey, Backend
 from lorafleet_inference.engine.plan import InFlight, SamplingState, StepPlan, StepResult
 from lorafleet_inference.engine.steps import StepFailed
 from lorafleet_inference.errors import AdapterError
-from lorafleet_inference.model.device_adapters import HostAdapter
+from lorafleet_inference.model.host_adapter import HostAdapter
 from lorafleet_inference.model.input_batch import ChosenToken
 from lorafleet_inference.model.ranks.messages import (
     Abandon,
