@@ -77,4 +77,4 @@ def test_any_order_gives_the_same_tokens(
     with engine_on(simulated, config_of(model, "cuda")) as engine:
         assert answers(engine, adapters) == right
         assert engine.most_in_flight == 1
-    assert simulated.waited == {Order.RESULTS, Order.PAGES_LEFT, Order.ADAPTER_COPIED}
+    assert simulated.waited == {Order.RESULTS, Order.PAGES_LEFT, Order.ADAPTER_COPIED, Order.BASE_READ}

@@ -20,6 +20,7 @@ from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.device.interface import Order
 from lorafleet_inference.engine.messages import SamplingParams
 from lorafleet_inference.engine.plan import NewRequest, StepItem, StepPlan, Unconstrained
+from lorafleet_inference.errors import AdapterError
 from lorafleet_inference.model.host_adapter import HostAdapter
 
 MODEL = LlamaConfig(
@@ -35,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = save_model(MODEL, tmp_path_factory.mktemp("base") / "model")
     for seed, name in enumerate(NAMES):
         save_adapter(made, made.parent / name, AdapterSpec(8, seed=seed))
+    save_adapter(made, made.parent / "dora", AdapterSpec(4, seed=9, options={"use_dora": True}))
     return made.parent
 
 
@@ -91,6 +93,19 @@ def followed(simulated: SimulatedCuda, folder: Path) -> list[float]:
     return [round(one, 4) for one in found[:32]]
 
 
+def measured(simulated: SimulatedCuda, folder: Path) -> list[float]:
+    """What lies on the host of an adapter whose norms are measured on the base."""
+    with runner_on(simulated, folder) as (runner, _):
+        plan = inspect_adapter(folder / "dora", runner.facts, max_rank=8)
+        try:
+            pages = runner.load_slab(plan).slab.pages.pages
+        except AdapterError:  # what was read were no numbers
+            return []
+        finally:
+            simulated.check()
+    return [round(one, 3) for page in pages for one in page.tolist()]
+
+
 def captured(simulated: SimulatedCuda, _: Path) -> list[float]:
     """Pages that a captured computation writes where a table says, and steps write after it was captured."""
     with simulated.there(), torch.inference_mode():
@@ -115,6 +130,7 @@ SCENES: dict[Order, Callable[[SimulatedCuda, Path], list[int] | list[float]]] = 
     Order.PAGES_LEFT: both_adapters,
     Order.ADAPTER_COPIED: both_adapters,
     Order.FOLLOWED: followed,
+    Order.BASE_READ: measured,
     Order.TABLES_SENT: captured,
     Order.WARMED_UP: captured,
 }

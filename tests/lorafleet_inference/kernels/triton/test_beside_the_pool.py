@@ -1,4 +1,4 @@
-"""All of an adapter lies in the pool, which KV leaves room for: its own weights, norms, biases and rows of the vocabulary too."""
+"""All of an adapter lies in the pool, which KV leaves room for, and in the host tier: its own weights, norms, biases and rows too."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize(("quantization", "has_kernels"), [(None, True), ("nf4", True), ("int8", True), ("nf4", False)])
-def test_adapters_take_no_memory_of_the_device_beside_the_pool_not_even_while_they_come(
+def test_adapters_take_no_memory_beside_the_pool_and_the_host_tier_not_even_while_they_come(
     quantization: Quantization | None, has_kernels: bool, tmp_path: Path
 ) -> None:
     """Also not where a norm is measured of weights that are quantised, by kernels or not: these are brought back on the host."""
@@ -46,16 +46,30 @@ def test_adapters_take_no_memory_of_the_device_beside_the_pool_not_even_while_th
     )  # fmt: skip
     specs = SPECS if quantization is None else {"dora": SPECS["dora"]}
     simulated, grown = SimulatedCuda(1, haste=1.0), dict[str, tuple[int, int]]()
+    asked = dict[str, tuple[list[str], list[int]]]()
     with simulated.there():
         kernels = TritonKernels(CUDA, SMALL) if has_kernels else None
         runner = SimulatedRunner(simulated, on_cuda(config), config, kernels)
         simulated.check()
+        arena, page_bytes = runner._adapters.arena, 4 * runner._adapters.bank.layout.page
+        assert (
+            config.host_cache_bytes - page_bytes
+            < arena.num_pages * page_bytes + arena.staging_bytes
+            <= config.host_cache_bytes
+        )
         first = 0
         for name, spec in specs.items():
             plan = inspect_adapter(save_adapter(model, tmp_path / name, spec), runner.facts, max_rank=8)
-            before = simulated.peak_bytes = simulated.num_bytes
+            before, used = simulated.num_bytes, arena.used_bytes
+            simulated.peak_bytes, work = before, simulated.begin()
             plan = runner.settle(plan)
-            runner.install(key_of(name), range(first, first := first + runner.num_pages(plan)), runner.load_slab(plan))
+            slab = runner.load_slab(plan)
+            assert arena.used_bytes - used == runner.slab_bytes(plan) == runner.num_pages(plan) * page_bytes
+            runner.install(key_of(name), range(first, first := first + runner.num_pages(plan)), slab)
             simulated.check()
             grown[name] = simulated.num_bytes - before, simulated.peak_bytes - before
+            asked[name] = work.waits, work.pinned
     assert grown == dict.fromkeys(specs, (0, 0))
+    assert asked == dict.fromkeys(specs, ([], [])), (
+        "every copy is of memory that was pinned at the start, and nothing waits for it"
+    )
