@@ -91,6 +91,14 @@ class _Form(AbsentDevice):
     def check(self) -> None:
         self.device.check()
 
+    def peak_bytes(self, compute: Callable[[], object]) -> int:
+        self.check()
+        before = self.device.peak_bytes = self.device.num_bytes
+        compute()
+        self.check()
+        self.device.measured.append(self.device.peak_bytes - before)
+        return self.device.measured[-1]
+
 
 class SimulatedCuda(AbsentCuda):
     """While it is open (`there`), "cuda" is a device whose orders `seed` chooses. `without`: a wait that is left out."""
@@ -107,6 +115,8 @@ class SimulatedCuda(AbsentCuda):
         """By the storage of a tensor of the device, where its contents are."""
         self.peak_bytes = 0
         """The most that `num_bytes` was."""
+        self.measured: list[int] = []
+        """What somebody asked of a computation."""
         self._streams: list[SimulatedStream] = []
         self._capturing: list[Callable[[], None]] | None = None
         self._fake = FakeTensorMode()

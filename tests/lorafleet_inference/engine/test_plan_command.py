@@ -150,8 +150,9 @@ def test_memory_of_a_device_adds_up(size: ModelSize) -> None:
     assert memory.adapters == 200 * found.adapter_bytes
     assert 200 * 16 * width * 2 <= memory.adapters < 1.02 * (200 * 16 * width * 2), "of each, the last page is not full"
     assert found.kv_token_bytes == LAYERS * 8 * 2 * 128 * 2
-    logits = 256 * 128_256 * (2 + 8)
-    assert memory.activations == logits, "of a prompt of 2,048 tokens the layers take less"
+    # logits of rows that choose, and of as many that are scored; the first once more, and twice in float32; and what 32 rows are ranked in
+    logits = 256 * 128_256 * (2 * 2 + 2 + 2 * 4)
+    assert logits < memory.activations < logits + 32 * 128_256 * 64, "of a prompt of 2,048 tokens the layers take less"
     parts = memory.weights + memory.adapters + memory.activations + memory.other + memory.reserve + memory.kv_cache
     assert 256 * 128_256 * 2 < memory.graphs < GIB
     assert parts + memory.graphs == memory.total == card.memory_bytes

@@ -29,6 +29,10 @@ class AdapterKey(msgspec.Struct, frozen=True, array_like=True, cache_hash=True):
         return revision_of(self.digest)
 
 
+MAX_LOGPROBS = 20
+"""Most likely tokens that are told of a position, at most."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens of one request are chosen. `temperature` 0 is greedy."""
 

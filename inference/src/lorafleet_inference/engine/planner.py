@@ -26,6 +26,11 @@ MAX_SCORED_TOKENS = 256
 """Tokens of prompts that a step scores, of all its sequences: each takes a row of logits over the whole vocabulary."""
 
 
+def num_running(max_requests: int, max_tokens: int) -> int:
+    """Return how many sequences run at the same time, at most: decode leaves room for prompts."""
+    return min(max_requests, max(1, max_tokens // 2))
+
+
 @dataclass(slots=True)
 class _Draft:
     """A step in the making."""
@@ -77,7 +82,7 @@ class Planner:
         self._blocks = blocks
         self._counters = counters
         self._max_batch_tokens = max_batch_tokens
-        self._max_running = min(max_batch_requests, max(1, max_batch_tokens // 2))
+        self._max_running = num_running(max_batch_requests, max_batch_tokens)
         self.running = RunningSet(counters)
         self.waiting = WaitingQueues()
         self.drafts = DraftPlanner(

@@ -14,12 +14,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lorafleet_inference.config import DtypeChoice, Quantization
-from lorafleet_inference.engine.messages import ModelFacts
+from lorafleet_inference.engine.messages import MAX_LOGPROBS, ModelFacts
+from lorafleet_inference.engine.planner import MAX_SCORED_TOKENS, num_running
 from lorafleet_inference.model import experts
 from lorafleet_inference.model.attention import LayerShape, Probe, attending, register
 from lorafleet_inference.model.base_files import making_model, read_base_config, read_quantization, refused
 from lorafleet_inference.model.checked import attention_of, shapes_of
 from lorafleet_inference.model.facts import model_facts
+from lorafleet_inference.model.occurrences import Occurrences
 from lorafleet_inference.model.quantization.cut import CutError
 from lorafleet_inference.model.quantization.loading import make_shapes
 from lorafleet_inference.model.quantization.method import Method, QuantizationError
@@ -29,10 +31,9 @@ from lorafleet_inference.model.ranks.checks import config_of_rank, shard_of, uns
 from lorafleet_inference.model.ranks.narrow import narrow
 from lorafleet_inference.model.ranks.rehearsal import check_part
 from lorafleet_inference.model.ranks.split import Shard
+from lorafleet_inference.model.sampler import Draw, choose, scores_of
 from lorafleet_inference.model.sizing import weight_bytes
-
-SAMPLER_BYTES = 8
-"""Of each logit: it is changed in float32, and drawn from in float32."""
+from lorafleet_inference.model.warm_up import CHOOSY
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,12 @@ def model_size(
         layers = _peak_of(model, min(max_batch_tokens, facts.max_model_len))
     # the first rank gathers those of all
     facts = msgspec.structs.replace(facts, vocab_size=whole.get_text_config().vocab_size)
-    copies = 1 if shard is None else 2
-    logits = (copies * chosen.itemsize + SAMPLER_BYTES) * max_batch_requests * facts.vocab_size
+    num_running_most = num_running(max_batch_requests, max_batch_tokens)
+    num_scored = min(MAX_SCORED_TOKENS, facts.max_model_len, max(0, max_batch_tokens - num_running_most))
+    with torch.inference_mode():
+        choosing = _peak_of_choosing(
+            num_running_most, num_scored, facts.vocab_size, chosen, copies=1 if shard is None else 2
+        )
     text = config.get_text_config()
     expert_weights = sum(weight_bytes(module) for name, module in model.named_modules() if name.endswith(".experts"))
     num_experts = facts.experts[0].num_experts if facts.experts else 1
@@ -167,7 +172,7 @@ def model_size(
         expert_dequantised=expert_dequantised,
         expert_multiplied=expert_multiplied,
         quantization=None if method is None else method.name,
-        activations=max(layers, logits),
+        activations=max(layers, choosing),
         layer_activations=layers,
         max_batch_tokens=min(max_batch_tokens, facts.max_model_len),
         num_ranks=num_ranks,
@@ -235,3 +240,21 @@ def _peak_of(model: PreTrainedModel, num_tokens: int) -> int:
     with peak, attending(Probe()):
         model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
     return peak.peak
+
+
+def _peak_of_choosing(num_rows: int, num_scored: int, vocab_size: int, dtype: torch.dtype, *, copies: int) -> int:
+    """Return what it takes at most to choose from logits by all that requests can ask for, and to score prompts. `copies`: of them."""
+    draw = Draw(CHOOSY, 0, 2, 1, occurrences=Occurrences((0, 0), 1))
+    peak = PeakBytes()
+    with FakeTensorMode(), peak:
+        there = [torch.empty(num_rows + num_scored, vocab_size, dtype=dtype) for _ in range(copies)]
+        if num_scored:
+            scores_of(there[-1][num_rows:], torch.zeros(num_scored, dtype=torch.int64), MAX_LOGPROBS)
+        some = there[-1][torch.arange(num_rows)]
+        choose(some, [draw] * num_rows, chooser=_first_tokens)
+    return peak.peak
+
+
+def _first_tokens(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
+    """Stand for the kernel, which takes no memory."""
+    return torch.zeros(len(logits), dtype=torch.int64), torch.ones(len(logits), dtype=torch.bool)

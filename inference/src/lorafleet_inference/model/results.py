@@ -107,16 +107,19 @@ class Computing(InFlight):
     ) -> None:
         """The arguments are those of `outcome_of`."""
         self._items, self._rows, self._batch = items, batch.rows(items), batch
-        self._logits, self._eos_token_ids, self._num_outputs = logits, eos_token_ids, num_outputs
+        self._logits: torch.Tensor | None = logits
+        self._eos_token_ids, self._num_outputs = eos_token_ids, num_outputs
         self._pooled, self._chooser, self._inputs = pooled, chooser, inputs
         self._outcome: Outcome | None = None
 
     @torch.inference_mode()
     def choose(self, state: SamplingState) -> None:
-        """Have tokens chosen, before another step is submitted: the logits may be overwritten by it."""
+        """Have tokens chosen, before another step is submitted: the logits may be overwritten by it, and are given up."""
+        logits, self._logits = self._logits, None
+        assert logits is not None, "tokens are chosen once"
         self._outcome = outcome_of(
             self._items,
-            self._logits,
+            logits,
             self._batch,
             state,
             self._eos_token_ids,
@@ -160,7 +163,7 @@ def outcome_of(
     at = 0
     for item in items:
         if item.num_score:
-            some = logits[at : at + item.num_score, : widths.get(item.request_id)].float()
+            some = logits[at : at + item.num_score, : widths.get(item.request_id)]
             scored.append(_scored(item, some, rows, copies))
             at += item.num_score
         for _ in item.draft_token_ids:
@@ -200,7 +203,7 @@ def _some(logits: torch.Tensor, places: Sequence[tuple[int, StepItem]]) -> torch
 
 
 def _scored(item: StepItem, logits: torch.Tensor, rows: InputBatch, copies: HostCopies) -> Scored:
-    """logits [tokens, vocabulary] float32."""
+    """logits [tokens, vocabulary]"""
     row = rows.row(item.request_id)
     follow = rows.tokens(row)[item.start + 1 : item.start + 1 + item.num_score]
     followers = on_device(follow, logits.device, torch.int64)

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,6 @@ from lorafleet_inference.model.results import Computing
 from lorafleet_inference.model.sizing import (
     GRAPH_BYTES,
     kv_block_bytes,
-    num_blocks_for,
     pool_pages,
 )
 from lorafleet_inference.model.step_kernels import StepKernels
@@ -315,18 +315,29 @@ class ModelRunner:
             return config.kv_cache_memory_bytes
         if self._on.bytes() is None:
             return CPU_KV_BYTES
+        prompt, largest = self._peaks(loaded, config)
         length = min(config.max_batch_tokens, self.facts.max_model_len)
-        self._layers = kv_layers(loaded, num_blocks_for(config.max_batch_tokens), config.kv_cache_dtype)
-        activations = self._on.peak_bytes(lambda: self.compute(warm_up.plan(None, 0, length)))
-        self._layers = []
-        self._on.release_unused()
         return left_for_kv(
             self._on,
             self._model,
             adapters=self._adapters.bank.num_bytes,
-            activations=activations,
-            graphs=self._graph_bytes(config, length, activations),
+            activations=largest,
+            graphs=self._graph_bytes(config, length, prompt),
         )
+
+    def _peaks(self, loaded: LoadedModel, config: EngineConfig) -> tuple[int, int]:
+        """Return what the longest prompt takes beside weights, KV and adapters, and the largest step, which are run for that."""
+        max_len, drafts = self.facts.max_model_len, config.speculative_tokens
+        largest = warm_up.Largest(config.max_batch_tokens, config.max_batch_requests, max_len, drafts)
+        has_chooser = self._kernels.triton is not None
+        self._rows = InputBatch(largest.num_rows, max_len, self._device, ahead=self.ahead, has_chooser=has_chooser)
+        self._layers = kv_layers(loaded, largest.num_blocks, config.kv_cache_dtype)
+        bank, sides = self._adapters.bank, self._adapters.sides
+        with warm_up.standing_in(bank, sides, config.max_rank, self._dtype):
+            peaks = [self._on.peak_bytes(partial(self.compute, plan)) for plan in largest.steps(warm_up.KEY)]
+        self._layers = []
+        self._on.release_unused()
+        return peaks[0], max(peaks)
 
     def _graph_bytes(self, config: EngineConfig, max_tokens: int, activations: int) -> int:
         """Return what steps that will be captured take, about; `activations`: bytes of a step of `max_tokens` tokens."""

@@ -28,6 +28,9 @@ from lorafleet_inference.model.truncate import truncate
 from lorafleet_inference.model.uniform import uniform
 from lorafleet_inference.model.wanted import wanted_of
 
+PIECE_ROWS = 32
+"""Of logits that are ranked or made probabilities at once: each number takes some 50 bytes then."""
+
 
 class Draw(msgspec.Struct, frozen=True, gc=False):
     """How to choose the token at `position` of one sequence. `seed` stands for the request, given or made up."""
@@ -141,14 +144,14 @@ def choose(
         if (changes := Changes.of(draws, eos_token_ids)) is not None:
             changed = changes.made(changed)
         chosen = changed.argmax(-1)
-        _redraw(changed, chosen, draws, [row for row, draw in enumerate(draws) if draw.params.temperature > 0])
+        _redraw(changed, finite, chosen, draws, [row for row, draw in enumerate(draws) if draw.params.temperature > 0])
     scored = tuple(row for row, draw in enumerate(draws) if draw.params.num_logprobs is not None)
     if not scored:
         return Choice(draws, chosen, finite)
     index = on_device(scored, logits.device)
     most = max(draws[row].params.num_logprobs or 0 for row in scored)
     # of the model's own distribution, before all that the request asks for
-    return Choice(draws, chosen, finite, scored, scores_of(_finite(logits[index], finite[index]), chosen[index], most))
+    return Choice(draws, chosen, finite, scored, scores_of(logits, chosen[index], most, index, finite))
 
 
 def _finite(logits: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
@@ -168,17 +171,18 @@ def _chosen_by(
         logits = changes.made(_finite(logits, finite))
         chosen, _ = chooser(logits, wanted)
     params = enumerate(draw.params for draw in draws)
-    typical = [row for row, one in params if one.typical_p < 1.0 and one.temperature > 0]
-    if typical:
-        _redraw(_finite(logits, finite), chosen, draws, typical)
+    _redraw(logits, finite, chosen, draws, [row for row, one in params if one.typical_p < 1.0 and one.temperature > 0])
     return finite, chosen
 
 
-def _redraw(logits: torch.Tensor, chosen: torch.Tensor, draws: Sequence[Draw], rows: Sequence[int]) -> None:
+def _redraw(
+    logits: torch.Tensor, finite: torch.Tensor, chosen: torch.Tensor, draws: Sequence[Draw], rows: Sequence[int]
+) -> None:
     """Draw the tokens of some rows; changes `chosen`."""
-    if rows:
-        index = on_device(rows, logits.device)
-        chosen[index] = _draw(logits[index], [draws[row] for row in rows])
+    for at in range(0, len(rows), PIECE_ROWS):
+        some = rows[at : at + PIECE_ROWS]
+        index = on_device(some, logits.device)
+        chosen[index] = _draw(_finite(logits[index], finite[index]), [draws[row] for row in some])
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
@@ -196,11 +200,26 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return found.clamp_(max=logits.shape[-1] - 1)
 
 
-def scores_of(logits: torch.Tensor, token_ids: torch.Tensor, number: int) -> Scores:
-    """Return what each row says of its token and of the `number` most likely ones.
+def scores_of(
+    logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    number: int,
+    index: torch.Tensor | None = None,
+    finite: torch.Tensor | None = None,
+) -> Scores:
+    """Return what each row says of its token and of the `number` most likely ones, of all rows or of those in `index` [rows].
 
-    logits [rows, vocabulary] float32; token_ids [rows] int64, on the device.
+    logits [rows, vocabulary], any float dtype; token_ids [rows] int64, on the device. `finite` [rows] bool: others count as zeros.
     """
-    table = logits.log_softmax(-1)
-    best = table.topk(min(number, table.shape[-1]), dim=-1)
-    return Scores(table.gather(-1, token_ids[:, None])[:, 0], best.indices, best.values)
+    pieces = []
+    for at in range(0, len(token_ids), PIECE_ROWS):
+        piece = slice(at, at + PIECE_ROWS)
+        rows = piece if index is None else index[piece]
+        some = logits[rows].float() if finite is None else _finite(logits[rows], finite[rows])
+        table = some.log_softmax(-1)
+        best = table.topk(min(number, table.shape[-1]), dim=-1)
+        pieces.append(Scores(table.gather(-1, token_ids[piece, None])[:, 0], best.indices, best.values))
+    if len(pieces) == 1:
+        return pieces[0]
+    chosen, ids, values = zip(*((one.chosen, one.token_ids, one.values) for one in pieces), strict=True)
+    return Scores(torch.cat(chosen), torch.cat(ids), torch.cat(values))

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, model
 
 from lorafleet_inference.adapters.ad_hoc import Wish
 from lorafleet_inference.config import MAX_DRAFT_TOKENS
+from lorafleet_inference.engine.messages import MAX_LOGPROBS
 from lorafleet_inference.errors import UnsupportedParameter
 from lorafleet_inference.server.fields import REFUSING, FieldPolicy
 from lorafleet_inference.server.merged_fields import MergedAdapters
@@ -19,7 +20,7 @@ from lorafleet_inference.text.conversation import RESERVED
 MAX_CHOICES = 128
 MAX_PROMPTS = 256
 MAX_STOP_STRINGS = 16
-MAX_TOP_LOGPROBS = 20
+MAX_TOP_LOGPROBS = MAX_LOGPROBS
 MAX_BIASES = 1024
 MAX_ALLOWED_TOKENS = 4096
 MAX_BAD_WORDS = 128
