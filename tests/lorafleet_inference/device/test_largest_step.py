@@ -42,7 +42,7 @@ def step(
     items, new = [], []
 
     def add(name: str, key: AdapterKey | None, length: int, params: SamplingParams, start: int = 0) -> None:
-        blocks = tuple(range(4 * len(new), 4 * len(new) + 4))
+        blocks = tuple(range(3 * len(new), 3 * len(new) + 3))
         own = pooling if params is PLAIN and not start else None
         new.append(NewRequest(name, key, tuple(range(5, 5 + length)), start or length, params, blocks, pooling=own))
 
