@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lorafleet_inference.adapters.row_layout import Place, RowLayout
+from lorafleet_inference.device.devices import device_at
 from lorafleet_inference.kernels.triton import dependent, lora
 from lorafleet_inference.kernels.triton.blocks import MIN_DOT, Blocks, LoraBlocks
 from lorafleet_inference.kernels.triton.launch import launch
@@ -80,6 +81,9 @@ class AdapterTables:
             table[place, :3] = module, layout.fits[module], layout.places[module].row_width // ALIGN
         self.places = torch.from_numpy(table).to(device)
         """[modules, 4], as `lora.py` says."""
+        self._there = device_at(device)
+        self._host_pages = self._there.pinned((self.pages.shape[1],), torch.int32)
+        self._host_entries = self._there.pinned((num_modules, 2), torch.int32)
 
     def place_of(self, site: Site) -> int:
         """Return the place of its first module, behind which are the others."""
@@ -88,9 +92,11 @@ class AdapterTables:
         return first
 
     def write(self, number: int, pages: Sequence[int], ranks: Int32s, firsts: Int32s) -> None:
-        """Write what no step reads: of an adapter that comes."""
-        self.pages[number, : len(pages)].copy_(torch.tensor(pages, dtype=torch.int32))
-        self.entries[number].copy_(torch.from_numpy(np.stack([ranks, firsts], axis=1)))
+        """Write what no step reads: of an adapter that comes, when what was written before is there."""
+        own = self._host_pages[: len(pages)].copy_(torch.tensor(pages, dtype=torch.int32))
+        self._host_entries.copy_(torch.from_numpy(np.stack([ranks, firsts], axis=1)))
+        self._there.copy(self.pages[number, : len(pages)], own)
+        self._there.copy(self.entries[number], self._host_entries)
 
 
 class LoraStep:
