@@ -95,11 +95,6 @@ class Arena:
             ConfigError: so much memory cannot be pinned.
         """
         self._page, self._dtype, self._device = page, dtype, device
-        self.staging: torch.Tensor | None = None
-        """uint8, as large as a page: what comes from the device goes through it. None where that is the CPU."""
-        if device.works_beside:
-            self.staging = self._pinned(page * dtype.itemsize, segment_bytes)[0].view(-1).view(torch.uint8)
-            num_bytes = max(0, num_bytes - len(self.staging))
         self._segments = self._pinned(num_bytes, segment_bytes) if device.works_beside else []
         self._per_segment = len(self._segments[0]) if self._segments else 1
         self.num_pages = sum(map(len, self._segments))
@@ -118,11 +113,6 @@ class Arena:
                 raise ConfigError("--host-cache", f"{num_bytes} bytes of memory cannot be pinned: {error}") from error
             num_left -= count
         return segments
-
-    @property
-    def staging_bytes(self) -> int:
-        """Of `staging`: they are none of the pages."""
-        return 0 if self.staging is None else len(self.staging)
 
     @property
     def used_bytes(self) -> int:

@@ -72,13 +72,17 @@ class DeviceAdapters:
             None if self.sides is None else self.sides.layout,
             None if self.affine is None else self.affine.layout,
         )
+        page_bytes = self.bank.layout.page * loaded.dtype.itemsize
+        staging = on.pinned((page_bytes,), torch.uint8) if on.works_beside else None
+        self.staging_bytes = 0 if staging is None else page_bytes
+        """Of the host tier, through which rows of the base come."""
         self.arena = Arena(
-            config.host_cache_bytes // config.ranks_per_host,  # this rank's part of the host tier
+            max(0, config.host_cache_bytes // config.ranks_per_host - self.staging_bytes),  # this rank's part
             self.bank.layout.page,
             loaded.dtype,
             on,
         )
-        self._base = BaseRows(on, self._loads, self.arena.staging, loaded.dtype)
+        self._base = BaseRows(on, self._loads, staging, loaded.dtype)
         self.extras = ExtrasBank(loaded.model, self.bank.pool)
         # behind the zeros of the pool, and later the steps that may read what was removed
         self._left = on.current().mark()

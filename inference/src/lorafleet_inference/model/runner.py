@@ -113,9 +113,7 @@ class ModelRunner:
             max_resident_adapters=config.max_resident_adapters,
             max_rank=config.max_rank,
             total_rank_pages=num_pages,
-            host_cache_bytes=max(
-                0, config.host_cache_bytes - config.ranks_per_host * self._adapters.arena.staging_bytes
-            ),
+            host_cache_bytes=max(0, config.host_cache_bytes - config.ranks_per_host * self._adapters.staging_bytes),
             held=loaded.rank_facts,
         )
         if self._kernels.triton is not None:

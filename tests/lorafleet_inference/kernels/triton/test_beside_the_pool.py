@@ -54,7 +54,7 @@ def test_adapters_take_no_memory_beside_the_pool_and_the_host_tier_not_even_whil
         arena, page_bytes = runner._adapters.arena, 4 * runner._adapters.bank.layout.page
         assert (
             config.host_cache_bytes - page_bytes
-            < arena.num_pages * page_bytes + arena.staging_bytes
+            < arena.num_pages * page_bytes + runner._adapters.staging_bytes
             <= config.host_cache_bytes
         )
         first = 0
