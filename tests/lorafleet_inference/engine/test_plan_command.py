@@ -226,7 +226,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     fitting = found["kv_cache"] // (8192 * found["kv_token_bytes"])
     assert found["num_requests"] == fitting
-    assert 28 < fitting < 43, "43 beside no captured steps"
+    assert 25 < fitting < 43, "43 beside no captured steps, and more where nobody ranks or scores"
     assert f"{fitting} requests of 8192 tokens at once" in text
     assert 2 * fitting <= in_eight_bits <= 2 * fitting + 1, "half the bytes of each token"
     assert found["memory"]["weights"] == 2 * (LAYERS * 218_112_000 + 2 * 128_256 * 4096 + 4096)

@@ -8,7 +8,7 @@ from support.triton_launches import launches
 from lorafleet_inference.engine.messages import ModuleFacts, ModuleKind
 from lorafleet_inference.kernels.triton.affines import WIDTH, AffineStep, affine_site
 from lorafleet_inference.kernels.triton.step import StepBlock
-from lorafleet_inference.model.affine_bank import NUM_VECTORS, AffineLayout
+from lorafleet_inference.model.affine_bank import VECTORS, AffineLayout
 
 PAGE = 1040
 """Elements: no page ends with a row."""
@@ -36,7 +36,7 @@ def test_each_token_has_the_scale_and_offset_of_its_adapter(
     for names, (entries, number) in zip(ADAPTERS, laid, strict=True):
         own = [free.pop() for _ in range(number)]
         pages.append(own)
-        vectors.append({name: torch.randn(NUM_VECTORS, WIDTHS[name]).to(dtype) for name in names})
+        vectors.append({name: torch.randn(len(VECTORS), WIDTHS[name]).to(dtype) for name in names})
         for name, rows in vectors[-1].items():
             for row, vector in enumerate(rows, int(entries[layout.index[name]])):
                 page, at = divmod(row, PAGE // WIDTHS[name])
