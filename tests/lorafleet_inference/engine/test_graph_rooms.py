@@ -84,7 +84,7 @@ def test_a_prompt_is_cut_into_pieces_beside_single_tokens() -> None:
 def test_memory_of_captured_steps_grows_with_each_of_its_causes() -> None:
     given = {
         "max_requests": 64, "max_tokens": 2048, "max_model_len": 8192, "logit_bytes": 1 << 18, "activations": 1 << 28,
-        "graph_bytes": 1 << 22, "has_sides": True, "has_affine": True,
+        "graph_bytes": 1 << 22, "item_bytes": 1 << 16, "has_sides": True, "has_affine": True,
     }  # fmt: skip
     least = captured_bytes(**given)
     assert captured_bytes(**given | {"activations": (1 << 28) + 2}) == least + 1, "1,024 of 2,048 tokens"
@@ -93,6 +93,9 @@ def test_memory_of_captured_steps_grows_with_each_of_its_causes() -> None:
         prompt_rooms(2048, 64, has_lora=True)
     )
     assert captured_bytes(**given | {"graph_bytes": (1 << 22) + 1}) == least + rooms
+    most = max(one.num_items for one in prompt_rooms(2048, 64, has_lora=True))
+    assert most == 1024 // 16 + 64
+    assert captured_bytes(**given | {"item_bytes": (1 << 16) + 1}) == least + most
     assert captured_bytes(**given | {"max_model_len": 16384}) > least
     assert captured_bytes(**given | {"has_sides": False}) < least
     assert captured_bytes(**given | {"has_affine": False}) < least

@@ -9,7 +9,7 @@ from lorafleet_inference.cards import Card
 from lorafleet_inference.config import KV_BLOCK_TOKENS, KvCacheDtype
 from lorafleet_inference.kernels.few_tokens import MAX_GROUPED_TOKENS, MAX_TOKENS
 from lorafleet_inference.model.dry_run import ModelSize
-from lorafleet_inference.model.graph_rooms import captured_bytes
+from lorafleet_inference.model.graph_rooms import captured_bytes, record_bytes
 from lorafleet_inference.model.sizing import (
     GRAPH_BYTES,
     DeviceMemory,
@@ -119,6 +119,7 @@ def _captured_bytes(size: ModelSize, wish: Wish) -> int:
         logit_bytes=size.facts.vocab_size * size.itemsize,
         activations=size.layer_activations,
         graph_bytes=GRAPH_BYTES,
+        item_bytes=record_bytes(len(size.facts.modules), wish.rank),
         has_sides=bool(size.facts.side_modules or size.facts.experts),
         has_affine=True,
     )

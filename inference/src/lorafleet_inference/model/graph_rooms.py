@@ -24,6 +24,8 @@ ITEM_TOKENS = 16
 PIECE_TOKENS = 128
 """A prompt is attended in pieces of so many tokens at most, so that few programs are started for tokens that are not there."""
 INT_BYTES = 4
+RECORD_HEAD, RECORD_RANKS = 4, 16
+"""Numbers of what is looked up once a step of an adapter at a module, before those of its ranks, and of how many ranks at least."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -107,6 +109,12 @@ def prompt_room(
     return None
 
 
+def record_bytes(num_modules: int, max_rank: int) -> int:
+    """Return the bytes of what is looked up of one item of LoRA, as `kernels/triton/lora.py` says."""
+    ranks = max(RECORD_RANKS, 1 << (max_rank - 1).bit_length())
+    return num_modules * (RECORD_HEAD + ranks) * INT_BYTES
+
+
 def captured_bytes(
     *,
     max_requests: int,
@@ -115,13 +123,14 @@ def captured_bytes(
     logit_bytes: int,
     activations: int,
     graph_bytes: int,
+    item_bytes: int,
     has_sides: bool,
     has_affine: bool,
 ) -> int:
     """Return the bytes of a device that captured steps take, about.
 
     `max_tokens`: of a step; `logit_bytes`: of all logits of one row; `activations`: bytes of the largest step of `max_tokens` tokens, in
-    the layers; `graph_bytes`: what CUDA keeps of one graph.
+    the layers; `graph_bytes`: what CUDA keeps of one graph; `item_bytes`: of `record_bytes`.
     """
     decodes = list(decode_rooms(max_requests, has_lora=True, has_sides=has_sides, has_affine=has_affine))
     prompts = prompt_rooms(max_tokens, max_requests, has_lora=True)
@@ -131,4 +140,5 @@ def captured_bytes(
     # graphs share the memory of what they compute, and the place of their logits
     logits = 2 * max(num_rows) * logit_bytes
     largest = max(one.num_tokens for one in prompts)
-    return len(num_rows) * graph_bytes + tables + logits + activations * largest // max_tokens
+    records = item_bytes * max([*(one.num_items for one in decodes), *(one.num_items for one in prompts)])
+    return len(num_rows) * graph_bytes + tables + logits + records + activations * largest // max_tokens

@@ -24,7 +24,7 @@ from lorafleet_inference.model.checked import LoadedModel
 from lorafleet_inference.model.device_adapters import DeviceAdapters
 from lorafleet_inference.model.experts import wait_for_device
 from lorafleet_inference.model.extras_files import Total, alone
-from lorafleet_inference.model.graph_rooms import captured_bytes
+from lorafleet_inference.model.graph_rooms import captured_bytes, record_bytes
 from lorafleet_inference.model.host_adapter import HostAdapter
 from lorafleet_inference.model.input_batch import ChosenToken, InputBatch
 from lorafleet_inference.model.kv_memory import CPU_KV_BYTES, cut_to, kv_layers, left_for_kv, num_kv_blocks
@@ -349,6 +349,7 @@ class ModelRunner:
             logit_bytes=self.facts.vocab_size * self._dtype.itemsize,
             activations=activations,
             graph_bytes=GRAPH_BYTES,
+            item_bytes=record_bytes(len(self.facts.modules), config.max_rank),
             has_sides=sides is not None and bool(sides.layout.places),
             has_affine=self._adapters.affine is not None,
         )

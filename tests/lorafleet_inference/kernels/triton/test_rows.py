@@ -22,6 +22,7 @@ from lorafleet_inference.kernels.triton.rows import (
     site_of,
 )
 from lorafleet_inference.kernels.triton.step import Given, StepBlock
+from lorafleet_inference.model.graph_rooms import record_bytes
 
 
 @dataclass(frozen=True)
@@ -275,6 +276,7 @@ def test_records_say_where_the_rows_of_true_ranks_begin(device: torch.device) ->
     seen = setup.run()
     records = setup.steps[0]._records
     assert records.shape == (3, 3, 4 + 32)
+    assert records.nbytes == 3 * record_bytes(3, 32), "what memory is set aside for captured steps by"
     for item, (ranks, (begin, end)) in enumerate(zip(case.ranks, setup.segments, strict=True)):
         for place, rank in enumerate(ranks):
             assert records[place, item, :3].tolist() == [rank, begin, end - begin]
