@@ -54,7 +54,8 @@ class DrivenEngine:
 
     `wrap`: what the engine sees in the runner's place; `triton`, `graphs`: kernels and graphs for a device that would have
     none; `ahead`: whether a step is submitted before the one before is collected; `runner`, `draft_runner`: in place of all these;
-    `now`: a clock that stands still tells nothing of what a step takes, so that time decides nothing.
+    `now`: a clock that stands still tells nothing of what a step takes, so that time decides nothing; `loads_first`: steps wait for
+    adapters that are being loaded, so that how fast that is decides nothing either.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class DrivenEngine:
         runner: Runner | None = None,
         draft_runner: DraftRunner | None = None,
         now: Callable[[], float] = time.monotonic,
+        loads_first: bool = False,
     ) -> None:
+        self.loads_first = loads_first
         self.said: list[FromEngine] = []
         self.inbox: Inbox = queue.SimpleQueue()
         if runner is None and config.speculative_model is not None:
@@ -113,6 +116,8 @@ class DrivenEngine:
     def step(self) -> None:
         """One turn of the engine's loop; never blocks for long."""
         self.engine.drain(wait=False)
+        if self.loads_first:
+            self.engine._loads._thread._thread.submit(lambda: None).result()
         self.turn()
 
     def turn(self) -> None:

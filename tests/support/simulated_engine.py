@@ -63,23 +63,14 @@ class SimulatedRunner(ModelRunner):
             super().install(key, pages, slab)
 
 
-class SimulatedEngine(DrivenEngine):
-    """An engine that waits for its loader thread, which works beside what the device was asked, before each step."""
-
-    def step(self) -> None:
-        """As `DrivenEngine`."""
-        self.engine.drain(wait=False)
-        self.engine._loads._thread._thread.submit(lambda: None).result()
-        self.turn()
-
-
 @contextmanager
 def engine_on(
     simulated: SimulatedCuda, config: EngineConfig, triton: "TritonKernels | None" = None
-) -> Iterator[SimulatedEngine]:
-    """While this is open, an engine works on the device."""
+) -> Iterator[DrivenEngine]:
+    """While this is open, an engine works on the device. Its loader thread works beside what the device was asked, before each step."""
     with simulated.there():
-        engine = SimulatedEngine(config, runner=SimulatedRunner(simulated, on_cuda(config), config, triton))
+        runner = SimulatedRunner(simulated, on_cuda(config), config, triton)
+        engine = DrivenEngine(config, runner=runner, loads_first=True)
         try:
             yield engine
         finally:

@@ -114,10 +114,12 @@ def serve_all(engine: DrivenEngine, family: Family, *, resident: bool = True) ->
     engine.run_until_ended(order)
 
 
-def engine_of(family: Family, *, ahead: bool | None = None, **options: object) -> DrivenEngine:
+def engine_of(
+    family: Family, *, ahead: bool | None = None, loads_first: bool = False, **options: object
+) -> DrivenEngine:
     settings = {"max_rank": 256, "max_batch_tokens": 40, **SMALL, **options}
     config = EngineConfig(model=str(family.base), device=DEVICE, num_threads=1, **settings)  # type: ignore[arg-type]
-    return DrivenEngine(config, ahead=ahead)
+    return DrivenEngine(config, ahead=ahead, loads_first=loads_first)
 
 
 def test_a_mixed_batch_equals_peft(family: Family) -> None:
@@ -157,7 +159,7 @@ def check_short_of_memory(family: Family, *, ahead: bool | None) -> None:
     budgets = engine_of(family).runner.budgets
     block_bytes = budgets.kv_cache_bytes // budgets.num_kv_blocks
     memory = 24 * block_bytes
-    engine = engine_of(family, ahead=ahead, kv_cache_memory_bytes=memory, max_resident_adapters=5)
+    engine = engine_of(family, ahead=ahead, loads_first=True, kv_cache_memory_bytes=memory, max_resident_adapters=5)
     serve_all(engine, family, resident=False)
     check(engine, family)
     assert engine.num_preempted > 0
