@@ -1,8 +1,7 @@
 """Which answers of a step have draft tokens, how many, and on which blocks."""
 
-from itertools import takewhile
-
 import pytest
+from support.said_form import Said
 
 from lorafleet_inference.engine.block_manager import BlockManager
 from lorafleet_inference.engine.draft_planner import DraftPlanner
@@ -21,26 +20,6 @@ CHEAP = StepBound(Pace(0.3, fixed=0.1, prompt_token=0.001, answer_token=0.001))
 DEAR = StepBound(Pace(0.3, fixed=0.001, prompt_token=1.0, answer_token=0.001))
 TIGHT = StepBound(Pace(0.3, fixed=0.012, prompt_token=0.006, answer_token=0.001))
 """Worth it for one answer or two, not for three; and for one where half of the drafts are right, not for two."""
-
-
-class Said:
-    """A form that says its answer token by token; None stands for one that the model chooses."""
-
-    problem = None
-
-    def __init__(self, *tokens: int | None) -> None:
-        self.left = list(tokens)
-
-    def accept(self, _: int) -> bool:
-        self.left.pop(0)
-        return bool(self.left)
-
-    def forced(self) -> list[int]:
-        return [token for token in takewhile(lambda one: one is not None, self.left) if token is not None]
-
-    def allowed(self, token_ids: tuple[int, ...] | list[int]) -> int:
-        pairs = zip(self.left, token_ids, strict=False)
-        return len(list(takewhile(lambda pair: pair[0] in (None, pair[1]), pairs)))
 
 
 class Step:

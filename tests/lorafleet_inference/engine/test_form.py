@@ -1,8 +1,7 @@
 """Draft tokens of answers with a form: what the form says itself, what leaves it, and when neither is tried."""
 
-from itertools import takewhile
-
 import pytest
+from support.said_form import Said
 from support.simulation import BLOCK_TOKENS, EOS, VOCAB_SIZE
 
 from lorafleet_inference.engine.block_manager import BlockManager
@@ -18,26 +17,6 @@ from lorafleet_inference.engine.vocabulary import Vocabulary
 CHEAP = StepBound(Pace(0.3, fixed=0.1, prompt_token=0.001, answer_token=0.001))
 DEAR = StepBound(Pace(0.3, fixed=0.001, prompt_token=1.0, answer_token=0.001))
 PROMPT = (5, 6, 7, 8, 9, 5, 6)
-
-
-class Said:
-    """A form that says its answer token by token; None stands for one that the model chooses."""
-
-    problem = None
-
-    def __init__(self, *tokens: int | None) -> None:
-        self.left = list(tokens)
-
-    def accept(self, _: int) -> bool:
-        self.left.pop(0)
-        return bool(self.left)
-
-    def forced(self) -> list[int]:
-        return [token for token in takewhile(lambda one: one is not None, self.left) if token is not None]
-
-    def allowed(self, token_ids: tuple[int, ...] | list[int]) -> int:
-        pairs = zip(self.left, token_ids, strict=False)
-        return len(list(takewhile(lambda pair: pair[0] in (None, pair[1]), pairs)))
 
 
 def scheduler(form: Said, *, has_draft_model: bool = False, **sampling: int) -> Scheduler:
